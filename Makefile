@@ -1,0 +1,50 @@
+# Every target works on a fresh clone: the virtual environment is made when first needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo train evaluate predict test lint bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Overrides go in ARGS, e.g. make train ARGS='data.use_tags=false trainer.max_epochs=3'."
+
+$(STAMP): setup.cfg pyproject.toml constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: vinvl needs Python 3.11 or later and $(PYTHON) is older: make PYTHON=python3.11 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt --editable '.[test,lint]'
+	@touch $@
+
+venv: $(STAMP)  ## create .venv with everything installed (CPU build of torch)
+
+demo: $(STAMP)  ## generate the demo world, train and evaluate VQA on it, print the result table
+	$(BIN)/python scripts/demo.py $(ARGS)
+
+train: $(STAMP)  ## python -m vinvl.train $(ARGS)
+	$(BIN)/python -m vinvl.train $(ARGS)
+
+evaluate: $(STAMP)  ## python -m vinvl.evaluate $(ARGS): score a checkpoint
+	$(BIN)/python -m vinvl.evaluate $(ARGS)
+
+predict: $(STAMP)  ## python -m vinvl.predict $(ARGS): answer a split's questions
+	$(BIN)/python -m vinvl.predict $(ARGS)
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check src tests scripts benchmarks
+	$(BIN)/ruff format --check src tests scripts benchmarks
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## measure store reads and the VQA training step (see BENCHMARKS.md)
+	$(BIN)/python benchmarks/store_reads.py
+	$(BIN)/python benchmarks/vqa_step.py
+
+clean:  ## remove the demo world, caches and build products; runs/ and .venv stay
+	rm -rf data/demo build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,67 @@
+"""Callbacks: what a person sees while a run works."""
+
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, ProgressBar, RichProgressBar
+
+
+class SamplesPerSecond(Callback):
+    """Logs training samples per second over all ranks, averaged over `every_n_steps` batches.
+
+    Waiting for data counts, evaluation and checkpoints between two averages do too: it is what the run gets done.
+    """
+
+    def __init__(self, every_n_steps: int = 20) -> None:
+        self.every_n_steps = every_n_steps
+        self._since = 0.0
+        self._samples = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since, self._samples = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._samples += len(batch) * trainer.world_size
+        if (batch_idx + 1) % self.every_n_steps == 0:
+            now = time.perf_counter()
+            rate = self._samples / (now - self._since)
+            pl_module.log("samples/s", rate, prog_bar=True, batch_size=len(batch))
+            self._since, self._samples = now, 0
+
+
+class LineProgress(ProgressBar):
+    """One line per evaluation, for logs and pipes where a moving bar is noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        print(f"Training {parameters:,} parameters for {trainer.estimated_stepping_batches:,} updates.", flush=True)
+        self._started = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
+            return
+        shown = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in sorted(shown.items()))
+        elapsed = time.perf_counter() - self._started
+        epochs = f"epoch {trainer.current_epoch + 1}"
+        print(f"{epochs}  update {trainer.global_step}  {figures}  {elapsed:.0f} s", flush=True)
+
+    def disable(self) -> None:
+        """Called on ranks other than 0, which print nothing anyway."""
+
+
+def progress(every_n_steps: int = 1) -> Callback:
+    """A moving bar on a terminal, one line per evaluation elsewhere.
+
+    Args:
+        every_n_steps: how often the bar is redrawn.
+    """
+    return RichProgressBar(refresh_rate=every_n_steps) if sys.stdout.isatty() else LineProgress()

@@ -1,0 +1,115 @@
+"""Columns of text held in a few NumPy arrays.
+
+Worker processes share the pages of an array after a fork, because reading one does not touch its reference counts as
+reading Python strings would; and an array pickles as one block of bytes when workers are spawned.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Self
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class TextColumn:
+    """N texts: `data` (bytes,) uint8 holds their UTF-8, text i is `data[offsets[i]:offsets[i + 1]]`; offsets (N+1,)
+    int64."""
+
+    data: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> Self:
+        """Raises UnicodeEncodeError for a text with a lone surrogate."""
+        encoded = [text.encode("utf-8") for text in texts]
+        data = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        return cls(data, _offsets(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["TextColumn"]) -> Self:
+        """The texts of all parts, in order."""
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        return cls(np.concatenate([part.data for part in parts]), _offsets(lengths))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> str:
+        position = range(len(self))[index]
+        return self.data[self.offsets[position] : self.offsets[position + 1]].tobytes().decode("utf-8")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class CategoricalColumn:
+    """N texts of which few are different: `names` holds each once, `codes` (N,) int32 says which one is text i."""
+
+    names: TextColumn
+    codes: np.ndarray
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> Self:
+        """Names are numbered in the order in which they first occur."""
+        texts = list(texts)
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(texts))}
+        codes = np.fromiter(map(numbers.__getitem__, texts), dtype=np.int32, count=len(texts))
+        return cls(TextColumn.from_texts(numbers), codes)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["CategoricalColumn"]) -> Self:
+        """The texts of all parts, in order; names that occur in several parts are held once."""
+        numbers: dict[str, int] = {}
+        codes = []
+        for part in parts:
+            renumbered = [numbers.setdefault(name, len(numbers)) for name in part.names]
+            codes.append(np.asarray(renumbered, dtype=np.int32)[part.codes])
+        return cls(TextColumn.from_texts(numbers), np.concatenate(codes))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: int) -> str:
+        return self.names[int(self.codes[index])]
+
+    def __iter__(self) -> Iterator[str]:
+        return map(list(self.names).__getitem__, self.codes)
+
+
+@dataclass(frozen=True, eq=False)
+class RaggedTextColumn:
+    """N lists of texts: list i is texts `offsets[i]` to `offsets[i + 1]` of `texts`; offsets (N+1,) int64."""
+
+    texts: CategoricalColumn
+    offsets: np.ndarray
+
+    @classmethod
+    def from_lists(cls, lists: Sequence[Sequence[str]]) -> Self:
+        texts = CategoricalColumn.from_texts(chain.from_iterable(lists))
+        return cls(texts, _offsets(np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["RaggedTextColumn"]) -> Self:
+        """The lists of all parts, in order."""
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        return cls(CategoricalColumn.concatenate([part.texts for part in parts]), _offsets(lengths))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> list[str]:
+        position = range(len(self))[index]
+        codes = self.texts.codes[self.offsets[position] : self.offsets[position + 1]]
+        return [self.texts.names[code] for code in codes]
+
+    def __iter__(self) -> Iterator[list[str]]:
+        texts = iter(self.texts)
+        return (list(islice(texts, length)) for length in np.diff(self.offsets).tolist())
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    """(N,) lengths -> (N+1,) int64 starts, the last being the total."""
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])

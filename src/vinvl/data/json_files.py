@@ -1,0 +1,64 @@
+"""JSON in and out, with every failure told as one sentence."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vinvl.errors import UserError
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file in UTF-8, with or without a byte-order mark.
+
+    Raises UserError, naming the file and where possible line and column, if it is missing, unreadable, empty, not UTF-8
+    or not JSON.
+    """
+    return parse_json(read_bytes(path), str(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a file; UserError if it is missing or unreadable."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+
+
+def parse_json(content: bytes, place: str) -> Any:
+    """Parses UTF-8 bytes; `place` names them ("train.jsonl line 3") in the UserError that bad ones raise."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{place} is not UTF-8 text (byte {error.start}, on line {line}); save it as UTF-8."
+        ) from error
+    if not text.strip():
+        raise UserError(f"{place} is empty; it should hold JSON.")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        spot = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise UserError(f"{place} is not valid JSON ({spot}); it may be cut off or edited by hand.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is not usable JSON ({error}).") from error
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Writes UTF-8 text under a temporary name beside `path` and renames it: nothing half-written is ever seen.
+
+    Raises UserError if the folder cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); check folder and permissions.") from error

@@ -1,0 +1,83 @@
+"""Batches of like lengths, dealt to ranks, resumable at any batch.
+
+The order of a whole training run is a function of (seed, number of the batch): nothing but the number of batches
+already seen is needed to go on after a kill.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+POOL_BATCHES = 64  # batches whose examples are sorted together: enough for little padding, few enough to stay random
+
+
+class LengthBucketBatchSampler(Sampler[list[int]]):
+    """Training batches: random, yet of examples of similar length; the same number on each rank.
+
+    Each epoch the examples are shuffled, cut into pools of `POOL_BATCHES` batches per rank, sorted by length within a
+    pool, cut into batches, and the batches shuffled in groups of `world_size`, so that ranks work on batches of like
+    cost at the same time. Where the batches do not divide among the ranks, the epoch's first ones are repeated.
+
+    One pass yields `len(self)` batches from `position` on, across the end of an epoch if need be: a pass is what
+    Lightning calls an epoch, also where `limit_train_batches` cuts it short.
+
+    Attributes:
+        position: batches of this rank seen since training began. Whoever trains keeps it up to date.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        """`lengths` (N,): cost of each example (tokens and regions)."""
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.position = 0
+
+    def __len__(self) -> int:
+        batches = -(-len(self.lengths) // self.batch_size)
+        return -(-batches // self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        length = len(self)
+        planned_epoch, plan = -1, []
+        for position in range(self.position, self.position + length):
+            epoch, index = divmod(position, length)
+            if epoch != planned_epoch:
+                planned_epoch, plan = epoch, self.epoch_batches(epoch)
+            yield plan[index].tolist()
+
+    def epoch_batches(self, epoch: int) -> list[np.ndarray]:
+        """This rank's batches of one epoch, each an array of example indices."""
+        generator = np.random.default_rng((self.seed, epoch))
+        order = generator.permutation(len(self.lengths))
+        pool_size = POOL_BATCHES * self.batch_size * self.world_size
+        pools = (order[start : start + pool_size] for start in range(0, len(order), pool_size))
+        # A stable sort keeps the shuffled order among equal lengths.
+        by_length = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        batches = [by_length[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        needed = len(self) * self.world_size
+        batches += [batches[index % len(batches)] for index in range(needed - len(batches))]
+        groups = generator.permutation(len(self))
+        return [batches[group * self.world_size + self.rank] for group in groups]
+
+
+class EvaluationBatchSampler(Sampler[list[int]]):
+    """Every example exactly once over all ranks, longest batches first.
+
+    The batches are the same whatever the number of ranks (rank r takes every world_size-th), so a padded batch has the
+    same floats in it and evaluation gives the same digits on one rank and on many. Longest first: memory runs out at
+    once or never.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        order = np.argsort(-np.asarray(lengths), kind="stable")
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        self.batches = batches[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batch in self.batches)

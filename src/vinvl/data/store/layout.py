@@ -1,0 +1,248 @@
+"""The HDF5 layout, version 1: its names, its data types, and the checks that a file must pass before it is read.
+
+    features          (ΣR, D)  float16 or float32, contiguous and uncompressed by default
+    boxes             (ΣR, 4)  float32, absolute x1 y1 x2 y2 in pixels
+    classes           (ΣR,)    int32
+    class_scores      (ΣR,)    float32
+    attributes        (ΣR, K)  int32
+    attribute_scores  (ΣR, K)  float32
+    offsets           (N+1,)   int64, image n owns rows offsets[n] to offsets[n+1]
+    image_ids         (N,)     fixed-length UTF-8, padded with NUL
+    sizes             (N, 2)   int32, width and height in pixels
+
+Root attributes: `format` and `version`, `feature_dim`, `detector`, `label_map` (JSON text) and `complete`, which a writer
+sets to 1 as the last thing. N images, ΣR regions, D feature dimension, K attributes a region; numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from vinvl.data.store.labels import LabelMap
+from vinvl.errors import UserError
+
+FORMAT_NAME = "vinvl-regions"
+FORMAT_VERSION = 1
+PARTIAL_SUFFIX = ".partial"
+FEATURE_DTYPES = ("float16", "float32")
+MAX_ID_BYTES = 255
+
+ROW_DTYPES: dict[str, str] = {
+    "boxes": "<f4",
+    "classes": "<i4",
+    "class_scores": "<f4",
+    "attributes": "<i4",
+    "attribute_scores": "<f4",
+}
+IMAGE_DTYPES: dict[str, str] = {"offsets": "<i8", "sizes": "<i4"}
+
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """Where one dataset lies: its bytes start at `offset` in the file, or (None) only HDF5 can find them."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int | None
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """All that is needed to map one store file. Small and picklable; holds no handle."""
+
+    path: Path
+    file_bytes: int
+    modified_ns: int
+    feature_dim: int
+    detector: str
+    label_map: LabelMap
+    storage: str
+    arrays: dict[str, ArrayLayout]
+
+    @property
+    def num_images(self) -> int:
+        return self.arrays["image_ids"].shape[0]
+
+    @property
+    def num_regions(self) -> int:
+        return self.arrays["features"].shape[0]
+
+    @property
+    def num_attributes(self) -> int:
+        return self.arrays["attributes"].shape[1]
+
+    @property
+    def feature_dtype(self) -> np.dtype:
+        return self.arrays["features"].dtype
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading, without file locks (many read-only network folders have none).
+
+    Raises UserError if the file is missing, is not HDF5, or is truncated.
+    """
+    try:
+        with path.open("rb") as stream:
+            signature = stream.read(len(_HDF5_SIGNATURE))
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened: {error.strerror}.{_leftover_hint(path)}") from None
+    # HDF5 also looks for its signature behind a user block of 512, 1024, … bytes.
+    if signature != _HDF5_SIGNATURE and not h5py.is_hdf5(path):
+        raise UserError(f"{path} is not an HDF5 file; give a store written by RegionStoreWriter.")
+    try:
+        return h5py.File(path, "r", locking=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        if "truncated" in str(error):
+            raise UserError(f"{path} is truncated; copy or write it again.") from None
+        raise UserError(f"{path} is a damaged HDF5 file; copy or write it again ({error}).") from None
+
+
+def read_header(path: Path) -> ShardHeader:
+    """Check one store file against the layout and tell where its arrays lie; reads no features.
+
+    Raises UserError, naming the file, for anything that is not a finished store of this version.
+    """
+    if path.name.endswith(PARTIAL_SUFFIX) or path.parent.name.endswith(PARTIAL_SUFFIX):
+        raise UserError(f"{path} was left by a writer that did not finish; delete it and write the store again.")
+    with open_hdf5(path) as file:
+        try:
+            return _parse_header(path, file)
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise UserError(f"{path} is a damaged store; copy or write it again ({error}).") from None
+
+
+def _parse_header(path: Path, file: h5py.File) -> ShardHeader:
+    _check_format(path, file)
+    feature_dim = _integer_attribute(path, file, "feature_dim")
+    detector = _text_attribute(path, file, "detector")
+    label_map = LabelMap.from_json(_text_attribute(path, file, "label_map"), f"{path}: the label map")
+    status = path.stat()
+    arrays = {name: _array_layout(path, file, name, status.st_size) for name in dataset_names()}
+    _check_shapes(path, arrays, feature_dim)
+    offsets = file["offsets"]
+    if int(offsets[0]) != 0 or int(offsets[-1]) != arrays["features"].shape[0]:
+        raise UserError(
+            f"{path}: offsets run from {int(offsets[0])} to {int(offsets[-1])}, features have "
+            f"{arrays['features'].shape[0]} rows; write the store again."
+        )
+    features = file["features"]
+    storage = "contiguous" if features.chunks is None else f"chunked by {features.chunks[0]} rows"
+    return ShardHeader(
+        path=path,
+        file_bytes=status.st_size,
+        modified_ns=status.st_mtime_ns,
+        feature_dim=feature_dim,
+        detector=detector,
+        label_map=label_map,
+        storage=storage if features.compression is None else f"{storage}, {features.compression}",
+        arrays=arrays,
+    )
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The names of the nine datasets of the layout."""
+    return ("features", *ROW_DTYPES, *IMAGE_DTYPES, "image_ids")
+
+
+def _check_format(path: Path, file: h5py.File) -> None:
+    if "format" not in file.attrs or _text_attribute(path, file, "format") != FORMAT_NAME:
+        raise UserError(f"{path} is an HDF5 file but not a region store; give one written by RegionStoreWriter.")
+    version = _integer_attribute(path, file, "version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has layout version {version}, this vinvl reads version {FORMAT_VERSION}; "
+            "update vinvl or write the store again."
+        )
+    if "complete" not in file.attrs or _integer_attribute(path, file, "complete") != 1:
+        raise UserError(f"{path} is only half written: its writer did not finish; delete it and write it again.")
+
+
+def _integer_attribute(path: Path, file: h5py.File, name: str) -> int:
+    value = file.attrs.get(name)
+    if isinstance(value, (int, np.integer, np.bool_)):
+        return int(value)
+    raise UserError(f"{path}: root attribute {name} is missing or not a whole number; write the store again.")
+
+
+def _text_attribute(path: Path, file: h5py.File, name: str) -> str:
+    value = file.attrs.get(name)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    # h5py smuggles bytes that are no UTF-8 through as lone surrogates, which nothing can print.
+    if isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value):
+        return value
+    raise UserError(f"{path}: root attribute {name} is missing or not UTF-8 text; write the store again.")
+
+
+def _array_layout(path: Path, file: h5py.File, name: str, file_bytes: int) -> ArrayLayout:
+    """Where a dataset lies, after checking that it has the data type of the layout and ends within the file."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        raise UserError(f"{path} has no dataset {name}; write the store again.")
+    dataset = file[name]
+    _check_dtype(path, dataset, name)
+    if dataset.shape is None:
+        raise UserError(f"{path}: dataset {name} is empty of shape; write the store again.")
+    if dataset.size == 0 or dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
+        return ArrayLayout(dataset.dtype, dataset.shape, None)
+    offset = dataset.id.get_offset()
+    if offset is None:
+        raise UserError(f"{path}: dataset {name} was declared but never written; write the store again.")
+    if offset + dataset.size * dataset.dtype.itemsize > file_bytes:
+        raise UserError(f"{path}: dataset {name} reaches beyond the end of the file; copy or write it again.")
+    is_padded_text = name == "image_ids" and dataset.id.get_type().get_strpad() != h5py.h5t.STR_NULLPAD
+    return ArrayLayout(dataset.dtype, dataset.shape, None if is_padded_text else offset)
+
+
+def _check_dtype(path: Path, dataset: h5py.Dataset, name: str) -> None:
+    dtype = dataset.dtype
+    if name == "image_ids":
+        if dtype.kind != "S" or dtype.itemsize > MAX_ID_BYTES:
+            raise UserError(f"{path}: image_ids must be fixed-length UTF-8 text of at most {MAX_ID_BYTES} bytes.")
+        return
+    wanted = FEATURE_DTYPES if name == "features" else (str(np.dtype((ROW_DTYPES | IMAGE_DTYPES)[name])),)
+    # The raw type is compared as well: NumPy has no name for some number formats that HDF5 can hold.
+    if str(dtype) not in wanted or dataset.id.get_type() != h5py.h5t.py_create(dtype):
+        raise UserError(f"{path}: dataset {name} is stored as {dtype}, the layout wants {' or '.join(wanted)}.")
+
+
+def _check_shapes(path: Path, arrays: dict[str, ArrayLayout], feature_dim: int) -> None:
+    """Check all shapes against the numbers of images and regions, K and the declared feature dimension."""
+    for name, rank in (("features", 2), ("attributes", 2), ("image_ids", 1)):
+        if len(arrays[name].shape) != rank:
+            raise UserError(f"{path}: dataset {name} has shape {arrays[name].shape}, the layout wants rank {rank}.")
+    if arrays["features"].shape[1] != feature_dim:
+        raise UserError(
+            f"{path}: features have dimension {arrays['features'].shape[1]} but the file declares {feature_dim}; "
+            "write the store again."
+        )
+    regions, images = arrays["features"].shape[0], arrays["image_ids"].shape[0]
+    attributes = arrays["attributes"].shape[1]
+    wanted: dict[str, tuple[int, ...]] = {
+        "boxes": (regions, 4),
+        "classes": (regions,),
+        "class_scores": (regions,),
+        "attributes": (regions, attributes),
+        "attribute_scores": (regions, attributes),
+        "offsets": (images + 1,),
+        "sizes": (images, 2),
+    }
+    for name, shape in wanted.items():
+        if arrays[name].shape != shape:
+            raise UserError(f"{path}: dataset {name} has shape {arrays[name].shape}, {shape} was expected.")
+
+
+def _leftover_hint(path: Path) -> str:
+    """Tell of the working folder of an interrupted writer, if one lies beside the missing file."""
+    prefix = f"{path.name}."
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    leftover = next((name for name in names if name.startswith(prefix) and name.endswith(PARTIAL_SUFFIX)), None)
+    return "" if leftover is None else f" Its writer did not finish: {leftover} is what it left; delete that and rerun."

@@ -1,0 +1,219 @@
+"""RegionStore: one face over one or many store files."""
+
+from __future__ import annotations
+
+import bisect
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from vinvl.data.store.labels import LabelMap
+from vinvl.data.store.layout import ShardHeader, read_header
+from vinvl.data.store.manifest import MANIFEST_NAME, read_manifest
+from vinvl.data.store.regions import Regions
+from vinvl.data.store.shard import Shard
+from vinvl.data.store.verify import verify_shard
+from vinvl.errors import UserError
+
+
+class RegionStore:
+    """The regions of N images, read by image id (`store["262148"]`) or by index (`store.at(0)`).
+
+    `path` is a store file, a folder of shards with a manifest, or a list of either, which act as one store. Features are
+    never loaded whole: contiguous files are memory-mapped and the arrays of `Regions` are read-only views into the map;
+    chunked and compressed ones are read through h5py, one handle a process. Nothing stays open in a pickled store, and
+    it may be used in forked and spawned DataLoader workers. Files must not change while they are read.
+
+    Raises UserError, naming the file, if a file is missing, foreign, damaged, unfinished or of another layout version,
+    if files differ in feature dimension, data type, detector or label map, or if an image id comes twice.
+    """
+
+    def __init__(self, path: str | Path | Sequence[str | Path]) -> None:
+        paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(entry) for entry in path]
+        if not paths:
+            raise UserError("A region store needs at least one file; the list of files is empty.")
+        headers = [header for entry in paths for header in _read_headers(entry)]
+        for header in headers[1:]:
+            _check_alike(headers[0], header)
+        # One label map for all, so that a pickled store of many shards carries it once.
+        headers = [replace(header, label_map=headers[0].label_map) for header in headers]
+        self._name = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+        self._set_headers(headers)
+        if len(headers) > 1:
+            _check_unique_ids(self._shards, self._starts, *self._lookup)
+
+    def _set_headers(self, headers: Iterable[ShardHeader]) -> None:
+        self._shards = [Shard(header) for header in headers]
+        # Index of the first image of each shard, and the total at the end.
+        self._starts = [0, *accumulate(shard.header.num_images for shard in self._shards)]
+        self._length = self._starts[-1]
+
+    def __getstate__(self) -> tuple[str, list[ShardHeader]]:
+        return self._name, [shard.header for shard in self._shards]
+
+    def __setstate__(self, state: tuple[str, list[ShardHeader]]) -> None:
+        self._name, headers = state
+        self._set_headers(headers)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __repr__(self) -> str:
+        return f"RegionStore({self._name!r}: {len(self):,} images, features of dimension {self.feature_dim})"
+
+    @property
+    def feature_dim(self) -> int:
+        """D"""
+        return self._shards[0].header.feature_dim
+
+    @property
+    def feature_dtype(self) -> np.dtype:
+        """float16 or float32"""
+        return self._shards[0].header.feature_dtype
+
+    @property
+    def num_attributes(self) -> int:
+        """K, attributes a region"""
+        return self._shards[0].header.num_attributes
+
+    @property
+    def label_map(self) -> LabelMap:
+        return self._shards[0].header.label_map
+
+    @property
+    def detector(self) -> str:
+        """Which detector made the features, with its settings."""
+        return self._shards[0].header.detector
+
+    @property
+    def headers(self) -> tuple[ShardHeader, ...]:
+        """What each file says about itself, in order."""
+        return tuple(shard.header for shard in self._shards)
+
+    @property
+    def num_regions(self) -> np.ndarray:
+        """(N,) int64, regions of each image"""
+        return np.concatenate([np.diff(shard.offsets) for shard in self._shards])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N, 2) int32, width and height of each image in pixels"""
+        return np.concatenate([shard.sizes for shard in self._shards])
+
+    @cached_property
+    def image_ids(self) -> np.ndarray:
+        """(N,) array of str. Made on first use, at four bytes a character; `at(index).image_id` needs none of it."""
+        try:
+            return np.char.decode(self._encoded_ids, "utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{self._name}: image_ids hold bytes that are not UTF-8; write the store again.") from None
+
+    def __contains__(self, image_id: str) -> bool:
+        return self._find(image_id) >= 0
+
+    def __getitem__(self, image_id: str) -> Regions:
+        """The regions of an image. Raises UserError if the store does not hold it."""
+        return self.at(self.index_of(image_id))
+
+    def index_of(self, image_id: str) -> int:
+        """The index of an image, 0 <= index < N. Raises UserError if the store does not hold it."""
+        index = self._find(image_id)
+        if index < 0:
+            holds = f"{len(self):,} images, ids like {self.at(0).image_id!r}" if len(self) else "no images"
+            raise UserError(f"{self._name} has no image {image_id!r}; it holds {holds}.")
+        return index
+
+    def at(self, index: int) -> Regions:
+        """The regions of the image at `index`, 0 <= index < N. Raises UserError outside of that."""
+        position = operator.index(index)
+        if not 0 <= position < self._length:
+            raise UserError(f"{self._name} has no image at index {position}; it holds {len(self):,} images from 0 on.")
+        shard = bisect.bisect_right(self._starts, position) - 1
+        return self._shards[shard].regions(position - self._starts[shard])
+
+    def require_feature_dim(self, dim: int) -> None:
+        """Raise UserError if the features are not of dimension `dim`, which a model wants."""
+        if self.feature_dim != dim:
+            raise UserError(
+                f"{self._name} holds features of dimension {self.feature_dim}, the model wants {dim}; "
+                f"use features of that dimension or a model made for {self.feature_dim}."
+            )
+
+    def verify(self) -> list[str]:
+        """Read all files through and return what is wrong with them, a sentence each; [] if the store is sound.
+
+        Checked are offsets, ids, finite features, boxes and scores, box bounds, and indices into the label map.
+        """
+        return [problem for shard in self._shards for problem in verify_shard(shard)]
+
+    @cached_property
+    def _encoded_ids(self) -> np.ndarray:
+        """(N,) UTF-8 bytes; a view into the file if there is one file"""
+        arrays = [shard.image_ids for shard in self._shards]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+    @cached_property
+    def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
+        """(the encoded ids, the order that sorts them): 8 bytes an image, where a dict of strings takes some 150."""
+        return self._encoded_ids, np.argsort(self._encoded_ids)
+
+    def _find(self, image_id: str) -> int:
+        """The index of an image, or -1."""
+        if not isinstance(image_id, str):
+            raise UserError(f"{self._name}: image ids are text, not {type(image_id).__name__}; pass {str(image_id)!r}.")
+        ids, order = self._lookup
+        try:
+            key = image_id.encode()
+        except UnicodeEncodeError:
+            return -1
+        # A longer key would make NumPy convert all ids to its length.
+        if len(key) > ids.dtype.itemsize:
+            return -1
+        position = int(ids.searchsorted(np.array(key, dtype=ids.dtype), sorter=order))
+        if position == len(ids):
+            return -1
+        index = int(order[position])
+        return index if ids[index] == key else -1
+
+
+def _read_headers(path: Path) -> list[ShardHeader]:
+    if not path.is_dir():
+        return [read_header(path)]
+    headers = []
+    for file, images in read_manifest(path):
+        header = read_header(file)
+        if header.num_images != images:
+            raise UserError(
+                f"{file} holds {header.num_images} images but {path / MANIFEST_NAME} says {images}; write the store again."
+            )
+        headers.append(header)
+    return headers
+
+
+def _check_alike(first: ShardHeader, other: ShardHeader) -> None:
+    facts = (
+        ("features of dimension", first.feature_dim, other.feature_dim),
+        ("features of type", first.feature_dtype, other.feature_dtype),
+        ("detector", first.detector, other.detector),
+        ("attributes a region", first.num_attributes, other.num_attributes),
+    )
+    for what, one, two in facts:
+        if one != two:
+            raise UserError(f"{first.path} and {other.path} cannot be one store: {what} {one} and {two}.")
+    if first.label_map != other.label_map:
+        raise UserError(f"{first.path} and {other.path} cannot be one store: their label maps differ.")
+
+
+def _check_unique_ids(shards: list[Shard], starts: list[int], ids: np.ndarray, order: np.ndarray) -> None:
+    sorted_ids = ids[order]
+    repeats = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])
+    if len(repeats):
+        first, second = sorted(order[repeats[0] : repeats[0] + 2].tolist())
+        files = [shards[bisect.bisect_right(starts, index) - 1].header.path for index in (first, second)]
+        image_id = ids[first].decode("utf-8", "replace")
+        raise UserError(f"{files[0]} and {files[1]} both hold image {image_id!r}; an image id may come once.")

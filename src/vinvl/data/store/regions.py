@@ -1,0 +1,81 @@
+"""The regions of one image: what a store gives out and a writer takes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vinvl.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """R regions of one image. Arrays read from a contiguous store are read-only views into the mapped file.
+
+    image_id          text; COCO's integer ids are written in decimal
+    features          (R, D) float16 or float32, the detector's region features
+    boxes             (R, 4) float32, absolute x1 y1 x2 y2 in pixels, not clipped to the image
+    classes           (R,) int32, index into `LabelMap.classes`, 0 = background
+    class_scores      (R,) float32
+    attributes        (R, K) int32, index into `LabelMap.attributes`, 0 = none; K may be 0
+    attribute_scores  (R, K) float32
+    width, height     of the image in pixels
+    source            the file that the regions were read from, "" if made in memory
+    """
+
+    image_id: str
+    features: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    class_scores: np.ndarray
+    attributes: np.ndarray
+    attribute_scores: np.ndarray
+    width: int
+    height: int
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def box_geometry(self) -> np.ndarray:
+        """(R, 6) float32: x1/W, y1/H, x2/W, y2/H, (x2-x1)/W, (y2-y1)/H, all computed in float32.
+
+        The six numbers that the published region rows append to each feature (Oscar, VinVL).
+        """
+        geometry = np.empty((len(self.boxes), 6), dtype=np.float32)
+        self._fill_geometry(geometry)
+        return geometry
+
+    def rows(self, limit: int | None = None) -> np.ndarray:
+        """(min(R, limit), D+6) float32 region rows: the feature followed by the box geometry.
+
+        The first `limit` regions are taken in the order of the store; None takes all.
+        """
+        count = len(self) if limit is None else min(len(self), limit)
+        feature_dim = self.features.shape[1]
+        rows = np.empty((count, feature_dim + 6), dtype=np.float32)
+        rows[:, :feature_dim] = self.features[:count]
+        self._fill_geometry(rows[:, feature_dim:])
+        return rows
+
+    def check_finite(self) -> None:
+        """Raise UserError if a feature or a box coordinate is NaN or infinite.
+
+        `rows` does not look, being called for every sample; call this where a run first meets its data.
+        """
+        for name, array in (("features", self.features), ("boxes", self.boxes)):
+            finite = np.isfinite(array).all(axis=1)
+            if not finite.all():
+                raise UserError(
+                    f"{self.source or 'the store'}: image {self.image_id!r} has NaN or infinite {name} in region "
+                    f"{int(np.argmin(finite))}; extract the image again."
+                )
+
+    def _fill_geometry(self, out: np.ndarray) -> None:
+        """Write the geometry of the first len(out) regions into `out` (r, 6) float32."""
+        boxes = self.boxes[: len(out)]
+        size = np.array((self.width, self.height), dtype=np.float32)
+        np.divide(boxes[:, 0:2], size, out=out[:, 0:2])
+        np.divide(boxes[:, 2:4], size, out=out[:, 2:4])
+        np.divide(boxes[:, 2:4] - boxes[:, 0:2], size, out=out[:, 4:6])

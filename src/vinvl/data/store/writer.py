@@ -1,0 +1,186 @@
+"""Writing a store: image by image, in constant memory, and either finished or not there at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from vinvl.data.store.checks import RegionChecker, encoded_id
+from vinvl.data.store.labels import LabelMap
+from vinvl.data.store.layout import FEATURE_DTYPES, PARTIAL_SUFFIX
+from vinvl.data.store.manifest import write_manifest
+from vinvl.data.store.regions import Regions
+from vinvl.data.store.spool import ShardSpool, StoreAttributes, WorkFolder
+from vinvl.errors import UserError
+
+COMPRESSIONS = ("gzip", "lzf")
+_DEFAULT_CHUNK_ROWS = 32
+
+
+class RegionStoreWriter:
+    """Writes images' regions to one store file, or to a folder of shards.
+
+        with RegionStoreWriter("coco.h5", feature_dim=2048, detector="…", label_map=labels) as writer:
+            writer.add(regions)
+
+    Work goes on in a hidden-until-done folder `<name>.<random>.partial` beside `path`. Leaving the block normally moves
+    the finished store to `path`; an exception, `abort`, or losing the writer removes the folder, and `path` is as it was.
+    Only the image ids are kept in memory, to refuse duplicates.
+
+    path                  the file, replaced if it exists; with `max_images_per_shard` a folder, which must not hold anything
+    feature_dim           D
+    detector              which detector, with which settings, made the features; free text
+    label_map             names of classes and attributes
+    num_attributes        K, attributes a region
+    feature_dtype         "float16" or "float32"
+    compression           None, "gzip", or "lzf" (which only h5py reads), for the features; not memory-mapped then
+    chunk_rows            rows a chunk; None is contiguous, or 32 with a compression
+    max_images_per_shard  None writes one file
+
+    Raises UserError for bad arguments, for a path that cannot be written, and from `add` for a bad image.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        feature_dim: int,
+        detector: str,
+        label_map: LabelMap,
+        num_attributes: int = 0,
+        feature_dtype: str = "float16",
+        compression: str | None = None,
+        chunk_rows: int | None = None,
+        max_images_per_shard: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        _check_arguments(self.path, feature_dim, num_attributes, feature_dtype, compression, chunk_rows)
+        if max_images_per_shard is not None and max_images_per_shard < 1:
+            raise UserError(f"{path}: max_images_per_shard is {max_images_per_shard}, it must be at least 1.")
+        _check_target(self.path, is_folder=max_images_per_shard is not None)
+        dtype = np.dtype(feature_dtype).newbyteorder("<")
+        self._checker = RegionChecker(feature_dim, dtype, num_attributes, label_map)
+        if compression is not None and chunk_rows is None:
+            chunk_rows = _DEFAULT_CHUNK_ROWS
+        self._attributes = StoreAttributes(
+            feature_dim, dtype, num_attributes, detector, label_map, compression, chunk_rows
+        )
+        self._max_images_per_shard = max_images_per_shard
+        self._seen: set[bytes] = set()
+        self._shards: list[tuple[str, int]] = []
+        self._failed = False
+        self._work = WorkFolder(_make_work_folder(self.path))
+        # Also runs when the writer is dropped without being closed, and when the interpreter exits.
+        self._discard = weakref.finalize(self, self._work.remove)
+        (self._work.path / "store").mkdir()
+        self._spool = ShardSpool(self._work)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def add(self, regions: Regions) -> None:
+        """Write one image. A refused image (UserError) leaves the writer as it was.
+
+        Refused are: duplicate and malformed ids, a wrong feature dimension, arrays of unlike numbers of rows, values
+        that are not finite (in the data type of the store), indices outside of the label map, sizes that are not positive.
+        """
+        self._check_open()
+        try:
+            key = encoded_id(regions.image_id)
+            if key in self._seen:
+                raise UserError(f"image {regions.image_id!r} was added before; every image id may be added once.")
+            arrays = self._checker.checked_arrays(regions)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
+        # Whatever interrupts the writing below leaves the side files out of step: nothing may be finished then.
+        self._failed = True
+        try:
+            if self._spool.num_images == self._max_images_per_shard:
+                self._finish_shard()
+                self._spool = ShardSpool(self._work)
+            self._spool.append(key, arrays)
+        except OSError as error:
+            raise UserError(f"{self.path} could not be written: {error}.") from error
+        self._seen.add(key)
+        self._failed = False
+
+    def close(self) -> None:
+        """Finish the store and move it to its path. Does nothing if it is finished or aborted already."""
+        if not self._discard.alive:
+            return
+        try:
+            if self._failed:
+                raise UserError(f"{self.path}: an earlier write failed, so the store cannot be finished.")
+            self._finish_shard()
+            self._move_into_place()
+        except OSError as error:
+            raise UserError(f"{self.path} could not be written: {error}.") from error
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Drop all that was not finished; `path` is as it was before."""
+        self._discard()
+
+    def _check_open(self) -> None:
+        if not self._discard.alive or self._failed:
+            raise UserError(f"{self.path}: the writer is closed or has failed; start a new one.")
+
+    def _finish_shard(self) -> None:
+        name = f"shard-{len(self._shards):05d}.h5"
+        self._spool.write_store(self._work.path / "store" / name, self._attributes)
+        self._shards.append((name, self._spool.num_images))
+
+    def _move_into_place(self) -> None:
+        store = self._work.path / "store"
+        if self._max_images_per_shard is None:
+            os.replace(store / self._shards[0][0], self.path)
+        else:
+            write_manifest(store, self._shards)
+            os.rename(store, self.path)
+
+
+def _check_arguments(
+    path: Path, feature_dim: int, num_attributes: int, feature_dtype: str, compression: str | None, chunk_rows: int | None
+) -> None:
+    if feature_dim < 1:
+        raise UserError(f"{path}: feature_dim is {feature_dim}, it must be at least 1.")
+    if num_attributes < 0:
+        raise UserError(f"{path}: num_attributes is {num_attributes}, it must not be negative.")
+    if feature_dtype not in FEATURE_DTYPES:
+        raise UserError(f"{path}: feature_dtype is {feature_dtype!r}, choose one of {', '.join(FEATURE_DTYPES)}.")
+    if compression is not None and compression not in COMPRESSIONS:
+        raise UserError(f"{path}: compression is {compression!r}, choose one of {', '.join(COMPRESSIONS)} or none.")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise UserError(f"{path}: chunk_rows is {chunk_rows}, it must be at least 1.")
+
+
+def _check_target(path: Path, is_folder: bool) -> None:
+    if path.name.endswith(PARTIAL_SUFFIX):
+        raise UserError(f"{path}: names ending in {PARTIAL_SUFFIX} are for unfinished stores; choose another name.")
+    if not is_folder and path.is_dir():
+        raise UserError(f"{path} is a folder; name a file to write, or ask for shards.")
+    if is_folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists already; delete it or choose another folder for the shards.")
+
+
+def _make_work_folder(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None

@@ -1,0 +1,130 @@
+"""Text as token ids: tokenizers, ragged token columns, pair truncation, segments.
+
+`[CLS] question [SEP] tags [SEP]` with segment (token type) 0 for the question part and 1 for the tags.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from vinvl.errors import UserError
+
+ENCODE_CHUNK = 10_000  # texts handed to the tokenizer at once: bounds the memory of its Python lists
+
+
+def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
+    """A transformers tokenizer from a folder or a hub name.
+
+    Raises:
+        UserError: nothing loadable lies there, or it lacks [CLS], [SEP], [PAD] or [MASK].
+    """
+    # The tokenizer's own thread pool warns and may dead-lock once data workers are forked.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder))
+    except Exception as error:  # transformers raises many unrelated types here: OSError, ValueError, KeyError …
+        raise UserError(
+            f"No tokenizer could be loaded from '{name_or_folder}' ({str(error).splitlines()[0]}): "
+            "give data.tokenizer a transformers tokenizer folder, or a hub name such as bert-base-uncased."
+        ) from error
+    missing = [name for name in ("cls_token", "sep_token", "pad_token", "mask_token") if getattr(tokenizer, name) is None]
+    if missing:
+        raise UserError(f"The tokenizer '{name_or_folder}' has no {', '.join(missing)}: a BERT-style tokenizer is needed.")
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class RaggedTokens:
+    """Token ids of many texts in two arrays: row i is `values[offsets[i]:offsets[i + 1]]`.
+
+    Two arrays instead of a list of lists: forked data workers share them without copying.
+    """
+
+    values: np.ndarray  # (ΣL,) int32
+    offsets: np.ndarray  # (N + 1,) int64
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def lengths(self) -> np.ndarray:
+        """(N,) int64: tokens in each text."""
+        return np.diff(self.offsets)
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> RaggedTokens:
+    """Token ids of each text, without special tokens and without truncation."""
+    pieces: list[np.ndarray] = []
+    lengths: list[np.ndarray] = []
+    for start in range(0, len(texts), ENCODE_CHUNK):
+        chunk = [texts[index] for index in range(start, min(start + ENCODE_CHUNK, len(texts)))]
+        encoded = tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        lengths.append(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
+        pieces.extend(np.asarray(ids, dtype=np.int32) for ids in encoded)
+    values = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
+    counts = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
+    return RaggedTokens(values=values, offsets=np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)]))
+
+
+def gather_tokens(tokens: RaggedTokens, rows: np.ndarray) -> np.ndarray:
+    """The token ids of the named rows, one after the other: how tags, in region order, become one segment."""
+    if len(rows) == 0:
+        return np.zeros(0, dtype=np.int32)
+    return np.concatenate([tokens[row] for row in rows])
+
+
+def truncated_lengths(first: int, second: int, limit: int) -> tuple[int, int]:
+    """Lengths of a pair after the published truncation to `limit` tokens in all.
+
+    The published code removes one token at a time from the longer side; on a tie the second side loses one. This is
+    its closed form: the longer side shrinks to the shorter one's length, then both shrink in turn, the second first.
+    """
+    excess = first + second - limit
+    if excess <= 0:
+        return first, second
+    level = min(excess, abs(first - second))
+    if first > second:
+        first -= level
+    else:
+        second -= level
+    excess -= level
+    second -= (excess + 1) // 2
+    first -= excess // 2
+    return max(first, 0), max(second, 0)
+
+
+def assemble_pair(
+    first: np.ndarray,
+    second: np.ndarray | None,
+    *,
+    max_tokens: int,
+    cls_token_id: int,
+    sep_token_id: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`, truncated to `max_tokens` in all.
+
+    Args:
+        first: (n,) token ids of the text.
+        second: (m,) token ids of the tags, or None (or empty) for a text without tags.
+        max_tokens: limit over both sides and the special tokens.
+
+    Returns:
+        input_ids (L,) int64 and token_type_ids (L,) int64, without padding.
+    """
+    if second is None or len(second) == 0:
+        first = first[: max(max_tokens - 2, 0)]
+        input_ids = np.concatenate([[cls_token_id], first, [sep_token_id]]).astype(np.int64)
+        return input_ids, np.zeros(len(input_ids), dtype=np.int64)
+    keep_first, keep_second = truncated_lengths(len(first), len(second), max_tokens - 3)
+    input_ids = np.concatenate(
+        [[cls_token_id], first[:keep_first], [sep_token_id], second[:keep_second], [sep_token_id]]
+    ).astype(np.int64)
+    token_type_ids = np.zeros(len(input_ids), dtype=np.int64)
+    token_type_ids[keep_first + 2 :] = 1
+    return input_ids, token_type_ids

@@ -1,0 +1,35 @@
+"""Score a checkpoint: `python -m vinvl.evaluate ckpt_path=FILE [data.test_split=NAME]`."""
+
+from pathlib import Path
+
+import hydra
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from vinvl.restore import restore
+from vinvl.runs import config_directory, register_resolvers, run_door
+from vinvl.train import report
+
+register_resolvers()
+
+
+def evaluate(config: DictConfig) -> dict[str, float]:
+    """A checkpoint's scores on `data.test_split`; results.json goes to `config.paths.output_dir`."""
+    pl.seed_everything(config.seed, verbose=False)
+    restored = restore(config)
+    restored.datamodule.setup("test")
+    trainer: pl.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
+    trainer.test(restored.task, datamodule=restored.datamodule, verbose=False)
+    if trainer.is_global_zero:
+        report(restored.task, Path(config.paths.output_dir), split=restored.data.test_split, checkpoint=str(restored.path))
+    return restored.task.scores
+
+
+@hydra.main(version_base="1.3", config_path=config_directory(), config_name="evaluate")
+def main(config: DictConfig) -> None:
+    run_door(evaluate, config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""The VinVL models in plain torch and transformers; they know nothing of training, data or Hydra."""
+
+from vinvl.models.checkpoint_files import load_published_state_dict
+from vinvl.models.checkpoints import LoadingReport, initialise, initialise_with_report
+from vinvl.models.configuration import VinVLConfig
+from vinvl.models.encoder import VinVLModel
+from vinvl.models.heads import VinVLForAnswering, answer_loss, answer_loss_per_example
+
+__all__ = [
+    "LoadingReport",
+    "VinVLConfig",
+    "VinVLForAnswering",
+    "VinVLModel",
+    "answer_loss",
+    "answer_loss_per_example",
+    "initialise",
+    "initialise_with_report",
+    "load_published_state_dict",
+]

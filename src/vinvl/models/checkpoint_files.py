@@ -1,0 +1,119 @@
+"""Find and open other people's weight files: a folder, a single file, or a name on the Hugging Face hub."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vinvl.errors import UserError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where a checkpoint lies, and what its config.json says ({} if it has none)."""
+
+    name: str
+    weights: Path
+    config: dict[str, Any]
+
+
+def find_checkpoint(init: str | Path) -> CheckpointFiles:
+    """The files of a checkpoint.
+
+    Args:
+        init: a folder with config.json and weights (model.safetensors or pytorch_model.bin, whole or in shards), one
+            weight file, or the name of a model on the Hugging Face hub, which is downloaded once and then cached
+            (the environment variable HF_HUB_OFFLINE=1 allows only cached ones).
+
+    Raises:
+        UserError: there is no such folder, file or model, or it holds no weights.
+    """
+    path = Path(init).expanduser()
+    if path.is_file():
+        return CheckpointFiles(str(init), path, _read_json(path.parent / "config.json"))
+    if path.is_dir():
+        for name in WEIGHT_FILES + WEIGHT_INDEX_FILES:
+            if (path / name).is_file():
+                return CheckpointFiles(str(init), path / name, _read_json(path / "config.json"))
+        raise UserError(f"{path} holds no weights; it needs a file {' or '.join(WEIGHT_FILES)}.")
+    if isinstance(init, Path) or path.is_absolute() or init.startswith((".", "~")) or init.count("/") > 1:
+        raise UserError(f"There is no model folder {path}; give one that exists or a name on the Hugging Face hub.")
+    return _download(init)
+
+
+def load_published_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or .bin file (or of a .index.json over shards), by name, on the CPU.
+
+    Pickled files (.bin) are read by torch's restricted loader, which builds tensors and runs no code of the file.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds anything but named tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no weight file {path}.")
+    if path.name.endswith(".index.json"):
+        shards = _read_json(path).get("weight_map", {}).values()
+        tensors: dict[str, Tensor] = {}
+        for shard in sorted({Path(str(name)).name for name in shards}):  # bare names: an index may not point elsewhere
+            tensors.update(load_published_state_dict(path.parent / shard))
+        return tensors
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is not a sound safetensors file ({error}); copy or save it again.") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a hostile or damaged pickle may make the restricted loader raise anything
+        raise UserError(
+            f"{path} is damaged or holds more than tensors, so it was not opened; get it from its source again or save "
+            "its weights as model.safetensors."
+        ) from None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} is no table of named tensors; give the weights alone, as save_pretrained writes them.")
+    return content
+
+
+def _download(name: str) -> CheckpointFiles:
+    missing = ""
+    for file_name in WEIGHT_FILES:
+        try:
+            config = _read_json(Path(hf_hub_download(name, "config.json")))
+            return CheckpointFiles(name, Path(hf_hub_download(name, file_name)), config)
+        except EntryNotFoundError as error:  # this file is not there (or not cached), the next may be
+            missing = _first_line(error)
+        except (OSError, ValueError, RuntimeError) as error:  # what the hub's client raises: network, name, access
+            missing = _first_line(error)
+            break
+    raise UserError(
+        f"{name!r} is no folder here and could not be had from the Hugging Face hub either ({missing}); check the name "
+        "or give the path of a model folder."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({_first_line(error)}); get the file again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; get the file again.")
+    return content

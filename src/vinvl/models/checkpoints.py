@@ -1,0 +1,224 @@
+"""Start a model from other weights: plain BERT, a published Oscar or VinVL checkpoint, or a folder of ours."""
+
+import copy
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vinvl.errors import UserError
+from vinvl.models.checkpoint_files import CheckpointFiles, find_checkpoint, load_published_state_dict
+from vinvl.models.configuration import VinVLConfig
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+logger = logging.getLogger(__name__)
+
+ENCODER_PARTS = ("embeddings.", "encoder.", "pooler.", "img_embedding.", "LayerNorm.")
+REQUIRED_PARTS = ("embeddings.", "encoder.")  # an encoder of which a part of these is random is a mistake, not a start
+KNOWN_MODEL_TYPES = ("bert", "vinvl")
+
+
+@dataclass(frozen=True)
+class LoadingReport:
+    """What became of every tensor: names as in the model (`loaded`, `missing`, `resized`) or the file (`unused`)."""
+
+    source: str
+    loaded: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # randomly initialised: the file has no such tensor
+    resized: tuple[str, ...] = ()  # randomly initialised: the head in the file is of another size
+    unused: tuple[str, ...] = ()
+    image_layernorm: bool | None = None  # set from the checkpoint, where it has an image projection
+
+    def __str__(self) -> str:
+        lines = [f"started from {self.source}: {len(self.loaded)} tensors loaded"]
+        if self.image_layernorm is not None:
+            lines.append(f"  image layer norm, as in the checkpoint: {'on' if self.image_layernorm else 'off'}")
+        for title, names in (
+            ("new, randomly initialised", self.missing),
+            ("of another size there, randomly initialised", self.resized),
+            ("not used", self.unused),
+        ):
+            if names:
+                rest = f" and {len(names) - 6} more" if len(names) > 6 else ""
+                lines.append(f"  {title} ({len(names)}): {', '.join(names[:6])}{rest}")
+        return "\n".join(lines)
+
+
+def initialise(
+    model_class: type[Model], config: VinVLConfig, init: str | Path | None, *, strict_head: bool = False
+) -> Model:
+    """`initialise_with_report` for callers who read the report in the log (level INFO)."""
+    model, report = initialise_with_report(model_class, config, init, strict_head=strict_head)
+    logger.info("%s", report)
+    return model
+
+
+def initialise_with_report(
+    model_class: type[Model], config: VinVLConfig, init: str | Path | None, *, strict_head: bool = False
+) -> tuple[Model, LoadingReport]:
+    """A new model with the weights of `init` wherever it has them.
+
+    Keys may be the published ones or older (LayerNorm.gamma and beta), with or without the prefix "bert.". A head is
+    taken whole or not at all. Whether the projected regions are layer-normed, and its epsilon, follow a checkpoint
+    that has an image projection, as in the published fine-tuning; `model.config` then says so.
+
+    Args:
+        model_class: `VinVLModel`, `VinVLForAnswering`, or another model whose encoder is called `bert`.
+        config: the model to build; not changed.
+        init: None for BERT's random initialisation, else what `find_checkpoint` takes.
+        strict_head: refuse, instead of starting the head at random, where the checkpoint's head does not fit.
+
+    Raises:
+        UserError: no such checkpoint, another architecture or size, no or only some encoder weights, or (with
+            `strict_head`) another head.
+    """
+    if init is None:
+        model = model_class(config)
+        return model, LoadingReport("random weights", missing=tuple(sorted(model.state_dict())))
+    files = find_checkpoint(init)
+    found, originals = _by_modern_names(load_published_state_dict(files.weights))
+    _refuse_other_encoder(files, found, config)
+    config, follows = _follow_image_layernorm(files, found, config)
+
+    model = model_class(config)
+    # The model's names without "bert.", each with its full name and tensor.
+    own = {name.removeprefix("bert."): (name, tensor) for name, tensor in model.state_dict().items()}
+    _refuse_incomplete_encoder(files, found, own)
+    missing, resized = _unfit(files, found, {name: tensor for name, (_, tensor) in own.items()})
+    if strict_head:
+        _refuse_other_head(files, found, own, missing, resized)
+
+    loaded = {full: found[name] for name, (full, _) in own.items() if name not in missing and name not in resized}
+    model.load_state_dict(loaded, strict=False)
+    used = {name for name, (full, _) in own.items() if full in loaded}
+    return model, LoadingReport(
+        files.name,
+        loaded=tuple(sorted(loaded)),
+        missing=tuple(sorted(own[name][0] for name in missing)),
+        resized=tuple(sorted(own[name][0] for name in resized)),
+        unused=tuple(sorted(original for name, original in originals.items() if name not in used | set(resized))),
+        image_layernorm=follows,
+    )
+
+
+def _by_modern_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by today's names without "bert.", and for each such name the one in the file."""
+    renamed: dict[str, Tensor] = {}
+    originals: dict[str, str] = {}
+    for original, tensor in tensors.items():
+        name = original.removeprefix("bert.")
+        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+        if name.endswith("embeddings.position_ids"):
+            continue  # a constant 0, 1, 2, … that older releases saved
+        renamed[name], originals[name] = tensor, original
+    return renamed, originals
+
+
+def _refuse_other_encoder(files: CheckpointFiles, found: Mapping[str, Tensor], config: VinVLConfig) -> None:
+    model_type = files.config.get("model_type", "bert")
+    if model_type not in KNOWN_MODEL_TYPES:
+        raise UserError(f"{files.name} is a {model_type!r} model; VinVL starts from BERT, Oscar or VinVL weights.")
+    if not any(name.startswith(REQUIRED_PARTS) for name in found):
+        example = f" (its first is {next(iter(found))!r})" if found else ""
+        raise UserError(f"{files.name}: none of the {len(found)} tensors is an encoder weight{example}; is it a BERT?")
+    differences = [
+        f"{field} is {value} there and {getattr(config, field)} here"
+        for field, value in _encoder_sizes(files.config, found).items()
+        if value != getattr(config, field)
+    ]
+    if differences:
+        raise UserError(
+            f"The encoder in {files.name} does not fit the model: {'; '.join(differences)}; choose the model "
+            "configuration that fits the checkpoint, or another checkpoint."
+        )
+
+
+def _encoder_sizes(published: Mapping[str, Any], found: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint says of its encoder, by configuration field: its tensors first, config.json for the rest."""
+    sizes = {
+        field: published[field]
+        for field in ("num_attention_heads", "hidden_act", "layer_norm_eps")
+        if published.get(field) is not None
+    }
+    for name, axis, field in (
+        ("embeddings.word_embeddings.weight", 0, "vocab_size"),
+        ("embeddings.word_embeddings.weight", 1, "hidden_size"),
+        ("embeddings.position_embeddings.weight", 0, "max_position_embeddings"),
+        ("embeddings.token_type_embeddings.weight", 0, "type_vocab_size"),
+        ("encoder.layer.0.intermediate.dense.weight", 0, "intermediate_size"),
+        ("img_embedding.weight", 1, "img_feature_dim"),
+    ):
+        if name in found and found[name].dim() == 2:
+            sizes[field] = found[name].shape[axis]
+    layers = {int(match[1]) for name in found if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
+    return sizes | ({"num_hidden_layers": max(layers) + 1} if layers else {})
+
+
+def _follow_image_layernorm(
+    files: CheckpointFiles, found: Mapping[str, Tensor], config: VinVLConfig
+) -> tuple[VinVLConfig, bool | None]:
+    if "img_embedding.weight" not in found:
+        return config, None
+    config = copy.deepcopy(config)
+    config.use_img_layernorm = "LayerNorm.weight" in found
+    config.img_layer_norm_eps = files.config.get("img_layer_norm_eps", config.img_layer_norm_eps)
+    return config, config.use_img_layernorm
+
+
+def _refuse_incomplete_encoder(
+    files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str, tuple[str, Tensor]]
+) -> None:
+    required = [name for name in own if name.startswith(REQUIRED_PARTS)]
+    absent = [name for name in required if name not in found]
+    if absent:
+        raise UserError(
+            f"{files.name} lacks {len(absent)} of the {len(required)} encoder weights, among them {absent[0]!r}; is "
+            "the file whole?"
+        )
+
+
+def _unfit(
+    files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[set[str], set[str]]:
+    """Names of the model that the checkpoint cannot fill: those it lacks, and heads that it has in another size."""
+    missing = {name for name in own if name not in found}
+    other_shape = {name for name in own if name in found and found[name].shape != own[name].shape}
+    encoder_mismatch = sorted(name for name in other_shape if name.startswith(ENCODER_PARTS))
+    if encoder_mismatch:
+        name = encoder_mismatch[0]
+        raise UserError(
+            f"The encoder in {files.name} does not fit the model: {name!r} is {tuple(found[name].shape)} there and "
+            f"{tuple(own[name].shape)} here; choose another checkpoint."
+        )
+    # A head of which one part does not fit is of no use in the other parts.
+    heads = {name.split(".")[0] for name in missing | other_shape if not name.startswith(ENCODER_PARTS)}
+    resized = {name for name in own if name.split(".")[0] in heads and name in found}
+    return missing, resized
+
+
+def _refuse_other_head(
+    files: CheckpointFiles,
+    found: Mapping[str, Tensor],
+    own: Mapping[str, tuple[str, Tensor]],
+    missing: set[str],
+    resized: set[str],
+) -> None:
+    for name in sorted(resized):
+        there, here = tuple(found[name].shape), tuple(own[name][1].shape)
+        if there != here:
+            raise UserError(
+                f"The head in {files.name} is of another size: {name!r} is {there} there and {here} here; use the "
+                "answer vocabulary and classifier that the checkpoint was trained with."
+            )
+    absent = sorted(name for name in missing if not name.startswith(ENCODER_PARTS))
+    if absent:
+        raise UserError(
+            f"{files.name} has no head for this task: {absent[0]!r} is not in it; give a checkpoint that was trained "
+            "for the task."
+        )

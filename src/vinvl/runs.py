@@ -1,0 +1,176 @@
+"""What the doors share: where configs, runs and checkpoints lie, and how an error reaches a person."""
+
+import importlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vinvl.errors import UserError
+from vinvl.tasks.base import VinVLTask
+
+CHECKPOINTS = "checkpoints"  # folder of a run
+NAMED_CHECKPOINTS = ("last", "best")  # what ckpt_path may say instead of a file
+PACKAGE = Path(__file__).resolve().parent
+
+
+def repository_root() -> Path | None:
+    """The clone this package runs from, or None for an installed wheel."""
+    root = PACKAGE.parents[1]
+    return root if (root / "conf" / "train.yaml").is_file() else None
+
+
+def config_directory() -> str:
+    """Where the Hydra configs lie: `conf/` of a clone, or the copy that travels in the wheel."""
+    root = repository_root()
+    return str(root / "conf") if root else str(PACKAGE / "conf")
+
+
+def data_root() -> str:
+    """Where datasets go: $VINVL_DATA, else `data/` of the clone, else `data/` of the current folder."""
+    return os.environ.get("VINVL_DATA") or str((repository_root() or Path.cwd()) / "data")
+
+
+def process_rank() -> int:
+    """This process's rank as its launcher (torchrun, SLURM, Lightning) tells it; 0 for a lone process."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def run_directory(runs_dir: str, name: str, ckpt_path: str | None) -> str:
+    """The folder of a run: a new one named by the time, or, to continue, the newest that has the checkpoint.
+
+    A requeued job thereby goes on in its own folder. Ranks other than 0 of a fresh run write nothing of value; what
+    Hydra writes for them goes to a folder of their own, because they cannot know rank 0's clock.
+    """
+    if ckpt_path in NAMED_CHECKPOINTS:
+        found = newest_checkpoint(Path(runs_dir), name, str(ckpt_path))
+        if found is not None:
+            return str(found.parents[1])
+    if process_rank() > 0:
+        return str(Path(runs_dir) / name / "ranks" / f"rank-{process_rank()}")
+    return str(Path(runs_dir) / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+
+
+def newest_checkpoint(runs_dir: Path, name: str, which: str) -> Path | None:
+    """The newest `last` or `best` checkpoint among the runs of a name, None if there is none."""
+    found = sorted((runs_dir / name).glob(f"*/{CHECKPOINTS}/{which}.ckpt"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def resolve_checkpoint(ckpt_path: str, runs_dir: str, name: str) -> Path:
+    """`last`, `best` or a file → the file.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    if ckpt_path in NAMED_CHECKPOINTS:
+        found = newest_checkpoint(Path(runs_dir), name, ckpt_path)
+        if found is None:
+            raise UserError(
+                f"ckpt_path={ckpt_path}: no run under {Path(runs_dir) / name} has a {CHECKPOINTS}/{ckpt_path}.ckpt; "
+                "give a file, or name=NAME of a run that has one."
+            )
+        return found
+    if not Path(ckpt_path).is_file():
+        raise UserError(f"The checkpoint {ckpt_path} does not exist: give ckpt_path=FILE, or ckpt_path=last.")
+    return Path(ckpt_path)
+
+
+def register_resolvers() -> None:
+    """Makes `${vinvl.data_root:}` and `${vinvl.run_dir:…}` known to the configs."""
+    OmegaConf.register_new_resolver("vinvl.data_root", data_root, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("vinvl.run_dir", run_directory, use_cache=True, replace=True)
+
+
+def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
+    """The task class a checkpoint names; only classes of `vinvl.tasks` are imported for a file's sake.
+
+    Raises:
+        UserError: the checkpoint names something else.
+    """
+    module_name, _, class_name = str(checkpoint["vinvl"].get("task_class")).rpartition(".")
+    if module_name.startswith("vinvl.tasks."):
+        try:
+            found = getattr(importlib.import_module(module_name), class_name, None)
+        except ImportError:
+            found = None
+        if isinstance(found, type) and issubclass(found, VinVLTask):
+            return found
+    raise UserError(f"{path} is a checkpoint of '{module_name}.{class_name}', which this version of vinvl has not.")
+
+
+def run_door(run: Callable[[DictConfig], object], config: DictConfig) -> None:
+    """Runs a door's function; a UserError, however deep, becomes one sentence and exit code 1."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    try:
+        run(config)
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        remove_empty_run(Path(config.paths.output_dir))
+        sys.exit(f"error: {sentence}")
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """The sentence of the UserError at the root of an exception, None if there is none.
+
+    Hydra wraps what a constructor raises; a data worker's exception arrives as text with the worker's traceback.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            text = str(cause)
+            marker = f"{UserError.__module__}.{UserError.__name__}: "
+            return text.rsplit(marker, 1)[-1].strip() if marker in text else text
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def remove_empty_run(folder: Path) -> None:
+    """Removes a failed run's folder if the run left nothing in it but Hydra's copy of the configuration."""
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    if process_rank() == 0 and files and all(path.parent.name == ".hydra" or path.suffix == ".log" for path in files):
+        for path in files:
+            path.unlink(missing_ok=True)
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.rmdir()
+        folder.rmdir()
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[str]]:
+    """A text file that appears under its name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            yield file
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from one's group
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")

@@ -1,0 +1,75 @@
+"""Batch samplers: nothing lost, nothing twice, resumable at any batch, equal work for ranks."""
+
+from collections import Counter
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vinvl.data.sampling import EvaluationBatchSampler, LengthBucketBatchSampler
+
+sizes = st.integers(1, 300)
+batch_sizes = st.integers(1, 20)
+worlds = st.integers(1, 4)
+
+
+def lengths_of(size: int) -> np.ndarray:
+    return np.random.default_rng(size).integers(5, 90, size=size)
+
+
+def sampler(size: int, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> LengthBucketBatchSampler:
+    return LengthBucketBatchSampler(lengths_of(size), batch_size, seed=seed, rank=rank, world_size=world_size)
+
+
+@given(sizes, batch_sizes, worlds)
+@settings(deadline=None)
+def test_an_epoch_sees_every_example_and_repeats_only_to_even_out_ranks(size: int, batch_size: int, world: int) -> None:
+    ranks = [list(sampler(size, batch_size, rank=rank, world_size=world)) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1 == len({len(sampler(size, batch_size, world_size=world))})
+    seen = Counter(index for batches in ranks for batch in batches for index in batch)
+    assert set(seen) == set(range(size))
+    assert sum(seen.values()) - size <= (world - 1) * batch_size
+
+
+@given(sizes, batch_sizes, worlds, st.data())
+@settings(deadline=None)
+def test_resuming_at_any_batch_goes_on_with_the_next_unseen_one(
+    size: int, batch_size: int, world: int, data: st.DataObject
+) -> None:
+    rank = data.draw(st.integers(0, world - 1))
+    whole = sampler(size, batch_size, rank=rank, world_size=world)
+    three_epochs = []
+    for epoch in range(3):
+        whole.position = epoch * len(whole)
+        three_epochs += list(whole)
+    position = data.draw(st.integers(0, 2 * len(whole)))
+    resumed = sampler(size, batch_size, rank=rank, world_size=world)
+    resumed.position = position
+    assert list(resumed) == three_epochs[position : position + len(whole)]
+
+
+def test_epochs_and_seeds_differ_and_repeat() -> None:
+    first, again, other = sampler(200, 8), sampler(200, 8), sampler(200, 8, seed=1)
+    assert list(first) == list(again) != list(other)
+    again.position = len(again)
+    assert list(first) != list(again)
+
+
+def test_batches_hold_like_lengths() -> None:
+    lengths = lengths_of(300)
+    padding = sum(int((lengths[batch].max() - lengths[batch]).sum()) for batch in sampler(300, 10))
+    shuffled = np.random.default_rng(0).permutation(300).reshape(-1, 10)
+    unsorted_padding = sum(int((lengths[batch].max() - lengths[batch]).sum()) for batch in shuffled)
+    assert padding < unsorted_padding / 5
+
+
+@given(sizes, batch_sizes, worlds)
+@settings(deadline=None)
+def test_evaluation_sees_each_example_once_in_the_same_batches_on_any_number_of_ranks(
+    size: int, batch_size: int, world: int
+) -> None:
+    lengths = lengths_of(size)
+    alone = list(EvaluationBatchSampler(lengths, batch_size))
+    shared = [list(EvaluationBatchSampler(lengths, batch_size, rank=r, world_size=world)) for r in range(world)]
+    assert sorted(index for batch in alone for index in batch) == list(range(size))
+    assert sorted(map(tuple, alone)) == sorted(tuple(batch) for batches in shared for batch in batches)

@@ -1,0 +1,92 @@
+"""Tokens: truncation, segments and the published VQA tensors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from vinvl.data.text import assemble_pair, encode_texts, gather_tokens, load_tokenizer, truncated_lengths
+from vinvl.errors import UserError
+
+GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
+CLS, SEP = 2, 3
+
+
+def golden_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {token: index for index, token in enumerate(json.loads((GOLDEN / "vocab.json").read_text()))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+    )
+
+
+def published_truncation(first: int, second: int, limit: int) -> tuple[int, int]:
+    """The published loop: one token at a time, from the longer side, on a tie from the second."""
+    while first + second > limit:
+        if first > second:
+            first -= 1
+        else:
+            second -= 1
+    return first, second
+
+
+@given(st.integers(0, 80), st.integers(0, 80), st.integers(0, 100))
+def test_truncation_is_the_published_loop(first: int, second: int, limit: int) -> None:
+    assert truncated_lengths(first, second, limit) == published_truncation(first, second, limit)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(5, 60))
+def test_pairs_never_pass_the_limit_and_keep_their_segments(first: int, second: int, limit: int) -> None:
+    question, tags = np.full(first, 10), np.full(second, 20)
+    input_ids, token_type_ids = assemble_pair(question, tags, max_tokens=limit, cls_token_id=CLS, sep_token_id=SEP)
+    assert len(input_ids) == len(token_type_ids) <= limit
+    assert input_ids[0] == CLS and input_ids[-1] == SEP
+    assert set(input_ids[token_type_ids == 1]) <= {20, SEP} and 20 not in input_ids[token_type_ids == 0]
+
+
+def vqa_cases() -> list[dict]:
+    return json.loads((GOLDEN / "data__vqa.json").read_text())["vqa"]
+
+
+@pytest.mark.parametrize("case", vqa_cases(), ids=lambda case: f"{case['i']}-{'tags' if case['with_tags'] else 'text'}")
+def test_published_vqa_tensors(case: dict) -> None:
+    recorded = load_file(GOLDEN / "data__vqa.safetensors")
+    settings = json.loads((GOLDEN / "data__vqa.json").read_text())
+    tokenizer = golden_tokenizer()
+    question = encode_texts(tokenizer, [case["question"]])[0]
+    tags = None
+    if case["objects"] is not None:
+        tokens = encode_texts(tokenizer, case["objects"].split(";"))
+        tags = gather_tokens(tokens, np.arange(len(tokens)))
+    input_ids, token_type_ids = assemble_pair(
+        question, tags, max_tokens=settings["max_seq_length"], cls_token_id=CLS, sep_token_id=SEP
+    )
+    key = f"vqa.{case['i']}.{'tags' if case['with_tags'] else 'notags'}"
+    padding = settings["max_seq_length"] - len(input_ids)
+    np.testing.assert_array_equal(np.pad(input_ids, (0, padding)), recorded[f"{key}.input_ids"])
+    np.testing.assert_array_equal(np.pad(token_type_ids, (0, padding)), recorded[f"{key}.segment_ids"])
+    text_mask = recorded[f"{key}.input_mask"][: settings["max_seq_length"]]
+    assert text_mask.sum() == len(input_ids)
+
+
+def test_missing_tokenizer_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"No tokenizer could be loaded from .*nowhere.*data\.tokenizer"):
+        load_tokenizer(tmp_path / "nowhere")
+
+
+def test_encoding_keeps_empty_texts_in_their_place() -> None:
+    tokens = encode_texts(golden_tokenizer(), ["the dog", "", "a cat"])
+    assert tokens.lengths().tolist() == [2, 0, 2]

@@ -1,0 +1,292 @@
+"""Starting models from other weights: what is taken, what is reported, what is refused."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import BertConfig, BertForPreTraining, BertModel
+
+from vinvl.errors import UserError
+from vinvl.models import (
+    VinVLConfig,
+    VinVLForAnswering,
+    VinVLModel,
+    initialise,
+    initialise_with_report,
+    load_published_state_dict,
+)
+
+SIZES = {
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 20,
+}
+GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
+
+
+def config(**changes: Any) -> VinVLConfig:
+    return VinVLConfig(**(SIZES | {"img_feature_dim": 12, "num_labels": 5} | changes))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A plain BERT, a BERT with its pre-training heads, and an answering model, as save_pretrained writes them."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("models")
+    models: dict[str, Any] = {
+        "bert": BertModel(BertConfig(**SIZES)),
+        "pretraining": BertForPreTraining(BertConfig(**SIZES)),
+        "vinvl": VinVLForAnswering(config(use_img_layernorm=True, img_layer_norm_eps=1e-5)),
+    }
+    for name, model in models.items():
+        for parameter in model.parameters():  # nothing may agree with a fresh model by chance, LayerNorms included
+            torch.nn.init.normal_(parameter)
+        model.save_pretrained(root / name)
+    return {name: root / name for name in models}
+
+
+def as_published(folder: Path, target: Path, legacy: bool = False, **config_changes: Any) -> Path:
+    """The folder's model the way Oscar was published: pytorch_model.bin and a config.json without model_type."""
+    target.mkdir()
+    tensors = load_file(folder / "model.safetensors")
+    if legacy:
+        old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        for new_name, old_name in old.items():
+            tensors = {key.replace(new_name, old_name): tensor for key, tensor in tensors.items()}
+        tensors["bert.embeddings.position_ids"] = torch.arange(20)[None]
+    torch.save(tensors, target / "pytorch_model.bin")
+    published = json.loads((folder / "config.json").read_text())
+    del published["model_type"]
+    (target / "config.json").write_text(json.dumps(published | config_changes))
+    return target
+
+
+def assert_taken(model: torch.nn.Module, tensors: dict[str, Tensor], names: tuple[str, ...]) -> None:
+    own = model.state_dict()
+    bare = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+    for name in names:
+        assert torch.equal(own[name], bare[name.removeprefix("bert.")]), name
+
+
+def test_random_weights() -> None:
+    torch.manual_seed(1)
+    model, report = initialise_with_report(VinVLForAnswering, config(hidden_size=64), None)
+    assert model.classifier.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert report.loaded == () and len(report.missing) == len(model.state_dict())
+    torch.manual_seed(1)
+    again = initialise(VinVLForAnswering, config(hidden_size=64), None)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("source", ["bert", "pretraining"])
+@pytest.mark.parametrize("model_class", [VinVLModel, VinVLForAnswering])
+def test_from_bert(folders: dict[str, Path], source: str, model_class: Any) -> None:
+    model, report = initialise_with_report(model_class, config(use_img_layernorm=True), str(folders[source]))
+    prefix = "" if model_class is VinVLModel else "bert."
+    fresh = {f"{prefix}{name}" for name in ("img_embedding.weight", "img_embedding.bias")}
+    fresh |= {f"{prefix}LayerNorm.weight", f"{prefix}LayerNorm.bias"}
+    fresh |= set() if model_class is VinVLModel else {"classifier.weight", "classifier.bias"}
+    assert set(report.missing) == fresh
+    assert set(report.loaded) == set(model.state_dict()) - fresh
+    assert report.resized == () and report.image_layernorm is None
+    assert all(name.startswith("cls.") for name in report.unused) and bool(report.unused) == (source == "pretraining")
+    assert_taken(model, load_file(folders[source] / "model.safetensors"), report.loaded)
+    assert model.config.use_img_layernorm
+
+
+def test_encoder_equals_bert_on_text(folders: dict[str, Path]) -> None:
+    ids = torch.randint(1, 30, (2, 7))
+    with torch.no_grad():
+        ours = initialise(VinVLModel, config(), folders["bert"]).eval()(ids)
+        theirs = BertModel.from_pretrained(folders["bert"]).eval()(ids)
+    torch.testing.assert_close(ours.pooler_output, theirs.pooler_output)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_from_a_published_folder(folders: dict[str, Path], tmp_path: Path, legacy: bool) -> None:
+    folder = as_published(folders["vinvl"], tmp_path / "oscar", legacy)
+    model, report = initialise_with_report(VinVLForAnswering, config(), folder, strict_head=True)
+    assert report.missing == report.unused == report.resized == ()
+    assert_taken(model, load_file(folders["vinvl"] / "model.safetensors"), report.loaded)
+    assert len(report.loaded) == len(model.state_dict())
+
+
+def test_image_layernorm_follows_the_checkpoint(folders: dict[str, Path], tmp_path: Path) -> None:
+    wish = config(use_img_layernorm=False)
+    model, report = initialise_with_report(VinVLForAnswering, wish, folders["vinvl"])
+    assert report.image_layernorm is True and "bert.LayerNorm.weight" in report.loaded
+    assert model.config.use_img_layernorm and model.bert.LayerNorm.eps == 1e-5
+    assert not wish.use_img_layernorm  # the caller's configuration is left alone
+
+    initialise(VinVLForAnswering, config(), None).save_pretrained(tmp_path)
+    model, report = initialise_with_report(VinVLForAnswering, config(use_img_layernorm=True), tmp_path)
+    assert report.image_layernorm is False and model.bert.LayerNorm is None
+    assert "layer norm, as in the checkpoint: off" in str(report)
+
+
+def test_a_head_of_another_size(folders: dict[str, Path]) -> None:
+    model, report = initialise_with_report(VinVLForAnswering, config(num_labels=9), folders["vinvl"])
+    assert report.resized == ("classifier.bias", "classifier.weight") and report.missing == report.unused == ()
+    assert model.classifier.weight.shape == (9, 16)
+    assert model.classifier.weight.std() < 0.1  # BERT's 0.02, not the checkpoint's 1
+    with pytest.raises(UserError, match=r"'classifier.bias' is \(5,\) there and \(9,\) here"):
+        initialise(VinVLForAnswering, config(num_labels=9), folders["vinvl"], strict_head=True)
+
+
+def test_a_head_of_another_kind_is_started_whole(folders: dict[str, Path], tmp_path: Path) -> None:
+    mlp = config(classifier="mlp")
+    _, report = initialise_with_report(VinVLForAnswering, mlp, folders["vinvl"])
+    assert len(report.missing) == 4 and report.unused == ("classifier.bias", "classifier.weight")
+    with pytest.raises(UserError, match="'classifier.0.bias' is not in it"):
+        initialise(VinVLForAnswering, mlp, folders["vinvl"], strict_head=True)
+
+    initialise(VinVLForAnswering, mlp, None).save_pretrained(tmp_path)
+    _, report = initialise_with_report(VinVLForAnswering, config(classifier="mlp", num_labels=9), tmp_path)
+    assert report.resized == ("classifier.0.bias", "classifier.0.weight", "classifier.2.bias", "classifier.2.weight")
+
+
+def test_report_in_a_few_lines(folders: dict[str, Path]) -> None:
+    _, report = initialise_with_report(VinVLForAnswering, config(num_labels=9), folders["vinvl"])
+    assert str(report).splitlines() == [
+        f"started from {folders['vinvl']}: 43 tensors loaded",
+        "  image layer norm, as in the checkpoint: on",
+        "  of another size there, randomly initialised (2): classifier.bias, classifier.weight",
+    ]
+    _, report = initialise_with_report(VinVLModel, config(), folders["pretraining"])
+    assert len(str(report).splitlines()) == 3 and "and 1 more" in str(report).splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"hidden_size": 32}, "hidden_size is 16 there and 32 here"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers is 2 there and 3 here"),
+        ({"num_hidden_layers": 1}, "num_hidden_layers is 2 there and 1 here"),
+        ({"num_attention_heads": 2}, "num_attention_heads is 4 there and 2 here"),
+        ({"vocab_size": 31}, "vocab_size is 30 there and 31 here"),
+        ({"intermediate_size": 8}, "intermediate_size is 24 there and 8 here"),
+        ({"max_position_embeddings": 10}, "max_position_embeddings is 20 there and 10 here"),
+        ({"img_feature_dim": 14}, "img_feature_dim is 12 there and 14 here"),
+        ({"hidden_act": "relu"}, "hidden_act is gelu there and relu here"),
+        ({"hidden_size": 32, "vocab_size": 31}, "vocab_size is 30 there and 31 here; hidden_size is 16 there"),
+    ],
+)
+def test_an_encoder_of_another_size(folders: dict[str, Path], changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        initialise(VinVLForAnswering, config(**changes), folders["vinvl"])
+
+
+def test_folders_that_hold_no_such_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no weights; it needs a file model.safetensors or pytorch_model.bin"):
+        initialise(VinVLModel, config(), tmp_path)
+    with pytest.raises(UserError, match="no model folder .*/nowhere"):
+        initialise(VinVLModel, config(), str(tmp_path / "nowhere"))
+
+    save_file({"vision.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"none of the 1 tensors is an encoder weight \(its first is 'vision.weight'\)"):
+        initialise(VinVLModel, config(), tmp_path)
+    shutil.copy(folders["bert"] / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    with pytest.raises(UserError, match="is a 'roberta' model"):
+        initialise(VinVLModel, config(), tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    with pytest.raises(UserError, match="config.json cannot be read as JSON"):
+        initialise(VinVLModel, config(), tmp_path)
+
+
+def test_an_encoder_with_holes(folders: dict[str, Path], tmp_path: Path) -> None:
+    tensors = load_file(folders["bert"] / "model.safetensors")
+    del tensors["encoder.layer.1.output.dense.bias"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="lacks 1 of the 37 encoder weights, among them 'encoder.layer.1.output.dense"):
+        initialise(VinVLModel, config(), tmp_path)
+
+
+def test_no_pooler_is_reported_not_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    tensors = load_file(folders["bert"] / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if not k.startswith("pooler")}, tmp_path / "weights.safetensors")
+    _, report = initialise_with_report(VinVLModel, config(), tmp_path / "weights.safetensors")
+    assert "pooler.dense.weight" in report.missing
+
+
+def test_weights_in_shards(folders: dict[str, Path], tmp_path: Path) -> None:
+    BertModel.from_pretrained(folders["bert"]).save_pretrained(tmp_path, max_shard_size="5KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    _, report = initialise_with_report(VinVLModel, config(), tmp_path)
+    assert len(report.loaded) == 39
+
+
+def test_a_name_that_is_not_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="'nobody/no-such-bert' is no folder here and could not be had"):
+        initialise(VinVLModel, config(), "nobody/no-such-bert")
+    with pytest.raises(UserError, match="'not a name!' is no folder here"):
+        initialise(VinVLModel, config(), "not a name!")
+
+
+def test_a_name_on_the_hub(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    folder = as_published(folders["vinvl"], tmp_path / "oscar")
+
+    def downloaded(name: str, file_name: str) -> str:
+        assert name == "someone/oscar"
+        if not (folder / file_name).is_file():
+            raise EntryNotFoundError(f"404: no {file_name}")
+        return str(folder / file_name)
+
+    monkeypatch.setattr("vinvl.models.checkpoint_files.hf_hub_download", downloaded)
+    _, report = initialise_with_report(VinVLForAnswering, config(), "someone/oscar")
+    assert report.source == "someone/oscar" and len(report.loaded) == 45
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Path.touch, (Path("owned"),)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("content", ["pickle", "torch", "text", "empty", "cut"])
+def test_weight_files_that_are_not_opened(
+    content: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "pytorch_model.bin"
+    if content == "pickle":
+        path.write_bytes(pickle.dumps({"a": Hostile()}))
+    elif content == "torch":
+        torch.save({"a": Hostile()}, path)
+    elif content == "cut":
+        whole = as_published(folders["vinvl"], tmp_path / "whole") / "pytorch_model.bin"
+        path.write_bytes(whole.read_bytes()[:-500])
+    else:
+        path.write_bytes(b"not weights" if content == "text" else b"")
+    with pytest.raises(UserError, match="pytorch_model.bin is damaged or holds more than tensors"):
+        load_published_state_dict(path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_other_unsound_weight_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no weight file .*gone.bin"):
+        load_published_state_dict(tmp_path / "gone.bin")
+    (tmp_path / "a.safetensors").write_bytes(b"\x10" * 40)
+    with pytest.raises(UserError, match="a.safetensors is not a sound safetensors file"):
+        load_published_state_dict(tmp_path / "a.safetensors")
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.bin")
+    with pytest.raises(UserError, match="no table of named tensors"):
+        load_published_state_dict(tmp_path / "nested.bin")
+
+
+def test_bin_and_safetensors_hold_the_same(tmp_path: Path) -> None:
+    tensors = load_published_state_dict(GOLDEN / "train_vqa6.weights.safetensors")
+    torch.save(tensors, tmp_path / "weights.bin")
+    again = load_published_state_dict(str(tmp_path / "weights.bin"))
+    assert again.keys() == tensors.keys() and all(torch.equal(again[key], tensors[key]) for key in tensors)

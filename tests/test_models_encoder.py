@@ -1,0 +1,289 @@
+"""How the encoder behaves: padding, masks, gradient checkpointing, history, saving, and what it refuses."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vinvl.errors import UserError
+from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLModel
+from vinvl.models.encoder import dense_attention_mask
+
+WIDTH = 12  # numbers per region row
+
+# The name of 2026's transformers releases; older ones have no other.
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+
+
+def small_config(**changes: Any) -> VinVLConfig:
+    values: dict[str, Any] = {
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+        "max_position_embeddings": 20,
+        "img_feature_dim": WIDTH,
+        "use_img_layernorm": True,
+        "num_labels": 5,
+        "initializer_range": 0.5,  # large, so that attention is far from uniform
+    }
+    return VinVLConfig(**(values | changes))
+
+
+def small_model(attention: str = "sdpa", model_class: Any = VinVLModel, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    return model_class._from_config(small_config(**changes), attn_implementation=attention).eval()
+
+
+def example(tokens: int, regions: int, seed: int = 0) -> dict[str, Tensor]:
+    """One unpadded row."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "input_ids": torch.randint(1, 50, (1, tokens), generator=generator),
+        "token_type_ids": torch.randint(0, 2, (1, tokens), generator=generator),
+        "attention_mask": torch.ones(1, tokens + regions, dtype=torch.long),
+        "region_features": torch.randn(1, regions, WIDTH, generator=generator),
+    }
+
+
+def pad(row: dict[str, Tensor], length: int, regions: int) -> dict[str, Tensor]:
+    """The row with its tokens padded to `length` and its regions to `regions`."""
+    tokens, features = row["input_ids"], row["region_features"]
+    more_tokens, more_regions = length - tokens.shape[1], regions - features.shape[1]
+    ones = torch.ones_like
+    return {
+        "input_ids": torch.nn.functional.pad(tokens, (0, more_tokens)),
+        "token_type_ids": torch.nn.functional.pad(row["token_type_ids"], (0, more_tokens)),
+        "attention_mask": torch.cat(
+            [
+                torch.nn.functional.pad(ones(tokens), (0, more_tokens)),
+                torch.nn.functional.pad(ones(features[:, :, 0]).long(), (0, more_regions)),
+            ],
+            dim=1,
+        ),
+        "region_features": torch.nn.functional.pad(features, (0, 0, 0, more_regions)),
+    }
+
+
+def stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+
+
+@cache
+def answering_model(attention: str) -> Any:
+    return small_model(attention, VinVLForAnswering)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), min_size=1, max_size=4),
+    extra=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+)
+@torch.no_grad()
+def test_a_row_does_not_depend_on_the_padding_of_its_batch(
+    attention: str, sizes: list[tuple[int, int]], extra: tuple[int, int]
+) -> None:
+    model = answering_model(attention)
+    rows = [example(*size, seed=index) for index, size in enumerate(sizes)]
+    length, regions = max(t for t, _ in sizes) + extra[0], max(r for _, r in sizes) + extra[1]
+    logits = model(**stack([pad(row, length, regions) for row in rows])).logits
+    alone = torch.cat([model(**row).logits for row in rows])
+    torch.testing.assert_close(logits, alone, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_row_with_nothing_but_text_in_a_batch_with_regions() -> None:
+    model = small_model(model_class=VinVLForAnswering)
+    text, full = example(4, 0), example(6, 3, seed=1)
+    together = model(**stack([pad(text, 6, 3), full])).logits
+    no_regions = {key: value for key, value in text.items() if key != "region_features"}
+    torch.testing.assert_close(together[:1], model(**no_regions).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together[:1], model(**text).logits, rtol=1e-5, atol=1e-5)  # R = 0
+
+
+@torch.no_grad()
+def test_regions_have_no_order_but_tokens_have() -> None:
+    model, row = small_model(), example(5, 4)
+    pooled = model(**row).pooler_output
+    turned = row | {"region_features": row["region_features"].flip(1)}
+    torch.testing.assert_close(model(**turned).pooler_output, pooled, rtol=1e-5, atol=1e-5)
+    swapped = row | {"input_ids": row["input_ids"].flip(1)}
+    assert (model(**swapped).pooler_output - pooled).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_a_3d_mask_of_padding_equals_the_2d_mask(attention: str) -> None:
+    model, row = small_model(attention), pad(example(4, 2), 6, 3)
+    full = row["attention_mask"][:, None, :].expand(-1, 9, -1)
+    torch.testing.assert_close(
+        model(**row | {"attention_mask": full}).last_hidden_state, model(**row).last_hidden_state, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_rows_that_may_attend_to_nothing_stay_finite_in_training(attention: str) -> None:
+    model = small_model(attention).train()
+    row = example(4, 2)
+    mask = torch.ones(1, 6, 6, dtype=torch.long)
+    mask[0, 3] = 0
+    mask[0, :, 3] = 0
+    output = model(**row | {"attention_mask": mask}).last_hidden_state
+    output[:, :3].sum().backward()
+    assert output.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_mask_given_to_each_attention_implementation() -> None:
+    mask = torch.tensor([[[1, 0], [1, 1]]])
+    assert dense_attention_mask(mask, "sdpa", torch.float32).tolist() == [[[[True, False], [True, True]]]]
+    lowest = torch.finfo(torch.float16).min
+    for implementation in ("eager", "flex_attention"):
+        additive = dense_attention_mask(mask, implementation, torch.float16)
+        assert additive.dtype == torch.float16
+        assert additive.tolist() == [[[[0, lowest], [0, 0]]]]
+    with pytest.raises(UserError, match="'flash_attention_2' attention takes no mask of who sees whom"):
+        dense_attention_mask(mask, "flash_attention_2", torch.float16)
+
+
+def test_flash_attention_refuses_a_3d_mask_in_the_model() -> None:
+    model = small_model()
+    model.config._attn_implementation = "flash_attention_2"  # as if it were installed
+    with pytest.raises(UserError, match="attn_implementation='sdpa'"):
+        model(**example(3, 2) | {"attention_mask": torch.ones(1, 5, 5)})
+    assert VinVLModel._supports_flash_attn and VinVLModel._supports_sdpa and VinVLModel._supports_flex_attn
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_gradient_checkpointing_gives_the_same_gradients(attention: str) -> None:
+    batch = stack([pad(example(4, 2), 6, 3), example(6, 3, seed=1)])
+    head_mask = torch.rand(2, 4)
+
+    def gradients(checkpointing: bool) -> dict[str, Tensor]:
+        model = small_model(attention, VinVLForAnswering).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert model.bert.encoder.layer[0].gradient_checkpointing
+        torch.manual_seed(1)  # dropout is on: the recomputation must draw the same again
+        model(**batch, head_mask=head_mask, labels=torch.rand(2, 5)).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    plain, recomputed = gradients(False), gradients(True)
+    for name, gradient in plain.items():
+        assert gradient.abs().max() > 0 or "key.bias" in name or "word_emb" in name
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_batch_without_regions_still_gives_every_parameter_a_gradient(checkpointing: bool) -> None:
+    model = small_model(model_class=VinVLForAnswering).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    model(**example(5, 0), labels=torch.rand(1, 5)).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_history_equals_a_causal_mask_over_the_whole_sequence(attention: str) -> None:
+    model, row = small_model(attention), example(6, 0)
+    ids, types = row["input_ids"], row["token_type_ids"]
+    causal = torch.ones(1, 6, 6).tril()
+    whole = model(ids, types, causal, output_hidden_states=True)
+    history = model.project_history([states[:, :4] for states in whole.hidden_states])
+    rest = {"input_ids": ids[:, 4:], "token_type_ids": types[:, 4:], "position_ids": torch.tensor([[4, 5]])}
+    stepwise = model(**rest, attention_mask=causal[:, 4:], past_key_values=history)
+    torch.testing.assert_close(stepwise.last_hidden_state, whole.last_hidden_state[:, 4:], rtol=1e-5, atol=1e-5)
+    assert history.get_seq_length() == 6
+
+    history = model.project_history([states[:, :4] for states in whole.hidden_states])
+    everything = model(**rest, attention_mask=torch.ones(1, 6), past_key_values=history)
+    assert (everything.last_hidden_state[:, 0] - whole.last_hidden_state[:, 4]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_head_mask_of_ones_and_zeros() -> None:
+    model, row = small_model("eager"), example(5, 3)
+    plain = model(**row, output_attentions=True)
+    ones = model(**row, head_mask=torch.ones(4), output_attentions=True)
+    assert torch.equal(plain.last_hidden_state, ones.last_hidden_state)
+    masked = model(**row, head_mask=torch.tensor([1.0, 0.0, 1.0, 0.5]), output_attentions=True)
+    sums = masked.attentions[0].sum(dim=-1)[0, :, 0]
+    torch.testing.assert_close(sums, torch.tensor([1.0, 0.0, 1.0, 0.5]))
+
+
+@pytest.mark.parametrize("model_class", [VinVLModel, VinVLForAnswering])
+@torch.no_grad()
+def test_save_and_load(model_class: Any, tmp_path: Path) -> None:
+    model, row = small_model(model_class=model_class, loss_type="sfmx", classifier="mlp"), example(5, 3)
+    model.save_pretrained(tmp_path)
+    for attention in ("eager", "sdpa"):
+        again = model_class.from_pretrained(tmp_path, attn_implementation=attention).eval()
+        assert again.config.loss_type == "ce" and again.config.use_img_layernorm and again.config.num_labels == 5
+        for key, value in model(**row).items():
+            torch.testing.assert_close(again(**row)[key], value, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_encoder_from_the_folder_of_an_answering_model(tmp_path: Path) -> None:
+    model, row = small_model(model_class=VinVLForAnswering), example(5, 3)
+    model.save_pretrained(tmp_path)
+    encoder = VinVLModel.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(encoder(**row).pooler_output, model.bert(**row).pooler_output)
+
+
+def test_initial_weights_are_berts() -> None:
+    torch.manual_seed(0)
+    model = VinVLModel(small_config(hidden_size=64, initializer_range=0.02))
+    assert model.img_embedding.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert model.encoder.layer[1].attention.self.query.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert model.img_embedding.bias.abs().max() == 0 and (model.LayerNorm.weight == 1).all()
+    assert model.embeddings.word_embeddings.weight[0].abs().max() == 0  # padding
+
+
+def test_half_precision_region_rows_and_autocast() -> None:
+    model, row = small_model(), example(5, 3)
+    half = row | {"region_features": row["region_features"].half()}
+    with torch.no_grad():
+        full = model(**row).pooler_output
+        torch.testing.assert_close(model(**half).pooler_output, full, rtol=0, atol=2e-2)
+        for attention in ("eager", "sdpa"):
+            model.set_attn_implementation(attention)
+            with torch.autocast("cpu", torch.bfloat16):
+                pooled = model(**row | {"attention_mask": torch.ones(1, 8, 8)}).pooler_output
+            assert pooled.isfinite().all() and (pooled.float() - full).abs().max() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"region_features": torch.zeros(1, 2, 7)}, "region rows hold 7 numbers but the model expects 12"),
+        ({"attention_mask": torch.ones(1, 4)}, r"shape \(1, 4\), but 1 sequences of 5 tokens and regions"),
+        ({"attention_mask": torch.ones(1, 5, 4)}, r"need \(B, 5\) or \(B, 5, 5\)"),
+        ({"attention_mask": torch.ones(2, 5)}, r"shape \(2, 5\), but 1 sequences"),
+        ({"attention_mask": torch.ones(5)}, r"shape \(5,\)"),
+        ({"input_ids": torch.ones(1, 21, dtype=torch.long)}, "text of 21 tokens .* knows 20 positions"),
+        ({"output_attentions": True}, "'sdpa' attention does not compute them"),
+    ],
+)
+def test_shapes_that_do_not_fit(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        small_model()(**example(3, 2) | changes)
+
+
+def test_history_that_cannot_be_used() -> None:
+    model, row = small_model(), example(3, 0)
+    history = model.project_history([torch.zeros(1, 2, 16)] * 2)
+    ids = row["input_ids"]
+    with pytest.raises(UserError, match="give position_ids"):
+        model(ids, past_key_values=history)
+    model.train().gradient_checkpointing_enable()
+    with pytest.raises(UserError, match="gradient checkpointing"):
+        model(ids, past_key_values=history, position_ids=torch.tensor([[2, 3, 4]]))

@@ -1,0 +1,121 @@
+"""The answer head's losses and the model configuration's checks."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from vinvl.errors import UserError
+from vinvl.models import VinVLConfig, VinVLForAnswering, answer_loss, answer_loss_per_example
+
+SIZES = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+
+
+@given(batch=st.integers(1, 6), answers=st.integers(2, 9), loss_type=st.sampled_from(["bce", "ce", "kl", "xe", "sfmx"]))
+@settings(max_examples=50, deadline=None)
+def test_losses_are_torchs_and_means_of_examples(batch: int, answers: int, loss_type: str) -> None:
+    logits, scores = torch.randn(batch, answers), torch.rand(batch, answers)
+    numbers = torch.randint(answers, (batch,))
+    labels = scores if loss_type in ("bce", "kl") else numbers
+    expected = {
+        "bce": F.binary_cross_entropy_with_logits(logits, scores) * answers,
+        "kl": F.kl_div(logits.log_softmax(-1), scores, reduction="batchmean"),
+    }.get(loss_type, F.cross_entropy(logits, numbers))
+    loss, each = answer_loss(logits, labels, loss_type), answer_loss_per_example(logits, labels, loss_type)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    assert each.shape == (batch,)
+    assert torch.equal(each.mean(), loss)
+    for index in range(batch):  # an example's loss does not depend on its batch
+        alone = answer_loss(logits[index : index + 1], labels[index : index + 1], loss_type)
+        torch.testing.assert_close(alone, each[index], rtol=1e-5, atol=1e-6)
+
+
+def test_cross_entropy_label_shapes() -> None:
+    logits, numbers = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    loss = answer_loss(logits, numbers, "ce")
+    assert torch.equal(answer_loss(logits, numbers[:, None], "ce"), loss)
+    torch.testing.assert_close(answer_loss(logits, F.one_hot(numbers, 3).float(), "ce"), loss)
+    weights = torch.rand(4, 3)
+    torch.testing.assert_close(answer_loss(logits, weights, "ce"), F.cross_entropy(logits, weights))
+
+
+def test_no_label_is_skipped_silently() -> None:
+    with pytest.raises((IndexError, RuntimeError)):
+        answer_loss(torch.randn(2, 3), torch.tensor([0, -100]), "ce")
+
+
+@pytest.mark.parametrize("loss_type", ["bce", "ce", "kl"])
+def test_one_answer_is_a_squared_error(loss_type: str) -> None:
+    logits, labels = torch.randn(4, 1), torch.randn(4)
+    expected = F.mse_loss(logits[:, 0], labels)
+    torch.testing.assert_close(answer_loss(logits, labels, loss_type), expected)
+    torch.testing.assert_close(answer_loss(logits, labels[:, None], loss_type), expected)
+
+
+def test_half_precision_logits_are_summed_in_full() -> None:
+    logits, labels = torch.randn(2, 3129), torch.rand(2, 3129)
+    half = answer_loss(logits.bfloat16(), labels, "bce")
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, answer_loss(logits.bfloat16().float(), labels, "bce"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "loss_type"),
+    [
+        (torch.rand(2, 4), "bce"),
+        (torch.rand(3, 3), "kl"),
+        (torch.rand(2), "bce"),
+        (torch.rand(2, 4), "ce"),
+        (torch.tensor([0, 1, 2]), "ce"),
+    ],
+)
+def test_labels_that_do_not_fit(labels: torch.Tensor, loss_type: str) -> None:
+    with pytest.raises(UserError, match=r"do not fit the .* loss on logits of shape \(2, 3\)"):
+        answer_loss(torch.randn(2, 3), labels, loss_type)
+
+
+def test_published_dropout_and_classifier_sizes() -> None:
+    config = VinVLConfig(**SIZES, num_labels=7, classifier="mlp", cls_hidden_scale=2, hidden_dropout_prob=0.3)
+    model = VinVLForAnswering(config)
+    assert model.dropout.p == 0.3
+    assert {name: tuple(p.shape) for name, p in model.classifier.named_parameters()} == {
+        "0.weight": (16, 8),
+        "0.bias": (16,),
+        "2.weight": (7, 16),
+        "2.bias": (7,),
+    }
+    assert VinVLForAnswering(VinVLConfig(**SIZES, classifier_dropout=0.2)).dropout.p == 0.2
+
+
+def test_configuration_defaults_are_the_base_size() -> None:
+    config = VinVLConfig()
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (768, 12, 12)
+    assert (config.img_feature_dim, config.use_img_layernorm, config.img_layer_norm_eps) == (2054, False, 1e-12)
+    assert (config.classifier, config.cls_hidden_scale, config.loss_type) == ("linear", 3, "bce")
+    assert config.model_type == "vinvl"
+
+
+def test_configuration_round_trip(tmp_path: Any) -> None:
+    config = VinVLConfig(**SIZES, num_labels=3, loss_type="xe", use_img_layernorm=1, img_layer_norm_eps=1e-5)
+    config.save_pretrained(tmp_path)
+    again = VinVLConfig.from_pretrained(tmp_path)
+    assert (again.loss_type, again.use_img_layernorm, again.img_layer_norm_eps) == ("ce", True, 1e-5)
+    assert (again.hidden_size, again.num_labels) == (8, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"classifier": "deep"}, "classifier is 'deep'; choose one of linear, mlp"),
+        ({"loss_type": "hinge"}, "loss_type is 'hinge'; choose one of bce, ce, kl"),
+        ({"img_feature_dim": 0}, "img_feature_dim is 0"),
+        ({"cls_hidden_scale": 1.5}, "cls_hidden_scale is 1.5"),
+        ({"hidden_size": 100, "num_attention_heads": 12}, "hidden_size 100 cannot be split over .* 12"),
+    ],
+)
+def test_configurations_that_make_no_model(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        VinVLConfig(**changes)

@@ -1,0 +1,106 @@
+"""Reading by id and index: sentences for what is not there, pickling, and DataLoader workers."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from store_samples import LABELS, ROW_NAMES, assert_same, make_regions, write
+from torch.utils.data import DataLoader, Dataset
+
+from vinvl.data.store import RegionStore
+from vinvl.errors import UserError
+
+LAYOUTS = [{}, {"compression": "gzip", "chunk_rows": 2}, {"max_images_per_shard": 4}]
+
+
+class StoreItems(Dataset):  # type: ignore[type-arg]
+    """What a worker sends back: every array of an image as lists, from each of several stores in turn."""
+
+    def __init__(self, stores: list[RegionStore]) -> None:
+        self.stores = stores
+
+    def __len__(self) -> int:
+        return sum(len(store) for store in self.stores)
+
+    def __getitem__(self, index: int) -> list[object]:
+        image, store = divmod(index, len(self.stores))
+        return as_lists(self.stores[store], self.stores[store].at(image).image_id)
+
+
+def as_lists(store: RegionStore, image_id: str) -> list[object]:
+    regions = store[image_id]
+    return [regions.image_id, *(getattr(regions, name).tolist() for name in ROW_NAMES)]
+
+
+def first(batch: list[list[object]]) -> list[object]:
+    return batch[0]
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_workers_read_the_same_values(tmp_path: Path, start_method: str) -> None:
+    images = [make_regions(f"n{number}", 1 + number % 4, attributes=1, seed=number) for number in range(12)]
+    paths = [write(tmp_path / str(number), images, attributes=1, **layout) for number, layout in enumerate(LAYOUTS)]
+    items = StoreItems([RegionStore(path) for path in paths])
+    # Read before the workers start, so that they inherit opened files.
+    expected = [items[index] for index in range(len(items))]
+    loader = DataLoader(items, num_workers=2, multiprocessing_context=start_method, collate_fn=first)
+    assert list(loader) == expected
+    assert [items[index] for index in range(len(items))] == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_pickled_store_carries_no_data(tmp_path: Path, layout: dict[str, object]) -> None:
+    images = [make_regions(f"n{number}", 40, feature_dim=64, seed=number) for number in range(9)]
+    store = RegionStore(write(tmp_path / "a", images, feature_dim=64, **layout))
+    # Opens the file and makes the table of ids, neither of which may travel.
+    assert store["n3"].image_id == store.image_ids[3]
+    content = pickle.dumps(store)
+    assert len(content) < 8000
+    copy = pickle.loads(content)
+    assert len(copy) == 9 and copy.label_map == LABELS
+    for image in images:
+        assert_same(copy[image.image_id], image)
+
+
+def test_unknown_images_are_told_with_an_example(tmp_path: Path) -> None:
+    path = write(tmp_path / "coco.h5", [make_regions("262148", 1), make_regions("9", 1)])
+    store = RegionStore(path)
+    with pytest.raises(UserError) as caught:
+        store["391895"]
+    assert str(caught.value) == f"{path} has no image '391895'; it holds 2 images, ids like '262148'."
+    for unknown in ("", "2621489", "26214", "9\0", "\ud800", "x" * 1000):
+        assert unknown not in store
+    with pytest.raises(UserError, match="image ids are text, not int; pass '9'"):
+        store[9]  # type: ignore[index]
+    for index in (-1, 2):
+        with pytest.raises(UserError, match=f"no image at index {index}; it holds 2 images"):
+            store.at(index)
+    assert store.at(np.int64(1)).image_id == "9"  # type: ignore[arg-type]
+
+
+def test_an_empty_store_is_a_store(tmp_path: Path) -> None:
+    for layout in LAYOUTS:
+        store = RegionStore(write(tmp_path / f"{len(layout)}{layout.get('compression')}", [], **layout))
+        assert len(store) == 0 and store.verify() == [] and store.image_ids.tolist() == []
+        assert "1" not in store and store.num_regions.shape == (0,) and store.sizes.shape == (0, 2)
+        with pytest.raises(UserError, match="it holds no images"):
+            store["1"]
+
+
+def test_wrong_feature_dimension_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", [make_regions("1", 1)])
+    RegionStore(path).require_feature_dim(3)
+    with pytest.raises(UserError, match=r"a.h5 holds features of dimension 3, the model wants 2048"):
+        RegionStore(path).require_feature_dim(2048)
+
+
+def test_a_file_that_changes_after_it_was_opened_is_not_mapped(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", [make_regions("1", 1)])
+    store = RegionStore(path)
+    write(path, [make_regions("1", 9), make_regions("2", 9)])
+    with pytest.raises(UserError, match=r"a.h5 was changed after it was opened"):
+        store["1"]

@@ -1,0 +1,117 @@
+"""What `verify` finds, and the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from store_samples import make_regions, write
+
+from vinvl.data.store import RegionStore
+
+
+def sample(path: Path, **layout: object) -> Path:
+    return write(path, [make_regions(f"n{n}", 4, attributes=1, seed=n) for n in range(6)], attributes=1, **layout)
+
+
+DAMAGE = [
+    ("features", (5, 1), np.nan, "1 regions have features that are NaN or infinite, first in image 'n1', region 1"),
+    ("features", (slice(5, 9), 1), np.inf, "4 regions have features that are NaN"),
+    ("boxes", (23, 0), np.nan, "1 regions have boxes that are NaN or infinite, first in image 'n5', region 3"),
+    ("class_scores", 0, np.inf, "1 regions have class_scores that are NaN or infinite, first in image 'n0', region 0"),
+    ("attribute_scores", (0, 0), np.nan, "have attribute_scores that are NaN"),
+    ("boxes", 9, (50, 50, 40, 60), "have inverted boxes (x2 < x1 or y2 < y1), first in image 'n2', region 1"),
+    ("boxes", 9, (50, 50, 60, 40), "have inverted boxes"),
+    ("boxes", 9, (0, 0, 106, 9), "have boxes more than 5% of the image's size outside of the image"),
+    ("boxes", 9, (0, -7, 9, 9), "have boxes more than 5%"),
+    ("classes", 9, 3, "1 regions have classes outside of the label map (0 to 2), first in image 'n2', region 1"),
+    ("classes", 9, -1, "have classes outside of the label map"),
+    ("attributes", (9, 0), 2, "have attributes outside of the label map (0 to 1)"),
+    ("sizes", (2, 1), 0, "1 images have a size that is not positive, the first is image number 2"),
+    ("offsets", 2, 3, "offsets fall after image number 1"),
+    ("image_ids", 2, b"n1", "image ids are repeated 1 times, such as 'n1'"),
+    ("image_ids", 2, b"", "image number 2 has an empty id"),
+    ("image_ids", 2, b"\xff", "image_ids hold bytes that are not UTF-8"),
+]
+
+
+@pytest.mark.parametrize("layout", [{}, {"compression": "gzip", "chunk_rows": 5}], ids=["contiguous", "gzip"])
+@pytest.mark.parametrize(("name", "place", "value", "sentence"), DAMAGE, ids=[row[3][:45] for row in DAMAGE])
+def test_damage_is_found_and_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    place: object,
+    value: object,
+    sentence: str,
+    layout: dict[str, object],
+) -> None:
+    # Blocks of a few rows, so that the counting crosses block boundaries.
+    monkeypatch.setattr("vinvl.data.store.verify._BLOCK_BYTES", 20)
+    path = sample(tmp_path / "coco.h5", **layout)
+    assert RegionStore(path).verify() == []
+    with h5py.File(path, "r+") as file:
+        file[name][place] = np.array(value, dtype=file[name].dtype)
+    problems = RegionStore(path).verify()
+    assert any(sentence in problem for problem in problems), problems
+    assert all(problem.startswith(f"{path}: ") and problem.endswith(".") for problem in problems)
+
+
+def test_boxes_may_stick_out_a_little(tmp_path: Path) -> None:
+    path = sample(tmp_path / "coco.h5")
+    with h5py.File(path, "r+") as file:
+        file["boxes"][9] = (-4, -5, 104, 125)
+    assert RegionStore(path).verify() == []
+
+
+def test_a_file_repacked_in_chunks_is_read_the_same(tmp_path: Path) -> None:
+    path, chunked = sample(tmp_path / "coco.h5"), tmp_path / "chunked.h5"
+    with h5py.File(path) as source, h5py.File(chunked, "w") as target:
+        target.attrs.update(dict(source.attrs))
+        for name, dataset in source.items():
+            target.create_dataset(name, data=dataset[...], dtype=dataset.dtype, chunks=True, compression="gzip")
+    one, other = RegionStore(path), RegionStore(chunked)
+    assert other.verify() == []
+    for image_id in one.image_ids:
+        np.testing.assert_array_equal(other[image_id].rows(), one[image_id].rows())
+
+
+def run_command(*arguments: object) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "vinvl.data.store", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_info_prints_a_summary(tmp_path: Path) -> None:
+    code, out, errors = run_command("info", sample(tmp_path / "coco", max_images_per_shard=4))
+    assert (code, errors) == (0, "")
+    lines = {" ".join(line[:20].split()): line[21:] for line in out.splitlines()}
+    assert lines["files"] == f"2: {tmp_path}/coco/shard-00000.h5 to {tmp_path}/coco/shard-00001.h5"
+    assert lines["complete"] == "yes"
+    assert lines["images"] == "6, ids like 'n0'" and lines["regions"] == "24"
+    assert lines["regions an image"] == "min 4, mean 4.0, max 4"
+    assert lines["features"] == "dimension 3, float16, contiguous"
+    assert lines["label map"] == "3 classes, 2 attributes" and lines["detector"] == "X152-C4, NMS_FILTER 1"
+    size = sum(file.stat().st_size for file in (tmp_path / "coco").glob("*.h5"))
+    assert lines["bytes"] == f"{size:,}"
+
+
+def test_verify_prints_sound_or_the_problems(tmp_path: Path) -> None:
+    path = sample(tmp_path / "coco.h5")
+    assert run_command("verify", path) == (0, f"{path}: sound, 6 images\n", "")
+    with h5py.File(path, "r+") as file:
+        file["features"][5, 1] = np.nan
+    code, out, errors = run_command("verify", path)
+    assert (code, errors) == (1, "") and out.startswith(f"{path}: 1 regions have features that are NaN")
+
+
+def test_command_line_errors_are_one_line(tmp_path: Path) -> None:
+    code, out, errors = run_command("info", tmp_path / "missing.h5")
+    assert (code, out) == (1, "")
+    assert errors == f"error: {tmp_path}/missing.h5 cannot be opened: No such file or directory.\n"
+    code, out, _ = run_command("--help")
+    assert code == 0 and "verify" in out and "info" in out
