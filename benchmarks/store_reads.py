@@ -79,6 +79,12 @@ def make_readers(path: Path, store: RegionStore, handle: h5py.File, tsv: Path, s
     offsets = np.concatenate([[0], np.cumsum(store.num_regions)])
     ids = store.image_ids.tolist()
     dataset, lines = handle["features"], tsv.open("rb")
+    others = [handle[name] for name in ("boxes", "classes", "class_scores", "attributes", "attribute_scores")]
+
+    def all_from_hdf5(index: int) -> np.ndarray:
+        for other in others:
+            other[offsets[index] : offsets[index + 1]]
+        return dataset[offsets[index] : offsets[index + 1]]
 
     def from_tsv(index: int) -> np.ndarray:
         lines.seek(starts[index])
@@ -89,7 +95,8 @@ def make_readers(path: Path, store: RegionStore, handle: h5py.File, tsv: Path, s
         "raw memory map": lambda index: raw[offsets[index] : offsets[index + 1]],
         "RegionStore by index": lambda index: store.at(index).features,
         "RegionStore by image id": lambda index: store[ids[index]].features,
-        "h5py slices": lambda index: dataset[offsets[index] : offsets[index + 1]],
+        "h5py slice of features": lambda index: dataset[offsets[index] : offsets[index + 1]],
+        "h5py slices of all arrays": all_from_hdf5,
         "base64 TSV rows": from_tsv,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,14 +37,14 @@ def assert_same(read: Regions, written: Regions) -> None:
         np.testing.assert_array_equal(array, expected)
 
 
-def write(path: Path, images: list[Regions], feature_dim: int = 3, attributes: int = 0, **layout: object) -> Path:
+def write(path: Path, images: list[Regions], feature_dim: int = 3, attributes: int = 0, **layout: Any) -> Path:
     writer = RegionStoreWriter(
         path,
         feature_dim=feature_dim,
         detector="X152-C4, NMS_FILTER 1",
         label_map=LABELS,
         num_attributes=attributes,
-        **layout,  # type: ignore[arg-type]
+        **layout,
     )
     with writer:
         for regions in images:

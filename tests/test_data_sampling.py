@@ -3,10 +3,12 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vinvl.data.sampling import EvaluationBatchSampler, LengthBucketBatchSampler
+from vinvl.errors import UserError
 
 sizes = st.integers(1, 300)
 batch_sizes = st.integers(1, 20)
@@ -69,7 +71,12 @@ def test_evaluation_sees_each_example_once_in_the_same_batches_on_any_number_of_
     size: int, batch_size: int, world: int
 ) -> None:
     lengths = lengths_of(size)
+    if size < world:
+        with pytest.raises(UserError, match="use fewer devices"):
+            EvaluationBatchSampler(lengths, batch_size, world_size=world)
+        return
     alone = list(EvaluationBatchSampler(lengths, batch_size))
     shared = [list(EvaluationBatchSampler(lengths, batch_size, rank=r, world_size=world)) for r in range(world)]
+    assert all(shared)
     assert sorted(index for batch in alone for index in batch) == list(range(size))
     assert sorted(map(tuple, alone)) == sorted(tuple(batch) for batches in shared for batch in batches)

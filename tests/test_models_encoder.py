@@ -9,10 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from vinvl.errors import UserError
 from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLModel
 from vinvl.models.encoder import dense_attention_mask
+
+torch.set_num_threads(1)  # threads cost more than they give at these sizes
 
 WIDTH = 12  # numbers per region row
 
@@ -55,19 +58,13 @@ def example(tokens: int, regions: int, seed: int = 0) -> dict[str, Tensor]:
 def pad(row: dict[str, Tensor], length: int, regions: int) -> dict[str, Tensor]:
     """The row with its tokens padded to `length` and its regions to `regions`."""
     tokens, features = row["input_ids"], row["region_features"]
-    more_tokens, more_regions = length - tokens.shape[1], regions - features.shape[1]
-    ones = torch.ones_like
+    right, below = (0, length - tokens.shape[1]), (0, regions - features.shape[1])
+    token_mask, region_mask = torch.ones_like(tokens), torch.ones(features.shape[:2], dtype=torch.long)
     return {
-        "input_ids": torch.nn.functional.pad(tokens, (0, more_tokens)),
-        "token_type_ids": torch.nn.functional.pad(row["token_type_ids"], (0, more_tokens)),
-        "attention_mask": torch.cat(
-            [
-                torch.nn.functional.pad(ones(tokens), (0, more_tokens)),
-                torch.nn.functional.pad(ones(features[:, :, 0]).long(), (0, more_regions)),
-            ],
-            dim=1,
-        ),
-        "region_features": torch.nn.functional.pad(features, (0, 0, 0, more_regions)),
+        "input_ids": F.pad(tokens, right),
+        "token_type_ids": F.pad(row["token_type_ids"], right),
+        "attention_mask": torch.cat([F.pad(token_mask, right), F.pad(region_mask, below)], dim=1),
+        "region_features": F.pad(features, (0, 0, *below)),
     }
 
 
@@ -144,13 +141,15 @@ def test_rows_that_may_attend_to_nothing_stay_finite_in_training(attention: str)
 def test_the_mask_given_to_each_attention_implementation() -> None:
     mask = torch.tensor([[[1, 0], [1, 1]]])
     assert dense_attention_mask(mask, "sdpa", torch.float32).tolist() == [[[[True, False], [True, True]]]]
+    nothing = dense_attention_mask(torch.zeros(1, 1, 3), "sdpa", torch.float32)
+    assert nothing.tolist() == [[[[True, True, True]]]]  # not NaN, on any backend
     lowest = torch.finfo(torch.float16).min
-    for implementation in ("eager", "flex_attention"):
-        additive = dense_attention_mask(mask, implementation, torch.float16)
-        assert additive.dtype == torch.float16
-        assert additive.tolist() == [[[[0, lowest], [0, 0]]]]
-    with pytest.raises(UserError, match="'flash_attention_2' attention takes no mask of who sees whom"):
-        dense_attention_mask(mask, "flash_attention_2", torch.float16)
+    additive = dense_attention_mask(mask, "eager", torch.float16)
+    assert additive.dtype == torch.float16
+    assert additive.tolist() == [[[[0, lowest], [0, 0]]]]
+    for implementation in ("flash_attention_2", "flex_attention"):
+        with pytest.raises(UserError, match=f"'{implementation}' attention takes no mask of who sees whom"):
+            dense_attention_mask(mask, implementation, torch.float16)
 
 
 def test_flash_attention_refuses_a_3d_mask_in_the_model() -> None:
@@ -241,11 +240,23 @@ def test_an_encoder_from_the_folder_of_an_answering_model(tmp_path: Path) -> Non
 
 def test_initial_weights_are_berts() -> None:
     torch.manual_seed(0)
-    model = VinVLModel(small_config(hidden_size=64, initializer_range=0.02))
+    model: Any = VinVLModel(small_config(hidden_size=64, initializer_range=0.02))
     assert model.img_embedding.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert model.encoder.layer[1].attention.self.query.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert model.img_embedding.bias.abs().max() == 0 and (model.LayerNorm.weight == 1).all()
     assert model.embeddings.word_embeddings.weight[0].abs().max() == 0  # padding
+
+
+def test_dropout_on_the_regions_and_on_the_pooled_vector() -> None:
+    model = small_model(model_class=VinVLForAnswering, hidden_dropout_prob=0.0).train()
+    row = example(5, 3)
+    kept = model.bert.embed(row["input_ids"], row["token_type_ids"], row["region_features"])
+    model.bert.dropout.p = 1.0
+    dropped = model.bert.embed(row["input_ids"], row["token_type_ids"], row["region_features"])
+    assert torch.equal(dropped[:, :5], kept[:, :5])
+    assert dropped[:, 5:].abs().max() == 0 and kept[:, 5:].abs().min() > 0
+    model.dropout.p = 1.0
+    assert torch.equal(model(**row).logits[0], model.classifier.bias)
 
 
 def test_half_precision_region_rows_and_autocast() -> None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLModel, load_published_state_dict
 
+torch.set_num_threads(1)  # threads cost more than they give at these sizes
+
 GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
 RECORDED_SWITCHES = ("output_hidden_states", "output_attentions", "img_feature_type")  # of the recording, not the model
 ENCODER_CASES = ("noln", "imgln", "imgln_eps1e-5")
@@ -29,7 +31,7 @@ class Case:
         self.config = VinVLConfig(**{k: v for k, v in facts["config"].items() if k not in RECORDED_SWITCHES})
         self.weights = load_published_state_dict(GOLDEN / facts["weights"])
 
-    def model(self, model_class: type, attention: str) -> Any:
+    def model(self, model_class: Any, attention: str) -> Any:
         model = model_class._from_config(self.config, attn_implementation=attention)
         model.load_state_dict(self.weights, strict=True)  # the parameter names are the published ones, all of them
         assert model.config._attn_implementation == attention
@@ -139,7 +141,7 @@ class PublishedAdamW(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # no closure
         for group in self.param_groups:
             for parameter in group["params"]:
                 state = self.state[parameter]

@@ -11,7 +11,13 @@ from torch.nn import functional as F
 from vinvl.errors import UserError
 from vinvl.models import VinVLConfig, VinVLForAnswering, answer_loss, answer_loss_per_example
 
-SIZES = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+SIZES: dict[str, Any] = {
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+}
 
 
 @given(batch=st.integers(1, 6), answers=st.integers(2, 9), loss_type=st.sampled_from(["bce", "ce", "kl", "xe", "sfmx"]))
@@ -99,7 +105,7 @@ def test_configuration_defaults_are_the_base_size() -> None:
 
 
 def test_configuration_round_trip(tmp_path: Any) -> None:
-    config = VinVLConfig(**SIZES, num_labels=3, loss_type="xe", use_img_layernorm=1, img_layer_norm_eps=1e-5)
+    config = VinVLConfig(**SIZES, num_labels=3, loss_type="xe", use_img_layernorm=True, img_layer_norm_eps=1e-5)
     config.save_pretrained(tmp_path)
     again = VinVLConfig.from_pretrained(tmp_path)
     assert (again.loss_type, again.use_img_layernorm, again.img_layer_norm_eps) == ("ce", True, 1e-5)

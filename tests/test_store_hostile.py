@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,7 +18,7 @@ from vinvl.data.store.layout import _array_layout
 from vinvl.errors import UserError
 
 
-def sample(path: Path, **layout: object) -> Path:
+def sample(path: Path, **layout: Any) -> Path:
     return write(path, [make_regions(str(n), 4, attributes=1, seed=n) for n in range(6)], attributes=1, **layout)
 
 
@@ -101,6 +102,7 @@ EDITS: list[tuple[str, Callable[[h5py.File], None], str]] = [
         replace_dataset("offsets", data=np.array([0, 99, 8, 12, 16, 20, 24])),
         "offsets of image number 0 are damaged (0 to 99)",
     ),
+    ("size", replace_dataset("sizes", data=np.zeros((6, 2), np.int32)), "image number 0 has size 0 x 0"),
     (
         "id not UTF-8",
         replace_dataset("image_ids", data=np.array([b"\xff"] * 6)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from vinvl.data.store import RegionStore
 from vinvl.errors import UserError
 
-LAYOUTS = [{}, {"compression": "gzip", "chunk_rows": 2}, {"max_images_per_shard": 4}]
+LAYOUTS: list[dict[str, Any]] = [{}, {"compression": "gzip", "chunk_rows": 2}, {"max_images_per_shard": 4}]
 
 
-class StoreItems(Dataset):  # type: ignore[type-arg]
+class StoreItems(Dataset[list[object]]):
     """What a worker sends back: every array of an image as lists, from each of several stores in turn."""
 
     def __init__(self, stores: list[RegionStore]) -> None:
@@ -53,7 +54,7 @@ def test_workers_read_the_same_values(tmp_path: Path, start_method: str) -> None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_a_pickled_store_carries_no_data(tmp_path: Path, layout: dict[str, object]) -> None:
+def test_a_pickled_store_carries_no_data(tmp_path: Path, layout: dict[str, Any]) -> None:
     images = [make_regions(f"n{number}", 40, feature_dim=64, seed=number) for number in range(9)]
     store = RegionStore(write(tmp_path / "a", images, feature_dim=64, **layout))
     # Opens the file and makes the table of ids, neither of which may travel.

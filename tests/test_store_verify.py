@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,7 +15,7 @@ from store_samples import make_regions, write
 from vinvl.data.store import RegionStore
 
 
-def sample(path: Path, **layout: object) -> Path:
+def sample(path: Path, **layout: Any) -> Path:
     return write(path, [make_regions(f"n{n}", 4, attributes=1, seed=n) for n in range(6)], attributes=1, **layout)
 
 
@@ -48,7 +49,7 @@ def test_damage_is_found_and_named(
     place: object,
     value: object,
     sentence: str,
-    layout: dict[str, object],
+    layout: dict[str, Any],
 ) -> None:
     # Blocks of a few rows, so that the counting crosses block boundaries.
     monkeypatch.setattr("vinvl.data.store.verify._BLOCK_BYTES", 20)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,8 +20,8 @@ from vinvl.data.store import Regions, RegionStore, RegionStoreWriter
 from vinvl.errors import UserError
 
 
-def open_writer(path: Path, **layout: object) -> RegionStoreWriter:
-    return RegionStoreWriter(path, feature_dim=3, detector="", label_map=LABELS, num_attributes=1, **layout)  # type: ignore[arg-type]
+def open_writer(path: Path, **layout: Any) -> RegionStoreWriter:
+    return RegionStoreWriter(path, feature_dim=3, detector="", label_map=LABELS, num_attributes=1, **layout)
 
 
 def with_value(name: str, value: object) -> Regions:
@@ -113,7 +114,7 @@ def test_targets_that_cannot_be_written_are_refused_at_once(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("layout", [{}, {"compression": "gzip"}, {"max_images_per_shard": 2}])
-def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, layout: dict[str, object]) -> None:
+def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, layout: dict[str, Any]) -> None:
     with pytest.raises(KeyboardInterrupt), open_writer(tmp_path / "a", **layout) as writer:
         for number in range(5):
             writer.add(make_regions(str(number), 3, attributes=1))
@@ -212,7 +213,7 @@ def test_the_file_is_plain_hdf5_as_the_layout_says(tmp_path: Path) -> None:
     images = [make_regions("é", 2, attributes=1), make_regions("b", 1, attributes=1)]
     path = write(tmp_path / "a.h5", images, attributes=1)
     with h5py.File(path) as file:
-        assert dict(file.attrs)["format"] == "vinvl-regions" and file.attrs["version"] == 1
+        assert file.attrs["format"] == b"vinvl-regions" and file.attrs["version"] == 1
         assert file.attrs["feature_dim"] == 3 and file.attrs["complete"] == 1
         shapes = {name: (dataset.shape, str(dataset.dtype)) for name, dataset in file.items()}
         assert file["features"].chunks is None and file["features"].compression is None

@@ -41,9 +41,11 @@ class LineProgress(ProgressBar):
         self._started = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.perf_counter()
+        if not trainer.is_global_zero:
+            return
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())
         print(f"Training {parameters:,} parameters for {trainer.estimated_stepping_batches:,} updates.", flush=True)
-        self._started = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":

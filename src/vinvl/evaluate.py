@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from vinvl.callbacks import progress
 from vinvl.restore import restore
 from vinvl.runs import config_directory, register_resolvers, run_door
 from vinvl.train import report
@@ -19,7 +20,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     pl.seed_everything(config.seed, verbose=False)
     restored = restore(config)
     restored.datamodule.setup("test")
-    trainer: pl.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
+    trainer: pl.Trainer = instantiate(
+        config.trainer, callbacks=[progress()], logger=False, enable_checkpointing=False
+    )
     trainer.test(restored.task, datamodule=restored.datamodule, verbose=False)
     if trainer.is_global_zero:
         report(restored.task, Path(config.paths.output_dir), split=restored.data.test_split, checkpoint=str(restored.path))

@@ -9,6 +9,7 @@ import torch.distributed
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from vinvl.callbacks import progress
 from vinvl.restore import restore
 from vinvl.runs import atomic_write, config_directory, register_resolvers, run_door
 from vinvl.tasks.vqa import Prediction
@@ -25,7 +26,9 @@ def predict(config: DictConfig) -> list[Prediction]:
     pl.seed_everything(config.seed, verbose=False)
     restored = restore(config)
     restored.datamodule.setup("predict")
-    trainer: pl.Trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False)
+    trainer: pl.Trainer = instantiate(
+        config.trainer, callbacks=[progress()], logger=False, enable_checkpointing=False
+    )
     batches = trainer.predict(restored.task, datamodule=restored.datamodule) or []
     predictions = in_file_order(gather([prediction for batch in batches for prediction in batch]))
     if trainer.is_global_zero:

@@ -115,6 +115,7 @@ def run_door(run: Callable[[DictConfig], object], config: DictConfig) -> None:
     """Runs a door's function; a UserError, however deep, becomes one sentence and exit code 1."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+    warnings.filterwarnings("ignore", message=".*custom batch sampler.*for prediction.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)

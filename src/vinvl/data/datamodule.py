@@ -20,9 +20,6 @@ class RegionDataModule(pl.LightningDataModule):
         batches_seen: batches of this rank trained on so far; the task restores it when a run is resumed.
     """
 
-    # Ranks beyond the number of evaluation batches have nothing to do, and that is fine: no sample is counted twice.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(self, *, batch_size: int, eval_batch_size: int, num_workers: int, pin_memory: bool, seed: int) -> None:
         super().__init__()
         self.batch_size = batch_size

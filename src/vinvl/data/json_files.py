@@ -32,16 +32,16 @@ def parse_json(content: bytes, place: str) -> Any:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{place} is not UTF-8 text (byte {error.start}, on line {line}); save it as UTF-8."
-        ) from error
+        newlines = content.count(b"\n", 0, error.start)
+        line = f" on line {newlines + 1}" if b"\n" in content else ""
+        raise UserError(f"{place} is not UTF-8 text (byte {error.start}{line}); save it as UTF-8.") from error
     if not text.strip():
         raise UserError(f"{place} is empty; it should hold JSON.")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        spot = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        spot = f"{line}column {error.colno}: {error.msg}"
         raise UserError(f"{place} is not valid JSON ({spot}); it may be cut off or edited by hand.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not usable JSON ({error}).") from error

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from vinvl.errors import UserError
+
+LEAST_EVALUATION_BATCHES = 64  # so that each of up to 64 ranks has one, without the batches depending on the ranks
 POOL_BATCHES = 64  # batches whose examples are sorted together: enough for little padding, few enough to stay random
 
 
@@ -68,12 +71,22 @@ class EvaluationBatchSampler(Sampler[list[int]]):
 
     The batches are the same whatever the number of ranks (rank r takes every world_size-th), so a padded batch has the
     same floats in it and evaluation gives the same digits on one rank and on many. Longest first: memory runs out at
-    once or never.
+    once or never. Small splits are cut into batches smaller than `batch_size`, because a rank without a batch would
+    leave the others waiting for its metrics.
+
+    Raises:
+        UserError: there are fewer examples than ranks.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
         order = np.argsort(-np.asarray(lengths), kind="stable")
+        batch_size = max(1, min(batch_size, len(order) // LEAST_EVALUATION_BATCHES))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        if len(batches) < world_size:
+            raise UserError(
+                f"A split of {len(order)} examples makes {len(batches)} batches, too few to evaluate on {world_size} "
+                "ranks: use fewer devices."
+            )
         self.batches = batches[rank::world_size]
 
     def __len__(self) -> int:

@@ -60,7 +60,7 @@ def _lines(path: str | Path) -> Iterator[tuple[int, Record]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     place = f"{path} line {number}"
-                    yield number, checked_record(parse_json(line, place), place)
+                    yield number, checked_record(parse_json(line.rstrip(), place), place)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except OSError as error:

@@ -64,8 +64,8 @@ def _entries(path: str | Path, key: str) -> list[Any]:
     """The list under `key` of an official file."""
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        keys = ", ".join(sorted(content)[:8]) if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise UserError(f"{path} is no VQA {key} file: it needs an object with a list {key!r} and has {keys or 'none'}.")
+        found = f"an object with {', '.join(sorted(content)[:8]) or 'no keys'}" if isinstance(content, dict) else "none"
+        raise UserError(f"{path} is no VQA {key} file: expected an object with a list under {key!r}, found {found}.")
     if not content[key]:
         raise UserError(f"{path} holds no {key}; an empty split cannot be used.")
     entries: list[Any] = content[key]

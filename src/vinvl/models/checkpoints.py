@@ -75,18 +75,18 @@ def initialise_with_report(
         strict_head: refuse, instead of starting the head at random, where the checkpoint's head does not fit.
 
     Raises:
-        UserError: no such checkpoint, another architecture or size, no or only some encoder weights, or (with
-            `strict_head`) another head.
+        UserError: a configuration that cannot be built, no such checkpoint, another architecture or size, no or only
+            some encoder weights, or (with `strict_head`) another head.
     """
     if init is None:
-        model = model_class(config)
+        model = _build(model_class, config)
         return model, LoadingReport("random weights", missing=tuple(sorted(model.state_dict())))
     files = find_checkpoint(init)
     found, originals = _by_modern_names(load_published_state_dict(files.weights))
     _refuse_other_encoder(files, found, config)
     config, follows = _follow_image_layernorm(files, found, config)
 
-    model = model_class(config)
+    model = _build(model_class, config)
     # The model's names without "bert.", each with its full name and tensor.
     own = {name.removeprefix("bert."): (name, tensor) for name, tensor in model.state_dict().items()}
     _refuse_incomplete_encoder(files, found, own)
@@ -105,6 +105,13 @@ def initialise_with_report(
         unused=tuple(sorted(original for name, original in originals.items() if name not in used | set(resized))),
         image_layernorm=follows,
     )
+
+
+def _build(model_class: type[Model], config: VinVLConfig) -> Model:
+    try:
+        return model_class(config)
+    except (ValueError, ImportError) as error:  # an attention implementation that is unknown or not installed
+        raise UserError(f"The model cannot be built from its configuration: {' '.join(str(error).split())}") from error
 
 
 def _by_modern_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -183,9 +190,7 @@ def _refuse_incomplete_encoder(
         )
 
 
-def _unfit(
-    files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> tuple[set[str], set[str]]:
+def _unfit(files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[set[str], set[str]]:
     """Names of the model that the checkpoint cannot fill: those it lacks, and heads that it has in another size."""
     missing = {name for name in own if name not in found}
     other_shape = {name for name in own if name in found and found[name].shape != own[name].shape}

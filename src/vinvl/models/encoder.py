@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertPreTrainedModel, Cache, DynamicCache
+from transformers import BertModel, BertPreTrainedModel, Cache, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertSelfAttention
@@ -30,12 +30,13 @@ class VinVLModel(BertPreTrainedModel):
     config_class = VinVLConfig
     config: VinVLConfig
     base_model_prefix = "bert"
-    _no_split_modules = ["BertEmbeddings", "BertLayer"]
+    _no_split_modules = BertModel._no_split_modules
 
     def __init__(self, config: VinVLConfig) -> None:
         super().__init__(config)
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
+        layer: Any  # a BertLayer; torch types what a ModuleList holds no closer than Module
         for index, layer in enumerate(self.encoder.layer):
             layer.attention.self = HeadMaskedSelfAttention(config, layer_idx=index)
         self.pooler = BertPooler(config)
@@ -50,7 +51,7 @@ class VinVLModel(BertPreTrainedModel):
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings.word_embeddings = value
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]  # always an embedding
 
     def forward(
         self,
@@ -150,6 +151,7 @@ class VinVLModel(BertPreTrainedModel):
         are ignored. This is the published `encoder_history_states`.
         """
         cache = DynamicCache()
+        layer: Any
         for index, (layer, states) in enumerate(zip(self.encoder.layer, hidden_states, strict=False)):
             attention = layer.attention.self
             heads = (*states.shape[:2], attention.num_attention_heads, attention.attention_head_size)
@@ -191,18 +193,18 @@ class VinVLModel(BertPreTrainedModel):
 def dense_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.dtype) -> Tensor:
     """A mask of who sees whom, (B, Q, K) with 1 = attend, as the attention implementation takes it: (B, 1, Q, K).
 
-    "sdpa" gets booleans; "eager" and "flex_attention", which add the mask to the scores, get 0 and the lowest `dtype`.
+    "sdpa" gets booleans; "eager", which adds the mask to the scores, gets 0 and the lowest `dtype`.
     A row that may attend to nothing attends to everything instead: its output is not meant to be used, and a softmax
     over nothing is NaN on some backends.
 
     Raises:
-        UserError: the implementation (flash attention) takes no such mask.
+        UserError: the implementation (flash or flex attention) takes no such mask.
     """
     allowed = mask.bool()
     allowed = (allowed | ~allowed.any(dim=-1, keepdim=True))[:, None]
     if implementation == "sdpa":
         return allowed
-    if implementation in ("eager", "flex_attention"):
+    if implementation == "eager":
         additive = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return additive.masked_fill(~allowed, torch.finfo(dtype).min)
     raise UserError(

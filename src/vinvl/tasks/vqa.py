@@ -1,8 +1,7 @@
 """VQA: choose one answer of a fixed vocabulary, trained on soft targets, scored the official way."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import pytorch_lightning as pl
 import torch
@@ -19,8 +18,7 @@ TOP_ANSWERS = 5
 BOX_NUMBERS = 6  # a region row is the feature followed by six numbers of its box
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """The best answers to one question, best first."""
 
     index: int  # of the question in its split
@@ -176,7 +174,7 @@ class VQATask(VinVLTask):
         best = logits.topk(min(TOP_ANSWERS, len(self.answers)), dim=-1).indices
         chosen = probabilities.gather(-1, best)
         return [
-            Prediction(record["index"], record["question_id"], tuple(self.answers[index] for index in row), tuple(scores))
+            Prediction(record["index"], record["question_id"], tuple(self.answers[i] for i in row), tuple(scores))
             for record, row, scores in zip(batch.records, best.tolist(), chosen.tolist(), strict=True)
         ]
 

@@ -1,7 +1,7 @@
 """Region features of the demo world: the pixels of a crop, and nothing else, to 2048 numbers.
 
-A crop is described by what a first layer of a network would see: where it differs from the light background, small
-colour thumbnails, a colour histogram and a histogram of gradient orientations. A fixed random projection with a
+A crop is described by what a first layer of a network would see: where it differs from the light background, a colour
+histogram and a histogram of gradient orientations. A fixed random projection with a
 threshold then spreads the description over 2048 non-negative, sparse numbers, as the pooled features of a detector
 are. Description and projection are small integers, so their products are exact in float32: features are the same on
 every machine, in every process and for every batch size.
@@ -21,13 +21,14 @@ LIGHT = 216  # pixels whose darkest channel is above this count as background
 CELLS = 3  # gradient histograms are taken in CELLS × CELLS cells
 ORIENTATIONS = 8
 HUES = 12
-PART_SIZES = {"mask": 144, "thumbnail": 108, "colours": 14, "central_colours": 14, "orientations": 72}
-TYPICAL_LEVELS = {"mask": 143, "thumbnail": 166, "colours": 24, "central_colours": 20, "orientations": 61}
+PART_SIZES = {"mask": 144, "colours": 14, "central_colours": 14, "orientations": 72}
+TYPICAL_LEVELS = {"mask": 143, "colours": 24, "central_colours": 20, "orientations": 61}
+PART_WEIGHTS = {"mask": 1, "colours": 4, "central_colours": 4, "orientations": 2}  # gives each part a like say
 PROJECTION_SEED = 20210102
 SPARSITY = 0.35  # share of the description that each feature looks at
 THRESHOLD = 0.8  # in standard deviations of a typical pre-activation
-TYPICAL_SPREAD = 700.0
-FEATURE_SCALE = 0.25
+TYPICAL_SPREAD = 1000.0
+FEATURE_SCALE = 0.03
 
 
 def crop_pixels(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -52,7 +53,7 @@ def crop_features(crops: Sequence[np.ndarray]) -> np.ndarray:
     if not crops:
         return np.zeros((0, FEATURE_DIM), dtype=np.float16)
     described = np.stack([describe_crop(crop) for crop in crops]).astype(np.float32)  # (R, F)
-    activations = (described - _typical()) @ _projection()  # (R, 2048), exact integers
+    activations = (described - _typical_description()) @ _projection()  # (R, 2048), exact integers
     scaled = activations / np.float32(TYPICAL_SPREAD) - np.float32(THRESHOLD)
     return (np.maximum(scaled, 0) * np.float32(FEATURE_SCALE)).astype(np.float16)
 
@@ -64,11 +65,9 @@ def describe_crop(crop: np.ndarray) -> np.ndarray:
     darkest = pixels.min(axis=2)
     contrast = np.clip(LIGHT - darkest, 0, 90) * 255 // 90  # (SIDE, SIDE): 0 on the background
     mask = contrast.reshape(SIDE // 2, 2, SIDE // 2, 2).mean(axis=(1, 3))  # (12, 12)
-    thumbnail = pixels.reshape(6, SIDE // 6, 6, SIDE // 6, 3).mean(axis=(1, 3))  # (6, 6, 3)
     centre = slice(SIDE // 4, SIDE - SIDE // 4)
     parts = [
         mask.ravel(),
-        thumbnail.ravel(),
         _colour_histogram(pixels, contrast),
         _colour_histogram(pixels[centre, centre], contrast[centre, centre]),
         _orientation_histogram(darkest),
@@ -111,15 +110,16 @@ def _orientation_histogram(levels: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _typical() -> np.ndarray:
+def _typical_description() -> np.ndarray:
     """A typical description (F,): whole numbers, the middle of what the crops of this world give."""
     return np.repeat(np.array(list(TYPICAL_LEVELS.values())), list(PART_SIZES.values())).astype(np.float32)
 
 
 @cache
 def _projection() -> np.ndarray:
-    """The fixed (F, 2048) projection of -1, 0 and 1."""
+    """The fixed (F, 2048) projection of small whole numbers."""
     rng = np.random.default_rng(PROJECTION_SEED)
     shape = (sum(PART_SIZES.values()), FEATURE_DIM)
     signs = rng.integers(0, 2, size=shape) * 2 - 1
-    return (signs * (rng.random(shape) < SPARSITY)).astype(np.float32)
+    weights = np.repeat(np.array(list(PART_WEIGHTS.values())), list(PART_SIZES.values()))
+    return (signs * (rng.random(shape) < SPARSITY) * weights[:, None]).astype(np.float32)

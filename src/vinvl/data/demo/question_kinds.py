@@ -210,17 +210,17 @@ def _existence() -> list[QuestionFamily]:
     plain = ("is there a {0}?", "is there a {0} in the picture?", "can you see a {0}?", "does the image show a {0}?")
     pair = ("is there a {0} {1}?", "can you see a {0} {1}?", "is any {1} {0}?")
     return [
-        QuestionFamily("exists_shape", "existence", "yes/no", 9, plain, _exists("shape")),
-        QuestionFamily("exists_colour", "existence", "yes/no", 7, plain, _exists("colour")),
-        QuestionFamily("exists_pair", "existence", "yes/no", 6, pair, _exists_pair),
+        QuestionFamily("exists_shape", "existence", "yes/no", 14, plain, _exists("shape")),
+        QuestionFamily("exists_colour", "existence", "yes/no", 14, plain, _exists("colour")),
+        QuestionFamily("exists_pair", "existence", "yes/no", 3, pair, _exists_pair),
     ]
 
 
 def _counts() -> list[QuestionFamily]:
     phrasings = ("how many {0} are there?", "how many {0} can you see?", "what number of {0} is shown?")
     return [
-        QuestionFamily("count_shape", "count", "number", 7, phrasings, _count("shape")),
-        QuestionFamily("count_colour", "count", "number", 5, phrasings, _count("colour")),
+        QuestionFamily("count_shape", "count", "number", 8, phrasings, _count("shape")),
+        QuestionFamily("count_colour", "count", "number", 8, phrasings, _count("colour")),
     ]
 
 
@@ -230,13 +230,13 @@ def _attributes() -> list[QuestionFamily]:
     size = ("what size is the {0}?", "how big is the {0}?")
     check = ("is the {0} {1}?", "would you call the {0} {1}?")
     return [
-        QuestionFamily("colour_of", "attribute", "other", 6, colour, _attribute("shape", "colour")),
-        QuestionFamily("texture_of", "attribute", "other", 2, texture, _attribute("colour", "texture")),
-        QuestionFamily("size_of", "attribute", "other", 2, size, _attribute("colour", "size")),
+        QuestionFamily("colour_of", "attribute", "other", 9, colour, _attribute("shape", "colour")),
+        QuestionFamily("texture_of", "attribute", "other", 1.5, texture, _attribute("colour", "texture")),
+        QuestionFamily("size_of", "attribute", "other", 1.5, size, _attribute("colour", "size")),
         QuestionFamily(
-            "is_colour", "attribute", "yes/no", 6, check, _attribute_check("shape", "colour", tuple(COLOURS))
+            "is_colour", "attribute", "yes/no", 8, check, _attribute_check("shape", "colour", tuple(COLOURS))
         ),
-        QuestionFamily("is_texture", "attribute", "yes/no", 6, check, _attribute_check("colour", "texture", TEXTURES)),
+        QuestionFamily("is_texture", "attribute", "yes/no", 4, check, _attribute_check("colour", "texture", TEXTURES)),
     ]
 
 
@@ -245,11 +245,8 @@ def _spatial() -> list[QuestionFamily]:
     for direction, (relation, _, adverb) in _SIDES.items():
         check = (f"is the {{0}} {relation} the {{1}}?", f"can you find the {{0}} {relation} the {{1}}?")
         choice = (f"which one is {adverb}, the {{0}} or the {{1}}?",)
-        for attribute in ("shape", "colour"):
-            name = f"{direction}_of_{attribute}"
-            families.append(
-                QuestionFamily(name, "spatial", "yes/no", 2.5, check, _spatial_check(attribute, direction))
-            )
+        checked = _spatial_check("colour", direction)
+        families.append(QuestionFamily(f"is_{direction}", "spatial", "yes/no", 4, check, checked))
         further = _spatial_choice("colour", direction)
         families.append(QuestionFamily(f"further_{direction}", "spatial", "other", 0.5, choice, further))
     return families
@@ -262,17 +259,17 @@ def _comparisons() -> list[QuestionFamily]:
     larger = ("is the {0} bigger than the {1}?", "is the {0} larger than the {1}?")
     smaller = ("is the {0} smaller than the {1}?", "is the {1} the bigger one compared to the {0}?")
     return [
-        QuestionFamily("more_shapes", "comparison", "yes/no", 5, more, _more("shape", 1)),
-        QuestionFamily("fewer_shapes", "comparison", "yes/no", 4, fewer, _more("shape", -1)),
-        QuestionFamily("as_many_shapes", "comparison", "yes/no", 2, as_many, _as_many),
+        QuestionFamily("more_shapes", "comparison", "yes/no", 8, more, _more("shape", 1)),
+        QuestionFamily("fewer_shapes", "comparison", "yes/no", 3, fewer, _more("shape", -1)),
+        QuestionFamily("as_many_shapes", "comparison", "yes/no", 0.5, as_many, _as_many),
         QuestionFamily("larger", "comparison", "yes/no", 4, larger, _larger("colour", 1)),
-        QuestionFamily("smaller", "comparison", "yes/no", 4, smaller[:1], _larger("colour", -1)),
+        QuestionFamily("smaller", "comparison", "yes/no", 2, smaller[:1], _larger("colour", -1)),
     ]
 
 
 def _which() -> list[QuestionFamily]:
     shape = ("what shape is the {0}?", "which shape does the {0} have?", "what is the {0}?")
-    families = [QuestionFamily("shape_of", "which", "other", 5, shape, _attribute("colour", "shape"))]
+    families = [QuestionFamily("shape_of", "which", "other", 9, shape, _attribute("colour", "shape"))]
     for direction, (_, place, _) in _SIDES.items():
         phrasings = (f"which object is {place}?", f"what is the object {place}?")
         families.append(

@@ -6,20 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
+SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = {
     "red": (214, 40, 40),
     "green": (36, 160, 60),
     "blue": (40, 80, 215),
     "yellow": (238, 205, 30),
-    "purple": (150, 50, 185),
-    "black": (35, 35, 40),
 }
 TEXTURES = ("plain", "striped", "dotted")
 SIZE_RADII = {"small": (9.0, 11.0), "medium": (16.0, 18.5), "large": (25.0, 28.0)}  # half the side, in pixels
 
 WIDTH, HEIGHT = 200, 150
-OBJECT_COUNT_WEIGHTS = {3: 30, 4: 25, 5: 16, 6: 11, 7: 7, 8: 5, 9: 3, 10: 3}
+OBJECT_COUNT_WEIGHTS = {3: 36, 4: 26, 5: 15, 6: 9, 7: 6, 8: 4, 9: 2, 10: 2}
 # How unevenly shapes and colours are spread inside one scene (Dirichlet concentration): uneven scenes hold both
 # groups of three or four equal things to count and single things that a question can name.
 SPREAD = 0.9

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("verify", "read the store through and print what is wrong with it; exit code 1 if anything is"),
     ):
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        command.add_argument("files", nargs="+", metavar="FILE", help="store file or folder of shards; several act as one")
+        command.add_argument("files", nargs="+", metavar="FILE", help="file or folder of shards; many act as one")
     options = parser.parse_args(arguments)
     try:
         store = RegionStore(options.files)

@@ -51,7 +51,8 @@ class RegionChecker:
 def encoded_id(image_id: object) -> bytes:
     """The UTF-8 bytes of an image id. Raises UserError if it is no text, empty, too long or holds NUL."""
     if not isinstance(image_id, str):
-        raise UserError(f"image id {image_id!r} is of type {type(image_id).__name__}; image ids are text: pass str(id).")
+        kind = type(image_id).__name__
+        raise UserError(f"image id {image_id!r} is of type {kind}; image ids are text: pass str(id).")
     try:
         encoded = image_id.encode("utf-8")
     except UnicodeEncodeError:

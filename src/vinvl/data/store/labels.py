@@ -72,7 +72,7 @@ def _read_names(content: dict[str, object], kind: str, name_of_zero: str, source
     for name, value in forward.items():
         index = _checked_index(value, kind, source)
         if by_index.setdefault(index, _checked_name(name, kind, source)) != name:
-            raise UserError(f"{source}: {kind} {index} is named {by_index[index]!r} and {name!r}; an index has one name.")
+            raise UserError(f"{source}: {kind} {index} has the names {by_index[index]!r} and {name!r}, not one.")
     if not by_index:
         return ()
     by_index.setdefault(0, name_of_zero)

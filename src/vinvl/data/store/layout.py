@@ -10,8 +10,9 @@
     image_ids         (N,)     fixed-length UTF-8, padded with NUL
     sizes             (N, 2)   int32, width and height in pixels
 
-Root attributes: `format` and `version`, `feature_dim`, `detector`, `label_map` (JSON text) and `complete`, which a writer
-sets to 1 as the last thing. N images, ΣR regions, D feature dimension, K attributes a region; numbers are little-endian.
+Root attributes: `format` and `version`, `feature_dim`, `detector`, `label_map` (JSON text) and `complete`, which a
+writer sets to 1 as the last thing. N images, ΣR regions, D feature dimension, K attributes a region; numbers are
+little-endian.
 """
 
 from __future__ import annotations
@@ -164,20 +165,33 @@ def _check_format(path: Path, file: h5py.File) -> None:
 
 
 def _integer_attribute(path: Path, file: h5py.File, name: str) -> int:
-    value = file.attrs.get(name)
-    if isinstance(value, (int, np.integer, np.bool_)):
+    value = _scalar_attribute(file, name, h5py.h5t.INTEGER)
+    if isinstance(value, (int, np.integer)):
         return int(value)
     raise UserError(f"{path}: root attribute {name} is missing or not a whole number; write the store again.")
 
 
 def _text_attribute(path: Path, file: h5py.File, name: str) -> str:
-    value = file.attrs.get(name)
+    value = _scalar_attribute(file, name, h5py.h5t.STRING)
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     # h5py smuggles bytes that are no UTF-8 through as lone surrogates, which nothing can print.
     if isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value):
         return value
     raise UserError(f"{path}: root attribute {name} is missing or not UTF-8 text; write the store again.")
+
+
+def _scalar_attribute(file: h5py.File, name: str, type_class: int) -> object:
+    """The value of a root attribute, or None if it is missing, no scalar, or of another class of types.
+
+    The type is looked at before the value is read: HDF5 can crash on reading values of a damaged type.
+    """
+    if name not in file.attrs:
+        return None
+    attribute = file.attrs.get_id(name)
+    if attribute.shape != () or attribute.get_type().get_class() != type_class:
+        return None
+    return file.attrs[name]
 
 
 def _array_layout(path: Path, file: h5py.File, name: str, file_bytes: int) -> ArrayLayout:

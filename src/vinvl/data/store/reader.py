@@ -24,10 +24,10 @@ from vinvl.errors import UserError
 class RegionStore:
     """The regions of N images, read by image id (`store["262148"]`) or by index (`store.at(0)`).
 
-    `path` is a store file, a folder of shards with a manifest, or a list of either, which act as one store. Features are
-    never loaded whole: contiguous files are memory-mapped and the arrays of `Regions` are read-only views into the map;
-    chunked and compressed ones are read through h5py, one handle a process. Nothing stays open in a pickled store, and
-    it may be used in forked and spawned DataLoader workers. Files must not change while they are read.
+    `path` is a store file, a folder of shards with a manifest, or a list of either, which act as one store. Features
+    are never loaded whole: contiguous files are memory-mapped and the arrays of `Regions` are read-only views into the
+    map; chunked and compressed ones are read through h5py, one handle a process. A pickled store carries no handle, and
+    may be used in forked and spawned DataLoader workers. Files must not change while they are read.
 
     Raises UserError, naming the file, if a file is missing, foreign, damaged, unfinished or of another layout version,
     if files differ in feature dimension, data type, detector or label map, or if an image id comes twice.
@@ -189,7 +189,8 @@ def _read_headers(path: Path) -> list[ShardHeader]:
         header = read_header(file)
         if header.num_images != images:
             raise UserError(
-                f"{file} holds {header.num_images} images but {path / MANIFEST_NAME} says {images}; write the store again."
+                f"{file} holds {header.num_images} images but {path / MANIFEST_NAME} says {images}; "
+                "write the store again."
             )
         headers.append(header)
     return headers

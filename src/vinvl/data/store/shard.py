@@ -78,6 +78,8 @@ class Shard:
         if not 0 <= start <= stop <= self.header.num_regions:
             raise UserError(f"{self._source}: the offsets of image number {index} are damaged ({start} to {stop}).")
         width, height = opened.sizes[index].tolist()
+        if width < 1 or height < 1:
+            raise UserError(f"{self._source}: image number {index} has size {width} x {height}; write it again.")
         try:
             return Regions(
                 opened.image_ids[index].decode(),
@@ -112,17 +114,13 @@ def _open_shard(header: ShardHeader) -> _OpenShard:
     if any(_needs_hdf5(layout) for layout in header.arrays.values()):
         handle = open_hdf5(header.path)
     arrays: dict[str, np.ndarray | h5py.Dataset] = {}
-    for name, layout in header.arrays.items():
-        if _needs_hdf5(layout):
-            assert handle is not None
-            arrays[name] = handle[name]
-        else:
-            arrays[name] = _view(mapped, layout)
     try:
+        for name, layout in header.arrays.items():
+            arrays[name] = handle[name] if handle and _needs_hdf5(layout) else _view(mapped, layout)
         # These three are looked up in for every image; as chunked datasets they are loaded, being small.
         for name in ("offsets", "sizes", "image_ids"):
             arrays[name] = np.asarray(arrays[name][...])
-    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, MemoryError) as error:
         raise UserError(f"{header.path}: {name} cannot be read; copy or write the file again ({error}).") from None
     return _OpenShard(process=os.getpid(), handle=handle, **arrays)
 

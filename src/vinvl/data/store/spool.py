@@ -1,7 +1,8 @@
 """Rows on their way into a store file: spooled to raw side files, then copied block by block into HDF5.
 
-A contiguous HDF5 dataset cannot grow, and how many rows there will be is known only at the end. So the rows of one shard
-go to one raw file per array first. Memory stays bounded; the disk must have room for the shard twice while it finishes.
+A contiguous HDF5 dataset cannot grow, and how many rows there will be is known only at the end. So the rows of one
+shard go to one raw file per array first. Memory stays bounded; the disk must have room for the shard twice while it
+finishes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from vinvl.data.store.layout import FORMAT_NAME, FORMAT_VERSION, IMAGE_DTYPES, R
 _BLOCK_BYTES = 8 * 2**20
 # Keeps every array on a cache line, so that mapped float32 and int64 arrays are aligned for NumPy and torch.
 _ALIGNMENT = 64
+# Since version 1.8 (2008) HDF5 can checksum its structures, so that damage is noticed rather than followed.
+_HDF5_VERSIONS = ("v108", "v108")
 
 
 class WorkFolder:
@@ -90,14 +93,14 @@ class ShardSpool:
 
         The side files are closed and removed afterwards.
         """
-        with h5py.File(path, "w", alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
+        with h5py.File(path, "w", libver=_HDF5_VERSIONS, alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
             file.attrs.update(
-                format=FORMAT_NAME,
+                format=_fixed_text(FORMAT_NAME),
                 version=np.int64(FORMAT_VERSION),
                 complete=np.uint8(0),
                 feature_dim=np.int64(attributes.feature_dim),
-                detector=attributes.detector,
-                label_map=attributes.label_map.to_json(),
+                detector=_fixed_text(attributes.detector),
+                label_map=_fixed_text(attributes.label_map.to_json()),
             )
             self._copy_features(file, attributes)
             for name, dtype in ROW_DTYPES.items():
@@ -161,6 +164,13 @@ class ShardSpool:
             ends = np.cumsum(np.frombuffer(_read_exactly(lengths, count * 4), dtype="<i4"))
             text = _read_exactly(ids, int(ends[-1]))
             yield [text[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _fixed_text(text: str) -> np.ndarray:
+    """A scalar of fixed-length UTF-8, which unlike variable-length text lies within the checksummed structures."""
+    encoded = text.encode("utf-8")
+    dtype = h5py.string_dtype("utf-8", max(1, len(encoded)))
+    return np.array(encoded, dtype=f"S{max(1, len(encoded))}").astype(dtype)
 
 
 def _write_all(file: io.FileIO, array: np.ndarray) -> None:

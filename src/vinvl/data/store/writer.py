@@ -29,11 +29,11 @@ class RegionStoreWriter:
         with RegionStoreWriter("coco.h5", feature_dim=2048, detector="…", label_map=labels) as writer:
             writer.add(regions)
 
-    Work goes on in a hidden-until-done folder `<name>.<random>.partial` beside `path`. Leaving the block normally moves
-    the finished store to `path`; an exception, `abort`, or losing the writer removes the folder, and `path` is as it was.
-    Only the image ids are kept in memory, to refuse duplicates.
+    Work goes on in a folder `<name>.<random>.partial` beside `path`. Leaving the block normally moves the finished
+    store to `path`; an exception, `abort`, or losing the writer removes the folder, and `path` is as it was. The image
+    ids are all that is kept in memory, to refuse duplicates; the disk must have room for a file (or shard) twice.
 
-    path                  the file, replaced if it exists; with `max_images_per_shard` a folder, which must not hold anything
+    path                  the file, replaced if it exists; with `max_images_per_shard` a folder, new or empty
     feature_dim           D
     detector              which detector, with which settings, made the features; free text
     label_map             names of classes and attributes
@@ -96,7 +96,8 @@ class RegionStoreWriter:
         """Write one image. A refused image (UserError) leaves the writer as it was.
 
         Refused are: duplicate and malformed ids, a wrong feature dimension, arrays of unlike numbers of rows, values
-        that are not finite (in the data type of the store), indices outside of the label map, sizes that are not positive.
+        that are not finite (in the data type of the store), indices outside of the label map, sizes that are not
+        positive.
         """
         self._check_open()
         try:
@@ -155,7 +156,12 @@ class RegionStoreWriter:
 
 
 def _check_arguments(
-    path: Path, feature_dim: int, num_attributes: int, feature_dtype: str, compression: str | None, chunk_rows: int | None
+    path: Path,
+    feature_dim: int,
+    num_attributes: int,
+    feature_dtype: str,
+    compression: str | None,
+    chunk_rows: int | None,
 ) -> None:
     if feature_dim < 1:
         raise UserError(f"{path}: feature_dim is {feature_dim}, it must be at least 1.")

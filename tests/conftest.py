@@ -1,0 +1,75 @@
+"""Shared by the tests: one tiny demo world, and the doors as a user calls them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded at test time
+
+TINY_WORLD = {"num_train_images": 24, "num_val_images": 6, "num_test_images": 6, "questions_per_image": 6}
+TINY_MODEL = [
+    "model.config.hidden_size=32",
+    "model.config.num_hidden_layers=2",
+    "model.config.num_attention_heads=2",
+    "model.config.intermediate_size=64",
+    # Dropout on, so that a resumed run must also draw the same random numbers.
+    "model.config.hidden_dropout_prob=0.1",
+    "model.config.attention_probs_dropout_prob=0.1",
+]
+TINY_DEMO = [
+    *(f"data.prepare.{name}={value}" for name, value in TINY_WORLD.items()),
+    "data.min_answer_count=2",
+    "data.batch_size=16",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    *TINY_MODEL,
+]
+
+Door = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a tiny demo world in `demo/`."""
+    from vinvl.data.demo import ensure_demo_world
+
+    folder = tmp_path_factory.mktemp("data")
+    ensure_demo_world(folder / "demo", seed=0, workers=1, **TINY_WORLD)
+    return folder
+
+
+def door_environment(demo_data: Path) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    return environment | {"VINVL_DATA": str(demo_data), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+@pytest.fixture
+def door(demo_data: Path, tmp_path: Path) -> Door:
+    """Runs `python -m vinvl.DOOR overrides` in an empty folder and returns what it did."""
+
+    def run(name: str, *overrides: str, launcher: tuple[str, ...] = ("-m",)) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *launcher, f"vinvl.{name}", *overrides],
+            cwd=tmp_path,
+            env=door_environment(demo_data),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+def refusal(result: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence of a door that refused: exit code 1, no traceback."""
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr + result.stdout, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0]

@@ -1,0 +1,111 @@
+"""Pictures, regions and features of the demo world."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vinvl.data.demo.detection import (
+    ATTRIBUTES,
+    CLASSES,
+    MISSED_RATE,
+    SPURIOUS_RATE,
+    WRONG_RATE,
+    detect,
+)
+from vinvl.data.demo.features import FEATURE_DIM, crop_features, crop_pixels
+from vinvl.data.demo.render import render_scene
+from vinvl.data.demo.scene import COLOURS, SHAPES, Scene, SceneObject, overlap, sample_scene
+
+
+def _scenes(count: int) -> list[Scene]:
+    return [sample_scene(index, np.random.default_rng([1, index])) for index in range(count)]
+
+
+def test_features_take_nothing_but_the_crops() -> None:
+    assert list(inspect.signature(crop_features).parameters) == ["crops"]
+    crops = [np.random.default_rng(0).integers(0, 256, size=(20, 30, 3), dtype=np.uint8)]
+    assert np.array_equal(crop_features(crops), crop_features([crops[0].copy()]))
+
+
+def test_the_same_pixels_elsewhere_give_the_same_features() -> None:
+    # Two objects of equal looks in different places (with background under them) must not be told apart.
+    looks = {"shape": "star", "colour": "red", "texture": "dotted", "size": "medium", "radius": 17.0, "turn": 3.0}
+    first = SceneObject(x=40.0, y=40.0, **looks)
+    second = SceneObject(x=140.0, y=100.0, **looks)
+    pixels = np.asarray(render_scene(Scene(1, (first, second), (230, 230))))
+    boxes = [np.array(thing.box) for thing in (first, second)]
+    features = crop_features([crop_pixels(pixels, box) for box in boxes])
+    assert np.array_equal(features[0], features[1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=6), st.integers(0, 2**31))
+def test_features_do_not_depend_on_the_batch(sizes: list[tuple[int, int]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    crops = [rng.integers(0, 256, size=(*size, 3), dtype=np.uint8) for size in sizes]
+    together = crop_features(crops)
+    assert together.shape == (len(crops), FEATURE_DIM)
+    assert together.dtype == np.float16
+    assert np.isfinite(together).all()
+    assert (together >= 0).all()
+    for index, crop in enumerate(crops):
+        assert np.array_equal(crop_features([crop])[0], together[index])
+
+
+def test_no_crops_give_no_rows() -> None:
+    assert crop_features([]).shape == (0, FEATURE_DIM)
+
+
+def test_features_tell_colours_apart() -> None:
+    # One nearest neighbour on features of other pictures finds the colour: the pixels hold what questions ask for.
+    features, colours = [], []
+    for scene in _scenes(60):
+        pixels = np.asarray(render_scene(scene))
+        features.append(crop_features([crop_pixels(pixels, np.array(thing.box)) for thing in scene.objects]))
+        colours.extend(thing.colour for thing in scene.objects)
+    rows = np.concatenate(features).astype(np.float32)
+    distances = ((rows[:, None, :64] - rows[None, :, :64]) ** 2).sum(axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert np.mean([colours[index] == colours[near] for index, near in enumerate(distances.argmin(axis=1))]) > 0.7
+
+
+def test_pictures_show_the_colour_of_the_object_on_top() -> None:
+    for shape in SHAPES:
+        for colour, value in COLOURS.items():
+            thing = SceneObject(shape, colour, "plain", "large", 100.0, 75.0, 26.0, 0.0)
+            picture = render_scene(Scene(1, (thing,), (230, 225)))
+            assert picture.size == (200, 150)
+            assert picture.getpixel((100, 78)) == value
+            assert picture.getpixel((5, 5)) in {(level,) * 3 for level in range(225, 231)}
+
+
+def test_detections_are_wrong_at_the_stated_rates() -> None:
+    objects = regions = spurious = missed = wrong = wrong_colour = 0
+    for scene in _scenes(1500):
+        found = detect(scene, np.random.default_rng([9, scene.image_id]))
+        assert len(found.boxes) >= 1
+        assert (np.diff(found.class_scores) <= 0).all()
+        assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+        assert (found.boxes >= 0).all()
+        assert (found.boxes <= [scene.width, scene.height] * 2).all()
+        matched = 0
+        for box, label, attributes in zip(found.boxes, found.classes, found.attributes, strict=True):
+            centre = [thing for thing in scene.objects if np.abs(np.array(thing.box) - box).max() < 0.2 * thing.radius]
+            if not centre:
+                spurious += max(overlap(tuple(box), thing.box) for thing in scene.objects) < 0.15
+                continue
+            matched += 1
+            thing = min(centre, key=lambda thing: float(np.abs(np.array(thing.box) - box).max()))
+            wrong += CLASSES[label] != thing.shape
+            wrong_colour += ATTRIBUTES[attributes[0]] != thing.colour
+        objects += len(scene.objects)
+        regions += matched
+        missed += len(scene.objects) - matched
+    assert abs(missed / objects - MISSED_RATE) < 0.012
+    assert abs(wrong / regions - WRONG_RATE) < 0.015
+    assert abs(wrong_colour / regions - WRONG_RATE) < 0.015
+    assert 0.6 * SPURIOUS_RATE < spurious / 1500 <= 1.2 * SPURIOUS_RATE

@@ -1,0 +1,208 @@
+"""The files of a generated demo world."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vinvl.data.demo import DemoWorld, ensure_demo_world, generate_demo_world, write
+from vinvl.data.demo.features import crop_features, crop_pixels
+from vinvl.data.demo.scene import SHAPES
+from vinvl.data.store import RegionStore
+from vinvl.errors import UserError
+
+SPLITS = {"train": 14, "val": 4, "test": 6}
+SIZES = {"num_train_images": 14, "num_val_images": 4, "num_test_images": 6, "questions_per_image": 5}
+SMALLEST = {"num_train_images": 2, "num_val_images": 1, "num_test_images": 1, "questions_per_image": 2}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> DemoWorld:
+    return generate_demo_world(tmp_path_factory.mktemp("demo") / "world", seed=4, workers=1, **SIZES)
+
+
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_same_seed_gives_the_same_files_for_any_number_of_workers(
+    world: DemoWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = generate_demo_world(tmp_path / "again", seed=4, workers=2, **SIZES)
+    names = sorted(path.relative_to(world.folder) for path in world.folder.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(again.folder) for path in again.folder.rglob("*") if path.is_file())
+    for name in names:
+        if name.suffix != ".h5":
+            assert (world.folder / name).read_bytes() == (again.folder / name).read_bytes(), name
+    for split in SPLITS:
+        first, second = RegionStore(world.store(split)), RegionStore(again.store(split))
+        assert list(first.image_ids) == list(second.image_ids)
+        for image_id in first.image_ids:
+            assert np.array_equal(first[image_id].features, second[image_id].features)
+            assert np.array_equal(first[image_id].boxes, second[image_id].boxes)
+            assert np.array_equal(first[image_id].attributes, second[image_id].attributes)
+
+
+def test_another_seed_gives_another_world(world: DemoWorld, tmp_path: Path) -> None:
+    other = generate_demo_world(tmp_path / "other", seed=5, workers=1, **SIZES)
+    assert _json(other.questions("train")) != _json(world.questions("train"))
+
+
+def test_splits_share_no_image(world: DemoWorld) -> None:
+    ids = [{entry["id"] for entry in _json(world.captions(split))["images"]} for split in SPLITS]
+    assert [len(split) for split in ids] == list(SPLITS.values())
+    assert len(set.union(*ids)) == sum(SPLITS.values())
+    assert all(isinstance(image_id, int) for split in ids for image_id in split)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_question_and_annotation_files_have_the_official_fields(world: DemoWorld, split: str) -> None:
+    questions, annotations = _json(world.questions(split)), _json(world.annotations(split))
+    assert questions.keys() == {"info", "task_type", "data_type", "license", "data_subtype", "questions"}
+    assert annotations.keys() == {"info", "data_type", "license", "data_subtype", "annotations"}
+    assert questions["task_type"] == "Open-Ended"
+    assert questions["data_subtype"] == annotations["data_subtype"] == f"{split}2014"
+    assert questions["info"].keys() == {"description", "url", "version", "year", "contributor", "date_created"}
+    assert len(questions["questions"]) == len(annotations["annotations"]) > 2 * SPLITS[split]
+    for question, annotation in zip(questions["questions"], annotations["annotations"], strict=True):
+        assert question.keys() == {"image_id", "question", "question_id"}
+        assert annotation.keys() == {
+            "question_type", "multiple_choice_answer", "answers", "image_id", "answer_type", "question_id",
+        }  # fmt: skip
+        assert question["question_id"] == annotation["question_id"]
+        assert question["question_id"] // 1000 == question["image_id"] == annotation["image_id"]
+        assert annotation["answer_type"] in {"yes/no", "number", "other"}
+        assert len(annotation["answers"]) == 10
+        assert all(answer.keys() == {"answer", "answer_confidence", "answer_id"} for answer in annotation["answers"])
+    numbers = [question["question_id"] for question in questions["questions"]]
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_captions_are_five_an_image_in_the_coco_form(world: DemoWorld, split: str) -> None:
+    captions = _json(world.captions(split))
+    for image in captions["images"]:
+        mine = [entry["caption"] for entry in captions["annotations"] if entry["image_id"] == image["id"]]
+        assert len(mine) == 5
+        with Image.open(world.images / image["file_name"]) as picture:
+            assert picture.size == (image["width"], image["height"])
+    assert len({entry["id"] for entry in captions["annotations"]}) == len(captions["annotations"])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_stores_are_sound_and_hold_features_of_the_saved_pictures_alone(world: DemoWorld, split: str) -> None:
+    store = RegionStore(world.store(split))
+    assert store.verify() == []
+    assert len(store) == SPLITS[split]
+    assert store.label_map.classes[1:] == SHAPES
+    for image_id in store.image_ids:
+        regions = store[image_id]
+        with Image.open(world.images / f"{int(image_id):012d}.png") as picture:
+            pixels = np.asarray(picture)
+        # From the picture and the boxes, with no labels at hand, the same features come out.
+        expected = crop_features([crop_pixels(pixels, box) for box in regions.boxes])
+        assert np.array_equal(regions.features, expected)
+        assert (np.diff(regions.class_scores) <= 0).all()
+        assert regions.attributes.shape == (len(regions), 2)
+
+
+def test_tokenizer_spells_every_text_of_every_split(world: DemoWorld) -> None:
+    from transformers import AutoTokenizer  # here, so that spawned processes do not pay for it
+
+    tokenizer = AutoTokenizer.from_pretrained(str(world.tokenizer))
+    assert tokenizer.is_fast
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert tokenizer.convert_tokens_to_ids(specials) == [0, 1, 2, 3, 4]
+    for split in SPLITS:
+        texts = [entry["question"] for entry in _json(world.questions(split))["questions"]]
+        texts += [entry["caption"] for entry in _json(world.captions(split))["annotations"]]
+        for text in texts:
+            ids = tokenizer(text)["input_ids"]
+            assert tokenizer.unk_token_id not in ids
+            assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+    pair = tokenizer("Is there a STAR?", "star circle")
+    tokens = tokenizer.convert_ids_to_tokens(pair["input_ids"])
+    assert tokens[0] == "[CLS]"
+    assert tokens.count("[SEP]") == 2
+    assert tokens.count("star") == 2
+    assert pair["token_type_ids"] == [0] * (tokens.index("[SEP]") + 1) + [1] * (len(tokens) - tokens.index("[SEP]") - 1)
+
+
+def test_marker_states_what_was_made(world: DemoWorld) -> None:
+    marker = _json(world.marker)
+    assert marker["seed"] == 4
+    assert marker["num_train_images"] == 14
+    assert set(marker["rates"]) >= {"missed_objects", "wrong_classes_and_attributes", "wrong_answers"}
+    assert {path.name for path in world.folder.iterdir()} == world.top_level_names()
+
+
+def test_interrupted_generation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write, "write_tokenizer", fail)
+    with pytest.raises(KeyboardInterrupt):
+        generate_demo_world(tmp_path / "world", workers=1, **SMALLEST)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ensure_keeps_a_world_that_agrees_and_replaces_one_that_does_not(tmp_path: Path) -> None:
+    folder = tmp_path / "world"
+    ensure_demo_world(folder, seed=1, workers=1, **SMALLEST)
+    made = (folder / "train.h5").stat()
+    ensure_demo_world(folder, seed=1, workers=1, **SMALLEST)
+    assert (folder / "train.h5").stat().st_ino == made.st_ino
+    ensure_demo_world(folder, seed=2, workers=1, **SMALLEST)
+    assert _json(folder / "demo_world.json")["seed"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "world").mkdir()
+    assert ensure_demo_world(tmp_path / "world", seed=1, workers=1, **SMALLEST).marker.exists()
+
+
+def test_foreign_files_are_refused_and_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "world"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds no demo world"):
+        ensure_demo_world(folder, seed=1, workers=1, **SMALLEST)
+    assert (folder / "thesis.txt").read_text() == "mine"
+    (folder / "thesis.txt").unlink()
+    ensure_demo_world(folder, seed=1, workers=1, **SMALLEST)
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"thesis\.txt"):
+        generate_demo_world(folder, seed=2, workers=1, **SMALLEST)
+    assert _json(folder / "demo_world.json")["seed"] == 1
+    assert (folder / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["num_train_images", "num_test_images", "questions_per_image"])
+def test_sizes_out_of_range_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        generate_demo_world(tmp_path / "world", workers=1, **{**SMALLEST, name: 0})
+
+
+def _ensure(folder: Path, start: multiprocessing.synchronize.Barrier, results: multiprocessing.Queue) -> None:
+    start.wait(timeout=60)
+    results.put(str(ensure_demo_world(folder, seed=1, workers=1, **SMALLEST).folder))
+
+
+def test_processes_that_ensure_at_once_share_one_world(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=_ensure, args=(tmp_path / "world", start, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert {results.get(timeout=120) for _ in processes} == {str(tmp_path / "world")}
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+    assert RegionStore(tmp_path / "world" / "train.h5").verify() == []
