@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.sampling import LengthBucketBatchSampler
@@ -94,9 +94,9 @@ def main() -> None:
     examples = coco_like_examples(64 * options.batch_size, np.random.default_rng(0))
     lengths = np.array([len(example.input_ids) + len(example.region_rows) for example in examples])
     sampler = iter(LengthBucketBatchSampler(lengths, options.batch_size, seed=0))
-    model = VinVLForAnswering(
-        VinVLConfig(num_labels=NUM_ANSWERS, num_hidden_layers=options.layers, attn_implementation="sdpa")
-    ).to(device)
+    config = VinVLConfig(num_labels=NUM_ANSWERS, num_hidden_layers=options.layers, attn_implementation="sdpa")
+    model: nn.Module = VinVLForAnswering(config)
+    model.to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=5e-5, fused=True)
 
     def train_on(batch: Batch) -> None:
@@ -131,7 +131,9 @@ def main() -> None:
     samples = options.steps * options.batch_size
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads"
     print(f"{name}; torch {torch.__version__}; batch {options.batch_size}; {options.steps} steps each")
-    print(f"positions a sample: fixed {MAX_TOKENS + MAX_REGIONS}, ours {padded / samples:.1f}, real {tokens / samples:.1f}")
+    print(
+        f"positions: fixed {MAX_TOKENS + MAX_REGIONS}, ours {padded / samples:.1f}, real {tokens / samples:.1f}"
+    )
     for title, times in seconds.items():
         print(f"{title:<16}{samples / sum(times):8.2f} samples/s   {sum(times) / len(times):7.3f} s a step")
     print(f"ratio ours / fixed: {sum(seconds['fixed 128 + 50']) / sum(seconds['ours']):.2f}")

@@ -19,7 +19,9 @@ def lengths_of(size: int) -> np.ndarray:
     return np.random.default_rng(size).integers(5, 90, size=size)
 
 
-def sampler(size: int, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1) -> LengthBucketBatchSampler:
+def sampler(
+    size: int, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1
+) -> LengthBucketBatchSampler:
     return LengthBucketBatchSampler(lengths_of(size), batch_size, seed=seed, rank=rank, world_size=world_size)
 
 

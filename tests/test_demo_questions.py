@@ -44,7 +44,7 @@ def _yes_no(truth: bool) -> str:
 def _independent_answer(scene: Scene, text: str) -> str | None:
     """The answer read off the scene from the words alone; None for wordings that this check does not know."""
     things = scene.objects
-    if match := re.fullmatch(r"(?:is there|can you see|does the image show) an? ([a-z ]+?)(?: in the picture)?\?", text):
+    if match := re.fullmatch(r"(?:is there|can you see|does the image show) a ([a-z ]+?)(?: in the picture)?\?", text):
         return _yes_no(bool(_named(scene, match[1])))
     if match := re.fullmatch(r"(?:how many|what number of) ([a-z ]+?) (?:are there|can you see|is shown)\?", text):
         return str(len(_named(scene, match[1])))

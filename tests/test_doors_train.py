@@ -115,8 +115,8 @@ def test_accumulation_precision_and_early_stopping_are_overrides(door: Door, tmp
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_two_ranks_train_and_score_as_one_would(door: Door, tmp_path: Path, launcher: str) -> None:
     ranks = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
-    run_with = ("-m",) if launcher == "lightning" else ("-m", "torch.distributed.run", "--nproc-per-node", "2",
-                                                         "--master-port", "0", "-m")  # fmt: skip
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    run_with = ("-m",) if launcher == "lightning" else torchrun
     result = door("train", *TINY_DEMO, *ranks, launcher=run_with)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path)

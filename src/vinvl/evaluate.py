@@ -20,12 +20,12 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     pl.seed_everything(config.seed, verbose=False)
     restored = restore(config)
     restored.datamodule.setup("test")
-    trainer: pl.Trainer = instantiate(
-        config.trainer, callbacks=[progress()], logger=False, enable_checkpointing=False
-    )
+    trainer: pl.Trainer = instantiate(config.trainer, callbacks=[progress()], logger=False, enable_checkpointing=False)
     trainer.test(restored.task, datamodule=restored.datamodule, verbose=False)
     if trainer.is_global_zero:
-        report(restored.task, Path(config.paths.output_dir), split=restored.data.test_split, checkpoint=str(restored.path))
+        report(
+            restored.task, Path(config.paths.output_dir), split=restored.data.test_split, checkpoint=str(restored.path)
+        )
     return restored.task.scores
 
 

@@ -26,9 +26,7 @@ def predict(config: DictConfig) -> list[Prediction]:
     pl.seed_everything(config.seed, verbose=False)
     restored = restore(config)
     restored.datamodule.setup("predict")
-    trainer: pl.Trainer = instantiate(
-        config.trainer, callbacks=[progress()], logger=False, enable_checkpointing=False
-    )
+    trainer: pl.Trainer = instantiate(config.trainer, callbacks=[progress()], logger=False, enable_checkpointing=False)
     batches = trainer.predict(restored.task, datamodule=restored.datamodule) or []
     predictions = in_file_order(gather([prediction for batch in batches for prediction in batch]))
     if trainer.is_global_zero:
@@ -51,7 +49,7 @@ def gather(predictions: list[Prediction]) -> list[Prediction]:
 
 def in_file_order(predictions: list[Prediction]) -> list[Prediction]:
     """Sorted as in the question file: batches come longest first."""
-    return sorted(predictions, key=lambda prediction: prediction.index)
+    return sorted(predictions, key=lambda prediction: prediction.position)
 
 
 def write_predictions(predictions: list[Prediction], folder: Path) -> None:

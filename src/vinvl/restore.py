@@ -1,18 +1,20 @@
 """From a checkpoint to a task and the data it was trained on: the first half of `evaluate` and `predict`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.data.datamodule import RegionDataModule
+from vinvl.errors import UserError
 from vinvl.runs import resolve_checkpoint, task_class
 from vinvl.tasks.base import VinVLTask, read_checkpoint
 
-CHOOSES_DATA = ("data", "experiment")  # config groups that replace the data of the training run
+PREPARATIONS = ("vinvl.data.demo.ensure_demo_world",)  # what a checkpoint's data may ask to be called
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def restore(config: DictConfig) -> Restored:
     path = resolve_checkpoint(config.ckpt_path, config.paths.runs_dir, config.name)
     checkpoint = read_checkpoint(path)
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    data = data_config(config, checkpoint["vinvl"]["run_config"], overrides)
+    data = data_config(config, checkpoint["vinvl"]["run_config"], overrides, path)
     task = task_class(checkpoint, path).from_checkpoint(checkpoint, path)
     datamodule = instantiate(data)
     datamodule.prepare_data()
@@ -43,16 +45,62 @@ def restore(config: DictConfig) -> Restored:
     return Restored(task=task, datamodule=datamodule, data=data, path=path)
 
 
-def data_config(config: DictConfig, run_config: dict[str, object], overrides: Sequence[str]) -> DictConfig:
+def data_config(config: DictConfig, run_config: dict[str, Any], overrides: Sequence[str], path: Path) -> DictConfig:
     """The data section: as the training run had it, with this command's `data.KEY=VALUE` overrides on top.
 
-    Where the command chooses data itself (data=NAME or experiment=NAME), its own section stands.
+    Where the command chooses data itself (data=NAME), its own section stands.
+
+    Raises:
+        UserError: the section in the checkpoint `path` is not one that vinvl.train writes.
     """
     chosen = {override.split("=", 1)[0].lstrip("+~") for override in overrides if "=" in override}
-    if not run_config or any(group in chosen for group in CHOOSES_DATA):
+    if not run_config or "data" in chosen:
         return config.data
+    check_calls(run_config.get("data"), path)
     own = {key.removeprefix("data.") for key in chosen if key.startswith("data.")}
     data = OmegaConf.create({"data": run_config["data"]})
     for key in own:
         OmegaConf.update(data, f"data.{key}", OmegaConf.select(config, f"data.{key}"))
     return data.data
+
+
+def check_calls(data: object, path: Path) -> None:
+    """Refuses a checkpoint's data section that would call anything but our own reading of data.
+
+    The file may be a stranger's, and what a `_target_` names is called.
+
+    Raises:
+        UserError: names what it would have called.
+    """
+    target = data.get("_target_") if isinstance(data, dict) else None
+    if not is_datamodule(target):
+        raise UserError(f"{path} names '{target}' as its data, which is no datamodule of vinvl: pass data=NAME.")
+    for key, value in entries(data):
+        # Everything was resolved when it was written: an interpolation can only have been put there to be evaluated.
+        smuggled = isinstance(value, str) and "${" in value
+        if smuggled or (key == "_target_" and value not in PREPARATIONS and not is_datamodule(value)):
+            raise UserError(f"{path} asks for '{value}' in its data, which no file may have called: pass data=NAME.")
+
+
+def is_datamodule(name: object) -> bool:
+    """Whether this is the full name of a datamodule class of `vinvl.data`."""
+    if not isinstance(name, str) or not name.startswith("vinvl.data."):
+        return False
+    try:
+        found = get_object(name)
+    except Exception:  # Hydra raises ImportError, ValueError or its own, by which part of the name is wrong
+        return False
+    return isinstance(found, type) and issubclass(found, RegionDataModule)
+
+
+def entries(value: object) -> Iterator[tuple[object, object]]:
+    """(key, value) of everything in nested dicts and lists; keys come as values too, list items have the key None."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield None, key
+            yield key, item
+            yield from entries(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield None, item
+            yield from entries(item)

@@ -4,11 +4,12 @@ import importlib
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ from vinvl.tasks.base import VinVLTask
 
 CHECKPOINTS = "checkpoints"  # folder of a run
 NAMED_CHECKPOINTS = ("last", "best")  # what ckpt_path may say instead of a file
+HYDRA_LOG = re.compile(r"(train|evaluate|predict)(_ddp_process_\d+)?\.log")  # Hydra's, and a launched rank's
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -145,14 +147,24 @@ def sentence_of(error: BaseException) -> str | None:
 
 
 def remove_empty_run(folder: Path) -> None:
-    """Removes a failed run's folder if the run left nothing in it but Hydra's copy of the configuration."""
-    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-    if process_rank() == 0 and files and all(path.parent.name == ".hydra" or path.suffix == ".log" for path in files):
+    """Removes a failed run's folder if nothing is in it but Hydra's configuration and logs, and empty folders.
+
+    hydra.run.dir may be a folder of one's own, so anything else in it keeps it as it is.
+    """
+    if process_rank() > 0 or not (folder / ".hydra").is_dir():
+        return
+    entries = sorted(folder.rglob("*"), reverse=True)  # what is in a folder comes before it
+    files = [path for path in entries if path.is_symlink() or not path.is_dir()]
+    hydras = {path for path in files if path.parent == folder / ".hydra"}
+    hydras |= {path for path in files if path.parent == folder and HYDRA_LOG.fullmatch(path.name)}
+    if hydras == set(files):
         for path in files:
             path.unlink(missing_ok=True)
-        for path in sorted(folder.rglob("*"), reverse=True):
-            path.rmdir()
-        folder.rmdir()
+        with suppress(OSError):  # the folder one is in, or one that another process has just written to
+            for path in entries:
+                if path not in files:
+                    path.rmdir()
+            folder.rmdir()
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class RegionDataModule(pl.LightningDataModule):
         """Examples → Batch for a split. Must be picklable without this object: it runs in the data workers."""
         raise NotImplementedError
 
-    def training_loader(self, split: str) -> DataLoader[Batch]:
+    def training_loader(self, split: str) -> DataLoader[Example]:
         """Shuffled, bucketed batches of this rank, from `batches_seen` on."""
         rank, world_size = self._rank_and_world_size()
         self._train_sampler = LengthBucketBatchSampler(
@@ -58,13 +58,13 @@ class RegionDataModule(pl.LightningDataModule):
         self._train_sampler.position = self._batches_seen
         return self._loader(split, self._train_sampler)
 
-    def evaluation_loader(self, split: str) -> DataLoader[Batch]:
+    def evaluation_loader(self, split: str) -> DataLoader[Example]:
         """Every example of a split once over all ranks."""
         rank, world_size = self._rank_and_world_size()
         sampler = EvaluationBatchSampler(self.lengths(split), self.eval_batch_size, rank=rank, world_size=world_size)
         return self._loader(split, sampler)
 
-    def _loader(self, split: str, batch_sampler: Any) -> DataLoader[Batch]:
+    def _loader(self, split: str, batch_sampler: Any) -> DataLoader[Example]:
         return DataLoader(
             self.datasets[split],
             batch_sampler=batch_sampler,

@@ -31,9 +31,13 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
             f"No tokenizer could be loaded from '{name_or_folder}' ({str(error).splitlines()[0]}): "
             "give data.tokenizer a transformers tokenizer folder, or a hub name such as bert-base-uncased."
         ) from error
-    missing = [name for name in ("cls_token", "sep_token", "pad_token", "mask_token") if getattr(tokenizer, name) is None]
+    missing = [
+        name for name in ("cls_token", "sep_token", "pad_token", "mask_token") if getattr(tokenizer, name) is None
+    ]
     if missing:
-        raise UserError(f"The tokenizer '{name_or_folder}' has no {', '.join(missing)}: a BERT-style tokenizer is needed.")
+        raise UserError(
+            f"The tokenizer '{name_or_folder}' has no {', '.join(missing)}: a BERT-style tokenizer is needed."
+        )
     return tokenizer
 
 

@@ -138,7 +138,7 @@ class VQADataModule(RegionDataModule):
             records,
             store=self.store,
             image_index=np.array([self.store.index_of(image_id) for image_id in records.image_ids], dtype=np.int64),
-            question_tokens=encode_texts(self.tokenizer, records.questions),
+            question_tokens=encode_texts(self.tokenizer, list(records.questions)),
             tag_tokens=TagTokens.of(self.store.label_map, self.tokenizer),
             targets=SoftTargets.of(records, self.vocabulary, self.target_rule),
             inputs=self.inputs,
@@ -176,16 +176,16 @@ class VQADataModule(RegionDataModule):
         assert self.vocabulary is not None, "setup() comes first"
         return self.vocabulary
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Example]:
         return self.training_loader(self.split_of["train"])
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[Example]:
         return self.evaluation_loader(self._annotated(self.split_of["val"]))
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader[Example]:
         return self.evaluation_loader(self._annotated(self.split_of["test"]))
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
+    def predict_dataloader(self) -> DataLoader[Example]:
         return self.evaluation_loader(self.split_of["predict"])
 
     def _annotated(self, split: str) -> str:
@@ -208,7 +208,8 @@ class VQADataModule(RegionDataModule):
         example = dataset[index]
         answers = self.require_vocabulary().answers
         targets = ", ".join(
-            f"{answers[label]} {score:.1f}" for label, score in zip(example.label_ids, example.label_scores, strict=True)
+            f"{answers[label]} {score:.1f}"
+            for label, score in zip(example.label_ids, example.label_scores, strict=True)
         )
         words = self.tokenizer.convert_ids_to_tokens(example.input_ids.tolist())
         return "\n".join(

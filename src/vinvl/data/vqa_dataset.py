@@ -45,10 +45,7 @@ class SoftTargets:
         if records.answers is None:
             empty = np.zeros(0)
             return cls(empty.astype(np.int64), empty.astype(np.float32), np.zeros(len(records) + 1, dtype=np.int64))
-        pairs = [vocabulary.soft_targets(records.answers[index], rule=rule) for index in range(len(records))]
-        offsets = np.zeros(len(records) + 1, dtype=np.int64)
-        np.cumsum([len(ids) for ids, _ in pairs], out=offsets[1:])
-        return cls(np.concatenate([ids for ids, _ in pairs]), np.concatenate([scores for _, scores in pairs]), offsets)
+        return cls(*vocabulary.soft_targets_of_all(records.answers, rule=rule))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         span = slice(self.offsets[index], self.offsets[index + 1])
@@ -116,7 +113,8 @@ class VQADataset(Dataset[Example]):
             record["answers"] = records.answers[index]
             assert records.answer_types is not None
             record["answer_type"] = records.answer_types[index]
-            record["question_type"] = "" if records.question_types is None else records.question_types[index]
+            if records.question_types is not None:
+                record["question_type"] = records.question_types[index]
         return record
 
     def lengths(self) -> np.ndarray:

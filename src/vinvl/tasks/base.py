@@ -5,7 +5,7 @@ A checkpoint holds plain types and tensors only, so that it loads with `weights_
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
@@ -28,7 +28,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     The published rule goes by name: a LayerNorm inside a `Sequential` head is decayed (Oscar's run_nlvr.py).
     """
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (spared if "bias" in name or "LayerNorm.weight" in name else decayed).append(parameter)
@@ -106,6 +107,15 @@ class VinVLTask(pl.LightningModule):
             if isinstance(datamodule, RegionDataModule):
                 datamodule.batches_seen = self.batches_seen
 
+    @classmethod
+    def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path) -> Self:
+        """The task as a checkpoint of ours (`read_checkpoint`) holds it, for evaluation.
+
+        Raises:
+            UserError: the weights do not fit the model that the checkpoint describes.
+        """
+        raise NotImplementedError
+
     def check_datamodule(self, datamodule: pl.LightningDataModule) -> None:
         """Refuses a datamodule that this task's weights do not fit.
 
@@ -135,8 +145,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint ({reason[0] if reason else type(error).__name__}): "
             "it is damaged or from another program."
         ) from error
-    if not isinstance(checkpoint, dict) or OUR_KEY not in checkpoint or "state_dict" not in checkpoint:
+    ours = checkpoint.get(OUR_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(ours, dict) or not isinstance(ours.get("run_config"), dict):
         raise UserError(f"{path} is not a checkpoint of vinvl.train: it lacks the '{OUR_KEY}' record.")
+    for key in ("state_dict", "hyper_parameters"):
+        if not isinstance(checkpoint.get(key), dict):
+            raise UserError(f"{path} is not a whole checkpoint of vinvl.train: it lacks '{key}'.")
     return checkpoint
 
 

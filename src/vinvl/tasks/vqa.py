@@ -21,7 +21,7 @@ BOX_NUMBERS = 6  # a region row is the feature followed by six numbers of its bo
 class Prediction(NamedTuple):
     """The best answers to one question, best first."""
 
-    index: int  # of the question in its split
+    position: int  # of the question in its split
     question_id: int | str
     answers: tuple[str, ...]
     probabilities: tuple[float, ...]  # per answer, independent of each other for the bce loss
@@ -55,6 +55,7 @@ class VQATask(VinVLTask):
         if gradient_checkpointing:
             model.gradient_checkpointing_enable()
         super().__init__(model, optimizer=optimizer, scheduler=scheduler, weight_decay=weight_decay, seed=seed)
+        self.config: VinVLConfig = model.config
         # A checkpoint that brought its own image projection has decided about the layer norm.
         followed = {name: getattr(model.config, name) for name in ("use_img_layernorm", "img_layer_norm_eps")}
         self.save_hyperparameters({"model_config": {**model_config, **followed}, "answers": answers})
@@ -98,7 +99,6 @@ class VQATask(VinVLTask):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path) -> Self:
-        """The task as a checkpoint of ours (`read_checkpoint`) holds it, for evaluation."""
         hyper_parameters = checkpoint["hyper_parameters"]
         task = cls(model_config=hyper_parameters["model_config"], answers=hyper_parameters["answers"])
         load_into(task, checkpoint, path)
@@ -107,7 +107,7 @@ class VQATask(VinVLTask):
     def check_datamodule(self, datamodule: pl.LightningDataModule) -> None:
         if not isinstance(datamodule, VQADataModule) or datamodule.store is None or datamodule.tokenizer is None:
             raise UserError(f"These weights were trained for VQA, and data is a {type(datamodule).__name__}.")
-        config = self.model.config
+        config = self.config
         datamodule.store.require_feature_dim(config.img_feature_dim - BOX_NUMBERS)
         vocabulary = list(datamodule.require_vocabulary().answers)
         if len(vocabulary) != len(self.answers):
@@ -141,7 +141,7 @@ class VQATask(VinVLTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert batch.labels is not None
         logits = self(batch)
-        loss = answer_loss_per_example(logits, batch.labels, self.model.config.loss_type).mean()
+        loss = answer_loss_per_example(logits, batch.labels, self.config.loss_type).mean()
         self.train_score(logits.detach(), batch.labels)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log("train/soft_score", self.train_score, on_step=False, on_epoch=True, batch_size=len(batch))
@@ -168,7 +168,7 @@ class VQATask(VinVLTask):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """The five best answers to each question, with sigmoid (bce) or softmax probabilities."""
         logits = self(batch).float()
-        bce = self.model.config.loss_type == "bce"
+        bce = self.config.loss_type == "bce"
         probabilities = torch.sigmoid(logits) if bce else torch.softmax(logits, dim=-1)
         # Ranked by logit: a sigmoid in half precision saturates at 1 long before the logits tie.
         best = logits.topk(min(TOP_ANSWERS, len(self.answers)), dim=-1).indices
@@ -181,11 +181,12 @@ class VQATask(VinVLTask):
     def _evaluate(self, batch: Batch) -> None:
         assert batch.labels is not None
         logits = self(batch)
-        self.evaluation_loss.update(answer_loss_per_example(logits, batch.labels, self.model.config.loss_type))
+        self.evaluation_loss.update(answer_loss_per_example(logits, batch.labels, self.config.loss_type))
         self.soft_score.update(logits, batch.labels)
         people = [record["answers"] for record in batch.records]
         answer_types = [record["answer_type"] for record in batch.records]
-        question_types = [record["question_type"] for record in batch.records]
+        typed = all("question_type" in record for record in batch.records)
+        question_types = [record["question_type"] for record in batch.records] if typed else None
         predicted = [self.answers[index] for index in logits.argmax(dim=-1).tolist()]
         self.accuracy.update(predicted, people, answer_types, question_types)
         self.most_frequent_accuracy.update([self.answers[0]] * len(people), people, answer_types)

@@ -90,7 +90,8 @@ class DemoWorld:
         """Names of all files and folders that the generator writes into the folder."""
         files = (self.questions, self.annotations, self.store, self.captions, self.scenes)
         names = {file(split).name for file in files for split in SPLITS}
-        return names | {self.images.name, self.tokenizer.name, MARKER}
+        # answers.json is no part of the world, but made from it: the vocabulary of the answers, on the first training.
+        return names | {self.images.name, self.tokenizer.name, "answers.json", MARKER}
 
 
 def read_marker(folder: Path) -> dict[str, object] | None:

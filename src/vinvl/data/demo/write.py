@@ -94,9 +94,7 @@ def _write_split(world: DemoWorld, split: str, pieces: Iterator[Piece]) -> list[
     _write_json(world.questions(split), {**header, "task_type": "Open-Ended", "questions": questions})
     _write_json(world.annotations(split), {**header, "annotations": annotations})
     licenses = [{**LICENSE, "id": 1}]
-    _write_json(
-        world.captions(split), {"info": INFO, "images": images, "licenses": licenses, "annotations": captions}
-    )
+    _write_json(world.captions(split), {"info": INFO, "images": images, "licenses": licenses, "annotations": captions})
     _write_json(world.scenes(split), {"scenes": scenes})
     texts.extend(str(question["question"]) for question in questions)
     texts.extend(str(caption["caption"]) for caption in captions)

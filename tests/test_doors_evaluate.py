@@ -1,0 +1,120 @@
+"""`python -m vinvl.evaluate` and `vinvl.predict` as a user calls them, on the checkpoint of one short run."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY_DEMO, refusal
+from door_runs import call_door, succeed
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run, and the folder that the commands of this file are called from."""
+
+    folder: Path
+    data: Path
+    run: Path
+
+    @property
+    def checkpoint(self) -> str:
+        return f"ckpt_path={self.run / 'checkpoints' / 'best.ckpt'}"
+
+    def succeed(self, door: str, *overrides: str) -> str:
+        return succeed(self.folder, self.data, door, *overrides)
+
+    def results(self, output: str) -> Any:
+        return json.loads((self.folder / output / "results.json").read_text())
+
+    def question_ids(self, split: str) -> list[int]:
+        path = self.data / "demo" / f"v2_OpenEnded_mscoco_{split}2014_questions.json"
+        return [question["question_id"] for question in json.loads(path.read_text())["questions"]]
+
+
+@pytest.fixture(scope="module")
+def trained(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    run = folder / "runs" / "demo_vqa" / "chosen"  # among the runs of its name, so that ckpt_path=best finds it
+    printed = succeed(folder, demo_data, "train", *TINY_DEMO, "hydra.run.dir=runs/demo_vqa/chosen")
+    assert str(run / "results.json") in printed
+    return Trained(folder, demo_data, run)
+
+
+@pytest.fixture(scope="module")
+def predicted(trained: Trained) -> Path:
+    """The output folder of a prediction of the test split."""
+    printed = trained.succeed("predict", trained.checkpoint, "hydra.run.dir=predicted")
+    assert str(trained.folder / "predicted" / "results.json") in printed
+    return trained.folder / "predicted"
+
+
+def test_evaluate_repeats_the_scores_that_training_ended_with(trained: Trained) -> None:
+    printed = trained.succeed("evaluate", trained.checkpoint)
+    (output,) = (trained.folder / "runs" / "evaluate").iterdir()
+    assert str(output / "results.json") in printed and "VQA accuracy" in printed
+    own, training = trained.results(str(output)), trained.results(str(trained.run))
+    assert own["scores"] == training["scores"]  # to the last digit
+    assert own["split"] == training["split"] == "test"
+    assert own["checkpoint"] == str(trained.run / "checkpoints" / "best.ckpt")
+
+
+def test_evaluate_best_of_the_newest_run_on_another_split(trained: Trained) -> None:
+    trained.succeed("evaluate", "ckpt_path=best", "data.test_split=val", "hydra.run.dir=on_val")
+    on_val, on_test = trained.results("on_val"), trained.results(str(trained.run))
+    assert on_val["split"] == "val"
+    assert Path(on_val["checkpoint"]).name == "best.ckpt"
+    assert (trained.folder / on_val["checkpoint"]).samefile(trained.run / "checkpoints" / "best.ckpt")
+    assert on_val["scores"]["loss"] != on_test["scores"]["loss"]
+    # The best checkpoint was chosen by this very figure.
+    lines = (trained.run / "csv" / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("val/accuracy")
+    logged = [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]]
+    assert on_val["scores"]["accuracy/overall"] == pytest.approx(max(logged), rel=1e-6)
+
+
+def test_data_overrides_go_on_top_of_the_data_of_the_run(trained: Trained) -> None:
+    trained.succeed("evaluate", trained.checkpoint, "data.use_tags=false", "hydra.run.dir=no_tags")
+    without, training = trained.results("no_tags"), trained.results(str(trained.run))
+    assert without["split"] == training["split"]
+    assert without["scores"]["loss"] != training["scores"]["loss"]
+    majority = "most_frequent_answer/overall"  # the same questions, whatever the model sees of them
+    assert without["scores"][majority] == training["scores"][majority]
+
+
+def test_predict_writes_the_official_result_file(trained: Trained, predicted: Path) -> None:
+    results = json.loads((predicted / "results.json").read_text())
+    assert [one["question_id"] for one in results] == trained.question_ids("test")
+    assert all(one.keys() == {"question_id", "answer"} and isinstance(one["answer"], str) for one in results)
+    vocabulary = json.loads((trained.data / "demo" / "answers.json").read_text())
+    assert {one["answer"] for one in results} <= set(vocabulary)
+
+
+def test_predict_writes_the_five_best_answers(trained: Trained, predicted: Path) -> None:
+    results = json.loads((predicted / "results.json").read_text())
+    lines = [json.loads(line) for line in (predicted / "predictions.jsonl").read_text().splitlines()]
+    assert [line["question_id"] for line in lines] == [one["question_id"] for one in results]
+    for line, result in zip(lines, results, strict=True):
+        scores = [one["score"] for one in line["top"]]
+        assert len({one["answer"] for one in line["top"]}) == 5
+        assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
+        assert line["top"][0]["answer"] == result["answer"]
+
+
+def test_two_ranks_predict_what_one_does(trained: Trained, predicted: Path) -> None:
+    ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+    trained.succeed("predict", trained.checkpoint, *ranks, "hydra.run.dir=two_ranks")
+    for name in ("results.json", "predictions.jsonl"):
+        assert (trained.folder / "two_ranks" / name).read_bytes() == (predicted / name).read_bytes()
+
+
+def test_a_split_without_annotations_is_predicted_but_not_scored(trained: Trained, predicted: Path) -> None:
+    bare = "data.splits.test.0.annotations=null"
+    trained.succeed("predict", trained.checkpoint, bare, "hydra.run.dir=bare")
+    assert (trained.folder / "bare" / "results.json").read_bytes() == (predicted / "results.json").read_bytes()
+    result = call_door(trained.folder, trained.data, "evaluate", trained.checkpoint, bare, "hydra.run.dir=refused")
+    assert "'test' has no annotations" in refusal(result)
+    assert not (trained.folder / "refused").exists()

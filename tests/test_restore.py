@@ -1,0 +1,94 @@
+"""The data section of a checkpoint: overrides on top of it, and what a forged one cannot do."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from vinvl.errors import UserError
+from vinvl.restore import data_config
+
+CHECKPOINT = Path("run/checkpoints/best.ckpt")
+TARGET = "vinvl.data.vqa.VQADataModule"
+OF_RUN: dict[str, Any] = {
+    "data": {
+        "_target_": TARGET,
+        "splits": {"train": "train.jsonl", "test": [{"questions": "q.json", "annotations": "a.json"}]},
+        "regions": ["one.h5", "two.h5"],
+        "use_tags": True,
+        "batch_size": 16,
+        "prepare": {"_target_": "vinvl.data.demo.ensure_demo_world", "_partial_": True, "seed": 3},
+    },
+    "seed": 1,
+}
+
+
+def of_command(**values: Any) -> DictConfig:
+    """What Hydra composed for the command: its own default data, with the command's overrides in it."""
+    section = {"use_tags": False, "batch_size": 64, "regions": ["own.h5"], "splits": {"test": [{"annotations": None}]}}
+    return OmegaConf.create({"data": section | values, "trainer": {"devices": 2}})
+
+
+def test_without_overrides_the_data_are_those_of_the_run() -> None:
+    before = copy.deepcopy(OF_RUN)
+    data = data_config(of_command(), OF_RUN, ["trainer.devices=2", "ckpt_path=best", "name=data"], CHECKPOINT)
+    assert OmegaConf.to_container(data) == OF_RUN["data"] == before["data"]
+
+
+def test_overrides_replace_just_their_keys() -> None:
+    before = copy.deepcopy(OF_RUN)
+    overrides = ["data.use_tags=false", "data.regions=[own.h5]", "data.splits.test.0.annotations=null"]
+    data = data_config(of_command(), OF_RUN, overrides, CHECKPOINT)
+    expected = copy.deepcopy(OF_RUN["data"])
+    expected |= {"use_tags": False, "regions": ["own.h5"]}
+    expected["splits"]["test"][0]["annotations"] = None
+    assert OmegaConf.to_container(data) == expected
+    assert before == OF_RUN
+
+
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_overrides_may_add_a_split(sign: str) -> None:
+    config = of_command(splits={"more": "more.jsonl"}, predict_split="more")
+    data = data_config(config, OF_RUN, [f"{sign}data.splits.more=more.jsonl", "data.predict_split=more"], CHECKPOINT)
+    assert data.splits.more == "more.jsonl" and data.splits.train == "train.jsonl" and data.predict_split == "more"
+
+
+def test_a_command_that_chooses_data_gets_its_own() -> None:
+    config = of_command()
+    assert data_config(config, OF_RUN, ["data=vqa2", "data.use_tags=false"], CHECKPOINT) is config.data
+
+
+def test_weights_without_a_run_get_the_data_of_the_command() -> None:
+    config = of_command()
+    assert data_config(config, {}, [], CHECKPOINT) is config.data
+
+
+SHELL = {"_target_": "os.system", "command": "touch owned"}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        SHELL,
+        {"_target_": "vinvl.data.text.os.system", "command": "touch owned"},  # a path through our own module
+        {"_target_": "vinvl.data.json_files.write_text_atomically", "path": "owned", "text": ""},
+        {"_target_": "vinvl.data.nothing_there"},
+        {"_target_": 3},
+        {"_target_": TARGET, "prepare": SHELL | {"_partial_": True}},
+        {"_target_": TARGET, "splits": {"train": [{"questions": SHELL}]}},
+        {"_target_": TARGET, "splits": "${oc.create:${oc.decode:'{_target_:os.system,command:touch owned}'}}"},
+        {"_target_": TARGET, "splits": {"train": ["${oc.env:HOME}"]}},
+        {"_target_": TARGET, "splits": {"train": (SHELL,)}},
+        {"_target_": TARGET, "${oc.env:HOME}": 1},
+        {"_target_": TARGET, "prepare": {"_target_": "vinvl.data.demo.os.system"}},
+        {"use_tags": True},
+        ["_target_"],
+        None,
+    ],
+)
+def test_a_forged_checkpoint_has_nothing_called(forged: object) -> None:
+    with pytest.raises(UserError, match="pass data=NAME") as refused:
+        data_config(of_command(), {"data": forged}, [], CHECKPOINT)
+    assert str(CHECKPOINT) in str(refused.value) and "\n" not in str(refused.value)

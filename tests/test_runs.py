@@ -1,0 +1,359 @@
+"""Where runs and checkpoints lie, how an error reaches a person, and checkpoints that are none."""
+
+import contextlib
+import os
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader, Dataset
+
+from vinvl import runs
+from vinvl.errors import UserError
+from vinvl.tasks.base import read_checkpoint
+from vinvl.tasks.vqa import VQATask
+
+LAUNCHERS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*LAUNCHERS, "VINVL_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def checkpoint(folder: Path, run: str, which: str, age: int = 0) -> Path:
+    """An (empty) checkpoint in a run, `age` seconds old."""
+    path = folder / "demo" / run / "checkpoints" / f"{which}.ckpt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.utime(path, (1_000_000_000 - age, 1_000_000_000 - age))
+    return path
+
+
+# --- where runs lie ---
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_rank_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
+    assert runs.process_rank() == 0
+    monkeypatch.setenv(launcher, "3")
+    assert runs.process_rank() == 3
+    monkeypatch.setenv(launcher, "")
+    assert runs.process_rank() == 0
+
+
+def test_a_fresh_run_gets_a_folder_named_by_the_time(tmp_path: Path) -> None:
+    before = datetime.now().replace(microsecond=0)
+    folder = Path(runs.run_directory(str(tmp_path), "demo", None))
+    assert folder.parent == tmp_path / "demo"
+    assert before <= datetime.strptime(folder.name[:19], "%Y-%m-%d_%H-%M-%S") <= datetime.now()
+    assert not folder.exists()  # naming it makes nothing
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_going_on_happens_in_the_folder_of_the_newest_checkpoint(tmp_path: Path, which: str) -> None:
+    newest = checkpoint(tmp_path, "one", which, age=10)
+    checkpoint(tmp_path, "two", which, age=20)
+    checkpoint(tmp_path, "three", "best" if which == "last" else "last", age=5)
+    assert Path(runs.run_directory(str(tmp_path), "demo", which)) == tmp_path / "demo" / "one"
+    assert runs.newest_checkpoint(tmp_path, "demo", which) == newest
+    assert runs.resolve_checkpoint(which, str(tmp_path), "demo") == newest
+
+
+def test_a_file_to_go_on_from_begins_a_new_folder(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, "one", "last")
+    assert Path(runs.run_directory(str(tmp_path), "demo", str(path))) not in (path.parents[1], path.parent)
+    assert runs.resolve_checkpoint(str(path), str(tmp_path), "demo") == path
+
+
+def test_nothing_to_go_on_from_begins_a_new_folder_and_is_refused_by_name(tmp_path: Path) -> None:
+    assert Path(runs.run_directory(str(tmp_path), "demo", "last")).parent == tmp_path / "demo"
+    assert runs.newest_checkpoint(tmp_path, "demo", "last") is None
+    with pytest.raises(UserError, match=r"no run under .*demo has a checkpoints/last.ckpt"):
+        runs.resolve_checkpoint("last", str(tmp_path), "demo")
+    with pytest.raises(UserError, match=r"nowhere.ckpt does not exist"):
+        runs.resolve_checkpoint("nowhere.ckpt", str(tmp_path), "demo")
+
+
+def test_other_ranks_keep_out_of_the_way_but_go_on_in_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "2")
+    assert Path(runs.run_directory(str(tmp_path), "demo", None)) == tmp_path / "demo" / "ranks" / "rank-2"
+    path = checkpoint(tmp_path, "one", "last")
+    assert Path(runs.run_directory(str(tmp_path), "demo", "last")) == path.parents[1]
+
+
+def test_data_go_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VINVL_DATA", str(tmp_path / "elsewhere"))
+    assert runs.data_root() == str(tmp_path / "elsewhere")
+    monkeypatch.setenv("VINVL_DATA", "")
+    root = runs.repository_root()
+    assert root is not None and runs.data_root() == str(root / "data")
+    monkeypatch.setattr(runs, "PACKAGE", tmp_path / "site-packages" / "vinvl")  # as if installed from a wheel
+    monkeypatch.chdir(tmp_path)
+    assert runs.repository_root() is None and runs.data_root() == str(tmp_path / "data")
+    assert runs.config_directory() == str(tmp_path / "site-packages" / "vinvl" / "conf")
+
+
+# --- how an error reaches a person ---
+
+
+class Spoilt(Dataset[int]):
+    """Every item is refused, in the data worker that reads it."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        try:
+            raise KeyError("index")
+        except KeyError as error:
+            raise UserError("regions.h5 has no image 7: extract it.") from error
+
+
+def refuse(*_: object) -> None:
+    raise UserError("regions.h5 has no image 7: extract it.")
+
+
+def wrap(error: BaseException) -> BaseException:
+    """As Hydra's instantiate wraps what a constructor raises, twice."""
+    inner, outer = ValueError("Error in call to target 'a'"), RuntimeError("Error in call to target 'b'")
+    inner.__cause__, outer.__cause__ = error, inner
+    return outer
+
+
+def test_sentence_of_a_user_error_however_wrapped() -> None:
+    error = UserError("One sentence.")
+    assert runs.sentence_of(error) == runs.sentence_of(wrap(error)) == "One sentence."
+    try:
+        try:
+            raise error
+        finally:
+            raise KeyError("while cleaning up")
+    except KeyError as later:
+        assert runs.sentence_of(later) == "One sentence."
+
+
+def test_sentence_of_a_data_worker() -> None:
+    with pytest.raises(UserError) as caught:
+        next(iter(DataLoader(Spoilt(), num_workers=1)))
+    assert "Traceback" in str(caught.value)
+    assert runs.sentence_of(caught.value) == runs.sentence_of(wrap(caught.value))
+    assert runs.sentence_of(caught.value) == "regions.h5 has no image 7: extract it."
+
+
+def test_sentence_of_another_process() -> None:
+    with ProcessPoolExecutor(1) as pool, pytest.raises(UserError) as caught:
+        list(pool.map(refuse, [1]))
+    assert runs.sentence_of(caught.value) == "regions.h5 has no image 7: extract it."
+
+
+def test_other_errors_have_no_sentence() -> None:
+    assert runs.sentence_of(wrap(KeyError("a"))) is None
+    assert runs.sentence_of(ValueError("vinvl.errors.UserError: not one")) is None
+
+
+def test_a_door_says_the_sentence_and_keeps_other_tracebacks(tmp_path: Path) -> None:
+    config = OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run")}})
+    with pytest.raises(SystemExit) as left:
+        runs.run_door(refuse, config)
+    assert left.value.code == "error: regions.h5 has no image 7: extract it."  # printed to stderr, exit code 1
+    with pytest.raises(ZeroDivisionError):
+        runs.run_door(lambda _: 1 / 0, config)
+
+
+# --- what a failed run leaves ---
+
+
+def failed_run(folder: Path) -> Path:
+    """The folder as Hydra leaves it."""
+    (folder / ".hydra").mkdir(parents=True)
+    for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
+        (folder / ".hydra" / name).write_text("a: 1\n")
+    (folder / "train.log").touch()
+    (folder / "train_ddp_process_1.log").touch()
+    (folder / "csv").mkdir()
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_an_empty_run_is_removed(tmp_path: Path) -> None:
+    runs.remove_empty_run(failed_run(tmp_path / "runs" / "demo" / "now"))
+    assert list((tmp_path / "runs" / "demo").iterdir()) == []
+    runs.remove_empty_run(tmp_path / "never" / "made")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "results.json",
+        "checkpoints/last.ckpt",
+        "tensorboard/events.out",
+        "answers.json",
+        "slurm-4711.log",  # hydra.run.dir may be a folder of one's own
+        "notes/train.log",
+        "earlier/.hydra/config.yaml",
+        ".hydra/more/results.json",
+    ],
+)
+def test_a_run_with_anything_of_value_stays_as_it_is(tmp_path: Path, kept: str) -> None:
+    folder = failed_run(tmp_path / "now")
+    (folder / kept).parent.mkdir(parents=True, exist_ok=True)
+    (folder / kept).write_text("dear to somebody")
+    before = tree(folder)
+    runs.remove_empty_run(folder)
+    assert tree(folder) == before
+
+
+def test_a_run_with_a_link_or_without_hydras_folder_stays(tmp_path: Path) -> None:
+    folder = failed_run(tmp_path / "now")
+    (folder / "checkpoints").symlink_to(tmp_path / "nowhere")
+    before = tree(folder)
+    runs.remove_empty_run(folder)
+    assert tree(folder) == before and (folder / "checkpoints").is_symlink()
+    (tmp_path / "own" / "empty").mkdir(parents=True)
+    (tmp_path / "own" / "train.log").touch()
+    runs.remove_empty_run(tmp_path / "own")
+    assert (tmp_path / "own" / "train.log").exists() and (tmp_path / "own" / "empty").exists()
+
+
+def test_only_rank_0_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = failed_run(tmp_path / "now")
+    monkeypatch.setenv("RANK", "1")
+    runs.remove_empty_run(folder)
+    assert (folder / ".hydra" / "config.yaml").exists()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    with pytest.raises(KeyboardInterrupt), runs.atomic_write(path) as file:
+        file.write("half")
+        raise KeyboardInterrupt
+    assert list(path.parent.iterdir()) == []
+    runs.write_json(path, {"score": 1})
+    with pytest.raises(TypeError):
+        runs.write_json(path, {"score": 2, "what": object()})
+    assert path.read_text() == '{\n  "score": 1\n}\n'
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+# --- checkpoints that are none ---
+
+
+class Attack:
+    """Unpickled, it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.path), "w")
+
+
+OURS: dict[str, Any] = {
+    "vinvl": {"task_class": "vinvl.tasks.vqa.VQATask", "batches_seen": 0, "run_config": {}},
+    "state_dict": {"weight": torch.zeros(1)},
+    "hyper_parameters": {},
+}
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(path)
+    sentence = str(caught.value)
+    assert str(path) in sentence and "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize("form", ["torch", "torch_legacy", "pickle", "within"])
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, form: str) -> None:
+    path, traces = tmp_path / "hostile.ckpt", tmp_path / "owned"
+    attack = Attack(traces)
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(attack))
+    elif form == "within":
+        torch.save(OURS | {"callbacks": attack}, path)
+    else:
+        torch.save(attack, path, _use_new_zipfile_serialization=form == "torch")
+    assert "cannot be read as a checkpoint" in refused(path)
+    assert not traces.exists()
+    with contextlib.suppress(Exception):  # the attack is a real one:
+        torch.load(path, weights_only=False)
+    assert traces.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK",
+        b"PK\x03\x04" + b"\0" * 100,
+        b"\x80\x02.",
+        b"not a checkpoint\n" * 9,
+        b"\x89HDF\r\n\x1a\n" + b"\0" * 64,
+    ],
+)
+def test_files_of_other_programs_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "foreign.ckpt").write_bytes(content)
+    refused(tmp_path / "foreign.ckpt")
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cut.ckpt"
+    torch.save(OURS, path)
+    assert read_checkpoint(path)["vinvl"] == OURS["vinvl"]
+    path.write_bytes(path.read_bytes()[:-200])
+    refused(path)
+    refused(tmp_path)  # a folder
+    assert "does not exist" in refused(tmp_path / "missing.ckpt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [1, 2],
+        torch.zeros(3),
+        {"state_dict": {}, "pytorch-lightning_version": "2.0.0"},
+        OURS | {"vinvl": "yes"},
+        OURS | {"vinvl": {"task_class": "vinvl.tasks.vqa.VQATask"}},
+        OURS | {"vinvl": OURS["vinvl"] | {"run_config": [1]}},
+        {key: value for key, value in OURS.items() if key != "state_dict"},
+        OURS | {"state_dict": [torch.zeros(1)]},
+        {key: value for key, value in OURS.items() if key != "hyper_parameters"},
+    ],
+)
+def test_checkpoints_of_other_programs_are_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "other.ckpt")
+    assert "checkpoint of vinvl.train" in refused(tmp_path / "other.ckpt")
+
+
+def test_only_task_classes_are_taken_from_a_checkpoint() -> None:
+    path = Path("some.ckpt")
+    assert runs.task_class(OURS, path) is VQATask
+    for name in (
+        "os.system",
+        "vinvl.tasks.vqa.torch",
+        "vinvl.tasks.vqa.Prediction",
+        "vinvl.tasks.base.read_checkpoint",
+        "vinvl.tasks.nothing.Task",
+        "vinvl.tasks.vqa.nothing",
+        "vinvl.tasks..vqa.VQATask",
+        "vinvl.tasks.",
+        "",
+        None,
+        7,
+    ):
+        with pytest.raises(UserError, match="which this version of vinvl has not"):
+            runs.task_class({"vinvl": {"task_class": name}}, path)
