@@ -131,9 +131,7 @@ def main() -> None:
     samples = options.steps * options.batch_size
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads"
     print(f"{name}; torch {torch.__version__}; batch {options.batch_size}; {options.steps} steps each")
-    print(
-        f"positions: fixed {MAX_TOKENS + MAX_REGIONS}, ours {padded / samples:.1f}, real {tokens / samples:.1f}"
-    )
+    print(f"positions: fixed {MAX_TOKENS + MAX_REGIONS}, ours {padded / samples:.1f}, real {tokens / samples:.1f}")
     for title, times in seconds.items():
         print(f"{title:<16}{samples / sum(times):8.2f} samples/s   {sum(times) / len(times):7.3f} s a step")
     print(f"ratio ours / fixed: {sum(seconds['fixed 128 + 50']) / sum(seconds['ours']):.2f}")

@@ -97,7 +97,7 @@ def test_yes_and_no_balance_in_every_family(questions: list[Question]) -> None:
     for question in questions:
         by_family[question.family][question.answer] += 1
     yes_no = {family.name for family in question_families() if family.answer_type == "yes/no"}
-    assert len(yes_no) >= 10
+    assert len(yes_no) >= 8
     for name in yes_no:
         assert abs(by_family[name]["yes"] - by_family[name]["no"]) <= 1, name
 

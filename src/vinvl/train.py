@@ -4,6 +4,7 @@ from pathlib import Path
 
 import hydra
 import pytorch_lightning as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -22,6 +23,8 @@ def train(config: DictConfig) -> dict[str, float]:
     resume_from = None
     if config.ckpt_path is not None:
         resume_from = resolve_checkpoint(config.ckpt_path, config.paths.runs_dir, config.name)
+    if config.torch_threads is not None:
+        torch.set_num_threads(config.torch_threads)
     pl.seed_everything(config.seed, verbose=False)
     datamodule = instantiate(config.data)
     datamodule.prepare_data()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 VOCABULARY_SIZE = 1000
 MAX_LENGTH = 512
+MIN_FREQUENCY = 2
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_CHARACTERS = string.ascii_lowercase + string.digits
+# Letters and digits at the start of and inside words, and marks: every plain text can be spelt out.
+SPELLING = (*string.punctuation, *_CHARACTERS, *(f"##{character}" for character in _CHARACTERS))
 
 
 def write_tokenizer(texts: Iterable[str], folder: Path) -> None:
@@ -22,17 +25,14 @@ def write_tokenizer(texts: Iterable[str], folder: Path) -> None:
         texts: the training text, one string per question, tag list or caption.
         folder: made here; gets tokenizer.json, tokenizer_config.json and vocab.txt.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # With so few words every frequent word gets a piece of its own. So the words are counted and the letters added,
+    # instead of merged by WordPieceTrainer, whose choice between equally frequent pairs differs from run to run.
+    pieces = [*SPECIAL_TOKENS, *SPELLING]
+    words = _frequent_words(texts, VOCABULARY_SIZE - len(pieces))
+    pieces += [word for word in words if word not in set(pieces)]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = _lower_casing(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")))
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=VOCABULARY_SIZE, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
-    )
-    # Letters and digits as whole words and inside words, so that every plain text can be spelt out.
-    spelling = [letter + "0".join(string.ascii_lowercase) for letter in string.ascii_lowercase + string.digits]
-    marks = [" ".join(string.punctuation), string.digits * 2]
-    tokenizer.train_from_iterator(chain(texts, spelling, marks), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -40,8 +40,7 @@ def write_tokenizer(texts: Iterable[str], folder: Path) -> None:
     )
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
-    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
     config = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": True,
@@ -53,3 +52,19 @@ def write_tokenizer(texts: Iterable[str], folder: Path) -> None:
         "mask_token": "[MASK]",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def _lower_casing(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with BERT's splitting into lower-case words and marks."""
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _frequent_words(texts: Iterable[str], limit: int) -> list[str]:
+    """The commonest words, by falling frequency and then by letter."""
+    counter = _lower_casing(Tokenizer(models.WordLevel(unk_token="[UNK]")))
+    trainer = trainers.WordLevelTrainer(vocab_size=limit, min_frequency=MIN_FREQUENCY, show_progress=False)
+    counter.train_from_iterator(texts, trainer)
+    vocabulary = counter.get_vocab()
+    return sorted(vocabulary, key=lambda word: vocabulary[word])
