@@ -51,7 +51,7 @@ def process_rank() -> int:
 
 
 def run_directory(runs_dir: str, name: str, ckpt_path: str | None) -> str:
-    """The folder of a run: a new one named by the time, or, to continue, the newest that has the checkpoint.
+    """The folder of a run: a new one named by time and process (jobs of an array start in one second), or, to continue, the newest that has the checkpoint.
 
     A requeued job thereby goes on in its own folder. Ranks other than 0 of a fresh run write nothing of value; what
     Hydra writes for them goes to a folder of their own, because they cannot know rank 0's clock.
@@ -62,7 +62,7 @@ def run_directory(runs_dir: str, name: str, ckpt_path: str | None) -> str:
             return str(found.parents[1])
     if process_rank() > 0:
         return str(Path(runs_dir) / name / "ranks" / f"rank-{process_rank()}")
-    return str(Path(runs_dir) / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    return str(Path(runs_dir) / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}")
 
 
 def newest_checkpoint(runs_dir: Path, name: str, which: str) -> Path | None:

@@ -55,7 +55,8 @@ def initialise(
 ) -> Model:
     """`initialise_with_report` for callers who read the report in the log (level INFO)."""
     model, report = initialise_with_report(model_class, config, init, strict_head=strict_head)
-    logger.info("%s", report)
+    if init is not None:
+        logger.info("%s", report)
     return model
 
 

@@ -28,7 +28,7 @@ PROJECTION_SEED = 20210102
 SPARSITY = 0.35  # share of the description that each feature looks at
 THRESHOLD = 0.8  # in standard deviations of a typical pre-activation
 TYPICAL_SPREAD = 1000.0
-FEATURE_SCALE = 0.03
+FEATURE_SCALE = 0.45
 
 
 def crop_pixels(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
