@@ -1,7 +1,8 @@
 """Region features of the demo world: the pixels of a crop, and nothing else, to 2048 numbers.
 
-A crop is described by what a first layer of a network would see: where it differs from the light background, a colour
-histogram and a histogram of gradient orientations. A fixed random projection with a
+A crop is described coarsely: how full each of its four quarters is, and a histogram of its colours. That tells colours
+surely and most shapes, but hardly a circle from a square: as with a real detector, the tags say something that the
+features do not. A fixed random projection with a
 threshold then spreads the description over 2048 non-negative, sparse numbers, as the pooled features of a detector
 are. Description and projection are small integers, so their products are exact in float32: features are the same on
 every machine, in every process and for every batch size.
@@ -18,12 +19,11 @@ from PIL import Image
 FEATURE_DIM = 2048
 SIDE = 24  # every crop is resized to SIDE × SIDE before it is described
 LIGHT = 216  # pixels whose darkest channel is above this count as background
-CELLS = 3  # gradient histograms are taken in CELLS × CELLS cells
-ORIENTATIONS = 8
+CELLS = 2  # fullness is measured in CELLS × CELLS cells
 HUES = 12
-PART_SIZES = {"mask": 144, "colours": 14, "central_colours": 14, "orientations": 72}
-TYPICAL_LEVELS = {"mask": 143, "colours": 24, "central_colours": 20, "orientations": 61}
-PART_WEIGHTS = {"mask": 1, "colours": 4, "central_colours": 4, "orientations": 2}  # gives each part a like say
+PART_SIZES = {"fullness": 4, "colours": 14, "central_colours": 14}
+TYPICAL_LEVELS = {"fullness": 143, "colours": 24, "central_colours": 20}
+PART_WEIGHTS = {"fullness": 6, "colours": 4, "central_colours": 4}
 PROJECTION_SEED = 20210102
 SPARSITY = 0.35  # share of the description that each feature looks at
 THRESHOLD = 0.8  # in standard deviations of a typical pre-activation
@@ -64,13 +64,12 @@ def describe_crop(crop: np.ndarray) -> np.ndarray:
     pixels = np.asarray(small, dtype=np.int32)  # (SIDE, SIDE, 3)
     darkest = pixels.min(axis=2)
     contrast = np.clip(LIGHT - darkest, 0, 90) * 255 // 90  # (SIDE, SIDE): 0 on the background
-    mask = contrast.reshape(SIDE // 2, 2, SIDE // 2, 2).mean(axis=(1, 3))  # (12, 12)
+    fullness = contrast.reshape(CELLS, SIDE // CELLS, CELLS, SIDE // CELLS).mean(axis=(1, 3))  # (CELLS, CELLS)
     centre = slice(SIDE // 4, SIDE - SIDE // 4)
     parts = [
-        mask.ravel(),
+        fullness.ravel(),
         _colour_histogram(pixels, contrast),
         _colour_histogram(pixels[centre, centre], contrast[centre, centre]),
-        _orientation_histogram(darkest),
     ]
     return np.concatenate(parts).clip(0, 255).astype(np.uint8)
 
@@ -95,18 +94,6 @@ def _colour_histogram(pixels: np.ndarray, contrast: np.ndarray) -> np.ndarray:
     grey = np.count_nonzero(~coloured) - dark
     shares = np.concatenate([counts, [dark, grey]]) / total
     return np.sqrt(shares) * 255
-
-
-def _orientation_histogram(levels: np.ndarray) -> np.ndarray:
-    """Gradient energy per orientation in CELLS × CELLS cells of a (SIDE, SIDE) grey picture; 0 … 255."""
-    dy, dx = np.gradient(levels.astype(np.float32))
-    magnitude = np.hypot(dx, dy)
-    angle = np.arctan2(dy, dx) % np.pi
-    bins = (angle * (ORIENTATIONS / np.pi)).astype(np.int64) % ORIENTATIONS
-    rows, columns = np.indices(levels.shape) * CELLS // SIDE
-    index = (rows * CELLS + columns) * ORIENTATIONS + bins
-    energy = np.bincount(index.ravel(), weights=magnitude.ravel(), minlength=CELLS * CELLS * ORIENTATIONS)
-    return np.sqrt(energy / (SIDE // CELLS) ** 2 / 40) * 255
 
 
 @cache

@@ -10,7 +10,7 @@ from vinvl.data.demo import answers, detection
 
 MARKER = "demo_world.json"
 GENERATOR = "vinvl demo world"
-VERSION = 2  # raise it whenever the same seed would give other files
+VERSION = 4  # raise it whenever the same seed would give other files
 SPLITS = ("train", "val", "test")
 
 
