@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
 from vinvl import runs
+from vinvl.data.json_files import atomic_write
 from vinvl.errors import UserError
 
 LAUNCHERS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
@@ -230,7 +231,7 @@ def test_only_rank_0_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.json"
-    with pytest.raises(KeyboardInterrupt), runs.atomic_write(path) as file:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
         file.write("half")
         raise KeyboardInterrupt
     assert list(path.parent.iterdir()) == []

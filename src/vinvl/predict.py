@@ -10,8 +10,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vinvl.callbacks import progress
+from vinvl.data.json_files import atomic_write
 from vinvl.restore import restore
-from vinvl.runs import atomic_write, config_directory, register_resolvers, run_door
+from vinvl.runs import config_directory, register_resolvers, run_door
 from vinvl.tasks.vqa import Prediction
 
 register_resolvers()

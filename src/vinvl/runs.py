@@ -6,16 +6,16 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from vinvl.data.json_files import atomic_write
 from vinvl.errors import UserError
 from vinvl.tasks.base import VinVLTask
 
@@ -51,9 +51,10 @@ def process_rank() -> int:
 
 
 def run_directory(runs_dir: str, name: str, ckpt_path: str | None) -> str:
-    """The folder of a run: a new one named by time and process (jobs of an array start in one second), or, to continue, the newest that has the checkpoint.
+    """The folder of a run: a new one, or, to continue, the newest that has the checkpoint.
 
-    A requeued job thereby goes on in its own folder. Ranks other than 0 of a fresh run write nothing of value; what
+    A new one is named by time and process, because the jobs of an array start within one second. A requeued
+    job goes on in its own folder. Ranks other than 0 of a fresh run write nothing of value; what
     Hydra writes for them goes to a folder of their own, because they cannot know rank 0's clock.
     """
     if ckpt_path in NAMED_CHECKPOINTS:
@@ -165,21 +166,6 @@ def remove_empty_run(folder: Path) -> None:
                 if path not in files:
                     path.rmdir()
             folder.rmdir()
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[str]]:
-    """A text file that appears under its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            yield file
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from one's group
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -98,7 +98,6 @@ class VQADataModule(RegionDataModule):
             vocabulary = AnswerVocabulary.build(
                 records.answers, self.min_answer_count, multiple_choice_answers=records.multiple_choice_answers
             )
-            self.answers_path.parent.mkdir(parents=True, exist_ok=True)
             vocabulary.save(self.answers_path)
 
     def setup(self, stage: str | None = None) -> None:
