@@ -97,8 +97,9 @@ def test_missing_file_and_unwritable_folder(tmp_path: Path) -> None:
         AnswerVocabulary.load(tmp_path / "none.json")
     with pytest.raises(UserError, match="cannot be read"):
         AnswerVocabulary.load(tmp_path)
+    (tmp_path / "a_file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        AnswerVocabulary(("yes",)).save(tmp_path / "no_folder" / "answers.json")
+        AnswerVocabulary(("yes",)).save(tmp_path / "a_file" / "answers.json")
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
