@@ -32,15 +32,20 @@ def main(overrides: list[str]) -> None:
     folder = Path("runs") / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folders = {title: folder / title.replace(" ", "_") for title in RUNS}
     scores = {title: train(folders[title], [*overrides, *RUNS[title]]) for title in RUNS}
-    rows = []
-    for key, kind in (("overall", "overall"), ("yes/no", "yes/no"), ("number", "number"), ("other", "other")):
-        full, blind = (scores[title][f"accuracy/{key}"] for title in RUNS)
-        rows.append((f"full model, {kind}" if key == "overall" else f"  {kind}", f"{full:.2f}"))
-        rows.append((f"question only, {kind}", f"{blind:.2f}"))
-    rows.append(("most frequent answer", f"{scores['full model']['most_frequent_answer/overall']:.2f}"))
+    seen, blind = scores["full model"], scores["question only"]
+    rows = [
+        (
+            kind,
+            f"{seen[f'accuracy/{kind}']:.2f}",
+            f"{blind[f'accuracy/{kind}']:.2f}",
+            f"{seen[f'most_frequent_answer/{kind}']:.2f}",
+        )
+        for kind in ("overall", "yes/no", "number", "other")
+    ]
     files = {"checkpoint": folders["full model"] / "checkpoints" / "best.ckpt"}
     files |= {title: folders[title] for title in RUNS}
-    print_results("Demo world, held-out test split: official VQA accuracy in percent", rows, files)
+    columns = ("official VQA accuracy, %", *RUNS, "most frequent answer")
+    print_results("Demo world, held-out test split", rows, files, columns)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,19 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_results(title: str, rows: Sequence[tuple[str, str]], files: Mapping[str, Path]) -> None:
-    """Prints (what, value) rows as a table, and below it where the run's files lie."""
+def print_results(
+    title: str, rows: Sequence[tuple[str, ...]], files: Mapping[str, Path], columns: Sequence[str] = ("", "")
+) -> None:
+    """Prints rows of what was measured and its values as a table, and below it where the run's files lie.
+
+    `columns` names the columns of the rows; no header is shown where all names are empty.
+    """
     console = Console()
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    for what, value in rows:
-        table.add_row(what, value)
+    table = Table(title=title, title_justify="left", show_header=any(columns))
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     for what, path in files.items():
         # Not through rich: it would wrap long paths, and a wrapped path cannot be copied.

@@ -80,6 +80,32 @@ class VinVLTask(pl.LightningModule):
         scheduler = self.make_scheduler(optimizer, total_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as Lightning does, and also with a fused optimiser in bfloat16, which Lightning refuses.
+
+        It refuses because of the scaled gradients of 16-mixed, which a fused optimiser unscales too late for clipping.
+
+        Raises:
+            UserError: 16-mixed, clipping and a fused optimiser together.
+        """
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if gradient_clip_val is None or not fused:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise UserError(
+                "trainer.precision=16-mixed cannot clip gradients of a fused optimiser: pass "
+                "optim.optimizer.fused=false, or trainer.precision=bf16-mixed, or trainer.gradient_clip_val=null."
+            )
+        elif gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the step's dropout a function of (seed, rank, number of the batch).
 

@@ -198,7 +198,8 @@ class VQATask(VinVLTask):
     def _log_scores(self, stage: str) -> None:
         """Reads the metrics (over all ranks) into `scores`, and logs the figures that one plots."""
         scores = {f"accuracy/{name}": value.item() for name, value in self.accuracy.compute().items()}
-        scores["most_frequent_answer/overall"] = self.most_frequent_accuracy.compute()["overall"].item()
+        constant = self.most_frequent_accuracy.compute()
+        scores |= {f"most_frequent_answer/{name}": value.item() for name, value in constant.items()}
         scores["soft_score"] = self.soft_score.compute().item()
         scores["loss"] = self.evaluation_loss.compute().item()
         self.scores = scores
