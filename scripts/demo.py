@@ -9,7 +9,11 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from vinvl.data.demo import DemoWorld
+from vinvl.data.vqa_files import read_official
+from vinvl.report.baselines import question_type_prior
 from vinvl.report.table import print_results
+from vinvl.runs import data_root
 
 RUNS = {
     "full model": [],
@@ -18,7 +22,7 @@ RUNS = {
 }
 
 
-def train(folder: Path, overrides: list[str]) -> dict[str, float]:
+def train_run(folder: Path, overrides: list[str]) -> dict[str, float]:
     """One training run in a process of its own; its scores on the held-out split."""
     command = [sys.executable, "-m", "vinvl.train", f"hydra.run.dir={folder}", *overrides]
     print("\n$ python " + " ".join(command[1:]), flush=True)
@@ -31,20 +35,24 @@ def train(folder: Path, overrides: list[str]) -> dict[str, float]:
 def main(overrides: list[str]) -> None:
     folder = Path("runs") / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folders = {title: folder / title.replace(" ", "_") for title in RUNS}
-    scores = {title: train(folders[title], [*overrides, *RUNS[title]]) for title in RUNS}
+    scores = {title: train_run(folders[title], [*overrides, *RUNS[title]]) for title in RUNS}
     seen, blind = scores["full model"], scores["question only"]
+    world = DemoWorld(Path(data_root()) / "demo")
+    train_split, test_split = (read_official(world.questions(s), world.annotations(s)) for s in ("train", "test"))
+    prior = question_type_prior(train_split, test_split)
     rows = [
         (
             kind,
             f"{seen[f'accuracy/{kind}']:.2f}",
             f"{blind[f'accuracy/{kind}']:.2f}",
+            f"{prior[kind]:.2f}",
             f"{seen[f'most_frequent_answer/{kind}']:.2f}",
         )
         for kind in ("overall", "yes/no", "number", "other")
     ]
     files = {"checkpoint": folders["full model"] / "checkpoints" / "best.ckpt"}
     files |= {title: folders[title] for title in RUNS}
-    columns = ("official VQA accuracy, %", *RUNS, "most frequent answer")
+    columns = ("official VQA accuracy, %", *RUNS, "most frequent of its type", "most frequent of all")
     print_results("Demo world, held-out test split", rows, files, columns)
 
 
