@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -104,6 +105,11 @@ def test_checkpoints_that_do_not_fit(door: Door, tmp_path: Path, demo_data: Path
     torch.save(content, tmp_path / "other.ckpt")
     assert "os.system" in refusal(door("evaluate", f"ckpt_path={tmp_path / 'other.ckpt'}"))
     assert not (tmp_path / "runs" / "predict").exists() or nothing_left_behind(tmp_path / "runs" / "predict")
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_logger_whose_package_is_missing(door: Door) -> None:
+    assert "vinvl[logging]" in refusal(door("train", *TINY_DEMO, "logger=wandb"))
 
 
 def test_nothing_to_resume(door: Door) -> None:

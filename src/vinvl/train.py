@@ -8,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
 
 from vinvl.errors import UserError
 from vinvl.report.table import print_results
@@ -34,7 +35,7 @@ def train(config: DictConfig) -> dict[str, float]:
     if resume_from is not None:
         check_resumable(task, resume_from)
     callbacks = list(instantiate(config.callbacks).values())
-    loggers = list(instantiate(config.logger).values())
+    loggers = make_loggers(config.logger)
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
     if trainer.is_global_zero:
         print(datamodule.example_text(config.data.train_split), flush=True)
@@ -48,6 +49,23 @@ def train(config: DictConfig) -> dict[str, float]:
     if trainer.is_global_zero:
         report(task, output_dir, split=config.data.test_split, checkpoint=best)
     return task.scores
+
+
+def make_loggers(config: DictConfig) -> list[Logger]:
+    """The loggers of the configuration.
+
+    Raises:
+        UserError: the package of one is not installed.
+    """
+    try:
+        return list(instantiate(config).values())
+    except Exception as error:  # Hydra wraps what a constructor raises
+        if isinstance(error.__cause__ or error, ImportError):
+            missing = str(error.__cause__ or error).splitlines()[0]
+            raise UserError(
+                f"The package of a logger is missing ({missing}): pip install 'vinvl[logging]', or pass logger=default."
+            ) from error
+        raise
 
 
 def check_resumable(task: VinVLTask, path: Path) -> None:
