@@ -67,11 +67,11 @@ def test_same_seed_same_weights(whole_run: tuple[Path, str], door: Door, tmp_pat
     assert_same_weights(whole_run[0] / "checkpoints/last.ckpt", only_run(tmp_path) / "checkpoints/last.ckpt")
 
 
-@pytest.mark.parametrize("updates", [3, 12])
+@pytest.mark.parametrize(("every", "updates"), [("1", 3), ("1", 12), ("null", 1)])  # null: at the end of an epoch
 def test_killed_and_resumed_ends_with_the_weights_of_an_uninterrupted_run(
-    whole_run: tuple[Path, str], demo_data: Path, door: Door, tmp_path: Path, updates: int
+    whole_run: tuple[Path, str], demo_data: Path, door: Door, tmp_path: Path, every: str, updates: int
 ) -> None:
-    overrides = [*TINY_DEMO, "callbacks.last.every_n_train_steps=1"]
+    overrides = [*TINY_DEMO, f"callbacks.last.every_n_train_steps={every}"]
     command = [sys.executable, "-m", "vinvl.train", *overrides]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=door_environment(demo_data), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
