@@ -111,7 +111,8 @@ class VinVLModel(BertPreTrainedModel):
                 head_scale=None if scales is None else scales[index],
                 attention_record=attentions,
             )
-            states.append(hidden)
+            if record_states:
+                states.append(hidden)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
             pooler_output=self.pooler(hidden),
