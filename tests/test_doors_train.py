@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_DEMO, Door, door_environment
+from door_runs import succeed
 
 from vinvl.tasks.base import read_checkpoint
 
@@ -37,17 +38,8 @@ def assert_same_weights(one: Path, other: Path) -> None:
 def whole_run(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """An uninterrupted run that saves after every update, and what it printed."""
     folder = tmp_path_factory.mktemp("whole")
-    result = subprocess.run(
-        [sys.executable, "-m", "vinvl.train", *TINY_DEMO, "callbacks.last.every_n_train_steps=1"],
-        cwd=folder,
-        env=door_environment(demo_data),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return only_run(folder), result.stdout
+    printed = succeed(folder, demo_data, "train", *TINY_DEMO, "callbacks.last.every_n_train_steps=1")
+    return only_run(folder), printed
 
 
 def test_a_run_shows_an_example_and_ends_with_scores_checkpoints_and_logs(whole_run: tuple[Path, str]) -> None:
