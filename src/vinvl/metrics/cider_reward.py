@@ -1,0 +1,108 @@
+"""Self-critical sequence training: CIDEr-D as the reward, and the loss."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vinvl.errors import UserError
+from vinvl.metrics.captions.cider import Cider
+from vinvl.metrics.captions.document_frequencies import DocumentFrequencies
+from vinvl.metrics.captions.evaluation import ImageId
+
+END_OF_SENTENCE = "<eos>"
+
+
+def wrap_sentence(text: str) -> str:
+    """Strips a text, drops one final "." and appends " <eos>", so that ending in the right place earns reward.
+
+    Source: published Oscar, which does this to samples and references before scoring.
+    """
+    return f"{text.strip().removesuffix('.')} {END_OF_SENTENCE}"
+
+
+class CiderReward:
+    """CIDEr-D of sampled captions against the references of their images.
+
+    The references are read once, at the start; each training step is then a few array operations for all its captions
+    (see `Cider` for memory). Texts are split at blanks after `prepare`, with no other normalisation: give
+    references in the form the model writes, lower case for an uncased one.
+    """
+
+    def __init__(
+        self,
+        references: Mapping[ImageId, Sequence[str]],
+        document_frequencies: DocumentFrequencies | None = None,
+        prepare: Callable[[str], str] = wrap_sentence,
+    ) -> None:
+        """references: image id → its reference captions, for all training images.
+
+        Document frequencies are counted over these references unless a table is given, which must have been made from
+        texts prepared in the same way. Raises UserError if there are no images or one has no references.
+        """
+        if not references:
+            raise UserError("The CIDEr reward was given no images; it needs the training references.")
+        for image_id, texts in references.items():
+            if not texts:
+                raise UserError(f"Image {image_id!r} has no reference captions; the CIDEr reward needs at least one.")
+        self._prepare = prepare
+        self._rows = {image_id: row for row, image_id in enumerate(references)}
+        # One string object per distinct word: the millions of words of COCO's references would otherwise fill 400 MB.
+        once: dict[str, str] = {}
+        words = [
+            [[once.setdefault(word, word) for word in prepare(text).split()] for text in texts]
+            for texts in references.values()
+        ]
+        self._cider = Cider(words, document_frequencies)
+
+    def __call__(self, image_ids: Sequence[ImageId], captions: Sequence[str]) -> Tensor:
+        """Rewards (C,) float64 on the CPU, 0 to about 10, of C captions of the images image_ids[c] (repeats are fine).
+
+        Raises UserError for an image without references, ValueError if the lengths differ.
+        """
+        unknown = [image_id for image_id in image_ids if image_id not in self._rows]
+        if unknown:
+            raise UserError(f"Image {unknown[0]!r} has no reference captions; the CIDEr reward cannot be computed.")
+        words = [self._prepare(caption).split() for caption in captions]
+        return torch.from_numpy(self._cider.cider_d([self._rows[image_id] for image_id in image_ids], words))
+
+    def document_frequencies(self) -> DocumentFrequencies:
+        """The table in use, for `DocumentFrequencies.write`."""
+        return self._cider.document_frequencies()
+
+
+def greedy_baseline(greedy_rewards: Tensor, samples_per_image: int) -> Tensor:
+    """Baseline (B·n,) of n samples of each of B images: the reward (B,) of the image's greedy caption.
+
+    Source: Rennie et al. 2017.
+    """
+    return greedy_rewards.repeat_interleave(samples_per_image)
+
+
+def mean_of_others_baseline(rewards: Tensor, samples_per_image: int) -> Tensor:
+    """Baseline (B·n,) of each sample: the mean reward of the other n−1 samples of its image; rewards (B·n,).
+
+    Samples of an image are neighbours. Raises UserError if n is below 2. Source: published Oscar ("sample" baseline).
+    """
+    if samples_per_image < 2:
+        raise UserError(
+            f"The mean-of-others baseline needs 2 samples per image or more, not {samples_per_image}; "
+            "draw more samples or use the greedy baseline."
+        )
+    grouped = rewards.view(-1, samples_per_image)
+    return ((grouped.sum(dim=1, keepdim=True) - grouped) / (samples_per_image - 1)).view(-1)
+
+
+def scst_loss(log_probs: Tensor, rewards: Tensor, baseline: Tensor) -> Tensor:
+    """Self-critical loss, a scalar: −mean(log p · (reward − baseline)).
+
+    log_probs (C,) of the sampled captions, length-normalised in the published code; rewards and baseline (C,), any
+    float type and device: they are constants here, moved to where log_probs is. Raises ValueError if the shapes differ.
+
+    Source: Rennie et al. 2017; published Oscar.
+    """
+    if not log_probs.shape == rewards.shape == baseline.shape:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (log_probs, rewards, baseline))
+        raise ValueError(f"Expected log-probabilities, rewards and baseline of one shape (C,), got {shapes}.")
+    advantage = (rewards.detach() - baseline.detach().to(rewards.device)).to(log_probs)
+    return -(log_probs * advantage).mean()
