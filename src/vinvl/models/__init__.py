@@ -1,19 +1,25 @@
 """The VinVL models in plain torch and transformers; they know nothing of training, data or Hydra."""
 
+from vinvl.models.captioning import VinVLForCaptioning, masked_word_loss, seq2seq_attention_mask
 from vinvl.models.checkpoint_files import load_published_state_dict
 from vinvl.models.checkpoints import LoadingReport, initialise, initialise_with_report
 from vinvl.models.configuration import VinVLConfig
 from vinvl.models.encoder import VinVLModel
 from vinvl.models.heads import VinVLForAnswering, answer_loss, answer_loss_per_example
+from vinvl.models.pairs import VinVLForPairs
 
 __all__ = [
     "LoadingReport",
     "VinVLConfig",
     "VinVLForAnswering",
+    "VinVLForCaptioning",
+    "VinVLForPairs",
     "VinVLModel",
     "answer_loss",
     "answer_loss_per_example",
     "initialise",
     "initialise_with_report",
     "load_published_state_dict",
+    "masked_word_loss",
+    "seq2seq_attention_mask",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 from vinvl.errors import UserError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+TRAINING_CHECKPOINT = ".ckpt"
 WEIGHT_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -32,13 +33,16 @@ def find_checkpoint(init: str | Path) -> CheckpointFiles:
 
     Args:
         init: a folder with config.json and weights (model.safetensors or pytorch_model.bin, whole or in shards), one
-            weight file, or the name of a model on the Hugging Face hub, which is downloaded once and then cached
-            (the environment variable HF_HUB_OFFLINE=1 allows only cached ones).
+            weight file, a training checkpoint (.ckpt) that `vinvl.train` wrote, or the name of a model on the Hugging
+            Face hub, which is downloaded once and then cached (the environment variable HF_HUB_OFFLINE=1 allows only
+            cached ones).
 
     Raises:
         UserError: there is no such folder, file or model, or it holds no weights.
     """
     path = Path(init).expanduser()
+    if path.is_file() and path.suffix == TRAINING_CHECKPOINT:
+        return CheckpointFiles(str(init), path, _training_configuration(path))
     if path.is_file():
         return CheckpointFiles(str(init), path, _read_json(path.parent / "config.json"))
     if path.is_dir():
@@ -52,9 +56,10 @@ def find_checkpoint(init: str | Path) -> CheckpointFiles:
 
 
 def load_published_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .bin file (or of a .index.json over shards), by name, on the CPU.
+    """The tensors of a .safetensors, .bin or .ckpt file (or of a .index.json over shards), by name, on the CPU.
 
-    Pickled files (.bin) are read by torch's restricted loader, which builds tensors and runs no code of the file.
+    Of a training checkpoint (.ckpt) the model's tensors. Pickled files (.bin, .ckpt) are read by torch's restricted
+    loader, which builds tensors and runs no code of the file.
 
     Raises:
         UserError: the file is missing, damaged, or holds anything but named tensors.
@@ -73,16 +78,40 @@ def load_published_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is not a sound safetensors file ({error}); copy or save it again.") from None
+    content = _unpickled(path)
+    if path.suffix == TRAINING_CHECKPOINT:
+        _refuse_foreign_training(path, content)
+        names = [name for name in content["state_dict"] if str(name).startswith("model.")]
+        content = {name.removeprefix("model."): content["state_dict"][name] for name in names}
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise UserError(f"{path} is no table of named tensors; give the weights alone, as save_pretrained writes them.")
+    return content
+
+
+def _unpickled(path: Path) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a hostile or damaged pickle may make the restricted loader raise anything
         raise UserError(
             f"{path} is damaged or holds more than tensors, so it was not opened; get it from its source again or save "
             "its weights as model.safetensors."
         ) from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} is no table of named tensors; give the weights alone, as save_pretrained writes them.")
-    return content
+
+
+def _training_configuration(path: Path) -> dict[str, Any]:
+    content = _unpickled(path)
+    _refuse_foreign_training(path, content)
+    configuration: dict[str, Any] = content["hyper_parameters"]["model_config"]
+    return configuration
+
+
+def _refuse_foreign_training(path: Path, content: Any) -> None:
+    parameters = content.get("hyper_parameters") if isinstance(content, dict) else None
+    configured = isinstance(parameters, dict) and isinstance(parameters.get("model_config"), dict)
+    if not configured or not isinstance(content.get("state_dict"), dict):
+        raise UserError(f"{path} is no training checkpoint of vinvl.train: give one, or a model folder.")
 
 
 def _download(name: str) -> CheckpointFiles:

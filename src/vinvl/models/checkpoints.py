@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 ENCODER_PARTS = ("embeddings.", "encoder.", "pooler.", "img_embedding.", "LayerNorm.")
 REQUIRED_PARTS = ("embeddings.", "encoder.")  # an encoder of which a part of these is random is a mistake, not a start
+WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+WORD_DECODER, WORD_BIAS = "cls.predictions.decoder.weight", "cls.predictions.bias"
 KNOWN_MODEL_TYPES = ("bert", "vinvl")
 
 
@@ -90,6 +92,7 @@ def initialise_with_report(
     model = _build(model_class, config)
     # The model's names without "bert.", each with its full name and tensor.
     own = {name.removeprefix("bert."): (name, tensor) for name, tensor in model.state_dict().items()}
+    _share_word_decoder(config, found, originals, own)
     _refuse_incomplete_encoder(files, found, own)
     missing, resized = _unfit(files, found, {name: tensor for name, (_, tensor) in own.items()})
     if strict_head:
@@ -189,6 +192,20 @@ def _refuse_incomplete_encoder(
             f"{files.name} lacks {len(absent)} of the {len(required)} encoder weights, among them {absent[0]!r}; is "
             "the file whole?"
         )
+
+
+def _share_word_decoder(
+    config: VinVLConfig, found: dict[str, Tensor], originals: dict[str, str], own: dict[str, tuple[str, Tensor]]
+) -> None:
+    """Settle which tensor decodes words, for files and models that do and do not tie it to the word embeddings."""
+    if WORD_DECODER not in own:
+        return
+    if config.tie_word_embeddings:  # it is the embeddings, whatever else the file holds under its name
+        own.pop(WORD_DECODER)
+        originals.pop(WORD_DECODER, None)
+    elif WORD_BIAS in found and WORD_DECODER not in found and WORD_EMBEDDINGS in found:
+        found[WORD_DECODER] = found[WORD_EMBEDDINGS]  # a tied model, saved without the second name
+        originals[WORD_DECODER] = originals[WORD_EMBEDDINGS]
 
 
 def _unfit(files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[set[str], set[str]]:

@@ -134,16 +134,46 @@ class VinVLModel(BertPreTrainedModel):
         tokens = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids)
         if region_features is None:
             return tokens
+        return torch.cat([tokens, self.embed_regions(region_features)], dim=1)
+
+    def embed_regions(self, region_features: Tensor) -> Tensor:
+        """Region rows (..., D) as the encoder gets them, (..., H): projected, normed where configured, dropped out.
+
+        Raises:
+            UserError: D is not the model's.
+        """
         if region_features.shape[-1] != self.config.img_feature_dim:
             raise UserError(
                 f"The region rows hold {region_features.shape[-1]} numbers but the model expects "
                 f"{self.config.img_feature_dim}; set img_feature_dim to the store's feature dimension plus 6."
             )
         # With R = 0 this still runs, on an empty tensor: every parameter then has a gradient, which DDP relies on.
-        regions = self.img_embedding(region_features.to(self.img_embedding.weight.dtype))  # (B, R, H)
+        regions = self.img_embedding(region_features.to(self.img_embedding.weight.dtype))
         if self.LayerNorm is not None:
             regions = self.LayerNorm(regions)
-        return torch.cat([tokens, self.dropout(regions)], dim=1)
+        embedded: Tensor = self.dropout(regions)
+        return embedded
+
+    def pool_embedded(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The pooled vectors (B, H) of sequences that are embedded already; for evaluation only.
+
+        The last layer is computed at the first position alone, for nothing else of it reaches the pooled vector.
+
+        Args:
+            hidden: (B, S, H), such as `embed` returns.
+            attention_mask: (B, S) or (B, S, S), as in `forward`; None if all attend to all.
+        """
+        mask = self._attention_mask(attention_mask, hidden, 0)
+        layer: Any
+        for layer in self.encoder.layer[:-1]:
+            hidden = layer(hidden, mask)
+        layer, seen = self.encoder.layer[-1], None
+        if attention_mask is not None:
+            seen = (attention_mask if attention_mask.dim() == 2 else attention_mask[:, 0]).bool()[:, None]  # (B, 1, S)
+        context = layer.attention.self.attend_from_first(hidden, seen)
+        attended = layer.attention.output(context, hidden[:, :1])
+        pooled: Tensor = self.pooler(layer.output(layer.intermediate(attended), attended))
+        return pooled
 
     def project_history(self, hidden_states: Sequence[Tensor]) -> DynamicCache:
         """Keys and values of P earlier positions from their hidden states, for `past_key_values`.
@@ -240,3 +270,20 @@ class HeadMaskedSelfAttention(BertSelfAttention):
         if attention_record is not None:
             attention_record.append(weights)
         return context, weights
+
+    def attend_from_first(self, hidden_states: Tensor, seen: Tensor | None) -> Tensor:
+        """What the first position reads, (B, 1, H); `seen` is (B, 1, S) bool, None for everything.
+
+        For one query it is cheaper to take the key projection to the query and the value projection to the weighted
+        sum of states than to project every state. The bias of the keys adds the same to all scores, so it is left out.
+        """
+        heads = (self.num_attention_heads, self.attention_head_size)
+        query = self.query(hidden_states[:, 0]).unflatten(-1, heads)  # (B, heads, H / heads)
+        key_weight, value_weight = (linear.weight.unflatten(0, heads) for linear in (self.key, self.value))
+        scores = torch.einsum("bnd,ndh->bnh", query, key_weight) @ hidden_states.transpose(1, 2)  # (B, heads, S)
+        scores = scores.float() * self.attention_head_size**-0.5
+        if seen is not None:
+            scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+        read = scores.softmax(dim=-1).to(hidden_states.dtype) @ hidden_states  # (B, heads, H)
+        context = torch.einsum("bnh,ndh->bnd", read, value_weight).flatten(1) + self.value.bias
+        return context[:, None]
