@@ -138,8 +138,9 @@ def test_marker_states_what_was_made(world: DemoWorld) -> None:
     assert marker["seed"] == 4
     assert marker["num_train_images"] == 14
     assert set(marker["rates"]) >= {"missed_objects", "wrong_classes_and_attributes", "wrong_answers"}
-    # The answer vocabulary comes with the first training.
-    assert {path.name for path in world.folder.iterdir()} == world.top_level_names() - {"answers.json"}
+    # The answer vocabularies come with the first training.
+    later = {"answers.json", "gqa_answers.json"}
+    assert {path.name for path in world.folder.iterdir()} == world.top_level_names() - later
 
 
 def test_interrupted_generation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

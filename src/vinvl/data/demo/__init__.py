@@ -1,4 +1,4 @@
-"""A small generated world of pictures, regions, questions, answers and captions, in the files of the real datasets."""
+"""A small generated world of pictures, regions, questions, statements and captions, in real datasets' files."""
 
 from vinvl.data.demo.paths import DemoWorld
 from vinvl.data.demo.world import (

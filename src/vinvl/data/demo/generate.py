@@ -15,11 +15,14 @@ from vinvl.data.demo.answers import human_answers, most_common_answer
 from vinvl.data.demo.captions import describe
 from vinvl.data.demo.detection import Detections, detect
 from vinvl.data.demo.features import crop_features, crop_pixels
+from vinvl.data.demo.gqa import GQA_ONLY_PER_IMAGE, gqa_only_families
 from vinvl.data.demo.questions import Question, ask
 from vinvl.data.demo.render import render_scene
 from vinvl.data.demo.scene import Scene, sample_scene
 
 IMAGES_PER_PIECE = 64
+# Every use of random numbers has a stream of its own, so that what is added changes nothing of what was there.
+PICTURE_STREAM, QUESTION_STREAM, GQA_STREAM, STATEMENT_STREAM, NOCAPS_STREAM = range(5)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Piece:
     questions: list[Question]
     annotations: list[dict[str, object]]  # one per question, in VQA v2 form
     captions: list[list[str]]  # of each image
+    gqa_only: list[Question]  # asked in the GQA files only
 
 
 def image_file_name(image_id: int) -> str:
@@ -56,7 +60,7 @@ def make_piece(job: PieceJob) -> Piece:
     features: list[np.ndarray] = []
     captions: list[list[str]] = []
     for image_id in job.image_ids:
-        rng = np.random.default_rng([job.seed, image_id, 0])
+        rng = np.random.default_rng([job.seed, image_id, PICTURE_STREAM])
         scene = sample_scene(image_id, rng)
         picture = render_scene(scene)
         picture.save(job.image_folder / image_file_name(image_id), compress_level=6)
@@ -66,10 +70,12 @@ def make_piece(job: PieceJob) -> Piece:
         detections.append(found)
         features.append(crop_features([crop_pixels(pixels, box) for box in found.boxes]))
         captions.append(describe(scene, rng))
-    rng = np.random.default_rng([job.seed, job.image_ids[0], 1])
+    rng = np.random.default_rng([job.seed, job.image_ids[0], QUESTION_STREAM])
     questions = ask(scenes, job.questions_per_image, rng)
     annotations = [annotate(question, rng) for question in questions]
-    return Piece(scenes, detections, features, questions, annotations, captions)
+    rng = np.random.default_rng([job.seed, job.image_ids[0], GQA_STREAM])
+    gqa_only = ask(scenes, GQA_ONLY_PER_IMAGE, rng, gqa_only_families())
+    return Piece(scenes, detections, features, questions, annotations, captions, gqa_only)
 
 
 def question_id(question: Question) -> int:

@@ -10,8 +10,12 @@ from vinvl.data.demo import answers, detection
 
 MARKER = "demo_world.json"
 GENERATOR = "vinvl demo world"
-VERSION = 4  # raise it whenever the same seed would give other files
+VERSION = 5  # raise it whenever the same seed would give other files
+# No part of the world, but made from it: the vocabularies of the answers, on the first training.
+MADE_LATER = frozenset({"answers.json", "gqa_answers.json"})
 SPLITS = ("train", "val", "test")
+NLVR2_SPLITS = {"train": "train", "val": "dev", "test": "test1"}  # the datasets' own names of the splits
+GQA_SPLITS = {"train": "train", "val": "val", "test": "testdev"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,34 @@ class DemoWorld:
         """What the pictures truly show, for checks; no model reads it."""
         return self.folder / f"scenes_{split}.json"
 
+    def nlvr2(self, split: str) -> Path:
+        """NLVR2 JSON Lines: val is NLVR2's dev, test its test1."""
+        return self.folder / f"nlvr2_{NLVR2_SPLITS[split]}.json"
+
+    def gqa(self, split: str) -> Path:
+        """GQA question JSON with answers: test is GQA's testdev."""
+        return self.folder / f"gqa_{GQA_SPLITS[split]}_balanced_questions.json"
+
+    @property
+    def gqa_submission(self) -> Path:
+        """The questions of GQA's testdev without their answers."""
+        return self.folder / "gqa_submission_questions.json"
+
+    @property
+    def karpathy(self) -> Path:
+        """Captions of all splits in the layout of dataset_coco.json."""
+        return self.folder / "dataset_demo.json"
+
+    @property
+    def nocaps_train(self) -> Path:
+        """Captions of training pictures without the held-out shape, in the layout of dataset_coco.json."""
+        return self.folder / "nocaps_train.json"
+
+    @property
+    def nocaps_val(self) -> Path:
+        """COCO captions JSON of the pictures of val, with NoCaps' domains."""
+        return self.folder / "nocaps_val.json"
+
     @property
     def images(self) -> Path:
         """Folder of PNG pictures."""
@@ -87,11 +119,11 @@ class DemoWorld:
         return self.folder / MARKER
 
     def top_level_names(self) -> set[str]:
-        """Names of all files and folders that the generator writes into the folder."""
-        files = (self.questions, self.annotations, self.store, self.captions, self.scenes)
+        """Names of all files and folders that may lie in the folder of a demo world."""
+        files = (self.questions, self.annotations, self.store, self.captions, self.scenes, self.nlvr2, self.gqa)
         names = {file(split).name for file in files for split in SPLITS}
-        # answers.json is no part of the world, but made from it: the vocabulary of the answers, on the first training.
-        return names | {self.images.name, self.tokenizer.name, "answers.json", MARKER}
+        names |= {path.name for path in (self.gqa_submission, self.karpathy, self.nocaps_train, self.nocaps_val)}
+        return names | {self.images.name, self.tokenizer.name, MARKER} | MADE_LATER
 
 
 def read_marker(folder: Path) -> dict[str, object] | None:

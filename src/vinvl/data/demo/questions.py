@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,13 +27,18 @@ class Question:
     answer_type: str
 
 
-def ask(scenes: list[Scene], questions_per_image: int, rng: np.random.Generator) -> list[Question]:
-    """Ask questions on scenes so that the text of a question tells little of its answer.
+def ask(
+    scenes: list[Scene],
+    questions_per_image: int,
+    rng: np.random.Generator,
+    families: Sequence[QuestionFamily] | None = None,
+) -> list[Question]:
+    """Ask questions of the given families (`question_families` without) so that their text tells little of the answer.
 
     A family is used on a scene only where at least two answers are possible, or for open questions where the rarest
     answer so far is within reach, so that inside every family each answer comes up about equally often.
     """
-    families = question_families()
+    families = question_families() if families is None else families
     shares = np.array([family.weight for family in families])
     shares = shares / shares.sum()
     given: dict[str, Counter[str]] = {family.name: Counter() for family in families}

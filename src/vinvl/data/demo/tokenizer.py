@@ -18,18 +18,21 @@ _CHARACTERS = string.ascii_lowercase + string.digits
 SPELLING = (*string.punctuation, *_CHARACTERS, *(f"##{character}" for character in _CHARACTERS))
 
 
-def write_tokenizer(texts: Iterable[str], folder: Path) -> None:
-    """Train a lower-casing WordPiece tokenizer on `texts` and write the folder that `AutoTokenizer` loads as BERT's.
+def write_tokenizer(texts: Iterable[str], later_texts: Iterable[str], folder: Path) -> None:
+    """Train a lower-casing WordPiece tokenizer on texts and write the folder that `AutoTokenizer` loads as BERT's.
 
     Args:
         texts: the training text, one string per question, tag list or caption.
+        later_texts: more of it; words that only these have get the ids after all others.
         folder: made here; gets tokenizer.json, tokenizer_config.json and vocab.txt.
     """
     # With so few words every frequent word gets a piece of its own. So the words are counted and the letters added,
     # instead of merged by WordPieceTrainer, whose choice between equally frequent pairs differs from run to run.
     pieces = [*SPECIAL_TOKENS, *SPELLING]
-    words = _frequent_words(texts, VOCABULARY_SIZE - len(pieces))
-    pieces += [word for word in words if word not in set(pieces)]
+    for part in (texts, later_texts):
+        known = set(pieces)
+        pieces += [word for word in _frequent_words(part, VOCABULARY_SIZE) if word not in known]
+    pieces = pieces[:VOCABULARY_SIZE]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = _lower_casing(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")))
     tokenizer.decoder = decoders.WordPiece(prefix="##")

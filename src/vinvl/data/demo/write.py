@@ -1,19 +1,37 @@
-"""The files of a demo world, in the forms of VQA v2, COCO captions and the RegionStore."""
+"""The files of a demo world, in the forms of VQA v2, GQA, NLVR2, COCO and NoCaps captions and the RegionStore."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+
 from vinvl.data.demo.detection import ATTRIBUTES, CLASSES, NUM_ATTRIBUTES
 from vinvl.data.demo.features import FEATURE_DIM
-from vinvl.data.demo.generate import IMAGES_PER_PIECE, Piece, PieceJob, image_file_name, make_piece, question_id
-from vinvl.data.demo.paths import SPLITS, DemoWorld, DemoWorldSizes
+from vinvl.data.demo.generate import (
+    IMAGES_PER_PIECE,
+    NOCAPS_STREAM,
+    STATEMENT_STREAM,
+    Piece,
+    PieceJob,
+    image_file_name,
+    make_piece,
+    question_id,
+)
+from vinvl.data.demo.gqa import gqa_records, without_answers
+from vinvl.data.demo.karpathy import CaptionedImage, karpathy_layout
+from vinvl.data.demo.nlvr2 import nlvr2_records
+from vinvl.data.demo.nocaps import nocaps_layout, without_novel
+from vinvl.data.demo.paths import NLVR2_SPLITS, SPLITS, DemoWorld, DemoWorldSizes
+from vinvl.data.demo.questions import Question
+from vinvl.data.demo.scene import Scene
+from vinvl.data.demo.statements import Statement, state
 from vinvl.data.demo.tokenizer import write_tokenizer
 from vinvl.data.store import LabelMap, Regions, RegionStoreWriter
 
@@ -31,10 +49,20 @@ INFO = {
 LICENSE = {"url": "https://opensource.org/license/mit", "name": "MIT License"}
 
 
+@dataclass
+class _SplitContent:
+    """What later files need of a split that is written."""
+
+    scenes: list[Scene]
+    images: list[CaptionedImage]
+    texts: list[str]  # for the tokenizer: questions, tags and captions
+    later_texts: list[str]  # for the tokenizer's last words: statements, and questions of GQA only
+
+
 def write_world(world: DemoWorld, sizes: DemoWorldSizes, workers: int) -> None:
     """Make a world in the existing empty folder `world.folder`; the marker is written last."""
     world.images.mkdir()
-    texts: list[str] = []
+    contents: dict[str, _SplitContent] = {}
     with ExitStack() as stack:
         pool = None
         if workers > 1:
@@ -43,10 +71,9 @@ def write_world(world: DemoWorld, sizes: DemoWorldSizes, workers: int) -> None:
         for split in SPLITS:
             jobs = _jobs(split, sizes, world.images)
             pieces = pool.map(make_piece, jobs) if pool else map(make_piece, jobs)
-            texts_of_split = _write_split(world, split, pieces)
-            if split == "train":
-                texts = texts_of_split
-    write_tokenizer(texts, world.tokenizer)
+            contents[split] = _write_split(world, split, pieces, sizes.seed)
+    _write_caption_splits(world, contents, sizes.seed)
+    write_tokenizer(contents["train"].texts, contents["train"].later_texts, world.tokenizer)
     _write_json(world.marker, sizes.marker())
 
 
@@ -59,46 +86,93 @@ def _jobs(split: str, sizes: DemoWorldSizes, image_folder: Path) -> list[PieceJo
     ]
 
 
-def _write_split(world: DemoWorld, split: str, pieces: Iterator[Piece]) -> list[str]:
-    """Write all files of a split as its pieces come in; returns its questions, tags and captions as text."""
-    label_map = LabelMap(classes=CLASSES, attributes=ATTRIBUTES)
-    questions: list[dict[str, object]] = []
+def _write_split(world: DemoWorld, split: str, pieces: Iterator[Piece], seed: int) -> _SplitContent:
+    """Write the files of a split; regions go to the store as the pieces come in."""
+    content = _SplitContent([], [], [], [])
+    questions: list[Question] = []
+    gqa_only: list[Question] = []
     annotations: list[dict[str, object]] = []
-    scenes: list[dict[str, object]] = []
-    images: list[dict[str, object]] = []
-    captions: list[dict[str, object]] = []
-    texts: list[str] = []
     with RegionStoreWriter(
         world.store(split),
         feature_dim=FEATURE_DIM,
         detector=DETECTOR,
-        label_map=label_map,
+        label_map=LabelMap(classes=CLASSES, attributes=ATTRIBUTES),
         num_attributes=NUM_ATTRIBUTES,
     ) as store:
         for piece in pieces:
             for regions in _regions(piece):
                 store.add(regions)
-                texts.append(" ".join(CLASSES[index] for index in regions.classes))
-            for question in piece.questions:
-                questions.append(
-                    {"image_id": question.image_id, "question": question.text, "question_id": question_id(question)}
-                )
+                content.texts.append(" ".join(CLASSES[index] for index in regions.classes))
+            questions.extend(piece.questions)
+            gqa_only.extend(piece.gqa_only)
             annotations.extend(piece.annotations)
-            for scene, sentences in zip(piece.scenes, piece.captions, strict=True):
-                scenes.append(asdict(scene))
-                name = image_file_name(scene.image_id)
-                images.append({"id": scene.image_id, "file_name": name, "width": scene.width, "height": scene.height})
-                for sentence in sentences:
-                    captions.append({"image_id": scene.image_id, "id": len(captions) + 1, "caption": sentence})
+            for scene, captions in zip(piece.scenes, piece.captions, strict=True):
+                content.scenes.append(scene)
+                content.images.append(CaptionedImage(scene.image_id, split, tuple(captions)))
+    _write_vqa(world, split, questions, annotations)
+    _write_captions(world, split, content)
+    _write_json(world.scenes(split), {"scenes": [asdict(scene) for scene in content.scenes]})
+    _write_gqa(world, split, [*questions, *gqa_only])
+    statements = _write_nlvr2(world, split, content.scenes, seed)
+    content.texts.extend(question.text for question in questions)
+    content.texts.extend(caption for image in content.images for caption in image.captions)
+    content.later_texts.extend(question.text for question in gqa_only)
+    content.later_texts.extend(statement.sentence for statement in statements)
+    return content
+
+
+def _write_vqa(
+    world: DemoWorld, split: str, questions: Sequence[Question], annotations: list[dict[str, object]]
+) -> None:
     header = {"info": INFO, "data_type": "mscoco", "data_subtype": f"{split}2014", "license": LICENSE}
-    _write_json(world.questions(split), {**header, "task_type": "Open-Ended", "questions": questions})
+    entries = [
+        {"image_id": question.image_id, "question": question.text, "question_id": question_id(question)}
+        for question in questions
+    ]
+    _write_json(world.questions(split), {**header, "task_type": "Open-Ended", "questions": entries})
     _write_json(world.annotations(split), {**header, "annotations": annotations})
-    licenses = [{**LICENSE, "id": 1}]
-    _write_json(world.captions(split), {"info": INFO, "images": images, "licenses": licenses, "annotations": captions})
-    _write_json(world.scenes(split), {"scenes": scenes})
-    texts.extend(str(question["question"]) for question in questions)
-    texts.extend(str(caption["caption"]) for caption in captions)
-    return texts
+
+
+def _write_captions(world: DemoWorld, split: str, content: _SplitContent) -> None:
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    for scene, image in zip(content.scenes, content.images, strict=True):
+        name = image_file_name(scene.image_id)
+        images.append({"id": scene.image_id, "file_name": name, "width": scene.width, "height": scene.height})
+        for caption in image.captions:
+            annotations.append({"image_id": scene.image_id, "id": len(annotations) + 1, "caption": caption})
+    _write_json(world.captions(split), _coco_captions(images, annotations))
+
+
+def _write_gqa(world: DemoWorld, split: str, questions: Iterable[Question]) -> None:
+    records = gqa_records(questions)
+    _write_json(world.gqa(split), records)
+    if split == "test":
+        _write_json(world.gqa_submission, without_answers(records))
+
+
+def _write_nlvr2(world: DemoWorld, split: str, scenes: Sequence[Scene], seed: int) -> list[Statement]:
+    """As many statements as there are pictures, so four times as many pairs."""
+    rng = np.random.default_rng([seed, FIRST_IMAGE_IDS[split], STATEMENT_STREAM])
+    statements = state(scenes, len(scenes), rng)
+    lines = [json.dumps(record) + "\n" for record in nlvr2_records(NLVR2_SPLITS[split], scenes, statements)]
+    world.nlvr2(split).write_text("".join(lines), encoding="utf-8")
+    return statements
+
+
+def _write_caption_splits(world: DemoWorld, contents: dict[str, _SplitContent], seed: int) -> None:
+    """The caption files that reach over the splits, and those with a held-out shape."""
+    everything = [image for split in SPLITS for image in contents[split].images]
+    _write_json(world.karpathy, karpathy_layout(everything, world.images.name))
+    known = without_novel(contents["train"].scenes, contents["train"].images)
+    _write_json(world.nocaps_train, karpathy_layout(known, world.images.name))
+    rng = np.random.default_rng([seed, FIRST_IMAGE_IDS["val"], NOCAPS_STREAM])
+    images, annotations = nocaps_layout(contents["val"].scenes, contents["val"].images, rng)
+    _write_json(world.nocaps_val, _coco_captions(images, annotations))
+
+
+def _coco_captions(images: list[dict[str, object]], annotations: list[dict[str, object]]) -> dict[str, object]:
+    return {"info": INFO, "images": images, "licenses": [{**LICENSE, "id": 1}], "annotations": annotations}
 
 
 def _regions(piece: Piece) -> Iterator[Regions]:

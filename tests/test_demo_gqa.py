@@ -1,0 +1,150 @@
+"""GQA files of the demo world."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vinvl.data.demo import DemoWorld
+from vinvl.data.demo.gqa import TYPES, gqa_id, gqa_only_families, gqa_records, without_answers
+from vinvl.data.demo.question_kinds import question_families
+from vinvl.data.demo.questions import Question, ask
+from vinvl.data.demo.scene import COLOURS, SHAPES, Scene, sample_scene
+
+SPLITS = {"train": "train", "val": "val", "test": "testdev"}
+KEYS = {
+    "semantic", "entailed", "equivalent", "question", "imageId", "isBalanced", "groups", "answer", "semanticStr",
+    "annotations", "types", "fullAnswer",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(demo_data: Path) -> DemoWorld:
+    return DemoWorld(demo_data / "demo")
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return [sample_scene(index, np.random.default_rng([6, index])) for index in range(400)]
+
+
+@pytest.fixture(scope="module")
+def gqa_only(scenes: list[Scene]) -> list[Question]:
+    return ask(scenes, 4, np.random.default_rng(1), gqa_only_families())
+
+
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _things_named(scene: Scene, noun: str) -> list:
+    wanted = set(noun.split()) - {"object"}
+    return [thing for thing in scene.objects if wanted <= {thing.shape, thing.colour}]
+
+
+def _independent_answer(scene: Scene, text: str) -> str:
+    """The answer to a question that only GQA files ask, read off the scene from the words alone."""
+    if match := re.fullmatch(r"(?:is there|does the picture show (?:both|either)) a ([a-z ]+) (and|or) a (.+)\?", text):
+        first, second = bool(_things_named(scene, match[1])), bool(_things_named(scene, match[3]))
+        return "yes" if (first and second if match[2] == "and" else first or second) else "no"
+    if match := re.fullmatch(r"what (color|shape) are most of the objects\?", text):
+        counts = Counter(thing.colour if match[1] == "color" else thing.shape for thing in scene.objects)
+        answer, count = max(counts.items(), key=lambda item: item[1])
+        assert count > len(scene.objects) / 2
+        return answer
+    words = re.sub(r"^(which color is|what is|is) the |,|\ba |\?$", "", text).split()
+    assert words[-2] == "or"
+    noun, offered = " ".join(words[:-3]), (words[-3], words[-1])
+    (thing,) = _things_named(scene, noun)
+    (answer,) = {thing.colour, thing.shape} & set(offered)
+    assert offered[0] != offered[1]
+    return answer
+
+
+def test_answers_of_choices_and_logic_are_true(scenes: list[Scene], gqa_only: list[Question]) -> None:
+    for question in gqa_only:
+        assert question.answer == _independent_answer(scenes[question.image_id], question.text), question
+    assert {question.family for question in gqa_only} == {family.name for family in gqa_only_families()}
+
+
+def test_answers_of_choices_and_logic_cannot_be_guessed(gqa_only: list[Question]) -> None:
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    first_offered: Counter[bool] = Counter()
+    for question in gqa_only:
+        counts[question.family][question.answer] += 1
+        if question.kind == "choose":
+            words = re.findall(r"\w+", question.text)
+            first_offered[question.answer == words[-1]] += 1
+    for family, answers in counts.items():
+        values = tuple(COLOURS) if "colour" in family else SHAPES
+        assert set(answers) == (set(values) if not family.startswith("exists") else {"yes", "no"})
+        assert max(answers.values()) < 1.4 * sum(answers.values()) / len(answers), family
+    assert abs(first_offered[True] - first_offered[False]) < 0.15 * first_offered.total()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_records_are_complete_and_answers_are_the_world_s_true_ones(world: DemoWorld, split: str) -> None:
+    records = _json(world.gqa(split))
+    asked = {entry["question_id"]: entry for entry in _json(world.questions(split))["questions"]}
+    kinds = {entry["question_id"]: entry["question_type"] for entry in _json(world.annotations(split))["annotations"]}
+    truths = {
+        entry["question_id"]: entry["multiple_choice_answer"]
+        for entry in _json(world.annotations(split))["annotations"]
+    }
+    own = 0
+    for number, record in records.items():
+        assert record.keys() == KEYS
+        assert record["equivalent"] == [number]
+        assert record["types"].keys() == {"structural", "semantic", "detailed"}
+        assert record["types"]["structural"] in {"verify", "query", "compare", "choose", "logical"}
+        assert record["types"]["semantic"] in {"obj", "attr", "rel", "cat", "global"}
+        assert record["groups"].keys() == {"global", "local"}
+        assert (record["groups"]["global"] is None) == (record["answer"] in {"yes", "no"})
+        assert record["isBalanced"] is True
+        assert record["fullAnswer"].endswith(record["answer"])
+        assert int(number) // 10_000 == int(record["imageId"])
+        if int(number) % 10_000 < 1000:
+            question_id = int(record["imageId"]) * 1000 + int(number) % 10_000
+            assert asked[question_id]["question"] == record["question"]
+            assert truths[question_id] == record["answer"]
+            own += 1
+    assert own == sum(kind != "count" for kind in kinds.values()) > 0
+    assert {record["imageId"] for record in records.values()} <= {str(entry["image_id"]) for entry in asked.values()}
+
+
+def test_every_family_but_counting_has_its_types() -> None:
+    families = {family.name: family for family in (*question_families(), *gqa_only_families())}
+    assert set(TYPES) == {name for name, family in families.items() if family.kind != "count"}
+    assert {structural for structural, _ in TYPES.values()} == {"verify", "query", "compare", "choose", "logical"}
+    assert {semantic for _, semantic in TYPES.values()} == {"obj", "attr", "rel", "cat", "global"}
+
+
+def test_splits_share_no_picture_and_no_question(world: DemoWorld) -> None:
+    splits = [_json(world.gqa(split)) for split in SPLITS]
+    for part in (lambda records: set(records), lambda records: {record["imageId"] for record in records.values()}):
+        parts = [part(records) for records in splits]
+        assert len(set.union(*parts)) == sum(map(len, parts))
+
+
+def test_the_submission_file_tells_no_answers(world: DemoWorld) -> None:
+    testdev, submission = _json(world.gqa("test")), _json(world.gqa_submission)
+    assert list(submission) == list(testdev)
+    for number, record in submission.items():
+        assert record.keys() == KEYS - {"answer", "fullAnswer", "groups"}
+        assert {key: testdev[number][key] for key in record} == record
+
+
+def test_numbers_of_own_and_added_questions_do_not_meet() -> None:
+    common = {"image_id": 300_001, "text": "is there a star?", "answer": "yes", "answer_type": "yes/no"}
+    own = [Question(number=number, kind="existence", family="exists_shape", **common) for number in (0, 998)]
+    added = [Question(number=number, kind="logical", family="exists_both", **common) for number in (0, 2)]
+    counting = Question(number=3, kind="count", family="count_shape", **common)
+    records = gqa_records([*own, *added, counting])
+    assert list(records) == ["3000010000", "3000010998", "3000011000", "3000011002"]
+    assert list(records) == [gqa_id(question) for question in (*own, *added)]
+    assert list(without_answers(records)) == list(records)
