@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo train evaluate predict test lint bench clean
+.PHONY: help venv demo demo-all train evaluate predict test lint bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ venv: $(STAMP)  ## create .venv with everything installed (CPU build of torch)
 
 demo: $(STAMP)  ## generate the demo world, train and evaluate VQA on it, print the result table
 	$(BIN)/python scripts/demo.py $(ARGS)
+
+demo-all: $(STAMP)  ## train every task briefly on the demo world, print one table
+	$(BIN)/python scripts/demo_all.py $(ARGS)
 
 train: $(STAMP)  ## python -m vinvl.train $(ARGS)
 	$(BIN)/python -m vinvl.train $(ARGS)
@@ -41,9 +44,11 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## measure store reads and the VQA training step (see BENCHMARKS.md)
+bench: $(STAMP)  ## measure store reads, the VQA step, captioning and retrieval (see BENCHMARKS.md)
 	$(BIN)/python benchmarks/store_reads.py
 	$(BIN)/python benchmarks/vqa_step.py
+	$(BIN)/python benchmarks/caption_decoding.py
+	$(BIN)/python benchmarks/retrieval_scoring.py
 
 clean:  ## remove the demo world, caches and build products; runs/ and .venv stay
 	rm -rf data/demo build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vinvl.data.batch import Batch, Example, collate
+from vinvl.data.batch import Batch, Example, collate, soft_targets
 from vinvl.data.sampling import LengthBucketBatchSampler
 from vinvl.models import VinVLConfig, VinVLForAnswering
-from vinvl.tasks.base import parameter_groups
+from vinvl.tasks.parameter_groups import parameter_groups
 
 NUM_ANSWERS, MAX_TOKENS, MAX_REGIONS, ROW = 3129, 128, 50, 2054
 
@@ -117,8 +117,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"fixed 128 + 50": [], "ours": []}
     tokens, padded = 0, 0
     for number in range(options.steps + 1):
-        indices = next(sampler)
-        ours = collate([examples[index] for index in indices], pad_token_id=0, num_answers=NUM_ANSWERS)
+        chosen_examples = [examples[draw.index] for draw in next(sampler)]
+        labels = soft_targets(chosen_examples, NUM_ANSWERS)
+        ours = collate(chosen_examples, pad_token_id=0, labels=labels)
         fixed = pad_fixed(ours)
         for title, batch in (("fixed 128 + 50", fixed), ("ours", ours)):
             elapsed = timed(lambda chosen=batch: train_on(chosen), device)  # type: ignore[misc]

@@ -2,23 +2,30 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from transformers import BertConfig, PretrainedConfig
 
 from vinvl.models import VinVLConfig
+from vinvl.models.generation import DecodingOptions
 from vinvl.runs import config_directory, register_resolvers
+from vinvl.tasks.caption_constraints import ConstraintOptions
 
 CONF = Path(config_directory())
-GROUPS = {
-    folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
+GROUPS = {  # names with an underscore are what choices have in common, no choices themselves
+    folder.name: sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
+    for folder in CONF.iterdir()
+    if folder.is_dir()
 }
 NO_CHOICE_OF_ITS_OWN = {"hydra", "paths"}  # composed with every door below
 EXPERIMENTS = GROUPS["experiment"]
@@ -27,25 +34,36 @@ DOORS = ("train", "evaluate", "predict")
 REQUIRED = {
     "vqa_jsonl": ["data.splits.train=train.jsonl", "data.splits.val=val.jsonl", "data.regions=regions.h5"],
     "vqa": ["data.splits={train:train.jsonl,val:val.jsonl}", "data.regions=regions.h5", "data.answers=answers.json"],
+    "captions": ["data.splits={train:{jsonl:train.jsonl},val:{jsonl:val.jsonl}}", "data.regions=regions.h5"],
+    "retrieval": ["data.splits={train:{jsonl:train.jsonl},val:{jsonl:val.jsonl}}", "data.regions=regions.h5"],
 }
+# Recipes that start from weights of one's own.
+STARTS_FROM = {
+    name: ["model.init=FILE"]
+    for name in EXPERIMENTS
+    if re.search(r"init: (\?\?\?|\$\{vinvl.required:model.init\})", (CONF / "experiment" / f"{name}.yaml").read_text())
+}
+TASKS = ("vqa.VQATask", "gqa.GQATask", "nlvr2.NLVR2Task", "retrieval.RetrievalTask", "captioning.CaptioningTask")
 # Arguments that the doors give when they instantiate, or that a `_partial_` is called with later.
 GIVEN_LATER = {
     "pytorch_lightning.Trainer": ("callbacks", "logger"),
-    "vinvl.tasks.vqa.VQATask.build": ("datamodule",),
+    **{f"vinvl.tasks.{name}.build": ("datamodule",) for name in TASKS},
     "torch.optim.AdamW": ("params",),
     "vinvl.tasks.schedules.linear_schedule": ("optimizer", "total_steps"),
     "vinvl.tasks.schedules.cosine_schedule": ("optimizer", "total_steps"),
+    "vinvl.tasks.schedules.constant_schedule": ("optimizer", "total_steps"),
 }
 
 
 def composed(door: str, *overrides: str) -> Any:
     """A door's configuration in plain types, everything resolved, nothing missing."""
     register_resolvers()
-    choice = dict(override.split("=", 1) for override in overrides).get("data", "")
+    chosen = dict(override.split("=", 1) for override in overrides)
+    needed = [*REQUIRED.get(chosen.get("data", ""), []), *STARTS_FROM.get(chosen.get("experiment", ""), [])]
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = compose(
             door,
-            overrides=[*overrides, *REQUIRED.get(choice, []), "hydra.runtime.output_dir=/runs/here"],
+            overrides=[*overrides, *needed, "hydra.runtime.output_dir=/runs/here"],
             return_hydra_config=True,
         )
     HydraConfig.instance().set_config(config)  # for ${hydra:…}
@@ -63,7 +81,10 @@ def targets(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every `_target_` at any depth, with the arguments beside it."""
     if isinstance(value, dict):
         if "_target_" in value:
-            yield value["_target_"], {key: item for key, item in value.items() if key not in ("_target_", "_partial_")}
+            yield (
+                value["_target_"],
+                {key: item for key, item in value.items() if key not in ("_target_", "_partial_", "_convert_")},
+            )
         for item in value.values():
             yield from targets(item)
     elif isinstance(value, list):
@@ -135,6 +156,22 @@ def test_experiments_give_way_to_overrides(experiment: str) -> None:
     assert config["name"] == experiment
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_what_an_experiment_names_can_be_made(experiment: str) -> None:
+    """All but the task, which needs the data read, and the trainer, which may need GPUs."""
+    config = composed("train", f"experiment={experiment}")
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = instantiate(config["optim"]["optimizer"])([{"params": [weight]}])
+    schedule = instantiate(config["optim"]["scheduler"])(optimizer, total_steps=20_000)
+    assert optimizer.defaults["lr"] == config["optim"]["optimizer"]["lr"]
+    assert 0 <= schedule.get_last_lr()[0] <= optimizer.defaults["lr"]
+    instantiate(config["data"])
+    decoding = dict(config["decoding"])
+    constraints = decoding.pop("constraints")
+    assert DecodingOptions(**decoding).max_length == decoding["max_length"]
+    assert constraints is None or ConstraintOptions(**constraints).max_constraints >= 1
+
+
 def test_doors_agree_on_what_they_share() -> None:
     train, evaluate, predict = (composed(door) for door in DOORS)
     assert train["data"] == evaluate["data"] == predict["data"]
@@ -145,6 +182,36 @@ def test_doors_agree_on_what_they_share() -> None:
 # The published recipes. Oscar's VinVL_MODEL_ZOO.md for base and large (seed 88, evaluation batch 256 and linear head
 # are stated there); MMF's projects/vinvl/configs/vqa2/defaults.yaml for mmf. Not stated in either, hence defaults of
 # Oscar's scripts: clipping at 1, attention dropout 0.1 of BERT.
+# What several of them have in common.
+FINE_TUNING: dict[str, Any] = {
+    "optim.optimizer._target_": "torch.optim.AdamW", "optim.weight_decay": 0.05, "trainer.gradient_clip_val": 1.0,
+    "optim.scheduler._target_": "vinvl.tasks.schedules.linear_schedule", "trainer.max_steps": -1, "seed": 88,
+    "trainer.accumulate_grad_batches": 1, "model.config.img_feature_dim": 2054,
+    "model.config.attention_probs_dropout_prob": 0.1,
+}  # fmt: skip
+PAIRS: dict[str, Any] = {
+    **FINE_TUNING, "optim.optimizer.lr": 3e-5, "trainer.max_epochs": 20, "model.config.hidden_dropout_prob": 0.3,
+    "data.max_tokens": 55, "data.max_regions": 40, "data.use_tags": False, "model.config.classifier": "mlp",
+    "model.config.loss_type": "ce", "data.train_split": "train", "data.val_split": "dev", "data.test_split": "test1",
+    "task._target_": "vinvl.tasks.nlvr2.NLVR2Task.build",
+}  # fmt: skip
+RETRIEVAL: dict[str, Any] = {
+    **FINE_TUNING, "data.batch_size": 16, "trainer.devices": 8, "trainer.max_epochs": 30, "data.max_tokens": 70,
+    "optim.scheduler.warmup_steps": 0, "model.config.hidden_dropout_prob": 0.1, "data.max_regions": 70,
+    "model.config.classifier": "linear", "model.config.loss_type": "ce",
+    "task._target_": "vinvl.tasks.retrieval.RetrievalTask.build",
+}  # fmt: skip
+CAPTIONS: dict[str, Any] = {
+    **FINE_TUNING, "optim.scheduler.warmup_steps": 0, "trainer.devices": 8, "model.config.hidden_dropout_prob": 0.1,
+    "data.max_tokens": 70, "data.max_caption_tokens": 40, "data.max_regions": 50, "decoding.num_beams": 5,
+    "decoding.max_length": 20, "model.config.tie_word_embeddings": True, "task.options.freeze_embedding": True,
+    "data.mask_probability": 0.15, "data.max_masked_tokens": 3, "data.test_split": "test",
+    "task._target_": "vinvl.tasks.captioning.CaptioningTask.build",
+}  # fmt: skip
+WORDS: dict[str, Any] = {  # cross-entropy over hidden words
+    "data.training_items": "captions", "data.batch_size": 64, "trainer.max_epochs": 60,
+    "task.options.label_smoothing": 0.1, "task.options.drop_worst_ratio": 0.2, "task.options.drop_worst_after": 20_000,
+}  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "vqa2_base": {
         "optim.optimizer._target_": "torch.optim.AdamW", "optim.optimizer.lr": 5e-5, "data.batch_size": 32,
@@ -168,6 +235,64 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model.config.num_attention_heads": 16, "model.config.intermediate_size": 4096,
         "model.config.img_feature_dim": 2054, "model.init": "bert-large-uncased",
     },
+    "gqa_base": {
+        "optim.optimizer._target_": "torch.optim.AdamW", "optim.optimizer.lr": 5e-5, "data.batch_size": 48,
+        "trainer.max_epochs": 5, "optim.weight_decay": 0.05, "trainer.gradient_clip_val": 1.0, "seed": 88,
+        "optim.scheduler._target_": "vinvl.tasks.schedules.linear_schedule", "optim.scheduler.warmup_steps": 0,
+        "model.config.hidden_dropout_prob": 0.3, "model.config.attention_probs_dropout_prob": 0.1,
+        "data.max_tokens": 165, "data.max_regions": 45, "model.config.classifier": "linear",
+        "model.config.loss_type": "ce", "data.train_split": "train_all", "data.val_split": "val",
+        "data.test_split": "testdev", "model.config.hidden_size": 768, "model.config.img_feature_dim": 2054,
+        "task._target_": "vinvl.tasks.gqa.GQATask.build", "data._target_": "vinvl.data.gqa.GQADataModule",
+    },
+    "nlvr2_base": {
+        **PAIRS, "data.batch_size": 72, "optim.scheduler.warmup_steps": 10_000, "model.config.cls_hidden_scale": 3,
+        "model.config.hidden_size": 768, "model.init": "bert-base-uncased",
+    },
+    "nlvr2_large": {
+        **PAIRS, "data.batch_size": 24, "optim.scheduler.warmup_steps": 5000, "model.config.cls_hidden_scale": 2,
+        "model.config.hidden_size": 1024, "model.config.num_hidden_layers": 24, "model.init": "bert-large-uncased",
+    },
+    "coco_ir_base": {
+        **RETRIEVAL, "optim.optimizer.lr": 2e-5, "model.config.hidden_size": 768, "model.init": "bert-base-uncased",
+        "data.test_candidates": "5k",
+    },
+    "coco_ir_large": {
+        **RETRIEVAL, "optim.optimizer.lr": 7.5e-6, "model.config.hidden_size": 1024,
+        "model.init": "bert-large-uncased", "data.test_candidates": "5k",
+    },
+    "flickr_ir_base": {
+        **RETRIEVAL, "optim.optimizer.lr": 2e-5, "model.config.hidden_size": 768, "model.init": "bert-base-uncased",
+        "data.test_candidates": "1k",
+    },
+    "coco_caption_base_xe": {
+        **CAPTIONS, **WORDS, "optim.optimizer.lr": 3e-5, "model.config.hidden_size": 768,
+        "model.init": "bert-base-uncased", "decoding.constraints": None,
+    },
+    "coco_caption_large_xe": {
+        **CAPTIONS, **WORDS, "optim.optimizer.lr": 1e-5, "model.config.hidden_size": 1024,
+        "model.config.num_hidden_layers": 24, "model.config.num_attention_heads": 16,
+        "model.config.intermediate_size": 4096, "model.init": "bert-large-uncased", "decoding.constraints": None,
+    },
+    "coco_caption_base_scst": {
+        **CAPTIONS, "data.training_items": "images", "optim.optimizer.lr": 3e-6, "data.batch_size": 16,
+        "trainer.max_epochs": 75, "model.config.hidden_size": 768, "task.options.label_smoothing": 0.0,
+    },
+    "coco_caption_large_scst": {
+        **CAPTIONS, "data.training_items": "images", "optim.optimizer.lr": 8e-7, "data.batch_size": 6,
+        "trainer.max_epochs": 25, "model.config.hidden_size": 1024, "task.options.label_smoothing": 0.0,
+    },
+    "nocaps_base": {
+        **CAPTIONS, **WORDS, "optim.optimizer.lr": 1e-4, "trainer.max_epochs": 30, "trainer.devices": 4,
+        "model.config.hidden_size": 768, "model.init": "bert-base-uncased", "decoding.constraints.max_constraints": 3,
+        "decoding.min_constraints": 2, "data.test_split": "nocaps_val",
+    },
+    "nocaps_base_scst": {
+        **CAPTIONS, "data.training_items": "images", "optim.optimizer.lr": 5e-6, "data.batch_size": 14,
+        "trainer.max_epochs": 50, "model.config.hidden_size": 768, "data.test_split": "nocaps_val",
+        "optim.scheduler._target_": "vinvl.tasks.schedules.constant_schedule", "decoding.min_constraints": 2,
+        "optim.scheduler.warmup_steps": "(no such key)",
+    },
     "vqa2_mmf": {
         "optim.optimizer._target_": "torch.optim.AdamW", "optim.optimizer.lr": 1e-4, "optim.weight_decay": 0.01,
         "optim.scheduler._target_": "vinvl.tasks.schedules.cosine_schedule", "optim.scheduler.warmup_steps": 4400,
@@ -180,7 +305,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def test_every_experiment_has_its_published_numbers_here() -> None:
-    assert set(EXPERIMENTS) == set(RECIPES)
+    assert {name for name in EXPERIMENTS if not name.startswith("demo_")} == set(RECIPES)
+
+
+@pytest.mark.parametrize("experiment", STARTS_FROM)
+def test_recipes_that_start_from_weights_of_ones_own_take_no_others(experiment: str) -> None:
+    """Where nobody names the weights they are asked for: a recipe must not fall back on those of its model size."""
+    register_resolvers()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        config = compose("train", overrides=[f"experiment={experiment}"])
+    with pytest.raises((MissingMandatoryValue, InterpolationResolutionError), match=r"model\.init"):
+        print(config.model.init)
 
 
 @pytest.mark.parametrize(("experiment", "recipe"), RECIPES.items())

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.batch import Example, collate
+from vinvl.data.batch import Example, collate, soft_targets
 
 PAD = 9
 
@@ -26,7 +26,7 @@ def example(num_tokens: int, num_regions: int, label: int) -> Example:
 @settings(deadline=None)
 def test_every_example_comes_back_out_of_its_row(shapes: list[tuple[int, int]]) -> None:
     examples = [example(tokens, regions, label) for label, (tokens, regions) in enumerate(shapes)]
-    batch = collate(examples, pad_token_id=PAD, num_answers=8)
+    batch = collate(examples, pad_token_id=PAD, labels=soft_targets(examples, 8))
     longest, most = max(t for t, _ in shapes), max(r for _, r in shapes)
     assert batch.input_ids.shape == (len(shapes), longest) and batch.region_features.shape == (len(shapes), most, 7)
     assert batch.labels is not None
@@ -41,6 +41,6 @@ def test_every_example_comes_back_out_of_its_row(shapes: list[tuple[int, int]]) 
 
 
 def test_without_answers_there_are_no_labels_and_moving_keeps_the_records() -> None:
-    batch = collate([example(3, 2, 0)], pad_token_id=PAD, num_answers=None)
+    batch = collate([example(3, 2, 0)], pad_token_id=PAD, labels=None)
     moved = batch.to(torch.device("cpu"))
     assert moved.labels is None and moved.records == batch.records and len(moved) == 1

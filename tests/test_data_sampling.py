@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.sampling import EvaluationBatchSampler, LengthBucketBatchSampler
+from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler
 from vinvl.errors import UserError
 
 sizes = st.integers(1, 300)
@@ -17,6 +17,10 @@ worlds = st.integers(1, 4)
 
 def lengths_of(size: int) -> np.ndarray:
     return np.random.default_rng(size).integers(5, 90, size=size)
+
+
+def indices(batch: list[Draw]) -> list[int]:
+    return [draw.index for draw in batch]
 
 
 def sampler(
@@ -30,7 +34,7 @@ def sampler(
 def test_an_epoch_sees_every_example_and_repeats_only_to_even_out_ranks(size: int, batch_size: int, world: int) -> None:
     ranks = [list(sampler(size, batch_size, rank=rank, world_size=world)) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1 == len({len(sampler(size, batch_size, world_size=world))})
-    seen = Counter(index for batches in ranks for batch in batches for index in batch)
+    seen = Counter(draw.index for batches in ranks for batch in batches for draw in batch)
     assert set(seen) == set(range(size))
     assert sum(seen.values()) - size <= (world - 1) * batch_size
 
@@ -61,7 +65,7 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 def test_batches_hold_like_lengths() -> None:
     lengths = lengths_of(300)
-    padding = sum(int((lengths[batch].max() - lengths[batch]).sum()) for batch in sampler(300, 10))
+    padding = sum(int((lengths[batch].max() - lengths[batch]).sum()) for batch in map(indices, sampler(300, 10)))
     shuffled = np.random.default_rng(0).permutation(300).reshape(-1, 10)
     unsorted_padding = sum(int((lengths[batch].max() - lengths[batch]).sum()) for batch in shuffled)
     assert padding < unsorted_padding / 5
@@ -80,5 +84,18 @@ def test_evaluation_sees_each_example_once_in_the_same_batches_on_any_number_of_
     alone = list(EvaluationBatchSampler(lengths, batch_size))
     shared = [list(EvaluationBatchSampler(lengths, batch_size, rank=r, world_size=world)) for r in range(world)]
     assert all(shared)
-    assert sorted(index for batch in alone for index in batch) == list(range(size))
-    assert sorted(map(tuple, alone)) == sorted(tuple(batch) for batches in shared for batch in batches)
+    assert sorted(draw.index for batch in alone for draw in batch) == list(range(size))
+    assert sorted(map(indices, alone)) == sorted(indices(batch) for batches in shared for batch in batches)
+
+
+def test_what_is_drawn_in_an_item_changes_with_seed_epoch_and_item_alone() -> None:
+    def numbers(seed: int, epoch: int, index: int) -> list[int]:
+        return Draw(epoch, index).generator(seed).integers(0, 2**31, size=4).tolist()
+
+    first = numbers(0, 0, 0)
+    assert first == numbers(0, 0, 0)
+    assert len({tuple(numbers(*key)) for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)]}) == 5
+    whole = sampler(20, 4)
+    assert {draw.epoch for batch in whole for draw in batch} == {0}
+    whole.position = len(whole)
+    assert {draw.epoch for batch in whole for draw in batch} == {1}

@@ -71,7 +71,7 @@ def test_evaluate_best_of_the_newest_run_on_another_split(trained: Trained) -> N
     assert on_val["scores"]["loss"] != on_test["scores"]["loss"]
     # The best checkpoint was chosen by this very figure.
     lines = (trained.run / "csv" / "metrics.csv").read_text().splitlines()
-    column = lines[0].split(",").index("val/accuracy")
+    column = lines[0].split(",").index("val/score")
     logged = [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]]
     assert on_val["scores"]["accuracy/overall"] == pytest.approx(max(logged), rel=1e-6)
 

@@ -13,7 +13,7 @@ import torch
 from conftest import TINY_DEMO, Door, door_environment
 from door_runs import succeed
 
-from vinvl.tasks.base import read_checkpoint
+from vinvl.tasks.checkpoints import read_checkpoint
 
 pytestmark = pytest.mark.slow
 

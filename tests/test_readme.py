@@ -1,4 +1,4 @@
-"""The README's commands and code: every door command composes, the library example runs."""
+"""The commands and code of README and TASKS: every door command composes, the library example runs."""
 
 import re
 import shlex
@@ -8,15 +8,17 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vinvl.runs import config_directory, register_resolvers
+from vinvl.runs import config_directory, open_sections, register_resolvers
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TASKS = (ROOT / "TASKS.md").read_text(encoding="utf-8")
 DOOR = re.compile(r"^(?:python|torchrun .*?) ?-m vinvl\.(train|evaluate|predict)\b(.*)$")
 
 
 def shell_commands() -> list[str]:
     """The lines of all bash blocks, continued lines joined, comments gone."""
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README + TASKS, re.DOTALL)).replace("\\\n", " ")
     return [line.split("  #")[0].split(" # ")[0].strip() for line in blocks.splitlines() if line.strip()]
 
 
@@ -37,8 +39,9 @@ def test_every_door_command_composes(name: str, overrides: list[str]) -> None:
     overrides = [override for override in overrides if override != "--multirun"]
     if sweep:
         overrides = [override.split(",")[0] for override in overrides]
+    composed = overrides if name == "train" else open_sections(overrides)
     with initialize_config_dir(config_directory(), version_base="1.3"):
-        config = compose(name, overrides, return_hydra_config=True)
+        config = compose(name, composed, return_hydra_config=True)
         OmegaConf.set_readonly(config.hydra, False)
         config.hydra.runtime.output_dir = "runs/test"
     for override in overrides:
@@ -49,7 +52,7 @@ def test_every_door_command_composes(name: str, overrides: list[str]) -> None:
 
 def test_every_make_target_named_exists() -> None:
     makefile = (Path(__file__).parents[1] / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake ([a-z]+)\b", README)) - {"sure"}:
+    for target in set(re.findall(r"\bmake ([a-z-]+)\b", README)) - {"sure"}:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

@@ -8,7 +8,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.errors import UserError
-from vinvl.restore import data_config
+from vinvl.restore import data_config, decoding_options
+from vinvl.runs import open_sections
 
 CHECKPOINT = Path("run/checkpoints/best.ckpt")
 TARGET = "vinvl.data.vqa.VQADataModule"
@@ -19,6 +20,7 @@ OF_RUN: dict[str, Any] = {
         "regions": ["one.h5", "two.h5"],
         "use_tags": True,
         "batch_size": 16,
+        "predict_split": "test",
         "prepare": {"_target_": "vinvl.data.demo.ensure_demo_world", "_partial_": True, "seed": 3},
     },
     "seed": 1,
@@ -53,6 +55,32 @@ def test_overrides_may_add_a_split(sign: str) -> None:
     config = of_command(splits={"more": "more.jsonl"}, predict_split="more")
     data = data_config(config, OF_RUN, [f"{sign}data.splits.more=more.jsonl", "data.predict_split=more"], CHECKPOINT)
     assert data.splits.more == "more.jsonl" and data.splits.train == "train.jsonl" and data.predict_split == "more"
+
+
+def test_a_key_that_the_data_have_not_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="has no 'bath_size': did you mean batch_size"):
+        data_config(of_command(bath_size=3), OF_RUN, ["++data.bath_size=3"], CHECKPOINT)
+
+
+def test_sections_are_opened_unless_the_command_names_them() -> None:
+    given = ["ckpt_path=a", "data.splits.predict=x", "decoding.num_beams=2", "+data.y=1"]
+    opened = ["ckpt_path=a", "++data.splits.predict=x", "++decoding.num_beams=2", "+data.y=1"]
+    assert open_sections(given) == opened
+    assert open_sections(["data=gqa", "data.use_tags=false"]) == ["data=gqa", "data.use_tags=false"]
+    assert open_sections(["decoding=caption", "data.a=1"]) == ["decoding=caption", "++data.a=1"]
+
+
+def test_decoding_of_a_checkpoint_takes_overrides_and_refuses_others() -> None:
+    parameters = {"decoding": {"num_beams": 5, "max_length": 20, "constraints": None}}
+    config = OmegaConf.create({"decoding": {"num_beams": 2, "constraints": {"max_constraints": 1}, "x": 1}})
+    own = ["decoding.num_beams=2", "++decoding.constraints.max_constraints=1"]
+    found = decoding_options(config, parameters, own, CHECKPOINT)["decoding"]
+    assert found == {"num_beams": 2, "max_length": 20, "constraints": {"max_constraints": 1}}
+    assert decoding_options(config, parameters, ["data.x=1"], CHECKPOINT) == {}
+    with pytest.raises(UserError, match="has no 'x'"):
+        decoding_options(config, parameters, ["++decoding.x=1"], CHECKPOINT)
+    with pytest.raises(UserError, match="writes no captions"):
+        decoding_options(config, {}, own, CHECKPOINT)
 
 
 def test_a_command_that_chooses_data_gets_its_own() -> None:

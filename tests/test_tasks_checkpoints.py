@@ -10,7 +10,7 @@ import torch
 
 from vinvl.errors import UserError
 from vinvl.runs import task_class
-from vinvl.tasks.base import read_checkpoint
+from vinvl.tasks.checkpoints import read_checkpoint
 from vinvl.tasks.vqa import VQATask
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vinvl.tasks.base import parameter_groups
+from vinvl.tasks.parameter_groups import parameter_groups
 from vinvl.tasks.schedules import cosine_schedule, linear_schedule
 
 

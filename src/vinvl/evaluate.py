@@ -1,5 +1,6 @@
 """Score a checkpoint: `python -m vinvl.evaluate ckpt_path=FILE [data.test_split=NAME]`."""
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -9,7 +10,7 @@ from omegaconf import DictConfig
 
 from vinvl.callbacks import progress
 from vinvl.restore import restore
-from vinvl.runs import config_directory, register_resolvers, run_door
+from vinvl.runs import config_directory, open_sections, register_resolvers, run_door
 from vinvl.train import report
 
 register_resolvers()
@@ -35,4 +36,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = open_sections(sys.argv[1:])
     main()

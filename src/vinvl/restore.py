@@ -1,5 +1,6 @@
 """From a checkpoint to a task and the data it was trained on: the first half of `evaluate` and `predict`."""
 
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from vinvl.data.datamodule import RegionDataModule
 from vinvl.errors import UserError
 from vinvl.runs import resolve_checkpoint, task_class
-from vinvl.tasks.base import VinVLTask, read_checkpoint
+from vinvl.tasks.base import VinVLTask
+from vinvl.tasks.checkpoints import read_checkpoint
 
 PREPARATIONS = ("vinvl.data.demo.ensure_demo_world",)  # what a checkpoint's data may ask to be called
 
@@ -37,7 +39,8 @@ def restore(config: DictConfig) -> Restored:
     checkpoint = read_checkpoint(path)
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     data = data_config(config, checkpoint["vinvl"]["run_config"], overrides, path)
-    task = task_class(checkpoint, path).from_checkpoint(checkpoint, path)
+    own = decoding_options(config, checkpoint["hyper_parameters"], overrides, path)
+    task = task_class(checkpoint, path).from_checkpoint(checkpoint, path, **own)
     datamodule = instantiate(data)
     datamodule.prepare_data()
     datamodule.setup("none")
@@ -59,9 +62,48 @@ def data_config(config: DictConfig, run_config: dict[str, Any], overrides: Seque
     check_calls(run_config.get("data"), path)
     own = {key.removeprefix("data.") for key in chosen if key.startswith("data.")}
     data = OmegaConf.create({"data": run_config["data"]})
-    for key in own:
-        OmegaConf.update(data, f"data.{key}", OmegaConf.select(config, f"data.{key}"))
+    apply(own, config.data, data.data, f"The data of {path}")
     return data.data
+
+
+def apply(keys: set[str], source: DictConfig, wanted: DictConfig, owner: str) -> None:
+    """Takes the values of the keys over from `source` to `wanted`.
+
+    Raises:
+        UserError: `wanted` has no such key; `owner` names it in the sentence.
+    """
+    for key in sorted(keys):
+        name = key.split(".")[0]
+        if name not in wanted:
+            close = difflib.get_close_matches(name, [str(known) for known in wanted], n=1)
+            hint = f": did you mean {close[0]}?" if close else f"; it has {', '.join(sorted(map(str, wanted)))}."
+            raise UserError(f"{owner} has no '{name}'{hint}")
+        OmegaConf.update(wanted, key, OmegaConf.select(source, key), force_add=True)
+
+
+def decoding_options(
+    config: DictConfig, hyper_parameters: dict[str, Any], overrides: Sequence[str], path: Path
+) -> dict[str, Any]:
+    """How captions are decoded: as the checkpoint says, with this command's `decoding.KEY=VALUE` overrides on top.
+
+    Where the command chooses decoding itself (decoding=NAME), its own section stands. Nothing if it says nothing.
+
+    Raises:
+        UserError: the checkpoint is of a task that decodes nothing.
+    """
+    chosen = {override.split("=", 1)[0].lstrip("+~") for override in overrides if "=" in override}
+    own = {key.removeprefix("decoding.") for key in chosen if key.startswith("decoding.")}
+    if not own and "decoding" not in chosen:
+        return {}
+    if "decoding" not in hyper_parameters:
+        raise UserError(f"{path} is of a task that writes no captions, so decoding=… means nothing for it.")
+    section = OmegaConf.to_container(config.decoding, resolve=True)
+    assert isinstance(section, dict)
+    if "decoding" in chosen:
+        return {"decoding": section}
+    wanted = OmegaConf.create(hyper_parameters["decoding"])
+    apply(own, config.decoding, wanted, f"The decoding of {path}")
+    return {"decoding": OmegaConf.to_container(wanted)}
 
 
 def check_calls(data: object, path: Path) -> None:

@@ -7,13 +7,14 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from vinvl.data.json_files import atomic_write
 from vinvl.errors import UserError
@@ -92,9 +93,30 @@ def resolve_checkpoint(ckpt_path: str, runs_dir: str, name: str) -> Path:
 
 
 def register_resolvers() -> None:
-    """Makes `${vinvl.data_root:}` and `${vinvl.run_dir:…}` known to the configs."""
+    """Makes `${vinvl.data_root:}`, `${vinvl.run_dir:…}` and `${vinvl.required:KEY}` known to the configs."""
     OmegaConf.register_new_resolver("vinvl.data_root", data_root, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("vinvl.run_dir", run_directory, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("vinvl.required", refuse_missing, replace=True)
+
+
+def refuse_missing(key: str) -> None:
+    """The value of a key that a recipe cannot do without; `???` there would not hide what the recipe builds upon.
+
+    Raises:
+        UserError: always, as soon as the value is asked for.
+    """
+    raise UserError(f"{key} must be given: pass {key}=VALUE.")
+
+
+def open_sections(arguments: list[str]) -> list[str]:
+    """Command-line arguments of a door that takes data and decoding from a checkpoint, `data.KEY=…` as `++data.KEY=…`.
+
+    Hydra would hold such keys against the default dataset, and every dataset has other keys; `vinvl.restore` holds them
+    against the checkpoint's. Where the command names a section itself (data=NAME), Hydra knows better.
+    """
+    named = {argument.split("=", 1)[0] for argument in arguments}
+    prefixes = tuple(f"{section}." for section in ("data", "decoding") if section not in named)
+    return [f"++{argument}" if argument.startswith(prefixes) else argument for argument in arguments]
 
 
 def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
@@ -125,7 +147,7 @@ def run_door(run: Callable[[DictConfig], object], config: DictConfig) -> None:
     try:
         run(config)
     except Exception as error:
-        sentence = sentence_of(error)
+        sentence = sentence_of(error) or sentence_of_missing(error, config)
         if sentence is None:
             raise
         remove_empty_run(Path(config.paths.output_dir))
@@ -145,6 +167,23 @@ def sentence_of(error: BaseException) -> str | None:
             return text.rsplit(marker, 1)[-1].strip() if marker in text else text
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def sentence_of_missing(error: BaseException, config: DictConfig) -> str | None:
+    """What the command had to say and did not (`???` in the configuration), None if the exception has another cause."""
+    if not isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
+        return None
+    keys = sorted(missing_keys(OmegaConf.to_container(config, resolve=False)))
+    return f"{', '.join(keys)} must be given: pass {' '.join(f'{key}=VALUE' for key in keys)}."
+
+
+def missing_keys(value: object, key: str = "") -> Iterator[str]:
+    """The keys, with dots, of everything in nested dicts and lists that is `???`; not of what refers to such a key."""
+    if value == "???":
+        yield key
+    elif isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from missing_keys(item, f"{key}.{name}" if key else str(name))
 
 
 def remove_empty_run(folder: Path) -> None:

@@ -13,7 +13,8 @@ from pytorch_lightning.loggers import Logger
 from vinvl.errors import UserError
 from vinvl.report.table import print_results
 from vinvl.runs import config_directory, register_resolvers, resolve_checkpoint, run_door, task_class, write_json
-from vinvl.tasks.base import VinVLTask, load_into, read_checkpoint
+from vinvl.tasks.base import VinVLTask
+from vinvl.tasks.checkpoints import load_into, read_checkpoint
 
 register_resolvers()
 
@@ -21,6 +22,7 @@ register_resolvers()
 def train(config: DictConfig) -> dict[str, float]:
     """Composed configuration → a trained model in `config.paths.output_dir`, and its scores on the test split."""
     output_dir = Path(config.paths.output_dir)
+    run_config = OmegaConf.to_container(config, resolve=True)  # first of all: what is missing is told before any work
     resume_from = None
     if config.ckpt_path is not None:
         resume_from = resolve_checkpoint(config.ckpt_path, config.paths.runs_dir, config.name)
@@ -31,14 +33,14 @@ def train(config: DictConfig) -> dict[str, float]:
     datamodule.prepare_data()
     datamodule.setup("fit")
     task = instantiate(config.task, datamodule=datamodule)
-    task.run_config = OmegaConf.to_container(config, resolve=True)
+    task.run_config = run_config
     if resume_from is not None:
         check_resumable(task, resume_from)
     callbacks = list(instantiate(config.callbacks).values())
     loggers = make_loggers(config.logger)
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
     if trainer.is_global_zero:
-        print(datamodule.example_text(config.data.train_split), flush=True)
+        print(datamodule.example_text("train"), flush=True)
     trainer.fit(task, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     best = best_checkpoint(trainer)
     if best is not None:

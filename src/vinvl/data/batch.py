@@ -5,25 +5,31 @@ Letters used for shapes everywhere: B batch, L text and tag tokens, R regions, D
 text, then the regions, padded to the batch's largest number of regions.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+NO_LABELS = np.zeros(0, dtype=np.int64)
+NO_SCORES = np.zeros(0, dtype=np.float32)
+
 
 @dataclass(frozen=True)
 class Example:
-    """One dataset item, without padding."""
+    """One text with one image, without padding."""
 
     input_ids: np.ndarray  # (L,) int64
     token_type_ids: np.ndarray  # (L,) int64: 0 text, 1 tags
     region_rows: np.ndarray  # (R, D) float32: feature followed by the six box numbers; R may be 0
-    label_ids: np.ndarray  # (k,) int64: answers with a target above 0
-    label_scores: np.ndarray  # (k,) float32: their soft targets
-    record: dict[str, Any]  # what metrics and reports need on the host: question_id, question, answers …
+    label_ids: np.ndarray = field(default_factory=lambda: NO_LABELS)  # (k,) int64: classes, answers or masked tokens
+    label_scores: np.ndarray = field(default_factory=lambda: NO_SCORES)  # (k,) float32: targets of these answers
+    record: dict[str, Any] = field(default_factory=dict)  # what metrics and reports need on the host: question_id …
+    position_ids: np.ndarray | None = None  # (L,) int64 where the positions are not 0, 1, 2 …
+    caption_length: int = 0  # tokens at the front that are seen from left to right only, with [CLS] and [SEP]
+    masked_positions: np.ndarray | None = None  # (k,) int64: where `label_ids` are to be guessed
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,11 @@ class Batch:
     token_type_ids: Tensor  # (B, L) int64
     attention_mask: Tensor  # (B, L + R) bool: True where there is a token or a region
     region_features: Tensor  # (B, R, D) float32; R is 0 where the batch has no regions at all
-    labels: Tensor | None  # (B, A) float32 soft targets; None where the split has no answers
+    labels: Tensor | None  # (B, A) float32 soft targets, (B,) int64 classes or (Σk,) masked tokens; None if unknown
     records: tuple[dict[str, Any], ...]
+    position_ids: Tensor | None = None  # (B, L) int64; None means 0, 1, 2 …
+    caption_lengths: Tensor | None = None  # (B,) int64
+    masked_positions: Tensor | None = None  # (B, L) bool, True Σk times in the order of `labels`
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -48,18 +57,19 @@ class Batch:
         """The batch in page-locked memory (called by the DataLoader)."""
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
-    def _with_tensors(self, change: Any) -> "Batch":
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)})
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
 
-def collate(examples: Sequence[Example], *, pad_token_id: int, num_answers: int | None) -> Batch:
+def collate(examples: Sequence[Example], *, pad_token_id: int, labels: Tensor | None = None) -> Batch:
     """Pads examples to the longest text and the largest number of regions of this batch.
 
     Args:
         examples: B examples.
         pad_token_id: fills text positions beyond an example's end.
-        num_answers: width A of the dense soft targets; None leaves `labels` out.
+        labels: what the loss sees: `soft_targets`, `class_labels` or `masked_labels` of the examples, or None.
     """
     longest_text = max(len(example.input_ids) for example in examples)
     most_regions = max(len(example.region_rows) for example in examples)
@@ -68,7 +78,8 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, num_answers: int 
     token_type_ids = np.zeros((size, longest_text), dtype=np.int64)
     attention_mask = np.zeros((size, longest_text + most_regions), dtype=bool)
     region_features = np.zeros((size, most_regions, row_width), dtype=np.float32)
-    labels = None if num_answers is None else np.zeros((size, num_answers), dtype=np.float32)
+    position_ids = np.zeros((size, longest_text), dtype=np.int64)
+    masked_positions = np.zeros((size, longest_text), dtype=bool)
     for row, example in enumerate(examples):
         num_tokens, num_regions = len(example.input_ids), len(example.region_rows)
         input_ids[row, :num_tokens] = example.input_ids
@@ -76,13 +87,37 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, num_answers: int 
         attention_mask[row, :num_tokens] = True
         attention_mask[row, longest_text : longest_text + num_regions] = True
         region_features[row, :num_regions] = example.region_rows
-        if labels is not None:
-            labels[row, example.label_ids] = example.label_scores
+        if example.position_ids is not None:
+            position_ids[row, :num_tokens] = example.position_ids
+        if example.masked_positions is not None:
+            masked_positions[row, example.masked_positions] = True
+    placed, masked = examples[0].position_ids is not None, examples[0].masked_positions is not None
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         token_type_ids=torch.from_numpy(token_type_ids),
         attention_mask=torch.from_numpy(attention_mask),
         region_features=torch.from_numpy(region_features),
-        labels=None if labels is None else torch.from_numpy(labels),
+        labels=labels,
         records=tuple(example.record for example in examples),
+        position_ids=torch.from_numpy(position_ids) if placed else None,
+        caption_lengths=torch.tensor([example.caption_length for example in examples]) if placed else None,
+        masked_positions=torch.from_numpy(masked_positions) if masked else None,
     )
+
+
+def soft_targets(examples: Sequence[Example], num_answers: int) -> Tensor:
+    """(B, A) float32: the score of every answer, 0 for those that nobody gave."""
+    targets = torch.zeros((len(examples), num_answers))
+    for row, example in enumerate(examples):
+        targets[row, torch.from_numpy(example.label_ids)] = torch.from_numpy(example.label_scores)
+    return targets
+
+
+def class_labels(examples: Sequence[Example]) -> Tensor:
+    """(B,) int64: the one class of each example."""
+    return torch.tensor([int(example.label_ids[0]) for example in examples])
+
+
+def masked_labels(examples: Sequence[Example]) -> Tensor:
+    """(Σk,) int64: the true tokens at the masked positions, example after example."""
+    return torch.from_numpy(np.concatenate([example.label_ids for example in examples]))

@@ -1,35 +1,241 @@
-"""The base LightningDataModule: samplers, loaders and ranks; what every dataset shares."""
+"""The base LightningDataModule: splits, store, tokenizer, samplers, loaders and ranks; what every dataset shares."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self, TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset
+from pytorch_lightning.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import Batch, Example
-from vinvl.data.sampling import EvaluationBatchSampler, LengthBucketBatchSampler
+from vinvl.data.region_text import InputLimits, RegionText
+from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler
+from vinvl.data.store import RegionStore
+from vinvl.data.tags import tag_source
+from vinvl.data.text import SpecialTokens, load_tokenizer
+from vinvl.errors import UserError
+
+STAGES = ("train", "val", "test", "predict")
+STAGES_OF = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+class Records(Protocol):
+    """The records of one split as a reader gives them: questions, statements or captioned images."""
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """(N,) text: the image of each record; (N, 2) where a record has two."""
+
+    def __len__(self) -> int: ...
+
+    def describe(self, index: int) -> str:
+        """Names a record for a message: file and number."""
+
+    def select(self, keep: np.ndarray) -> Self:
+        """The records where `keep` (N,) bool is True, in their order."""
+
+
+class RegionDataset(Protocol):
+    """One split as items. A dataset file implements this."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, draw: Draw) -> Any:
+        """An Example, or several that belong together. What is random in it comes from `draw.generator` alone."""
+
+    def lengths(self) -> np.ndarray:
+        """(N,) int64: the cost of each item, its tokens and regions together."""
+
+    def collate(self, items: Sequence[Any]) -> Batch:
+        """Items → Batch; runs in the data workers."""
+
+    def show(self, item: Any, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        """Lines that show a person one item; `words` decodes token ids."""
+
+
+class RegionDataArguments(TypedDict):
+    """What every datamodule takes; the keys of `conf/data/_regions.yaml`.
+
+    splits: split name → where its records lie; each datamodule says in which form.
+    regions: RegionStore file, folder or list of them.
+    tokenizer: transformers tokenizer folder or hub name.
+    tags: None for the classes in the store; another RegionStore or a JSON file for tags from elsewhere.
+    train_split, val_split, test_split, predict_split: which of `splits` each stage reads.
+    max_tokens, max_regions, use_tags, use_regions: what the model sees of an example, see `InputLimits`.
+    on_missing: `error` or `skip` records whose image is not in the store.
+    batch_size, eval_batch_size: per device.
+    num_workers, pin_memory: of the loaders.
+    seed: of the order of the batches and of all that is drawn in an item.
+    prepare: called before anything is read; the demo generates its world here.
+    """
+
+    splits: Mapping[str, Any]
+    regions: str | Sequence[str]
+    tokenizer: str
+    tags: str | None
+    train_split: str
+    val_split: str
+    test_split: str
+    predict_split: str
+    max_tokens: int
+    max_regions: int
+    use_tags: bool
+    use_regions: bool
+    on_missing: str
+    batch_size: int
+    eval_batch_size: int
+    num_workers: int
+    pin_memory: bool
+    seed: int
+    prepare: Callable[[], object] | None
 
 
 class RegionDataModule(pl.LightningDataModule):
-    """Builds length-bucketed loaders; a dataset file adds its splits, lengths and collate.
+    """Records of splits over a RegionStore → length-bucketed batches; arguments: see `RegionDataArguments`.
 
-    Sub-classes fill `self.datasets` (split name → dataset) in `setup` and implement `lengths` and `collate_function`.
+    A dataset file adds `read_split` and `make_dataset`.
 
     Attributes:
         batches_seen: batches of this rank trained on so far; the task restores it when a run is resumed.
+        datasets: stage (train, val, test, predict) → dataset, filled by `setup`.
     """
 
-    def __init__(self, *, batch_size: int, eval_batch_size: int, num_workers: int, pin_memory: bool, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        splits: Mapping[str, Any],
+        regions: str | Sequence[str],
+        tokenizer: str,
+        tags: str | None,
+        train_split: str,
+        val_split: str,
+        test_split: str,
+        predict_split: str,
+        max_tokens: int,
+        max_regions: int,
+        use_tags: bool,
+        use_regions: bool,
+        on_missing: str,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        pin_memory: bool,
+        seed: int,
+        prepare: Callable[[], object] | None,
+    ) -> None:
         super().__init__()
+        self.splits = splits
+        self.split_of = {"train": train_split, "val": val_split, "test": test_split, "predict": predict_split}
+        self.regions = regions
+        self.tokenizer_name = tokenizer
+        self.tags = tags
+        self.limits = InputLimits(max_tokens, max_regions, use_tags, use_regions)
+        self.on_missing = on_missing
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.seed = seed
-        self.datasets: dict[str, Dataset[Example]] = {}
+        self.prepare = prepare
+        self.datasets: dict[str, RegionDataset] = {}
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._region_text: RegionText | None = None
         self._train_sampler: LengthBucketBatchSampler | None = None
         self._batches_seen = 0
+
+    @abstractmethod
+    def read_split(self, split: str) -> Records:
+        """The records of one split; `split_files` gives what the configuration says of it."""
+
+    @abstractmethod
+    def make_dataset(self, records: Any, images: np.ndarray, stage: str) -> RegionDataset:
+        """A dataset for a stage over records whose images are all in the store.
+
+        `images` (N,) int64, or (N, 2): where they lie there, as `records.image_ids` has them.
+        """
+
+    def prepare_data(self) -> None:
+        """Generates what can be generated."""
+        if self.prepare is not None:
+            self.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads tokenizer, store and the splits of a stage (any other word: none); what is read stays."""
+        if self._tokenizer is None:
+            tokenizer = load_tokenizer(self.tokenizer_name)
+            store = RegionStore(self.regions)
+            tags = tag_source(self.tags, store, tokenizer)
+            self._region_text = RegionText(store, tags, self.limits, SpecialTokens.of(tokenizer))
+            self._tokenizer = tokenizer
+        for name in STAGES_OF.get(stage or "fit", ()):
+            if name not in self.datasets:
+                self.datasets[name] = self._dataset_of(name)
+            if stage in (None, "fit"):  # said now, not after the run has begun; what can be scored can be trained on
+                self.check_scorable(name)
+
+    def _dataset_of(self, stage: str) -> RegionDataset:
+        same_split = [other for other in self.datasets if self.split_of[other] == self.split_of[stage]]
+        if same_split and {stage, same_split[0]} == {"val", "test"}:
+            return self.datasets[same_split[0]]
+        records = self.records_in_store(self.read_split(self.split_of[stage]))
+        lookup = self.store.index_of
+        images = np.array([lookup(str(image_id)) for image_id in records.image_ids.flat], dtype=np.int64)
+        return self.make_dataset(records, images.reshape(records.image_ids.shape), stage)
+
+    def split_files(self, split: str) -> Any:
+        """What `data.splits` says of a split.
+
+        Raises:
+            UserError: there is no such split.
+        """
+        if split not in self.splits:
+            raise UserError(f"There is no split '{split}' in data.splits; it has {', '.join(sorted(self.splits))}.")
+        return self.splits[split]
+
+    def records_in_store(self, records: Any) -> Any:
+        """The records whose images are in the store; others are left out with a warning, or refused.
+
+        Raises:
+            UserError: an image is missing; the sentence names the first record that asks for one.
+        """
+        store, image_ids = self.store, records.image_ids
+        found = np.array([str(image_id) in store for image_id in image_ids.flat], dtype=bool).reshape(image_ids.shape)
+        present = found if found.ndim == 1 else found.all(axis=1)
+        if present.all():
+            return records
+        first = int(np.flatnonzero(~present)[0])
+        missing = str(image_ids[first][~found[first]][0]) if found.ndim > 1 else str(image_ids[first])
+        if self.on_missing != "skip" or not present.any():
+            raise UserError(
+                f"{store!r} has no image {missing} (asked for by {records.describe(first)}; "
+                f"{int((~present).sum())} records in all lack theirs). It holds {len(store):,} images, ids like "
+                f"'{store.image_ids[0]}'. Extract the missing ones or pass data.on_missing=skip."
+            )
+        rank_zero_warn(
+            f"data.on_missing=skip: left out {int((~present).sum())} records whose images are not in "
+            f"{store!r}, the first being {records.describe(first)}."
+        )
+        return records.select(present)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, once `setup` has read it."""
+        assert self._tokenizer is not None, "setup() comes first"
+        return self._tokenizer
+
+    @property
+    def region_text(self) -> RegionText:
+        """What puts texts and images together, once `setup` has made it."""
+        assert self._region_text is not None, "setup() comes first"
+        return self._region_text
+
+    @property
+    def store(self) -> RegionStore:
+        """The regions, once `setup` has opened them."""
+        return self.region_text.store
 
     @property
     def batches_seen(self) -> int:
@@ -41,35 +247,47 @@ class RegionDataModule(pl.LightningDataModule):
         if self._train_sampler is not None:
             self._train_sampler.position = count
 
-    def lengths(self, split: str) -> np.ndarray:
-        """(N,) int64: the cost of each example of a split, its tokens and regions together."""
-        raise NotImplementedError
-
-    def collate_function(self, split: str) -> Callable[[Sequence[Example]], Batch]:
-        """Examples → Batch for a split. Must be picklable without this object: it runs in the data workers."""
-        raise NotImplementedError
-
-    def training_loader(self, split: str) -> DataLoader[Example]:
+    def train_dataloader(self) -> DataLoader[Example]:
         """Shuffled, bucketed batches of this rank, from `batches_seen` on."""
         rank, world_size = self._rank_and_world_size()
         self._train_sampler = LengthBucketBatchSampler(
-            self.lengths(split), self.batch_size, seed=self.seed, rank=rank, world_size=world_size
+            self.datasets["train"].lengths(), self.batch_size, seed=self.seed, rank=rank, world_size=world_size
         )
         self._train_sampler.position = self._batches_seen
-        return self._loader(split, self._train_sampler)
+        return self._loader("train", self._train_sampler)
 
-    def evaluation_loader(self, split: str) -> DataLoader[Example]:
-        """Every example of a split once over all ranks."""
+    def val_dataloader(self) -> DataLoader[Example]:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Example]:
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Example]:
+        return self._evaluation_loader("predict")
+
+    def _evaluation_loader(self, stage: str) -> DataLoader[Example]:
+        """Every example of a stage once over all ranks."""
+        if stage != "predict":
+            self.check_scorable(stage)
         rank, world_size = self._rank_and_world_size()
-        sampler = EvaluationBatchSampler(self.lengths(split), self.eval_batch_size, rank=rank, world_size=world_size)
-        return self._loader(split, sampler)
+        lengths = self.datasets[stage].lengths()
+        sampler = EvaluationBatchSampler(lengths, self.eval_batch_size, rank=rank, world_size=world_size)
+        return self._loader(stage, sampler)
 
-    def _loader(self, split: str, batch_sampler: Any) -> DataLoader[Example]:
+    def check_scorable(self, stage: str) -> None:
+        """Refuses a split without the annotations that scoring needs.
+
+        Raises:
+            UserError: it has none.
+        """
+
+    def _loader(self, stage: str, batch_sampler: Any) -> DataLoader[Example]:
+        dataset: Any = self.datasets[stage]
         return DataLoader(
-            self.datasets[split],
+            dataset,
             batch_sampler=batch_sampler,
             num_workers=self.num_workers,
-            collate_fn=self.collate_function(split),
+            collate_fn=dataset.collate,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
         )
@@ -78,3 +296,18 @@ class RegionDataModule(pl.LightningDataModule):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
+
+    def example_text(self, stage: str, index: int = 0) -> str:
+        """One example as the model sees it, decoded: for a person to read before a run starts."""
+        dataset = self.datasets[stage]
+        title = f"One example of '{self.split_of[stage]}' (of {len(dataset):,}):"
+        lines = dataset.show(dataset[Draw(0, index)], lambda ids: self.tokenizer.convert_ids_to_tokens(ids.tolist()))
+        return "\n".join([title, *lines])
+
+
+def no_annotations(split: str) -> UserError:
+    """What `check_scorable` raises for a split that nobody annotated."""
+    return UserError(
+        f"Split '{split}' has no annotations, so it can be neither trained on nor scored: "
+        "use python -m vinvl.predict for it, or name the annotations in data.splits."
+    )

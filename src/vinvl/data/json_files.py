@@ -1,5 +1,6 @@
 """JSON in and out, with every failure told as one sentence."""
 
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -47,6 +48,55 @@ def parse_json(content: bytes, place: str) -> Any:
         raise UserError(f"{place} is not valid JSON ({spot}); it may be cut off or edited by hand.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not usable JSON ({error}).") from error
+
+
+def json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, value) of every line of a JSON Lines file that is not blank; UTF-8, one line at a time.
+
+    Raises UserError, naming file and line, as `read_json` does.
+    """
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, parse_json(line.rstrip(), f"{path} line {number}")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+
+
+def json_records(path: str | Path) -> Iterator[tuple[str, int, Any]]:
+    """(place, number from 1, value) of every record of a file that is either JSON Lines or one JSON list.
+
+    `place` is the kind of place to name in messages: "train.jsonl line" or "train.json record". A file that begins with
+    "[" is taken as a list. Raises UserError as `read_json` and `json_lines` do.
+    """
+    if _begins_a_list(path):
+        yield from ((f"{path} record", number, value) for number, value in enumerate(read_json(path), start=1))
+    else:
+        yield from ((f"{path} line", number, value) for number, value in json_lines(path))
+
+
+def _begins_a_list(path: str | Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(1024).removeprefix(b"\xef\xbb\xbf")
+    except OSError:
+        return False  # the reader that follows says why
+    return start.lstrip().startswith(b"[")
+
+
+@contextmanager
+def no_cycle_collection() -> Iterator[None]:
+    """Parsing makes millions of objects and no cycles; looking for cycles among them takes as long as the parsing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ already seen is needed to go on after a kill.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -15,7 +16,22 @@ LEAST_EVALUATION_BATCHES = 64  # so that each of up to 64 ranks has one, without
 POOL_BATCHES = 64  # batches whose examples are sorted together: enough for little padding, few enough to stay random
 
 
-class LengthBucketBatchSampler(Sampler[list[int]]):
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Which item is wanted, and in which epoch: what is random in an item depends on (seed, epoch, index) alone.
+
+    The epoch travels with the index because data workers live longer than an epoch and are told nothing else.
+    """
+
+    epoch: int
+    index: int
+
+    def generator(self, seed: int) -> np.random.Generator:
+        """The random numbers of this item in this epoch, the same in every process."""
+        return np.random.default_rng((seed, self.epoch, self.index))
+
+
+class LengthBucketBatchSampler(Sampler[list[Draw]]):
     """Training batches: random, yet of examples of similar length; the same number on each rank.
 
     Each epoch the examples are shuffled, cut into pools of `POOL_BATCHES` batches per rank, sorted by length within a
@@ -42,14 +58,14 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         batches = -(-len(self.lengths) // self.batch_size)
         return -(-batches // self.world_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         length = len(self)
         planned_epoch, plan = -1, []
         for position in range(self.position, self.position + length):
             epoch, index = divmod(position, length)
             if epoch != planned_epoch:
                 planned_epoch, plan = epoch, self.epoch_batches(epoch)
-            yield plan[index].tolist()
+            yield [Draw(epoch, item) for item in plan[index].tolist()]
 
     def epoch_batches(self, epoch: int) -> list[np.ndarray]:
         """This rank's batches of one epoch, each an array of example indices."""
@@ -66,7 +82,7 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         return [batches[group * self.world_size + self.rank] for group in groups]
 
 
-class EvaluationBatchSampler(Sampler[list[int]]):
+class EvaluationBatchSampler(Sampler[list[Draw]]):
     """Every example exactly once over all ranks, longest batches first.
 
     The batches are the same whatever the number of ranks (rank r takes every world_size-th), so a padded batch has the
@@ -92,5 +108,5 @@ class EvaluationBatchSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return (batch.tolist() for batch in self.batches)
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return ([Draw(0, item) for item in batch.tolist()] for batch in self.batches)

@@ -4,9 +4,10 @@
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -42,6 +43,28 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 @dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the special tokens of a BERT-style tokenizer."""
+
+    cls_token_id: int
+    sep_token_id: int
+    pad_token_id: int
+    mask_token_id: int
+    unk_token_id: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "SpecialTokens":
+        unknown = tokenizer.unk_token_id
+        return cls(
+            cls_token_id=tokenizer.cls_token_id,
+            sep_token_id=tokenizer.sep_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            mask_token_id=tokenizer.mask_token_id,
+            unk_token_id=tokenizer.mask_token_id if unknown is None else unknown,
+        )
+
+
+@dataclass(frozen=True)
 class RaggedTokens:
     """Token ids of many texts in two arrays: row i is `values[offsets[i]:offsets[i + 1]]`.
 
@@ -62,15 +85,24 @@ class RaggedTokens:
         return np.diff(self.offsets)
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> RaggedTokens:
+class Texts(Protocol):
+    """A list of texts, or a `TextColumn`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> str: ...
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Texts) -> RaggedTokens:
     """Token ids of each text, without special tokens and without truncation."""
     pieces: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
     for start in range(0, len(texts), ENCODE_CHUNK):
         chunk = [texts[index] for index in range(start, min(start + ENCODE_CHUNK, len(texts)))]
         encoded = tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        lengths.append(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
-        pieces.extend(np.asarray(ids, dtype=np.int32) for ids in encoded)
+        counts_of_chunk = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+        lengths.append(counts_of_chunk)
+        pieces.append(np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=int(counts_of_chunk.sum())))
     values = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
     counts = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
     return RaggedTokens(values=values, offsets=np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)]))

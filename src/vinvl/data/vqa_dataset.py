@@ -1,129 +1,116 @@
-"""One split of a VQA dataset as items: question, tags, regions and soft targets."""
+"""Questions with one of a vocabulary's answers as items: VQA with soft targets, GQA with one right answer."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from vinvl.data.answers import AnswerVocabulary
-from vinvl.data.batch import Example
-from vinvl.data.store import RegionStore
-from vinvl.data.tags import TagTokens
-from vinvl.data.text import RaggedTokens, assemble_pair
+from vinvl.data.batch import Batch, Example, collate, soft_targets
+from vinvl.data.columns import CategoricalColumn
+from vinvl.data.region_text import RegionText
+from vinvl.data.sampling import Draw
+from vinvl.data.text import RaggedTokens
 from vinvl.data.vqa_files import VQARecords
 
 
 @dataclass(frozen=True)
-class VQAInputs:
-    """What of an example the model gets to see.
+class AnswerTargets:
+    """Sparse targets of every question: question q has `offsets[q]` to `offsets[q + 1]`.
 
     Attributes:
-        max_tokens: text and tags and special tokens together (published: 128).
-        max_regions: regions kept, from the most confident on (published: 50).
-        use_tags: False withholds the object tags.
-        use_regions: False withholds the region features.
+        answers: the A answers between which the model chooses.
+        annotated: whether the split has answers at all.
     """
 
-    max_tokens: int
-    max_regions: int
-    use_tags: bool
-    use_regions: bool
-
-
-@dataclass(frozen=True)
-class SoftTargets:
-    """Sparse soft targets of every question: question q has `offsets[q]` to `offsets[q + 1]`."""
-
+    answers: tuple[str, ...]
+    annotated: bool
     label_ids: np.ndarray  # (Σk,) int64
     label_scores: np.ndarray  # (Σk,) float32
     offsets: np.ndarray  # (Q + 1,) int64
 
     @classmethod
-    def of(cls, records: VQARecords, vocabulary: AnswerVocabulary, rule: str) -> "SoftTargets":
-        """Targets of a split; a split without annotations gets none."""
+    def none(cls, vocabulary: AnswerVocabulary, questions: int) -> "AnswerTargets":
+        """For a split without annotations."""
+        offsets = np.zeros(questions + 1, dtype=np.int64)
+        return cls(vocabulary.answers, False, offsets[:0], np.zeros(0, dtype=np.float32), offsets)
+
+    @classmethod
+    def of_people(cls, records: VQARecords, vocabulary: AnswerVocabulary, rule: str) -> "AnswerTargets":
+        """Soft targets from several people's answers (`AnswerVocabulary.soft_targets`)."""
         if records.answers is None:
-            empty = np.zeros(0)
-            return cls(empty.astype(np.int64), empty.astype(np.float32), np.zeros(len(records) + 1, dtype=np.int64))
-        return cls(*vocabulary.soft_targets_of_all(records.answers, rule=rule))
+            return cls.none(vocabulary, len(records))
+        return cls(vocabulary.answers, True, *vocabulary.soft_targets_of_all(records.answers, rule=rule))
+
+    @classmethod
+    def of_one_answer(cls, answers: CategoricalColumn, vocabulary: AnswerVocabulary) -> "AnswerTargets":
+        """Target 1 for the one right answer; nothing for an answer that is not in the vocabulary."""
+        known = [vocabulary.index_of(name) for name in answers.names]
+        index_of = np.array([-1 if index is None else index for index in known], dtype=np.int64)[answers.codes]
+        label_ids = index_of[index_of >= 0]
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(index_of >= 0)])
+        return cls(vocabulary.answers, True, label_ids, np.ones(len(label_ids), dtype=np.float32), offsets)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.label_ids[span], self.label_scores[span]
 
 
-class VQADataset(Dataset[Example]):
+class AnsweringDataset(Dataset[Example]):
     """One split: item i is question i with its image's tags and regions."""
 
     def __init__(
         self,
-        records: VQARecords,
-        *,
-        store: RegionStore,
-        image_index: np.ndarray,
         question_tokens: RaggedTokens,
-        tag_tokens: TagTokens,
-        targets: SoftTargets,
-        inputs: VQAInputs,
-        cls_token_id: int,
-        sep_token_id: int,
+        images: np.ndarray,
+        *,
+        region_text: RegionText,
+        targets: AnswerTargets,
+        record_of: Callable[[int], dict[str, Any]],
     ) -> None:
-        """`image_index` (Q,) int64: where each question's image lies in the store."""
-        self.records = records
-        self.store = store
-        self.image_index = image_index
+        """
+        Args:
+            question_tokens: of the Q questions.
+            images: (Q,) int64, where each question's image lies in the store.
+            region_text: puts question and image together.
+            targets: the right answers.
+            record_of: what metrics, result files and reports need of a question; "question" and "image_id" at least.
+                Picklable, for spawned data workers.
+        """
         self.question_tokens = question_tokens
-        self.tag_tokens = tag_tokens
+        self.images = images
+        self.region_text = region_text
         self.targets = targets
-        self.inputs = inputs
-        self.cls_token_id = cls_token_id
-        self.sep_token_id = sep_token_id
+        self.record_of = record_of
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.images)
 
-    def __getitem__(self, index: int) -> Example:
-        regions = self.store.at(int(self.image_index[index]))
-        limit = self.inputs.max_regions
-        tags = self.tag_tokens.encode(regions.classes[:limit]) if self.inputs.use_tags else None
-        input_ids, token_type_ids = assemble_pair(
-            self.question_tokens[index],
-            tags,
-            max_tokens=self.inputs.max_tokens,
-            cls_token_id=self.cls_token_id,
-            sep_token_id=self.sep_token_id,
-        )
-        rows = regions.rows(limit if self.inputs.use_regions else 0)
-        if not np.isfinite(rows).all():
-            regions.check_finite()
+    def __getitem__(self, draw: Draw) -> Example:
+        index = draw.index
         label_ids, label_scores = self.targets[index]
-        return Example(input_ids, token_type_ids, rows, label_ids, label_scores, self.record(index))
-
-    def record(self, index: int) -> dict[str, Any]:
-        """What metrics, result files and reports need of question `index`."""
-        records = self.records
-        question_id = records.question_ids[index]
-        record: dict[str, Any] = {
-            "index": index,
-            "question_id": question_id.item() if hasattr(question_id, "item") else str(question_id),
-            "image_id": str(records.image_ids[index]),
-            "question": records.questions[index],
-        }
-        if records.answers is not None:
-            record["answers"] = records.answers[index]
-            assert records.answer_types is not None
-            record["answer_type"] = records.answer_types[index]
-            if records.question_types is not None:
-                record["question_type"] = records.question_types[index]
-        return record
+        example = self.region_text.example(self.question_tokens[index], int(self.images[index]))
+        record = self.record_of(index) | {"index": index}
+        return replace(example, label_ids=label_ids, label_scores=label_scores, record=record)
 
     def lengths(self) -> np.ndarray:
         """(Q,) int64: tokens and regions of each question, before truncation of the text."""
-        images, inverse = np.unique(self.image_index, return_inverse=True)
-        limit = self.inputs.max_regions
-        per_image = np.zeros(len(images), dtype=np.int64)
-        if self.inputs.use_regions:
-            per_image += np.minimum(self.store.num_regions[images], limit)
-        if self.inputs.use_tags:
-            per_image += np.array([self.tag_tokens.count(self.store.at(int(i)).classes[:limit]) for i in images])
-        return self.question_tokens.lengths() + per_image[inverse]
+        return self.question_tokens.lengths() + self.region_text.image_lengths(self.images)
+
+    def collate(self, items: Sequence[Example]) -> Batch:
+        labels = soft_targets(items, len(self.targets.answers)) if self.targets.annotated else None
+        return collate(items, pad_token_id=self.region_text.special.pad_token_id, labels=labels)
+
+    def show(self, item: Example, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        answers = [
+            f"{self.targets.answers[label]} {score:.1f}"
+            for label, score in zip(item.label_ids, item.label_scores, strict=True)
+        ]
+        return [
+            f"  image id  {item.record['image_id']}",
+            f"  question  {item.record['question']}",
+            *self.region_text.describe(item, int(self.images[item.record["index"]]), words(item.input_ids)),
+            f"  target    {', '.join(answers) or '(none in the answer vocabulary)'}",
+        ]

@@ -1,17 +1,15 @@
 """Reads questions of one's own: JSONL, one object per line."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from vinvl.data.json_files import parse_json
+from vinvl.data.json_files import json_lines
+from vinvl.data.record_fields import checked_record, optional_text
 from vinvl.data.vqa_fields import (
-    Record,
+    RECORD_KEYS,
     checked_answers,
     checked_image_id,
     checked_question,
     checked_question_id,
-    checked_record,
-    optional_text,
 )
 from vinvl.data.vqa_records import RecordLists, VQARecords
 from vinvl.errors import UserError
@@ -29,8 +27,9 @@ def read_jsonl(path: str | Path) -> VQARecords:
     """
     records = RecordLists()
     first_line, answered = 0, False
-    for line, record in _lines(path):
+    for line, value in json_lines(path):
         place = f"{path} line {line}"
+        record = checked_record(value, place, RECORD_KEYS)
         has_answers = record.get("answers") is not None
         if not records.places:
             first_line, answered = line, has_answers
@@ -51,17 +50,3 @@ def read_jsonl(path: str | Path) -> VQARecords:
     if not records.places:
         raise UserError(f"{path} holds no questions; an empty split cannot be used.")
     return records.freeze(f"{path} line")
-
-
-def _lines(path: str | Path) -> Iterator[tuple[int, Record]]:
-    """(line number from 1, object) of every line that is not blank."""
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    place = f"{path} line {number}"
-                    yield number, checked_record(parse_json(line.rstrip(), place), place)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error

@@ -1,20 +1,16 @@
 """Reads the question and annotation files of VQA v2."""
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vinvl.data.json_files import read_json
+from vinvl.data.json_files import no_cycle_collection, read_json
+from vinvl.data.record_fields import Record, checked_record, optional_text, record_list
 from vinvl.data.vqa_fields import (
-    Record,
+    RECORD_KEYS,
     checked_answers,
     checked_image_id,
     checked_question,
     checked_question_id,
-    checked_record,
-    optional_text,
 )
 from vinvl.data.vqa_records import RecordLists, VQARecords
 from vinvl.errors import UserError
@@ -30,27 +26,15 @@ def read_official(questions_path: str | Path, annotations_path: str | Path | Non
 
     Raises UserError, naming file and record (counted from 1), for anything else: see `vinvl.data.vqa_fields`.
     """
-    with _no_cycle_collection():
+    with no_cycle_collection():
         return _read(questions_path, annotations_path)
-
-
-@contextmanager
-def _no_cycle_collection() -> Iterator[None]:
-    """Parsing makes millions of objects and no cycles; looking for cycles among them takes as long as the parsing."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _read(questions_path: str | Path, annotations_path: str | Path | None) -> VQARecords:
     records = RecordLists()
     for number, record in enumerate(_entries(questions_path, "questions"), start=1):
         place = f"{questions_path} record {number}"
-        record = checked_record(record, place)
+        record = checked_record(record, place, RECORD_KEYS)
         records.question_ids.append(checked_question_id(record, place))
         records.image_ids.append(checked_image_id(record, place))
         records.questions.append(checked_question(record, place))
@@ -62,14 +46,7 @@ def _read(questions_path: str | Path, annotations_path: str | Path | None) -> VQ
 
 def _entries(path: str | Path, key: str) -> list[Any]:
     """The list under `key` of an official file."""
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        found = f"an object with {', '.join(sorted(content)[:8]) or 'no keys'}" if isinstance(content, dict) else "none"
-        raise UserError(f"{path} is no VQA {key} file: expected an object with a list under {key!r}, found {found}.")
-    if not content[key]:
-        raise UserError(f"{path} holds no {key}; an empty split cannot be used.")
-    entries: list[Any] = content[key]
-    return entries
+    return record_list(read_json(path), key, path, f"VQA {key} file")
 
 
 def _add_annotations(records: RecordLists, questions_path: str | Path, annotations_path: str | Path) -> None:
@@ -94,7 +71,7 @@ def _annotations_by_question(path: str | Path) -> dict[int | str, tuple[int, Rec
     annotations: dict[int | str, tuple[int, Record]] = {}
     for number, entry in enumerate(_entries(path, "annotations"), start=1):
         place = f"{path} record {number}"
-        annotation = checked_record(entry, place)
+        annotation = checked_record(entry, place, RECORD_KEYS)
         question_id = checked_question_id(annotation, place)
         if question_id in annotations:
             raise UserError(

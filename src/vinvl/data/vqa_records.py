@@ -7,30 +7,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vinvl.data.column_parts import joined_categories, joined_texts, select_categories, select_texts
 from vinvl.data.columns import CategoricalColumn, RaggedTextColumn, TextColumn
+from vinvl.data.record_sources import RecordSources, id_array, joined_ids, refuse_repeated_ids
 from vinvl.errors import UserError
 from vinvl.metrics.answer_text import normalise_answer
 
 UNKNOWN_QUESTION_TYPE = "none of the above"
 """Question type of records that state none, while others do; VQA v2 uses the same words for "no known beginning"."""
 
+_OWN_ID = "give every question an id of its own"
 _NUMBER = re.compile(r"\d+([.:]\d+)?")
-_INT64 = np.iinfo(np.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class RecordSources:
-    """Where Q records were read: `files` names file and kind of place ("train.jsonl line"), `numbers` (Q,) int64 counts
-    from 1."""
-
-    files: CategoricalColumn
-    numbers: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> str:
-        return f"{self.files[index]} {self.numbers[index]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +51,25 @@ class VQARecords:
         """Names a record for a message: "v2_…_questions.json record 17 (question_id 4)"."""
         return f"{self.sources[index]} (question_id {self.question_ids[index]})"
 
+    def select(self, keep: np.ndarray) -> "VQARecords":
+        """The records where `keep` (Q,) bool is True, in their order."""
+        kept = np.flatnonzero(keep).tolist()
+
+        def categories(column: CategoricalColumn | None) -> CategoricalColumn | None:
+            return None if column is None else select_categories(column, keep)
+
+        choices, answers = self.multiple_choice_answers, self.answers
+        return VQARecords(
+            question_ids=self.question_ids[keep],
+            image_ids=self.image_ids[keep],
+            questions=select_texts(self.questions, keep),
+            answers=None if answers is None else RaggedTextColumn.from_lists([answers[index] for index in kept]),
+            answer_types=categories(self.answer_types),
+            question_types=categories(self.question_types),
+            multiple_choice_answers=None if choices is None else select_texts(choices, keep),
+            sources=self.sources.select(keep),
+        )
+
 
 @dataclass
 class RecordLists:
@@ -85,18 +91,16 @@ class RecordLists:
         """Checks that question ids are different and packs the lists; `source` as in `RecordSources.files`."""
         choices = self.multiple_choice_answers
         records = VQARecords(
-            question_ids=_question_id_array(self.question_ids),
+            question_ids=id_array(self.question_ids),
             image_ids=np.array(self.image_ids, dtype=np.str_),
             questions=TextColumn.from_texts(self.questions),
             answers=RaggedTextColumn.from_lists(self.answers) if self.answers else None,
             answer_types=_answer_type_column(self.answer_types, self.answers),
             question_types=_question_type_column(self.question_types),
             multiple_choice_answers=TextColumn.from_texts(c or "" for c in choices) if any(choices) else None,
-            sources=RecordSources(
-                CategoricalColumn.from_texts([source] * len(self.places)), np.array(self.places, dtype=np.int64)
-            ),
+            sources=RecordSources.of_file(source, self.places),
         )
-        _refuse_repeated_ids(records)
+        refuse_repeated_ids(records.question_ids, records.sources, "question_id", _OWN_ID)
         return records
 
 
@@ -114,22 +118,18 @@ def concatenate(parts: Sequence[VQARecords]) -> VQARecords:
             f"{answered[0].sources[0]} has answers and {bare.sources[0]} has none; "
             "give the annotations of every file that is joined, or of none."
         )
-    integers = all(part.question_ids.dtype.kind == "i" for part in parts)
-    ids = [part.question_ids if integers else part.question_ids.astype(np.str_) for part in parts]
+    lengths = [len(part) for part in parts]
     records = VQARecords(
-        question_ids=np.concatenate(ids),
+        question_ids=joined_ids([part.question_ids for part in parts]),
         image_ids=np.concatenate([part.image_ids for part in parts]),
         questions=TextColumn.concatenate([part.questions for part in parts]),
         answers=_joined_answers(parts),
-        answer_types=_joined_types([part.answer_types for part in parts], parts),
-        question_types=_joined_types([part.question_types for part in parts], parts),
-        multiple_choice_answers=_joined_choices(parts),
-        sources=RecordSources(
-            CategoricalColumn.concatenate([part.sources.files for part in parts]),
-            np.concatenate([part.sources.numbers for part in parts]),
-        ),
+        answer_types=joined_categories([part.answer_types for part in parts], lengths, UNKNOWN_QUESTION_TYPE),
+        question_types=joined_categories([part.question_types for part in parts], lengths, UNKNOWN_QUESTION_TYPE),
+        multiple_choice_answers=joined_texts([part.multiple_choice_answers for part in parts], lengths),
+        sources=RecordSources.concatenate([part.sources for part in parts]),
     )
-    _refuse_repeated_ids(records)
+    refuse_repeated_ids(records.question_ids, records.sources, "question_id", _OWN_ID)
     return records
 
 
@@ -142,12 +142,6 @@ def guess_answer_type(answers: Sequence[str]) -> str:
     if answer in ("yes", "no"):
         return "yes/no"
     return "number" if _NUMBER.fullmatch(answer) else "other"
-
-
-def _question_id_array(ids: list[int | str]) -> np.ndarray:
-    if all(isinstance(value, int) and _INT64.min <= value <= _INT64.max for value in ids):
-        return np.array(ids, dtype=np.int64)
-    return np.array([str(value) for value in ids], dtype=np.str_)
 
 
 def _answer_type_column(stated: list[str | None], answers: list[list[str]]) -> CategoricalColumn | None:
@@ -167,39 +161,3 @@ def _question_type_column(stated: list[str | None]) -> CategoricalColumn | None:
 def _joined_answers(parts: Sequence[VQARecords]) -> RaggedTextColumn | None:
     columns = [part.answers for part in parts if part.answers is not None]
     return RaggedTextColumn.concatenate(columns) if columns else None
-
-
-def _joined_types(columns: list[CategoricalColumn | None], parts: Sequence[VQARecords]) -> CategoricalColumn | None:
-    """Joins the types of all parts; a part without any is filled up. None if no part has types."""
-    if all(column is None for column in columns):
-        return None
-    return CategoricalColumn.concatenate(
-        [
-            CategoricalColumn.from_texts([UNKNOWN_QUESTION_TYPE] * len(part)) if column is None else column
-            for column, part in zip(columns, parts, strict=True)
-        ]
-    )
-
-
-def _joined_choices(parts: Sequence[VQARecords]) -> TextColumn | None:
-    columns = [part.multiple_choice_answers for part in parts]
-    if all(column is None for column in columns):
-        return None
-    return TextColumn.concatenate(
-        [
-            TextColumn.from_texts([""] * len(part)) if column is None else column
-            for column, part in zip(columns, parts, strict=True)
-        ]
-    )
-
-
-def _refuse_repeated_ids(records: VQARecords) -> None:
-    order = np.argsort(records.question_ids, kind="stable")
-    ordered = records.question_ids[order]
-    repeats = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if len(repeats) > 0:
-        first, second = order[repeats[0]], order[repeats[0] + 1]
-        raise UserError(
-            f"{records.sources[second]} has the question_id {records.question_ids[second]} of {records.sources[first]}"
-            f" ({len(repeats):,} such repeats); give every question an id of its own."
-        )

@@ -2,8 +2,10 @@
 
 from collections import Counter, defaultdict
 
+from vinvl.data.caption_records import CaptionRecords
+from vinvl.data.gqa_files import GQARecords
 from vinvl.data.vqa_records import VQARecords
-from vinvl.metrics import VQAAccuracy, normalise_answer
+from vinvl.metrics import VQAAccuracy, evaluate_captions, normalise_answer
 
 
 def question_type_prior(train: VQARecords, test: VQARecords) -> dict[str, float]:
@@ -28,3 +30,36 @@ def question_type_prior(train: VQARecords, test: VQARecords) -> dict[str, float]
     accuracy = VQAAccuracy()
     accuracy.update(guesses, list(test.answers), list(test.answer_types), types)
     return {name: value.item() for name, value in accuracy.compute().items()}
+
+
+def question_text_prior(train: GQARecords, test: GQARecords) -> float:
+    """Accuracy in percent of giving each question its commonest training answer, by the question's very words.
+
+    A text that `train` has not gets the commonest answer of all. Both splits need answers.
+    """
+    assert train.answers is not None and test.answers is not None
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for text, answer in zip(train.questions, train.answers, strict=True):
+        counts[text][answer] += 1
+    overall = sum(counts.values(), Counter())
+    right = [
+        counts.get(text, overall).most_common(1)[0][0] == answer
+        for text, answer in zip(test.questions, test.answers, strict=True)
+    ]
+    return 100 * sum(right) / len(right)
+
+
+def constant_caption(train: CaptionRecords, test: CaptionRecords, candidates: int = 50) -> tuple[str, float]:
+    """The one caption to give every image, and its CIDEr in percent on `test`.
+
+    It is the best, on `test` itself, of the commonest training captions: no caption that ignores the image and is of
+    these can do better. Both splits need captions.
+    """
+    assert train.captions is not None
+    common = [text for text, _ in Counter(train.captions).most_common(candidates)]
+    references: dict[int | str, list[str]] = {
+        str(image_id): test.captions_of(index) for index, image_id in enumerate(test.image_ids)
+    }
+    scored = {text: evaluate_captions(dict.fromkeys(references, text), references).corpus["CIDEr"] for text in common}
+    best = max(scored, key=lambda text: scored[text])
+    return best, 100 * scored[best]

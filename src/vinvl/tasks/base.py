@@ -1,43 +1,50 @@
-"""What all tasks share: parameter groups, schedule, reproducible steps, and what a checkpoint carries.
+"""What all tasks share: how they are built, their optimiser, reproducible steps, evaluation and checkpoints."""
 
-A checkpoint holds plain types and tensors only, so that it loads with `weights_only=True`.
-"""
-
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Required, Self, TypedDict
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
+from transformers import PreTrainedModel
 
 from vinvl.data.batch import Batch
 from vinvl.data.datamodule import RegionDataModule
 from vinvl.errors import UserError
+from vinvl.models import VinVLConfig, initialise
+from vinvl.tasks.checkpoints import OUR_KEY, load_into
+from vinvl.tasks.parameter_groups import parameter_groups
 
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
-OUR_KEY = "vinvl"  # where a Lightning checkpoint keeps what is ours
+BOX_NUMBERS = 6  # a region row is the feature followed by six numbers of its box
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, with and without weight decay, as published: names with "bias" or "LayerNorm.weight" do not decay.
+class TaskArguments(TypedDict, total=False):
+    """What every task's constructor takes besides its own; see `VinVLTask`."""
 
-    The published rule goes by name: a LayerNorm inside a `Sequential` head is decayed (Oscar's run_nlvr.py).
-    """
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (spared if "bias" in name or "LayerNorm.weight" in name else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    model_config: Required[dict[str, Any]]
+    init: str | None
+    gradient_checkpointing: bool
+    optimizer: MakeOptimizer | None
+    scheduler: MakeScheduler | None
+    weight_decay: float
+    seed: int
 
 
 class VinVLTask(pl.LightningModule):
-    """A model with its loss, metrics and recipe. A task file adds steps, scores and its result table.
+    """A model with its loss, metrics and recipe. A task file adds what is marked abstract here.
+
+    Class attributes of a task file:
+        model_class: the model; it is built from a `VinVLConfig`.
+        datamodule_class: the data that the task understands.
+        headline: the name in `scores` of the figure that checkpoints are chosen by (logged as `val/score`).
 
     Attributes:
         model: the pure torch model; everything Lightning knows stays outside it.
@@ -46,25 +53,41 @@ class VinVLTask(pl.LightningModule):
         scores: the figures of the last evaluation, by name.
     """
 
+    model_class: ClassVar[type[PreTrainedModel]]
+    datamodule_class: ClassVar[type[RegionDataModule]]
+    headline: ClassVar[str]
+
     def __init__(
         self,
-        model: nn.Module,
+        own: Mapping[str, Any],
         *,
-        optimizer: MakeOptimizer | None,
-        scheduler: MakeScheduler | None,
-        weight_decay: float,
-        seed: int,
+        model_config: dict[str, Any],
+        init: str | None = None,
+        gradient_checkpointing: bool = False,
+        optimizer: MakeOptimizer | None = None,
+        scheduler: MakeScheduler | None = None,
+        weight_decay: float = 0.0,
+        seed: int = 0,
     ) -> None:
         """
         Args:
-            model: what is trained.
+            own: the task's own constructor arguments in plain types, to be carried in checkpoints.
+            model_config: fields of `VinVLConfig`, in plain types.
+            init: weights to start from (`models.initialise`); None for random ones.
+            gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
             optimizer: parameter groups → optimiser; None where the task is only evaluated.
             scheduler: (optimiser, total_steps=) → schedule, stepped after each update.
             weight_decay: of the decayed parameter group.
             seed: of dropout; see `on_train_batch_start`.
         """
         super().__init__()
-        self.model = model
+        self.model = initialise(self.model_class, VinVLConfig(**model_config), init)
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.config: VinVLConfig = self.model.config  # type: ignore[assignment]
+        # A checkpoint that brought its own image projection has decided about the layer norm.
+        followed = {name: getattr(self.config, name) for name in ("use_img_layernorm", "img_layer_norm_eps")}
+        self.save_hyperparameters({"model_config": {**model_config, **followed}, **own})
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.weight_decay = weight_decay
@@ -72,6 +95,173 @@ class VinVLTask(pl.LightningModule):
         self.batches_seen = 0
         self.run_config: dict[str, Any] = {}
         self.scores: dict[str, float] = {}
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        datamodule: RegionDataModule,
+        model: dict[str, Any],
+        init: str | None,
+        gradient_checkpointing: bool,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler,
+        weight_decay: float,
+        seed: int,
+        options: Mapping[str, Any],
+    ) -> Self:
+        """The task for a datamodule that has been set up.
+
+        Args:
+            options: the task's own settings, by name.
+            the others: see the constructor.
+
+        Raises:
+            UserError: the data are another task's, or do not fit the model.
+        """
+        cls.check_data_class(datamodule)
+        vocab_size = model["vocab_size"] or len(datamodule.tokenizer)
+        task = cls(
+            **cls.arguments_from(datamodule),
+            **options,
+            model_config={**model, "vocab_size": vocab_size},
+            init=init,
+            gradient_checkpointing=gradient_checkpointing,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            weight_decay=weight_decay,
+            seed=seed,
+        )
+        task.check_datamodule(datamodule)
+        return task
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path, **own: Any) -> Self:
+        """The task as a checkpoint of ours (`read_checkpoint`) holds it, for evaluation.
+
+        `own` replaces constructor arguments of the task that the checkpoint carries.
+
+        Raises:
+            UserError: the weights do not fit the model that the checkpoint describes.
+        """
+        task = cls(**{**checkpoint["hyper_parameters"], **own})
+        load_into(task, checkpoint, path)
+        return task
+
+    @classmethod
+    def arguments_from(cls, datamodule: Any) -> dict[str, Any]:
+        """Constructor arguments of the task that the data decide, such as the answers of a classifier."""
+        return {}
+
+    @classmethod
+    def check_data_class(cls, datamodule: object) -> None:
+        """Refuses the data of another task.
+
+        Raises:
+            UserError: `datamodule` is not of `datamodule_class`.
+        """
+        if not isinstance(datamodule, cls.datamodule_class):
+            raise UserError(
+                f"{cls.__name__} needs data of the kind {cls.datamodule_class.__name__}, and data is a "
+                f"{type(datamodule).__name__}: choose data=NAME to fit task=NAME."
+            )
+
+    def check_datamodule(self, datamodule: Any) -> None:
+        """Refuses a datamodule that this task's weights do not fit.
+
+        Raises:
+            UserError: it is another task's, or its feature dimension, answers or tokenizer are others.
+        """
+        self.check_data_class(datamodule)
+        datamodule.store.require_feature_dim(self.config.img_feature_dim - BOX_NUMBERS)
+        if len(datamodule.tokenizer) > self.config.vocab_size:
+            raise UserError(
+                f"The tokenizer '{datamodule.tokenizer_name}' has {len(datamodule.tokenizer)} tokens, and the model's "
+                f"vocab_size is {self.config.vocab_size}: pass the model's own tokenizer, or model.config.vocab_size."
+            )
+        positions = self.positions_needed(datamodule)
+        if positions > self.config.max_position_embeddings:
+            raise UserError(
+                f"The text of an example may take {positions} positions, and the model knows "
+                f"{self.config.max_position_embeddings}: lower data.max_tokens"
+                f"{' or decoding.max_length' if 'decoding' in self.hparams else ''}, or raise "
+                "model.config.max_position_embeddings."
+            )
+
+    def positions_needed(self, datamodule: Any) -> int:
+        """How many positions the longest text of these data may take."""
+        return int(datamodule.limits.max_tokens)
+
+    @abstractmethod
+    def training_loss(self, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar."""
+
+    @abstractmethod
+    def evaluate_batch(self, batch: Batch) -> None:
+        """Updates the metrics of an evaluation."""
+
+    @abstractmethod
+    def compute_scores(self) -> dict[str, float]:
+        """The figures of an evaluation over all ranks, by name; `headline` is one of them."""
+
+    @abstractmethod
+    def result_rows(self) -> list[tuple[str, str]]:
+        """The figures of the last evaluation for a person: (what, value) rows."""
+
+    def write_predictions(self, predictions: Sequence[Any], folder: Path) -> dict[str, Path]:
+        """Writes what `predict_step` gave for every record, in the order of the records.
+
+        Returns:
+            what the files are, for a person, and where they lie.
+        """
+        raise UserError(f"{type(self).__name__} makes no predictions: use python -m vinvl.evaluate.")
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of a batch, (B, labels)."""
+        output = self.model(
+            input_ids=batch.input_ids,
+            token_type_ids=batch.token_type_ids,
+            attention_mask=batch.attention_mask,
+            region_features=batch.region_features,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.training_loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate_batch(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate_batch(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        self._reset_metrics()
+
+    def on_test_epoch_start(self) -> None:
+        self._reset_metrics()
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _reset_metrics(self) -> None:
+        """Metrics of the training batches, named `train_…`, go on: their epoch is another."""
+        for name, module in self.named_children():
+            if isinstance(module, Metric) and not name.startswith("train_"):
+                module.reset()
+
+    def _log_scores(self, stage: str) -> None:
+        self.scores = self.compute_scores()
+        self.log(f"{stage}/score", self.scores[self.headline], prog_bar=True, rank_zero_only=False)
+        # Question types are dozens on VQA v2: they are in results.json, and not worth a curve each.
+        logged = {name: value for name, value in self.scores.items() if "question_type" not in name}
+        self.log_dict({f"{stage}/{name}": value for name, value in logged.items()}, rank_zero_only=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         assert self.make_optimizer is not None and self.make_scheduler is not None, "built for evaluation only"
@@ -132,66 +322,3 @@ class VinVLTask(pl.LightningModule):
             datamodule = getattr(self._trainer, "datamodule", None)
             if isinstance(datamodule, RegionDataModule):
                 datamodule.batches_seen = self.batches_seen
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path) -> Self:
-        """The task as a checkpoint of ours (`read_checkpoint`) holds it, for evaluation.
-
-        Raises:
-            UserError: the weights do not fit the model that the checkpoint describes.
-        """
-        raise NotImplementedError
-
-    def check_datamodule(self, datamodule: pl.LightningDataModule) -> None:
-        """Refuses a datamodule that this task's weights do not fit.
-
-        Raises:
-            UserError: it is another task's, or its feature dimension or answers are others.
-        """
-        raise NotImplementedError
-
-    def result_rows(self) -> list[tuple[str, str]]:
-        """The figures of the last evaluation for a person: (what, value) rows."""
-        raise NotImplementedError
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours as plain types and tensors, on the CPU.
-
-    Raises:
-        UserError: the file is missing, is no checkpoint, or is not one of ours.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"The checkpoint {path} does not exist: give ckpt_path=FILE, or ckpt_path=last.") from None
-    except Exception as error:  # torch raises pickle, zip, EOF and runtime errors alike for foreign files
-        reason = str(error).strip().splitlines()
-        raise UserError(
-            f"{path} cannot be read as a checkpoint ({reason[0] if reason else type(error).__name__}): "
-            "it is damaged or from another program."
-        ) from error
-    ours = checkpoint.get(OUR_KEY) if isinstance(checkpoint, dict) else None
-    if not isinstance(ours, dict) or not isinstance(ours.get("run_config"), dict):
-        raise UserError(f"{path} is not a checkpoint of vinvl.train: it lacks the '{OUR_KEY}' record.")
-    for key in ("state_dict", "hyper_parameters"):
-        if not isinstance(checkpoint.get(key), dict):
-            raise UserError(f"{path} is not a whole checkpoint of vinvl.train: it lacks '{key}'.")
-    return checkpoint
-
-
-def load_into(task: VinVLTask, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Loads a checkpoint's weights into a task built to the same shape.
-
-    Raises:
-        UserError: names or shapes differ; the sentence names the first that does.
-    """
-    own, found = task.state_dict(), checkpoint["state_dict"]
-    for name, tensor in own.items():
-        if name not in found:
-            raise UserError(f"{path} has no weight '{name}', which this task's model needs: it is of another model.")
-        if found[name].shape != tensor.shape:
-            raise UserError(
-                f"{path}: weight '{name}' is of shape {tuple(found[name].shape)}, the model's is {tuple(tensor.shape)}."
-            )
-    task.load_state_dict({name: found[name] for name in own})

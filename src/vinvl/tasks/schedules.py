@@ -40,3 +40,8 @@ def cosine_schedule(optimizer: Optimizer, *, total_steps: int, warmup_steps: int
     """Linear warm-up and cosine decay; arguments as for `linear_schedule`."""
     factor = partial(cosine_factor, warmup_steps=warmup_steps, total_steps=total_steps)
     return LambdaLR(optimizer, lambda step: factor(step + first_step))
+
+
+def constant_schedule(optimizer: Optimizer, *, total_steps: int) -> LambdaLR:
+    """The configured rate throughout; `total_steps` is not used."""
+    return LambdaLR(optimizer, lambda step: 1.0)

@@ -1,0 +1,148 @@
+"""Pairs per second of retrieval scoring: ours against fixed 70 + 70 padding, base size, on one machine in one run.
+
+Images and captions are made up, of COCO-like lengths: captions of about 12 tokens, 10 to 70 regions an image, a tag of
+one or two tokens for each region. Both sides score the same pairs, and the scores are compared.
+
+    python benchmarks/retrieval_scoring.py --threads 2
+    python benchmarks/retrieval_scoring.py --device cuda --images 64 --captions 5000 --rows 256 --block 8
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vinvl.data.batch import Example, collate
+from vinvl.data.retrieval_text import caption_first
+from vinvl.data.text import RaggedTokens, SpecialTokens
+from vinvl.models import VinVLConfig, VinVLForAnswering
+from vinvl.tasks.retrieval_scoring import PairScorer, caption_chunks
+
+MAX_TOKENS = MAX_REGIONS = 70
+ROW_WIDTH = 2054
+SPECIAL = SpecialTokens(cls_token_id=101, sep_token_id=102, pad_token_id=0, mask_token_id=103, unk_token_id=100)
+
+
+@dataclass
+class Pairs:
+    """Images and captions, every one to be scored with every other."""
+
+    captions: list[np.ndarray]
+    tags: list[np.ndarray]
+    regions: list[Tensor]
+
+    def images(self, start: int, count: int) -> "Pairs":
+        """Some of the images, with all captions."""
+        part = slice(start, start + count)
+        return Pairs(self.captions, self.tags[part], self.regions[part])
+
+
+def coco_like(images: int, captions: int, generator: np.random.Generator, device: torch.device) -> Pairs:
+    """Captions of 12 tokens on average, at least 7 as people write them."""
+    lengths = 7 + generator.poisson(5, captions)
+    counts = np.linspace(10, MAX_REGIONS, images).round().astype(int)
+    return Pairs(
+        [generator.integers(1000, 30_000, length) for length in lengths],
+        [generator.integers(1000, 30_000, generator.integers(1, 3, count).sum()) for count in counts],
+        [torch.from_numpy(generator.random((count, ROW_WIDTH), dtype=np.float32)).to(device) for count in counts],
+    )
+
+
+@dataclass
+class Padded:
+    """What the published data loader gives: every pair written out, 70 tokens and 70 regions long."""
+
+    model: VinVLForAnswering
+    pairs: Pairs
+    rows: int
+
+    def score(self) -> Tensor:
+        """(I, C) differences of the logits; padding is prepared for `rows` captions of an image at a time."""
+        device, scores = self.model.device, []
+        for tags, regions in zip(self.pairs.tags, self.pairs.regions, strict=True):
+            features = torch.zeros((1, MAX_REGIONS, ROW_WIDTH), device=device)
+            features[0, : len(regions)] = regions
+            for start in range(0, len(self.pairs.captions), self.rows):
+                chunk = self.pairs.captions[start : start + self.rows]
+                texts = [caption_first(one, tags, max_tokens=MAX_TOKENS, special=SPECIAL) for one in chunk]
+                # An empty example of the full length makes the batch as wide as the published one.
+                full = np.zeros(MAX_TOKENS, dtype=np.int64)
+                rows = [Example(ids, types, np.zeros((0, 1), dtype=np.float32)) for ids, types in texts]
+                batch = collate([*rows, Example(full, full, rows[0].region_rows)], pad_token_id=0).to(device)
+                seen = (torch.arange(MAX_REGIONS, device=device) < len(regions)).expand(len(chunk), -1)
+                logits = self.model(
+                    batch.input_ids[:-1],
+                    batch.token_type_ids[:-1],
+                    torch.cat([batch.attention_mask[:-1], seen], dim=1),
+                    features.expand(len(chunk), -1, -1),
+                ).logits.float()
+                scores.append(logits[:, 1] - logits[:, 0])
+        return torch.cat(scores).view(len(self.pairs.tags), -1)
+
+
+def timed(device: torch.device, started: float | None = None) -> float:
+    """The time, or the seconds since, once the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    now = time.perf_counter()
+    return now if started is None else now - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=7)
+    parser.add_argument("--captions", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=16, help="pairs in one forward pass")
+    parser.add_argument("--block", type=int, default=1, help="images scored together; 8 in training runs")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    device = torch.device(options.device)
+    config = VinVLConfig(num_labels=2, num_hidden_layers=options.layers, attn_implementation="sdpa", loss_type="ce")
+    model = VinVLForAnswering(config).eval().to(device)
+    pairs = coco_like(options.images, options.captions, np.random.default_rng(0), device)
+    offsets = np.insert(np.cumsum([len(one) for one in pairs.captions]), 0, 0)
+    tokens = RaggedTokens(np.concatenate(pairs.captions).astype(np.int32), offsets)
+    chunks = caption_chunks(
+        tokens, np.arange(len(tokens)), max_rows=options.rows, max_tokens=MAX_TOKENS, special=SPECIAL, device=device
+    )
+    scorer = PairScorer(model, SPECIAL, MAX_TOKENS, options.rows)
+
+    def ours(block: Pairs) -> Tensor:
+        return scorer.score(block.tags, block.regions, chunks)
+
+    def fixed(block: Pairs) -> Tensor:
+        return Padded(model, block, options.rows).score()
+
+    seconds = {"fixed 70 + 70": 0.0, "ours": 0.0}
+    difference = 0.0
+    half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+    blocks = [pairs.images(start, options.block) for start in range(0, options.images, options.block)]
+    with torch.inference_mode(), half:
+        # The sides take turns, so that both meet the same state of the machine; the first block warms up.
+        for number, block in enumerate([blocks[0], *blocks]):
+            scores = {}
+            for title, score in (("fixed 70 + 70", fixed), ("ours", ours)):
+                started = timed(device)
+                scores[title] = score(block)
+                seconds[title] += timed(device, started) if number else 0.0
+            difference = max(difference, float((scores["ours"] - scores["fixed 70 + 70"]).abs().max()))
+    total = options.images * options.captions
+    lengths = [np.minimum(len(one) + 3 + len(tags), 70) for one in pairs.captions for tags in pairs.tags]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads"
+    print(f"{name}; torch {torch.__version__}; {options.images} images, {options.captions} captions, {total:,} pairs")
+    print(f"positions a pair: fixed 140, ours {np.mean(lengths) + np.mean([len(one) for one in pairs.regions]):.1f}")
+    for title, times in seconds.items():
+        print(f"{title:<16}{total / times:10.2f} pairs/s")
+    print(f"largest difference of the scores: {difference:.1e}")
+    print(f"ratio ours / fixed: {seconds['fixed 70 + 70'] / seconds['ours']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Captioned images as items: a caption with hidden words to train on, or an image to write a caption for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from vinvl.data.batch import Batch, Example, collate, masked_labels
+from vinvl.data.caption_masking import CaptionLimits, Replacements, draw_masked_positions
+from vinvl.data.caption_records import CaptionRecords
+from vinvl.data.region_text import RegionText
+from vinvl.data.sampling import Draw
+from vinvl.data.text import RaggedTokens
+
+
+class CaptionContexts:
+    """Tags and regions of images: what captions are written about.
+
+    Tags stand at the positions from `limits.max_caption_tokens` on, as if the caption had been padded up to there.
+    """
+
+    def __init__(self, records: CaptionRecords, images: np.ndarray, region_text: RegionText, limits: CaptionLimits):
+        """`images` (N,) int64: where the records' images lie in the store."""
+        self.records = records
+        self.images = images
+        self.region_text = region_text
+        self.limits = limits
+
+    def __getitem__(self, index: int) -> Example:
+        """The context of image `index`: `tags [SEP]` with the image's regions; without a caption."""
+        image, records = int(self.images[index]), self.records
+        tags = self.limits.tags(self.region_text.tag_ids(image), self.region_text.special.sep_token_id)
+        record: dict[str, Any] = {
+            "index": index,
+            "image_id": str(records.image_ids[index]),
+            "store_index": image,
+            "references": records.captions_of(index),
+        }
+        if records.domains is not None:
+            record["domain"] = records.domains[index]
+        return Example(
+            input_ids=tags,
+            token_type_ids=np.ones(len(tags), dtype=np.int64),
+            region_rows=self.region_text.region_rows(image),
+            position_ids=self.limits.max_caption_tokens + np.arange(len(tags)),
+            record=record,
+        )
+
+    def lengths(self) -> np.ndarray:
+        """(N,) int64: tags and regions of each image."""
+        return self.region_text.image_lengths(self.images)
+
+
+class CaptionDataset(Dataset[Example]):
+    """One split to train on: item i is caption i with some of its words hidden, another choice in each epoch."""
+
+    def __init__(self, contexts: CaptionContexts, caption_tokens: RaggedTokens, replacements: Replacements, seed: int):
+        """`caption_tokens`: of the M captions, image by image."""
+        self.contexts = contexts
+        self.caption_tokens = caption_tokens
+        self.caption_image = contexts.records.caption_image
+        self.replacements = replacements
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.caption_tokens)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        context = self.contexts[int(self.caption_image[draw.index])]
+        limits, special = self.contexts.limits, self.contexts.region_text.special
+        caption = limits.caption(self.caption_tokens[draw.index], special.cls_token_id, special.sep_token_id)
+        generator = draw.generator(self.seed)
+        masked = draw_masked_positions(limits, len(caption), generator)
+        hidden = caption[masked]
+        caption[masked] = self.replacements.draw(hidden.tolist(), generator)
+        return with_caption(context, caption, masked, hidden, record={**context.record, "caption_index": draw.index})
+
+    def lengths(self) -> np.ndarray:
+        """(M,) int64: tokens and regions of each caption with its image, before truncation."""
+        return self.caption_tokens.lengths() + self.contexts.lengths()[self.caption_image]
+
+    def collate(self, items: Sequence[Example]) -> Batch:
+        return collate(items, pad_token_id=self.contexts.region_text.special.pad_token_id, labels=masked_labels(items))
+
+    def show(self, item: Example, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        captions = self.contexts.records.captions
+        assert captions is not None
+        return [
+            f"  image id  {item.record['image_id']}",
+            f"  caption   {captions[item.record['caption_index']]}",
+            *self.contexts.region_text.describe(item, item.record["store_index"], words(item.input_ids)),
+            f"  hidden    {' '.join(words(item.label_ids))}",
+        ]
+
+
+def with_caption(
+    context: Example, caption: np.ndarray, masked: np.ndarray, hidden: np.ndarray, record: dict[str, Any]
+) -> Example:
+    """A context with a caption (c,) before its tags, at the positions 0, 1, 2 …; `hidden` (k,) stood at `masked`."""
+    assert context.position_ids is not None
+    return replace(
+        context,
+        input_ids=np.concatenate([caption, context.input_ids]),
+        token_type_ids=np.concatenate([np.zeros(len(caption), dtype=np.int64), context.token_type_ids]),
+        position_ids=np.concatenate([np.arange(len(caption)), context.position_ids]),
+        caption_length=len(caption),
+        masked_positions=masked,
+        label_ids=hidden,
+        record=record,
+    )
+
+
+class CaptionedImageDataset(Dataset[Example]):
+    """One split to write captions for: item i is the context of image i, its references in the record."""
+
+    def __init__(self, contexts: CaptionContexts) -> None:
+        self.contexts = contexts
+
+    def __len__(self) -> int:
+        return len(self.contexts.records)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        return self.contexts[draw.index]
+
+    def lengths(self) -> np.ndarray:
+        return self.contexts.lengths()
+
+    def collate(self, items: Sequence[Example]) -> Batch:
+        return collate(items, pad_token_id=self.contexts.region_text.special.pad_token_id)
+
+    def show(self, item: Example, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        references = item.record["references"]
+        return [
+            f"  image id  {item.record['image_id']}",
+            *self.contexts.region_text.describe(item, item.record["store_index"], words(item.input_ids)),
+            f"  captions  {references[0] if references else '(none)'}",
+        ]

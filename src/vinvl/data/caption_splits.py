@@ -1,0 +1,40 @@
+"""The captions of a split, in whichever form the configuration names its file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytorch_lightning.utilities import rank_zero_warn
+
+from vinvl.data.caption_files import CaptionRecords, read_caption_jsonl, read_coco_captions, read_karpathy
+from vinvl.errors import UserError
+
+
+def read_caption_split(files: Any, split: str, on_missing_captions: str) -> CaptionRecords:
+    """The captioned images of a split; a warning says what was skipped and how many.
+
+    Args:
+        files: `{karpathy: FILE, splits: [NAME, …]}`, `{coco: FILE}` (also NoCaps) or `{jsonl: FILE}`.
+        split: its name, for messages.
+        on_missing_captions: `error` or `skip` images without captions and blank captions.
+
+    Raises:
+        UserError: another form, or what the readers refuse.
+    """
+    if on_missing_captions not in ("error", "skip"):
+        raise UserError(f"data.on_missing_captions is '{on_missing_captions}': choose error or skip.")
+    handling: Any = on_missing_captions
+    match dict(files) if isinstance(files, Mapping) else files:
+        case {"karpathy": str(path), "splits": names}:
+            records = read_karpathy(path, list(names), handling)
+        case {"coco": str(path)}:
+            records = read_coco_captions(path, handling)
+        case {"jsonl": str(path)}:
+            records = read_caption_jsonl(path, handling)
+        case other:
+            raise UserError(
+                f"data.splits.{split} is {other!r}: give {{karpathy: FILE, splits: [NAME, …]}}, {{coco: FILE}} or "
+                "{jsonl: FILE}."
+            )
+    if records.skipped.images or records.skipped.blank_captions:
+        rank_zero_warn(f"data.on_missing_captions=skip: split '{split}' goes without {records.skipped.describe()}.")
+    return records

@@ -1,0 +1,102 @@
+"""NLVR2: statements over two images, true or false."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from vinvl.data.batch import Batch, Example, class_labels, collate
+from vinvl.data.datamodule import RegionDataModule, no_annotations
+from vinvl.data.nlvr2_files import NLVR2Records, read_nlvr2
+from vinvl.data.region_text import RegionText
+from vinvl.data.sampling import Draw
+from vinvl.data.text import RaggedTokens, encode_texts, truncated_lengths
+from vinvl.metrics.pair_accuracy import sentence_group
+
+Pair = tuple[Example, Example]
+
+
+class NLVR2Dataset(Dataset[Pair]):
+    """One split: item i is statement i with its left and with its right image."""
+
+    def __init__(
+        self, records: NLVR2Records, statement_tokens: RaggedTokens, images: np.ndarray, region_text: RegionText
+    ) -> None:
+        """`images` (N, 2) int64: where left and right image lie in the store."""
+        self.records = records
+        self.statement_tokens = statement_tokens
+        self.images = images
+        self.region_text = region_text
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, draw: Draw) -> Pair:
+        index = draw.index
+        left, right = (int(image) for image in self.images[index])
+        statement = self.statement_tokens[index]
+        # As published: what the tags of the first image cut off the statement stays cut for the second.
+        limits, tags = self.region_text.limits, self.region_text.tag_ids(left)
+        room = limits.max_tokens - (3 if len(tags) else 2)
+        kept, _ = truncated_lengths(len(statement), len(tags), room)
+        first = self.region_text.example(statement, left)
+        second = self.region_text.example(statement[:kept], right)
+        labels, record = self._labels(index), self.record(index)
+        return replace(first, label_ids=labels, record=record), replace(second, label_ids=labels, record=record)
+
+    def _labels(self, index: int) -> np.ndarray:
+        labels = self.records.labels
+        return np.zeros(0, dtype=np.int64) if labels is None else labels[index : index + 1].astype(np.int64)
+
+    def record(self, index: int) -> dict[str, Any]:
+        """What metrics and result files need of statement `index`."""
+        records = self.records
+        return {
+            "index": index,
+            "identifier": str(records.identifiers[index]),
+            "image_ids": [str(image_id) for image_id in records.image_ids[index]],
+            "sentence": records.sentences[index],
+        }
+
+    def lengths(self) -> np.ndarray:
+        """(N,) int64: tokens and regions of the longer of the two sequences, before truncation of the text."""
+        sides = [self.region_text.image_lengths(self.images[:, side]) for side in (0, 1)]
+        return self.statement_tokens.lengths() + np.maximum(*sides)
+
+    def collate(self, items: Sequence[Pair]) -> Batch:
+        """2B rows, left and right image of each statement in turn, and B labels."""
+        labels = class_labels([left for left, _ in items]) if self.records.labels is not None else None
+        rows = list(chain.from_iterable(items))
+        return collate(rows, pad_token_id=self.region_text.special.pad_token_id, labels=labels)
+
+    def show(self, item: Pair, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        record = item[0].record
+        lines = [f"  identifier  {record['identifier']}", f"  statement  {record['sentence']}"]
+        for side, example in enumerate(item):
+            lines.append(f"  {('left', 'right')[side]} image {record['image_ids'][side]}")
+            image = int(self.images[record["index"], side])
+            lines.extend(f"  {line}" for line in self.region_text.describe(example, image, words(example.input_ids)))
+        label = {0: "False", 1: "True"}.get(int(item[0].label_ids[0]), "") if len(item[0].label_ids) else "(none)"
+        return [*lines, f"  label  {label}"]
+
+
+class NLVR2DataModule(RegionDataModule):
+    """Official JSON Lines, a RegionStore and a tokenizer → batches; a split is one file."""
+
+    def read_split(self, split: str) -> NLVR2Records:
+        return read_nlvr2(Path(self.split_files(split)))
+
+    def make_dataset(self, records: NLVR2Records, images: np.ndarray, stage: str) -> NLVR2Dataset:
+        return NLVR2Dataset(records, encode_texts(self.tokenizer, records.sentences), images, self.region_text)
+
+    def check_scorable(self, stage: str) -> None:
+        dataset = self.datasets[stage]
+        if isinstance(dataset, NLVR2Dataset):
+            if dataset.records.labels is None:
+                raise no_annotations(self.split_of[stage])
+            for identifier in dataset.records.identifiers if stage != "train" else ():
+                sentence_group(str(identifier))  # consistency needs them in the official form: better said now

@@ -1,0 +1,103 @@
+"""What every dataset shares: a text and an image of the store → the tokens, tags and regions that a model sees."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vinvl.data.batch import Example
+from vinvl.data.store import RegionStore
+from vinvl.data.tags import TagSource
+from vinvl.data.text import SpecialTokens, assemble_pair
+
+
+@dataclass(frozen=True)
+class InputLimits:
+    """What of an example the model gets to see.
+
+    Attributes:
+        max_tokens: text and tags and special tokens together.
+        max_regions: regions kept, from the most confident on.
+        use_tags: False withholds the object tags.
+        use_regions: False withholds the region features.
+    """
+
+    max_tokens: int
+    max_regions: int
+    use_tags: bool = True
+    use_regions: bool = True
+
+
+@dataclass(frozen=True)
+class RegionText:
+    """Puts texts and images together.
+
+    Attributes:
+        store: the regions.
+        tags: the object tags of its images, by their position in the store.
+        limits: what the model gets to see.
+        special: ids of the tokenizer's special tokens.
+    """
+
+    store: RegionStore
+    tags: TagSource
+    limits: InputLimits
+    special: SpecialTokens
+
+    def example(self, text: np.ndarray, image: int, max_tokens: int | None = None) -> Example:
+        """`[CLS] text [SEP] tags [SEP]` with the image's regions; the caller adds labels and record.
+
+        Args:
+            text: (n,) token ids without special tokens.
+            image: position in the store.
+            max_tokens: where it is not the general limit.
+
+        Raises:
+            UserError: a feature of the image is not finite.
+        """
+        input_ids, token_type_ids = assemble_pair(
+            text,
+            self.tag_ids(image) if self.limits.use_tags else None,
+            max_tokens=self.limits.max_tokens if max_tokens is None else max_tokens,
+            cls_token_id=self.special.cls_token_id,
+            sep_token_id=self.special.sep_token_id,
+        )
+        return Example(input_ids, token_type_ids, self.region_rows(image))
+
+    def tag_ids(self, image: int) -> np.ndarray:
+        """(n,) int32 token ids of an image's tags; none where tags are withheld."""
+        if not self.limits.use_tags:
+            return np.zeros(0, dtype=np.int32)
+        return self.tags.encode(image, self.limits.max_regions)
+
+    def region_rows(self, image: int) -> np.ndarray:
+        """(R, D) float32 region rows of an image, at most `max_regions`; R is 0 where regions are withheld."""
+        regions = self.store.at(image)
+        rows = regions.rows(self.limits.max_regions if self.limits.use_regions else 0)
+        if not np.isfinite(rows).all():
+            regions.check_finite()
+        return rows
+
+    def image_lengths(self, images: np.ndarray) -> np.ndarray:
+        """(N,) int64: tags and regions of each image, before truncation of the text."""
+        distinct, inverse = np.unique(images, return_inverse=True)
+        lengths = np.zeros(len(distinct), dtype=np.int64)
+        if self.limits.use_regions:
+            lengths += np.minimum(self.store.num_regions[distinct], self.limits.max_regions)
+        if self.limits.use_tags:
+            lengths += self.tags.counts(distinct, self.limits.max_regions)
+        return lengths[inverse]
+
+    def tags_as_text(self, image: int) -> str:
+        """The tags as people read them."""
+        if not self.limits.use_tags:
+            return "(withheld: data.use_tags=false)"
+        return self.tags.text(image, self.limits.max_regions) or "(none)"
+
+    def describe(self, example: Example, image: int, words: Sequence[str]) -> list[str]:
+        """Lines that show a person what the model sees of an example; `words` are its tokens decoded."""
+        return [
+            f"  tokens    {' '.join(words)}",
+            f"  tags      {self.tags_as_text(image)}",
+            f"  regions   {len(example.region_rows)} rows of {example.region_rows.shape[1]} numbers",
+        ]

@@ -1,0 +1,53 @@
+"""What a checkpoint of ours carries, read as plain types and tensors only (`weights_only=True`)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vinvl.errors import UserError
+
+OUR_KEY = "vinvl"  # where a Lightning checkpoint keeps what is ours
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours as plain types and tensors, on the CPU.
+
+    Raises:
+        UserError: the file is missing, is no checkpoint, or is not one of ours.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"The checkpoint {path} does not exist: give ckpt_path=FILE, or ckpt_path=last.") from None
+    except Exception as error:  # torch raises pickle, zip, EOF and runtime errors alike for foreign files
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({reason[0] if reason else type(error).__name__}): "
+            "it is damaged or from another program."
+        ) from error
+    ours = checkpoint.get(OUR_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(ours, dict) or not isinstance(ours.get("run_config"), dict):
+        raise UserError(f"{path} is not a checkpoint of vinvl.train: it lacks the '{OUR_KEY}' record.")
+    for key in ("state_dict", "hyper_parameters"):
+        if not isinstance(checkpoint.get(key), dict):
+            raise UserError(f"{path} is not a whole checkpoint of vinvl.train: it lacks '{key}'.")
+    return checkpoint
+
+
+def load_into(task: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Loads a checkpoint's weights into a task built to the same shape.
+
+    Raises:
+        UserError: names or shapes differ; the sentence names the first that does.
+    """
+    own, found = task.state_dict(), checkpoint["state_dict"]
+    for name, tensor in own.items():
+        if name not in found:
+            raise UserError(f"{path} has no weight '{name}', which this task's model needs: it is of another model.")
+        if found[name].shape != tensor.shape:
+            raise UserError(
+                f"{path}: weight '{name}' is of shape {tuple(found[name].shape)}, the model's is {tuple(tensor.shape)}."
+            )
+    task.load_state_dict({name: found[name] for name in own})

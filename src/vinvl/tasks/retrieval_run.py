@@ -1,0 +1,142 @@
+"""One scoring run over the test candidates: what is scored, where the scores lie, what they say."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vinvl.data.retrieval_candidates import Block, Fold, RetrievalCandidates, ScoringBlock
+from vinvl.tasks.retrieval_files import ScoreFiles
+from vinvl.tasks.retrieval_progress import ScoringProgress
+from vinvl.tasks.retrieval_ranks import FoldRanks, best_columns, best_images, fold_ranks
+from vinvl.tasks.retrieval_scoring import CaptionChunk, PairScorer, caption_chunks
+
+TOP_MATCHES = 10
+
+
+class FoldScorer:
+    """Scores blocks of images with the captions of their fold; the captions of the last fold stay on the device."""
+
+    def __init__(self, scorer: PairScorer, candidates: RetrievalCandidates, folds: Sequence[Fold]) -> None:
+        self.scorer = scorer
+        self.candidates = candidates
+        self.folds = folds
+        self._fold = -1
+        self._chunks: list[CaptionChunk] = []
+
+    def score(self, images: ScoringBlock, block: Block) -> Tensor:
+        """Scores (images, C) float32 of a block."""
+        if block.fold != self._fold:
+            self._chunks = caption_chunks(
+                self.candidates.captions.tokens,
+                self.folds[block.fold].captions,
+                max_rows=self.scorer.max_rows,
+                max_tokens=self.scorer.max_tokens,
+                special=self.scorer.special,
+                device=images.region_features[0].device,
+            )
+            self._fold = block.fold
+        return self.scorer.score(images.tag_ids, images.region_features, self._chunks)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringRun:
+    """Candidates, their division, the files of the scores, and what scores them."""
+
+    candidates: RetrievalCandidates
+    folds: Sequence[Fold]
+    blocks: Sequence[Block]
+    files: ScoreFiles
+    scorer: FoldScorer
+    progress: ScoringProgress | None
+
+    def score(self, images: ScoringBlock) -> None:
+        """Scores a block and saves it; nothing for a block that comes empty."""
+        if not images.region_features:
+            return
+        scores = self.scorer.score(images, self.blocks[images.number])
+        self.files.write(images.number, scores.cpu().numpy())
+        if self.progress is not None:
+            self.progress.add(images.number)
+
+    def blocks_of(self, fold: int) -> Iterable[tuple[Block, np.ndarray]]:
+        """The blocks of a fold with their scores, read one at a time."""
+        for number, block in enumerate(self.blocks):
+            if block.fold == fold:
+                yield block, self.files.read(number)
+
+    def ranks(self, fold: int) -> FoldRanks:
+        """Ranks within a fold, from the files."""
+        return fold_ranks(self.folds[fold], partial(self.blocks_of, fold))
+
+    def image_matches(self, number: int) -> list[dict[str, Any]]:
+        """For each image of a block: its position in the split, its id, and its best captions with scores."""
+        block, scores = self.blocks[number], self.files.read(number)
+        fold, records = self.folds[block.fold], self.candidates.records
+        matches = []
+        for image, row, best in zip(
+            fold.images[block.start : block.stop].tolist(), scores, best_columns(scores, TOP_MATCHES), strict=True
+        ):
+            top = [{**self._caption(fold, column), "score": probability(row[column])} for column in best.tolist()]
+            matches.append({"position": image, "image_id": str(records.image_ids[image]), "top": top})
+        return matches
+
+    def caption_matches(self, fold_number: int) -> Iterable[dict[str, Any]]:
+        """For each caption of a fold: what it is, and its best images with scores."""
+        fold, image_ids = self.folds[fold_number], self.candidates.records.image_ids
+        images, scores = best_images(fold, partial(self.blocks_of, fold_number), TOP_MATCHES)
+        for column in range(len(fold.captions)):
+            pairs = zip(images[column].tolist(), scores[column], strict=True)
+            top = [{"image_id": str(image_ids[fold.images[i]]), "score": probability(score)} for i, score in pairs]
+            yield {**self._caption(fold, column), "top": top}
+
+    def _caption(self, fold: Fold, column: int) -> dict[str, Any]:
+        caption = int(fold.captions[column])
+        records = self.candidates.records
+        caption_id = records.caption_ids[self.candidates.captions.rows[caption]]
+        return {
+            "caption_id": int(caption_id) if isinstance(caption_id, np.integer) else str(caption_id),
+            "caption": self.candidates.caption_text(caption),
+            "image_id": str(records.image_ids[fold.images[fold.owner[column]]]),
+        }
+
+
+def probability(score: float) -> float:
+    """The softmax probability of "matched" for a score."""
+    return round(float(1 / (1 + np.exp(-np.float64(score)))), 6)
+
+
+def block_costs(
+    candidates: RetrievalCandidates, folds: Sequence[Fold], blocks: Sequence[Block]
+) -> tuple[list[float], list[int]]:
+    """Tokens and regions of all pairs of each block, near enough to weigh them by, and the number of its pairs."""
+    text, images = candidates.region_text, candidates.images
+    limits, lengths = text.limits, candidates.lengths()
+    regions = np.minimum(text.store.num_regions[images], limits.max_regions if limits.use_regions else 0)
+    caption = float(candidates.captions.tokens.lengths().mean()) + 3  # special tokens
+    sizes = np.minimum(caption + lengths - regions, limits.max_tokens) + regions
+    costs, pairs = [], []
+    for block in blocks:
+        fold = folds[block.fold]
+        costs.append(float(sizes[fold.images[block.start : block.stop]].sum()) * len(fold.captions))
+        pairs.append((block.stop - block.start) * len(fold.captions))
+    return costs, pairs
+
+
+def chance(fold: Fold, k: int) -> tuple[float, float]:
+    """Recall at k, in percent, of an order drawn at random: image to text, text to image."""
+    own = np.bincount(fold.owner, minlength=len(fold.images))  # captions of each image
+    total = len(fold.captions)
+    missed = np.ones(len(own))
+    for drawn in range(min(k, total)):
+        missed *= np.maximum(total - own - drawn, 0) / (total - drawn)
+    return 100 * float(1 - missed.mean()), 100 * min(k / len(fold.images), 1.0)
+
+
+def scores_folder(base: str | Path, fingerprint: str) -> Path:
+    """Where the scores of a run lie."""
+    return Path(base) / fingerprint

@@ -1,0 +1,114 @@
+"""Score files: whole or absent, known as one's own, refused with a sentence; and an honest estimate of time left."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vinvl.data.retrieval_candidates import Block, Fold
+from vinvl.errors import UserError
+from vinvl.tasks.retrieval_files import ScoreFiles
+from vinvl.tasks.retrieval_progress import ScoringProgress, duration
+
+FOLD = Fold(np.arange(5), np.arange(7), np.array([0, 0, 1, 2, 3, 4, 4]))
+BLOCKS = [Block(0, 0, 2), Block(0, 2, 4), Block(0, 4, 5)]
+
+
+def files(folder: Path, fingerprint: str = "a" * 24) -> ScoreFiles:
+    made = ScoreFiles(folder, fingerprint, [FOLD], BLOCKS)
+    made.prepare({})
+    return made
+
+
+def scores(number: int) -> np.ndarray:
+    block = BLOCKS[number]
+    return np.random.default_rng(number).random((block.stop - block.start, 7)).astype(np.float32)
+
+
+def test_what_is_written_is_read_and_known_as_finished(tmp_path: Path) -> None:
+    store = files(tmp_path)
+    assert store.finished() == (frozenset(), [])
+    for number in (0, 2):
+        store.write(number, scores(number))
+        assert store.path(number).stat().st_size == store.bytes_of(number)
+        np.testing.assert_array_equal(np.load(store.path(number)), scores(number))
+    assert files(tmp_path).finished() == (frozenset({0, 2}), [])
+    np.testing.assert_array_equal(store.read(2), scores(2))
+    with pytest.raises(UserError, match=r"fold000_images0000002-0000003\.npy is missing or damaged: run the same"):
+        store.read(1)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "bit", "fingerprint", "other block", "text"])
+def test_damaged_and_foreign_files_are_not_taken_for_finished(tmp_path: Path, damage: str) -> None:
+    store = files(tmp_path)
+    store.write(0, scores(0))
+    path = store.path(0)
+    content = bytearray(path.read_bytes())
+    if damage == "fingerprint":
+        ScoreFiles(tmp_path, "b" * 24, [FOLD], BLOCKS).write(0, scores(0))
+    elif damage == "other block":
+        store.write(2, scores(2))
+        path.write_bytes(store.path(2).read_bytes())
+        store.path(2).unlink()
+    else:
+        content[140] ^= 1
+        path.write_bytes({"cut": bytes(content[:-9]), "empty": b"", "bit": bytes(content), "text": b"hello"}[damage])
+    assert store.finished() == (frozenset(), [path.name])
+    with pytest.raises(UserError, match="missing or damaged"):
+        store.read(0)
+    store.write(0, scores(0))
+    assert store.finished() == (frozenset({0}), [])
+
+
+def test_scores_without_order_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="NaN or infinite"):
+        files(tmp_path).write(0, np.full((2, 7), np.nan, dtype=np.float32))
+    assert not files(tmp_path).finished()[0]
+
+
+def test_a_folder_of_other_scores_and_one_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
+    files(tmp_path / "scores")
+    with pytest.raises(UserError, match="is of other scores than these"):
+        files(tmp_path / "scores", "b" * 24)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"pass data\.scores_dir=FOLDER"):
+        files(tmp_path / "file" / "scores")
+
+
+def test_a_candidate_set_that_the_disk_cannot_hold_is_refused(tmp_path: Path) -> None:
+    images, captions = 10_000_000, 50_000_000
+    huge = Fold(np.arange(1), np.broadcast_to(np.int64(0), captions), np.broadcast_to(np.int64(0), captions))
+    store = ScoreFiles(tmp_path, "a" * 24, [huge], [Block(0, 0, images)])
+    with pytest.raises(UserError, match=r"The scores need 2000000\.0 GB and .* free: make room"):
+        store.check_room(frozenset())
+    store.check_room(frozenset({0}))
+
+
+def test_the_estimate_is_the_measured_cost_of_what_is_left() -> None:
+    now = 0.0
+    lines: list[str] = []
+    costs = {0: 500.0, 1: 10.0, 2: 30.0, 3: 20.0}
+    pairs = dict.fromkeys(costs, 100)
+    progress = ScoringProgress(costs, pairs, note="  (note)", clock=lambda: now, say=lines.append)
+    now = 1000.0  # workers and device take their time to start
+    progress.add(0)
+    assert math.isnan(progress.seconds_left(now)) and lines == []
+    now = 1020.0
+    progress.add(1)
+    assert progress.seconds_left(now) == pytest.approx(100.0)  # 50 left at 2 seconds each
+    now = 1025.0
+    progress.add(2)  # too soon for another line
+    now = 1031.0
+    progress.add(3)
+    assert progress.seconds_left(now) == 0
+    assert lines == [
+        "scored 2 of 4 blocks  5 pairs/s  about 2 min left  (note)",
+        "scored 4 of 4 blocks  10 pairs/s  done  (note)",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7.2, "7 s"), (99.0, "99 s"), (150.0, "2 min"), (9000.0, "2.5 h")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
