@@ -1,7 +1,8 @@
 """Pairs per second of retrieval scoring: ours against fixed 70 + 70 padding, base size, on one machine in one run.
 
-Images and captions are made up, of COCO-like lengths: captions of about 12 tokens, 10 to 70 regions an image, a tag of
-one or two tokens for each region. Both sides score the same pairs, and the scores are compared.
+Images and captions are made up, of COCO-like lengths as in `vqa_step.py`: captions of about 12 tokens, 10 to 50 regions
+an image (33 on average), a tag of one or two tokens for each region; with `--crowded` 10 to 70 regions (40 on average)
+whose tags have 1.5 tokens on average. Both sides score the same pairs, and the scores are compared.
 
     python benchmarks/retrieval_scoring.py --threads 2
     python benchmarks/retrieval_scoring.py --device cuda --images 64 --captions 5000 --rows 256 --block 8
@@ -40,13 +41,16 @@ class Pairs:
         return Pairs(self.captions, self.tags[part], self.regions[part])
 
 
-def coco_like(images: int, captions: int, generator: np.random.Generator, device: torch.device) -> Pairs:
+def coco_like(images: int, captions: int, crowded: bool, generator: np.random.Generator, device: torch.device) -> Pairs:
     """Captions of 12 tokens on average, at least 7 as people write them."""
     lengths = 7 + generator.poisson(5, captions)
-    counts = np.linspace(10, MAX_REGIONS, images).round().astype(int)
+    counts = np.clip(generator.normal(33, 12, images), 10, 50).round().astype(int)
+    second_tokens = 0.1  # share of the tags with two tokens
+    if crowded:
+        counts, second_tokens = np.linspace(10, MAX_REGIONS, images).round().astype(int), 0.5
     return Pairs(
         [generator.integers(1000, 30_000, length) for length in lengths],
-        [generator.integers(1000, 30_000, generator.integers(1, 3, count).sum()) for count in counts],
+        [generator.integers(1000, 30_000, count + generator.binomial(count, second_tokens)) for count in counts],
         [torch.from_numpy(generator.random((count, ROW_WIDTH), dtype=np.float32)).to(device) for count in counts],
     )
 
@@ -97,8 +101,9 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=16)
     parser.add_argument("--rows", type=int, default=16, help="pairs in one forward pass")
     parser.add_argument("--block", type=int, default=1, help="images scored together; 8 in training runs")
+    parser.add_argument("--crowded", action="store_true", help="more regions and longer tags")
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -106,7 +111,7 @@ def main() -> None:
     device = torch.device(options.device)
     config = VinVLConfig(num_labels=2, num_hidden_layers=options.layers, attn_implementation="sdpa", loss_type="ce")
     model = VinVLForAnswering(config).eval().to(device)
-    pairs = coco_like(options.images, options.captions, np.random.default_rng(0), device)
+    pairs = coco_like(options.images, options.captions, options.crowded, np.random.default_rng(0), device)
     offsets = np.insert(np.cumsum([len(one) for one in pairs.captions]), 0, 0)
     tokens = RaggedTokens(np.concatenate(pairs.captions).astype(np.int32), offsets)
     chunks = caption_chunks(
