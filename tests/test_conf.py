@@ -34,6 +34,7 @@ DOORS = ("train", "evaluate", "predict")
 REQUIRED = {
     "vqa_jsonl": ["data.splits.train=train.jsonl", "data.splits.val=val.jsonl", "data.regions=regions.h5"],
     "vqa": ["data.splits={train:train.jsonl,val:val.jsonl}", "data.regions=regions.h5", "data.answers=answers.json"],
+    "oscarplus_corpus": ["data.splits={train:train.jsonl,val:val.jsonl}", "data.regions=regions.h5"],
     "captions": ["data.splits={train:{jsonl:train.jsonl},val:{jsonl:val.jsonl}}", "data.regions=regions.h5"],
     "retrieval": ["data.splits={train:{jsonl:train.jsonl},val:{jsonl:val.jsonl}}", "data.regions=regions.h5"],
 }
@@ -43,7 +44,14 @@ STARTS_FROM = {
     for name in EXPERIMENTS
     if re.search(r"init: (\?\?\?|\$\{vinvl.required:model.init\})", (CONF / "experiment" / f"{name}.yaml").read_text())
 }
-TASKS = ("vqa.VQATask", "gqa.GQATask", "nlvr2.NLVR2Task", "retrieval.RetrievalTask", "captioning.CaptioningTask")
+TASKS = (
+    "vqa.VQATask",
+    "gqa.GQATask",
+    "nlvr2.NLVR2Task",
+    "retrieval.RetrievalTask",
+    "captioning.CaptioningTask",
+    "pretraining.PretrainingTask",
+)
 # Arguments that the doors give when they instantiate, or that a `_partial_` is called with later.
 GIVEN_LATER = {
     "pytorch_lightning.Trainer": ("callbacks", "logger"),
@@ -212,7 +220,26 @@ WORDS: dict[str, Any] = {  # cross-entropy over hidden words
     "data.training_items": "captions", "data.batch_size": 64, "trainer.max_epochs": 60,
     "task.options.label_smoothing": 0.1, "task.options.drop_worst_ratio": 0.2, "task.options.drop_worst_after": 20_000,
 }  # fmt: skip
+PRETRAINING: dict[str, Any] = {
+    "optim.optimizer.lr": 5e-5, "optim.weight_decay": 0.01, "optim.scheduler.warmup_steps": 0,
+    "optim.scheduler.first_step": 0, "trainer.gradient_clip_val": 10.0, "trainer.max_steps": 1_000_000,
+    "trainer.max_epochs": -1, "trainer.devices": 8, "data.max_tokens": 35, "data.max_regions": 50,
+    "model.config.use_img_layernorm": True, "model.config.hidden_dropout_prob": 0.1, "data.variant": "oscar",
+    "data.mask_probability": 0.15, "task._target_": "vinvl.tasks.pretraining.PretrainingTask.build",
+}  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
+    "oscarplus_base": {
+        **PRETRAINING, "data.batch_size": 64, "trainer.accumulate_grad_batches": 2, "model.config.hidden_size": 768,
+        "data.textb_sample_mode": 1, "data.texta_false_prob": 0.25,
+    },
+    "oscarplus_large": {
+        **PRETRAINING, "data.batch_size": 32, "trainer.accumulate_grad_batches": 4, "model.config.hidden_size": 1024,
+        "data.textb_sample_mode": 1, "data.texta_false_prob": 0.25,
+    },
+    "oscar_base": {
+        **PRETRAINING, "data.batch_size": 64, "trainer.accumulate_grad_batches": 2, "model.config.hidden_size": 768,
+        "data.textb_sample_mode": 0, "data.texta_false_prob": 0.0,
+    },
     "vqa2_base": {
         "optim.optimizer._target_": "torch.optim.AdamW", "optim.optimizer.lr": 5e-5, "data.batch_size": 32,
         "data.eval_batch_size": 256, "trainer.max_epochs": 25, "trainer.max_steps": -1, "optim.weight_decay": 0.05,

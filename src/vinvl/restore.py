@@ -16,7 +16,10 @@ from vinvl.runs import resolve_checkpoint, task_class
 from vinvl.tasks.base import VinVLTask
 from vinvl.tasks.checkpoints import read_checkpoint
 
-PREPARATIONS = ("vinvl.data.demo.ensure_demo_world",)  # what a checkpoint's data may ask to be called
+PREPARATIONS = (  # what a checkpoint's data may ask to be called
+    "vinvl.data.demo.ensure_demo_world",
+    "vinvl.data.demo.pretraining.ensure_demo_corpus",
+)
 
 
 @dataclass(frozen=True)

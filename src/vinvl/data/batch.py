@@ -45,6 +45,8 @@ class Batch:
     position_ids: Tensor | None = None  # (B, L) int64; None means 0, 1, 2 …
     caption_lengths: Tensor | None = None  # (B,) int64
     masked_positions: Tensor | None = None  # (B, L) bool, True Σk times in the order of `labels`
+    pair_labels: Tensor | None = None  # (B,) int64: class of each triplet in pre-training; -1 where it has none
+    loss_weights: Tensor | None = None  # (B,) float32: factor of each row's losses; None means 1
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]

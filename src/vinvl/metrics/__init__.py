@@ -4,6 +4,7 @@ from vinvl.metrics.answer_text import normalise_answer
 from vinvl.metrics.captions import CaptionEvaluation, CaptionScores, evaluate_captions
 from vinvl.metrics.cider_reward import CiderReward, greedy_baseline, mean_of_others_baseline, scst_loss
 from vinvl.metrics.exact_mean import ExactMean
+from vinvl.metrics.grouped_accuracy import GroupedAccuracy
 from vinvl.metrics.pair_accuracy import PairAccuracy
 from vinvl.metrics.recall import RecallAtK, image_to_text_ranks, ranks_of_first_match, text_to_image_ranks
 from vinvl.metrics.soft_target_score import SoftTargetScore
@@ -15,6 +16,7 @@ __all__ = [
     "CaptionScores",
     "CiderReward",
     "ExactMean",
+    "GroupedAccuracy",
     "PairAccuracy",
     "RecallAtK",
     "SoftTargetScore",

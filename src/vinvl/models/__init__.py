@@ -7,6 +7,7 @@ from vinvl.models.configuration import VinVLConfig
 from vinvl.models.encoder import VinVLModel
 from vinvl.models.heads import VinVLForAnswering, answer_loss, answer_loss_per_example
 from vinvl.models.pairs import VinVLForPairs
+from vinvl.models.pretraining import VinVLForPreTraining
 
 __all__ = [
     "LoadingReport",
@@ -14,6 +15,7 @@ __all__ = [
     "VinVLForAnswering",
     "VinVLForCaptioning",
     "VinVLForPairs",
+    "VinVLForPreTraining",
     "VinVLModel",
     "answer_loss",
     "answer_loss_per_example",

@@ -113,7 +113,7 @@ class VinVLForCaptioning(BertPreTrainedModel):
         )
         text = encoded.last_hidden_state[:, : input_ids.shape[1]].flatten(0, 1)  # (B·L, H)
         if masked_positions is not None:
-            text = text[_masked_rows(masked_positions, masked_ids)]
+            text = text[masked_rows(masked_positions, masked_ids)]
         logits = self.cls(text)  # (M, V)
         if masked_ids is None:
             return MaskedLMOutput(logits=logits)
@@ -122,7 +122,7 @@ class VinVLForCaptioning(BertPreTrainedModel):
         )
 
 
-def _masked_rows(masked_positions: Tensor, masked_ids: Tensor | None) -> Tensor:
+def masked_rows(masked_positions: Tensor, masked_ids: Tensor | None) -> Tensor:
     """(M,) int64: the places of the masked positions in the flattened batch."""
     flat = masked_positions.flatten().bool()
     if masked_ids is None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vinvl.errors import UserError
+from vinvl.models.key_names import mmf_tensors
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 TRAINING_CHECKPOINT = ".ckpt"
@@ -33,9 +34,9 @@ def find_checkpoint(init: str | Path) -> CheckpointFiles:
 
     Args:
         init: a folder with config.json and weights (model.safetensors or pytorch_model.bin, whole or in shards), one
-            weight file, a training checkpoint (.ckpt) that `vinvl.train` wrote, or the name of a model on the Hugging
-            Face hub, which is downloaded once and then cached (the environment variable HF_HUB_OFFLINE=1 allows only
-            cached ones).
+            weight file, a training checkpoint (.ckpt) that `vinvl.train` or MMF wrote, or the name of a model on the
+            Hugging Face hub, which is downloaded once and then cached (the environment variable HF_HUB_OFFLINE=1 allows
+            only cached ones).
 
     Raises:
         UserError: there is no such folder, file or model, or it holds no weights.
@@ -58,8 +59,8 @@ def find_checkpoint(init: str | Path) -> CheckpointFiles:
 def load_published_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .bin or .ckpt file (or of a .index.json over shards), by name, on the CPU.
 
-    Of a training checkpoint (.ckpt) the model's tensors. Pickled files (.bin, .ckpt) are read by torch's restricted
-    loader, which builds tensors and runs no code of the file.
+    Of a training checkpoint, ours (.ckpt) or MMF's, the model's tensors. Pickled files (.bin, .ckpt) are read by
+    torch's restricted loader, which builds tensors and runs no code of the file.
 
     Raises:
         UserError: the file is missing, damaged, or holds anything but named tensors.
@@ -79,7 +80,10 @@ def load_published_state_dict(path: str | Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is not a sound safetensors file ({error}); copy or save it again.") from None
     content = _unpickled(path)
-    if path.suffix == TRAINING_CHECKPOINT:
+    of_mmf = mmf_tensors(content)
+    if of_mmf is not None:
+        content = of_mmf
+    elif path.suffix == TRAINING_CHECKPOINT:
         _refuse_foreign_training(path, content)
         names = [name for name in content["state_dict"] if str(name).startswith("model.")]
         content = {name.removeprefix("model."): content["state_dict"][name] for name in names}
@@ -102,6 +106,8 @@ def _unpickled(path: Path) -> Any:
 
 def _training_configuration(path: Path) -> dict[str, Any]:
     content = _unpickled(path)
+    if mmf_tensors(content) is not None:
+        return {}
     _refuse_foreign_training(path, content)
     configuration: dict[str, Any] = content["hyper_parameters"]["model_config"]
     return configuration

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from vinvl.errors import UserError
 from vinvl.models.checkpoint_files import CheckpointFiles, find_checkpoint, load_published_state_dict
 from vinvl.models.configuration import VinVLConfig
+from vinvl.models.key_names import by_modern_names
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -36,12 +37,16 @@ class LoadingReport:
     resized: tuple[str, ...] = ()  # randomly initialised: the head in the file is of another size
     unused: tuple[str, ...] = ()
     image_layernorm: bool | None = None  # set from the checkpoint, where it has an image projection
+    renamed: tuple[tuple[str, str], ...] = ()  # of the loaded, those with another name there: (there, here)
 
     def __str__(self) -> str:
         lines = [f"started from {self.source}: {len(self.loaded)} tensors loaded"]
         if self.image_layernorm is not None:
             lines.append(f"  image layer norm, as in the checkpoint: {'on' if self.image_layernorm else 'off'}")
+        # That a file writes "bert." before its names, or does not, tells nobody anything.
+        renamed = [f"{old} → {new}" for old, new in self.renamed if _bare(old) != _bare(new)]
         for title, names in (
+            ("under another name there", renamed),
             ("new, randomly initialised", self.missing),
             ("of another size there, randomly initialised", self.resized),
             ("not used", self.unused),
@@ -50,6 +55,17 @@ class LoadingReport:
                 rest = f" and {len(names) - 6} more" if len(names) > 6 else ""
                 lines.append(f"  {title} ({len(names)}): {', '.join(names[:6])}{rest}")
         return "\n".join(lines)
+
+    def rows(self) -> list[str]:
+        """What became of every tensor, a line each: the word for it, a tab, and its name (old → new where renamed)."""
+        old = {new: old for old, new in self.renamed}
+        loaded = [f"renamed\t{old[name]} → {name}" if name in old else f"loaded\t{name}" for name in self.loaded]
+        rest = (("missing", self.missing), ("resized", self.resized), ("unused", self.unused))
+        return loaded + [f"{word}\t{name}" for word, names in rest for name in names]
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("bert.")
 
 
 def initialise(
@@ -67,9 +83,10 @@ def initialise_with_report(
 ) -> tuple[Model, LoadingReport]:
     """A new model with the weights of `init` wherever it has them.
 
-    Keys may be the published ones or older (LayerNorm.gamma and beta), with or without the prefix "bert.". A head is
-    taken whole or not at all. Whether the projected regions are layer-normed, and its epsilon, follow a checkpoint
-    that has an image projection, as in the published fine-tuning; `model.config` then says so.
+    Keys may be the published ones, older or MMF's (see `key_names`), with or without the prefix "bert.". A head is
+    taken whole or not at all; `cls.predictions` and `cls.seq_relationship` are two heads. Whether the projected regions
+    are layer-normed, and its epsilon, follow a checkpoint that has an image projection, as in the published
+    fine-tuning; `model.config` then says so.
 
     Args:
         model_class: `VinVLModel`, `VinVLForAnswering`, or another model whose encoder is called `bert`.
@@ -85,7 +102,20 @@ def initialise_with_report(
         model = _build(model_class, config)
         return model, LoadingReport("random weights", missing=tuple(sorted(model.state_dict())))
     files = find_checkpoint(init)
-    found, originals = _by_modern_names(load_published_state_dict(files.weights))
+    tensors = load_published_state_dict(files.weights)
+    return initialise_from_tensors(model_class, config, files, tensors, strict_head=strict_head)
+
+
+def initialise_from_tensors(
+    model_class: type[Model],
+    config: VinVLConfig,
+    files: CheckpointFiles,
+    tensors: Mapping[str, Tensor],
+    *,
+    strict_head: bool = False,
+) -> tuple[Model, LoadingReport]:
+    """`initialise_with_report` for a checkpoint whose tensors have been read already."""
+    found, originals = by_modern_names(tensors)
     _refuse_other_encoder(files, found, config)
     config, follows = _follow_image_layernorm(files, found, config)
 
@@ -108,6 +138,7 @@ def initialise_with_report(
         resized=tuple(sorted(own[name][0] for name in resized)),
         unused=tuple(sorted(original for name, original in originals.items() if name not in used | set(resized))),
         image_layernorm=follows,
+        renamed=tuple(sorted((originals[_bare(full)], full) for full in loaded if originals[_bare(full)] != full)),
     )
 
 
@@ -118,29 +149,25 @@ def _build(model_class: type[Model], config: VinVLConfig) -> Model:
         raise UserError(f"The model cannot be built from its configuration: {' '.join(str(error).split())}") from error
 
 
-def _by_modern_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by today's names without "bert.", and for each such name the one in the file."""
-    renamed: dict[str, Tensor] = {}
-    originals: dict[str, str] = {}
-    for original, tensor in tensors.items():
-        name = original.removeprefix("bert.")
-        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
-        if name.endswith("embeddings.position_ids"):
-            continue  # a constant 0, 1, 2, … that older releases saved
-        renamed[name], originals[name] = tensor, original
-    return renamed, originals
+def encoder_is_there(files: CheckpointFiles, found: Mapping[str, Tensor]) -> None:
+    """Refuses weights of which none is an encoder's, or that another architecture has.
 
-
-def _refuse_other_encoder(files: CheckpointFiles, found: Mapping[str, Tensor], config: VinVLConfig) -> None:
+    Raises:
+        UserError: names the architecture, or a tensor.
+    """
     model_type = files.config.get("model_type", "bert")
     if model_type not in KNOWN_MODEL_TYPES:
         raise UserError(f"{files.name} is a {model_type!r} model; VinVL starts from BERT, Oscar or VinVL weights.")
     if not any(name.startswith(REQUIRED_PARTS) for name in found):
         example = f" (its first is {next(iter(found))!r})" if found else ""
         raise UserError(f"{files.name}: none of the {len(found)} tensors is an encoder weight{example}; is it a BERT?")
+
+
+def _refuse_other_encoder(files: CheckpointFiles, found: Mapping[str, Tensor], config: VinVLConfig) -> None:
+    encoder_is_there(files, found)
     differences = [
         f"{field} is {value} there and {getattr(config, field)} here"
-        for field, value in _encoder_sizes(files.config, found).items()
+        for field, value in encoder_sizes(files.config, found).items()
         if value != getattr(config, field)
     ]
     if differences:
@@ -150,8 +177,13 @@ def _refuse_other_encoder(files: CheckpointFiles, found: Mapping[str, Tensor], c
         )
 
 
-def _encoder_sizes(published: Mapping[str, Any], found: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a checkpoint says of its encoder, by configuration field: its tensors first, config.json for the rest."""
+def encoder_sizes(published: Mapping[str, Any], found: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint says of its encoder, by configuration field: its tensors first, config.json for the rest.
+
+    Args:
+        published: its config.json.
+        found: its tensors, as `by_modern_names` calls them.
+    """
     sizes = {
         field: published[field]
         for field in ("num_attention_heads", "hidden_act", "layer_norm_eps")
@@ -220,9 +252,15 @@ def _unfit(files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str
             f"{tuple(own[name].shape)} here; choose another checkpoint."
         )
     # A head of which one part does not fit is of no use in the other parts.
-    heads = {name.split(".")[0] for name in missing | other_shape if not name.startswith(ENCODER_PARTS)}
-    resized = {name for name in own if name.split(".")[0] in heads and name in found}
+    heads = {_head_of(name) for name in missing | other_shape if not name.startswith(ENCODER_PARTS)}
+    resized = {name for name in own if _head_of(name) in heads and name in found}
     return missing, resized
+
+
+def _head_of(name: str) -> str:
+    """The head that a tensor belongs to; `cls` holds two, for words and for pairs, each of use without the other."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "cls" else parts[0]
 
 
 def _refuse_other_head(

@@ -11,8 +11,8 @@ from vinvl.data.demo import answers, detection
 MARKER = "demo_world.json"
 GENERATOR = "vinvl demo world"
 VERSION = 5  # raise it whenever the same seed would give other files
-# No part of the world, but made from it: the vocabularies of the answers, on the first training.
-MADE_LATER = frozenset({"answers.json", "gqa_answers.json"})
+# No part of the world, but made from it on the first training: answer vocabularies, and the pre-training corpus.
+MADE_LATER = frozenset({"answers.json", "gqa_answers.json", "pretraining"})
 SPLITS = ("train", "val", "test")
 NLVR2_SPLITS = {"train": "train", "val": "dev", "test": "test1"}  # the datasets' own names of the splits
 GQA_SPLITS = {"train": "train", "val": "val", "test": "testdev"}
@@ -82,6 +82,10 @@ class DemoWorld:
     def gqa(self, split: str) -> Path:
         """GQA question JSON with answers: test is GQA's testdev."""
         return self.folder / f"gqa_{GQA_SPLITS[split]}_balanced_questions.json"
+
+    def pretraining_corpus(self, split: str) -> Path:
+        """JSONL of captions and of questions with their true answers; made on the first pre-training."""
+        return self.folder / "pretraining" / f"{split}.jsonl"
 
     @property
     def gqa_submission(self) -> Path:

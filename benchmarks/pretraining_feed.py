@@ -1,0 +1,165 @@
+"""Pre-training samples a second on one core: batches of `PretrainingDataset` against the same made row by row.
+
+Makes a store of random features and a corpus with tags in a temporary folder, then makes batches in this process, in a
+shuffled order, from files that lie in the page cache. The row-by-row maker draws, cuts and hides tokens of one sample
+at a time in Python, as the published code does, and then collates; both copy the same regions.
+
+    python benchmarks/pretraining_feed.py --rows 20000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from store_reads import write_images
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from vinvl.data.batch import Batch, Example, collate, masked_labels
+from vinvl.data.corpus import CorpusShare, Mixture, ensure_index
+from vinvl.data.pretraining_dataset import PretrainingDataset
+from vinvl.data.pretraining_pairs import PairOptions
+from vinvl.data.pretraining_rows import CorpusRows
+from vinvl.data.region_text import InputLimits, RegionText
+from vinvl.data.sampling import Draw, LengthBucketBatchSampler
+from vinvl.data.store import RegionStore
+from vinvl.data.tags import tag_source
+from vinvl.data.text import SpecialTokens, assemble_pair
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = tuple(f"w{number}" for number in range(2000))
+TEXT_WORDS, TAGS = 11, 20
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word."""
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL, *WORDS))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True)))
+
+
+def write_corpus(path: Path, rows: int, images: int) -> None:
+    """Captions of about 11 words with 20 tags."""
+    generator = np.random.default_rng(0)
+    with path.open("w") as file:
+        for number in range(rows):
+            words = generator.integers(0, len(WORDS), int(generator.integers(7, 2 * TEXT_WORDS - 6)))
+            tags = [WORDS[index] for index in generator.integers(0, len(WORDS), TAGS)]
+            row = {"image_id": number % images, "text": " ".join(WORDS[i] for i in words), "tags": tags}
+            file.write(json.dumps(row) + "\n")
+
+
+def make_dataset(folder: Path, store: Path, rows: int, images: int) -> PretrainingDataset:
+    tokenizer = make_tokenizer()
+    write_corpus(folder / "corpus.jsonl", rows, images)
+    begin = time.perf_counter()
+    corpus = ensure_index(folder / "corpus.jsonl", tokenizer)
+    print(f"indexed {rows / (time.perf_counter() - begin):,.0f} rows/s on one core")
+    regions = RegionStore(store)
+    special = SpecialTokens.of(tokenizer)
+    text = RegionText(regions, tag_source(None, regions, tokenizer), InputLimits(35, 50), special)
+    mixture = Mixture.of([CorpusShare(corpus)])
+    return PretrainingDataset(
+        CorpusRows(mixture, mixture.positions_in(regions), text),
+        options=PairOptions(1, 0.25, True),
+        variant="oscar",
+        mask_probability=0.15,
+        vocab_size=len(tokenizer),
+        seed=0,
+        one_pass=False,
+    )
+
+
+def row_by_row(dataset: PretrainingDataset, draws: Sequence[Draw]) -> Batch:
+    """The same kind of batch with one sample made after the other."""
+    text = dataset.rows.region_text
+    dice = random.Random(draws[0].index)
+    examples = []
+    for draw in draws:
+        row = np.array([draw.index])
+        first, second = row, row
+        other = np.array([dice.randrange(len(dataset.rows))])
+        share = dice.random()
+        if share <= 0.25:
+            first = other
+        elif share <= 0.5:
+            second = other
+        input_ids, token_type_ids = assemble_pair(
+            dataset.rows.texts(first, np.zeros_like(row))[0],
+            dataset.rows.texts(second, np.ones_like(row))[0],
+            max_tokens=text.limits.max_tokens,
+            cls_token_id=text.special.cls_token_id,
+            sep_token_id=text.special.sep_token_id,
+        )
+        hidden = []
+        for place, token in enumerate(input_ids.tolist()):
+            if token >= len(SPECIAL) and (chance := dice.random()) < 0.15:
+                hidden.append((place, token))
+                if chance < 0.12:
+                    input_ids[place] = text.special.mask_token_id
+                elif chance < 0.135:
+                    input_ids[place] = dice.randrange(dataset.vocab_size)
+        examples.append(
+            Example(
+                input_ids,
+                token_type_ids,
+                text.region_rows(int(dataset.rows.image_of(row)[0])),
+                label_ids=np.array([token for _, token in hidden], dtype=np.int64),
+                masked_positions=np.array([place for place, _ in hidden], dtype=np.int64),
+            )
+        )
+    return collate(examples, pad_token_id=text.special.pad_token_id, labels=masked_labels(examples))
+
+
+def samples_per_second(make: Callable[[Sequence[Draw]], Batch], batches: Sequence[Sequence[Draw]]) -> float:
+    begin = time.perf_counter()
+    for batch in batches:
+        make(batch)
+    return sum(map(len, batches)) / (time.perf_counter() - begin)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=20000, help="rows of the corpus (default: 20000)")
+    parser.add_argument("--images", type=int, default=500, help="images in the store (default: 500)")
+    parser.add_argument("--regions", type=int, default=36, help="mean number of regions an image (default: 36)")
+    parser.add_argument("--batch-size", type=int, default=128, help="(default: 128)")
+    parser.add_argument("--batches", type=int, default=40, help="batches of a pass (default: 40)")
+    parser.add_argument("--passes", type=int, default=3, help="the best of so many passes is shown (default: 3)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_images(folder / "store.h5", options.images, options.regions, 2048)
+        dataset = make_dataset(folder, folder / "store.h5", options.rows, options.images)
+        batches = list(LengthBucketBatchSampler(dataset.lengths(), options.batch_size, seed=0))[: options.batches]
+        makers: dict[str, Callable[[Sequence[Draw]], Batch]] = {
+            "whole batches": dataset.collate,
+            "row by row": lambda draws: row_by_row(dataset, draws),
+        }
+        for kind in makers:
+            best = max(samples_per_second(makers[kind], batches) for _ in range(options.passes))
+            print(f"{kind:<16} {best:>8,.0f} samples/s")
+        dataset.rows.region_text = without_regions(dataset.rows.region_text)
+        for kind in makers:
+            best = max(samples_per_second(makers[kind], batches) for _ in range(options.passes))
+            print(f"{kind:<16} {best:>8,.0f} samples/s, texts alone")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
+
+
+def without_regions(text: RegionText) -> RegionText:
+    return RegionText(text.store, text.tags, InputLimits(35, 50, use_regions=False), text.special)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""`python -m vinvl.data.corpus build|info|verify`: makes the indexed form of corpus files, and looks at it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vinvl.data.corpus.build import ensure_index
+from vinvl.data.corpus.index import ARRAYS, Corpus
+from vinvl.data.text import load_tokenizer
+from vinvl.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 1 after an error or if problems were found."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vinvl.data.corpus", description="Index a pre-training corpus, or look at an index."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="tokenize JSONL files into the indices that training reads")
+    build.add_argument("files", nargs="+", metavar="JSONL")
+    build.add_argument("--tokenizer", default="bert-base-uncased", help="folder or hub name (default: %(default)s)")
+    build.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    for name, text in (
+        ("info", "print what an index holds"),
+        ("verify", "read an index through; exit code 1 if it is not what was written"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("files", nargs="+", metavar="INDEX", help="folder of an index, or the JSONL beside it")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "build":
+            tokenizer = load_tokenizer(options.tokenizer)
+            for file in options.files:
+                print(ensure_index(file, tokenizer, options.workers).folder)
+            return 0
+        corpora = [corpus for file in options.files for corpus in _indices(Path(file))]
+        if options.command == "info":
+            print("\n\n".join(summary(corpus) for corpus in corpora))
+            return 0
+        problems = [problem for corpus in corpora for problem in corpus.problems()]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(problems) if problems else f"sound: {', '.join(map(repr, corpora))}")
+    return 1 if problems else 0
+
+
+def _indices(path: Path) -> list[Corpus]:
+    if path.is_dir():
+        return [Corpus(path)]
+    folders = sorted(path.parent.glob(f"{path.name}.index-*"))
+    if not folders:
+        raise UserError(f"{path} has no index beside it; make one with python -m vinvl.data.corpus build {path}.")
+    return [Corpus(folder) for folder in folders]
+
+
+def summary(corpus: Corpus) -> str:
+    """What an index holds, a line each: `name  value`."""
+    manifest, tokens = corpus.manifest, corpus.lengths.mean(axis=0, dtype=float)
+    size = sum((corpus.folder / f"{name}.bin").stat().st_size for name in ARRAYS)
+    rows = [
+        ("corpus", corpus.source),
+        ("index", str(corpus.folder)),
+        ("rows", f"{len(corpus):,}: " + ", ".join(f"{n:,} {kind}" for kind, n in manifest["kinds"].items())),
+        ("sources", ", ".join(f"{name or '(none)'} {n:,}" for name, n in manifest["sources"].items())),
+        ("images", f"{len(corpus.image_ids):,}"),
+        ("tokens a row", f"{tokens[0]:.1f} of the text, {tokens[1]:.1f} of the second text"),
+        ("tag names", f"{len(manifest['tags']):,}"),
+        ("tokenizer", f"{manifest['vocab_size']:,} tokens, fingerprint {manifest['tokenizer']}"),
+        ("bytes", f"{size:,}"),
+    ]
+    return "\n".join(f"{name:<14} {value}" for name, value in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""The indexed form of a corpus file: a folder of plain arrays and a manifest, read through memory maps.
+
+| file | what it holds |
+|---|---|
+| tokens.bin | uint16 or int32: the text and the second text of row 0, of row 1, … |
+| lengths.bin | (N, 2) uint16: tokens of the text and of the second text |
+| starts.bin | (N,) int64: where the tokens of a row begin |
+| kinds.bin | (N,) uint8, `RowKind` |
+| images.bin | (N,) int32: the row's image, a place in image_ids.bin |
+| lines.bin | (N,) uint32: the row's line in the corpus file |
+| image_ids.bin | (I,) UTF-8 of fixed width, sorted, all different |
+| manifest.json | what the index was made of; written last |
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vinvl.data.corpus.rows import RowKind
+from vinvl.data.json_files import read_json
+from vinvl.data.text import RaggedTokens
+from vinvl.errors import UserError
+
+__all__ = ["ARRAYS", "FORMAT", "MANIFEST", "Corpus", "RowKind", "file_digest", "flat_ranges"]
+
+MANIFEST = "manifest.json"
+FORMAT = "vinvl corpus index 1"
+ARRAYS = ("tokens", "lengths", "starts", "kinds", "images", "lines", "image_ids")
+REMEDY = "build it again with python -m vinvl.data.corpus build"
+
+
+class Corpus:
+    """The rows of one corpus file by number, 0 <= row < N; opening costs nothing, reading touches what is read.
+
+    Pickling keeps the folder alone; forked and spawned data workers share the pages of the maps.
+
+    Attributes:
+        manifest: what the index was made of.
+        lengths: (N, 2) uint16, tokens of the text and of the second text that the row itself gives.
+        kinds: (N,) uint8, `RowKind`.
+        images: (N,) int32, places in `image_ids`.
+        image_ids: (I,) bytes, sorted.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """
+        Raises:
+            UserError: there is no index, or it is damaged or of another version.
+        """
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        self._tokens = self._map("tokens")
+        self.lengths = self._map("lengths")
+        self._starts = self._map("starts")
+        self.kinds = self._map("kinds")
+        self.images = self._map("images")
+        self._lines = self._map("lines")
+        self.image_ids = self._map("image_ids")
+
+    def __getstate__(self) -> Path:
+        return self.folder
+
+    def __setstate__(self, folder: Path) -> None:
+        self.__init__(folder)  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.source!r}: {len(self):,} rows, {len(self.image_ids):,} images)"
+
+    @property
+    def source(self) -> str:
+        """The corpus file that the index was made of."""
+        return str(self.manifest["file"])
+
+    def image_id(self, row: int) -> str:
+        return bytes(self.image_ids[self.images[row]]).decode()
+
+    def describe(self, row: int) -> str:
+        """Names a row for a message: "coco.jsonl line 17 (image 391895)"."""
+        return f"{self.source} line {self._lines[row]} (image {self.image_id(row)})"
+
+    def texts(self, rows: np.ndarray, sides: np.ndarray) -> RaggedTokens:
+        """Token ids of the text (side 0) or second text (side 1) of each of n rows; (n,) integers both."""
+        lengths = self.lengths[rows, sides].astype(np.int64)
+        starts = self._starts[rows] + np.where(sides == 1, self.lengths[rows, 0], 0)
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+        return RaggedTokens(self._tokens[flat_ranges(starts, lengths)], offsets)
+
+    def problems(self) -> list[str]:
+        """Reads everything; what is wrong, a sentence each; [] if the index is sound."""
+        found = []
+        for name in ARRAYS:
+            if file_digest(self.folder / f"{name}.bin") != self.manifest["arrays"][name]["digest"]:
+                found.append(f"{self.folder / name}.bin is not what was written; {REMEDY}.")
+        return found
+
+    def _map(self, name: str) -> np.ndarray:
+        path, facts = self.folder / f"{name}.bin", self.manifest["arrays"][name]
+        dtype, shape = np.dtype(facts["dtype"]), tuple(facts["shape"])
+        expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        try:
+            size = path.stat().st_size
+            if size != expected:
+                raise UserError(f"{path} has {size:,} bytes and should have {expected:,}; {REMEDY}.")
+            # A plain array over the map: indexing np.memmap itself costs a microsecond more each time.
+            return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=shape))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); {REMEDY}.") from error
+
+
+def flat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """(Σ lengths,) int64: starts[0], starts[0] + 1, … lengths[0] of them, then those of starts[1], …"""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+
+
+def file_digest(path: Path) -> str:
+    """Hexadecimal digest of a file's content; UserError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {REMEDY}.") from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} is no corpus index (it has no {MANIFEST}); {REMEDY}.")
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{folder / MANIFEST} is not of the format '{FORMAT}'; {REMEDY}.")
+    arrays = manifest.get("arrays")
+    if not isinstance(arrays, dict) or set(arrays) != set(ARRAYS):
+        raise UserError(f"{folder / MANIFEST} does not describe the arrays of an index; {REMEDY}.")
+    return manifest

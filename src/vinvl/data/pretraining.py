@@ -1,0 +1,155 @@
+"""Oscar+ pre-training: corpora of (text, tags or answer, image) over a RegionStore → triplets with hidden tokens."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+from pytorch_lightning.utilities import rank_zero_warn
+
+from vinvl.data.corpus import Corpus, CorpusShare, Mixture, ensure_index
+from vinvl.data.datamodule import RegionDataArguments, RegionDataModule
+from vinvl.data.pretraining_dataset import VARIANTS, PretrainingDataset
+from vinvl.data.pretraining_pairs import PairOptions
+from vinvl.data.pretraining_rows import CorpusRows
+from vinvl.data.text import load_tokenizer
+from vinvl.errors import UserError
+
+SHARE_KEYS = frozenset({"file", "loss_weight", "passes"})
+
+
+class PretrainingDataModule(RegionDataModule):
+    """Corpus files, a RegionStore and a tokenizer → batches.
+
+    A split is a corpus file (JSONL, see `corpus_row`), or a list of corpora, each a file or
+    `{file: FILE, loss_weight: 1.0, passes: 1.0}` (see `CorpusShare`). Files are indexed beside themselves on first use.
+
+    Args:
+        variant: `oscar`, `mmf` or `matched`, see `PretrainingDataset`.
+        textb_sample_mode, texta_false_prob, mask_loss_for_unmatched: see `PairOptions`.
+        mask_probability: share of the tokens that are hidden.
+        index_workers: processes that index a corpus file.
+        shared: see `RegionDataArguments`.
+    """
+
+    def __init__(
+        self,
+        *,
+        variant: str,
+        textb_sample_mode: int,
+        texta_false_prob: float,
+        mask_loss_for_unmatched: bool,
+        mask_probability: float,
+        index_workers: int,
+        **shared: Unpack[RegionDataArguments],
+    ) -> None:
+        super().__init__(**shared)
+        if variant not in VARIANTS:
+            raise UserError(f"data.variant is '{variant}': choose one of {', '.join(VARIANTS)}.")
+        if not 0 <= mask_probability <= 1:
+            raise UserError(f"data.mask_probability is {mask_probability}: give a share from 0 to 1.")
+        if shared["max_tokens"] < 4:
+            raise UserError(f"data.max_tokens is {shared['max_tokens']}: a pair of texts takes 5 tokens at least.")
+        self.variant = variant
+        self.pair_options = PairOptions(textb_sample_mode, texta_false_prob, mask_loss_for_unmatched)
+        self.mask_probability = mask_probability
+        self.index_workers = index_workers
+
+    def prepare_data(self) -> None:
+        """Generates the demo corpus, and indexes corpus files that have no current index."""
+        super().prepare_data()
+        tokenizer = load_tokenizer(self.tokenizer_name)
+        for split in sorted(set(self.split_of.values()) & set(self.splits)):
+            for entry in self._entries(split):
+                ensure_index(entry["file"], tokenizer, self.index_workers)
+
+    def read_split(self, split: str) -> Mixture:
+        return Mixture.of(
+            [
+                CorpusShare(
+                    ensure_index(entry["file"], self.tokenizer, self.index_workers),
+                    float(entry.get("loss_weight", 1.0)),
+                    float(entry.get("passes", 1.0)),
+                )
+                for entry in self._entries(split)
+            ]
+        )
+
+    def make_dataset(self, records: Mixture, images: np.ndarray, stage: str) -> PretrainingDataset:
+        """`images` (N,) int32: half of what int64 would take of every rank's memory."""
+        return PretrainingDataset(
+            CorpusRows(records, images, self.region_text),
+            options=self.pair_options,
+            variant=self.variant,
+            mask_probability=self.mask_probability,
+            vocab_size=len(self.tokenizer),
+            seed=self.seed,
+            one_pass=stage != "train",
+        )
+
+    @property
+    def num_pair_classes(self) -> int:
+        """Classes of the contrastive label, once `setup` has read a split."""
+        dataset: Any = next(iter(self.datasets.values()))
+        classes: int = dataset.num_pair_classes
+        return classes
+
+    def _dataset_of(self, stage: str) -> PretrainingDataset:
+        mixture = self.read_split(self.split_of[stage])
+        for share in mixture.shares:
+            self._check_tags(share.corpus)
+        images = mixture.positions_in(self.store)
+        present = images >= 0
+        if not present.all():
+            self._report_missing(mixture, present)
+            mixture, images = mixture.select(present), images[present]
+        return self.make_dataset(mixture, images, stage)
+
+    def _report_missing(self, mixture: Mixture, present: np.ndarray) -> None:
+        """Warns once of all rows whose image is not in the store, or refuses them; see `on_missing`."""
+        first, missing = mixture.describe(int(np.argmin(present))), int((~present).sum())
+        if self.on_missing != "skip" or not present.any():
+            raise UserError(
+                f"{self.store!r} lacks the images of {missing:,} of {len(mixture):,} corpus rows, the first being "
+                f"{first}; its ids are like '{self.store.image_ids[0]}'. Extract the missing ones or pass "
+                "data.on_missing=skip."
+            )
+        rank_zero_warn(
+            f"data.on_missing=skip: left out {missing:,} of {len(mixture):,} corpus rows whose images are not in "
+            f"{self.store!r}, the first being {first}."
+        )
+
+    def _check_tags(self, corpus: Corpus) -> None:
+        """Tags of a corpus should be the store's classes, which all other tasks see.
+
+        Raises:
+            UserError: not one of them is.
+        """
+        given, classes = corpus.manifest["tags"], {name.lower() for name in self.store.label_map.classes}
+        unknown = [tag for tag in given if tag.lower() not in classes]
+        if not unknown or not classes:
+            return
+        if len(unknown) == len(given):
+            raise UserError(
+                f"{corpus.source} has tags of another label set: none of its {len(given):,} tag names (such as "
+                f"'{unknown[0]}') is a class of {self.store!r}; tag it with that store's classes or leave the tags out."
+            )
+        rank_zero_warn(
+            f"{corpus.source}: {len(unknown):,} of its {len(given):,} tag names are no classes of {self.store!r}, "
+            f"such as '{unknown[0]}'."
+        )
+
+    def _entries(self, split: str) -> list[dict[str, Any]]:
+        """The corpora of a split as mappings of SHARE_KEYS."""
+        files = self.split_files(split)
+        listed = [files] if isinstance(files, (str, Path, Mapping)) else list(files)
+        entries = [dict(entry) if isinstance(entry, Mapping) else {"file": str(entry)} for entry in listed]
+        for entry in entries:
+            if "file" not in entry or set(entry) - SHARE_KEYS:
+                raise UserError(
+                    f"data.splits.{split} has a corpus with {', '.join(sorted(entry)) or 'no keys'}: "
+                    f"give it a file and, if you like, {' and '.join(sorted(SHARE_KEYS - {'file'}))}."
+                )
+        if not entries:
+            raise UserError(f"data.splits.{split} names no corpus; give it a file.")
+        return entries

@@ -1,0 +1,115 @@
+"""Write a model into a folder: as transformers reads it, or as the published Oscar code does."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vinvl.errors import UserError
+from vinvl.models.captioning import VinVLForCaptioning
+from vinvl.models.configuration import VinVLConfig
+from vinvl.models.encoder import VinVLModel
+from vinvl.models.pairs import VinVLForPairs
+from vinvl.models.pretraining import VinVLForPreTraining
+
+FORMATS = ("transformers", "oscar")
+# The published code's configuration class and ours share these.
+SHARED_FIELDS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
+    "initializer_range", "layer_norm_eps", "img_feature_dim", "img_layer_norm_eps",
+)  # fmt: skip
+
+
+def write_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """model.safetensors, config.json and the tokenizer, as `from_pretrained` loads them; `folder` exists."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_oscar(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, task: str | None = None
+) -> None:
+    """pytorch_model.bin, config.json and vocab.txt with the published names of keys and fields; `folder` exists.
+
+    The weights are in torch's older file format: the published code runs on releases that know no other.
+
+    Raises:
+        UserError: a vocabulary that vocab.txt cannot hold.
+    """
+    prefix = "bert." if isinstance(model, VinVLModel) else ""
+    tensors = {prefix + name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    config = json.dumps(published_fields(model, task), indent=2, sort_keys=True)
+    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words_of(tokenizer)), encoding="utf-8")
+
+
+def published_fields(model: PreTrainedModel, task: str | None = None) -> dict[str, Any]:
+    """The content of a config.json that the published Oscar code builds this model from."""
+    config = model.config
+    assert isinstance(config, VinVLConfig)
+    fields: dict[str, Any] = {name: getattr(config, name) for name in SHARED_FIELDS}
+    fields |= {"use_img_layernorm": int(config.use_img_layernorm), "img_feature_type": "faster_r-cnn"}
+    fields |= {"finetuning_task": task, "output_attentions": False, "output_hidden_states": False, "torchscript": False}
+    if isinstance(model, VinVLForPreTraining):
+        return fields | {"num_contrast_classes": config.num_labels, "num_labels": 2}
+    if isinstance(model, VinVLForCaptioning):
+        # The published captioning command writes a loss_type, which no captioning model reads.
+        return fields | {"tie_weights": bool(config.tie_word_embeddings), "loss_type": "sfmx", "num_labels": 2}
+    if isinstance(model, VinVLModel):
+        return fields
+    if isinstance(model, VinVLForPairs):
+        fields["num_choice"] = 2
+    cross_entropy = "sfmx" if task == "retrieval" else "xe"
+    return fields | {
+        "num_labels": config.num_labels,
+        "classifier": config.classifier,
+        "cls_hidden_scale": config.cls_hidden_scale,
+        "loss_type": cross_entropy if config.loss_type == "ce" else config.loss_type,
+    }
+
+
+def words_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The words of a vocabulary by number, as the lines of vocab.txt.
+
+    Raises:
+        UserError: a number without a word, or a word that is no line.
+    """
+    by_number = sorted((number, word) for word, number in tokenizer.get_vocab().items())
+    for place, (number, word) in enumerate(by_number):
+        if number != place or "\n" in word or not word:
+            raise UserError(
+                f"The tokenizer's vocabulary cannot be written as vocab.txt: number {place} has no word that is a "
+                "line; pass format=transformers, or a WordPiece tokenizer."
+            )
+    return [word for _, word in by_number]
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuses a tokenizer that counts further than the model's word embeddings.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"The tokenizer '{name}' has {len(tokenizer)} words and the model's embeddings {model.config.vocab_size}: "
+            "it is another model's; pass tokenizer=FOLDER of the one that the model was trained with."
+        )
+
+
+def name_answers(model: PreTrainedModel, answers: Sequence[str]) -> None:
+    """Puts the answers' texts into the model's configuration, as `id2label` and `label2id`."""
+    model.config.id2label = dict(enumerate(answers))
+    model.config.label2id = {answer: number for number, answer in enumerate(answers)}
+
+
+def named_answers(model: PreTrainedModel) -> list[str] | None:
+    """The answers' texts in the model's configuration; None where it has transformers' own LABEL_0, LABEL_1, …"""
+    id2label: dict[Any, str] = dict(model.config.id2label or {})
+    answers = [id2label[number] for number in range(len(id2label))]
+    return None if answers == [f"LABEL_{number}" for number in range(len(answers))] else answers

@@ -1,0 +1,204 @@
+"""The pre-training model: the VinVL encoder that guesses hidden tokens and tells matched from mismatched triplets.
+
+Shapes: B triplets, L text and tag tokens, R regions, D numbers per region row, H hidden size, V words, C pair classes,
+M hidden tokens in the batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertPreTrainedModel
+from transformers.utils import ModelOutput
+
+from vinvl.errors import UserError
+from vinvl.models.captioning import MaskedWordPredictions, masked_rows
+from vinvl.models.configuration import VinVLConfig
+from vinvl.models.encoder import VinVLModel
+
+NO_PAIR_LABEL = -1  # a row that has no part in the contrastive loss
+
+
+@dataclass
+class PretrainingOutput(ModelOutput):
+    """What `VinVLForPreTraining` returns; parts that were not asked for are None.
+
+    Attributes:
+        loss: () float32, the sum of the two losses that there are labels for.
+        masked_word_loss: () float32.
+        pair_loss: () float32.
+        logits: (M, V), in row-major order of the masked positions.
+        pair_logits: (B, C).
+        masked_places: (M,) int64, where these positions lie in the flattened (B, L) tokens.
+    """
+
+    loss: Tensor | None = None
+    masked_word_loss: Tensor | None = None
+    pair_loss: Tensor | None = None
+    logits: Tensor | None = None
+    pair_logits: Tensor | None = None
+    masked_places: Tensor | None = None
+
+
+class PretrainingHeads(nn.Module):
+    """Both heads under their published names: `predictions` on hidden states, `seq_relationship` on pooled vectors."""
+
+    def __init__(self, config: VinVLConfig) -> None:
+        super().__init__()
+        assert config.num_labels is not None  # transformers fills it in
+        self.predictions = MaskedWordPredictions(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, config.num_labels)
+
+
+class VinVLForPreTraining(BertPreTrainedModel):
+    """Masked tokens and the contrast of (text, tags, regions) triplets (Zhang et al. 2021, section 3.2; Oscar+).
+
+    The contrastive head has C = `config.num_labels` classes (published: `num_contrast_classes`): 3 in Oscar+, 2 in
+    Oscar. The word decoder always shares the word embeddings. Parameter names are the published ones.
+    """
+
+    config_class = VinVLConfig
+    config: VinVLConfig
+    base_model_prefix = "bert"
+    _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}  # noqa: RUF012
+
+    def __init__(self, config: VinVLConfig) -> None:
+        """
+        Raises:
+            UserError: fewer than two classes, or a decoder that shall have weights of its own.
+        """
+        if not config.tie_word_embeddings:
+            raise UserError(
+                "Pre-training decodes words by their embeddings: set model.config.tie_word_embeddings=true."
+            )
+        if config.num_labels is None or config.num_labels < 2:
+            raise UserError(
+                f"A contrast needs two classes at least, and the model's num_labels is {config.num_labels}."
+            )
+        super().__init__(config)
+        self.bert = VinVLModel(config)
+        self.cls = PretrainingHeads(config)
+        self.post_init()
+        # transformers ties only when it also initialises.
+        self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        self.cls.predictions.decoder = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        region_features: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        masked_ids: Tensor | None = None,
+        pair_labels: Tensor | None = None,
+        row_weights: Tensor | None = None,
+    ) -> PretrainingOutput:
+        """Predict the tokens at the masked positions, and at no others, and the class of every triplet.
+
+        Args:
+            input_ids: (B, L) int64. This and the arguments up to `position_ids` are described in `VinVLModel.forward`.
+            masked_positions: (B, L) bool, M of them true; every position of the text if not given. M may be 0.
+            masked_ids: (M,) int64, the true tokens there in row-major order; no masked loss if not given.
+            pair_labels: (B,) int64 classes, `NO_PAIR_LABEL` for rows without; no contrastive loss if not given.
+            row_weights: (B,) float, see `masked_token_loss` and `contrastive_loss`; 1 if not given.
+
+        Raises:
+            UserError: shapes that do not fit together.
+        """
+        encoded = self.bert(
+            input_ids,
+            token_type_ids=token_type_ids,
+            attention_mask=attention_mask,
+            region_features=region_features,
+            position_ids=position_ids,
+        )
+        length = input_ids.shape[1]
+        places = torch.arange(input_ids.numel(), device=input_ids.device)
+        if masked_positions is not None:
+            places = masked_rows(masked_positions, masked_ids)
+        text = encoded.last_hidden_state[:, :length].flatten(0, 1)  # (B·L, H)
+        logits = self.cls.predictions(text[places])  # (M, V)
+        pair_logits = self.cls.seq_relationship(encoded.pooler_output)  # (B, C)
+        _check_weights(row_weights, len(input_ids))
+        token_weights = None if row_weights is None else row_weights[places // length]
+        masked = None if masked_ids is None else masked_token_loss(logits, masked_ids, token_weights)
+        pair = None if pair_labels is None else contrastive_loss(pair_logits, pair_labels, row_weights)
+        return PretrainingOutput(
+            loss=pair if masked is None else masked if pair is None else masked + pair,
+            masked_word_loss=masked,
+            pair_loss=pair,
+            logits=logits,
+            pair_logits=pair_logits,
+            masked_places=places,
+        )
+
+
+def masked_token_loss(logits: Tensor, masked_ids: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the hidden tokens, a float32 scalar: the sum of weight × loss, over M (published for weights 1).
+
+    A batch in which nothing is hidden has the loss 0; the published mean over nothing would be NaN.
+
+    Args:
+        logits: (M, V) float.
+        masked_ids: (M,) int64.
+        weights: (M,) float. They scale what a token contributes and do not enter the divisor, so that a corpus of
+            weight 0.5 counts half also in a batch that it fills alone.
+    """
+    losses = masked_token_losses(logits, masked_ids)
+    weighted = losses if weights is None else losses * weights
+    return weighted.sum() / max(len(losses), 1)
+
+
+def masked_token_losses(logits: Tensor, masked_ids: Tensor) -> Tensor:
+    """Cross-entropy of each hidden token, (M,) float32, from logits (M, V) and tokens (M,) int64.
+
+    Raises:
+        UserError: another number of tokens than of logits.
+    """
+    if masked_ids.shape != logits.shape[:1]:
+        raise UserError(
+            f"There are {len(logits)} rows of word logits and masked ids of shape {tuple(masked_ids.shape)}; give one "
+            "id per row."
+        )
+    return F.cross_entropy(logits.float(), masked_ids, reduction="none")
+
+
+def contrastive_loss(pair_logits: Tensor, pair_labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the triplets' classes, a float32 scalar: the sum of weight × loss, over the labelled rows.
+
+    Args:
+        pair_logits: (B, C) float.
+        pair_labels: (B,) int64, `NO_PAIR_LABEL` for rows that do not count; without any other the loss is 0.
+        weights: (B,) float, as in `masked_token_loss`.
+    """
+    losses = contrastive_losses(pair_logits, pair_labels)
+    weighted = losses if weights is None else losses * weights
+    return weighted.sum() / (pair_labels != NO_PAIR_LABEL).sum().clamp(min=1)
+
+
+def contrastive_losses(pair_logits: Tensor, pair_labels: Tensor) -> Tensor:
+    """Cross-entropy of each triplet's class, (B,) float32, 0 where the label is `NO_PAIR_LABEL`.
+
+    Raises:
+        UserError: another number of labels than of logits.
+    """
+    if pair_labels.shape != pair_logits.shape[:1]:
+        raise UserError(
+            f"There are {len(pair_logits)} triplets and pair labels of shape {tuple(pair_labels.shape)}; give one "
+            "label per triplet."
+        )
+    return F.cross_entropy(pair_logits.float(), pair_labels, reduction="none", ignore_index=NO_PAIR_LABEL)
+
+
+def _check_weights(row_weights: Tensor | None, rows: int) -> None:
+    if row_weights is not None and row_weights.shape != (rows,):
+        raise UserError(f"Row weights of shape {tuple(row_weights.shape)} do not fit {rows} triplets; give one each.")

@@ -1,0 +1,27 @@
+"""The demo world as a pre-training corpus."""
+
+import json
+from pathlib import Path
+
+from conftest import TINY_WORLD
+
+from vinvl.data.demo.paths import DemoWorld
+from vinvl.data.demo.pretraining import ensure_demo_corpus
+
+
+def test_the_corpus_is_captions_and_questions_with_true_answers(demo_data: Path) -> None:
+    world = ensure_demo_corpus(demo_data / "demo", seed=0, **TINY_WORLD)
+    rows = [json.loads(line) for line in world.pretraining_corpus("val").read_text().splitlines()]
+    captions = json.loads(world.captions("val").read_text())["annotations"]
+    questions = json.loads(world.gqa("val").read_text())
+    assert [row["text"] for row in rows if "answer" not in row] == [caption["caption"] for caption in captions]
+    asked = {(row["text"], str(row["image_id"])): row["answer"] for row in rows if "answer" in row}
+    assert asked == {(q["question"], q["imageId"]): q["answer"] for q in questions.values()}
+
+
+def test_the_corpus_is_made_once_and_belongs_to_the_world(demo_data: Path) -> None:
+    world = ensure_demo_corpus(demo_data / "demo", seed=0, **TINY_WORLD)
+    made = [world.pretraining_corpus(split).stat().st_mtime_ns for split in ("train", "val", "test")]
+    again = ensure_demo_corpus(demo_data / "demo", seed=0, **TINY_WORLD)
+    assert [again.pretraining_corpus(split).stat().st_mtime_ns for split in ("train", "val", "test")] == made
+    assert world.pretraining_corpus("train").parent.name in DemoWorld(world.folder).top_level_names()
