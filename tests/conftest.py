@@ -35,11 +35,22 @@ Door = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with a tiny demo world in `demo/`."""
+    """A data folder with a tiny demo world in `demo/`, and its answer vocabulary.
+
+    The first run would make the vocabulary, from its own `data.min_answer_count`: which test is first must not matter.
+    """
+    from vinvl.data.answers import AnswerVocabulary
     from vinvl.data.demo import ensure_demo_world
+    from vinvl.data.vqa_files import read_official
 
     folder = tmp_path_factory.mktemp("data")
-    ensure_demo_world(folder / "demo", seed=0, workers=1, **TINY_WORLD)
+    world = ensure_demo_world(folder / "demo", seed=0, workers=1, **TINY_WORLD)
+    records = read_official(world.questions("train"), world.annotations("train"))
+    assert records.answers is not None
+    vocabulary = AnswerVocabulary.build(
+        records.answers, min_count=2, multiple_choice_answers=records.multiple_choice_answers
+    )
+    vocabulary.save(world.folder / "answers.json")
     return folder
 
 

@@ -226,7 +226,10 @@ def test_the_datamodule_reads_a_mixture_and_shows_an_example(tmp_path: Path) -> 
         write_lines(tmp_path / "extra.jsonl", mixed_rows(6)),
         write_lines(tmp_path / "val.jsonl", mixed_rows(12)),
     )
-    data = datamodule(tmp_path, {"train": [str(train), {"file": str(extra), "loss_weight": 0.5}], "val": str(val)})
+    data = datamodule(
+        tmp_path,
+        {"train": [str(train), {"file": str(extra), "loss_weight": 0.5}], "val": {"file": str(val), "passes": 3}},
+    )
     data.prepare_data()
     data.setup("fit")
     assert len(data.datasets["train"]) == 36 and len(data.datasets["val"]) == 12 and data.num_pair_classes == 3
@@ -252,6 +255,9 @@ def test_images_that_are_missing_are_counted_and_reported_once(tmp_path: Path) -
     batch = dataset.collate(draws(range(9)))
     for record in batch.records:
         assert int(dataset.rows.mixture.describe(record["index"])[-2]) in (0, 1, 2)
+    given = [row["text"] for row in mixed_rows(30) if row["image_id"] < 3]
+    found = dataset.rows.texts(np.arange(9), np.zeros(9, dtype=np.int64))
+    assert [found[row].tolist() for row in range(9)] == [plain(text) for text in given]
     with pytest.raises(UserError, match=r"lacks the images of 21 of 30 corpus rows, .*train\.jsonl line 4 \(image 3\)"):
         datamodule(tmp_path, splits, val_split="train", on_missing="error").setup("fit")
 

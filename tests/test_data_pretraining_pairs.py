@@ -84,7 +84,10 @@ def test_rows_of_the_same_image_are_passed_over_ten_times_at_most() -> None:
     images, second = [7, 7, 8], [True] * 3
     assert one(drawn(0.4, [1, 0, 2]), mode(1), images, second) == (0, 2, 1, 1, 1)
     assert one(drawn(0.1, [1, 0, 2]), mode(1), images, second) == (2, 0, 1, 2, 1)
-    assert one(drawn(0.4, [0] * (TRIES - 1) + [1]), mode(1), images, second) == (0, 1, 1, 1, 1)
+    # The tenth candidate is still looked at, and there is no eleventh.
+    assert TRIES == 10
+    assert one(drawn(0.4, [0] * 9 + [2]), mode(1), images, second) == (0, 2, 1, 1, 1)
+    assert one(drawn(0.4, [0] * 9 + [1]), mode(1), images, second) == (0, 1, 1, 1, 1)
 
 
 def test_an_answer_is_another_questions() -> None:
