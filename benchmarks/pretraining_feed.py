@@ -36,7 +36,7 @@ from vinvl.data.text import SpecialTokens, assemble_pair
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(f"w{number}" for number in range(2000))
-TEXT_WORDS, TAGS = 11, 20
+TEXT_WORDS, TAGS = 11, (20, 20)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -49,20 +49,22 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True)))
 
 
-def write_corpus(path: Path, rows: int, images: int) -> None:
-    """Captions of about 11 words with 20 tags."""
+def write_corpus(path: Path, rows: int, images: int, tags: tuple[int, int] = TAGS) -> None:
+    """Captions of about 11 words with so many tags, at least and at most."""
     generator = np.random.default_rng(0)
     with path.open("w") as file:
         for number in range(rows):
             words = generator.integers(0, len(WORDS), int(generator.integers(7, 2 * TEXT_WORDS - 6)))
-            tags = [WORDS[index] for index in generator.integers(0, len(WORDS), TAGS)]
-            row = {"image_id": number % images, "text": " ".join(WORDS[i] for i in words), "tags": tags}
+            names = [
+                WORDS[index] for index in generator.integers(0, len(WORDS), generator.integers(tags[0], tags[1] + 1))
+            ]
+            row = {"image_id": number % images, "text": " ".join(WORDS[i] for i in words), "tags": names}
             file.write(json.dumps(row) + "\n")
 
 
-def make_dataset(folder: Path, store: Path, rows: int, images: int) -> PretrainingDataset:
+def make_dataset(folder: Path, store: Path, rows: int, images: int, tags: tuple[int, int] = TAGS) -> PretrainingDataset:
     tokenizer = make_tokenizer()
-    write_corpus(folder / "corpus.jsonl", rows, images)
+    write_corpus(folder / "corpus.jsonl", rows, images, tags)
     begin = time.perf_counter()
     corpus = ensure_index(folder / "corpus.jsonl", tokenizer)
     print(f"indexed {rows / (time.perf_counter() - begin):,.0f} rows/s on one core")
@@ -123,10 +125,11 @@ def row_by_row(dataset: PretrainingDataset, draws: Sequence[Draw]) -> Batch:
 
 
 def samples_per_second(make: Callable[[Sequence[Draw]], Batch], batches: Sequence[Sequence[Draw]]) -> float:
-    begin = time.perf_counter()
+    """By the time that this process computed, so that other programs do not count."""
+    begin = time.process_time()
     for batch in batches:
         make(batch)
-    return sum(map(len, batches)) / (time.perf_counter() - begin)
+    return sum(map(len, batches)) / (time.process_time() - begin)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from transformers import BertConfig, PretrainedConfig
 
 from vinvl.models import VinVLConfig
 from vinvl.models.generation import DecodingOptions
+from vinvl.pretrain_finetune import as_overrides
 from vinvl.runs import config_directory, register_resolvers
 from vinvl.tasks.caption_constraints import ConstraintOptions
 
@@ -27,7 +28,7 @@ GROUPS = {  # names with an underscore are what choices have in common, no choic
     for folder in CONF.iterdir()
     if folder.is_dir()
 }
-NO_CHOICE_OF_ITS_OWN = {"hydra", "paths"}  # composed with every door below
+NO_CHOICE_OF_ITS_OWN = {"hydra", "paths", "objective"}  # composed with their doors below
 EXPERIMENTS = GROUPS["experiment"]
 DOORS = ("train", "evaluate", "predict")
 # What one must say of one's own data, and the base of all VQA datasets, before they are whole.
@@ -154,6 +155,24 @@ def test_every_door_takes_every_dataset(door: str, data: str) -> None:
 @pytest.mark.parametrize("trainer", GROUPS["trainer"])
 def test_every_door_takes_every_trainer(door: str, trainer: str) -> None:
     assert_callable_as_written(composed(door, f"trainer={trainer}"))
+
+
+@pytest.mark.parametrize("tags", ["true", "false"])
+@pytest.mark.parametrize("objective", GROUPS["objective"])
+def test_both_stages_of_every_objective_compose(objective: str, tags: str) -> None:
+    config = composed("pretrain_finetune", f"objective={objective}", f"tags={tags}")
+    own = config["objective"]["with_tags" if tags == "true" else "without_tags"]
+    for stage in ("pretrain", "finetune"):
+        words = as_overrides(OmegaConf.create(config[stage]))
+        words += as_overrides(OmegaConf.create(own)) if stage == "pretrain" else []
+        trained = composed("train", *words, f"data.use_tags={tags}", "seed=3")
+        assert_callable_as_written(trained)
+        assert trained["name"] == config[stage]["experiment"]
+
+
+def test_converting_needs_only_to_be_told_from_where_and_to_where() -> None:
+    config = composed("convert", "weights=FILE", "to=FOLDER")
+    assert (config["weights"], config["to"]) == ("FILE", "FOLDER")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

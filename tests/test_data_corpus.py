@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pretraining_samples import TOKENIZER, mixed_rows, write_lines
 
-from vinvl.data.corpus import Corpus, RowKind, build, chunks, ensure_index, index_folder, tokenizer_fingerprint
+from vinvl.data import line_chunks
+from vinvl.data.corpus import Corpus, RowKind, build, ensure_index, index_folder, tokenizer_fingerprint
 from vinvl.data.corpus.__main__ import main
 from vinvl.errors import UserError
 
@@ -50,10 +51,10 @@ def test_what_goes_in_comes_out(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], chunk_bytes: int
 ) -> None:
     path = write_lines(tmp_path_factory.mktemp("corpus") / "c.jsonl", rows)
-    pieces, _ = chunks.split_file(path, chunk_bytes)
+    pieces, _ = line_chunks.split_file(path, chunk_bytes)
     assert b"".join(path.read_bytes()[piece.start : piece.stop] for piece in pieces) == path.read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "split_file", lambda file: chunks.split_file(file, chunk_bytes))
+        patch.setattr(build, "split_file", lambda file: line_chunks.split_file(file, chunk_bytes))
         corpus = ensure_index(path, TOKENIZER)
     assert len(corpus) == len(rows) and corpus.problems() == []
     assert texts_of(corpus, 0) == [plain(row["text"]) for row in rows]
@@ -75,7 +76,7 @@ def test_rows_are_read_in_any_order_and_after_pickling(tmp_path: Path) -> None:
 
 
 def test_several_processes_make_the_same_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "split_file", lambda file: chunks.split_file(file, 300))
+    monkeypatch.setattr(build, "split_file", lambda file: line_chunks.split_file(file, 300))
     folders = []
     for workers in (1, 2):
         (tmp_path / str(workers)).mkdir()

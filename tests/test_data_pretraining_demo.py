@@ -9,12 +9,18 @@ from vinvl.data.demo.paths import DemoWorld
 from vinvl.data.demo.pretraining import ensure_demo_corpus
 
 
-def test_the_corpus_is_captions_and_questions_with_true_answers(demo_data: Path) -> None:
+def test_the_corpus_is_captions_descriptions_and_questions_with_true_answers(demo_data: Path) -> None:
     world = ensure_demo_corpus(demo_data / "demo", seed=0, **TINY_WORLD)
     rows = [json.loads(line) for line in world.pretraining_corpus("val").read_text().splitlines()]
     captions = json.loads(world.captions("val").read_text())["annotations"]
     questions = json.loads(world.gqa("val").read_text())
-    assert [row["text"] for row in rows if "answer" not in row] == [caption["caption"] for caption in captions]
+    told = {source: [row for row in rows if row["source"] == source] for source in ("captions", "descriptions")}
+    assert [row["text"] for row in told["captions"]] == [caption["caption"] for caption in captions]
+    assert not any("answer" in row or "tags" in row for part in told.values() for row in part)
+    scenes = json.loads(world.scenes("val").read_text())["scenes"]
+    seen = {(s["image_id"], o["size"], o["texture"], o["colour"], o["shape"]) for s in scenes for o in s["objects"]}
+    described = {(row["image_id"], *row["text"].split()[1:]) for row in told["descriptions"]}
+    assert described == seen and len(told["descriptions"]) == sum(len(scene["objects"]) for scene in scenes)
     asked = {(row["text"], str(row["image_id"])): row["answer"] for row in rows if "answer" in row}
     assert asked == {(q["question"], q["imageId"]): q["answer"] for q in questions.values()}
 

@@ -125,6 +125,9 @@ def test_tokenizer_spells_every_text_of_every_split(world: DemoWorld) -> None:
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.unk_token_id not in ids
             assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+        answers = {question["answer"] for question in _json(world.gqa(split)).values()}
+        # A hidden piece of an answer would be guessed from its other pieces instead of the picture.
+        assert {answer for answer in answers if len(tokenizer.tokenize(answer)) != 1} == set()
     pair = tokenizer("Is there a STAR?", "star circle")
     tokens = tokenizer.convert_ids_to_tokens(pair["input_ids"])
     assert tokens[0] == "[CLS]"

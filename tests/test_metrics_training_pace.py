@@ -66,9 +66,15 @@ def test_a_restart_forgets() -> None:
         ("NVIDIA H200", "32-true", 67e12),
         ("NVIDIA L4", "bf16-true", 121e12),
         ("NVIDIA L40S", "bf16-true", 362e12),
+        ("NVIDIA GeForce RTX 4090", "bf16-mixed", 165e12),
+        ("NVIDIA A100 80GB PCIe", "32-true", 19.5e12),
         ("Tesla V100-SXM2-32GB", "16-mixed", 125e12),
+        ("Tesla V100-PCIE-16GB", "16-mixed", 112e12),
         ("Tesla V100-SXM2-32GB", "bf16-mixed", None),  # computes it, but not in its tensor cores
         ("NVIDIA L40", "bf16-mixed", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16-mixed", None),  # a slice of it
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16-mixed", None),
+        ("NVIDIA H200 NVL", "bf16-mixed", None),
         ("NVIDIA H100 NVL", "bf16-mixed", None),
         ("NVIDIA A100-SXM4-80GB", "64-true", None),
         ("", "32-true", None),
@@ -78,10 +84,14 @@ def test_known_peaks_alone(device: str, precision: str, peak: float | None) -> N
     assert peak_flops(device, precision) == peak
 
 
-def test_tensor_cores_in_float32_have_another_peak() -> None:
-    before = torch.get_float32_matmul_precision()
+@pytest.mark.parametrize(
+    ("device", "peak"), [("NVIDIA H200", 494e12), ("NVIDIA L40S", 183e12), ("Tesla V100-SXM2-32GB", None)]
+)
+def test_tensor_cores_in_float32_have_another_peak(device: str, peak: float | None) -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
     try:
-        torch.set_float32_matmul_precision("high")
-        assert peak_flops("NVIDIA H200", "32-true") is None
+        torch.backends.cuda.matmul.fp32_precision = "tf32"  # as torch.set_float32_matmul_precision("high") does
+        assert peak_flops(device, "32-true") == peak
+        assert peak_flops(device, "16-mixed") == peak_flops(device, "16-true") != peak
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.backends.cuda.matmul.fp32_precision = before

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback, ProgressBar, RichProgressBar
 class SamplesPerSecond(Callback):
     """Logs training samples per second over all ranks, averaged over `every_n_steps` batches.
 
+    A sample is an item of the dataset, also where several rows are made of it.
     Waiting for data counts, evaluation and checkpoints between two averages do too: it is what the run gets done.
     """
 
@@ -19,13 +20,17 @@ class SamplesPerSecond(Callback):
         self._since = 0.0
         self._samples = 0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that goes on within an epoch does not start that epoch again."""
+        self._since, self._samples = time.perf_counter(), 0
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since, self._samples = time.perf_counter(), 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._samples += len(batch) * trainer.world_size
+        self._samples += batch.num_items * trainer.world_size
         if (batch_idx + 1) % self.every_n_steps == 0:
             now = time.perf_counter()
             rate = self._samples / (now - self._since)

@@ -1,6 +1,8 @@
 """What the doors share: where configs, runs and checkpoints lie, and how an error reaches a person."""
 
+import errno
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -22,6 +24,8 @@ from vinvl.tasks.base import VinVLTask
 
 CHECKPOINTS = "checkpoints"  # folder of a run
 NAMED_CHECKPOINTS = ("last", "best")  # what ckpt_path may say instead of a file
+AUTO = "auto"  # the same, for a command that is given again and again: go on if there is something to go on from
+SUBMITIT_LAUNCHERS = tuple(f"hydra/launcher={name}" for name in ("slurm", "submitit_slurm", "submitit_local"))
 HYDRA_LOG = re.compile(r"(train|evaluate|predict)(_ddp_process_\d+)?\.log")  # Hydra's, and a launched rank's
 PACKAGE = Path(__file__).resolve().parent
 
@@ -54,14 +58,19 @@ def process_rank() -> int:
 def run_directory(runs_dir: str, name: str, ckpt_path: str | None) -> str:
     """The folder of a run: a new one, or, to continue, the newest that has the checkpoint.
 
-    A new one is named by time and process, because the jobs of an array start within one second. A requeued
-    job goes on in its own folder. Ranks other than 0 of a fresh run write nothing of value; what
-    Hydra writes for them goes to a folder of their own, because they cannot know rank 0's clock.
+    A new one is named by time and process, because the jobs of an array start within one second. With `auto` the same
+    command always gets the same folder: that of its SLURM job, which keeps its number when it is requeued, else one
+    called `auto`; several at once are told apart by their name, or by hydra.run.dir. Ranks other than 0 of a fresh run
+    write nothing of value; what Hydra writes for them goes to a folder of their own, because they cannot know rank 0's
+    clock.
     """
     if ckpt_path in NAMED_CHECKPOINTS:
         found = newest_checkpoint(Path(runs_dir), name, str(ckpt_path))
         if found is not None:
             return str(found.parents[1])
+    if ckpt_path == AUTO:
+        job = os.environ.get("SLURM_JOB_ID", "")
+        return str(Path(runs_dir) / name / (f"slurm-{job}" if job else AUTO))
     if process_rank() > 0:
         return str(Path(runs_dir) / name / "ranks" / f"rank-{process_rank()}")
     return str(Path(runs_dir) / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}")
@@ -119,6 +128,16 @@ def open_sections(arguments: list[str]) -> list[str]:
     return [f"++{argument}" if argument.startswith(prefixes) else argument for argument in arguments]
 
 
+def require_launcher(arguments: list[str]) -> None:
+    """Ends the process with a sentence where the command asks for SLURM's launcher and its package is not installed."""
+    asked = [argument for argument in arguments if argument in SUBMITIT_LAUNCHERS]
+    plugins = importlib.util.find_spec("hydra_plugins")
+    if asked and (plugins is None or importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None):
+        sys.exit(
+            f"error: {asked[0]} needs hydra-submitit-launcher, which is not installed: pip install 'vinvl[slurm]'."
+        )
+
+
 def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
     """The task class a checkpoint names; only classes of `vinvl.tasks` are imported for a file's sake.
 
@@ -143,11 +162,12 @@ def run_door(run: Callable[[DictConfig], object], config: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*custom batch sampler.*for prediction.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*Previous log files in this directory.*")  # they are renamed
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     try:
         run(config)
     except Exception as error:
-        sentence = sentence_of(error) or sentence_of_missing(error, config)
+        sentence = sentence_of(error) or sentence_of_missing(error, config) or sentence_of_full_disk(error, config)
         if sentence is None:
             raise
         remove_empty_run(Path(config.paths.output_dir))
@@ -175,6 +195,19 @@ def sentence_of_missing(error: BaseException, config: DictConfig) -> str | None:
         return None
     keys = sorted(missing_keys(OmegaConf.to_container(config, resolve=False)))
     return f"{', '.join(keys)} must be given: pass {' '.join(f'{key}=VALUE' for key in keys)}."
+
+
+def sentence_of_full_disk(error: BaseException, config: DictConfig) -> str | None:
+    """What a log or results file that found no room says, None if the exception has another cause."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    place = error.filename or config.paths.output_dir
+    return f"{place} cannot be written ({error.strerror}): make room, then {how_to_go_on(config.paths.output_dir)}."
+
+
+def how_to_go_on(output_dir: str | Path) -> str:
+    """What a person is told to do once a run has ended before its time."""
+    return f"go on with the same command and hydra.run.dir={output_dir} ckpt_path={AUTO}"
 
 
 def missing_keys(value: object, key: str = "") -> Iterator[str]:

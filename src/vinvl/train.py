@@ -1,6 +1,8 @@
 """Train a model: `python -m vinvl.train [experiment=NAME] [overrides]`. Without overrides: the demo world."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytorch_lightning as pl
@@ -10,9 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
+from vinvl.data.datamodule import RegionDataModule
 from vinvl.errors import UserError
+from vinvl.plan import plan
+from vinvl.preemption import Stopped
 from vinvl.report.table import print_results
-from vinvl.runs import config_directory, register_resolvers, resolve_checkpoint, run_door, task_class, write_json
+from vinvl.resume import ORDER, check_resumable, resume_path, tidy_run_folder, training_order
+from vinvl.runs import config_directory, register_resolvers, require_launcher, run_door, write_json
 from vinvl.tasks.base import VinVLTask
 from vinvl.tasks.checkpoints import load_into, read_checkpoint
 
@@ -21,11 +27,12 @@ register_resolvers()
 
 def train(config: DictConfig) -> dict[str, float]:
     """Composed configuration → a trained model in `config.paths.output_dir`, and its scores on the test split."""
+    if config.get("plan"):  # +plan=true: what the run would cost, and no run
+        return plan(config)
     output_dir = Path(config.paths.output_dir)
-    run_config = OmegaConf.to_container(config, resolve=True)  # first of all: what is missing is told before any work
-    resume_from = None
-    if config.ckpt_path is not None:
-        resume_from = resolve_checkpoint(config.ckpt_path, config.paths.runs_dir, config.name)
+    # First of all: what is missing is told before any work.
+    run_config: Any = OmegaConf.to_container(config, resolve=True)
+    resume_from = resume_path(config)
     if config.torch_threads is not None:
         torch.set_num_threads(config.torch_threads)
     pl.seed_everything(config.seed, verbose=False)
@@ -33,14 +40,31 @@ def train(config: DictConfig) -> dict[str, float]:
     datamodule.prepare_data()
     datamodule.setup("fit")
     task = instantiate(config.task, datamodule=datamodule)
-    task.run_config = run_config
-    if resume_from is not None:
-        check_resumable(task, resume_from)
     callbacks = list(instantiate(config.callbacks).values())
     loggers = make_loggers(config.logger)
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}
+    if resume_from is not None:
+        check_resumable(task, resume_from)
+    if config.compile.enabled:  # in place, so that checkpoints keep their names; the heads pick places by the data
+        encoder = task.model.base_model
+        encoder.compile(backend=config.compile.backend, dynamic=config.compile.dynamic, mode=config.compile.mode)
     if trainer.is_global_zero:
+        tidy_run_folder(output_dir)
         print(datamodule.example_text("train"), flush=True)
+    try:
+        return fit_and_test(trainer, task, datamodule, resume_from, config)
+    except Stopped as stopped:
+        if trainer.is_global_zero:
+            print(f"\n{stopped}", flush=True)
+            sys.exit(stopped.exit_code)
+        return {}
+
+
+def fit_and_test(
+    trainer: pl.Trainer, task: VinVLTask, datamodule: RegionDataModule, resume_from: Path | None, config: DictConfig
+) -> dict[str, float]:
+    """Trains, then scores the best checkpoint on the test split; raises Stopped where a signal asks for it."""
     trainer.fit(task, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     best = best_checkpoint(trainer)
     if best is not None:
@@ -49,7 +73,7 @@ def train(config: DictConfig) -> dict[str, float]:
         return {}
     trainer.test(task, datamodule=datamodule, verbose=False)
     if trainer.is_global_zero:
-        report(task, output_dir, split=config.data.test_split, checkpoint=best)
+        report(task, Path(config.paths.output_dir), split=config.data.test_split, checkpoint=best)
     return task.scores
 
 
@@ -70,15 +94,6 @@ def make_loggers(config: DictConfig) -> list[Logger]:
         raise
 
 
-def check_resumable(task: VinVLTask, path: Path) -> None:
-    """Refuses to go on from a checkpoint of another task or model before anything has been touched."""
-    checkpoint = read_checkpoint(path)
-    found = task_class(checkpoint, path)
-    if type(task) is not found:
-        raise UserError(f"{path} is a checkpoint of {found.__name__}, and this run trains {type(task).__name__}.")
-    load_into(task, checkpoint, path)
-
-
 def best_checkpoint(trainer: pl.Trainer) -> str | None:
     """The best checkpoint of the run as rank 0 knows it, or None if the run wrote none."""
     monitoring = [
@@ -93,7 +108,8 @@ def best_checkpoint(trainer: pl.Trainer) -> str | None:
 def report(task: VinVLTask, output_dir: Path, *, split: str, checkpoint: str | None) -> None:
     """Writes results.json and prints the table of what came out and where it lies."""
     results = output_dir / "results.json"
-    write_json(results, {"split": split, "checkpoint": checkpoint, "scores": task.scores})
+    content = {"split": split, "checkpoint": checkpoint, "headline": task.headline, "scores": task.scores}
+    write_json(results, content)
     files = {"run folder": output_dir, "results": results}
     if checkpoint is not None:
         files["best checkpoint"] = Path(checkpoint)
@@ -106,4 +122,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    require_launcher(sys.argv[1:])
     main()

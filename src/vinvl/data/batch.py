@@ -47,9 +47,15 @@ class Batch:
     masked_positions: Tensor | None = None  # (B, L) bool, True Σk times in the order of `labels`
     pair_labels: Tensor | None = None  # (B,) int64: class of each triplet in pre-training; -1 where it has none
     loss_weights: Tensor | None = None  # (B,) float32: factor of each row's losses; None means 1
+    items: int | None = None  # of the dataset, where several rows were made of each; None means B
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+    @property
+    def num_items(self) -> int:
+        """Items of the dataset that the rows were made of: what `data.batch_size` and epochs count."""
+        return len(self) if self.items is None else self.items
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The batch with every tensor on `device`."""

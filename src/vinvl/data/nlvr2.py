@@ -71,7 +71,8 @@ class NLVR2Dataset(Dataset[Pair]):
         """2B rows, left and right image of each statement in turn, and B labels."""
         labels = class_labels([left for left, _ in items]) if self.records.labels is not None else None
         rows = list(chain.from_iterable(items))
-        return collate(rows, pad_token_id=self.region_text.special.pad_token_id, labels=labels)
+        batch = collate(rows, pad_token_id=self.region_text.special.pad_token_id, labels=labels)
+        return replace(batch, items=len(items))
 
     def show(self, item: Pair, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
         record = item[0].record

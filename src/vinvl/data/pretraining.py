@@ -22,7 +22,8 @@ class PretrainingDataModule(RegionDataModule):
     """Corpus files, a RegionStore and a tokenizer → batches.
 
     A split is a corpus file (JSONL, see `corpus_row`), or a list of corpora, each a file or
-    `{file: FILE, loss_weight: 1.0, passes: 1.0}` (see `CorpusShare`). Files are indexed beside themselves on first use.
+    `{file: FILE, loss_weight: 1.0, passes: 1.0}` (see `CorpusShare`). A folder stands for the .jsonl files in it. Files
+    are indexed beside themselves on first use.
 
     Args:
         variant: `oscar`, `mmf` or `matched`, see `PretrainingDataset`.
@@ -54,13 +55,14 @@ class PretrainingDataModule(RegionDataModule):
         self.pair_options = PairOptions(textb_sample_mode, texta_false_prob, mask_loss_for_unmatched)
         self.mask_probability = mask_probability
         self.index_workers = index_workers
+        self._rows_of: dict[str, tuple[Mixture, np.ndarray]] = {}
 
     def prepare_data(self) -> None:
         """Generates the demo corpus, and indexes corpus files that have no current index."""
         super().prepare_data()
         tokenizer = load_tokenizer(self.tokenizer_name)
         for split in sorted(set(self.split_of.values()) & set(self.splits)):
-            for entry in self._entries(split):
+            for entry in self.corpora_of(split):
                 ensure_index(entry["file"], tokenizer, self.index_workers)
 
     def read_split(self, split: str) -> Mixture:
@@ -71,7 +73,7 @@ class PretrainingDataModule(RegionDataModule):
                     float(entry.get("loss_weight", 1.0)),
                     float(entry.get("passes", 1.0)),
                 )
-                for entry in self._entries(split)
+                for entry in self.corpora_of(split)
             ]
         )
 
@@ -95,24 +97,33 @@ class PretrainingDataModule(RegionDataModule):
         return classes
 
     def _dataset_of(self, stage: str) -> PretrainingDataset:
-        mixture = self.read_split(self.split_of[stage])
+        split = self.split_of[stage]
+        if split not in self._rows_of:  # read, and reported on, once for all stages
+            self._rows_of[split] = self._rows_in_store(self.read_split(split))
+        return self.make_dataset(*self._rows_of[split], stage)
+
+    def _rows_in_store(self, mixture: Mixture) -> tuple[Mixture, np.ndarray]:
+        """The rows whose images are in the store, and where these lie there, (N,) int32."""
         for share in mixture.shares:
             self._check_tags(share.corpus)
         images = mixture.positions_in(self.store)
         present = images >= 0
-        if not present.all():
-            self._report_missing(mixture, present)
-            mixture, images = mixture.select(present), images[present]
-        return self.make_dataset(mixture, images, stage)
+        if present.all():
+            return mixture, images
+        self._report_missing(mixture, present)
+        return mixture.select(present), images[present]
 
     def _report_missing(self, mixture: Mixture, present: np.ndarray) -> None:
         """Warns once of all rows whose image is not in the store, or refuses them; see `on_missing`."""
         first, missing = mixture.describe(int(np.argmin(present))), int((~present).sum())
         if self.on_missing != "skip" or not present.any():
+            # One id alone: `image_ids` of the whole store as text would stay in memory.
+            like = f"its ids are like '{self.store.at(0).image_id}'" if len(self.store) else "it is empty"
+            remedy = "Extract the missing ones or pass data.on_missing=skip"
             raise UserError(
                 f"{self.store!r} lacks the images of {missing:,} of {len(mixture):,} corpus rows, the first being "
-                f"{first}; its ids are like '{self.store.image_ids[0]}'. Extract the missing ones or pass "
-                "data.on_missing=skip."
+                f"{first}; {like}. {remedy if present.any() else 'Is it the store of this corpus?'}"
+                f"{'.' if present.any() else ''}"
             )
         rank_zero_warn(
             f"data.on_missing=skip: left out {missing:,} of {len(mixture):,} corpus rows whose images are not in "
@@ -139,8 +150,12 @@ class PretrainingDataModule(RegionDataModule):
             f"such as '{unknown[0]}'."
         )
 
-    def _entries(self, split: str) -> list[dict[str, Any]]:
-        """The corpora of a split as mappings of SHARE_KEYS."""
+    def corpora_of(self, split: str) -> list[dict[str, Any]]:
+        """The corpora of a split as mappings of SHARE_KEYS, each of one file; nothing but folders is opened.
+
+        Raises:
+            UserError: there is no such split, or it names no corpus.
+        """
         files = self.split_files(split)
         listed = [files] if isinstance(files, (str, Path, Mapping)) else list(files)
         entries = [dict(entry) if isinstance(entry, Mapping) else {"file": str(entry)} for entry in listed]
@@ -152,4 +167,14 @@ class PretrainingDataModule(RegionDataModule):
                 )
         if not entries:
             raise UserError(f"data.splits.{split} names no corpus; give it a file.")
-        return entries
+        return [{**entry, "file": file} for entry in entries for file in _files(str(entry["file"]))]
+
+
+def _files(path: str) -> list[str]:
+    """The corpus files of a folder, by name; a file is itself."""
+    if not Path(path).is_dir():
+        return [path]
+    files = sorted(str(file) for file in Path(path).glob("*.jsonl") if not file.is_dir())
+    if not files:
+        raise UserError(f"{path} is a folder without corpus files (.jsonl); check the path.")
+    return files

@@ -61,12 +61,12 @@ class CorpusRows:
         return _replaced(found, from_store, [self.region_text.tag_ids(int(i)) for i in self.images[rows[from_store]]])
 
     def lengths(self) -> np.ndarray:
-        """(N,) int64: tokens, cut to the limit, and regions of each row.
+        """(N,) int16: tokens, cut to the limit, and regions of each row.
 
         Tags of the store are counted as a token a region, which is enough to put like rows together and spares reading
         the regions of millions of images.
         """
-        limits, lengths = self.region_text.limits, np.empty(len(self), dtype=np.int64)
+        limits, lengths = self.region_text.limits, np.empty(len(self), dtype=np.int16)
         for start in range(0, len(self), BLOCK_ROWS):
             rows = np.arange(start, min(start + BLOCK_ROWS, len(self)))
             regions = np.minimum(self._num_regions[self.images[rows]], limits.max_regions)

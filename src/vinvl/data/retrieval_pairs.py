@@ -98,6 +98,7 @@ class RetrievalPairs(Dataset[Pair]):
         """2B rows, all matched then all mismatched as published, with 2B labels."""
         rows = [pair[side] for side in (0, 1) for pair in items]
         batch = collate(rows, pad_token_id=self.region_text.special.pad_token_id, labels=class_labels(rows))
+        batch = replace(batch, items=len(items))
         if self.attention_type == "CLR":
             return batch
         return replace(batch, attention_mask=attention_mask_of(parts_of(batch), self.attention_type))

@@ -70,16 +70,18 @@ class LengthBucketBatchSampler(Sampler[list[Draw]]):
     def epoch_batches(self, epoch: int) -> list[np.ndarray]:
         """This rank's batches of one epoch, each an array of example indices."""
         generator = np.random.default_rng((self.seed, epoch))
-        order = generator.permutation(len(self.lengths))
+        # In place and in four bytes where they suffice: a corpus has millions of examples, and each rank does this.
+        order = np.arange(len(self.lengths), dtype=np.int32 if len(self.lengths) < 2**31 else np.int64)
+        generator.shuffle(order)
         pool_size = POOL_BATCHES * self.batch_size * self.world_size
-        pools = (order[start : start + pool_size] for start in range(0, len(order), pool_size))
-        # A stable sort keeps the shuffled order among equal lengths.
-        by_length = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
-        batches = [by_length[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        needed = len(self) * self.world_size
-        batches += [batches[index % len(batches)] for index in range(needed - len(batches))]
+        for start in range(0, len(order), pool_size):
+            pool = order[start : start + pool_size]
+            # A stable sort keeps the shuffled order among equal lengths.
+            pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]
+        count = -(-len(order) // self.batch_size)
         groups = generator.permutation(len(self))
-        return [batches[group * self.world_size + self.rank] for group in groups]
+        mine = ((group * self.world_size + self.rank) % count * self.batch_size for group in groups.tolist())
+        return [order[start : start + self.batch_size] for start in mine]
 
 
 class EvaluationBatchSampler(Sampler[list[Draw]]):

@@ -64,9 +64,13 @@ class TrainingPace:
         tokens, pairs, regions = counts
         figures = {"tokens_per_second": tokens * devices / elapsed, "padding_share": 1 - tokens / self._slots}
         if peak is not None:
-            costs = self.costs
-            flops = tokens * costs.per_token + pairs * costs.per_attended_pair + regions * costs.per_region
-            flops = flops + self._masked_tokens * costs.per_masked_token + self._rows * costs.per_row
+            flops = self.costs.total(
+                tokens=tokens,
+                attended_pairs=pairs,
+                regions=regions,
+                masked_tokens=self._masked_tokens,
+                rows=self._rows,
+            )
             figures["flops_utilisation"] = flops / (elapsed * peak)
         self.restart()
         return figures

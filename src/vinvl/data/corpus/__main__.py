@@ -1,4 +1,4 @@
-"""`python -m vinvl.data.corpus build|info|verify`: makes the indexed form of corpus files, and looks at it."""
+"""`python -m vinvl.data.corpus convert|build|info|verify`: makes corpus files and their indices, looks at them."""
 
 from __future__ import annotations
 
@@ -10,41 +10,58 @@ from pathlib import Path
 
 from vinvl.data.corpus.build import ensure_index
 from vinvl.data.corpus.index import ARRAYS, Corpus
+from vinvl.data.published_corpus.command import add_convert_command
 from vinvl.data.text import load_tokenizer
 from vinvl.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 after an error or if problems were found."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m vinvl.data.corpus", description="Index a pre-training corpus, or look at an index."
+        prog="python -m vinvl.data.corpus", description="Make and index a pre-training corpus, or look at an index."
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    add_convert_command(commands)
     build = commands.add_parser("build", help="tokenize JSONL files into the indices that training reads")
     build.add_argument("files", nargs="+", metavar="JSONL")
     build.add_argument("--tokenizer", default="bert-base-uncased", help="folder or hub name (default: %(default)s)")
     build.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
-    for name, text in (
-        ("info", "print what an index holds"),
-        ("verify", "read an index through; exit code 1 if it is not what was written"),
+    build.set_defaults(run=_build)
+    for name, run, text in (
+        ("info", _info, "print what an index holds"),
+        ("verify", _verify, "read an index through; exit code 1 if it is not what was written"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("files", nargs="+", metavar="INDEX", help="folder of an index, or the JSONL beside it")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "build":
-            tokenizer = load_tokenizer(options.tokenizer)
-            for file in options.files:
-                print(ensure_index(file, tokenizer, options.workers).folder)
-            return 0
-        corpora = [corpus for file in options.files for corpus in _indices(Path(file))]
-        if options.command == "info":
-            print("\n\n".join(summary(corpus) for corpus in corpora))
-            return 0
-        problems = [problem for corpus in corpora for problem in corpus.problems()]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        command.set_defaults(run=run)
+    return parser
+
+
+def _build(options: argparse.Namespace) -> int:
+    tokenizer = load_tokenizer(options.tokenizer)
+    for file in options.files:
+        print(ensure_index(file, tokenizer, options.workers).folder)
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    print("\n\n".join(summary(corpus) for file in options.files for corpus in _indices(Path(file))))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    corpora = [corpus for file in options.files for corpus in _indices(Path(file))]
+    problems = [problem for corpus in corpora for problem in corpus.problems()]
     print("\n".join(problems) if problems else f"sound: {', '.join(map(repr, corpora))}")
     return 1 if problems else 0
 

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from vinvl.data.corpus.chunks import Chunk, Part, split_file, token_dtype, tokenize_chunk
+from vinvl.data.corpus.chunks import Part, token_dtype, tokenize_chunk
 from vinvl.data.corpus.fingerprint import tokenizer_fingerprint
-from vinvl.data.corpus.index import ARRAYS, FORMAT, MANIFEST, Corpus, file_digest
+from vinvl.data.corpus.index import FORMAT, MANIFEST, Corpus, file_digest
 from vinvl.data.corpus.rows import RowKind
+from vinvl.data.line_chunks import Chunk, split_file
 from vinvl.errors import UserError
 
 MAX_TAG_NAMES = 50_000  # kept in the manifest; more are no tags of a label set
@@ -48,7 +49,7 @@ def ensure_index(file: str | Path, tokenizer: PreTrainedTokenizerBase, workers: 
     """
     path, fingerprint = Path(file), tokenizer_fingerprint(tokenizer)
     folder = index_folder(path, fingerprint)
-    current = current_index(path, folder)
+    current = current_index(path, folder, fingerprint)
     if current is not None:
         return current
     print(f"Indexing {path} …", file=sys.stderr, flush=True)
@@ -62,23 +63,28 @@ def ensure_index(file: str | Path, tokenizer: PreTrainedTokenizerBase, workers: 
         fresh = temporary / "index"
         fresh.mkdir()
         _write_index(path, fresh, tokenizer, fingerprint, workers)
+        current = current_index(path, folder, fingerprint)
+        if current is not None:  # another process was faster; whoever reads its index keeps it
+            return current
         if folder.exists():
             os.replace(folder, temporary / "replaced")
         os.replace(fresh, folder)
     except OSError as error:
-        if current_index(path, folder) is None:  # another process was faster where it is not
+        if current_index(path, folder, fingerprint) is None:  # another process was faster where it is not
             raise UserError(f"{folder} cannot be written ({error.strerror}); check disk and permissions.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Corpus(folder)
 
 
-def current_index(file: Path, folder: Path) -> Corpus | None:
-    """The index in `folder` if there is one and `file` is as it was then: by size and time, or else by content."""
+def current_index(file: Path, folder: Path, fingerprint: str) -> Corpus | None:
+    """The index in `folder` if it is of this tokenizer and of `file` as it is: by size and time, or else by content."""
     try:
         status = file.stat()
         corpus = Corpus(folder)
     except (OSError, UserError):
+        return None
+    if corpus.manifest["tokenizer"] != fingerprint:
         return None
     size, modified = corpus.manifest["file_bytes"], corpus.manifest["file_modified_ns"]
     if status.st_size != size:
@@ -95,40 +101,55 @@ def _write_index(path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase, f
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     chunks, digest = split_file(path)
-    with ExitStack() as stack:
-        parts = _write_parts(_tokenized(chunks, tokenizer, workers, stack), folder)
-    if parts.rows == 0:
-        raise UserError(f"{path} holds no rows; an empty corpus cannot be used.")
-    ids = parts.write_images(folder)
-    shapes: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
-        "tokens": (token_dtype(len(tokenizer)), (parts.tokens,)),
-        "lengths": (np.dtype("<u2"), (parts.rows, 2)),
-        "starts": (np.dtype("<i8"), (parts.rows,)),
-        "kinds": (np.dtype("u1"), (parts.rows,)),
-        "images": (np.dtype("<i4"), (parts.rows,)),
-        "lines": (np.dtype("<u4"), (parts.rows,)),
-        "image_ids": (ids.dtype, ids.shape),
-    }
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
+    facts = {
         "file": str(path),
         "file_bytes": status.st_size,
         "file_modified_ns": status.st_mtime_ns,
         "file_digest": digest,
         "tokenizer": fingerprint,
         "vocab_size": len(tokenizer),
-        "rows": parts.rows,
-        "kinds": {RowKind(kind).name.lower(): count for kind, count in sorted(parts.kinds.items())},
-        "sources": dict(sorted(parts.sources.items())),
-        "tags": dict(parts.tags.most_common(MAX_TAG_NAMES)),
-        "arrays": {
-            name: {
-                "dtype": shapes[name][0].str,
-                "shape": list(shapes[name][1]),
-                "digest": file_digest(folder / f"{name}.bin"),
-            }
-            for name in ARRAYS
-        },
+    }
+    with ExitStack() as stack:
+        write_parts(_tokenized(chunks, tokenizer, workers, stack), folder, facts)
+
+
+def write_parts(parts: Iterator[Part], folder: Path, facts: dict[str, Any]) -> None:
+    """Writes tokenized parts of a corpus as the arrays of an index into an empty folder, then its manifest.
+
+    Args:
+        parts: in the order of the rows.
+        folder: exists.
+        facts: what the manifest says of file and tokenizer.
+
+    Raises:
+        UserError: there is no row.
+        OSError: something cannot be written.
+    """
+    written = _write_arrays(parts, folder)
+    if written.rows == 0:
+        raise UserError(f"{facts['file']} holds no rows; an empty corpus cannot be used.")
+    ids = written.write_images(folder)
+    shapes: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
+        "tokens": (token_dtype(facts["vocab_size"]), (written.tokens,)),
+        "lengths": (np.dtype("<u2"), (written.rows, 2)),
+        "starts": (np.dtype("<i8"), (written.rows,)),
+        "kinds": (np.dtype("u1"), (written.rows,)),
+        "images": (np.dtype("<i4"), (written.rows,)),
+        "lines": (np.dtype("<u4"), (written.rows,)),
+        "image_ids": (ids.dtype, ids.shape),
+    }
+    arrays = {
+        name: {"dtype": dtype.str, "shape": list(shape), "digest": file_digest(folder / f"{name}.bin")}
+        for name, (dtype, shape) in shapes.items()
+    }
+    manifest = {
+        "format": FORMAT,
+        **facts,
+        "rows": written.rows,
+        "kinds": {RowKind(kind).name.lower(): count for kind, count in sorted(written.kinds.items())},
+        "sources": dict(sorted(written.sources.items())),
+        "tags": dict(written.tags.most_common(MAX_TAG_NAMES)),
+        "arrays": arrays,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -176,7 +197,7 @@ class _WrittenParts:
         return ids
 
 
-def _write_parts(parts: Iterator[Part], folder: Path) -> _WrittenParts:
+def _write_arrays(parts: Iterator[Part], folder: Path) -> _WrittenParts:
     """Appends the arrays of the parts, in order, to the files of the index."""
     written = _WrittenParts()
     with ExitStack() as stack:

@@ -1,31 +1,19 @@
-"""A corpus file in pieces that workers tokenize, each on its own."""
+"""A piece of a corpus file, tokenized on its own."""
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.corpus.rows import CorpusRow, RowKind, corpus_row
 from vinvl.data.json_files import parse_json
+from vinvl.data.line_chunks import Chunk
 from vinvl.data.text import encode_texts
 from vinvl.errors import UserError
 
-CHUNK_BYTES = 16 * 2**20
 MAX_TEXT_TOKENS = 512
 """Kept of one text. No model of this kind sees more of a pair, so cutting here changes no truncation."""
-
-
-class Chunk(NamedTuple):
-    """Whole lines of a file: bytes start to stop, the first of them being line `first_line`, counted from 1."""
-
-    path: str
-    start: int
-    stop: int
-    first_line: int
 
 
 @dataclass(frozen=True)
@@ -42,30 +30,6 @@ class Part:
     tags: Counter[str]
 
 
-def split_file(path: Path, chunk_bytes: int = CHUNK_BYTES) -> tuple[list[Chunk], str]:
-    """The chunks of a file, and the hexadecimal digest of its content; one pass over it.
-
-    Raises:
-        UserError: the file is missing, unreadable or empty.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    chunks: list[Chunk] = []
-    position, line = 0, 1
-    try:
-        with path.open("rb") as file:
-            while block := file.read(chunk_bytes):
-                block += file.readline()  # up to the end of the line that the block ends in
-                digest.update(block)
-                chunks.append(Chunk(str(path), position, position + len(block), line))
-                position += len(block)
-                line += block.count(b"\n")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-    return chunks, digest.hexdigest()
-
-
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest data type that token ids fit into: two bytes halve the corpus."""
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<i4")
@@ -77,12 +41,9 @@ def tokenize_chunk(chunk: Chunk, tokenizer: PreTrainedTokenizerBase) -> Part:
     Raises:
         UserError: a line is no corpus row, or a text of it has no token; the sentence names file and line.
     """
-    with open(chunk.path, "rb") as file:
-        file.seek(chunk.start)
-        content = file.read(chunk.stop - chunk.start)
     rows: list[CorpusRow] = []
     lines: list[int] = []
-    for number, line in enumerate(content.split(b"\n"), start=chunk.first_line):
+    for number, line in enumerate(chunk.content().split(b"\n"), start=chunk.first_line):
         if line.strip():
             place = f"{chunk.path} line {number}"
             rows.append(corpus_row(parse_json(line.rstrip(), place), place))

@@ -15,8 +15,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +30,25 @@ __all__ = ["ARRAYS", "FORMAT", "MANIFEST", "Corpus", "RowKind", "file_digest", "
 
 MANIFEST = "manifest.json"
 FORMAT = "vinvl corpus index 1"
-ARRAYS = ("tokens", "lengths", "starts", "kinds", "images", "lines", "image_ids")
+ROWS = -1
+
+
+class ArrayKind(NamedTuple):
+    """What an array of an index may be."""
+
+    dtypes: re.Pattern[str]
+    shape: tuple[int | None, ...]  # ROWS for the rows of the corpus, None for any number
+
+
+ARRAYS = {
+    "tokens": ArrayKind(re.compile("<u2|<i4"), (None,)),
+    "lengths": ArrayKind(re.compile("<u2"), (ROWS, 2)),
+    "starts": ArrayKind(re.compile("<i8"), (ROWS,)),
+    "kinds": ArrayKind(re.compile(r"\|u1"), (ROWS,)),
+    "images": ArrayKind(re.compile("<i4"), (ROWS,)),
+    "lines": ArrayKind(re.compile("<u4"), (ROWS,)),
+    "image_ids": ArrayKind(re.compile(r"\|S[1-9]\d{0,3}"), (None,)),
+}
 REMEDY = "build it again with python -m vinvl.data.corpus build"
 
 
@@ -136,7 +155,36 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{folder / MANIFEST} is not of the format '{FORMAT}'; {REMEDY}.")
-    arrays = manifest.get("arrays")
-    if not isinstance(arrays, dict) or set(arrays) != set(ARRAYS):
+    if not _describes_an_index(manifest):
         raise UserError(f"{folder / MANIFEST} does not describe the arrays of an index; {REMEDY}.")
     return manifest
+
+
+def _describes_an_index(manifest: dict[str, Any]) -> bool:
+    """Whether all keys are there, and arrays of plain numbers that fit each other: a foreign file may say anything."""
+    counts = [manifest.get(name) for name in ("kinds", "sources", "tags")]
+    texts = [manifest.get(name) for name in ("file", "file_digest", "tokenizer")]
+    numbers = [manifest.get(name) for name in ("rows", "vocab_size", "file_bytes", "file_modified_ns")]
+    arrays = manifest.get("arrays")
+    if not all(isinstance(entry, dict) for entry in counts) or not all(isinstance(entry, str) for entry in texts):
+        return False
+    if not all(type(entry) is int for entry in numbers) or not isinstance(arrays, dict):
+        return False
+    return arrays.keys() == ARRAYS.keys() and all(
+        isinstance(facts, dict)
+        and isinstance(facts.get("digest"), str)
+        and isinstance(facts.get("dtype"), str)
+        and ARRAYS[name].dtypes.fullmatch(facts["dtype"]) is not None
+        and _fits(facts.get("shape"), ARRAYS[name].shape, manifest["rows"])
+        for name, facts in arrays.items()
+    )
+
+
+def _fits(shape: Any, expected: tuple[int | None, ...], rows: int) -> bool:
+    """Whether a shape is as expected; None stands for any number, and ROWS for the rows of the corpus."""
+    if not isinstance(shape, list) or len(shape) != len(expected):
+        return False
+    wanted = (rows if size == ROWS else size for size in expected)
+    return all(
+        type(size) is int and size > 0 and want in (None, size) for size, want in zip(shape, wanted, strict=True)
+    )

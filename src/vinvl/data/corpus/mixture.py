@@ -45,7 +45,7 @@ class Mixture:
 
     Attributes:
         shares: the corpora.
-        kept: for each the rows that count, (n,) int64, or None for all.
+        kept: for each the rows that count, (n,) integers, or None for all.
     """
 
     shares: Sequence[CorpusShare]
@@ -80,10 +80,10 @@ class Mixture:
     def select(self, keep: np.ndarray) -> Mixture:
         """The rows where `keep` (N,) bool is True; corpora of which nothing is left stay, without rows."""
         kept = []
-        for number, share in enumerate(self.shares):
+        for number, rows in enumerate(self.kept):
             mask = keep[self.starts[number] : self.starts[number + 1]]
-            rows = self.kept[number]
-            kept.append(rows if mask.all() else (np.arange(len(share.corpus)) if rows is None else rows)[mask])
+            # Four bytes a row, for every rank keeps them; no corpus file has 2**31 lines.
+            kept.append(rows if mask.all() else _int32(np.flatnonzero(mask) if rows is None else rows[mask]))
         return Mixture(self.shares, tuple(kept))
 
     def corpus_of(self, rows: np.ndarray) -> np.ndarray:
@@ -103,9 +103,9 @@ class Mixture:
         """(N,) int32: where the image of each row lies in the store, -1 where it has none."""
         parts = []
         for number, share in enumerate(self.shares):
-            positions = _positions(share.corpus.image_ids, store.image_ids)
+            positions = _positions(share.corpus.image_ids, store.encoded_ids)
             parts.append(positions[self._local(share.corpus.images, number)])
-        return np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def texts(self, rows: np.ndarray, sides: np.ndarray) -> RaggedTokens:
         """Token ids of the text (side 0) or the second text that the row gives (side 1) of each of n rows."""
@@ -132,11 +132,18 @@ class Mixture:
 
 
 def _positions(wanted: np.ndarray, store_ids: np.ndarray) -> np.ndarray:
-    """(I,) int32: the place of each of the sorted ids (I,) bytes among the ids of a store (S,) text, or -1."""
+    """(I,) int32: the place of each of the sorted ids (I,) bytes among the ids of a store (S,) bytes, or -1."""
     positions = np.full(len(wanted), -1, dtype=np.int32)
     for start in range(0, len(store_ids), BLOCK_IMAGES):
-        block = np.char.encode(store_ids[start : start + BLOCK_IMAGES], "utf-8")
+        block = store_ids[start : start + BLOCK_IMAGES]
+        # Of one width, or NumPy would copy all of `wanted` for each block; a longer id is none of them.
+        places = np.flatnonzero(np.char.str_len(block) <= wanted.dtype.itemsize)
+        block = block[places].astype(wanted.dtype)
         slots = np.minimum(np.searchsorted(wanted, block), len(wanted) - 1)
         found = np.flatnonzero(wanted[slots] == block)
-        positions[slots[found]] = start + found
+        positions[slots[found]] = start + places[found]
     return positions
+
+
+def _int32(rows: np.ndarray) -> np.ndarray:
+    return rows.astype(np.int32)

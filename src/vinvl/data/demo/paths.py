@@ -10,7 +10,7 @@ from vinvl.data.demo import answers, detection
 
 MARKER = "demo_world.json"
 GENERATOR = "vinvl demo world"
-VERSION = 5  # raise it whenever the same seed would give other files
+VERSION = 6  # raise it whenever the same seed would give other files
 # No part of the world, but made from it on the first training: answer vocabularies, and the pre-training corpus.
 MADE_LATER = frozenset({"answers.json", "gqa_answers.json", "pretraining"})
 SPLITS = ("train", "val", "test")

@@ -56,7 +56,7 @@ class _SplitContent:
     scenes: list[Scene]
     images: list[CaptionedImage]
     texts: list[str]  # for the tokenizer: questions, tags and captions
-    later_texts: list[str]  # for the tokenizer's last words: statements, and questions of GQA only
+    later_texts: list[str]  # for the tokenizer's last words: statements, questions of GQA only, and answers
 
 
 def write_world(world: DemoWorld, sizes: DemoWorldSizes, workers: int) -> None:
@@ -118,6 +118,8 @@ def _write_split(world: DemoWorld, split: str, pieces: Iterator[Piece], seed: in
     content.texts.extend(caption for image in content.images for caption in image.captions)
     content.later_texts.extend(question.text for question in gqa_only)
     content.later_texts.extend(statement.sentence for statement in statements)
+    # Answers too: of "yes" in pieces, a hidden one would be guessed from the others without a look at the picture.
+    content.later_texts.extend(question.answer for question in [*questions, *gqa_only])
     return content
 
 

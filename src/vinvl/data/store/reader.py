@@ -109,7 +109,7 @@ class RegionStore:
     def image_ids(self) -> np.ndarray:
         """(N,) array of str. Made on first use, at four bytes a character; `at(index).image_id` needs none of it."""
         try:
-            return np.char.decode(self._encoded_ids, "utf-8")
+            return np.char.decode(self.encoded_ids, "utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{self._name}: image_ids hold bytes that are not UTF-8; write the store again.") from None
 
@@ -152,15 +152,15 @@ class RegionStore:
         return [problem for shard in self._shards for problem in verify_shard(shard)]
 
     @cached_property
-    def _encoded_ids(self) -> np.ndarray:
-        """(N,) UTF-8 bytes; a view into the file if there is one file"""
+    def encoded_ids(self) -> np.ndarray:
+        """(N,) UTF-8 bytes of fixed width: a quarter of `image_ids`, and a view into the file if there is one file."""
         arrays = [shard.image_ids for shard in self._shards]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     @cached_property
     def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
         """(the encoded ids, the order that sorts them): 8 bytes an image, where a dict of strings takes some 150."""
-        return self._encoded_ids, np.argsort(self._encoded_ids)
+        return self.encoded_ids, np.argsort(self.encoded_ids)
 
     def _find(self, image_id: str) -> int:
         """The index of an image, or -1."""

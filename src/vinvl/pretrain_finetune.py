@@ -1,0 +1,112 @@
+"""Pre-train, then fine-tune: `python -m vinvl.pretrain_finetune [objective=NAME] [tags=false] [--multirun]`.
+
+Answers what a way of pre-training is worth to a task: with --multirun, objectives are compared in one table.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+from vinvl.errors import UserError
+from vinvl.runs import config_directory, register_resolvers, run_door, write_json
+
+RESERVED_WORDS = ("true", "false", "null", "nan", "inf")  # of the grammar of overrides
+
+register_resolvers()
+
+
+def pretrain_finetune(config: DictConfig) -> dict[str, float]:
+    """Both stages, each a run of `vinvl.train` in a folder of its own below `config.paths.output_dir`.
+
+    A stage that has ended is not repeated, and one that was stopped goes on from its last checkpoint.
+
+    Returns:
+        the figures of the table, which results.json holds as `summary`: the headline of each stage.
+
+    Raises:
+        UserError: a stage failed, or the folder holds a stage of other settings.
+    """
+    folder = Path(config.paths.output_dir)
+    shared = [f"data.use_tags={str(bool(config.tags)).lower()}", f"seed={config.seed}"]
+    summary: dict[str, float] = {}
+    start: list[str] = []
+    if config.objective.pretrain:
+        own = config.objective.with_tags if config.tags else config.objective.without_tags
+        pretraining = folder / "pretraining"
+        results = train_stage(pretraining, [*as_overrides(config.pretrain), *as_overrides(own), *shared])
+        summary["pretraining"] = headline(results)
+        start = [f"model.init={as_value(str(pretraining / 'checkpoints' / 'last.ckpt'))}"]
+    results = train_stage(folder / "finetuning", [*as_overrides(config.finetune), *start, *shared])
+    summary["finetuning"] = headline(results)
+    write_json(folder / "results.json", {"summary": summary, "finetuning": results})
+    return summary
+
+
+def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Runs `vinvl.train` in a process of its own; the content of its results.json.
+
+    Raises:
+        UserError: it failed, or the folder's run had other overrides.
+    """
+    results, last = folder / "results.json", folder / "checkpoints" / "last.ckpt"
+    known = folder / ".hydra" / "overrides.yaml"
+    before = [str(one) for one in OmegaConf.load(known)] if known.is_file() else None
+    if before is not None and [one for one in before if not one.startswith("ckpt_path=")] != overrides:
+        raise UserError(f"{folder} holds a run of other settings ({' '.join(before)}): choose another hydra.run.dir.")
+    if not results.is_file():
+        resumed = [f"ckpt_path={last}"] if last.is_file() else []
+        command = [sys.executable, "-m", "vinvl.train", f"hydra.run.dir={folder}", *overrides, *resumed]
+        print("\n$ python " + " ".join(command[1:]), flush=True)
+        if subprocess.run(command, check=False).returncode != 0 or not results.is_file():
+            raise UserError(f"the run in {folder} did not end; its own message stands above.")
+    found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+    return found
+
+
+def as_overrides(section: DictConfig) -> list[str]:
+    """A section as the words of a command line: {trainer: {max_epochs: 3}} → ["trainer.max_epochs=3"]."""
+
+    def leaves(node: dict[str, Any], prefix: str) -> Iterator[str]:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}={as_value(value)}"
+
+    plain = OmegaConf.to_container(section, resolve=True)
+    assert isinstance(plain, dict)
+    return list(leaves({str(key): value for key, value in plain.items()}, ""))
+
+
+def as_value(value: object) -> str:
+    """A value in Hydra's grammar of overrides; texts are quoted where they could be taken for something else."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_value, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    plain = re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_/.]*", value) and value.lower() not in RESERVED_WORDS
+    return value if plain else QuotedString(value, Quote.double).with_quotes()
+
+
+def headline(results: dict[str, Any]) -> float:
+    """The figure by which the task of a results.json chooses its checkpoints."""
+    return float(results["scores"][results["headline"]])
+
+
+@hydra.main(version_base="1.3", config_path=config_directory(), config_name="pretrain_finetune")
+def main(config: DictConfig) -> None:
+    run_door(pretrain_finetune, config)
+
+
+if __name__ == "__main__":
+    # The stages take any key that vinvl.train takes, and Hydra knows none of them here.
+    sys.argv[1:] = [f"++{word}" if word.startswith(("pretrain.", "finetune.")) else word for word in sys.argv[1:]]
+    main()

@@ -1,0 +1,132 @@
+"""Going on with a run: which checkpoint, whether it is of this very run, and what of the run's folder is kept."""
+
+import zlib
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from vinvl.checkpointing import remove_partial_checkpoints
+from vinvl.data.datamodule import RegionDataModule
+from vinvl.errors import UserError
+from vinvl.runs import AUTO, CHECKPOINTS, resolve_checkpoint, task_class
+from vinvl.tasks.base import VinVLTask
+from vinvl.tasks.checkpoints import load_into, read_checkpoint
+
+ORDER = "training_order"  # in the run_config that a checkpoint carries: what the order of the batches follows from
+RECIPE = (  # what a run is made of: with another value it would be another run
+    "seed",
+    "task._target_",
+    "task.options",
+    "model.config",
+    "optim",
+    "data",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
+    ORDER,
+)
+HARMLESS = (  # how it is worked on, and what is scored afterwards
+    "model.config.attn_implementation",
+    "task.options.java_metrics",
+    "data.num_workers",
+    "data.index_workers",
+    "data.pin_memory",
+    "data.eval_batch_size",
+    "data.test_split",
+    "data.predict_split",
+    "data.prepare",
+)
+NAMES_SHOWN = 4  # of the values in which two runs differ
+
+
+def resume_path(config: DictConfig) -> Path | None:
+    """The checkpoint that `config.ckpt_path` means, None where the run begins anew.
+
+    `auto` is the `last` of the run's own folder once there is one.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    if config.ckpt_path is None:
+        return None
+    if config.ckpt_path != AUTO:
+        return resolve_checkpoint(config.ckpt_path, config.paths.runs_dir, config.name)
+    path = Path(config.paths.output_dir) / CHECKPOINTS / "last.ckpt"
+    return path if path.is_file() else None
+
+
+def training_order(datamodule: RegionDataModule, world_size: int) -> dict[str, int]:
+    """What, besides seed and batch size, the order of the training batches follows from.
+
+    ranks: processes that share the batches. items: examples of an epoch. lengths: a checksum of their lengths, by which
+    batches are made up; files that were moved have the same, files that were changed hardly ever.
+    """
+    lengths = np.ascontiguousarray(datamodule.datasets["train"].lengths(), dtype=np.int64)
+    return {"ranks": world_size, "items": len(lengths), "lengths": zlib.crc32(lengths.data)}
+
+
+def check_resumable(task: VinVLTask, path: Path) -> None:
+    """Refuses to go on from a checkpoint of another task, another model or another run, before anything is touched.
+
+    Raises:
+        UserError: names what differs, and how to begin a new run from the weights instead.
+    """
+    checkpoint = read_checkpoint(path)
+    found = task_class(checkpoint, path)
+    if type(task) is not found:
+        raise UserError(f"{path} is a checkpoint of {found.__name__}, and this run trains {type(task).__name__}.")
+    differing = list(differences(checkpoint["vinvl"]["run_config"], task.run_config))
+    if differing:
+        shown = "; ".join(f"{key} was {before!r} and is {now!r}" for key, before, now in differing[:NAMES_SHOWN])
+        more = f"; and {len(differing) - NAMES_SHOWN} more" if len(differing) > NAMES_SHOWN else ""
+        raise UserError(
+            f"{path} is of another run, whose batches or updates would not go on here: {shown}{more}. Give what that "
+            f"run was given, or begin a new run from its weights with ckpt_path=null model.init={path}."
+        )
+    load_into(task, checkpoint, path)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value then, value now) of all that makes these run configurations those of two different runs.
+
+    A file of the same name in another place counts as the same: `training_order` tells whether its examples are. A key
+    that only one of them has is passed over, because another version of vinvl may have added it.
+    """
+    then, current = dict(leaves(before)), dict(leaves(now))
+    for key, value in current.items():
+        if _within(key, RECIPE) and not _within(key, HARMLESS) and key in then and not _same(then[key], value):
+            yield key, then[key], value
+
+
+def leaves(value: object, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested dicts and lists that is neither."""
+    if isinstance(value, Mapping | list | tuple):
+        for name, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from leaves(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def _within(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def _same(before: object, now: object) -> bool:
+    if isinstance(before, str) and isinstance(now, str):
+        return Path(before).name == Path(now).name
+    return before == now
+
+
+def tidy_run_folder(folder: Path) -> None:
+    """Before a run goes on in its folder: half-written checkpoints go, and the log of the time before is kept.
+
+    Lightning's CSV logger begins a new `metrics.csv` and deletes the old one; that is `metrics.1.csv` then, or 2, 3, …
+    """
+    remove_partial_checkpoints(folder / CHECKPOINTS)
+    log = folder / "csv" / "metrics.csv"
+    if log.is_file():
+        free = next(path for number in count(1) if not (path := log.with_name(f"metrics.{number}.csv")).exists())
+        log.rename(free)

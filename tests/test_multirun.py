@@ -1,0 +1,64 @@
+"""The table that ends a --multirun."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from vinvl.errors import UserError
+from vinvl.multirun import MultirunTable, comparison, job_rows
+
+SCORES = {"headline": "accuracy", "scores": {"loss": 1.0, "accuracy": 61.5}}
+
+
+def make_job(sweep: Path, name: str, overrides: list[str], results: object) -> None:
+    (sweep / name / ".hydra").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(overrides), sweep / name / ".hydra" / "overrides.yaml")
+    if results is not None:
+        (sweep / name / "results.json").write_text(json.dumps(results))
+
+
+def test_jobs_are_held_against_each_other_by_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(11):
+        results = {"headline": "accuracy", "scores": {"accuracy": 50.0 + number}}
+        make_job(tmp_path, str(number), ["task=vqa", f"seed={number}", "++data.use_tags=false"], results)
+    MultirunTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}), config_name="any")
+    table = list(csv.reader((tmp_path / "multirun.csv").open()))
+    assert table[0] == ["job", "seed", "accuracy", "gain over job 0"]
+    assert table[1] == ["0", "0", "50.00", ""]
+    assert table[-1] == ["10", "10", "60.00", "+10.00"]  # after 9, not after 1
+    printed = capsys.readouterr().out
+    assert "11 jobs" in printed and "+10.00" in printed and str(tmp_path / "multirun.csv") in printed
+
+
+def test_a_job_that_failed_is_a_row_without_figures(tmp_path: Path) -> None:
+    make_job(tmp_path, "0", ["lr=1", "~scheduler"], None)
+    make_job(tmp_path, "1", ["lr=2", "~scheduler"], SCORES)
+    assert comparison(job_rows(tmp_path)) == (
+        ["job", "lr", "accuracy", "gain over job 0"],
+        [("0", "1", "no result", ""), ("1", "2", "61.50", "")],
+    )
+    assert comparison(job_rows(tmp_path)[:1]) == (["job", "result"], [("0", "no result")])
+
+
+def test_a_summary_is_shown_before_the_headline(tmp_path: Path) -> None:
+    make_job(tmp_path, "0", ["objective=none"], {"summary": {"finetuning": 40.0}, **SCORES})
+    make_job(tmp_path, "1", ["objective=two_way"], {"summary": {"pretraining": 70.0, "finetuning": 36.5}})
+    columns, rows = comparison(job_rows(tmp_path))
+    assert columns == ["job", "objective", "pretraining", "finetuning", "gain over job 0"]
+    assert rows == [("0", "none", "", "40.00", ""), ("1", "two_way", "70.00", "36.50", "-3.50")]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"scores": {}}', '{"headline": "a", "scores": {"a": null}}'])
+def test_a_damaged_result_file_is_named(tmp_path: Path, content: str) -> None:
+    make_job(tmp_path, "0", [], None)
+    (tmp_path / "0" / "results.json").write_text(content)
+    with pytest.raises(UserError, match=r"0/results\.json is no result file of vinvl"):
+        job_rows(tmp_path)
+
+
+def test_a_sweep_without_jobs_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    MultirunTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())

@@ -1,0 +1,140 @@
+"""`python -m vinvl.pretrain_finetune`: both stages, and several objectives in one table."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY_MODEL, TINY_WORLD, door_environment
+from door_in_process import same_weights
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from vinvl.errors import UserError
+from vinvl.pretrain_finetune import as_overrides, headline, train_stage
+
+TINY = [
+    *(f"data.prepare.{name}={value}" for name, value in TINY_WORLD.items()),
+    *TINY_MODEL,
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=4",
+]
+STAGES = [*(f"pretrain.{one}" for one in TINY), *(f"finetune.{one}" for one in TINY)]
+
+
+def call(folder: Path, data: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vinvl.pretrain_finetune", *overrides],
+        cwd=folder,
+        env=door_environment(data),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_objectives_are_compared_in_one_multirun(demo_data: Path, tmp_path: Path) -> None:
+    result = call(tmp_path, demo_data, "--multirun", "objective=none,two_way", "tags=false", *STAGES)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
+    table = list(csv.reader((sweep / "multirun.csv").open()))
+    assert table[0] == ["job", "objective", "pretraining", "finetuning", "gain over job 0"]
+    assert [row[:2] for row in table[1:]] == [["0", "none"], ["1", "two_way"]] and "gain over" in result.stdout
+    assert not (sweep / "0" / "pretraining").exists()
+    given = {stage: OmegaConf.load(sweep / "1" / stage / ".hydra" / "config.yaml") for stage in STAGE_TASKS}
+    for stage, task in STAGE_TASKS.items():
+        assert given[stage].task._target_ == task and given[stage].data.use_tags is False and given[stage].seed == 88
+    assert given["pretraining"].data.texta_false_prob == 0.5  # without tags it is the caption that is wrong
+    last = str(sweep.relative_to(tmp_path) / "1" / "pretraining" / "checkpoints" / "last.ckpt")
+    assert given["finetuning"].model.init.endswith(last)
+    summary = json.loads((sweep / "1" / "results.json").read_text())["summary"]
+    scores = results(sweep / "1" / "finetuning")["scores"]
+    assert summary["finetuning"] == scores["accuracy/overall"] and f"{summary['finetuning']:.2f}" == table[2][3]
+    assert not same_weights(sweep / "0" / "finetuning", sweep / "1" / "finetuning")
+
+
+STAGE_TASKS = {
+    "pretraining": "vinvl.tasks.pretraining.PretrainingTask.build",
+    "finetuning": "vinvl.tasks.vqa.VQATask.build",
+}
+
+
+def results(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "results.json").read_text())
+    return content
+
+
+class FakeRuns:
+    """Stands for the processes of the stages: writes what a run of `vinvl.train` leaves, or fails."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.commands: list[list[str]] = []
+        self.fails = fails
+
+    def __call__(self, command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        self.commands.append(command[3:])
+        folder = Path(command[3].removeprefix("hydra.run.dir="))
+        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(command[4:]), folder / ".hydra" / "overrides.yaml")
+        if not self.fails:
+            (folder / "results.json").write_text('{"headline": "loss", "scores": {"loss": 2.5}}')
+        return subprocess.CompletedProcess(command, int(self.fails))
+
+
+def test_a_stage_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = FakeRuns()
+    monkeypatch.setattr(subprocess, "run", runs)
+    folder = tmp_path / "stage"
+    assert headline(train_stage(folder, ["seed=1"])) == 2.5
+    train_stage(folder, ["seed=1"])
+    assert runs.commands == [[f"hydra.run.dir={folder}", "seed=1"]]
+    with pytest.raises(
+        UserError, match=r"stage holds a run of other settings \(seed=1\): choose another hydra.run.dir"
+    ):
+        train_stage(folder, ["seed=2"])
+
+
+def test_a_stage_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = FakeRuns(fails=True)
+    monkeypatch.setattr(subprocess, "run", runs)
+    folder = tmp_path / "stage"
+    last = folder / "checkpoints" / "last.ckpt"
+    for _ in range(2):  # killed twice, with a checkpoint between
+        with pytest.raises(UserError, match=r"the run in .*stage did not end"):
+            train_stage(folder, ["seed=1"])
+        last.parent.mkdir(exist_ok=True)
+        last.touch()
+    runs.fails = False
+    train_stage(folder, ["seed=1"])
+    given = [f"hydra.run.dir={folder}", "seed=1"]
+    assert runs.commands == [given, [*given, f"ckpt_path={last}"], [*given, f"ckpt_path={last}"]]
+
+
+NAMES = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
+TEXT = st.characters(exclude_characters="$", codec="utf-8")  # of interpolations
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-9999, 9999),
+    st.floats(0.001, 1000),
+    st.text(TEXT, max_size=8),
+    st.lists(NAMES),
+)
+
+
+@given(st.dictionaries(NAMES, st.one_of(LEAVES, st.dictionaries(NAMES, LEAVES, min_size=1)), max_size=4))
+def test_sections_become_overrides_that_hydra_reads_back(section: dict[str, Any]) -> None:
+    flat = {}
+    for key, value in section.items():
+        inner = value if isinstance(value, dict) else {"": value}
+        flat |= {f"{key}.{name}".rstrip("."): leaf for name, leaf in inner.items()}
+    parsed = OverridesParser.create().parse_overrides(as_overrides(OmegaConf.create(section)))
+    assert {one.key_or_group: one.value() for one in parsed} == flat
