@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-all train evaluate predict test lint bench clean
+.PHONY: help venv demo demo-all demo-pretrain demo-ablation train evaluate predict test lint bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ demo: $(STAMP)  ## generate the demo world, train and evaluate VQA on it, print 
 demo-all: $(STAMP)  ## train every task briefly on the demo world, print one table
 	$(BIN)/python scripts/demo_all.py $(ARGS)
 
+demo-pretrain: $(STAMP)  ## pre-train on the demo world, fine-tune VQA with and without it, print one table
+	$(BIN)/python -m vinvl.pretrain_finetune --multirun objective=none,three_way $(ARGS)
+
+demo-ablation: $(STAMP)  ## no, one and two kinds of contrast, with and without tags: pre-train, fine-tune, print one table
+	$(BIN)/python -m vinvl.pretrain_finetune --multirun objective=none,no_contrast,two_way,three_way tags=true,false $(ARGS)
+
 train: $(STAMP)  ## python -m vinvl.train $(ARGS)
 	$(BIN)/python -m vinvl.train $(ARGS)
 
@@ -44,9 +50,12 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## measure store reads, the VQA step, captioning and retrieval (see BENCHMARKS.md)
+bench: $(STAMP)  ## measure store reads, training steps, the corpus, captioning and retrieval (see BENCHMARKS.md)
 	$(BIN)/python benchmarks/store_reads.py
 	$(BIN)/python benchmarks/vqa_step.py
+	$(BIN)/python benchmarks/pretraining_step.py --batch-size 16 --rounds 2 --threads 1
+	$(BIN)/python benchmarks/pretraining_feed.py
+	$(BIN)/python benchmarks/corpus_memory.py
 	$(BIN)/python benchmarks/caption_decoding.py
 	$(BIN)/python benchmarks/retrieval_scoring.py
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import TINY_DEMO, Door
 from omegaconf import OmegaConf
 
 from vinvl.errors import UserError
@@ -49,6 +50,27 @@ def test_a_summary_is_shown_before_the_headline(tmp_path: Path) -> None:
     columns, rows = comparison(job_rows(tmp_path))
     assert columns == ["job", "objective", "pretraining", "finetuning", "gain over job 0"]
     assert rows == [("0", "none", "", "40.00", ""), ("1", "two_way", "70.00", "36.50", "-3.50")]
+
+
+def test_a_job_that_says_why_it_failed_fails_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_job(tmp_path, "0", ["lr=1"], SCORES)
+    make_job(tmp_path, "1", ["lr=2"], None)
+    (tmp_path / "1" / "error.txt").write_text("no such file\n")
+    with pytest.raises(SystemExit, match=r"error: failed: 1; error.txt in the folder of each says why"):
+        MultirunTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert "no result" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_other_jobs_of_a_sweep_go_on_after_one_has_failed(door: Door, tmp_path: Path) -> None:
+    short = [*TINY_DEMO, "trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+    result = door("train", "--multirun", "data.target_rule=none,count/3", *short)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 2 and "'none' is no rule" in lines[0] and lines[1].startswith("error: failed: 0;")
+    (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
+    table = list(csv.reader((sweep / "multirun.csv").open()))
+    assert table[1][:3] == ["0", "none", "no result"] and table[2][1] == "count/3" and float(table[2][2]) >= 0
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"scores": {}}', '{"headline": "a", "scores": {"a": null}}'])

@@ -2,8 +2,12 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from vinvl import pretrain_finetune
 from vinvl.errors import UserError
-from vinvl.pretrain_finetune import as_overrides, headline, train_stage
+from vinvl.pretrain_finetune import as_overrides, headline, run_passing_signals_on, train_stage
 
 TINY = [
     *(f"data.prepare.{name}={value}" for name, value in TINY_WORLD.items()),
@@ -73,49 +78,71 @@ def results(run: Path) -> dict[str, Any]:
 
 
 class FakeRuns:
-    """Stands for the processes of the stages: writes what a run of `vinvl.train` leaves, or fails."""
+    """Stands for the processes of the stages: writes what a run of `vinvl.train` leaves, or ends with a code."""
 
-    def __init__(self, *, fails: bool = False) -> None:
+    def __init__(self, code: int = 0) -> None:
         self.commands: list[list[str]] = []
-        self.fails = fails
+        self.code = code
 
-    def __call__(self, command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+    def __call__(self, command: list[str]) -> int:
         self.commands.append(command[3:])
         folder = Path(command[3].removeprefix("hydra.run.dir="))
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(command[4:]), folder / ".hydra" / "overrides.yaml")
-        if not self.fails:
+        if self.code == 0:
             (folder / "results.json").write_text('{"headline": "loss", "scores": {"loss": 2.5}}')
-        return subprocess.CompletedProcess(command, int(self.fails))
+        return self.code
 
 
 def test_a_stage_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = FakeRuns()
-    monkeypatch.setattr(subprocess, "run", runs)
+    monkeypatch.setattr(pretrain_finetune, "run_passing_signals_on", runs)
     folder = tmp_path / "stage"
     assert headline(train_stage(folder, ["seed=1"])) == 2.5
     train_stage(folder, ["seed=1"])
-    assert runs.commands == [[f"hydra.run.dir={folder}", "seed=1"]]
+    assert runs.commands == [[f"hydra.run.dir={folder}", "seed=1", "ckpt_path=auto"]]
     with pytest.raises(
-        UserError, match=r"stage holds a run of other settings \(seed=1\): choose another hydra.run.dir"
+        UserError, match=r"stage holds a run of other settings \(seed=1 .*\): choose another hydra.run.dir"
     ):
         train_stage(folder, ["seed=2"])
 
 
-def test_a_stage_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = FakeRuns(fails=True)
-    monkeypatch.setattr(subprocess, "run", runs)
-    folder = tmp_path / "stage"
-    last = folder / "checkpoints" / "last.ckpt"
-    for _ in range(2):  # killed twice, with a checkpoint between
-        with pytest.raises(UserError, match=r"the run in .*stage did not end"):
-            train_stage(folder, ["seed=1"])
-        last.parent.mkdir(exist_ok=True)
-        last.touch()
-    runs.fails = False
-    train_stage(folder, ["seed=1"])
-    given = [f"hydra.run.dir={folder}", "seed=1"]
-    assert runs.commands == [given, [*given, f"ckpt_path={last}"], [*given, f"ckpt_path={last}"]]
+def test_a_stage_that_was_stopped_is_called_again_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = FakeRuns(code=1)
+    monkeypatch.setattr(pretrain_finetune, "run_passing_signals_on", runs)
+    with pytest.raises(UserError, match=r"the run in .*stage failed"):
+        train_stage(tmp_path / "stage", ["seed=1"])
+    for runs.code in (75, 130):
+        with pytest.raises(SystemExit) as exited:
+            train_stage(tmp_path / "stage", ["seed=1"])
+        assert exited.value.code == runs.code  # a launcher's sign to start it again
+    runs.code = 0
+    train_stage(tmp_path / "stage", ["seed=1"])
+    assert len(runs.commands) == 4 and len(set(map(tuple, runs.commands))) == 1
+
+
+WAITING = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+signal.signal(signal.SIGINT, signal.default_int_handler)
+open(sys.argv[1], "w").close()
+time.sleep(60)
+"""
+
+
+def test_a_signal_is_passed_on_to_the_stage(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+
+    def ask_to_stop() -> None:
+        while not ready.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)  # a terminal would send it to the stage too: it is not sent twice
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=ask_to_stop).start()
+    assert run_passing_signals_on([sys.executable, "-c", WAITING, str(ready)]) == 75
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 NAMES = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)

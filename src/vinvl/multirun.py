@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from vinvl.data.json_files import write_text_atomically
 from vinvl.errors import UserError
 from vinvl.report.table import print_results
+from vinvl.runs import FAILURE
 
-FAILED = "no result"
+NOTHING = "no result"
 
 
 class MultirunTable(Callback):
@@ -26,7 +28,7 @@ class MultirunTable(Callback):
     """
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Called by Hydra when all jobs of a sweep have ended."""
+        """Called by Hydra when all jobs of a sweep have ended; ends the process with code 1 if one has failed."""
         folder = Path(config.hydra.sweep.dir)
         rows = job_rows(folder)
         if not rows:
@@ -35,6 +37,9 @@ class MultirunTable(Callback):
         path = folder / "multirun.csv"
         write_text_atomically(path, as_csv(columns, table))
         print_results(f"{len(rows)} jobs", table, {"jobs": folder, "table": path}, columns)
+        failed = [name for name, _, _ in rows if (folder / name / FAILURE).is_file()]
+        if failed:
+            sys.exit(f"error: failed: {', '.join(failed)}; {FAILURE} in the folder of each says why.")
 
 
 def job_rows(folder: Path) -> list[tuple[str, dict[str, str], dict[str, float]]]:
@@ -88,7 +93,7 @@ def comparison(
     for job, overrides, figures in rows:
         shown = [f"{figures[name]:.2f}" if name in figures else "" for name in names]
         if not figures:
-            shown = [FAILED, *shown[1:]]
+            shown = [NOTHING, *shown[1:]]
         if names:
             last = names[-1]
             both = last in figures and last in first and job != first_job

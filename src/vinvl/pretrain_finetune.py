@@ -5,6 +5,7 @@ Answers what a way of pre-training is worth to a task: with --multirun, objectiv
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.errors import UserError
-from vinvl.runs import config_directory, register_resolvers, run_door, write_json
+from vinvl.preemption import INTERRUPTED, START_AGAIN, STOP_SIGNALS
+from vinvl.runs import AUTO, config_directory, register_resolvers, run_door, write_json
 
+RESUME = f"ckpt_path={AUTO}"
 RESERVED_WORDS = ("true", "false", "null", "nan", "inf")  # of the grammar of overrides
 
 register_resolvers()
@@ -56,19 +59,44 @@ def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
     Raises:
         UserError: it failed, or the folder's run had other overrides.
     """
-    results, last = folder / "results.json", folder / "checkpoints" / "last.ckpt"
+    results = folder / "results.json"
     known = folder / ".hydra" / "overrides.yaml"
     before = [str(one) for one in OmegaConf.load(known)] if known.is_file() else None
-    if before is not None and [one for one in before if not one.startswith("ckpt_path=")] != overrides:
+    if before is not None and before != [*overrides, RESUME]:
         raise UserError(f"{folder} holds a run of other settings ({' '.join(before)}): choose another hydra.run.dir.")
     if not results.is_file():
-        resumed = [f"ckpt_path={last}"] if last.is_file() else []
-        command = [sys.executable, "-m", "vinvl.train", f"hydra.run.dir={folder}", *overrides, *resumed]
+        # The same command starts a run and goes on with it.
+        command = [sys.executable, "-m", "vinvl.train", f"hydra.run.dir={folder}", *overrides, RESUME]
         print("\n$ python " + " ".join(command[1:]), flush=True)
-        if subprocess.run(command, check=False).returncode != 0 or not results.is_file():
-            raise UserError(f"the run in {folder} did not end; its own message stands above.")
+        code = run_passing_signals_on(command)
+        if code in (START_AGAIN, INTERRUPTED):
+            sys.exit(code)  # it has said how to go on
+        if code != 0 or not results.is_file():
+            raise UserError(f"the run in {folder} failed; its own message stands above.")
     found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
     return found
+
+
+def run_passing_signals_on(command: list[str]) -> int:
+    """Runs a process to its end; its exit code. What asks this process to stop is the other's to answer.
+
+    Ctrl-C reaches both by itself; what a scheduler sends, this process alone.
+    """
+    received: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in STOP_SIGNALS}
+    try:
+        process = subprocess.Popen(command)
+        while True:
+            try:
+                return process.wait(timeout=1.0)
+            except subprocess.TimeoutExpired:
+                for number in received:
+                    if number != signal.SIGINT:
+                        process.send_signal(number)
+                received.clear()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def as_overrides(section: DictConfig) -> list[str]:

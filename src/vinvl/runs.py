@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
@@ -24,6 +26,7 @@ from vinvl.tasks.base import VinVLTask
 
 CHECKPOINTS = "checkpoints"  # folder of a run
 NAMED_CHECKPOINTS = ("last", "best")  # what ckpt_path may say instead of a file
+FAILURE = "error.txt"  # in the folder of a --multirun's job that failed
 AUTO = "auto"  # the same, for a command that is given again and again: go on if there is something to go on from
 SUBMITIT_LAUNCHERS = tuple(f"hydra/launcher={name}" for name in ("slurm", "submitit_slurm", "submitit_local"))
 HYDRA_LOG = re.compile(r"(train|evaluate|predict)(_ddp_process_\d+)?\.log")  # Hydra's, and a launched rank's
@@ -156,7 +159,10 @@ def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
 
 
 def run_door(run: Callable[[DictConfig], object], config: DictConfig) -> None:
-    """Runs a door's function; a UserError, however deep, becomes one sentence and exit code 1."""
+    """Runs a door's function; a UserError, however deep, becomes one sentence and exit code 1.
+
+    In a --multirun the other jobs go on: the sentence is also kept in the job's folder, for the table at the end.
+    """
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*custom batch sampler.*for prediction.*")
@@ -170,7 +176,12 @@ def run_door(run: Callable[[DictConfig], object], config: DictConfig) -> None:
         sentence = sentence_of(error) or sentence_of_missing(error, config) or sentence_of_full_disk(error, config)
         if sentence is None:
             raise
-        remove_empty_run(Path(config.paths.output_dir))
+        folder = Path(config.paths.output_dir)
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+            (folder / FAILURE).write_text(sentence + "\n", encoding="utf-8")
+            return
+        remove_empty_run(folder)
         sys.exit(f"error: {sentence}")
 
 
