@@ -22,7 +22,6 @@ from vinvl.plan.measurement import Pace, SavedBytes
 from vinvl.plan.options import PlanOptions
 from vinvl.plan.planner import make_plan, plan
 from vinvl.plan.run_length import RunLength, number_of_devices, run_length
-from vinvl.plan.sources import corpus_files
 from vinvl.plan.table import count, hours, size
 from vinvl.plan.workload import Workload
 from vinvl.tasks.checkpoints import read_checkpoint
@@ -207,12 +206,6 @@ def test_numbers_for_people() -> None:
     assert [hours(n) for n in (1234.5, 2.5, 0.5, 0.01)] == ["1,234 h", "2.5 h", "30 min", "36 s"]
 
 
-def test_corpora_in_each_form_that_a_split_may_have() -> None:
-    listed = OmegaConf.create(["a.jsonl", {"file": "b.jsonl", "passes": 2.0}])
-    assert corpus_files(listed) == [Path("a.jsonl"), Path("b.jsonl")]
-    assert corpus_files("c.jsonl") == [Path("c.jsonl")]
-
-
 def prepared(demo_data: Path, folder: Path) -> None:
     """Makes the corpora of the demo world with their indices."""
     with composed("train", demo_data, folder / "unused", *PRETRAINING) as config:
@@ -277,7 +270,7 @@ def test_made_batches_stand_in_for_missing_data(tmp_path: Path) -> None:
     given = ["experiment=oscarplus_base", *tiny, "model.config.num_hidden_layers=1", "+plan.seconds=1"]
     with composed("train", tmp_path / "none", tmp_path / "run", *given, "torch_threads=1") as config:
         made = make_plan(config)
-    assert made.why_made is not None and "train.jsonl does not exist" in made.why_made
+    assert made.why_made is not None and "corpus/train does not exist" in made.why_made
     assert (made.length.updates, made.length.samples, made.devices) == (1_000_000, 1_024_000_000, 8)
     assert (made.cost.text_tokens, made.cost.regions) == (35 * 1.024e9, 50 * 1.024e9)
     assert made.cost.masked_tokens == pytest.approx(0.15 * 35 * 1.024e9, rel=0.05)

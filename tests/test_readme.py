@@ -13,7 +13,7 @@ from vinvl.runs import config_directory, open_sections, register_resolvers
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TASKS = (ROOT / "TASKS.md").read_text(encoding="utf-8")
-DOOR = re.compile(r"^(?:python|torchrun .*?) ?-m vinvl\.(train|evaluate|predict)\b(.*)$")
+DOOR = re.compile(r"^(?:python|torchrun .*?) ?-m vinvl\.(train|evaluate|predict|pretrain_finetune)\b(.*)$")
 
 
 def shell_commands() -> list[str]:
@@ -28,7 +28,7 @@ def door_commands() -> list[tuple[str, list[str]]]:
 
 
 def test_the_readme_shows_door_commands_at_all() -> None:
-    assert {name for name, _ in door_commands()} == {"train", "evaluate", "predict"}
+    assert {name for name, _ in door_commands()} == {"train", "evaluate", "predict", "pretrain_finetune"}
     assert len(door_commands()) >= 12
 
 
@@ -38,8 +38,9 @@ def test_every_door_command_composes(name: str, overrides: list[str]) -> None:
     sweep = "--multirun" in overrides
     overrides = [override for override in overrides if override != "--multirun"]
     if sweep:
-        overrides = [override.split(",")[0] for override in overrides]
-    composed = overrides if name == "train" else open_sections(overrides)
+        # The launcher of SLURM is a package of its own.
+        overrides = [one.split(",")[0] for one in overrides if not one.startswith("hydra/launcher=")]
+    composed = overrides if name in ("train", "pretrain_finetune") else open_sections(overrides)
     with initialize_config_dir(config_directory(), version_base="1.3"):
         config = compose(name, composed, return_hydra_config=True)
         OmegaConf.set_readonly(config.hydra, False)

@@ -17,6 +17,7 @@ from vinvl.models.key_names import mmf_tensors
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 TRAINING_CHECKPOINT = ".ckpt"
+OBJECTS_SHOWN = 5  # of a file that holds more than tensors
 WEIGHT_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -98,10 +99,21 @@ def _unpickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a hostile or damaged pickle may make the restricted loader raise anything
+        objects = _objects_in(path)
+        found = f" (objects of {', '.join(objects)}, which may run programs)" if objects else ""
         raise UserError(
-            f"{path} is damaged or holds more than tensors, so it was not opened; get it from its source again or save "
-            "its weights as model.safetensors."
+            f"{path} is damaged or holds more than tensors{found}, so it was not opened; get it from its source again "
+            "or, where you trust it and the code that wrote it, save its weights alone with torch.save or as "
+            "model.safetensors."
         ) from None
+
+
+def _objects_in(path: Path) -> list[str]:
+    """Names of what a pickled file would have called or made, [] where it cannot be told; nothing is run."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:OBJECTS_SHOWN]
+    except Exception:  # as above
+        return []
 
 
 def _training_configuration(path: Path) -> dict[str, Any]:
