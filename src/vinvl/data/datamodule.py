@@ -212,7 +212,7 @@ class RegionDataModule(pl.LightningDataModule):
             raise UserError(
                 f"{store!r} has no image {missing} (asked for by {records.describe(first)}; "
                 f"{int((~present).sum())} records in all lack theirs). It holds {len(store):,} images, ids like "
-                f"'{store.image_ids[0]}'. Extract the missing ones or pass data.on_missing=skip."
+                f"'{store.at(0).image_id}'. Extract the missing ones or pass data.on_missing=skip."
             )
         rank_zero_warn(
             f"data.on_missing=skip: left out {int((~present).sum())} records whose images are not in "

@@ -29,8 +29,8 @@ class CorpusRows:
 
     @cached_property
     def _num_regions(self) -> np.ndarray:
-        """(images,) int32, of the store's images."""
-        return self.region_text.store.num_regions.astype(np.int32)
+        """(images,) int16, of the store's images; more than it can count are more than any limit anyway."""
+        return np.minimum(self.region_text.store.num_regions, np.iinfo(np.int16).max).astype(np.int16)
 
     def image_of(self, rows: np.ndarray) -> np.ndarray:
         """Where the images of rows of any shape lie in the store."""

@@ -131,7 +131,7 @@ def tag_source(source: str | None, store: RegionStore, tokenizer: PreTrainedToke
 def _refuse_strangers(known: int, source: str, store: RegionStore) -> None:
     if known == 0:
         raise UserError(
-            f"{source} has tags of none of the {len(store):,} images of {store!r} (ids like '{store.image_ids[0]}'): "
+            f"{source} has tags of none of the {len(store):,} images of {store!r} (ids like '{store.at(0).image_id}'): "
             "pass data.tags=FILE of the same images, or data.tags=null for the classes in the store."
         )
 

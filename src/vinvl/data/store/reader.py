@@ -45,7 +45,7 @@ class RegionStore:
         self._name = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         self._set_headers(headers)
         if len(headers) > 1:
-            _check_unique_ids(self._shards, self._starts, *self._lookup)
+            _check_unique_ids(self._shards, self._starts, self.encoded_ids)
 
     def _set_headers(self, headers: Iterable[ShardHeader]) -> None:
         self._shards = [Shard(header) for header in headers]
@@ -151,16 +151,17 @@ class RegionStore:
         """
         return [problem for shard in self._shards for problem in verify_shard(shard)]
 
-    @cached_property
+    @property
     def encoded_ids(self) -> np.ndarray:
-        """(N,) UTF-8 bytes of fixed width: a quarter of `image_ids`, and a view into the file if there is one file."""
+        """(N,) UTF-8 bytes of fixed width: a quarter of `image_ids`; a view where there is one file, else made."""
         arrays = [shard.image_ids for shard in self._shards]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     @cached_property
     def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
         """(the encoded ids, the order that sorts them): 8 bytes an image, where a dict of strings takes some 150."""
-        return self.encoded_ids, np.argsort(self.encoded_ids)
+        ids = self.encoded_ids
+        return ids, np.argsort(ids)
 
     def _find(self, image_id: str) -> int:
         """The index of an image, or -1."""
@@ -210,7 +211,9 @@ def _check_alike(first: ShardHeader, other: ShardHeader) -> None:
         raise UserError(f"{first.path} and {other.path} cannot be one store: their label maps differ.")
 
 
-def _check_unique_ids(shards: list[Shard], starts: list[int], ids: np.ndarray, order: np.ndarray) -> None:
+def _check_unique_ids(shards: list[Shard], starts: list[int], ids: np.ndarray) -> None:
+    """Keeps nothing: of millions of images, ids and order would take some 100 MB of every rank."""
+    order = np.argsort(ids)
     sorted_ids = ids[order]
     repeats = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])
     if len(repeats):
