@@ -1,4 +1,4 @@
-"""Weights in and out: `python -m vinvl.convert weights=… to=FOLDER [task=NAME] [format=oscar]`."""
+"""Weights and region features in and out: `python -m vinvl.convert weights=… to=FOLDER` or `from=… to=features.h5`."""
 
 import json
 import sys
@@ -11,7 +11,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
+from vinvl.data.features_in import run_conversion
+from vinvl.data.features_out import write_mmf_npy, write_oscar_tsv
 from vinvl.data.json_files import read_json
+from vinvl.data.store import RegionStore
 from vinvl.data.text import load_tokenizer
 from vinvl.errors import UserError
 from vinvl.models.checkpoint_files import TRAINING_CHECKPOINT, CheckpointFiles, find_checkpoint
@@ -25,11 +28,35 @@ from vinvl.tasks.checkpoints import OUR_KEY, read_checkpoint
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 VOCABULARY = "vocab.txt"
+STORE_FORMATS = {"oscar_tsv": write_oscar_tsv, "mmf_npy": write_mmf_npy}
 
 register_resolvers()
 
 
 def convert(config: DictConfig) -> Path:
+    """Weights or region features, whichever are given, → `config.to`."""
+    if (config.weights is None) == (config["from"] is None):
+        raise UserError("Pass one of the two: weights=… for a model, or from=… for region features.")
+    return convert_weights(config) if config["from"] is None else convert_regions(config)
+
+
+def convert_regions(config: DictConfig) -> Path:
+    """Other people's region features → a store `config.to`, or a store → a folder in the format of others."""
+    source, target = Path(str(config["from"])).expanduser(), Path(str(config.to)).expanduser()
+    if config.format in STORE_FORMATS:
+        with new_folder(target) as folder:
+            STORE_FORMATS[config.format](RegionStore(source), folder)
+        print(f"{target}: the features of {source} as {config.format}")
+        return target
+    if config.format != "transformers":
+        raise UserError(f"format is {config.format!r}; of features choose one of {', '.join(STORE_FORMATS)}.")
+    settings = OmegaConf.to_container(config.features, resolve=True)
+    assert isinstance(settings, dict)
+    print(run_conversion(source, target, {str(name): value for name, value in settings.items()}))
+    return target
+
+
+def convert_weights(config: DictConfig) -> Path:
     """Weights → a new folder `config.to`; says what became of every tensor."""
     weights, target = str(config.weights), Path(str(config.to)).expanduser()
     if config.format not in FORMATS:

@@ -1,0 +1,219 @@
+"""What a detector says about the regions of one image in JSON: `predictions.tsv`, `labels.tsv`, label pickles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vinvl.data.features_in.base64_arrays import base64_rows
+from vinvl.data.features_in.rows import FoundImage, checked_size
+from vinvl.data.record_fields import checked_text, shown
+from vinvl.data.store import LabelMap
+from vinvl.data.store.labels import BACKGROUND, NO_ATTRIBUTE
+from vinvl.errors import UserError
+
+ATTRIBUTE_KEYS = (("attributes", "attr_scores"), ("attr", "attr_conf"))
+GEOMETRY_TOLERANCE = 0.02  # of the image: published boxes are rounded to pixels or hundredths
+
+
+@dataclass(frozen=True)
+class DetectedObjects:
+    """R objects of one image, in the order of its features.
+
+    boxes             (R, 4) float32 in pixels
+    classes           R names
+    scores            (R,) float32
+    attributes        R lists of names
+    attribute_scores  R lists of numbers, as long
+    size              width and height, None where the file does not say
+    features          R base64 texts, or None
+    """
+
+    boxes: np.ndarray
+    classes: list[str]
+    scores: np.ndarray
+    attributes: list[list[str]]
+    attribute_scores: list[list[float]]
+    size: tuple[int, int] | None
+    features: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+def read_objects(content: Any, image: str) -> DetectedObjects:
+    """The objects of an image from {"objects": […], "image_w": …, "image_h": …}, or from the list alone.
+
+    Each object has `class`, `rect` (x1 y1 x2 y2) and perhaps `conf`, `feature` and attributes.
+
+    Raises:
+        UserError: it is nothing of the kind.
+    """
+    entries = content.get("objects") if isinstance(content, dict) else content
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{image}: objects are {shown(entries)}, expected a list of objects with class and rect.")
+    pairs = [_attributes(entry, image) for entry in entries]
+    try:
+        boxes = np.array([entry["rect"] for entry in entries], dtype=np.float32).reshape(len(entries), -1)
+        scores = np.array([entry.get("conf", 0) for entry in entries], dtype=np.float32).reshape(len(entries))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{image}: an object has no rect of four numbers, or a conf that is no number.") from None
+    if len(entries) and boxes.shape[1] != 4:
+        raise UserError(f"{image}: an object has a rect of {boxes.shape[1]} numbers, expected x1, y1, x2, y2.")
+    features = [entry.get("feature") for entry in entries]
+    texts = [text for text in features if isinstance(text, str)]
+    return DetectedObjects(
+        boxes=boxes.reshape(-1, 4),
+        classes=[checked_text(entry.get("class"), f"{image}: the class of an object").strip() for entry in entries],
+        scores=scores,
+        attributes=[names for names, _ in pairs],
+        attribute_scores=[numbers for _, numbers in pairs],
+        size=size_in(content, image),
+        features=texts if texts and len(texts) == len(entries) else None,
+    )
+
+
+def size_in(content: Any, image: str) -> tuple[int, int] | None:
+    """`image_w` and `image_h` where there are both. Raises UserError if they are no size."""
+    if isinstance(content, Mapping) and "image_w" in content and "image_h" in content:
+        return checked_size(content["image_w"], content["image_h"], image)
+    return None
+
+
+def _attributes(entry: Mapping[str, Any], image: str) -> tuple[list[str], list[float]]:
+    for names_key, scores_key in ATTRIBUTE_KEYS:
+        if names_key in entry:
+            names, scores = entry[names_key], entry.get(scores_key, [])
+            if not isinstance(names, list) or not isinstance(scores, list) or len(scores) not in (0, len(names)):
+                raise UserError(f"{image}: {names_key} and {scores_key} of an object are no lists of one length.")
+            if not all(isinstance(score, int | float) for score in scores):
+                raise UserError(f"{image}: {scores_key} of an object hold what is no number.")
+            texts = [checked_text(name, f"{image}: an attribute").strip() for name in names]
+            return texts, [float(score) for score in scores] or [0.0] * len(texts)
+    return [], []
+
+
+@dataclass(frozen=True)
+class ObjectNames:
+    """Names → numbers. `most_attributes` is K: objects with fewer are filled up with 0, none."""
+
+    classes: dict[str, int]
+    attributes: dict[str, int]
+    most_attributes: int
+
+    @classmethod
+    def of(cls, labels: LabelMap, most_attributes: int) -> ObjectNames:
+        # The published label map has names twice; the first is meant.
+        classes, attributes = ({}, {})  # type: dict[str, int], dict[str, int]
+        for names, numbers in ((labels.classes, classes), (labels.attributes, attributes)):
+            for number, name in enumerate(names):
+                numbers.setdefault(name, number)
+        return cls(classes, attributes, most_attributes)
+
+    def numbers(self, objects: DetectedObjects, image: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(R,) classes, (R, K) attributes and their scores. Raises UserError for a name that is not known."""
+        try:
+            classes = np.array([self.classes[name] for name in objects.classes], dtype=np.int32)
+            attributes = np.zeros((len(objects), self.most_attributes), dtype=np.int32)
+            scores = np.zeros((len(objects), self.most_attributes), dtype=np.float32)
+            for region, names in enumerate(objects.attributes):
+                attributes[region, : len(names)] = [self.attributes[name] for name in names]
+                scores[region, : len(names)] = objects.attribute_scores[region]
+        except KeyError as error:
+            raise UserError(
+                f"{image}: the label map has no {str(error.args[0])[:40]!r}; give that of the detector with "
+                "features.labels=FILE, or leave it out to take the names as they come."
+            ) from None
+        return classes, attributes, scores
+
+
+def label_map_of(classes: Iterable[str], attributes: Iterable[str]) -> LabelMap:
+    """A label map of names as they were found, in alphabetical order; 0 is the background, and no attribute."""
+    return LabelMap(
+        (BACKGROUND, *sorted(set(classes) - {BACKGROUND})), (NO_ATTRIBUTE, *sorted(set(attributes) - {NO_ATTRIBUTE}))
+    )
+
+
+def own_features(objects: DetectedObjects, image: str) -> np.ndarray:
+    """(R, D) float32 of objects that carry their features. Raises UserError if one has none or of another length."""
+    if objects.features is None:
+        raise UserError(f"{image}: not every object has a feature; give the TSV of features, which lies beside it.")
+    rows = [base64_rows(text, 1, None, f"{image}: features", "<f4") for text in objects.features]
+    if len({row.shape for row in rows}) > 1:
+        raise UserError(f"{image}: its features have the lengths {sorted({row.shape[1] for row in rows})}, not one.")
+    return np.concatenate(rows)
+
+
+def joined(
+    image_id: str,
+    features: np.ndarray,
+    geometry: np.ndarray | None,
+    objects: DetectedObjects | None,
+    size: tuple[int, int] | None,
+    names: ObjectNames,
+) -> FoundImage:
+    """Features and their objects in one.
+
+    Boxes are those of the geometry where there is one, so that the region rows of the store are those of the file; only
+    their scale is the image's. A size that nothing tells is found by holding boxes in pixels against the geometry.
+
+    Args:
+        image_id: as in the file.
+        features: (R, D).
+        geometry: (R, 6) x1/W, y1/H, x2/W, y2/H, w/W, h/H, or None.
+        objects: None if the file of objects is not given.
+        size: width and height if they are known from elsewhere.
+        names: numbers of class and attribute names.
+
+    Raises:
+        UserError: the two do not belong together, or boxes or size are not to be had.
+    """
+    image = f"image {image_id!r}"
+    if objects is not None and len(objects) != len(features):
+        raise UserError(f"{image} has {len(features)} features and {len(objects)} predicted objects: not of one run.")
+    if geometry is not None:
+        _check_geometry(geometry, image)
+    size = size or (objects.size if objects else None) or _size_between(geometry, objects)
+    if size is None:
+        raise UserError(
+            f"{image}: nothing tells its width and height, which boxes need: pass features.sizes=FILE, or "
+            "features.assume_size=[1000,1000] for boxes in thousandths (the rows that a model reads stay the same)."
+        )
+    if geometry is None and objects is None:
+        raise UserError(f"{image}: its rows have no geometry, so its boxes are not known: pass predictions=FILE.")
+    edge = np.array([*size, *size], dtype=np.float32)
+    if objects is None:
+        assert geometry is not None
+        return FoundImage(image_id, features, geometry[:, :4] * edge, size)
+    if geometry is not None and (np.abs(objects.boxes / edge - geometry[:, :4]) > GEOMETRY_TOLERANCE).any():
+        raise UserError(f"{image}: its predicted boxes are not those of its features: not of one run, or other order.")
+    classes, attributes, scores = names.numbers(objects, image)
+    boxes = objects.boxes if geometry is None else geometry[:, :4] * edge
+    return FoundImage(image_id, features, boxes, size, classes, objects.scores, attributes, scores)
+
+
+def _check_geometry(geometry: np.ndarray, image: str) -> None:
+    span = geometry[:, 2:4] - geometry[:, 0:2]
+    if not np.isfinite(geometry).all() or (np.abs(span - geometry[:, 4:6]) > 1e-2).any():
+        raise UserError(
+            f"{image}: the last six numbers of a row are not x1/W, y1/H, x2/W, y2/H, w/W, h/H; pass "
+            "features.dim=NUMBER if the features are not of dimension 2048."
+        )
+
+
+def _size_between(geometry: np.ndarray | None, objects: DetectedObjects | None) -> tuple[int, int] | None:
+    """Width and height from the boxes that reach furthest, in pixels and as shares of the image."""
+    if geometry is None or objects is None or not len(objects):
+        return None
+    size = []
+    for column in (2, 3):
+        region = int(np.argmax(geometry[:, column]))
+        share = float(geometry[region, column])
+        length = round(float(objects.boxes[region, column]) / share) if share > 0 else 0
+        if not 0 < length < 2**31:
+            return None
+        size.append(length)
+    return size[0], size[1]

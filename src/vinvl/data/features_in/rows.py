@@ -1,0 +1,192 @@
+"""One image of somebody else's features → `Regions`, with the checks that all formats have in common."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vinvl.data.store import BOX_TOLERANCE, Regions
+from vinvl.errors import UserError
+
+GEOMETRY = 6  # numbers behind the feature in a region row of Oscar: x1/W, y1/H, x2/W, y2/H, w/W, h/H
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What files do not say about themselves.
+
+    Attributes:
+        feature_dim: D of Oscar's rows, which are D numbers wide, or D + 6 with the geometry of the box.
+        feature_dtype: "float16" or "float32".
+        class_offset: added to class and attribute numbers; None for what the format needs. The store's 0 is the
+            background, and some extractors leave it out, so that their 0 is the first class.
+        id_pattern: regular expression whose first group in the file's image id is the store's; None takes it as it is.
+        assume_size: (width, height) of images whose size nothing tells; boxes are then no pixels.
+        clip_boxes: cut boxes off at the border of the image rather than refuse what lies outside of it.
+    """
+
+    feature_dim: int = 2048
+    feature_dtype: str = "float16"
+    class_offset: int | None = None
+    id_pattern: str | None = None
+    assume_size: tuple[int, int] | None = None
+    clip_boxes: bool = False
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """What a file says about one image, not checked: R regions; None is what the file does not say.
+
+    image_id          as in the file
+    features          (R, D) numbers
+    boxes             (R, 4) x1 y1 x2 y2 in pixels
+    size              width, height
+    classes           (R,) whole numbers, 0 is the background
+    class_scores      (R,)
+    attributes        (R, K) whole numbers, 0 is none
+    attribute_scores  (R, K)
+    """
+
+    image_id: str
+    features: np.ndarray
+    boxes: np.ndarray
+    size: tuple[int, int]
+    classes: npt.ArrayLike | None = None
+    class_scores: npt.ArrayLike | None = None
+    attributes: npt.ArrayLike | None = None
+    attribute_scores: npt.ArrayLike | None = None
+
+
+def checked_regions(found: FoundImage, options: ReadOptions) -> Regions:
+    """The regions in the data types of the store.
+
+    Raises:
+        UserError: numbers that are not finite, numbers of rows that differ, boxes that are no boxes of this image.
+    """
+    image = f"image {found.image_id!r}"
+    if found.features.ndim != 2:
+        raise UserError(f"{image}: features have shape {found.features.shape}, expected a row for each region.")
+    count = len(found.features)
+    attributes = _table(found.attributes, count, f"{image}: attributes")
+    scores = _table(found.attribute_scores, count, f"{image}: attribute_scores")
+    if attributes.shape != scores.shape:
+        scores = np.zeros(attributes.shape) if found.attribute_scores is None else scores  # the store refuses the rest
+    return Regions(
+        image_id=store_id(found.image_id, options.id_pattern),
+        features=_features(found.features, options.feature_dtype, image),
+        boxes=_boxes(found.boxes, count, found.size, image, clip=options.clip_boxes),
+        classes=_numbers(found.classes, count, f"{image}: classes", np.int32),
+        class_scores=_numbers(found.class_scores, count, f"{image}: class_scores", np.float32),
+        attributes=_whole(attributes, f"{image}: attributes"),
+        attribute_scores=scores.astype(np.float32),
+        width=found.size[0],
+        height=found.size[1],
+    )
+
+
+def store_id(image_id: str, pattern: str | None) -> str:
+    """The image id of the store. Raises UserError if the pattern does not fit or has no group."""
+    if pattern is None:
+        return image_id
+    try:
+        match = re.search(pattern, image_id)
+        name = match.group(1) if match else None
+    except (re.error, IndexError) as error:
+        raise UserError(
+            f"features.id_pattern={pattern!r} is not usable ({error}): give a regular expression with a group in "
+            r"brackets, such as '0*(\d+)$'."
+        ) from None
+    if not name:
+        raise UserError(f"image {image_id!r}: features.id_pattern={pattern!r} does not fit this id.")
+    return name
+
+
+def checked_size(width: object, height: object, image: str) -> tuple[int, int]:
+    """Width and height in pixels from numbers or texts. Raises UserError for what is no positive whole number."""
+    sizes = []
+    for name, value in (("width", width), ("height", height)):
+        try:
+            number = float(value.item() if isinstance(value, np.generic | np.ndarray) else value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            number = float("nan")
+        if not number.is_integer() or not 0 < number < 2**31:
+            raise UserError(f"{image}: {name} is {str(value)[:40]!r}, a positive number of pixels was expected.")
+        sizes.append(int(number))
+    return sizes[0], sizes[1]
+
+
+def _features(features: np.ndarray, dtype: str, image: str) -> np.ndarray:
+    if features.dtype.kind not in "fiu":
+        raise UserError(f"{image}: features are of type {features.dtype}, numbers were expected.")
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(features, dtype=dtype)
+    finite = np.isfinite(converted).all(axis=1)
+    if not finite.all():
+        region = int(np.argmin(finite))
+        if np.isfinite(features[region]).all():
+            raise UserError(
+                f"{image}: features of region {region} are too large for {dtype}; pass features.dtype=float32."
+            )
+        raise UserError(f"{image}: features of region {region} are NaN or infinite; extract the image again.")
+    return converted
+
+
+def _boxes(boxes: np.ndarray, count: int, size: tuple[int, int], image: str, *, clip: bool) -> np.ndarray:
+    if boxes.shape != (count, 4) or boxes.dtype.kind not in "fiu":
+        raise UserError(f"{image}: boxes are {boxes.shape} of {boxes.dtype}, expected ({count}, 4) numbers.")
+    boxes = boxes.astype(np.float32)
+    if not np.isfinite(boxes).all():
+        raise UserError(f"{image}: boxes hold NaN or infinite values; extract the image again.")
+    edge = np.array([*size, *size], dtype=np.float32)
+    if count and min(size) > 16 and float(boxes.max()) <= 1 + BOX_TOLERANCE:
+        raise UserError(
+            f"{image}: no box reaches beyond pixel 1 of {size[0]} x {size[1]}; boxes are expected in pixels."
+        )
+    inverted = (boxes[:, :2] > boxes[:, 2:]).any(axis=1)
+    if inverted.any():
+        region = int(np.argmax(inverted))
+        raise UserError(f"{image}: box {region} {_shown(boxes[region])} is inverted; x1 y1 x2 y2 was expected.")
+    if clip:
+        return np.clip(boxes, 0, edge)
+    outside = ((boxes < -BOX_TOLERANCE * edge) | (boxes > (1 + BOX_TOLERANCE) * edge)).any(axis=1)
+    if outside.any():
+        region = int(np.argmax(outside))
+        raise UserError(
+            f"{image}: box {region} {_shown(boxes[region])} lies outside of the image of {size[0]} x {size[1]}; "
+            "width and height may be the wrong way round, or pass features.clip_boxes=true."
+        )
+    return boxes
+
+
+def _numbers(values: npt.ArrayLike | None, count: int, what: str, dtype: type[np.generic]) -> np.ndarray:
+    if values is None:
+        return np.zeros(count, dtype=dtype)
+    array = np.asarray(values)
+    if array.shape != (count,) or array.dtype.kind not in "fiu":
+        raise UserError(f"{what} are {array.shape} of {array.dtype}, expected ({count},) numbers.")
+    return _whole(array, what) if dtype is np.int32 else array.astype(dtype)
+
+
+def _table(values: npt.ArrayLike | None, count: int, what: str) -> np.ndarray:
+    """(R, K); K is 0 if there are no values, 1 if there is one for each region."""
+    if values is None:
+        return np.zeros((count, 0), dtype=np.int32)
+    array = np.asarray(values)
+    array = array[:, None] if array.ndim == 1 else array
+    if array.ndim != 2 or len(array) != count or array.dtype.kind not in "fiu":
+        raise UserError(f"{what} are {array.shape} of {array.dtype}, expected numbers for each of {count} regions.")
+    return array
+
+
+def _whole(array: np.ndarray, what: str) -> np.ndarray:
+    """int32; int64 and floats that are whole numbers have been seen in files."""
+    if array.size and not ((array >= 0) & (array < 2**31) & (array == np.floor(array))).all():
+        raise UserError(f"{what} hold {array.min()} to {array.max()}, expected whole numbers from 0.")
+    return array.astype(np.int32)
+
+
+def _shown(box: np.ndarray) -> str:
+    return "(" + ", ".join(f"{number:.6g}" for number in box.tolist()) + ")"

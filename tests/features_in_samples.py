@@ -1,0 +1,202 @@
+"""Made-up images in the formats of other people's features, written as those people's programs write them."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from vinvl.convert import convert
+from vinvl.data.store import RegionStore
+from vinvl.errors import UserError
+from vinvl.runs import config_directory
+
+DIM = 8
+CLASSES = ("cat", "dog", "tree")
+COLOURS = ("black", "red")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as a detector saw it; names by index into CLASSES and COLOURS."""
+
+    image_id: str
+    features: np.ndarray  # (R, DIM) float32, halves without loss
+    boxes: np.ndarray  # (R, 4) float32, whole pixels
+    classes: np.ndarray
+    scores: np.ndarray
+    colours: np.ndarray
+    width: int
+    height: int
+
+    @property
+    def geometry(self) -> np.ndarray:
+        edge = np.array([self.width, self.height] * 2, dtype=np.float32)
+        shares = self.boxes / edge
+        return np.concatenate([shares, shares[:, 2:] - shares[:, :2]], axis=1).astype(np.float32)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(R, DIM + 6)"""
+        return np.concatenate([self.features, self.geometry], axis=1)
+
+
+def samples(count: int = 5, seed: int = 0) -> list[Sample]:
+    random = np.random.default_rng(seed)
+    images = []
+    for number in range(count):
+        regions = 2 + number % 3
+        width, height = 640 - number, 480 + number
+        corners = random.integers(0, [width - 1, height - 1], size=(regions, 2))
+        sides = random.integers(1, [width, height] - corners + 1)
+        sides = np.maximum(sides, 1)
+        boxes = np.concatenate([corners, np.minimum(corners + sides, [width, height])], axis=1).astype(np.float32)
+        boxes[0] = [0, 0, width, height]
+        images.append(
+            Sample(
+                image_id=str(100 + 7 * number),
+                features=random.standard_normal((regions, DIM)).astype(np.float16).astype(np.float32),
+                boxes=boxes,
+                classes=random.integers(0, len(CLASSES), regions),
+                scores=random.random(regions, dtype=np.float32),
+                colours=random.integers(0, len(COLOURS), regions),
+                width=width,
+                height=height,
+            )
+        )
+    return images
+
+
+def encoded(array: np.ndarray, dtype: str = "<f4") -> str:
+    return base64.b64encode(np.ascontiguousarray(array, dtype=dtype).tobytes()).decode()
+
+
+def oscar_line(image: Sample, dialect: str = "columns", rows: np.ndarray | None = None) -> str:
+    rows = image.rows if rows is None else rows
+    if dialect == "columns":
+        return f"{image.image_id}\t{len(rows)}\t{encoded(rows)}\n"
+    return f"{image.image_id}\t{json.dumps({'num_boxes': len(rows), 'features': encoded(rows)})}\n"
+
+
+def objects_of(image: Sample, with_features: bool = False) -> list[dict[str, Any]]:
+    return [
+        {
+            "class": CLASSES[image.classes[region]],
+            "conf": float(image.scores[region]),
+            "rect": image.boxes[region].tolist(),
+            "attributes": [COLOURS[image.colours[region]], COLOURS[1 - image.colours[region]]][: 1 + region % 2],
+            "attr_scores": [0.75, 0.25][: 1 + region % 2],
+            **({"feature": encoded(image.features[region])} if with_features else {}),
+        }
+        for region in range(len(image.features))
+    ]
+
+
+def prediction_line(image: Sample, with_size: bool = True, with_features: bool = False) -> str:
+    size = {"image_w": image.width, "image_h": image.height} if with_size else {}
+    return f"{image.image_id}\t{json.dumps({**size, 'objects': objects_of(image, with_features)})}\n"
+
+
+def bottom_up_line(image: Sample) -> str:
+    head = f"{image.image_id}\t{image.width}\t{image.height}\t{len(image.boxes)}"
+    return f"{head}\t{encoded(image.boxes)}\t{encoded(image.features)}\n"
+
+
+def lxmert_line(image: Sample) -> str:
+    columns = [
+        image.image_id,
+        str(image.height),
+        str(image.width),
+        encoded(image.classes, "<i8"),
+        encoded(image.scores),
+        encoded(image.colours, "<i8"),
+        encoded(image.scores / 2),
+        str(len(image.boxes)),
+        encoded(image.boxes),
+        encoded(image.features),
+    ]
+    return "\t".join(columns) + "\n"
+
+
+def write_lines(path: Path, lines: Sequence[str], *, lineidx: bool = False) -> Path:
+    """A TSV, with the index that lies beside published ones."""
+    path.write_text("".join(lines))
+    if lineidx:
+        begins = np.cumsum([0, *(len(line.encode()) for line in lines)])[:-1]
+        path.with_suffix(".lineidx").write_text("".join(f"{begin}\n" for begin in begins))
+    return path
+
+
+def published_folder(folder: Path, images: Sequence[Sample], dialect: str = "columns", sizes: bool = True) -> Path:
+    """`features.tsv`, `.lineidx`, `imageid2idx.json` and `predictions.tsv` (of another order) with its index."""
+    folder.mkdir(parents=True)
+    write_lines(folder / "features.tsv", [oscar_line(image, dialect) for image in images], lineidx=True)
+    ids = {image.image_id: number for number, image in enumerate(images)}
+    (folder / "imageid2idx.json").write_text(json.dumps(ids))
+    predictions = [prediction_line(image, with_size=sizes) for image in reversed(images)]
+    write_lines(folder / "predictions.tsv", predictions, lineidx=True)
+    return folder
+
+
+def write_npy_folder(folder: Path, images: Sequence[Sample]) -> Path:
+    """As MMF's scripts save features: an array and a pickled dict for each image."""
+    for image in images:
+        path = folder / f"{image.image_id}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, image.features)
+        info: Any = {
+            "bbox": image.boxes,
+            "num_boxes": len(image.boxes),
+            "objects": image.classes,
+            "cls_prob": image.scores,
+            "image_width": np.int64(image.width),
+            "image_height": image.height,
+        }
+        np.save(path.with_name(f"{path.stem}_info.npy"), info)
+    return folder
+
+
+def renamed(image: Sample, image_id: str) -> Sample:
+    return replace(image, image_id=image_id)
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The door's configuration as its command line makes it."""
+    with initialize_config_dir(config_dir=config_directory(), version_base="1.3"):
+        return compose("convert", overrides=[*overrides, "paths.output_dir=."])
+
+
+@functools.cache
+def _defaults() -> DictConfig:
+    return composed("from=IN", "to=OUT", f"features.dim={DIM}")
+
+
+def run(source: Path, to: Path, *settings: str) -> RegionStore:
+    """The door with settings of the section `features`; the store that it wrote."""
+    config = copy.deepcopy(_defaults())
+    config["from"], config.to = str(source), str(to)
+    for name, value in (setting.split("=", 1) for setting in settings):
+        OmegaConf.update(config, f"features.{name}", yaml.safe_load(value))
+    return RegionStore(convert(config))
+
+
+def refused(source: Path, folder: Path, *options: str) -> str:
+    """The sentence; the folder is as it was."""
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError) as raised:
+        run(source, folder / "out.h5", *options)
+    assert sorted(folder.rglob("*")) == before
+    sentence = str(raised.value)
+    assert "\n" not in sentence, sentence
+    return sentence
