@@ -28,7 +28,7 @@ GROUPS = {  # names with an underscore are what choices have in common, no choic
     for folder in CONF.iterdir()
     if folder.is_dir()
 }
-NO_CHOICE_OF_ITS_OWN = {"hydra", "paths", "objective"}  # composed with their doors below
+NO_CHOICE_OF_ITS_OWN = {"hydra", "paths", "objective", "detector"}  # composed elsewhere
 EXPERIMENTS = GROUPS["experiment"]
 DOORS = ("train", "evaluate", "predict")
 # What one must say of one's own data, and the base of all VQA datasets, before they are whole.
