@@ -73,7 +73,7 @@ def test_the_command_with_a_task_and_the_other_format(checkpoint: Path, tmp_path
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["to=out"], "weights must be given: pass weights=VALUE"),
+        (["to=out"], "Pass one of the two: weights="),
         (["to=words", "weights=HERE"], "words exists already, and nothing is overwritten"),
         (["to=out", "weights=HERE", "task=captioning"], "has no head for this task"),
     ],
