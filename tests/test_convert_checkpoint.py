@@ -13,7 +13,7 @@ from vinvl.convert import results_of
 from vinvl.errors import UserError
 from vinvl.models import VinVLConfig, VinVLForAnswering
 from vinvl.models.checkpoint_files import find_checkpoint
-from vinvl.models.new_folder import new_folder
+from vinvl.new_folder import new_folder
 
 SIZES = {
     "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,

@@ -32,7 +32,8 @@ from features_in_samples import (
 )
 
 from vinvl.convert import convert
-from vinvl.data.features_in import lines, pool, source
+from vinvl.data import worker_pool
+from vinvl.data.features_in import lines, source
 from vinvl.data.store import RegionStore
 from vinvl.errors import UserError
 
@@ -247,7 +248,7 @@ def test_an_image_without_regions_is_kept(tmp_path: Path, first: bool) -> None:
 
 def test_a_worker_that_is_killed_is_told_of() -> None:
     with pytest.raises(UserError, match=r"A worker process was ended from outside"):
-        list(pool.in_order(os._exit, [1, 1, 1], workers=2))
+        list(worker_pool.in_order(os._exit, [1, 1, 1], workers=2))
 
 
 def test_a_conversion_tells_how_it_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

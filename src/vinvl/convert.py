@@ -22,7 +22,7 @@ from vinvl.models.conversion import convert_model
 from vinvl.models.export import FORMATS, check_tokenizer, name_answers, named_answers, write_oscar, write_transformers
 from vinvl.models.model_card import Provenance, model_card
 from vinvl.models.model_kinds import ENCODER, MODEL_OF_TASK, model_of_task
-from vinvl.models.new_folder import new_folder, refuse_existing
+from vinvl.new_folder import new_folder, refuse_existing
 from vinvl.runs import CHECKPOINTS, config_directory, register_resolvers, run_door, task_class
 from vinvl.tasks.checkpoints import OUR_KEY, read_checkpoint
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from vinvl.checkpointing import remove_partial_checkpoints
 from vinvl.data.datamodule import RegionDataModule
 from vinvl.errors import UserError
-from vinvl.runs import AUTO, CHECKPOINTS, resolve_checkpoint, task_class
+from vinvl.runs import AUTO, CHECKPOINTS, leaves, resolve_checkpoint, task_class
 from vinvl.tasks.base import VinVLTask
 from vinvl.tasks.checkpoints import load_into, read_checkpoint
 
@@ -99,15 +99,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[t
     for key, value in current.items():
         if _within(key, RECIPE) and not _within(key, HARMLESS) and key in then and not _same(then[key], value):
             yield key, then[key], value
-
-
-def leaves(value: object, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested dicts and lists that is neither."""
-    if isinstance(value, Mapping | list | tuple):
-        for name, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from leaves(item, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
 
 
 def _within(key: str, sections: tuple[str, ...]) -> bool:

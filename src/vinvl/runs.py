@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -204,7 +204,8 @@ def sentence_of_missing(error: BaseException, config: DictConfig) -> str | None:
     """What the command had to say and did not (`???` in the configuration), None if the exception has another cause."""
     if not isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
         return None
-    keys = sorted(missing_keys(OmegaConf.to_container(config, resolve=False)))
+    unresolved = OmegaConf.to_container(config, resolve=False)
+    keys = sorted(key for key, value in leaves(unresolved) if value == "???")  # and not what refers to such a key
     return f"{', '.join(keys)} must be given: pass {' '.join(f'{key}=VALUE' for key in keys)}."
 
 
@@ -221,13 +222,13 @@ def how_to_go_on(output_dir: str | Path) -> str:
     return f"go on with the same command and hydra.run.dir={output_dir} ckpt_path={AUTO}"
 
 
-def missing_keys(value: object, key: str = "") -> Iterator[str]:
-    """The keys, with dots, of everything in nested dicts and lists that is `???`; not of what refers to such a key."""
-    if value == "???":
-        yield key
-    elif isinstance(value, dict | list):
-        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from missing_keys(item, f"{key}.{name}" if key else str(name))
+def leaves(value: object, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested dicts and lists that is neither."""
+    if isinstance(value, Mapping | list | tuple):
+        for name, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from leaves(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
 
 
 def remove_empty_run(folder: Path) -> None:

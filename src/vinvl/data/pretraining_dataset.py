@@ -20,10 +20,10 @@ from vinvl.data.pretraining_pairs import (
 )
 from vinvl.data.pretraining_rows import CorpusRows
 from vinvl.data.sampling import Draw
+from vinvl.data.store.regions import BOX_NUMBERS
 from vinvl.errors import UserError
 
 VARIANTS = ("oscar", "mmf", "matched")
-BOX_NUMBERS = 6  # a region row is the feature followed by `Regions.box_geometry`
 
 
 class PretrainingDataset(Dataset[Draw]):
@@ -170,11 +170,10 @@ class PretrainingDataset(Dataset[Draw]):
         most = limits.max_regions if limits.use_regions else 0
         found = [store.at(int(image)) for image in self.rows.image_of(rows)]
         counts = np.array([min(len(regions), most) for regions in found], dtype=np.int64)
-        numbers = store.feature_dim
-        features = np.empty((copies, len(rows), int(counts.max()), numbers + BOX_NUMBERS), dtype=np.float32)
+        numbers = store.feature_dim + BOX_NUMBERS
+        features = np.empty((copies, len(rows), int(counts.max()), numbers), dtype=np.float32)
         for regions, count, place in zip(found, counts.tolist(), features[0], strict=True):
-            place[:count, :numbers] = regions.features[:count]
-            place[:count, numbers:] = regions.box_geometry()[:count]
+            regions.write_rows(place[:count])
             place[count:] = 0
         if not np.isfinite(features[0].sum()):  # one pass; which image it is, if it is one, is looked for only then
             for regions in found:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from vinvl.data.batch import Batch
 from vinvl.data.datamodule import RegionDataModule
+from vinvl.data.store.regions import BOX_NUMBERS
 from vinvl.errors import UserError
 from vinvl.models import VinVLConfig, initialise
 from vinvl.tasks.checkpoints import OUR_KEY, load_into
@@ -23,7 +24,6 @@ from vinvl.tasks.parameter_groups import parameter_groups
 
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
-BOX_NUMBERS = 6  # a region row is the feature followed by six numbers of its box
 
 
 class TaskArguments(TypedDict, total=False):

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from vinvl.data.batch import Batch
 from vinvl.data.pretraining import PretrainingDataModule
+from vinvl.data.pretraining_dataset import VARIANTS
 from vinvl.errors import UserError
 from vinvl.metrics import ExactMean, GroupedAccuracy
 from vinvl.metrics.model_flops import StepCosts, peak_flops
@@ -17,7 +18,6 @@ from vinvl.models import VinVLForPreTraining
 from vinvl.models.pretraining import NO_PAIR_LABEL, PretrainingOutput, contrastive_losses, masked_token_losses
 from vinvl.tasks.base import TaskArguments, VinVLTask
 
-VARIANTS = ("oscar", "mmf", "matched")
 TOKEN_KINDS = ("text", "tags")  # token_type_ids 0 and 1; the answers of question-answer rows are where tags are
 CONTRAST_CLASSES = {
     2: ("matched", "mismatched"),

@@ -14,11 +14,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from vinvl.data.features_in.id_tables import IdBlock, IdTable
-from vinvl.data.features_in.pool import in_order
+from vinvl.data.id_table import IdBlock, IdTable
 from vinvl.data.json_members import json_members
 from vinvl.data.record_fields import checked_text, shown
 from vinvl.data.store import Regions
+from vinvl.data.worker_pool import in_order
 from vinvl.errors import UserError
 
 PART_BYTES = 8 * 2**20

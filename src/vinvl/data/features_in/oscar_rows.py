@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from vinvl.data.features_in.base64_arrays import base64_rows, number_of_regions
-from vinvl.data.features_in.id_tables import IdTable
 from vinvl.data.features_in.lines import RowReader
 from vinvl.data.features_in.objects import ObjectNames, joined, own_features, read_objects
 from vinvl.data.features_in.predictions import PredictionsFile, PredictionsReader
 from vinvl.data.features_in.rows import GEOMETRY, ReadOptions, checked_regions
+from vinvl.data.id_table import IdTable
 from vinvl.data.json_files import parse_json
 from vinvl.data.record_fields import shown
 from vinvl.data.store import Regions

@@ -11,12 +11,12 @@ from typing import IO
 
 import numpy as np
 
-from vinvl.data.features_in.id_tables import IdTable
 from vinvl.data.features_in.lines import LONGEST_LINE, LineIndex, LinePart, ReadPart, line_parts
 from vinvl.data.features_in.objects import DetectedObjects, label_map_of, read_objects
-from vinvl.data.features_in.pool import in_order
+from vinvl.data.id_table import IdTable
 from vinvl.data.json_files import parse_json
 from vinvl.data.store import LabelMap
+from vinvl.data.worker_pool import in_order
 from vinvl.errors import UserError
 
 

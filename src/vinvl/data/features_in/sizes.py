@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vinvl.data.features_in.id_tables import IdBlock, IdTable
 from vinvl.data.features_in.rows import checked_size
+from vinvl.data.id_table import IdBlock, IdTable
 from vinvl.data.json_files import parse_json, read_json
 from vinvl.data.json_members import json_members
 from vinvl.data.record_fields import checked_id

@@ -8,6 +8,8 @@ import numpy as np
 
 from vinvl.errors import UserError
 
+BOX_NUMBERS = 6  # a region row is the feature followed by six numbers of its box
+
 
 @dataclass(frozen=True, eq=False)
 class Regions:
@@ -43,7 +45,7 @@ class Regions:
 
         The six numbers that the published region rows append to each feature (Oscar, VinVL).
         """
-        geometry = np.empty((len(self.boxes), 6), dtype=np.float32)
+        geometry = np.empty((len(self.boxes), BOX_NUMBERS), dtype=np.float32)
         self._fill_geometry(geometry)
         return geometry
 
@@ -53,11 +55,15 @@ class Regions:
         The first `limit` regions are taken in the order of the store; None takes all.
         """
         count = len(self) if limit is None else min(len(self), limit)
-        feature_dim = self.features.shape[1]
-        rows = np.empty((count, feature_dim + 6), dtype=np.float32)
-        rows[:, :feature_dim] = self.features[:count]
-        self._fill_geometry(rows[:, feature_dim:])
+        rows = np.empty((count, self.features.shape[1] + BOX_NUMBERS), dtype=np.float32)
+        self.write_rows(rows)
         return rows
+
+    def write_rows(self, out: np.ndarray) -> None:
+        """Fills `out` (n, D+6) float32, n ≤ R, with the first n of `rows`."""
+        feature_dim = self.features.shape[1]
+        out[:, :feature_dim] = self.features[: len(out)]
+        self._fill_geometry(out[:, feature_dim:])
 
     def check_finite(self) -> None:
         """Raise UserError if a feature or a box coordinate is NaN or infinite.
