@@ -1,29 +1,25 @@
-"""`python -m vinvl.data.store info|verify FILE`: what a store holds, and whether it is sound."""
+"""`python -m vinvl.data.store info|verify|merge FILE …`: what a store holds, whether it is sound, and many into one."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
+from vinvl.data.store.merging import merge_stores
 from vinvl.data.store.reader import RegionStore
 from vinvl.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 after an error or if problems were found."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vinvl.data.store", description="Look at a store of region features, or check that it is sound."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("info", "print what the store holds"),
-        ("verify", "read the store through and print what is wrong with it; exit code 1 if anything is"),
-    ):
-        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        command.add_argument("files", nargs="+", metavar="FILE", help="file or folder of shards; many act as one")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
+        if options.command == "merge":
+            merged = merge_stores(options.files, options.output, overwrite=options.overwrite)
+            print(f"{options.output}: {len(merged):,} images of {len(options.files):,} files")
+            return 0
         store = RegionStore(options.files)
         if options.command == "info":
             print(summary(store))
@@ -34,6 +30,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print("\n".join(problems) if problems else f"{', '.join(options.files)}: sound, {len(store):,} images")
     return 1 if problems else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vinvl.data.store", description="Look at stores of region features, check or join them."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("info", "print what the store holds"),
+        ("verify", "read the store through and print what is wrong with it; exit code 1 if anything is"),
+        ("merge", "copy the images of all files into one"),
+    ):
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        command.add_argument("files", nargs="+", metavar="FILE", help="file or folder of shards; many act as one")
+        if name == "merge":
+            command.add_argument("--output", required=True, metavar="FILE", help="the file to write")
+            command.add_argument("--overwrite", action="store_true", help="replace that file if it exists")
+    return parser
 
 
 def summary(store: RegionStore) -> str:
@@ -50,10 +64,19 @@ def summary(store: RegionStore) -> str:
         ("features", f"dimension {store.feature_dim}, {store.feature_dtype}, {headers[0].storage}"),
         ("attributes a region", str(store.num_attributes)),
         ("label map", f"{len(labels.classes):,} classes, {len(labels.attributes):,} attributes"),
-        ("detector", store.detector if store.detector.isprintable() else ascii(store.detector)),
+        ("detector", _printable(store.detector)),
         ("bytes", f"{sum(header.file_bytes for header in headers):,}"),
+        *((f"  {name}", _printable(_text(value))) for name, value in store.provenance.items()),
     ]
     return "\n".join(f"{name:<20} {value}" for name, value in rows)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@
     sizes             (N, 2)   int32, width and height in pixels
 
 Root attributes: `format` and `version`, `feature_dim`, `detector`, `label_map` (JSON text) and `complete`, which a
-writer sets to 1 as the last thing. N images, ΣR regions, D feature dimension, K attributes a region; numbers are
-little-endian.
+writer sets to 1 as the last thing; where the writer knows more of how the features were made, `provenance` (a JSON
+object). N images, ΣR regions, D feature dimension, K attributes a region; numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ FORMAT_VERSION = 1
 PARTIAL_SUFFIX = ".partial"
 FEATURE_DTYPES = ("float16", "float32")
 MAX_ID_BYTES = 255
+FEATURES = "features"
+PROVENANCE = "provenance"
 
 ROW_DTYPES: dict[str, str] = {
     "boxes": "<f4",
@@ -63,6 +65,7 @@ class ShardHeader:
     feature_dim: int
     detector: str
     label_map: LabelMap
+    provenance: str | None
     storage: str
     arrays: dict[str, ArrayLayout]
 
@@ -141,6 +144,7 @@ def _parse_header(path: Path, file: h5py.File) -> ShardHeader:
         feature_dim=feature_dim,
         detector=detector,
         label_map=label_map,
+        provenance=_text_attribute(path, file, PROVENANCE) if PROVENANCE in file.attrs else None,
         storage=storage if features.compression is None else f"{storage}, {features.compression}",
         arrays=arrays,
     )

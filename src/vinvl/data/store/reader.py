@@ -9,12 +9,15 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from vinvl.data.store.id_lookup import IdLookup
 from vinvl.data.store.labels import LabelMap
 from vinvl.data.store.layout import ShardHeader, read_header
 from vinvl.data.store.manifest import MANIFEST_NAME, read_manifest
+from vinvl.data.store.provenance import common_provenance
 from vinvl.data.store.regions import Regions
 from vinvl.data.store.shard import Shard
 from vinvl.data.store.verify import verify_shard
@@ -91,6 +94,19 @@ class RegionStore:
         return self._shards[0].header.detector
 
     @property
+    def provenance(self) -> dict[str, Any]:
+        """What else the files say of how their features were made; where they differ, a list of what each says.
+
+        {} if they say nothing. Raises UserError if it is no JSON object.
+        """
+        return common_provenance(self.headers)
+
+    @property
+    def sources(self) -> list[Shard]:
+        """The files, in order, for copying rows from."""
+        return list(self._shards)
+
+    @property
     def headers(self) -> tuple[ShardHeader, ...]:
         """What each file says about itself, in order."""
         return tuple(shard.header for shard in self._shards)
@@ -158,28 +174,14 @@ class RegionStore:
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     @cached_property
-    def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
-        """(the encoded ids, the order that sorts them): 8 bytes an image, where a dict of strings takes some 150."""
-        ids = self.encoded_ids
-        return ids, np.argsort(ids)
+    def _lookup(self) -> IdLookup:
+        return IdLookup(self.encoded_ids)
 
     def _find(self, image_id: str) -> int:
         """The index of an image, or -1."""
         if not isinstance(image_id, str):
             raise UserError(f"{self._name}: image ids are text, not {type(image_id).__name__}; pass {str(image_id)!r}.")
-        ids, order = self._lookup
-        try:
-            key = image_id.encode()
-        except UnicodeEncodeError:
-            return -1
-        # A longer key would make NumPy convert all ids to its length.
-        if len(key) > ids.dtype.itemsize:
-            return -1
-        position = int(ids.searchsorted(np.array(key, dtype=ids.dtype), sorter=order))
-        if position == len(ids):
-            return -1
-        index = int(order[position])
-        return index if ids[index] == key else -1
+        return self._lookup.find(image_id)
 
 
 def _read_headers(path: Path) -> list[ShardHeader]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from vinvl.data.store.assembly import Selection, StoreAttributes, write_store_file
 from vinvl.data.store.checks import RegionChecker, encoded_id
 from vinvl.data.store.labels import LabelMap
 from vinvl.data.store.layout import FEATURE_DTYPES, PARTIAL_SUFFIX
 from vinvl.data.store.manifest import write_manifest
 from vinvl.data.store.regions import Regions
-from vinvl.data.store.spool import ShardSpool, StoreAttributes, WorkFolder
+from vinvl.data.store.spool import RowShapes, Spool, WorkFolder
 from vinvl.errors import UserError
 
 COMPRESSIONS = ("gzip", "lzf")
@@ -42,6 +45,7 @@ class RegionStoreWriter:
     compression           None, "gzip", or "lzf" (which only h5py reads), for the features; not memory-mapped then
     chunk_rows            rows a chunk; None is contiguous, or 32 with a compression
     max_images_per_shard  None writes one file
+    provenance            what else is known of how the features were made, of types that JSON has
 
     Raises UserError for bad arguments, for a path that cannot be written, and from `add` for a bad image.
     """
@@ -58,6 +62,7 @@ class RegionStoreWriter:
         compression: str | None = None,
         chunk_rows: int | None = None,
         max_images_per_shard: int | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
         _check_arguments(self.path, feature_dim, num_attributes, feature_dtype, compression, chunk_rows)
@@ -69,7 +74,12 @@ class RegionStoreWriter:
         if compression is not None and chunk_rows is None:
             chunk_rows = _DEFAULT_CHUNK_ROWS
         self._attributes = StoreAttributes(
-            feature_dim, dtype, num_attributes, detector, label_map, compression, chunk_rows
+            RowShapes(feature_dim, dtype, num_attributes),
+            detector,
+            label_map,
+            None if provenance is None else json.dumps(provenance),
+            compression,
+            chunk_rows,
         )
         self._max_images_per_shard = max_images_per_shard
         self._seen: set[bytes] = set()
@@ -79,7 +89,7 @@ class RegionStoreWriter:
         # Also runs when the writer is dropped without being closed, and when the interpreter exits.
         self._discard = weakref.finalize(self, self._work.remove)
         (self._work.path / "store").mkdir()
-        self._spool = ShardSpool(self._work)
+        self._spool = Spool(self._work, self._attributes.shapes)
 
     def __enter__(self) -> Self:
         return self
@@ -110,9 +120,9 @@ class RegionStoreWriter:
         # Whatever interrupts the writing below leaves the side files out of step: nothing may be finished then.
         self._failed = True
         try:
-            if self._spool.num_images == self._max_images_per_shard:
+            if self._spool.length.images == self._max_images_per_shard:
                 self._finish_shard()
-                self._spool = ShardSpool(self._work)
+                self._spool = Spool(self._work, self._attributes.shapes)
             self._spool.append(key, arrays)
         except OSError as error:
             raise UserError(f"{self.path} could not be written: {error}.") from error
@@ -143,8 +153,10 @@ class RegionStoreWriter:
 
     def _finish_shard(self) -> None:
         name = f"shard-{len(self._shards):05d}.h5"
-        self._spool.write_store(self._work.path / "store" / name, self._attributes)
-        self._shards.append((name, self._spool.num_images))
+        rows = self._spool.rows()
+        write_store_file(self._work.path / "store" / name, self._attributes, [rows], Selection.whole(rows))
+        self._shards.append((name, self._spool.length.images))
+        self._spool.clear()
 
     def _move_into_place(self) -> None:
         store = self._work.path / "store"

@@ -1,0 +1,77 @@
+"""Several store files → one, by copying rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from vinvl.data.store.assembly import Selection, StoreAttributes, write_store_file
+from vinvl.data.store.layout import PARTIAL_SUFFIX
+from vinvl.data.store.reader import RegionStore
+from vinvl.data.store.spool import RowShapes
+from vinvl.errors import UserError
+
+SHARD_NAME = re.compile(r"(?P<name>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)?")
+NAMES_SHOWN = 5
+
+
+def shard_path(path: Path, index: int, count: int) -> Path:
+    """The name of part `index`, from 0, of `count` parts of a store: features.h5 → features-00003-of-00016.h5."""
+    return path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}{path.suffix}") if count > 1 else path
+
+
+def merge_stores(files: Sequence[str | Path], target: str | Path, *, overwrite: bool = False) -> RegionStore:
+    """One store file with the images of all, in the order of the files; returns it opened.
+
+    Args:
+        files: store files or folders of shards that are alike, with no image twice.
+        target: the file to make.
+        overwrite: whether a file of that name is replaced, once the new one is whole.
+
+    Raises:
+        UserError: `target` exists, files do not belong together, some of them are missing, or the disk is full; nothing
+            is changed then.
+    """
+    target = Path(target)
+    if not overwrite and os.path.lexists(target):
+        raise UserError(f"{target} exists already: give another name, or say --overwrite.")
+    if target.is_dir():
+        raise UserError(f"{target} is a folder: name a file to write.")
+    _refuse_gaps([Path(file) for file in files])
+    store = RegionStore(list(files))
+    attributes = StoreAttributes(
+        RowShapes(store.feature_dim, store.feature_dtype, store.num_attributes),
+        store.detector,
+        store.label_map,
+        json.dumps(store.provenance) if store.provenance else None,
+    )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(PARTIAL_SUFFIX, f"{target.name}.", target.parent) as folder:
+            made = Path(folder) / target.name
+            write_store_file(made, attributes, store.sources, Selection.whole(*store.sources))
+            os.replace(made, target)
+    except OSError as error:
+        raise UserError(f"{target} could not be written: {error}.") from error
+    return RegionStore(target)
+
+
+def _refuse_gaps(files: Sequence[Path]) -> None:
+    """Files that call themselves parts of one store must be all of its parts."""
+    parts: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if match := SHARD_NAME.fullmatch(file.name):
+            whole = f"{match['name']}{match['suffix'] or ''}", int(match["count"])
+            parts.setdefault(whole, set()).add(int(match["index"]))
+    for (name, count), found in parts.items():
+        missing = sorted(set(range(count)) - found)
+        if missing:
+            shown = ", ".join(map(str, missing[:NAMES_SHOWN])) + (" …" if len(missing) > NAMES_SHOWN else "")
+            raise UserError(
+                f"Of the {count} parts of {name}, {len(missing)} are not among the files (shard.index {shown}): "
+                "extract them first."
+            )
