@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from vinvl.data.image_ids import check_pattern, id_by_pattern
 from vinvl.data.store import BOX_TOLERANCE, Regions
 from vinvl.errors import UserError
 
+ID_PATTERN = "features.id_pattern"
 GEOMETRY = 6  # numbers behind the feature in a region row of Oscar: x1/W, y1/H, x2/W, y2/H, w/W, h/H
 
 
@@ -34,6 +35,11 @@ class ReadOptions:
     id_pattern: str | None = None
     assume_size: tuple[int, int] | None = None
     clip_boxes: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a pattern that is no regular expression or has no group."""
+        if self.id_pattern is not None:
+            check_pattern(self.id_pattern, ID_PATTERN)
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def checked_regions(found: FoundImage, options: ReadOptions) -> Regions:
     if attributes.shape != scores.shape:
         scores = np.zeros(attributes.shape) if found.attribute_scores is None else scores  # the store refuses the rest
     return Regions(
-        image_id=store_id(found.image_id, options.id_pattern),
+        image_id=id_by_pattern(found.image_id, options.id_pattern, ID_PATTERN),
         features=_features(found.features, options.feature_dtype, image),
         boxes=_boxes(found.boxes, count, found.size, image, clip=options.clip_boxes),
         classes=_numbers(found.classes, count, f"{image}: classes", np.int32),
@@ -85,23 +91,6 @@ def checked_regions(found: FoundImage, options: ReadOptions) -> Regions:
         width=found.size[0],
         height=found.size[1],
     )
-
-
-def store_id(image_id: str, pattern: str | None) -> str:
-    """The image id of the store. Raises UserError if the pattern does not fit or has no group."""
-    if pattern is None:
-        return image_id
-    try:
-        match = re.search(pattern, image_id)
-        name = match.group(1) if match else None
-    except (re.error, IndexError) as error:
-        raise UserError(
-            f"features.id_pattern={pattern!r} is not usable ({error}): give a regular expression with a group in "
-            r"brackets, such as '0*(\d+)$'."
-        ) from None
-    if not name:
-        raise UserError(f"image {image_id!r}: features.id_pattern={pattern!r} does not fit this id.")
-    return name
 
 
 def checked_size(width: object, height: object, image: str) -> tuple[int, int]:
