@@ -175,6 +175,13 @@ def test_converting_needs_only_to_be_told_from_where_and_to_where() -> None:
     assert (config["weights"], config["to"]) == ("FILE", "FOLDER")
 
 
+@pytest.mark.parametrize("trainer", GROUPS["trainer"])
+@pytest.mark.parametrize("detector", GROUPS["detector"])
+def test_extraction_composes_with_every_detector(detector: str, trainer: str) -> None:
+    needed = ("images=DIR", "weights=FILE", "output=FILE")
+    assert_callable_as_written(composed("extract", *needed, f"detector={detector}", f"trainer={trainer}"))
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiments_give_way_to_overrides(experiment: str) -> None:
     config = composed("train", f"experiment={experiment}", "trainer.devices=1", "data.batch_size=3", "model=tiny")

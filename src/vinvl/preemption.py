@@ -29,14 +29,44 @@ class Stopped(Exception):  # noqa: N818, it is no error
         self.exit_code = exit_code
 
 
+class StopRequest:
+    """Notes a SIGTERM, SIGUSR1 or Ctrl-C instead of ending the process.
+
+    Ctrl-C a second time ends the process on the spot; other signals may come repeatedly.
+
+    Args:
+        after: what is finished first, for a person who presses Ctrl-C: "this update".
+    """
+
+    def __init__(self, after: str) -> None:
+        self.received: int | None = None
+        self._message = f"\nStopping after {after}; Ctrl-C again stops at once.\n".encode()
+
+    def listen(self) -> None:
+        """Takes the place of the handlers that there are."""
+        if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
+            for number in STOP_SIGNALS:
+                signal.signal(number, self._note)
+
+    @property
+    def exit_code(self) -> int:
+        """What the process should end with."""
+        return INTERRUPTED if self.received == signal.SIGINT else START_AGAIN
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.write(STANDARD_ERROR, self._message)
+        self.received = number
+
+
 class StopOnSignal(Callback):
     """Stops a run on SIGTERM, SIGUSR1 or Ctrl-C: the update is finished, `checkpoint` saved, `Stopped` raised.
 
     A signal to one rank stops all of them after the same update: the ranks ask each other at the end of every update
     and before every batch of an evaluation, one byte each time (Lightning itself exchanges as much before every batch).
     An evaluation is left at once and made from its beginning when the run goes on; only those between two batches of an
-    update, and after the last update of `max_steps`, are finished. Ctrl-C a second time ends the process on the spot;
-    other signals may come repeatedly.
+    update, and after the last update of `max_steps`, are finished.
 
     The handlers take the place of Lightning's, which start an exchange between the ranks inside the handler, where the
     others do not expect it, and which under SLURM requeue the job themselves; Lightning puts the former ones back.
@@ -44,11 +74,11 @@ class StopOnSignal(Callback):
 
     def __init__(self, checkpoint: str | Path) -> None:
         self.checkpoint = Path(checkpoint)
-        self.received: int | None = None
+        self.request = StopRequest("this update")
         self._shared_batches = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._listen()
+        self.request.listen()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -66,7 +96,7 @@ class StopOnSignal(Callback):
             self._stop(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._listen()
+        self.request.listen()
         self._share_batches(trainer, trainer.num_test_batches)
 
     def on_test_batch_start(
@@ -76,17 +106,6 @@ class StopOnSignal(Callback):
         if batch_idx < self._shared_batches and self._agreed(trainer):
             raise self._stopped()
 
-    def _listen(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
-            for number in STOP_SIGNALS:
-                signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.write(STANDARD_ERROR, b"\nStopping after this update; Ctrl-C again stops at once.\n")
-        self.received = number
-
     def _share_batches(self, trainer: pl.Trainer, num_batches: list[int | float] | list[int]) -> None:
         """How many batches every rank has: some have one more, and nobody would answer them then."""
         own = torch.tensor(sum(num_batches), device=trainer.strategy.root_device)
@@ -94,11 +113,11 @@ class StopOnSignal(Callback):
 
     def _agreed(self, trainer: pl.Trainer) -> bool:
         """Whether any rank has been asked to stop; all ranks call this together and get the same answer."""
-        return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+        return trainer.strategy.reduce_boolean_decision(self.request.received is not None, all=False)
 
     def _stop(self, trainer: pl.Trainer) -> None:
         save_now(trainer, self.checkpoint)
         raise self._stopped()
 
     def _stopped(self) -> Stopped:
-        return Stopped(self.checkpoint, INTERRUPTED if self.received == signal.SIGINT else START_AGAIN)
+        return Stopped(self.checkpoint, self.request.exit_code)

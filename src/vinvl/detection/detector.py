@@ -8,7 +8,7 @@ from vinvl.detection.boxes import BOX_HEAD_WEIGHTS, clip, decode
 from vinvl.detection.config import PROPOSALS, Architecture, DetectorConfig
 from vinvl.detection.heads import AttributeHead, BoxHead, RegionFeatures
 from vinvl.detection.precision import full_precision
-from vinvl.detection.preprocessing import network_input, pad_batch
+from vinvl.detection.preprocessing import normalised, pad_batch, resized_pixels
 from vinvl.detection.regions import DetectedRegions
 from vinvl.detection.resnext import Body
 from vinvl.detection.rpn import RPN
@@ -59,11 +59,23 @@ class Detector(nn.Module):
         self.roi_heads = RoIHeads(BoxHead(features, config.architecture))
         self.attribute = AttributeHead(features, config.architecture)
 
+    @property
+    def device(self) -> torch.device:
+        return self.rpn.head.conv.weight.device
+
     def detect(self, images: list[Image.Image]) -> list[DetectedRegions]:
         """The regions of pictures, which go through the network as one batch, on the detector's device."""
-        batch, sizes = pad_batch([network_input(image, self.config) for image in images], self.config.pad_multiple)
-        device = self.rpn.head.conv.weight.device
-        return self(batch.to(device), sizes, [(image.width, image.height) for image in images])
+        pixels = [resized_pixels(image, self.config) for image in images]
+        return self.detect_pixels(pixels, [(image.width, image.height) for image in images])
+
+    def detect_pixels(self, pixels: list[Tensor], original_sizes: list[ImageSize]) -> list[DetectedRegions]:
+        """The same of pictures that `resized_pixels` has made ready: each uint8 (height, width, 3), on any device.
+
+        original_sizes: (width, height) of each picture before it was resized.
+        """
+        images = [normalised(one.to(self.device, non_blocking=True)) for one in pixels]
+        batch, sizes = pad_batch(images, self.config.pad_multiple)
+        return self(batch, sizes, original_sizes)
 
     @torch.no_grad()
     def forward(self, images: Tensor, sizes: list[ImageSize], original_sizes: list[ImageSize]) -> list[DetectedRegions]:

@@ -1,7 +1,6 @@
 """Build a detector from a published weight file, with every tensor accounted for."""
 
 import hashlib
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,6 @@ from vinvl.detection.config import Architecture, DetectorConfig
 from vinvl.detection.detector import Detector
 from vinvl.errors import UserError
 from vinvl.models.checkpoint_files import load_published_state_dict
-
-logger = logging.getLogger(__name__)
 
 PARALLEL_PREFIX = "module."  # of every name in a file saved from a data-parallel model
 SHARED = ("attribute.feature_extractor.", "roi_heads.box.feature_extractor.")  # two names of one module
@@ -70,7 +67,6 @@ def load_detector(path: str | Path, config: DetectorConfig) -> tuple[Detector, D
     detector.requires_grad_(True).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     used = set(matched.values())
     report = DetectorLoadingReport(str(path), matched, tuple(name for name in tensors if name not in used))
-    logger.info("%s", report)
     return detector, report
 
 

@@ -1,11 +1,13 @@
 """From a picture to the network's input, exactly as the published extractor does it."""
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vinvl.detection.config import DetectorConfig
 
+COLOUR_ORDER = "BGR"
 MEAN = (103.530, 116.280, 123.675)  # of blue, green and red, 0 to 255; the standard deviation is not divided by
 
 
@@ -23,8 +25,15 @@ def resized_size(width: int, height: int, min_size: int, max_size: int) -> tuple
     return (size, other) if width <= height else (other, size)
 
 
-def network_input(image: Image.Image, config: DetectorConfig) -> Tensor:
-    """Float32 (3, height, width) of a picture: resized, blue-green-red, 0 to 255 less the mean.
+def padded_size(width: int, height: int, config: DetectorConfig) -> tuple[int, int]:
+    """(width, height) of the batch that an image of this (width, height) makes alone: resized, then padded."""
+    resized = resized_size(width, height, config.min_size, config.max_size)
+    across, down = (-(-side // config.pad_multiple) * config.pad_multiple for side in resized)
+    return across, down
+
+
+def resized_pixels(image: Image.Image, config: DetectorConfig) -> Tensor:
+    """Uint8 (height, width, 3) of a picture, red-green-blue, resized; the part that needs no device.
 
     Args:
         image: of any mode that Pillow converts to RGB; its EXIF orientation is ignored, as in the published extractor.
@@ -32,8 +41,17 @@ def network_input(image: Image.Image, config: DetectorConfig) -> Tensor:
     """
     size = resized_size(image.width, image.height, config.min_size, config.max_size)
     resized = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    pixels = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(size[1], size[0], 3)
-    return (pixels.flip(-1).float() - torch.tensor(MEAN)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(resized))
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Float32 (3, height, width), blue-green-red less the mean, of `resized_pixels`, on their device."""
+    return (pixels.flip(-1).float() - pixels.new_tensor(MEAN, dtype=torch.float32)).permute(2, 0, 1).contiguous()
+
+
+def network_input(image: Image.Image, config: DetectorConfig) -> Tensor:
+    """Float32 (3, height, width) of a picture: resized, blue-green-red, 0 to 255 less the mean."""
+    return normalised(resized_pixels(image, config))
 
 
 def pad_batch(images: list[Tensor], multiple: int = 1) -> tuple[Tensor, list[tuple[int, int]]]:

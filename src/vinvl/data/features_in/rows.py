@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vinvl.data.image_ids import check_pattern, id_by_pattern
-from vinvl.data.store import BOX_TOLERANCE, Regions
+from vinvl.data.store import BOX_TOLERANCE, INVERSION_TOLERANCE, Regions
 from vinvl.errors import UserError
 
 ID_PATTERN = "features.id_pattern"
@@ -134,7 +134,7 @@ def _boxes(boxes: np.ndarray, count: int, size: tuple[int, int], image: str, *, 
         raise UserError(
             f"{image}: no box reaches beyond pixel 1 of {size[0]} x {size[1]}; boxes are expected in pixels."
         )
-    inverted = (boxes[:, :2] > boxes[:, 2:]).any(axis=1)
+    inverted = (boxes[:, :2] - boxes[:, 2:] > INVERSION_TOLERANCE * edge[:2]).any(axis=1)
     if inverted.any():
         region = int(np.argmax(inverted))
         raise UserError(f"{image}: box {region} {_shown(boxes[region])} is inverted; x1 y1 x2 y2 was expected.")

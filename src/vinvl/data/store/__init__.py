@@ -4,13 +4,14 @@ from vinvl.data.store.labels import LabelMap
 from vinvl.data.store.layout import FORMAT_NAME, FORMAT_VERSION
 from vinvl.data.store.reader import RegionStore
 from vinvl.data.store.regions import Regions
-from vinvl.data.store.verify import BOX_TOLERANCE
+from vinvl.data.store.verify import BOX_TOLERANCE, INVERSION_TOLERANCE
 from vinvl.data.store.writer import RegionStoreWriter
 
 __all__ = [
     "BOX_TOLERANCE",
     "FORMAT_NAME",
     "FORMAT_VERSION",
+    "INVERSION_TOLERANCE",
     "LabelMap",
     "RegionStore",
     "RegionStoreWriter",

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from vinvl.data.store.regions import Regions
 from vinvl.data.store.spool import RowShapes, Spool, SpoolLength, SpoolRows, WorkFolder
 from vinvl.errors import UserError
 
-COMMIT_SECONDS = 5.0  # work that may be lost, against waiting for the disk
 _SETTINGS, _COMMITS, _LOCK = "settings.json", "commits.raw", "lock"
 _COMMIT_DTYPE = np.dtype("<i8")  # three numbers: the fields of SpoolLength
 _RECORD_BYTES = 3 * _COMMIT_DTYPE.itemsize
@@ -89,13 +88,18 @@ class JournalPart:
         target: the store; `begin_journal` was called for it.
         number: of the process.
         shapes, label_map: of the store.
+        commit_seconds: how long work is gathered before it is committed: what a kill may cost, against waiting for the
+            disk.
 
     Raises:
         UserError: another process works on it, or it cannot be written.
     """
 
-    def __init__(self, target: Path, number: int, shapes: RowShapes, label_map: LabelMap) -> None:
+    def __init__(
+        self, target: Path, number: int, shapes: RowShapes, label_map: LabelMap, commit_seconds: float = 5.0
+    ) -> None:
         self._target = target
+        self._commit_seconds = commit_seconds
         self._checker = RegionChecker(shapes.feature_dim, shapes.feature_dtype, shapes.num_attributes, label_map)
         folder = _part_folder(target, number)
         try:
@@ -121,7 +125,7 @@ class JournalPart:
         try:
             for key, arrays in checked:
                 self._spool.append(key, arrays)
-            if time.monotonic() - self._committed_at >= COMMIT_SECONDS:
+            if time.monotonic() - self._committed_at >= self._commit_seconds:
                 self.commit()
         except OSError as error:
             raise self._failure(error) from error
@@ -164,8 +168,19 @@ def read_journal(target: Path, shapes: RowShapes) -> list[SpoolRows]:
     return [SpoolRows(folder, shapes, length) for folder, length in lengths.items() if length.images]
 
 
+def committed_images(target: Path, besides: int) -> int:
+    """How many images the parts of a journal hold, all but one part's."""
+    own, count = _part_folder(target, besides), 0
+    for path in journal_folder(target).glob(f"part-*/{_COMMITS}"):
+        if path.parent != own:
+            content = path.read_bytes()
+            last = len(content) // _RECORD_BYTES * _RECORD_BYTES
+            count += int(np.frombuffer(content[last - _RECORD_BYTES : last], dtype=_COMMIT_DTYPE)[0]) if last else 0
+    return count
+
+
 def finish_journal(
-    target: Path, attributes: StoreAttributes, order: Sequence[str], earlier: Sequence[RowSource]
+    target: Path, attributes: StoreAttributes, order: Iterable[str], earlier: Sequence[RowSource]
 ) -> int:
     """Makes the store of a journal, and of the files of an earlier store, in place of whatever is at `target`.
 
@@ -196,7 +211,7 @@ def finish_journal(
     return len(wanted)
 
 
-def _in_order(sources: Sequence[RowSource], order: Sequence[str]) -> Selection:
+def _in_order(sources: Sequence[RowSource], order: Iterable[str]) -> Selection:
     """Each image once, as `finish_journal` orders them."""
     everything = Selection.whole(*sources)
     if len(everything) == 0:

@@ -11,13 +11,17 @@ from vinvl.errors import UserError
 
 # Detectors do not clip the boxes that they regress, so a sound box may stick out a little.
 BOX_TOLERANCE = 0.05
+# Nor do they keep a box that they shrink to nothing from turning over: the published box coder counts its last pixel,
+# so such a box is up to one pixel of the network's input less than nothing wide.
+INVERSION_TOLERANCE = 0.01
 _BLOCK_BYTES = 8 * 2**20
 
 
 def verify_shard(shard: Shard) -> list[str]:
     """The problems of one store file as sentences: one for each kind, with its count and first example.
 
-    A box is out of bounds if it sticks out of its image by more than `BOX_TOLERANCE` of the image's width or height.
+    A box is out of bounds if it sticks out of its image by more than `BOX_TOLERANCE` of the image's width or height,
+    and inverted if it ends by more than `INVERSION_TOLERANCE` of that before it begins.
     """
     problems: list[str] = []
     try:
@@ -47,15 +51,22 @@ def _problems(shard: Shard) -> Iterator[str]:
         image = int(image_of(np.array([row]))[0])
         return f"image {shard.image_ids[image].decode('utf-8', 'replace')!r}, region {row - int(offsets[image])}"
 
+    def size_at(start: int, boxes: np.ndarray) -> np.ndarray:
+        """(r, 2): width and height of each box's image."""
+        return sizes[image_of(np.arange(start, start + len(boxes)))]
+
+    def inverted(start: int, boxes: np.ndarray) -> np.ndarray:
+        allowed = INVERSION_TOLERANCE * size_at(start, boxes) if not len(falls) else 0
+        return np.any(boxes[:, :2] - boxes[:, 2:] > allowed, axis=1)
+
     def out_of_bounds(start: int, boxes: np.ndarray) -> np.ndarray:
-        images = image_of(np.arange(start, start + len(boxes)))
-        size = np.tile(sizes[images], 2)  # (r, 4): W, H, W, H
+        size = np.tile(size_at(start, boxes), 2)  # (r, 4): W, H, W, H
         outside = (boxes < -BOX_TOLERANCE * size) | (boxes > (1 + BOX_TOLERANCE) * size)
         return np.any(outside, axis=1)
 
     for name in ("features", "boxes", "class_scores", "attribute_scores"):
         yield from _bad_rows(shard, name, _not_finite, f"have {name} that are NaN or infinite", locate)
-    yield from _bad_rows(shard, "boxes", _inverted, "have inverted boxes (x2 < x1 or y2 < y1)", locate)
+    yield from _bad_rows(shard, "boxes", inverted, "have inverted boxes (x2 < x1 or y2 < y1)", locate)
     if not len(falls):
         what = f"have boxes more than {BOX_TOLERANCE:.0%} of the image's size outside of the image"
         yield from _bad_rows(shard, "boxes", out_of_bounds, what, locate)
@@ -104,10 +115,6 @@ def _bad_rows(
 
 def _not_finite(start: int, block: np.ndarray) -> np.ndarray:
     return ~np.isfinite(block).reshape(len(block), -1).all(axis=1)
-
-
-def _inverted(start: int, boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
 
 
 def _outside_of(limit: int) -> Callable[[int, np.ndarray], np.ndarray]:
