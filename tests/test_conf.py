@@ -175,6 +175,10 @@ def test_converting_needs_only_to_be_told_from_where_and_to_where() -> None:
     assert (config["weights"], config["to"]) == ("FILE", "FOLDER")
 
 
+def test_a_report_needs_only_a_store() -> None:
+    assert composed("report", "store=FILE")["count"] == 60
+
+
 @pytest.mark.parametrize("trainer", GROUPS["trainer"])
 @pytest.mark.parametrize("detector", GROUPS["detector"])
 def test_extraction_composes_with_every_detector(detector: str, trainer: str) -> None:

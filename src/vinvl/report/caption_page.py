@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vinvl.data.json_files import write_text_atomically
+from vinvl.report.page import write_page
 
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1b1b1b }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.25rem }
-figure { margin: 0; border: 1px solid #ddd; border-radius: 6px; overflow: hidden }
-img { width: 100%; display: block; background: #f3f3f3 }
 figcaption { padding: .6rem .8rem }
 .ours { font-weight: 600 }
 .people { color: #555; margin: .35rem 0 0; padding-left: 1.1rem }
@@ -37,13 +34,8 @@ def write_caption_page(path: Path, title: str, pictures: Sequence[CaptionedPictu
         UserError: the file cannot be written.
     """
     figures = "\n".join(_figure(one) for one in pictures)
-    write_text_atomically(
-        path,
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-        f"<style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>\n"
-        "<p>Bold: the model's caption. Below it: captions that people (here the generator) gave.</p>\n"
-        f"<main>\n{figures}\n</main>\n</html>\n",
-    )
+    note = "<p>Bold: the model's caption. Below it: captions that people (here the generator) gave.</p>"
+    write_page(path, title, f"{note}\n<main>\n{figures}\n</main>", STYLE)
 
 
 def _figure(one: CaptionedPicture) -> str:
