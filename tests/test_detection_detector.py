@@ -1,6 +1,7 @@
 """The whole detector against recordings of the published one: a small network, and the real architecture."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from vinvl.detection import Detector, DetectorConfig, network_input, pad_batch, published_config
+from vinvl.detection.heads import RegionFeatures
+from vinvl.detection.roi_align import roi_align
 from vinvl.errors import UserError
 
 
@@ -161,15 +164,30 @@ def test_boxes_per_pass_bounds_memory_only(detector: Detector) -> None:
     close(parts.features, whole.features)
 
 
-def test_attributes_of_proposals_cost_no_second_look(detector: Detector) -> None:
-    calls = []
-    hook = detector.attribute.feature_extractor.register_forward_hook(lambda *_: calls.append(1))
+def test_attributes_of_proposals_cost_no_second_look(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, look = [], RegionFeatures.of_boxes
+
+    def counted(self: RegionFeatures, *arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return look(self, *arguments)
+
+    monkeypatch.setattr(RegionFeatures, "of_boxes", counted)
     for variant, expected in (("", 2), ("ignore_regression.", 1)):
         calls.clear()
         detector.config = small_config("a", variant)
         detector.detect(small_images("a"))
         assert len(calls) == expected
-    hook.remove()
+
+
+def test_convolving_first_and_pooling_first_are_the_same(detector: Detector) -> None:
+    """Also where a box lies partly or wholly outside of the map, and its samples there count as nothing."""
+    features = detector.roi_heads.box.feature_extractor
+    c4 = torch.randn(2, 128, 9, 13, generator=torch.Generator().manual_seed(0))
+    boxes = [
+        torch.tensor([[0.0, 0, 207, 143], [30, 20, 31, 60], [-100, -50, 60, 90]]),
+        torch.tensor([[150.0, 100, 400, 300], [500, 500, 600, 600]]),
+    ]
+    torch.testing.assert_close(features(c4, boxes, 2), features.head(roi_align(c4, boxes)), rtol=1e-4, atol=1e-4)
 
 
 def test_an_image_of_one_pixel_has_regions(detector: Detector) -> None:

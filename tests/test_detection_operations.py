@@ -124,6 +124,14 @@ def test_roi_align_is_the_mean_of_samples(seed: int, height: int, width: int, bi
                 close(got[:, row, column], expected, 1e-4)
 
 
+@pytest.mark.parametrize("step", [2, 3])
+def test_roi_align_of_some_of_the_bins(step: int) -> None:
+    boxes = [OPS["roi_align.boxes0"], OPS["roi_align.boxes1"]]
+    whole = roi_align(OPS["roi_align.feature"], boxes)
+    close(roi_align(OPS["roi_align.feature"], boxes, step=step), whole[:, :, ::step, ::step])
+    assert roi_align(OPS["roi_align.feature"][:0], [], step=step).shape == (0, 6, -(-14 // step), -(-14 // step))
+
+
 def test_roi_align_of_many_boxes_and_of_none() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(1, 2, 5, 6, generator=generator)

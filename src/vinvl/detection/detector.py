@@ -1,12 +1,14 @@
 """The detector: pictures in, regions with features, classes and attributes out."""
 
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from vinvl.detection.boxes import BOX_HEAD_WEIGHTS, clip, decode
 from vinvl.detection.config import PROPOSALS, Architecture, DetectorConfig
-from vinvl.detection.heads import AttributeHead, BoxHead, RegionFeatures
+from vinvl.detection.heads import AttributeHead, BoxHead, RegionFeatures, RegionMaps
 from vinvl.detection.precision import full_precision
 from vinvl.detection.preprocessing import normalised, pad_batch, resized_pixels
 from vinvl.detection.regions import DetectedRegions
@@ -43,8 +45,7 @@ class Detector(nn.Module):
     Parameters have the names of the published checkpoints. What may make it faster, at the caller's choice:
     `detector.to(memory_format=torch.channels_last)`; `torch.autocast(device, torch.bfloat16)` around a call, in which
     boxes, scores and choices are still computed in float32 (never `detector.bfloat16()`, which would round the batch
-    norms' constants); `detector.backbone.compile()` and `detector.roi_heads.box.feature_extractor.head.compile()`, of
-    the two networks that take nearly all the time.
+    norms' constants); `detector.compile_networks()`.
 
     Args:
         config: the architecture, and how it is used; `detector.config` may be replaced by one of the same architecture.
@@ -62,6 +63,15 @@ class Detector(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.rpn.head.conv.weight.device
+
+    def compile_networks(self, **options: Any) -> None:
+        """torch.compile, at their first use, of the two networks that take nearly all the time.
+
+        options: of `torch.compile`, such as dynamic=True for pictures of many sizes.
+        """
+        head = self.roi_heads.box.feature_extractor.head
+        self.backbone.compile(**options)
+        head.after_pooling = torch.compile(head.after_pooling, **options)  # type: ignore[method-assign]
 
     def detect(self, images: list[Image.Image]) -> list[DetectedRegions]:
         """The regions of pictures, which go through the network as one batch, on the detector's device."""
@@ -90,9 +100,10 @@ class Detector(nn.Module):
             images = images.contiguous(memory_format=torch.channels_last)
         c4 = self.backbone(images)
         proposals = self.propose(c4, sizes)
-        vectors = self.roi_heads.box.feature_extractor(c4, proposals, self.config.boxes_per_pass).float()
+        maps = self.roi_heads.box.feature_extractor.maps(c4)
+        vectors = self.roi_heads.box.feature_extractor.of_boxes(maps, proposals, self.config.boxes_per_pass).float()
         selections, boxes = self.classify(vectors, proposals, sizes)
-        attributes = self.describe(c4, vectors, proposals, selections, boxes)
+        attributes = self.describe(maps, vectors, proposals, selections, boxes)
         chosen = _per_image(vectors, proposals)
         return [
             DetectedRegions(
@@ -148,7 +159,7 @@ class Detector(nn.Module):
 
     def describe(
         self,
-        c4: Tensor,
+        maps: RegionMaps,
         vectors: Tensor,
         proposals: list[Tensor],
         selections: list[Selection],
@@ -159,13 +170,14 @@ class Detector(nn.Module):
         They are read off the final boxes. Where those are the proposals, their feature vectors are known already.
 
         Args:
-            c4, vectors, proposals, selections, boxes: as in and from `classify`.
+            maps: of the images' C4 features, from `RegionFeatures.maps`.
+            vectors, proposals, selections, boxes: as in and from `classify`.
         """
         if self.config.boxes == PROPOSALS:
             of_images = _per_image(vectors, proposals)
             of_boxes = torch.cat([of_images[i][chosen.proposals] for i, chosen in enumerate(selections)])
         else:
-            of_boxes = self.attribute.feature_extractor(c4, boxes, self.config.boxes_per_pass).float()
+            of_boxes = self.attribute.feature_extractor.of_boxes(maps, boxes, self.config.boxes_per_pass).float()
         with full_precision(of_boxes):
             logits = self.attribute.predictor(of_boxes, torch.cat([chosen.labels for chosen in selections]))
         return [select_attributes(of_image, self.config) for of_image in _per_image(logits, boxes)]

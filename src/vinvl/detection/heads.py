@@ -1,5 +1,7 @@
 """What is said of single regions: their feature vector, class, box and attributes."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -7,6 +9,14 @@ from torch.nn import functional
 from vinvl.detection.config import Architecture
 from vinvl.detection.resnext import RegionHead
 from vinvl.detection.roi_align import roi_align
+
+
+@dataclass(frozen=True)
+class RegionMaps:
+    """What boxes are read off."""
+
+    c4: Tensor  # (B, c4_channels, H, W)
+    projections: tuple[Tensor, Tensor] | None  # see `RegionHead.projections`
 
 
 class RegionFeatures(nn.Module):
@@ -25,13 +35,29 @@ class RegionFeatures(nn.Module):
             boxes: for each image (n, 4) in pixels of the network's input.
             boxes_per_pass: how many are held in memory at once.
         """
+        return self.of_boxes(self.maps(c4), boxes, boxes_per_pass)
+
+    def maps(self, c4: Tensor) -> RegionMaps:
+        """What is the same for all boxes of a batch of images; for `of_boxes`."""
+        return RegionMaps(c4, self.head.projections(c4))
+
+    def of_boxes(self, maps: RegionMaps, boxes: list[Tensor], boxes_per_pass: int) -> Tensor:
+        """(sum of boxes, c5_channels), images in turn; arguments as of `forward`."""
         vectors = [
-            self.head(roi_align(c4[image : image + 1], [part]))
+            self._of_one_image(maps, image, part)
             for image, of_image in enumerate(boxes)
             for part in of_image.split(boxes_per_pass)
             if len(part)
         ]
-        return torch.cat(vectors) if vectors else c4.new_zeros(0, self.size)
+        return torch.cat(vectors) if vectors else maps.c4.new_zeros(0, self.size)
+
+    def _of_one_image(self, maps: RegionMaps, image: int, boxes: Tensor) -> Tensor:
+        own = slice(image, image + 1)
+        if maps.projections is None:
+            vectors: Tensor = self.head(roi_align(maps.c4[own], [boxes]))
+            return vectors
+        through, around = maps.projections
+        return self.head.after_pooling(roi_align(through[own], [boxes]), roi_align(around[own], [boxes], step=2))
 
 
 class BoxPredictor(nn.Module):

@@ -57,8 +57,7 @@ def open_detector(
     detector, report = load_detector(weights, config)
     detector.requires_grad_(False)
     if compile:
-        detector.backbone.compile(dynamic=True)
-        detector.roi_heads.box.feature_extractor.head.compile(dynamic=True)
+        detector.compile_networks(dynamic=True)
     return OpenedDetector(detector, label_map, weights, report)
 
 

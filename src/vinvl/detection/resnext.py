@@ -28,11 +28,17 @@ class FrozenBatchNorm2d(nn.Module):
         return features * scale[:, None, None] + shift[:, None, None]
 
 
-def normalised_convolution(features: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> Tensor:
+def normalised_convolution(
+    features: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d
+) -> Tensor:
     """Convolution and the normalisation after it in one: the scale goes into the weights, the shift is the bias.
 
-    Features (B, C, H, W) of any float type, which the result has too; the scale is taken in float32.
+    Features (B, C, H, W) of any float type, which the result has too; the scale is taken in float32. A norm that is
+    being trained (`vinvl.detection.training`) takes its turn after the convolution.
     """
+    if isinstance(norm, nn.BatchNorm2d):
+        normalised: Tensor = norm(convolution(features))
+        return normalised
     scale, shift = norm.scale_and_shift()
     weight = convolution.weight * scale[:, None, None, None]
     return functional.conv2d(
@@ -81,9 +87,13 @@ class Bottleneck(nn.Module):
         around = features
         if self.downsample is not None:
             projection, norm = self.downsample
-            assert isinstance(projection, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d)
+            assert isinstance(projection, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
             around = normalised_convolution(features, projection, norm)
         through = functional.relu_(normalised_convolution(features, self.conv1, self.bn1))
+        return self.after_projection(through, around)
+
+    def after_projection(self, through: Tensor, around: Tensor) -> Tensor:
+        """The block behind its first convolutions: (B, inner, H, W) and (B, out, H/stride, W/stride) → the latter."""
         through = functional.relu_(normalised_convolution(through, self.conv2, self.bn2))
         through = normalised_convolution(through, self.conv3, self.bn3)
         return functional.relu_(through.add_(around))
@@ -128,3 +138,55 @@ class RegionHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         features: Tensor = self.layer4(pooled)
         return features.mean(dim=(2, 3))
+
+    def projections(self, c4: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the first block's 1×1 convolutions make of every cell of a map; None while norms are being trained.
+
+        Both they and pooling are linear, and the first look at single cells, so either may come first. A map has fewer
+        cells than the regions of a picture have bins: here the convolutions do. The shifts of their norms are left to
+        `after_pooling`, because a bin outside of the map is zero and not the mean of shifts.
+
+        Args:
+            c4: (B, c4_channels, H, W).
+
+        Returns:
+            (B, inner channels, H, W) on the way through the block, (B, c5_channels, H, W) on the way around it.
+        """
+        (through, norm), (around, norm_around) = self._first_convolutions()
+        if not isinstance(norm, FrozenBatchNorm2d) or not isinstance(norm_around, FrozenBatchNorm2d):
+            return None
+        return _at_every_cell(c4, through, norm), _at_every_cell(c4, around, norm_around)
+
+    def after_pooling(self, through: Tensor, around: Tensor) -> Tensor:
+        """Feature vectors (n, c5_channels) of pooled `projections`, which are changed.
+
+        Args:
+            through: (n, inner channels, 14, 14).
+            around: (n, c5_channels, 7, 7), every second bin, for the block halves its map.
+        """
+        (_, norm), (_, norm_around) = self._first_convolutions()
+        first = self.layer4[0]
+        assert isinstance(first, Bottleneck)
+        features = first.after_projection(functional.relu_(_shift(through, norm)), _shift(around, norm_around))
+        for block in list(self.layer4)[1:]:
+            features = block(features)
+        return features.mean(dim=(2, 3))
+
+    def _first_convolutions(self) -> tuple[tuple[nn.Conv2d, nn.Module], tuple[nn.Conv2d, nn.Module]]:
+        """The 1×1 convolutions at the beginning of the two ways of the first block, with their norms."""
+        first = self.layer4[0]
+        assert isinstance(first, Bottleneck) and first.downsample is not None
+        projection, norm = first.downsample
+        assert isinstance(projection, nn.Conv2d)
+        return (first.conv1, first.bn1), (projection, norm)
+
+
+def _at_every_cell(c4: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> Tensor:
+    """A 1×1 convolution without its stride, with its norm's scale and without its shift."""
+    scale, _ = norm.scale_and_shift()
+    return functional.conv2d(c4, (convolution.weight * scale[:, None, None, None]).to(c4.dtype))
+
+
+def _shift(pooled: Tensor, norm: nn.Module) -> Tensor:
+    assert isinstance(norm, FrozenBatchNorm2d)
+    return pooled.add_(norm.scale_and_shift()[1][:, None, None].to(pooled.dtype))

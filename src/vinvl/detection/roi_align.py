@@ -8,10 +8,10 @@ width) matrix of its own: exact for any number of samples a bin, and made of wha
 import torch
 from torch import Tensor
 
-BOXES_AT_ONCE = 32  # bounds memory: the product of the rows is (boxes, bins, map width, channels)
+VALUES_AT_ONCE = 2**25  # bounds memory: the product of the rows is (boxes, bins, map width, channels)
 
 
-def roi_align(features: Tensor, boxes: list[Tensor], bins: int = 14, scale: float = 1 / 16) -> Tensor:
+def roi_align(features: Tensor, boxes: list[Tensor], bins: int = 14, scale: float = 1 / 16, step: int = 1) -> Tensor:
     """Pooled features (sum of boxes, C, bins, bins) in channels-last memory, images in turn.
 
     As the published code pools: ceil(box / bins) samples a bin in each direction, no half-pixel shift, boxes at least
@@ -22,24 +22,27 @@ def roi_align(features: Tensor, boxes: list[Tensor], bins: int = 14, scale: floa
         boxes: for each image (n, 4) in pixels.
         bins: of the result, in each direction.
         scale: cells of the map per pixel.
+        step: 2 gives every second bin alone, in both directions; "bins" of the result is then half, rounded up.
     """
+    wanted = -(-bins // step)
+    at_once = max(1, VALUES_AT_ONCE // (wanted * features.shape[1] * features.shape[3]))
     pooled = [
-        _pool(image, part, bins, scale)
+        _pool(image, part, bins, scale, step)
         for image, of_image in zip(features.permute(0, 2, 3, 1), boxes, strict=True)
-        for part in of_image.split(BOXES_AT_ONCE)
+        for part in of_image.split(at_once)
     ]
     if not pooled:
-        return features.new_zeros(0, features.shape[1], bins, bins)
+        return features.new_zeros(0, features.shape[1], wanted, wanted)
     return torch.cat(pooled).permute(0, 3, 1, 2)
 
 
-def _pool(image: Tensor, boxes: Tensor, bins: int, scale: float) -> Tensor:
+def _pool(image: Tensor, boxes: Tensor, bins: int, scale: float, step: int) -> Tensor:
     """(n, bins, bins, C) of one image's map (H, W, C)."""
     height, width, channels = image.shape
-    rows = _bin_weights(boxes[:, 1], boxes[:, 3], height, bins, scale).to(image.dtype)
-    columns = _bin_weights(boxes[:, 0], boxes[:, 2], width, bins, scale).to(image.dtype)
+    rows = _bin_weights(boxes[:, 1], boxes[:, 3], height, bins, scale)[:, ::step].to(image.dtype)
+    columns = _bin_weights(boxes[:, 0], boxes[:, 2], width, bins, scale)[:, ::step].to(image.dtype)
     by_row = rows.reshape(-1, height) @ image.reshape(height, width * channels)
-    by_row = by_row.view(len(boxes), bins, width, channels)
+    by_row = by_row.view(len(boxes), rows.shape[1], width, channels)
     return columns.unsqueeze(1) @ by_row  # (n, 1, bins, W) @ (n, bins, W, C)
 
 
