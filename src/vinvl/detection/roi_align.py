@@ -1,14 +1,13 @@
-"""RoIAlign as two matrix products.
+"""RoIAlign as one weighted sum of map cells for each bin.
 
 A bin's value is the mean of bilinear samples on a grid inside it. Both the grid and bilinear weights are products of
-one factor in y and one in x, so pooling a box is `rows @ map @ columnsᵀ` with a (bins × map height) and a (bins × map
-width) matrix of its own: exact for any number of samples a bin, and made of what every device does fastest.
+one factor in y and one in x, so the cells that count in a bin, and how much, are an outer product of few numbers: exact
+for any number of samples a bin. Summing cells is what `embedding_bag` does, in one call for all boxes of all images.
 """
 
 import torch
 from torch import Tensor
-
-VALUES_AT_ONCE = 2**25  # bounds memory: the product of the rows is (boxes, bins, map width, channels)
+from torch.nn import functional
 
 
 def roi_align(features: Tensor, boxes: list[Tensor], bins: int = 14, scale: float = 1 / 16, step: int = 1) -> Tensor:
@@ -24,26 +23,42 @@ def roi_align(features: Tensor, boxes: list[Tensor], bins: int = 14, scale: floa
         scale: cells of the map per pixel.
         step: 2 gives every second bin alone, in both directions; "bins" of the result is then half, rounded up.
     """
+    _, channels, height, width = features.shape
     wanted = -(-bins // step)
-    at_once = max(1, VALUES_AT_ONCE // (wanted * features.shape[1] * features.shape[3]))
-    pooled = [
-        _pool(image, part, bins, scale, step)
-        for image, of_image in zip(features.permute(0, 2, 3, 1), boxes, strict=True)
-        for part in of_image.split(at_once)
-    ]
-    if not pooled:
-        return features.new_zeros(0, features.shape[1], wanted, wanted)
-    return torch.cat(pooled).permute(0, 3, 1, 2)
+    counts = [len(of_image) for of_image in boxes]
+    if sum(counts) == 0:
+        return features.new_zeros(0, channels, wanted, wanted)
+    all_boxes = torch.cat(boxes)
+    rows, row_weights = _cells(all_boxes[:, 1], all_boxes[:, 3], height, bins, scale, step)
+    columns, column_weights = _cells(all_boxes[:, 0], all_boxes[:, 2], width, bins, scale, step)
+    first_cell = torch.arange(len(boxes), device=features.device) * (height * width)
+    first_cell = first_cell.repeat_interleave(torch.tensor(counts, device=features.device))  # of each box's image
+    rows = rows * width + first_cell[:, None, None]
+    cells = rows[:, :, None, :, None] + columns[:, None, :, None, :]  # (n, bins, bins, most rows, most columns)
+    weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+    counting = weights > 0
+    in_bin = counting.flatten(3).sum(dim=3).flatten()
+    pooled = functional.embedding_bag(
+        cells[counting],
+        features.permute(0, 2, 3, 1).reshape(-1, channels),
+        in_bin.cumsum(0) - in_bin,
+        mode="sum",
+        per_sample_weights=weights[counting].to(features.dtype),
+    )
+    return pooled.view(len(all_boxes), wanted, wanted, channels).permute(0, 3, 1, 2)
 
 
-def _pool(image: Tensor, boxes: Tensor, bins: int, scale: float, step: int) -> Tensor:
-    """(n, bins, bins, C) of one image's map (H, W, C)."""
-    height, width, channels = image.shape
-    rows = _bin_weights(boxes[:, 1], boxes[:, 3], height, bins, scale)[:, ::step].to(image.dtype)
-    columns = _bin_weights(boxes[:, 0], boxes[:, 2], width, bins, scale)[:, ::step].to(image.dtype)
-    by_row = rows.reshape(-1, height) @ image.reshape(height, width * channels)
-    by_row = by_row.view(len(boxes), rows.shape[1], width, channels)
-    return columns.unsqueeze(1) @ by_row  # (n, 1, bins, W) @ (n, bins, W, C)
+def _cells(start: Tensor, end: Tensor, cells: int, bins: int, scale: float, step: int) -> tuple[Tensor, Tensor]:
+    """Which cells of one axis count in each bin of a box, and how much: (n, wanted bins, most) int64 and float32.
+
+    Cells that count are neighbours; where there are fewer than the most, the weights of the others are 0.
+    """
+    weights = _bin_weights(start, end, cells, bins, scale)[:, ::step]  # (n, wanted bins, cells)
+    counts = weights > 0
+    most = max(1, int(counts.sum(dim=2).max()))
+    first = counts.to(torch.uint8).argmax(dim=2).clamp(max=cells - most)
+    index = first[..., None] + torch.arange(most, device=start.device)
+    return index, weights.gather(2, index)
 
 
 def _bin_weights(start: Tensor, end: Tensor, cells: int, bins: int, scale: float) -> Tensor:
