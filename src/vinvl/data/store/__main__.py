@@ -1,4 +1,4 @@
-"""`python -m vinvl.data.store info|verify|merge FILE …`: what a store holds, whether it is sound, and many into one."""
+"""`python -m vinvl.data.store info|verify|compare|merge FILE …`: what stores hold, whether they are sound or alike."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from vinvl.data.store.comparison import compare_stores
 from vinvl.data.store.merging import merge_stores
 from vinvl.data.store.reader import RegionStore
 from vinvl.errors import UserError
@@ -19,6 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "merge":
             merged = merge_stores(options.files, options.output, overwrite=options.overwrite)
             print(f"{options.output}: {len(merged):,} images of {len(options.files):,} files")
+            return 0
+        if options.command == "compare":
+            print(
+                _table(compare_stores(RegionStore(options.first), RegionStore(options.second), options.images).rows())
+            )
             return 0
         store = RegionStore(options.files)
         if options.command == "info":
@@ -47,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
         if name == "merge":
             command.add_argument("--output", required=True, metavar="FILE", help="the file to write")
             command.add_argument("--overwrite", action="store_true", help="replace that file if it exists")
+    text = "say how alike the regions of images are that two stores hold"
+    command = commands.add_parser("compare", help=text, description=text.capitalize() + ".")
+    command.add_argument("first", metavar="FIRST", help="file or folder of shards")
+    command.add_argument("second", metavar="SECOND", help="file or folder of shards")
+    command.add_argument("--images", type=int, default=500, metavar="N", help="images to look at, at most (500)")
     return parser
 
 
@@ -68,6 +79,10 @@ def summary(store: RegionStore) -> str:
         ("bytes", f"{sum(header.file_bytes for header in headers):,}"),
         *((f"  {name}", _printable(_text(value))) for name, value in store.provenance.items()),
     ]
+    return _table(rows)
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<20} {value}" for name, value in rows)
 
 
