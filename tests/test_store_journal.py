@@ -229,3 +229,9 @@ def test_an_empty_journal_makes_an_empty_store(tmp_path: Path) -> None:
     open_part(target).close()
     assert finish_journal(target, ATTRIBUTES, ["image 1"], []) == 0
     assert len(RegionStore(target)) == 0
+
+
+def test_who_opens_an_unfinished_store_is_told_how_to_go_on(tmp_path: Path) -> None:
+    open_part(tmp_path / "out.h5").close()
+    with pytest.raises(UserError, match=r"the same vinvl\.extract command goes on with it"):
+        RegionStore(tmp_path / "out.h5")

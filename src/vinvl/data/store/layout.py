@@ -257,6 +257,8 @@ def _check_shapes(path: Path, arrays: dict[str, ArrayLayout], feature_dim: int) 
 
 def _leftover_hint(path: Path) -> str:
     """Tell of the working folder of an interrupted writer, if one lies beside the missing file."""
+    if path.with_name(path.name + PARTIAL_SUFFIX).is_dir():  # a journal, which nobody should delete
+        return " It is being extracted, or its extraction was stopped: the same vinvl.extract command goes on with it."
     prefix = f"{path.name}."
     try:
         names = [entry.name for entry in path.parent.iterdir()]
