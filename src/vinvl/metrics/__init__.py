@@ -1,6 +1,8 @@
 """What a run reports: `torchmetrics.Metric` classes over pure functions."""
 
 from vinvl.metrics.answer_text import normalise_answer
+from vinvl.metrics.attribute_recall import AttributeRecall
+from vinvl.metrics.average_precision import AveragePrecision
 from vinvl.metrics.captions import CaptionEvaluation, CaptionScores, evaluate_captions
 from vinvl.metrics.cider_reward import CiderReward, greedy_baseline, mean_of_others_baseline, scst_loss
 from vinvl.metrics.exact_mean import ExactMean
@@ -12,6 +14,8 @@ from vinvl.metrics.typed_accuracy import TypedAccuracy, answer_distribution_dist
 from vinvl.metrics.vqa_accuracy import VQAAccuracy, leave_one_out_points, official_accuracy
 
 __all__ = [
+    "AttributeRecall",
+    "AveragePrecision",
     "CaptionEvaluation",
     "CaptionScores",
     "CiderReward",
