@@ -51,6 +51,11 @@ class RegionFeatures(nn.Module):
         ]
         return torch.cat(vectors) if vectors else maps.c4.new_zeros(0, self.size)
 
+    def in_one_pass(self, c4: Tensor, boxes: list[Tensor]) -> Tensor:
+        """The same of all boxes together, for training: norms that are being trained see them as one batch."""
+        through, around = self.head.projections(c4)
+        return self.head.after_pooling(roi_align(through, boxes), roi_align(around, boxes, step=2))
+
     def _of_one_image(self, maps: RegionMaps, image: int, boxes: Tensor) -> Tensor:
         own = slice(image, image + 1)
         if maps.projections is None:

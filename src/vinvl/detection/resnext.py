@@ -139,12 +139,13 @@ class RegionHead(nn.Module):
         features: Tensor = self.layer4(pooled)
         return features.mean(dim=(2, 3))
 
-    def projections(self, c4: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What the first block's 1×1 convolutions make of every cell of a map; None while norms are being trained.
+    def projections(self, c4: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first block's 1×1 convolutions make of every cell of a map.
 
         Both they and pooling are linear, and the first look at single cells, so either may come first. A map has fewer
         cells than the regions of a picture have bins: here the convolutions do. The shifts of their norms are left to
-        `after_pooling`, because a bin outside of the map is zero and not the mean of shifts.
+        `after_pooling`, because a bin outside of the map is zero and not the mean of shifts; norms that are being
+        trained are left to it whole.
 
         Args:
             c4: (B, c4_channels, H, W).
@@ -153,8 +154,6 @@ class RegionHead(nn.Module):
             (B, inner channels, H, W) on the way through the block, (B, c5_channels, H, W) on the way around it.
         """
         (through, norm), (around, norm_around) = self._first_convolutions()
-        if not isinstance(norm, FrozenBatchNorm2d) or not isinstance(norm_around, FrozenBatchNorm2d):
-            return None
         return _at_every_cell(c4, through, norm), _at_every_cell(c4, around, norm_around)
 
     def after_pooling(self, through: Tensor, around: Tensor) -> Tensor:
@@ -167,7 +166,8 @@ class RegionHead(nn.Module):
         (_, norm), (_, norm_around) = self._first_convolutions()
         first = self.layer4[0]
         assert isinstance(first, Bottleneck)
-        features = first.after_projection(functional.relu_(_shift(through, norm)), _shift(around, norm_around))
+        through, around = _after_pooling(through, norm), _after_pooling(around, norm_around)
+        features = first.after_projection(functional.relu_(through), around)
         for block in list(self.layer4)[1:]:
             features = block(features)
         return features.mean(dim=(2, 3))
@@ -181,12 +181,17 @@ class RegionHead(nn.Module):
         return (first.conv1, first.bn1), (projection, norm)
 
 
-def _at_every_cell(c4: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> Tensor:
-    """A 1×1 convolution without its stride, with its norm's scale and without its shift."""
-    scale, _ = norm.scale_and_shift()
-    return functional.conv2d(c4, (convolution.weight * scale[:, None, None, None]).to(c4.dtype))
+def _at_every_cell(c4: Tensor, convolution: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """A 1×1 convolution without its stride; with a frozen norm's scale, without its shift."""
+    weight = convolution.weight
+    if isinstance(norm, FrozenBatchNorm2d):
+        weight = weight * norm.scale_and_shift()[0][:, None, None, None]
+    return functional.conv2d(c4, weight.to(c4.dtype))
 
 
-def _shift(pooled: Tensor, norm: nn.Module) -> Tensor:
-    assert isinstance(norm, FrozenBatchNorm2d)
+def _after_pooling(pooled: Tensor, norm: nn.Module) -> Tensor:
+    """What `_at_every_cell` has left of a norm."""
+    if not isinstance(norm, FrozenBatchNorm2d):
+        normalised: Tensor = norm(pooled)
+        return normalised
     return pooled.add_(norm.scale_and_shift()[1][:, None, None].to(pooled.dtype))
