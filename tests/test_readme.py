@@ -8,17 +8,20 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from vinvl.convert import task_as_a_value
 from vinvl.runs import config_directory, open_sections, register_resolvers
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TASKS = (ROOT / "TASKS.md").read_text(encoding="utf-8")
-DOOR = re.compile(r"^(?:python|torchrun .*?) ?-m vinvl\.(train|evaluate|predict|pretrain_finetune)\b(.*)$")
+FEATURES = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
+DOORS = ("train", "evaluate", "predict", "pretrain_finetune", "extract", "report", "convert", "train_detector")
+DOOR = re.compile(rf"^(?:python|torchrun .*?) ?-m vinvl\.({'|'.join(DOORS)})\b(.*)$")
 
 
 def shell_commands() -> list[str]:
     """The lines of all bash blocks, continued lines joined, comments gone."""
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README + TASKS, re.DOTALL)).replace("\\\n", " ")
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README + TASKS + FEATURES, re.DOTALL)).replace("\\\n", " ")
     return [line.split("  #")[0].split(" # ")[0].strip() for line in blocks.splitlines() if line.strip()]
 
 
@@ -28,7 +31,7 @@ def door_commands() -> list[tuple[str, list[str]]]:
 
 
 def test_the_readme_shows_door_commands_at_all() -> None:
-    assert {name for name, _ in door_commands()} == {"train", "evaluate", "predict", "pretrain_finetune"}
+    assert {name for name, _ in door_commands()} == set(DOORS)
     assert len(door_commands()) >= 12
 
 
@@ -39,8 +42,13 @@ def test_every_door_command_composes(name: str, overrides: list[str]) -> None:
     overrides = [override for override in overrides if override != "--multirun"]
     if sweep:
         # The launcher of SLURM is a package of its own.
-        overrides = [one.split(",")[0] for one in overrides if not one.startswith("hydra/launcher=")]
-    composed = overrides if name in ("train", "pretrain_finetune") else open_sections(overrides)
+        overrides = [
+            re.sub(r"range\((\d+),\d+\)", r"\1", one).split(",")[0]
+            for one in overrides
+            if not one.startswith("hydra/launcher=")
+        ]
+    composed = open_sections(overrides) if name in ("evaluate", "predict") else overrides
+    composed = task_as_a_value(composed) if name == "convert" else composed
     with initialize_config_dir(config_directory(), version_base="1.3"):
         config = compose(name, composed, return_hydra_config=True)
         OmegaConf.set_readonly(config.hydra, False)
@@ -48,7 +56,7 @@ def test_every_door_command_composes(name: str, overrides: list[str]) -> None:
     for override in overrides:
         key, _, value = override.partition("=")
         if "." in key:
-            assert str(OmegaConf.select(config, key)).lower() == value.lower(), override
+            assert str(OmegaConf.select(config, key)).lower() == value.strip("'").lower(), override
 
 
 def test_every_make_target_named_exists() -> None:
