@@ -32,7 +32,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vinvl.data.features_in import base64_arrays
-from vinvl.data.features_in.restricted_pickle import load_restricted
+from vinvl.data.restricted_pickle import load_restricted
 from vinvl.data.store import spool
 from vinvl.errors import UserError
 

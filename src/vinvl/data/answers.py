@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
+from vinvl.data.answer_files import read_answers, refuse_to_write_pickles
 from vinvl.data.columns import RaggedTextColumn
-from vinvl.data.json_files import read_json, write_text_atomically
+from vinvl.data.json_files import write_text_atomically
 from vinvl.errors import UserError
 from vinvl.metrics.answer_text import normalise_answer
 from vinvl.metrics.vqa_accuracy import leave_one_out_points
@@ -94,15 +95,16 @@ class AnswerVocabulary:
 
     def save(self, path: str | Path) -> None:
         """Writes the answers as a JSON list of texts; raises UserError if that is not possible."""
+        refuse_to_write_pickles(path)
         write_text_atomically(path, json.dumps(self.answers, ensure_ascii=False, indent=0) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads a JSON list of texts, or an object answer -> index with the indices 0 to A-1.
+        """Reads the answers of a file (`read_answers`), as they are and in their order.
 
-        Raises UserError, naming the file, if it is missing, not JSON, of another shape, empty or repeats an answer.
+        Raises UserError, naming the file, if it is missing, unreadable, of another shape, empty or repeats an answer.
         """
-        answers = _listed_answers(read_json(path), path)
+        answers = read_answers(path)
         problem = _problem(answers)
         if problem is not None:
             raise UserError(f"{path} is no answer vocabulary: it {problem}; build it again from the training answers.")
@@ -171,15 +173,3 @@ def _problem(answers: Sequence[str]) -> str | None:
         return "holds no answers"
     answer, count = Counter(answers).most_common(1)[0]
     return f"holds the answer {answer!r} {count} times" if count > 1 else None
-
-
-def _listed_answers(content: Any, path: str | Path) -> tuple[str, ...]:
-    """The answers in order, from either accepted JSON shape."""
-    if isinstance(content, list) and all(isinstance(answer, str) for answer in content):
-        return tuple(content)
-    if isinstance(content, dict) and all(type(index) is int for index in content.values()):
-        by_index = {index: answer for answer, index in content.items()}
-        if sorted(by_index) != list(range(len(content))):
-            raise UserError(f"{path} is no answer vocabulary: its indices are not 0 to {len(content) - 1}, each once.")
-        return tuple(by_index[index] for index in range(len(content)))
-    raise UserError(f"{path} is no answer vocabulary: expected a JSON list of texts or an object answer -> index.")

@@ -22,8 +22,8 @@ class GQADataModule(RegionDataModule):
     A split is one question file, a folder of them (train_all comes in ten parts), or a list of these.
 
     Args:
-        answers: JSON file of the answer vocabulary; all answers of `answer_splits`, by falling count, where it is
-            missing.
+        answers: file of the answer vocabulary, JSON or a published .pkl; all answers of `answer_splits`, by falling
+            count, where it is missing.
         answer_splits: the splits whose answers make up a vocabulary that is built.
         shared: see `RegionDataArguments`.
     """

@@ -21,7 +21,8 @@ class VQADataModule(RegionDataModule):
     `{questions, annotations}` (annotations null for test splits).
 
     Args:
-        answers: JSON file of the answer vocabulary; built from the training answers and saved where it is missing.
+        answers: file of the answer vocabulary, JSON or a published .pkl (`read_answers`); built from the training
+            answers and saved as JSON where it is missing.
         min_answer_count: how often an answer must be a training question's answer to enter the vocabulary.
         target_rule: `leave_one_out` (0.3, 0.6, 0.9, 1 for 1, 2, 3, 4 people) or `count/3` (min(n / 3, 1)).
         shared: see `RegionDataArguments`.

@@ -13,8 +13,8 @@ import numpy as np
 
 from vinvl.data.features_in.array_fields import regions_of_fields
 from vinvl.data.features_in.lines import Found
-from vinvl.data.features_in.restricted_pickle import load_restricted
 from vinvl.data.features_in.rows import ReadOptions
+from vinvl.data.restricted_pickle import load_restricted
 from vinvl.data.store import Regions
 from vinvl.data.worker_pool import in_order
 from vinvl.errors import UserError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vinvl.data.features_in.array_fields import regions_of_fields
 from vinvl.data.features_in.lines import Found
-from vinvl.data.features_in.restricted_pickle import load_restricted
 from vinvl.data.features_in.rows import ReadOptions
+from vinvl.data.restricted_pickle import load_restricted
 from vinvl.errors import UserError
 
 KEYS = b"keys"  # a list of all ids

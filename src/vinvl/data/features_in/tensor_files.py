@@ -11,9 +11,9 @@ import numpy as np
 from vinvl.data.features_in.lines import Found
 from vinvl.data.features_in.objects import DetectedObjects, ObjectNames, joined, label_map_of, read_objects, size_in
 from vinvl.data.features_in.oscar_rows import SizesOrAssumed, split_geometry
-from vinvl.data.features_in.restricted_pickle import load_restricted
 from vinvl.data.features_in.rows import GEOMETRY, ReadOptions, checked_regions
 from vinvl.data.json_files import read_bytes
+from vinvl.data.restricted_pickle import load_restricted
 from vinvl.data.store import LabelMap
 from vinvl.errors import UserError
 
