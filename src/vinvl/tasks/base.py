@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from vinvl.data.batch import Batch
 from vinvl.data.datamodule import RegionDataModule
+from vinvl.data.feature_record import FeatureRecord
 from vinvl.data.store.regions import BOX_NUMBERS
 from vinvl.errors import UserError
 from vinvl.models import VinVLConfig, initialise
@@ -50,6 +51,7 @@ class VinVLTask(pl.LightningModule):
         model: the pure torch model; everything Lightning knows stays outside it.
         run_config: the composed configuration of the run in plain types, carried in checkpoints, so that
             `vinvl.evaluate` and `vinvl.predict` see the data as training did.
+        features: how the features of its data were made, carried in checkpoints too.
         scores: the figures of the last evaluation, by name.
     """
 
@@ -94,6 +96,7 @@ class VinVLTask(pl.LightningModule):
         self.seed = seed
         self.batches_seen = 0
         self.run_config: dict[str, Any] = {}
+        self.features = FeatureRecord()
         self.scores: dict[str, float] = {}
 
     @classmethod
@@ -167,7 +170,7 @@ class VinVLTask(pl.LightningModule):
             )
 
     def check_datamodule(self, datamodule: Any) -> None:
-        """Refuses a datamodule that this task's weights do not fit.
+        """Refuses a datamodule that this task's weights do not fit, and takes down how its features were made.
 
         Raises:
             UserError: it is another task's, or its feature dimension, answers or tokenizer are others.
@@ -187,6 +190,7 @@ class VinVLTask(pl.LightningModule):
                 f"{' or decoding.max_length' if 'decoding' in self.hparams else ''}, or raise "
                 "model.config.max_position_embeddings."
             )
+        self.features = FeatureRecord.of_store(datamodule.store)
 
     def positions_needed(self, datamodule: Any) -> int:
         """How many positions the longest text of these data may take."""
@@ -311,6 +315,7 @@ class VinVLTask(pl.LightningModule):
             "task_class": f"{kind.__module__}.{kind.__qualname__}",
             "batches_seen": self.batches_seen,
             "run_config": self.run_config,
+            "features": self.features.plain(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
