@@ -20,7 +20,7 @@ def checked_record(value: Any, place: str, keys: str) -> Record:
 def record_list(content: Any, key: str, path: str | Path, kind: str) -> list[Any]:
     """The list, not empty, under `key` of what the file `path` holds; `kind` is what it should be ("VQA file")."""
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        found = f"an object with {', '.join(sorted(content)[:8]) or 'no keys'}" if isinstance(content, dict) else "none"
+        found = f"an object with {_keys(content)}" if isinstance(content, dict) else "none"
         raise UserError(f"{path} is no {kind}: expected an object with a list under {key!r}, found {found}.")
     if not content[key]:
         raise UserError(f"{path} holds no {key}; an empty split cannot be used.")
@@ -31,8 +31,7 @@ def record_list(content: Any, key: str, path: str | Path, kind: str) -> list[Any
 def required(record: Record, key: str, place: str) -> Any:
     """The value of a key that every record has."""
     if key not in record:
-        present = ", ".join(sorted(record)[:8]) or "no keys"
-        raise UserError(f"{place} has no {key} (it has {present}); every record needs one.")
+        raise UserError(f"{place} has no {key} (it has {_keys(record)}); every record needs one.")
     return record[key]
 
 
@@ -78,6 +77,11 @@ def checked_text(value: Any, what: str) -> str:
         except UnicodeEncodeError:
             raise UserError(f"{what} holds half of a surrogate pair (\\ud800 to \\udfff); write it as UTF-8.") from None
     return value
+
+
+def _keys(record: Record) -> str:
+    """The first keys of a record, on one line whatever is in them."""
+    return ", ".join(key if key.isprintable() else ascii(key) for key in sorted(record)[:8]) or "no keys"
 
 
 def shown(value: Any) -> str:

@@ -11,8 +11,9 @@ from vinvl.data.demo import answers, detection
 MARKER = "demo_world.json"
 GENERATOR = "vinvl demo world"
 VERSION = 6  # raise it whenever the same seed would give other files
-# No part of the world, but made from it on the first training: answer vocabularies, and the pre-training corpus.
-MADE_LATER = frozenset({"answers.json", "gqa_answers.json", "pretraining"})
+# No part of the world, but made from it on the first training: answer vocabularies, the pre-training corpus, and the
+# annotations for a detector.
+MADE_LATER = frozenset({"answers.json", "gqa_answers.json", "pretraining", "detection"})
 SPLITS = ("train", "val", "test")
 NLVR2_SPLITS = {"train": "train", "val": "dev", "test": "test1"}  # the datasets' own names of the splits
 GQA_SPLITS = {"train": "train", "val": "val", "test": "testdev"}
@@ -86,6 +87,10 @@ class DemoWorld:
     def pretraining_corpus(self, split: str) -> Path:
         """JSONL of captions and of questions with their true answers; made on the first pre-training."""
         return self.folder / "pretraining" / f"{split}.jsonl"
+
+    def instances(self, split: str) -> Path:
+        """COCO instances JSON with attributes; made on the first training of a detector."""
+        return self.folder / "detection" / f"instances_{split}.json"
 
     @property
     def gqa_submission(self) -> Path:

@@ -1,0 +1,221 @@
+"""COCO instances JSON, with attributes where there are any → picture records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pytorch_lightning.utilities import rank_zero_warn
+
+from vinvl.data.columns import TextColumn
+from vinvl.data.detection.names import FileNames, Indices, attribute_names
+from vinvl.data.detection.records import PictureRecords, starts
+from vinvl.data.json_files import no_cycle_collection, read_json
+from vinvl.data.pictures import ReadingOptions, picture_size
+from vinvl.data.record_fields import Record, checked_record, record_list, required, required_id, required_text, shown
+from vinvl.data.store.labels import LabelMap
+from vinvl.errors import UserError
+
+REFUSE, CLIP = "refuse", "clip"
+ERROR, SKIP = "error", "skip"
+TOLERANCE = 1.0  # pixels that a box may reach out of its image, as some of COCO's own do by rounding; it is clipped
+UNKNOWN_SIZE = (2**31 - 1, 2**31 - 1)  # of a picture that is missing, and so refused or left out
+
+
+@dataclass(frozen=True)
+class InstanceOptions:
+    """What becomes of records that are not as they should be.
+
+    Args:
+        bad_boxes: "refuse" boxes that reach out of their image or have no area; "clip" them to it, and leave out what
+            has no area then.
+        on_missing: "error" or "skip" pictures whose file is missing.
+
+    Raises:
+        UserError: other values.
+    """
+
+    bad_boxes: str = REFUSE
+    on_missing: str = ERROR
+
+    def __post_init__(self) -> None:
+        for name, choices in (("bad_boxes", (REFUSE, CLIP)), ("on_missing", (ERROR, SKIP))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"data.{name}={getattr(self, name)!r} is unknown: give {' or '.join(choices)}.")
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of a file: place by id, and what is known of each."""
+
+    places: dict[int | str, int]
+    files: list[str]
+    sizes: np.ndarray  # (N, 2) int32
+
+
+def read_instances(
+    annotations: str | Path, pictures: str | Path, labels: LabelMap | None, options: InstanceOptions
+) -> tuple[PictureRecords, LabelMap]:
+    """The annotated pictures of a COCO instances file, and what their classes and attributes stand for.
+
+    The file is an object with `images` (id, file_name, and width and height where known), `categories` (id, name),
+    `annotations` (image_id, category_id, bbox as x, y, width, height, and where there are any iscrowd and `attributes`,
+    a list of names or ids), and, where there are attributes, `attributes`: objects with id and name, or names alone,
+    which have the ids 1, 2, 3 … then.
+
+    Args:
+        annotations: the file.
+        pictures: the folder that file names start from.
+        labels: which index a name has; None: as the file lists them.
+        options: what becomes of bad records.
+
+    Raises:
+        UserError: names the record that cannot be used, and what to do.
+    """
+    path, folder = Path(annotations), Path(pictures)
+    with no_cycle_collection():
+        content = read_json(path)
+        entries = record_list(content, "images", path, "COCO instances file")
+        found = content.get("annotations")
+        if not isinstance(found, list):
+            raise UserError(f"{path} has no list of annotations, so it is no COCO instances file.")
+        names = FileNames.of(content, path)
+        labels = labels or names.label_map(attribute_names(found))
+        present = _present_files(entries, folder)
+        images = _read_images(entries, path, folder, present)
+        records = _records(found, images, Indices(names, labels, path), options, path, folder)
+    return _without_missing(records, present, options), labels
+
+
+def _read_images(entries: list[Any], path: Path, folder: Path, present: set[str]) -> _Images:
+    places: dict[int | str, int] = {}
+    files, sizes = [], []
+    for number, entry in enumerate(entries, start=1):
+        place = f"{path} image {number}"
+        record = checked_record(entry, place, "id and file_name")
+        identity = required_id(record, "id", place)
+        if places.setdefault(identity, number - 1) != number - 1:
+            raise UserError(f"{place} has the id {shown(identity)} of image {places[identity] + 1}: ids must differ.")
+        file = required_text(record, "file_name", place)
+        files.append(file)
+        sizes.append(_size(record, place, folder / file if file in present else None))
+    return _Images(places, files, np.array(sizes, dtype=np.int32).reshape(-1, 2))
+
+
+def _size(record: Record, place: str, file: Path | None) -> tuple[int, int]:
+    """Width and height as the record says; else of the picture, if it is there."""
+    width, height = record.get("width"), record.get("height")
+    if width is None and height is None:
+        return picture_size(file, ReadingOptions()) if file is not None else UNKNOWN_SIZE
+    for value in (width, height):
+        if type(value) is not int or not 0 < value < 2**31:
+            raise UserError(f"{place} is {shown(width)} wide and {shown(height)} high, expected pixels, or neither.")
+    assert isinstance(width, int) and isinstance(height, int)
+    return width, height
+
+
+def _records(
+    annotations: list[Any], images: _Images, indices: Indices, options: InstanceOptions, path: Path, folder: Path
+) -> PictureRecords:
+    image, boxes, labels, crowd, attributes = [], [], [], [], []
+    for number, annotation in enumerate(annotations, start=1):
+        record = checked_record(annotation, f"{path} annotation {number}", "image_id, category_id and bbox")
+        place = f"{path} annotation {number}" + (f" (id {shown(record['id'])})" if "id" in record else "")
+        owner = _owner(record, images, place)
+        box = _box(record, images.sizes[owner].tolist(), place, options)
+        label = indices.of_class(required(record, "category_id", place), place)
+        named = indices.of_attributes(record.get("attributes"), place)
+        if box is not None:
+            image.append(owner)
+            boxes.append(box)
+            labels.append(label)
+            crowd.append(bool(record.get("iscrowd")))
+            attributes.append(named)
+    order = np.argsort(np.array(image, dtype=np.int64), kind="stable")
+    ordered = [attributes[index] for index in order.tolist()]
+    return PictureRecords(
+        source=str(path),
+        folder=folder,
+        files=TextColumn.from_texts(images.files),
+        image_ids=TextColumn.from_texts(str(identity) for identity in images.places),
+        sizes=images.sizes,
+        offsets=starts(np.bincount(np.array(image, dtype=np.int64), minlength=len(images.files))),
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4)[order],
+        labels=np.array(labels, dtype=np.int64)[order],
+        crowd=np.array(crowd, dtype=bool)[order],
+        attribute_offsets=starts(np.array([len(one) for one in ordered], dtype=np.int64)),
+        attributes=np.array([one for several in ordered for one in several], dtype=np.int64),
+    )
+
+
+def _owner(record: Record, images: _Images, place: str) -> int:
+    identity = required_id(record, "image_id", place)
+    if identity not in images.places:
+        raise UserError(f"{place} is of the image {shown(identity)}, which is none of the file's images.")
+    return images.places[identity]
+
+
+def _box(record: Record, size: list[int], place: str, options: InstanceOptions) -> tuple[float, ...] | None:
+    """x1 y1 x2 y2, clipped to an image of (width, height); None: nothing is left of it, and that is allowed."""
+    box = required(record, "bbox", place)
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
+    if not numbers or not all(abs(side) < 1e9 for side in box):  # which is never true of nan
+        raise UserError(f"{place} has the bbox {shown(box)}, expected x, y, width and height in pixels.")
+    x, y, width, height = box
+    clipped = (max(x, 0.0), max(y, 0.0), min(x + width, float(size[0])), min(y + height, float(size[1])))
+    empty = not (width > 0 and height > 0 and clipped[0] < clipped[2] and clipped[1] < clipped[3])
+    outside = max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE
+    if options.bad_boxes == REFUSE and (empty or outside):
+        what = "has no area" if not (width > 0 and height > 0) else f"is not within its image of {size[0]} × {size[1]}"
+        raise UserError(
+            f"{place}: the bbox {shown(box)} {what}: mend it, or pass data.bad_boxes={CLIP}, which cuts boxes off at "
+            "the border and leaves those without area out."
+        )
+    return None if empty else clipped
+
+
+def _present_files(entries: list[Any], folder: Path) -> set[str]:
+    """The file names of images that are there; each folder is listed once, which is fast where single files are not.
+
+    Raises:
+        UserError: the folder is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"The folder of pictures {folder} does not exist: check the path.")
+    wanted: dict[str, list[str]] = {}
+    for entry in entries:
+        name = entry.get("file_name") if isinstance(entry, Mapping) else None
+        if isinstance(name, str) and "\0" not in name:
+            wanted.setdefault(os.path.dirname(name), []).append(name)
+    present: set[str] = set()
+    for below, names in wanted.items():
+        there = set(_files_in(folder / below))
+        present.update(name for name in names if os.path.basename(name) in there)
+    return present
+
+
+def _files_in(folder: Path) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries if not entry.is_dir())
+    except OSError:
+        return
+
+
+def _without_missing(records: PictureRecords, present: set[str], options: InstanceOptions) -> PictureRecords:
+    keep = np.array([file in present for file in records.files], dtype=bool)
+    if keep.all():
+        return records
+    first, missing = int(np.flatnonzero(~keep)[0]), int((~keep).sum())
+    sentence = (
+        f"{records.folder} lacks {missing:,} of the {len(keep):,} pictures of {records.source}, the first being "
+        f"{records.files[first]!r} (image {records.image_ids[first]})"
+    )
+    if options.on_missing == ERROR or not keep.any():
+        raise UserError(f"{sentence}: give the folder that file names start from, or pass data.on_missing={SKIP}.")
+    rank_zero_warn(f"data.on_missing={SKIP}: {sentence}; they are left out.")
+    return records.select(keep)
