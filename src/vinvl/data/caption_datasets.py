@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from vinvl.data.batch import Batch, Example, collate, masked_labels
 from vinvl.data.caption_masking import CaptionLimits, Replacements, draw_masked_positions
 from vinvl.data.caption_records import CaptionRecords
-from vinvl.data.region_text import RegionText
+from vinvl.data.region_text import PlacedImage, RegionText
 from vinvl.data.sampling import Draw
 from vinvl.data.text import RaggedTokens
 
@@ -31,7 +31,6 @@ class CaptionContexts:
     def __getitem__(self, index: int) -> Example:
         """The context of image `index`: `tags [SEP]` with the image's regions; without a caption."""
         image, records = int(self.images[index]), self.records
-        tags = self.limits.tags(self.region_text.tag_ids(image), self.region_text.special.sep_token_id)
         record: dict[str, Any] = {
             "index": index,
             "image_id": str(records.image_ids[index]),
@@ -40,17 +39,24 @@ class CaptionContexts:
         }
         if records.domains is not None:
             record["domain"] = records.domains[index]
-        return Example(
-            input_ids=tags,
-            token_type_ids=np.ones(len(tags), dtype=np.int64),
-            region_rows=self.region_text.region_rows(image),
-            position_ids=self.limits.max_caption_tokens + np.arange(len(tags)),
-            record=record,
-        )
+        return caption_context(PlacedImage(self.region_text, image), self.limits, record)
 
     def lengths(self) -> np.ndarray:
         """(N,) int64: tags and regions of each image."""
         return self.region_text.image_lengths(self.images)
+
+
+def caption_context(placed: PlacedImage, limits: CaptionLimits, record: dict[str, Any]) -> Example:
+    """`tags [SEP]` of an image with its regions, at the positions from `limits.max_caption_tokens` on."""
+    text = placed.region_text
+    tags = limits.tags(text.tag_ids(placed.image), text.special.sep_token_id)
+    return Example(
+        input_ids=tags,
+        token_type_ids=np.ones(len(tags), dtype=np.int64),
+        region_rows=text.region_rows(placed.image),
+        position_ids=limits.max_caption_tokens + np.arange(len(tags)),
+        record=record,
+    )
 
 
 class CaptionDataset(Dataset[Example]):

@@ -142,6 +142,7 @@ class RegionDataModule(pl.LightningDataModule):
         self.prepare = prepare
         self.datasets: dict[str, RegionDataset] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._store: RegionStore | None = None
         self._region_text: RegionText | None = None
         self._train_sampler: LengthBucketBatchSampler | None = None
         self._batches_seen = 0
@@ -166,7 +167,7 @@ class RegionDataModule(pl.LightningDataModule):
         """Reads tokenizer, store and the splits of a stage (any other word: none); what is read stays."""
         if self._tokenizer is None:
             tokenizer = load_tokenizer(self.tokenizer_name)
-            store = RegionStore(self.regions)
+            store = self._store = RegionStore(self.regions)
             tags = tag_source(self.tags, store, tokenizer)
             self._region_text = RegionText(store, tags, self.limits, SpecialTokens.of(tokenizer))
             self._tokenizer = tokenizer
@@ -235,7 +236,8 @@ class RegionDataModule(pl.LightningDataModule):
     @property
     def store(self) -> RegionStore:
         """The regions, once `setup` has opened them."""
-        return self.region_text.store
+        assert self._store is not None, "setup() comes first"
+        return self._store
 
     @property
     def batches_seen(self) -> int:

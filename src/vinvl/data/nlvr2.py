@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, class_labels, collate
 from vinvl.data.datamodule import RegionDataModule, no_annotations
 from vinvl.data.nlvr2_files import NLVR2Records, read_nlvr2
-from vinvl.data.region_text import RegionText
+from vinvl.data.region_text import PlacedImage, RegionText
 from vinvl.data.sampling import Draw
 from vinvl.data.text import RaggedTokens, encode_texts, truncated_lengths
 from vinvl.metrics.pair_accuracy import sentence_group
@@ -37,14 +38,8 @@ class NLVR2Dataset(Dataset[Pair]):
 
     def __getitem__(self, draw: Draw) -> Pair:
         index = draw.index
-        left, right = (int(image) for image in self.images[index])
-        statement = self.statement_tokens[index]
-        # As published: what the tags of the first image cut off the statement stays cut for the second.
-        limits, tags = self.region_text.limits, self.region_text.tag_ids(left)
-        room = limits.max_tokens - (3 if len(tags) else 2)
-        kept, _ = truncated_lengths(len(statement), len(tags), room)
-        first = self.region_text.example(statement, left)
-        second = self.region_text.example(statement[:kept], right)
+        left, right = (PlacedImage(self.region_text, int(image)) for image in self.images[index])
+        first, second = statement_pair(self.statement_tokens[index], left, right)
         labels, record = self._labels(index), self.record(index)
         return replace(first, label_ids=labels, record=record), replace(second, label_ids=labels, record=record)
 
@@ -70,9 +65,7 @@ class NLVR2Dataset(Dataset[Pair]):
     def collate(self, items: Sequence[Pair]) -> Batch:
         """2B rows, left and right image of each statement in turn, and B labels."""
         labels = class_labels([left for left, _ in items]) if self.records.labels is not None else None
-        rows = list(chain.from_iterable(items))
-        batch = collate(rows, pad_token_id=self.region_text.special.pad_token_id, labels=labels)
-        return replace(batch, items=len(items))
+        return collate_statements(items, self.region_text.special.pad_token_id, labels)
 
     def show(self, item: Pair, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
         record = item[0].record
@@ -83,6 +76,25 @@ class NLVR2Dataset(Dataset[Pair]):
             lines.extend(f"  {line}" for line in self.region_text.describe(example, image, words(example.input_ids)))
         label = {0: "False", 1: "True"}.get(int(item[0].label_ids[0]), "") if len(item[0].label_ids) else "(none)"
         return [*lines, f"  label  {label}"]
+
+
+def statement_pair(statement: np.ndarray, left: PlacedImage, right: PlacedImage) -> Pair:
+    """A statement, (n,) token ids, with each of its images; without labels and record.
+
+    As published: what the tags of the first image cut off the statement stays cut for the second.
+    """
+    text = left.region_text
+    tags = text.tag_ids(left.image)
+    room = text.limits.max_tokens - (3 if len(tags) else 2)
+    kept, _ = truncated_lengths(len(statement), len(tags), room)
+    second = right.region_text.example(statement[:kept], right.image)
+    return text.example(statement, left.image), second
+
+
+def collate_statements(pairs: Sequence[Pair], pad_token_id: int, labels: Tensor | None = None) -> Batch:
+    """2B rows, left and right image of each of B statements in turn."""
+    rows = list(chain.from_iterable(pairs))
+    return replace(collate(rows, pad_token_id=pad_token_id, labels=labels), items=len(pairs))
 
 
 class NLVR2DataModule(RegionDataModule):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vinvl.data.batch import Example
-from vinvl.data.store import RegionStore
+from vinvl.data.region_source import RegionSource
 from vinvl.data.tags import TagSource
 from vinvl.data.text import SpecialTokens, assemble_pair
 
@@ -33,13 +33,13 @@ class RegionText:
     """Puts texts and images together.
 
     Attributes:
-        store: the regions.
+        store: the regions: a RegionStore, or what a detector has just found.
         tags: the object tags of its images, by their position in the store.
         limits: what the model gets to see.
         special: ids of the tokenizer's special tokens.
     """
 
-    store: RegionStore
+    store: RegionSource
     tags: TagSource
     limits: InputLimits
     special: SpecialTokens
@@ -101,3 +101,16 @@ class RegionText:
             f"  tags      {self.tags_as_text(image)}",
             f"  regions   {len(example.region_rows)} rows of {example.region_rows.shape[1]} numbers",
         ]
+
+
+@dataclass(frozen=True)
+class PlacedImage:
+    """An image, with what puts texts and it together.
+
+    Attributes:
+        region_text: of the store, or the detector's finds, that the image is in.
+        image: its position there.
+    """
+
+    region_text: RegionText
+    image: int

@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, class_labels, collate
 from vinvl.data.caption_records import CaptionRecords
-from vinvl.data.region_text import RegionText
+from vinvl.data.region_text import PlacedImage, RegionText
 from vinvl.data.retrieval_captions import CaptionTable
 from vinvl.data.retrieval_text import attention_mask_of, caption_first, parts_of
 from vinvl.data.sampling import Draw
@@ -78,17 +79,9 @@ class RetrievalPairs(Dataset[Pair]):
 
     def example(self, caption: int, image: int, region_rows: np.ndarray | None = None) -> Example:
         """A caption with an image, labelled as matching; `region_rows` where the image has been read already."""
-        stored = int(self.images[image])
-        input_ids, token_type_ids = caption_first(
-            self.captions.tokens[caption],
-            self.region_text.tag_ids(stored),
-            max_tokens=self.region_text.limits.max_tokens,
-            special=self.region_text.special,
-        )
-        rows = self.region_text.region_rows(stored) if region_rows is None else region_rows
-        return Example(
-            input_ids, token_type_ids, rows, np.array([MATCHED]), record={"caption": caption, "image": image}
-        )
+        placed = PlacedImage(self.region_text, int(self.images[image]))
+        example = pair_example(self.captions.tokens[caption], placed, region_rows)
+        return replace(example, label_ids=np.array([MATCHED]), record={"caption": caption, "image": image})
 
     def lengths(self) -> np.ndarray:
         """(M,) int64: tokens and regions of the matching pair, before truncation of the text."""
@@ -97,11 +90,9 @@ class RetrievalPairs(Dataset[Pair]):
     def collate(self, items: Sequence[Pair]) -> Batch:
         """2B rows, all matched then all mismatched as published, with 2B labels."""
         rows = [pair[side] for side in (0, 1) for pair in items]
-        batch = collate(rows, pad_token_id=self.region_text.special.pad_token_id, labels=class_labels(rows))
-        batch = replace(batch, items=len(items))
-        if self.attention_type == "CLR":
-            return batch
-        return replace(batch, attention_mask=attention_mask_of(parts_of(batch), self.attention_type))
+        pad_token_id = self.region_text.special.pad_token_id
+        batch = collate_pairs(rows, pad_token_id, self.attention_type, class_labels(rows))
+        return replace(batch, items=len(items))
 
     def show(self, item: Pair, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
         """Lines that show a person a matched and a mismatched pair."""
@@ -117,3 +108,26 @@ class RetrievalPairs(Dataset[Pair]):
             described = self.region_text.describe(example, int(self.images[image]), words(example.input_ids))
             lines += [f"  {line}" for line in described]
         return lines
+
+
+def pair_example(caption: np.ndarray, placed: PlacedImage, region_rows: np.ndarray | None = None) -> Example:
+    """A caption, (n,) token ids, with an image, neither labelled nor recorded.
+
+    `region_rows` where the image has been read already.
+    """
+    text = placed.region_text
+    input_ids, token_type_ids = caption_first(
+        caption, text.tag_ids(placed.image), max_tokens=text.limits.max_tokens, special=text.special
+    )
+    rows = text.region_rows(placed.image) if region_rows is None else region_rows
+    return Example(input_ids, token_type_ids, rows)
+
+
+def collate_pairs(
+    examples: Sequence[Example], pad_token_id: int, attention_type: str, labels: Tensor | None = None
+) -> Batch:
+    """A batch of captions with images whose parts see each other as `attention_type` says."""
+    batch = collate(examples, pad_token_id=pad_token_id, labels=labels)
+    if attention_type == "CLR":
+        return batch
+    return replace(batch, attention_mask=attention_mask_of(parts_of(batch), attention_type))

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.columns import TextColumn
 from vinvl.data.json_files import read_json
+from vinvl.data.region_source import RegionSource
 from vinvl.data.store import LabelMap, RegionStore
 from vinvl.data.text import RaggedTokens, encode_texts, gather_tokens
 from vinvl.errors import UserError
@@ -63,11 +64,11 @@ class StoreTags:
     """The class names of the regions, in the order of the regions.
 
     Attributes:
-        store: whose classes are the tags: the store of the regions, or another detector's store of the same images.
+        store: whose classes are the tags: what the regions are from, or another detector's store of the same images.
         positions: (N,) int64 position in `store` of each image, -1 for none; None where `store` is the regions' own.
     """
 
-    store: RegionStore
+    store: RegionSource
     tag_tokens: TagTokens
     positions: np.ndarray | None = None
 

@@ -35,22 +35,33 @@ class Prediction(NamedTuple):
 
 
 def best_answers(logits: Tensor, batch: Batch, answers: Sequence[str], loss_type: str) -> list[Prediction]:
-    """The five best answers to each question, with sigmoid (bce) or softmax probabilities.
+    """The five best answers to each question of a batch, whose records name it; the rest as in `ranked_answers`."""
+    ranked = ranked_answers(logits, answers, loss_type, TOP_ANSWERS)
+    return [
+        Prediction(record["index"], record["question_id"], texts, probabilities)
+        for record, (texts, probabilities) in zip(batch.records, ranked, strict=True)
+    ]
+
+
+def ranked_answers(
+    logits: Tensor, answers: Sequence[str], loss_type: str, count: int
+) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
+    """The `count` best answers to each of B questions, with sigmoid (bce) or softmax probabilities, best first.
 
     Args:
         logits: (B, A).
-        batch: whose records name the questions.
         answers: the A answers.
         loss_type: what the logits were trained with.
+        count: all, where there are fewer answers.
     """
     logits = logits.float()
     probabilities = torch.sigmoid(logits) if loss_type == "bce" else torch.softmax(logits, dim=-1)
     # Ranked by logit: a sigmoid in half precision saturates at 1 long before the logits tie.
-    best = logits.topk(min(TOP_ANSWERS, len(answers)), dim=-1).indices
+    best = logits.topk(min(count, len(answers)), dim=-1).indices
     chosen = probabilities.gather(-1, best)
     return [
-        Prediction(record["index"], record["question_id"], tuple(answers[i] for i in row), tuple(scores))
-        for record, row, scores in zip(batch.records, best.tolist(), chosen.tolist(), strict=True)
+        (tuple(answers[i] for i in row), tuple(scores))
+        for row, scores in zip(best.tolist(), chosen.tolist(), strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.json_files import read_json
-from vinvl.data.store import RegionStore
+from vinvl.data.store import Regions, RegionStore
 from vinvl.errors import UserError
 from vinvl.models.generation import Constraint, constraint_from_words, constraints_from_detections
 from vinvl.models.generation.constraints import MAX_CONSTRAINTS
@@ -89,7 +89,10 @@ class DetectedConstraints:
         if image_id not in self.store:
             self.without_regions += 1
             return []
-        regions, names = self.store[image_id], self.store.label_map.classes
+        return self.of_regions(self.store[image_id], self.store.label_map.classes)
+
+    def of_regions(self, regions: Regions, names: Sequence[str]) -> list[Constraint]:
+        """The constraints that an image's regions set; `names` of their classes."""
         sure = (regions.class_scores >= self.options.min_score) & (regions.classes > 0)
         labels = constraints_from_detections(
             [names[index] for index in regions.classes[sure]],

@@ -21,6 +21,7 @@ from vinvl.models.captioning import seq2seq_attention_mask
 from vinvl.models.generation import CaptionContext, DecodingOptions, GeneratedCaptions, SpecialTokens, generate_captions
 from vinvl.tasks.base import TaskArguments, VinVLTask
 from vinvl.tasks.caption_constraints import ConstraintOptions, DetectedConstraints
+from vinvl.tasks.caption_writing import caption_texts, context_of, n_best, positions_needed, tag_shift
 from vinvl.tasks.self_critical import SelfCritical, SelfCriticalOptions
 
 SHOWN = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
@@ -114,8 +115,7 @@ class CaptioningTask(VinVLTask):
         super().check_datamodule(datamodule)
         self.tokenizer = datamodule.tokenizer
         self.special = SpecialTokens.from_tokenizer(datamodule.tokenizer)
-        # At decoding the tags stand after the longest caption there may be; the data put them after the longest read.
-        self.tag_shift = max(0, self.decoding.max_length - datamodule.caption_limits.max_caption_tokens)
+        self.tag_shift = tag_shift(self.decoding, datamodule.caption_limits.max_caption_tokens)
         if self.constraint_options is not None:
             self._constraints = DetectedConstraints(
                 self.constraint_options, datamodule.store, self.tokenizer, self.decoding.max_length
@@ -126,9 +126,7 @@ class CaptioningTask(VinVLTask):
 
     def positions_needed(self, datamodule: CaptioningDataModule) -> int:
         """Those of caption and tags, as training reads them or, if longer, as captions are written."""
-        longest_caption = datamodule.caption_limits.max_caption_tokens
-        tags = max(datamodule.limits.max_tokens - longest_caption, 0)
-        return max(longest_caption, self.decoding.max_length) + tags
+        return positions_needed(datamodule.caption_limits, self.decoding)
 
     def _as_written(self, references: Mapping[str, Sequence[str]]) -> dict[int | str, list[str]]:
         """References as the model would write them, lower case and with its blanks, so that words can match."""
@@ -160,20 +158,11 @@ class CaptioningTask(VinVLTask):
 
     def context(self, batch: Batch) -> CaptionContext:
         """The tags and regions of a batch of images."""
-        assert batch.position_ids is not None
-        text = batch.input_ids.shape[1]
-        return CaptionContext(
-            tag_ids=batch.input_ids,
-            tag_position_ids=batch.position_ids + self.tag_shift,
-            tag_token_type_ids=batch.token_type_ids,
-            tag_mask=batch.attention_mask[:, :text],
-            region_features=batch.region_features,
-            region_mask=batch.attention_mask[:, text:],
-        )
+        return context_of(batch, self.tag_shift)
 
     def texts(self, ids: Tensor) -> list[str]:
         """Captions (C, length) as texts."""
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        return caption_texts(self.tokenizer, ids)
 
     @torch.no_grad()
     def write_captions(self, batch: Batch, options: DecodingOptions, constrained: bool) -> GeneratedCaptions:
@@ -247,14 +236,10 @@ class CaptioningTask(VinVLTask):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Caption]:
         """The captions of each image."""
         written = self.write_captions(batch, self.decoding, constrained=True)
-        found = []
-        for record, ids, lengths, scores in zip(
-            batch.records, written.ids, written.lengths, written.log_probs, strict=True
-        ):
-            count = max(int((lengths > 0).sum()), 1)  # an n-best list may not have been filled
-            texts = self.texts(ids[:count])
-            found.append(Caption(record["index"], record["image_id"], tuple(texts), tuple(scores[:count].tolist())))
-        return found
+        return [
+            Caption(record["index"], record["image_id"], texts, scores)
+            for record, (texts, scores) in zip(batch.records, n_best(written, self.texts), strict=True)
+        ]
 
     def write_predictions(self, predictions: Sequence[Caption], folder: Path) -> dict[str, Path]:
         """captions.json, the COCO server's format, and predictions.jsonl with all captions and their scores."""

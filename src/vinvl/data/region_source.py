@@ -1,0 +1,22 @@
+"""Where the regions of images come from: a store, or what a detector has just found."""
+
+from typing import Protocol
+
+import numpy as np
+
+from vinvl.data.store import Regions
+
+
+class RegionSource(Protocol):
+    """Images named by their position, 0 ≤ index < N, with their regions."""
+
+    @property
+    def num_regions(self) -> np.ndarray:
+        """(N,) int64, regions of each image."""
+
+    @property
+    def feature_dim(self) -> int:
+        """D"""
+
+    def at(self, index: int, /) -> Regions:
+        """The regions of an image."""
