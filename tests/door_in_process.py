@@ -24,8 +24,14 @@ from vinvl.predict import predict
 from vinvl.runs import config_directory, run_door
 from vinvl.tasks.checkpoints import read_checkpoint
 from vinvl.train import train
+from vinvl.train_detector import train_detector
 
-DOORS: dict[str, Callable[[DictConfig], object]] = {"train": train, "evaluate": evaluate, "predict": predict}
+DOORS: dict[str, Callable[[DictConfig], object]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "train_detector": train_detector,
+}
 WORLD = [f"data.prepare.{name}={value}" for name, value in TINY_WORLD.items()]
 TINY = [*WORLD, "data.batch_size=16", "trainer.accelerator=cpu", "trainer.max_epochs=1", *TINY_MODEL]
 CAPTIONING = ["task=captioning", *TINY, "task.options.java_metrics=false", "decoding.num_beams=2"]

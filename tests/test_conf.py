@@ -28,7 +28,8 @@ GROUPS = {  # names with an underscore are what choices have in common, no choic
     for folder in CONF.iterdir()
     if folder.is_dir()
 }
-NO_CHOICE_OF_ITS_OWN = {"hydra", "paths", "objective", "detector"}  # composed elsewhere
+# Composed elsewhere.
+NO_CHOICE_OF_ITS_OWN = {"hydra", "paths", "objective", "detector", "detection_data", "detection_recipe"}
 EXPERIMENTS = GROUPS["experiment"]
 DOORS = ("train", "evaluate", "predict")
 # What one must say of one's own data, and the base of all VQA datasets, before they are whole.
@@ -58,6 +59,9 @@ GIVEN_LATER = {
     "pytorch_lightning.Trainer": ("callbacks", "logger"),
     **{f"vinvl.tasks.{name}.build": ("datamodule",) for name in TASKS},
     "torch.optim.AdamW": ("params",),
+    "torch.optim.SGD": ("params",),
+    "vinvl.tasks.detection.DetectorTask": ("config", "label_map"),
+    "vinvl.tasks.schedules.multistep_schedule": ("optimizer", "total_steps"),
     "vinvl.tasks.schedules.linear_schedule": ("optimizer", "total_steps"),
     "vinvl.tasks.schedules.cosine_schedule": ("optimizer", "total_steps"),
     "vinvl.tasks.schedules.constant_schedule": ("optimizer", "total_steps"),

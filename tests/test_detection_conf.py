@@ -21,7 +21,7 @@ def composed(name: str, *overrides: str) -> DetectorConfig:
     return config
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "demo"))
 def test_each_file_is_its_pipeline(name: str) -> None:
     assert composed(name) == published_config(PIPELINES[name])
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from vinvl.tasks.parameter_groups import parameter_groups
-from vinvl.tasks.schedules import cosine_schedule, linear_schedule
+from vinvl.tasks.parameter_groups import detector_parameter_groups, parameter_groups
+from vinvl.tasks.schedules import cosine_schedule, linear_schedule, multistep_schedule
 
 
 def rates(make, steps: int, **settings: int) -> list[float]:
@@ -54,3 +54,20 @@ def test_biases_and_layer_norms_do_not_decay() -> None:
     assert decayed["weight_decay"] == 0.05 and spared["weight_decay"] == 0.0
     assert [id(p) for p in decayed["params"]] == [id(model.dense.weight)]
     assert {id(p) for p in spared["params"]} == {id(p) for p in (model.dense.bias, *model.LayerNorm.parameters())}
+
+
+def test_multistep_warms_up_and_falls_after_shares_of_the_run() -> None:
+    settings: dict = {"warmup_steps": 4, "warmup_factor": 0.5, "milestones": [0.8, 0.6], "gamma": 0.1}
+    found = rates(multistep_schedule, 10, total_steps=10, **settings)
+    assert found == pytest.approx([0.5, 0.625, 0.75, 0.875, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert rates(multistep_schedule, 2, total_steps=2, **{**settings, "warmup_steps": 0, "milestones": []}) == [1, 1]
+
+
+def test_detectors_decay_weights_alone_and_biases_may_learn_faster() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2, bias=False))
+    model[2].requires_grad_(False)
+    weights, scales, biases = detector_parameter_groups(model, weight_decay=0.1, bias_lr_factor=2.0)
+    assert weights == {"params": [model[0].weight], "weight_decay": 0.1, "lr_factor": 1.0}
+    assert scales == {"params": [model[1].weight], "weight_decay": 0.0, "lr_factor": 1.0}
+    assert biases == {"params": [model[0].bias, model[1].bias], "weight_decay": 0.0, "lr_factor": 2.0}
+    assert len(detector_parameter_groups(model[0], 0.1, 1.0)) == 2

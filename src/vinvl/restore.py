@@ -40,10 +40,11 @@ def restore(config: DictConfig) -> Restored:
     """
     path = resolve_checkpoint(config.ckpt_path, config.paths.runs_dir, config.name)
     checkpoint = read_checkpoint(path)
+    kind = task_class(checkpoint, path)
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     data = data_config(config, checkpoint["vinvl"]["run_config"], overrides, path)
     own = decoding_options(config, checkpoint["hyper_parameters"], overrides, path)
-    task = task_class(checkpoint, path).from_checkpoint(checkpoint, path, **own)
+    task = kind.from_checkpoint(checkpoint, path, **own)
     datamodule = instantiate(data)
     datamodule.prepare_data()
     datamodule.setup("none")

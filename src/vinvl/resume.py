@@ -4,13 +4,12 @@ import zlib
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from omegaconf import DictConfig
 
 from vinvl.checkpointing import remove_partial_checkpoints
-from vinvl.data.datamodule import RegionDataModule
 from vinvl.errors import UserError
 from vinvl.runs import AUTO, CHECKPOINTS, leaves, resolve_checkpoint, task_class
 from vinvl.tasks.base import VinVLTask
@@ -58,7 +57,14 @@ def resume_path(config: DictConfig) -> Path | None:
     return path if path.is_file() else None
 
 
-def training_order(datamodule: RegionDataModule, world_size: int) -> dict[str, int]:
+class OrderedData(Protocol):
+    """A datamodule whose batches are made up by the lengths of its examples."""
+
+    @property
+    def datasets(self) -> Mapping[str, Any]: ...
+
+
+def training_order(datamodule: OrderedData, world_size: int) -> dict[str, int]:
     """What, besides seed and batch size, the order of the training batches follows from.
 
     ranks: processes that share the batches. items: examples of an epoch. lengths: a checksum of their lengths, by which
@@ -78,18 +84,37 @@ def check_resumable(task: VinVLTask, path: Path) -> None:
     found = task_class(checkpoint, path)
     if type(task) is not found:
         raise UserError(f"{path} is a checkpoint of {found.__name__}, and this run trains {type(task).__name__}.")
-    differing = list(differences(checkpoint["vinvl"]["run_config"], task.run_config))
+    refuse_another_run(checkpoint["vinvl"]["run_config"], task.run_config, path, RECIPE, f"model.init={path}")
+    load_into(task, checkpoint, path)
+
+
+def refuse_another_run(
+    before: Mapping[str, Any], now: Mapping[str, Any], path: Path, recipe: tuple[str, ...], instead: str
+) -> None:
+    """Refuses to go on with a run that was given other values than this one.
+
+    Args:
+        before, now: run configurations.
+        path: the checkpoint, for the message.
+        recipe: keys, or sections, that make a run what it is.
+        instead: what begins a new run from the weights, for the message.
+
+    Raises:
+        UserError: names what differs.
+    """
+    differing = list(differences(before, now, recipe))
     if differing:
         shown = "; ".join(f"{key} was {before!r} and is {now!r}" for key, before, now in differing[:NAMES_SHOWN])
         more = f"; and {len(differing) - NAMES_SHOWN} more" if len(differing) > NAMES_SHOWN else ""
         raise UserError(
             f"{path} is of another run, whose batches or updates would not go on here: {shown}{more}. Give what that "
-            f"run was given, or begin a new run from its weights with ckpt_path=null model.init={path}."
+            f"run was given, or begin a new run from its weights with ckpt_path=null {instead}."
         )
-    load_into(task, checkpoint, path)
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], recipe: tuple[str, ...] = RECIPE
+) -> Iterator[tuple[str, Any, Any]]:
     """(key, value then, value now) of all that makes these run configurations those of two different runs.
 
     A file of the same name in another place counts as the same: `training_order` tells whether its examples are. A key
@@ -97,7 +122,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[t
     """
     then, current = dict(leaves(before)), dict(leaves(now))
     for key, value in current.items():
-        if _within(key, RECIPE) and not _within(key, HARMLESS) and key in then and not _same(then[key], value):
+        if _within(key, recipe) and not _within(key, HARMLESS) and key in then and not _same(then[key], value):
             yield key, then[key], value
 
 

@@ -28,8 +28,11 @@ CHECKPOINTS = "checkpoints"  # folder of a run
 NAMED_CHECKPOINTS = ("last", "best")  # what ckpt_path may say instead of a file
 FAILURE = "error.txt"  # in the folder of a --multirun's job that failed
 AUTO = "auto"  # the same, for a command that is given again and again: go on if there is something to go on from
+DETECTOR_TASK = "vinvl.tasks.detection.DetectorTask"  # whose checkpoints are the business of vinvl.train_detector
 SUBMITIT_LAUNCHERS = tuple(f"hydra/launcher={name}" for name in ("slurm", "submitit_slurm", "submitit_local"))
-HYDRA_LOG = re.compile(r"(train|evaluate|predict)(_ddp_process_\d+)?\.log")  # Hydra's, and a launched rank's
+HYDRA_LOG = re.compile(
+    r"(train|train_detector|evaluate|predict)(_ddp_process_\d+)?\.log"
+)  # Hydra's, and a launched rank's
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -147,7 +150,13 @@ def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
     Raises:
         UserError: the checkpoint names something else.
     """
-    module_name, _, class_name = str(checkpoint["vinvl"].get("task_class")).rpartition(".")
+    name = str(checkpoint["vinvl"].get("task_class"))
+    if name == DETECTOR_TASK:
+        raise UserError(
+            f"{path} is a detector's checkpoint, which python -m vinvl.train_detector goes on with; to use the "
+            "detector, give the detector.pth of its run as weights to python -m vinvl.extract."
+        )
+    module_name, _, class_name = name.rpartition(".")
     if module_name.startswith("vinvl.tasks."):
         try:
             found = getattr(importlib.import_module(module_name), class_name, None)

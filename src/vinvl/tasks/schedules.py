@@ -1,6 +1,8 @@
 """Learning-rate schedules, as a factor on the configured rate. One step is one optimiser update."""
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from functools import partial
 
 from torch.optim import Optimizer
@@ -20,6 +22,14 @@ def cosine_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
         return step / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def multistep_factor(
+    step: int, *, warmup_steps: int, warmup_factor: float, milestones: Sequence[int], gamma: float
+) -> float:
+    """From `warmup_factor` up to 1, and `gamma` times less from each milestone on (maskrcnn-benchmark's schedule)."""
+    progress = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+    return (warmup_factor * (1 - progress) + progress) * gamma ** bisect_right(milestones, step)
 
 
 def linear_schedule(optimizer: Optimizer, *, total_steps: int, warmup_steps: int, first_step: int) -> LambdaLR:
@@ -45,3 +55,32 @@ def cosine_schedule(optimizer: Optimizer, *, total_steps: int, warmup_steps: int
 def constant_schedule(optimizer: Optimizer, *, total_steps: int) -> LambdaLR:
     """The configured rate throughout; `total_steps` is not used."""
     return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def multistep_schedule(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    warmup_steps: int,
+    warmup_factor: float,
+    milestones: Sequence[float],
+    gamma: float,
+) -> LambdaLR:
+    """Linear warm-up, then a step down at each milestone.
+
+    Args:
+        optimizer: whose rates are scaled.
+        total_steps: T, updates in the whole run.
+        warmup_steps: updates until the full rate.
+        warmup_factor: of the rate at the first update.
+        milestones: when the rate falls, as shares of T.
+        gamma: what it is multiplied with then.
+    """
+    factor = partial(
+        multistep_factor,
+        warmup_steps=warmup_steps,
+        warmup_factor=warmup_factor,
+        milestones=sorted(round(share * total_steps) for share in milestones),
+        gamma=gamma,
+    )
+    return LambdaLR(optimizer, factor)

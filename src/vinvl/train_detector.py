@@ -1,0 +1,132 @@
+"""Train a detector: `python -m vinvl.train_detector [overrides]`. Without overrides: on the demo world."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vinvl.data.detection import DetectionDataModule
+from vinvl.errors import UserError
+from vinvl.preemption import Stopped
+from vinvl.report.table import print_results
+from vinvl.resume import ORDER, refuse_another_run, resume_path, tidy_run_folder, training_order
+from vinvl.runs import DETECTOR_TASK, config_directory, register_resolvers, require_launcher, run_door, write_json
+from vinvl.tasks.checkpoints import load_into, read_checkpoint
+from vinvl.tasks.detection import DetectorTask, config_for
+from vinvl.train import best_checkpoint, make_loggers
+
+WEIGHTS = "detector.pth"  # what a run makes, in its folder
+RECIPE = (  # what a run is made of: with another value it would be another run
+    "seed",
+    "detector",
+    "training",
+    "start.batch_norm",
+    "start.frozen_stages",
+    "optim",
+    "data",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
+    ORDER,
+)
+
+register_resolvers()
+
+
+def train_detector(config: DictConfig) -> dict[str, float]:
+    """Composed configuration → a trained detector in `config.paths.output_dir`, and its scores on the test split."""
+    output_dir = Path(config.paths.output_dir)
+    # First of all: what is missing is told before any work.
+    run_config: Any = OmegaConf.to_container(config, resolve=True)
+    resume_from = resume_path(config)
+    if config.torch_threads is not None:
+        torch.set_num_threads(config.torch_threads)
+    pl.seed_everything(config.seed, verbose=False)
+    datamodule: DetectionDataModule = instantiate(config.data)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    labels = datamodule.label_map
+    make_task = instantiate(config.task)
+    task: DetectorTask = make_task(config=config_for(datamodule.detector, labels), label_map=labels.to_json())
+    callbacks = list(instantiate(config.callbacks).values())
+    trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=make_loggers(config.logger))
+    task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}
+    if resume_from is not None:
+        check_resumable(task, resume_from)
+    if trainer.is_global_zero:
+        tidy_run_folder(output_dir)
+        if task.started_from:
+            print(task.started_from, flush=True)
+        print(datamodule.example_text("train"), flush=True)
+    try:
+        return fit_and_test(trainer, task, datamodule, resume_from, config)
+    except Stopped as stopped:
+        if trainer.is_global_zero:
+            print(f"\n{stopped}", flush=True)
+            sys.exit(stopped.exit_code)
+        return {}
+
+
+def check_resumable(task: DetectorTask, path: Path) -> None:
+    """Refuses to go on from a checkpoint of another task, another detector or another run.
+
+    Raises:
+        UserError: names what differs, and how to begin a new run from the weights instead.
+    """
+    checkpoint = read_checkpoint(path)
+    found = checkpoint["vinvl"].get("task_class")
+    if found != DETECTOR_TASK:
+        raise UserError(f"{path} is a checkpoint of {found}, and this run trains a detector.")
+    instead = f"start.init=FILE, where FILE is the {WEIGHTS} that it wrote"
+    refuse_another_run(checkpoint["vinvl"]["run_config"], task.run_config, path, RECIPE, instead)
+    load_into(task, checkpoint, path)
+
+
+def fit_and_test(
+    trainer: pl.Trainer,
+    task: DetectorTask,
+    datamodule: DetectionDataModule,
+    resume_from: Path | None,
+    config: DictConfig,
+) -> dict[str, float]:
+    """Trains, writes the best checkpoint's weight file and scores it; raises Stopped where a signal asks for it."""
+    trainer.fit(task, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
+    best = best_checkpoint(trainer)
+    if best is not None:
+        load_into(task, read_checkpoint(best), best)
+    output_dir = Path(config.paths.output_dir)
+    if trainer.is_global_zero:
+        task.write_detector(output_dir / WEIGHTS)
+    if config.test_after_fit:
+        trainer.test(task, datamodule=datamodule, verbose=False)
+    if trainer.is_global_zero:
+        report(task, output_dir, split=config.data.test_split if config.test_after_fit else None, checkpoint=best)
+    return task.scores if config.test_after_fit else {}
+
+
+def report(task: DetectorTask, output_dir: Path, *, split: str | None, checkpoint: str | None) -> None:
+    """Writes results.json and prints the table of what came out and where it lies; `split` None: nothing was scored."""
+    files = {"run folder": output_dir, "weight file": output_dir / WEIGHTS}
+    if checkpoint is not None:
+        files["best checkpoint"] = Path(checkpoint)
+    rows: list[tuple[str, str]] = []
+    if split is not None:
+        files["results"] = output_dir / "results.json"
+        content = {"split": split, "checkpoint": checkpoint, "headline": task.headline, "scores": task.scores}
+        write_json(files["results"], content)
+        rows = task.result_rows()
+    print_results(f"Results on '{split}'" if split else "Trained", rows, files)
+
+
+@hydra.main(version_base="1.3", config_path=config_directory(), config_name="train_detector")
+def main(config: DictConfig) -> None:
+    run_door(train_detector, config)
+
+
+if __name__ == "__main__":
+    require_launcher(sys.argv[1:])
+    main()

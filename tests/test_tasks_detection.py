@@ -1,0 +1,103 @@
+"""The detector's task: what its steps draw, what it scores, how fast its parts learn."""
+
+import json
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vinvl.data.store.labels import LabelMap
+from vinvl.detection import Architecture, DetectedRegions, DetectorConfig
+from vinvl.detection.training import TrainingSettings
+from vinvl.errors import UserError
+from vinvl.metrics.detection_matching import TrueBoxes
+from vinvl.tasks.detection import DetectorTask, config_for, found_boxes
+
+LABELS = LabelMap(("__background__", "cat", "dog"), ("__no_attribute__", "black"))
+SMALL = DetectorConfig(
+    Architecture(blocks=(1, 1, 1, 1), stem_channels=4, first_stage_channels=8, groups=1, width_per_group=4)
+)
+
+
+def task(**changes: Any) -> DetectorTask:
+    arguments: dict[str, Any] = {
+        "config": config_for(SMALL, LABELS),
+        "label_map": LABELS.to_json(),
+        "training": TrainingSettings(),
+        "batch_norm": "trained",
+        "frozen_stages": 0,
+    }
+    return DetectorTask(**{**arguments, **changes})
+
+
+def test_settings_are_plain_and_fit_the_names() -> None:
+    config = config_for(SMALL, LABELS)
+    assert config == json.loads(json.dumps(config))
+    assert config["architecture"]["num_classes"] == 3 and config["architecture"]["num_attributes"] == 2
+    made = task()
+    assert made.config.architecture.num_classes == 3 and made.config.min_boxes == SMALL.min_boxes
+    assert made.detector.config.min_boxes == 0 and made.detector.config.score_threshold == 0.05
+
+
+def test_every_step_and_every_run_draws_its_own_numbers() -> None:
+    made, other = task(seed=1), task(seed=2)
+    drawn = set()
+    for one in (made, other):
+        for one.batches_seen in (1, 2):
+            drawn.add(int(torch.randint(2**40, (), generator=one._generator())))
+    assert len(drawn) == 4
+    made.batches_seen = 1
+    assert int(torch.randint(2**40, (), generator=made._generator())) in drawn
+    weight = "roi_heads.box.predictor.cls_score.weight"
+    assert torch.equal(task(seed=1).detector.state_dict()[weight], made.detector.state_dict()[weight])
+    assert not torch.equal(other.detector.state_dict()[weight], made.detector.state_dict()[weight])
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(UserError, match="frozen_stages=1 with batch_norm=trained"):
+        task(frozen_stages=1)
+    with pytest.raises(UserError, match="batch_norm='off'"):
+        task(batch_norm="off")
+    frozen = task(batch_norm="frozen", frozen_stages=4).detector.backbone.body
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+class FakeTrainer:
+    estimated_stepping_batches = 10
+
+
+def test_biases_learn_faster_and_norms_do_not_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = task(
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        scheduler=lambda optimizer, total_steps: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5),
+        weight_decay=0.01,
+        bias_lr_factor=2.0,
+    )
+    monkeypatch.setattr(DetectorTask, "trainer", FakeTrainer())
+    groups = made.configure_optimizers()["optimizer"].param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.05, 0.01), (0.05, 0), (0.1, 0)]
+    everything = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(everything) == sorted({id(parameter) for parameter in made.detector.parameters()})
+
+
+def test_scores_are_percent_and_leave_out_what_is_not_there() -> None:
+    made = task()
+    boxes = torch.tensor([[10.0, 10, 29, 29], [40, 40, 49, 69]])
+    regions = DetectedRegions(
+        boxes=boxes, network_boxes=boxes, labels=torch.tensor([1, 1]), scores=torch.tensor([0.9, 0.8]),
+        features=torch.zeros(2, 64), attribute_labels=torch.tensor([[1], [1]]),
+        attribute_scores=torch.tensor([[0.5], [0.0]]), image_size=(100, 100),
+    )  # fmt: skip
+    found = found_boxes(regions)
+    assert found.boxes.tolist() == [[10, 10, 30, 30], [40, 40, 50, 70]]  # the last pixel no longer counted in
+    truth = TrueBoxes(found.boxes[:1], np.array([1]), np.zeros(1, dtype=bool))
+    made.precision_metric.update(0, found, truth)
+    made.attribute_metric.update(found, np.array([[1], [0]]), truth, np.array([[1]]))
+    made.scores = made.compute_scores()
+    names = ("map_50", "map_75", "map", "attributes_of_found", "attributes", "class_50/cat")
+    assert made.scores == pytest.approx(dict.fromkeys(names, 100.0))
+    assert ("mean average precision at IoU 0.5", "100.00 %") in made.result_rows()
+    made.scores["attributes"] = float("nan")
+    assert not any(what.startswith("attributes named, of all") for what, _ in made.result_rows())
