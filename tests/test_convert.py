@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -182,8 +183,9 @@ def test_checkpoints_of_mmf(layout: str, tmp_path: Path) -> None:
     torch.save(content, path)
     with pytest.raises(UserError, match="does not say how many attention heads"):
         run(path, tmp_path / "out")
-    there = run(path, tmp_path / "out", "config.num_attention_heads=4")
+    there = run(path, tmp_path / "out", "config.num_attention_heads=4", "task=vqa")
     assert_same(model, VinVLForAnswering.from_pretrained(there).eval())
+    assert json.loads((there / "vinvl.json").read_text()) == {"task": "vqa", "recipe": "vqa2_mmf"}
     rows = (there / "conversion.txt").read_text().splitlines()
     assert f"renamed\t{prefix}classifier.pooler.dense.bias → bert.pooler.dense.bias" in rows
     assert f"renamed\t{prefix}bert.img_embedding.1.bias → bert.LayerNorm.bias" in rows
@@ -361,6 +363,24 @@ def test_weights_that_are_a_program_are_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
+def test_published_weights_get_the_texts_of_their_answers(tmp_path: Path) -> None:
+    start = saved(randomised(VinVLForAnswering, num_labels=3), tmp_path / "start")
+    answers = tmp_path / "trainval_ans2label.pkl"
+    answers.write_bytes(pickle.dumps({"net": 1, "Yes": 0, "": 2}))
+    there = run(start, tmp_path / "out", "task=vqa", f"answers={answers}")
+    assert VinVLForAnswering.from_pretrained(there).config.id2label == {0: "Yes", 1: "net", 2: ""}
+    assert json.loads((there / "answers.json").read_text()) == ["Yes", "net", ""]
+    assert json.loads((there / "vinvl.json").read_text()) == {"task": "vqa", "recipe": None}
+    more = tmp_path / "label2ans.json"
+    more.write_text('["yes", "no"]')
+    with pytest.raises(UserError, match=r"label2ans\.json lists 2 answers, and .*start has a head for 3"):
+        run(start, tmp_path / "more", "task=vqa", f"answers={more}")
+    captions = saved(randomised(VinVLForCaptioning), tmp_path / "captions")
+    with pytest.raises(UserError, match="is a VinVLForCaptioning, which has no answers"):
+        run(captions, tmp_path / "more", f"answers={more}")
+    assert not (tmp_path / "more").exists()
+
+
 def test_a_model_on_the_hub_brings_its_own_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(BertForPreTraining(BertConfig(**SIZES)), tmp_path / "bert")
     asked = []
@@ -370,6 +390,6 @@ def test_a_model_on_the_hub_brings_its_own_tokenizer(tmp_path: Path, monkeypatch
         return BertTokenizer.from_pretrained(folder)
 
     monkeypatch.setattr("vinvl.models.checkpoint_files.hf_hub_download", lambda _, file_name: str(folder / file_name))
-    monkeypatch.setattr("vinvl.convert.load_tokenizer", load)
+    monkeypatch.setattr("vinvl.trained.tokenizers.load_tokenizer", load)
     there = run(Path("someone/bert"), tmp_path / "out")
     assert asked == ["someone/bert"] and "converted from `someone/bert`" in (there / "README.md").read_text()

@@ -14,6 +14,7 @@ from vinvl.errors import UserError
 from vinvl.models import VinVLConfig, VinVLForAnswering
 from vinvl.models.checkpoint_files import find_checkpoint
 from vinvl.new_folder import new_folder
+from vinvl.trained.usage import published_inputs
 
 SIZES = {
     "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
@@ -29,12 +30,16 @@ def checkpoint(tmp_path: Path) -> Path:
     words.mkdir()
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(25))]
     (words / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary))
-    data = {"_target_": "vinvl.data.gqa.GQADataModule", "tokenizer": str(words), "regions": "/secret/home/gqa.h5"}
+    data = {
+        "_target_": "vinvl.data.gqa.GQADataModule", "tokenizer": str(words), "regions": "/secret/home/gqa.h5",
+        "max_tokens": 20, "use_tags": False, "tags": "/secret/home/tags.json",
+    }  # fmt: skip
     content = {
         "state_dict": {f"model.{n}": t for n, t in VinVLForAnswering(VinVLConfig(**SIZES)).state_dict().items()},
         "hyper_parameters": {"model_config": SIZES, "answers": ["yes", "no", "left"]},
         "vinvl": {
             "task_class": "vinvl.tasks.gqa.GQATask", "batches_seen": 3, "run_config": {"name": "my_gqa", "data": data},
+            "features": {"detector": "X152", "feature_dtype": "float16", "provenance": {"boxes": "regressed"}},
         },
     }  # fmt: skip
     path = tmp_path / "run" / "checkpoints" / "best.ckpt"
@@ -59,6 +64,9 @@ def test_the_command(checkpoint: Path, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, tensors[f"model.{name}"]) for name, tensor in model.state_dict().items())
     assert model.config.id2label == {0: "yes", 1: "no", 2: "left"}
     assert json.loads((there / "answers.json").read_text()) == ["yes", "no", "left"]
+    use = json.loads((there / "vinvl.json").read_text())
+    assert use["task"] == "gqa" and use["features"]["provenance"] == {"boxes": "regressed"}
+    assert use["inputs"] == published_inputs("gqa") | {"max_tokens": 20, "use_tags": False, "tags": "tags.json"}
     card = (there / "README.md").read_text()
     assert "question answering on GQA" in card and "| accuracy | 64.25 |" in card and "`testdev`" in card
     assert "- data: `my_gqa`" in card and "- regions: `gqa.h5`" in card and "secret" not in card

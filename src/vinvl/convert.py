@@ -9,25 +9,27 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import BertTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from vinvl.data.features_in import run_conversion
 from vinvl.data.features_out import write_mmf_npy, write_oscar_tsv
 from vinvl.data.json_files import read_json
 from vinvl.data.store import RegionStore
-from vinvl.data.text import load_tokenizer
 from vinvl.errors import UserError
-from vinvl.models.checkpoint_files import TRAINING_CHECKPOINT, CheckpointFiles, find_checkpoint
+from vinvl.models import VinVLForAnswering
+from vinvl.models.checkpoint_files import CheckpointFiles, find_checkpoint
 from vinvl.models.conversion import convert_model
 from vinvl.models.export import FORMATS, check_tokenizer, name_answers, named_answers, write_oscar, write_transformers
 from vinvl.models.model_card import Provenance, model_card
-from vinvl.models.model_kinds import ENCODER, MODEL_OF_TASK, model_of_task
+from vinvl.models.model_kinds import ENCODER, MODEL_OF_TASK
 from vinvl.new_folder import new_folder, refuse_existing
-from vinvl.runs import CHECKPOINTS, config_directory, register_resolvers, run_door, task_class
-from vinvl.tasks.checkpoints import OUR_KEY, read_checkpoint
+from vinvl.runs import CHECKPOINTS, config_directory, register_resolvers, run_door, write_json
+from vinvl.tasks.checkpoints import OUR_KEY
+from vinvl.trained.answers import find_answers
+from vinvl.trained.reading import only_task_of, read_ours, task_of
+from vinvl.trained.tokenizers import find_tokenizer
+from vinvl.trained.use_file import USE_FILE, record_of_use
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-VOCABULARY = "vocab.txt"
 STORE_FORMATS = {"oscar_tsv": write_oscar_tsv, "mmf_npy": write_mmf_npy}
 
 register_resolvers()
@@ -69,9 +71,7 @@ def convert_weights(config: DictConfig) -> Path:
     assert isinstance(given, dict)
     torch.manual_seed(config.seed)
     model, report = convert_model(files, task, {str(name): value for name, value in given.items()})
-    answers = ours.get("hyper_parameters", {}).get("answers")
-    if isinstance(answers, list) and len(answers) == model.config.num_labels and task in ("vqa", "gqa"):
-        name_answers(model, answers)
+    name_the_answers(model, task, config.answers, ours, files)
     name, tokenizer = find_tokenizer(config.tokenizer, files, ours)
     check_tokenizer(model, tokenizer, name)
     task = task or (ENCODER if type(model) is MODEL_OF_TASK[ENCODER] else only_task_of(model))
@@ -80,6 +80,8 @@ def convert_weights(config: DictConfig) -> Path:
             write_oscar(model, tokenizer, folder, task)
         else:
             write_transformers(model, tokenizer, folder)
+            if (use := record_of_use(task, ours, files, report)) is not None:
+                write_json(folder / USE_FILE, use)
         if (texts := named_answers(model)) is not None:
             (folder / "answers.json").write_text(json.dumps(texts, ensure_ascii=False) + "\n", encoding="utf-8")
         card = model_card(model, provenance(files, ours, task), report)
@@ -89,70 +91,20 @@ def convert_weights(config: DictConfig) -> Path:
     return target
 
 
-def read_ours(files: CheckpointFiles) -> dict[str, Any]:
-    """The content of a checkpoint of ours, {} for anybody else's weights."""
-    if files.weights.suffix != TRAINING_CHECKPOINT or not files.config:
-        return {}
-    checkpoint = read_checkpoint(files.weights)
-    del checkpoint["state_dict"]  # read again where it is needed: two copies would not fit where one does
-    return checkpoint
-
-
-def task_of(ours: Mapping[str, Any], files: CheckpointFiles) -> str | None:
-    """The task that a checkpoint of ours was trained on, None for anybody else's."""
-    if not ours:
-        return None
-    name = task_class(dict(ours), files.weights).__module__.rpartition(".")[2]
-    model_of_task(name)
-    return name
-
-
-def only_task_of(model: object) -> str | None:
-    """The task of a model that only one has."""
-    tasks = [task for task, kind in MODEL_OF_TASK.items() if kind is type(model)]
-    return tasks[0] if len(tasks) == 1 else None
-
-
-def find_tokenizer(
-    name: str | None, files: CheckpointFiles, ours: Mapping[str, Any]
-) -> tuple[str, PreTrainedTokenizerBase]:
-    """The tokenizer that a person named, or else that of the training run, or else the one beside the weights.
+def name_the_answers(
+    model: PreTrainedModel, task: str | None, given: str | None, ours: Mapping[str, Any], files: CheckpointFiles
+) -> None:
+    """Puts the texts of its answers into the configuration of a model that has answers.
 
     Raises:
-        UserError: there is none.
+        UserError: some were given that are not this model's.
     """
-    if name is None and ours:
-        data = ours[OUR_KEY]["run_config"].get("data")
-        name = data.get("tokenizer") if isinstance(data, dict) else None
-    if name is None and not Path(files.name).expanduser().exists():
-        name = files.name  # of a model on the hub, only the weights have been downloaded
-    folder = Path(name).expanduser() if name is not None else files.weights.parent
-    if not any((folder / one).is_file() for one in TOKENIZER_FILES) and (folder / VOCABULARY).is_file():
-        return str(folder), tokenizer_of_vocabulary(folder / VOCABULARY)  # as Oscar was published
-    if name is not None:
-        return name, load_tokenizer(name)
-    if not any((folder / one).is_file() for one in TOKENIZER_FILES):
-        raise UserError(
-            f"No tokenizer lies beside {files.name}: pass tokenizer=bert-base-uncased, or the folder of the one that "
-            "the model was trained with."
-        )
-    return str(folder), load_tokenizer(folder)
-
-
-def tokenizer_of_vocabulary(path: Path) -> PreTrainedTokenizerBase:
-    """BERT's lower-casing tokenizer of a vocab.txt alone.
-
-    Raises:
-        UserError: it is no vocabulary of BERT's.
-    """
-    try:
-        words = path.read_text(encoding="utf-8").splitlines()
-        missing = [word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if word not in words]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); get the file again, or pass tokenizer=NAME.") from None
-    if missing:
-        raise UserError(f"{path} is no vocabulary of BERT's: it has no {missing[0]}; pass tokenizer=NAME.")
-    return BertTokenizer.from_pretrained(path.parent, do_lower_case=True)
+    if given is not None and not isinstance(model, VinVLForAnswering):
+        raise UserError(f"{files.name} is a {type(model).__name__}, which has no answers: leave answers=… out.")
+    if given is not None or task in ("vqa", "gqa"):
+        answers = find_answers(given, ours, model, files.name)
+        if answers is not None:
+            name_answers(model, answers)
 
 
 def provenance(files: CheckpointFiles, ours: Mapping[str, Any], task: str | None) -> Provenance:
