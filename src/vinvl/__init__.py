@@ -1,3 +1,17 @@
 """Train, evaluate and use VinVL / Oscar+ models over text tokens, object tags and region features."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vinvl.predictor import Predictor, load
+
 __version__ = "0.1.0"
+__all__ = ["Predictor", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load` and `Predictor`, once they are asked for: what they need takes seconds to import."""
+    if name in ("load", "Predictor"):
+        return getattr(importlib.import_module("vinvl.predictor"), name)
+    raise AttributeError(f"module 'vinvl' has no attribute {name!r}")

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vinvl.data.store import Regions
+from vinvl.data.store import LabelMap, Regions
 
 
 class RegionSource(Protocol):
@@ -17,6 +17,10 @@ class RegionSource(Protocol):
     @property
     def feature_dim(self) -> int:
         """D"""
+
+    @property
+    def label_map(self) -> LabelMap:
+        """The names of classes and attributes."""
 
     def at(self, index: int, /) -> Regions:
         """The regions of an image."""

@@ -68,11 +68,15 @@ class DetectedConstraints:
     """Image ids → the constraints that their captions should meet."""
 
     def __init__(
-        self, options: ConstraintOptions, store: RegionStore, tokenizer: PreTrainedTokenizerBase, max_length: int
+        self, options: ConstraintOptions, store: RegionStore | None, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> None:
-        """`store`: of the region features; used where the options name no other. `max_length`: of a caption."""
+        """
+        Args:
+            store: of the region features, used where the options name no other; None where images are never named.
+            max_length: of a caption.
+        """
         self.options = options
-        self.store = store if options.regions is None else RegionStore(options.regions)
+        self._store = store if options.regions is None else RegionStore(options.regions)
         self.tokenizer = tokenizer
         self.room = max_length - 1  # tokens of a caption besides [CLS]
         self.hierarchy = _names_by_name(options.hierarchy)
@@ -81,6 +85,12 @@ class DetectedConstraints:
         self.excluded = TOO_GENERIC if options.excluded is None else frozenset(_excluded_names(options.excluded))
         self.dropped = 0  # constraints that had no room in a caption
         self.without_regions = 0  # images that the detector's store has not
+
+    @property
+    def store(self) -> RegionStore:
+        """Where the images are looked up."""
+        assert self._store is not None, "made without a store: call of_regions"
+        return self._store
 
     def __call__(self, image_ids: Sequence[str]) -> list[list[Constraint]]:
         return [self._of_image(image_id) for image_id in image_ids]

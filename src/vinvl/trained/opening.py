@@ -1,0 +1,160 @@
+"""A trained model ready for use, from whatever kind of file it lies in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vinvl.data.feature_record import FeatureRecord
+from vinvl.errors import UserError
+from vinvl.models.checkpoint_files import CheckpointFiles, find_checkpoint
+from vinvl.models.conversion import convert_model
+from vinvl.models.encoder import VinVLModel
+from vinvl.models.export import check_tokenizer
+from vinvl.models.model_kinds import ENCODER, MODEL_OF_TASK
+from vinvl.runs import CHECKPOINTS
+from vinvl.tasks.caption_writing import positions_needed
+from vinvl.tasks.checkpoints import OUR_KEY
+from vinvl.trained.answers import find_answers
+from vinvl.trained.reading import only_task_of, read_ours, task_of
+from vinvl.trained.tokenizers import find_tokenizer
+from vinvl.trained.usage import DATA_OF_TASK, Usage, said_by_run
+from vinvl.trained.use_file import read_use_file, recipe_of
+
+ANSWERING = ("vqa", "gqa")
+FINE_TUNING_TASKS = {"vqa": "vqa", "vqa_text": "vqa", "gqa": "gqa", "ir": "retrieval", "retrieval": "retrieval"}
+"""`finetuning_task` in config.json, as Oscar's scripts and ours write it → the task."""
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a model that is used for a task needs besides its weights.
+
+    Attributes:
+        usage: what it sees of its inputs and how it decodes.
+        tokenizer: the one that it was trained with.
+        answers: those that an answering model chooses between; empty for others.
+    """
+
+    usage: Usage
+    tokenizer: PreTrainedTokenizerBase
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in evaluation mode, on the CPU.
+
+    Attributes:
+        name: as it was given.
+        task: a key of `MODEL_OF_TASK`.
+        model: of the class that the task has.
+        used: what its use needs; None for encoders and pre-training models, which are no use as they are.
+        features: how the features were made that it was trained on, as far as is known.
+    """
+
+    name: str
+    task: str
+    model: PreTrainedModel
+    used: Used | None
+    features: FeatureRecord
+
+
+def open_trained(
+    name: str | Path,
+    *,
+    task: str | None = None,
+    tokenizer: str | Path | None = None,
+    answers: str | Path | Sequence[str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    decoding: Mapping[str, Any] | None = None,
+) -> TrainedModel:
+    """The model of a checkpoint of ours, of a run's folder, or of whatever `find_checkpoint` takes.
+
+    Nothing that a file says is called; its settings are held against what they may be.
+
+    Args:
+        name: where it lies.
+        task: what it was trained for, where neither the file nor its tensors show it.
+        tokenizer: None: that of the training run, or the one beside the weights.
+        answers: a file of them or the texts; None: those of the training run, or of the model's configuration.
+        inputs, decoding: settings of `Usage` that go before those that the model was trained with.
+
+    Raises:
+        UserError: there is no such model, it is damaged, or something that it needs is not known.
+    """
+    place = str(name)
+    files = find_checkpoint(_best_of_run(name))
+    ours = read_ours(files)
+    said = {} if ours else read_use_file(files.weights.parent)
+    task = task or task_of(ours, files) or _task_in(said, files)
+    model, report = convert_model(files, task)
+    task = task or _task_of_model(model, files, place)
+    if answers is not None and task not in ANSWERING:
+        raise UserError(f"{place} is a model for {task}, which chooses no answers: leave answers out.")
+    known = said_by_run(ours) if ours else {"recipe": recipe_of(report), **said}
+    features = FeatureRecord.of_plain(ours[OUR_KEY].get("features") if ours else said.get("features"))
+    model.requires_grad_(False)
+    used = None
+    if task in DATA_OF_TASK:
+        usage = Usage.of_task(task, known, inputs or {}, decoding or {}, place)
+        _check_positions(model, usage, task, place)
+        tokenizer_name, found = find_tokenizer(None if tokenizer is None else str(tokenizer), files, ours)
+        check_tokenizer(model, found, tokenizer_name)
+        used = Used(usage, found, _answers(answers, ours, model, task, place))
+    return TrainedModel(place, task, model, used, features)
+
+
+def _best_of_run(name: str | Path) -> str | Path:
+    """The best checkpoint where a run's folder is named, else the name."""
+    best = Path(name).expanduser() / CHECKPOINTS / "best.ckpt"
+    return best if best.is_file() else name
+
+
+def _task_in(said: Mapping[str, Any], files: CheckpointFiles) -> str | None:
+    task = said.get("task")
+    if task is not None and (not isinstance(task, str) or task not in MODEL_OF_TASK):
+        raise UserError(f"The vinvl.json of {files.name} names a task that there is not: convert the model again.")
+    return task
+
+
+def _task_of_model(model: PreTrainedModel, files: CheckpointFiles, place: str) -> str:
+    """The task of a model whose file does not name it."""
+    if type(model) is VinVLModel:
+        return ENCODER
+    found = only_task_of(model) or FINE_TUNING_TASKS.get(str(files.config.get("finetuning_task")))
+    if found is None:
+        raise UserError(
+            f"{place} does not say what its classifier of {model.config.num_labels:,} was trained for: pass task=vqa, "
+            "gqa or retrieval."
+        )
+    return found
+
+
+def _answers(
+    given: str | Path | Sequence[str] | None, ours: Mapping[str, Any], model: PreTrainedModel, task: str, place: str
+) -> tuple[str, ...]:
+    if task not in ANSWERING:
+        return ()
+    found = find_answers(given, ours, model, place)
+    if found is None:
+        raise UserError(
+            f"{place} does not carry the texts of its {model.config.num_labels:,} answers: pass answers=FILE, the "
+            "trainval_label2ans.pkl that it was published with, or a JSON list."
+        )
+    return tuple(found)
+
+
+def _check_positions(model: PreTrainedModel, usage: Usage, task: str, place: str) -> None:
+    captions = task == "captioning"
+    needed = positions_needed(usage.caption_limits, usage.decoding_options) if captions else usage.max_tokens
+    known = model.config.max_position_embeddings
+    if needed > known:
+        raise UserError(
+            f"{place}: the text of an example may take {needed} positions, and the model knows {known}: give a lower "
+            f"max_tokens{' or max_length' if captions else ''}."
+        )
