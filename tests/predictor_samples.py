@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from detection_samples import SMALL
+from detection_samples import SMALL, small_detector
 from door_in_process import TINY, checkpoint, composed, run_in_process
-from extraction_samples import pictures, run_extract
+from extraction_samples import LABELS, pictures, run_extract
 from hydra.utils import instantiate
 
-from vinvl.data.store import RegionStore
+from vinvl.data.store import LabelMap, RegionStore
+from vinvl.detection.own_file import save_detector
 from vinvl.restore import Restored, restore
 
 # A few updates at a high rate: no model learns anything, but its outputs differ from example to example.
@@ -43,11 +44,19 @@ def train(task: str, data: Path, folder: Path, *overrides: str) -> Path:
     return folder / "checkpoints" / "best.ckpt"
 
 
-def extracted(folder: Path, *given: str) -> Path:
-    """A store of six pictures made by the small recorded detector; pictures/ and labels.json lie beside it."""
+def detector_file(folder: Path) -> Path:
+    """The small recorded detector in a file of our own, which carries its settings (`SMALL`) and names."""
     folder.mkdir(parents=True, exist_ok=True)
+    save_detector(folder / "detector.pth", small_detector(), LabelMap.from_json(json.dumps(LABELS)))
+    return folder / "detector.pth"
+
+
+def extracted(folder: Path, *given: str) -> Path:
+    """A store of six pictures made by `detector_file` as `USED_AS` says; it and pictures/ lie beside the store."""
+    weights = detector_file(folder)
     pictures(folder / "pictures", 6)
-    run_extract(folder, f"images={folder / 'pictures'}", f"output={folder / 'features.h5'}", *given)
+    made = [f"images={folder / 'pictures'}", f"output={folder / 'features.h5'}", f"weights={weights}", "labels=null"]
+    run_extract(folder, *made, *given)
     return folder / "features.h5"
 
 

@@ -1,6 +1,7 @@
 """For the images of a store the predictor gives what `vinvl.predict` and `vinvl.evaluate` give, task by task."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from predictor_samples import close, door_opened, predictions, store_of, train
 
 import vinvl
+from vinvl.data.answers import AnswerVocabulary
 from vinvl.data.json_files import json_lines
 from vinvl.tasks.retrieval import RetrievalTask
 
@@ -30,6 +32,9 @@ def test_answers_to_the_questions_of_vqa(demo_data: Path, tmp_path: Path) -> Non
         assert tuple(text for text, _ in one.top) == door.answers and one.answer == door.answers[0]
         close([score for _, score in one.top], door.probabilities)
         assert one.score == one.top[0][1]
+    pickled = tmp_path / "trainval_label2ans.pkl"
+    pickled.write_bytes(pickle.dumps(dict(enumerate(AnswerVocabulary.load(demo_data / "demo/answers.json").answers))))
+    assert predictions(path, demo_data, tmp_path / "door", f"++data.answers={pickled}") == expected
     assert len({one.answer for one in found}) + len({round(one.score, 4) for one in found}) > 10  # they do differ
 
 
@@ -48,7 +53,7 @@ def test_answers_to_the_questions_of_gqa(demo_data: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("tags", [True, False])
 def test_statements_about_two_pictures(tags: bool, demo_data: Path, tmp_path: Path) -> None:
     path = train("nlvr2", demo_data, tmp_path / "run", f"data.use_tags={str(tags).lower()}")
-    with door_opened(path, demo_data, tmp_path / "door") as (restored, trainer):
+    with door_opened(path, demo_data, tmp_path / "door") as (restored, _):
         restored.datamodule.setup("predict")
         expected = {}
         for batch in restored.datamodule.predict_dataloader():

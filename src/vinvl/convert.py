@@ -23,7 +23,7 @@ from vinvl.models.export import FORMATS, check_tokenizer, name_answers, named_an
 from vinvl.models.model_card import Provenance, model_card
 from vinvl.models.model_kinds import ENCODER, MODEL_OF_TASK
 from vinvl.new_folder import new_folder, refuse_existing
-from vinvl.runs import CHECKPOINTS, config_directory, register_resolvers, run_door, write_json
+from vinvl.runs import CHECKPOINTS, config_directory, register_resolvers, run_door, task_as_a_value, write_json
 from vinvl.tasks.checkpoints import OUR_KEY
 from vinvl.trained.answers import find_answers
 from vinvl.trained.reading import only_task_of, read_ours, task_of
@@ -144,14 +144,6 @@ def data_of(ours: Mapping[str, Any]) -> dict[str, Any]:
     told |= {name: data.get(name) for name in ("train_split", "max_tokens", "max_regions", "use_tags", "use_regions")}
     told |= {name: Path(str(data[name])).name for name in ("regions", "answers", "tokenizer") if data.get(name)}
     return {name: value for name, value in told.items() if value is not None}
-
-
-def task_as_a_value(arguments: list[str]) -> list[str]:
-    """Command-line arguments, `task=NAME` as `task_name=NAME`: Hydra takes `task` for the group of files conf/task."""
-    return [
-        argument.replace("task=", "task_name=", 1) if argument.startswith("task=") else argument
-        for argument in arguments
-    ]
 
 
 @hydra.main(version_base="1.3", config_path=config_directory(), config_name="convert")

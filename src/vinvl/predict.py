@@ -1,4 +1,7 @@
-"""Answer a split's questions: `python -m vinvl.predict ckpt_path=FILE [data.predict_split=NAME]`."""
+"""Answer a split's questions: `python -m vinvl.predict ckpt_path=FILE [data.predict_split=NAME]`.
+
+About pictures: `python -m vinvl.predict ckpt_path=MODEL weights=detector.pth image=photo.jpg question="…"`.
+"""
 
 import sys
 from pathlib import Path
@@ -11,8 +14,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vinvl.callbacks import progress
+from vinvl.errors import UserError
+from vinvl.predictor.arguments import picture_arguments
+from vinvl.predictor.command import ONLY_WITH_PICTURES, ask_about_pictures
 from vinvl.restore import restore
-from vinvl.runs import config_directory, open_sections, register_resolvers, run_door
+from vinvl.runs import config_directory, open_sections, register_resolvers, run_door, task_as_a_value
 
 register_resolvers()
 
@@ -20,8 +26,11 @@ register_resolvers()
 def predict(config: DictConfig) -> list[Any]:
     """Predictions for `data.predict_split`, written to `config.paths.output_dir` in the task's official result format.
 
-    The files are in the order of the split's own file.
+    The files are in the order of the split's own file. With `image`, what the model says of pictures instead.
     """
+    if config.image is not None:
+        return ask_about_pictures(config)
+    _refuse_without_pictures(config)
     pl.seed_everything(config.seed, verbose=False)
     restored = restore(config)
     restored.datamodule.setup("predict")
@@ -34,6 +43,12 @@ def predict(config: DictConfig) -> list[Any]:
         for what, path in files.items():
             print(f"{what + ':':<22} {path}")
     return predictions
+
+
+def _refuse_without_pictures(config: DictConfig) -> None:
+    for key in ONLY_WITH_PICTURES:
+        if config[key] is not None:
+            raise UserError(f"{key}={config[key]} is for pictures: pass image=… with it, or leave it out.")
 
 
 def gather(predictions: list[Any]) -> list[Any]:
@@ -56,5 +71,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = open_sections(sys.argv[1:])
+    sys.argv[1:] = open_sections(picture_arguments(task_as_a_value(sys.argv[1:])))
     main()

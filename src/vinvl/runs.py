@@ -134,6 +134,14 @@ def open_sections(arguments: list[str]) -> list[str]:
     return [f"++{argument}" if argument.startswith(prefixes) else argument for argument in arguments]
 
 
+def task_as_a_value(arguments: list[str]) -> list[str]:
+    """Command-line arguments, `task=NAME` as `task_name=NAME`: Hydra takes `task` for the group of files conf/task."""
+    return [
+        argument.replace("task=", "task_name=", 1) if argument.startswith("task=") else argument
+        for argument in arguments
+    ]
+
+
 def require_launcher(arguments: list[str]) -> None:
     """Ends the process with a sentence where the command asks for SLURM's launcher and its package is not installed."""
     asked = [argument for argument in arguments if argument in SUBMITIT_LAUNCHERS]

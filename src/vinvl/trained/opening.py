@@ -96,6 +96,8 @@ def open_trained(
     task = task or _task_of_model(model, files, place)
     if answers is not None and task not in ANSWERING:
         raise UserError(f"{place} is a model for {task}, which chooses no answers: leave answers out.")
+    if decoding and task != "captioning":
+        raise UserError(f"{place} is a model for {task}, which writes no captions: leave decoding out.")
     known = said_by_run(ours) if ours else {"recipe": recipe_of(report), **said}
     features = FeatureRecord.of_plain(ours[OUR_KEY].get("features") if ours else said.get("features"))
     model.requires_grad_(False)

@@ -21,6 +21,7 @@ from vinvl.tasks.caption_constraints import ConstraintOptions
 
 # The published numbers of each task, with their sources, are in these files of conf/data.
 DATA_OF_TASK = {"vqa": "vqa", "gqa": "gqa", "nlvr2": "nlvr2", "retrieval": "retrieval", "captioning": "captions"}
+MOST = 2**20  # tokens or regions: more is no setting of anybody's
 MMF_RECIPE = "vqa2_mmf"  # in conf/experiment: MMF's models see other numbers of tokens and regions
 
 
@@ -68,6 +69,8 @@ class Usage:
         search |= {name: known[name] for name in search if name in known}
         _refuse_unknown(inputs, values, f"inputs of {place}")
         _refuse_unknown(decoding, search, f"decoding of {place}")
+        if isinstance(search["constraints"], Mapping) and isinstance(decoding.get("constraints"), Mapping):
+            decoding = {**decoding, "constraints": {**search["constraints"], **decoding["constraints"]}}
         usage = cls(**{**values, **inputs}, decoding={**search, **decoding})
         usage._check(place)
         return usage
@@ -99,7 +102,7 @@ class Usage:
         """Refuses values of another kind than these; they may come from a file that anybody has written."""
         for name, least in (("max_tokens", 3), ("max_regions", 0), ("max_caption_tokens", 2)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
                 raise UserError(f"{place}: {name} is {_shown(value)}; give a whole number of at least {least}.")
         for name in ("use_tags", "use_regions"):
             if not isinstance(getattr(self, name), bool):
@@ -116,12 +119,14 @@ class Usage:
             if not right or (isinstance(value, float) and not math.isfinite(value)):
                 raise UserError(f"{place}: decoding.{field.name} is {_shown(value)}, not like {field.default!r}.")
         constraints = self.decoding["constraints"]
+        if not isinstance(constraints, Mapping | None):
+            raise UserError(f"{place}: decoding.constraints is {_shown(constraints)}; give settings by name, or none.")
         try:
             _ = self.decoding_options, self.constraint_options
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
-        except (TypeError, AttributeError):
-            raise UserError(f"{place}: decoding.constraints is {_shown(constraints)}, which is none.") from None
+        except TypeError:
+            raise UserError(f"{place}: a value of decoding.constraints is of the wrong kind.") from None
 
 
 def published_inputs(task: str, of_mmf: bool = False) -> dict[str, Any]:

@@ -1,0 +1,163 @@
+"""`python -m vinvl.predict image=…`: a model asked about pictures on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig
+
+from vinvl.data.json_files import atomic_write
+from vinvl.data.pictures.finding import SUFFIXES
+from vinvl.data.store import RegionStore
+from vinvl.errors import UserError
+from vinvl.predictor.configured import paths_of, predictor_of
+from vinvl.predictor.predictor import Predictor
+from vinvl.predictor.results import Answer, Caption
+
+ONLY_WITH_PICTURES = ("question", "text", "weights", "labels", "features", "output", "task_name")
+LISTS = (".txt", ".tsv", ".lst", ".list")
+AT_ONCE = 32  # pictures, whose results are printed together
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model said of a picture, or of two.
+
+    Attributes:
+        image: path or image id; for statements about two pictures both.
+        text: the question or text; None for captions.
+        result: an `Answer`, a `Caption`, or the probability of the text.
+    """
+
+    image: str | tuple[str, str]
+    text: str | None
+    result: Answer | Caption | float
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        image = self.image if isinstance(self.image, str) else " ".join(self.image)
+        title = f"{image}:" if self.text is None else f"{image}: {self.text}"
+        if isinstance(self.result, float):
+            return [title, f"  {self.result:.3f}"]
+        return [title, *(f"  {score:.3f}  {text}" for text, score in self.result.top)]
+
+    def plain(self) -> dict[str, Any]:
+        """For a file."""
+        row: dict[str, Any] = {"image": self.image}
+        if isinstance(self.result, float):
+            return row | {"text": self.text, "score": round(self.result, 6)}
+        kind, best = ("answer", self.result.top[0]) if self.text is not None else ("caption", self.result.top[0])
+        row |= {"question": self.text} if self.text is not None else {}
+        top = [{kind: text, "score": round(score, 6)} for text, score in self.result.top]
+        return row | {kind: best[0], "score": round(best[1], 6), "top": top}
+
+
+def ask_about_pictures(config: DictConfig) -> list[Said]:
+    """What a model says of `config.image`: printed, and where asked for in a file of JSON lines.
+
+    Raises:
+        UserError: whatever a person has to change; a single broken picture, or all of them.
+    """
+    torch.manual_seed(config.seed)  # of sampled captions
+    texts = _asked(config)
+    model = predictor_of(config)
+    method = _method(config, model)
+    pictures = _pictures(config, model)
+    said: list[Said] = []
+    broken: list[str] = []
+    with nullcontext(None) if config.output is None else atomic_write(Path(str(config.output)).expanduser()) as file:
+        for start in range(0, len(pictures), AT_ONCE):
+            for one in _said(model, method, pictures[start : start + AT_ONCE], texts, broken):
+                said.append(one)
+                print("\n".join(one.lines()), flush=True)
+                if file is not None:
+                    file.write(json.dumps(one.plain(), ensure_ascii=False) + "\n")
+        if broken and not said:
+            raise UserError(broken[0])
+    for sentence in broken:
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    return said
+
+
+def _said(
+    model: Predictor, method: str, pictures: Sequence[Any], texts: Sequence[str | None], broken: list[str]
+) -> Iterator[Said]:
+    """Every picture with every text. Of pictures that cannot be used the reasons are added to `broken`."""
+    pairs = [(picture, text) for picture in pictures for text in texts]
+    images = [picture for picture, _ in pairs]
+    asked = [] if method == "caption" else [[text for _, text in pairs]]
+    try:
+        for (picture, text), result in zip(pairs, getattr(model, method)(images, *asked), strict=True):
+            yield Said(picture, text, result)
+    except UserError as error:
+        if len(pictures) == 1:
+            broken.append(str(error))
+            return
+        for picture in pictures:  # one of them is broken
+            yield from _said(model, method, [picture], texts, broken)
+
+
+def _asked(config: DictConfig) -> list[str | None]:
+    """The questions or texts; [None] where there are none."""
+    if config.question is not None and config.text is not None:
+        raise UserError("Pass one of the two: question=… to be answered, or text=… to be scored.")
+    given = config.question if config.question is not None else config.text
+    if given is None:
+        return [None]
+    return [str(one) for one in given] if isinstance(given, ListConfig) else [str(given)]
+
+
+def _method(config: DictConfig, model: Predictor) -> str:
+    """What the model is asked for."""
+    task = model.trained.task
+    if config.question is not None or (config.text is None and task in ("vqa", "gqa")):
+        if config.question is None:
+            raise UserError(f"{model.trained.name} is a model for {task}: pass question=… for it to answer.")
+        return "ask"
+    if config.text is not None or task in ("retrieval", "nlvr2"):
+        if config.text is None:
+            raise UserError(f"{model.trained.name} is a model for {task}: pass text=… for it to score.")
+        return "score"
+    return "caption"
+
+
+def _pictures(config: DictConfig, model: Predictor) -> list[Any]:
+    """Paths and image ids; for statements about two pictures the pair of them."""
+    given = [str(one) for one in (config.image if isinstance(config.image, ListConfig) else [config.image])]
+    store = None if config.features is None else RegionStore(paths_of(config.features))
+    found = [path for one in given for path in ([one] if store and one in store else pictures_at(one))]
+    if model.trained.task != "nlvr2":
+        return found
+    if len(found) != 2:
+        raise UserError(f"{model.trained.name} judges statements about two pictures: pass image=[LEFT,RIGHT].")
+    return [tuple(found)]
+
+
+def pictures_at(source: str) -> list[str]:
+    """The pictures of a folder and the folders in it, or of a list file with a path a line; else the name itself.
+
+    Raises:
+        UserError: there are none in it.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        inside = (one for one in sorted(path.rglob("*")) if one.suffix.lower() in SUFFIXES)
+        found = [str(one) for one in inside if not any(part.startswith(".") for part in one.relative_to(path).parts)]
+    elif path.is_file() and path.suffix.lower() in LISTS:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"{path} is no list of paths in UTF-8 text.") from None
+        found = [str(path.parent / line.split("\t")[0].strip()) for line in lines if line.strip()]
+    else:
+        return [source]
+    if not found:
+        raise UserError(f"image={source} holds no pictures.")
+    return found
