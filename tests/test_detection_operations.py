@@ -17,7 +17,7 @@ from vinvl.detection.boxes import BOX_HEAD_WEIGHTS, RPN_WEIGHTS, clip, decode, e
 from vinvl.detection.nms import nms, nms_within_classes
 from vinvl.detection.preprocessing import resized_size
 from vinvl.detection.resnext import FrozenBatchNorm2d
-from vinvl.detection.roi_align import roi_align
+from vinvl.detection.roi_align import box_bins, roi_align
 from vinvl.detection.selection import select_attributes, select_regions
 
 OPS = recorded("ops")
@@ -124,12 +124,13 @@ def test_roi_align_is_the_mean_of_samples(seed: int, height: int, width: int, bi
                 close(got[:, row, column], expected, 1e-4)
 
 
-@pytest.mark.parametrize("step", [2, 3])
-def test_roi_align_of_some_of_the_bins(step: int) -> None:
-    boxes = [OPS["roi_align.boxes0"], OPS["roi_align.boxes1"]]
-    whole = roi_align(OPS["roi_align.feature"], boxes)
-    close(roi_align(OPS["roi_align.feature"], boxes, step=step), whole[:, :, ::step, ::step])
-    assert roi_align(OPS["roi_align.feature"][:0], [], step=step).shape == (0, 6, -(-14 // step), -(-14 // step))
+def test_every_second_bin() -> None:
+    features, boxes = OPS["roi_align.feature"], torch.cat([OPS["roi_align.boxes0"], OPS["roi_align.boxes1"]])
+    images = torch.tensor([0] * 12 + [1] * 8)
+    halved = box_bins(boxes, images, features).every_second().pool(features)
+    close(halved, OPS["roi_align.out"][:, :, ::2, ::2], 1e-4)
+    mixed = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    close(box_bins(boxes[mixed], images[mixed], features).pool(features), OPS["roi_align.out"][mixed], 1e-4)
 
 
 def test_roi_align_of_many_boxes_and_of_none() -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from vinvl.detection.config import Architecture
 from vinvl.detection.resnext import RegionHead
-from vinvl.detection.roi_align import roi_align
+from vinvl.detection.roi_align import box_bins
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class RegionMaps:
     """What boxes are read off."""
 
     c4: Tensor  # (B, c4_channels, H, W)
-    projections: tuple[Tensor, Tensor] | None  # see `RegionHead.projections`
+    projections: tuple[Tensor, Tensor]  # see `RegionHead.projections`
 
 
 class RegionFeatures(nn.Module):
@@ -43,26 +43,22 @@ class RegionFeatures(nn.Module):
 
     def of_boxes(self, maps: RegionMaps, boxes: list[Tensor], boxes_per_pass: int) -> Tensor:
         """(sum of boxes, c5_channels), images in turn; arguments as of `forward`."""
-        vectors = [
-            self._of_one_image(maps, image, part)
-            for image, of_image in enumerate(boxes)
-            for part in of_image.split(boxes_per_pass)
-            if len(part)
-        ]
+        counts = torch.tensor([len(of_image) for of_image in boxes], device=maps.c4.device)
+        images = torch.arange(len(boxes), device=maps.c4.device).repeat_interleave(counts)
+        passes = zip(torch.cat(boxes).split(boxes_per_pass), images.split(boxes_per_pass), strict=True)
+        vectors = [self._of_one_pass(maps, part, of_part) for part, of_part in passes if len(part)]
         return torch.cat(vectors) if vectors else maps.c4.new_zeros(0, self.size)
 
     def in_one_pass(self, c4: Tensor, boxes: list[Tensor]) -> Tensor:
         """The same of all boxes together, for training: norms that are being trained see them as one batch."""
-        through, around = self.head.projections(c4)
-        return self.head.after_pooling(roi_align(through, boxes), roi_align(around, boxes, step=2))
+        return self(c4, boxes, max(1, sum(map(len, boxes))))
 
-    def _of_one_image(self, maps: RegionMaps, image: int, boxes: Tensor) -> Tensor:
-        own = slice(image, image + 1)
-        if maps.projections is None:
-            vectors: Tensor = self.head(roi_align(maps.c4[own], [boxes]))
-            return vectors
+    def _of_one_pass(self, maps: RegionMaps, boxes: Tensor, images: Tensor) -> Tensor:
+        """(n, c5_channels) of boxes (n, 4) of the images (n,)."""
+        bins = box_bins(boxes, images, maps.c4)
         through, around = maps.projections
-        return self.head.after_pooling(roi_align(through[own], [boxes]), roi_align(around[own], [boxes], step=2))
+        vectors: Tensor = self.head.after_pooling(bins.pool(through), bins.every_second().pool(around))
+        return vectors
 
 
 class BoxPredictor(nn.Module):
