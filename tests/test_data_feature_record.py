@@ -35,7 +35,17 @@ def test_a_store_that_says_nothing_or_nonsense_stops_nothing(provenance: bytes |
 
 @pytest.mark.parametrize(
     "value",
-    [None, 3, [], {}, {"detector": 3, "feature_dtype": "int8", "provenance": [1]}, {"feature_dtype": ["float16"]}],
+    [
+        None,
+        3,
+        [],
+        {},
+        {"detector": 3, "feature_dtype": "int8", "provenance": [1]},
+        {"feature_dtype": ["float16"]},
+        {"provenance": {"boxes": torch.zeros(1)}},
+        {"provenance": {"architecture": {(1, 2): 3}}},
+        {"provenance": {"size": 10**5000}},
+    ],
 )
 def test_damaged_records_and_those_of_older_checkpoints_say_nothing(value: Any) -> None:
     assert FeatureRecord.of_plain(value) == FeatureRecord()

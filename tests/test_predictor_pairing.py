@@ -43,6 +43,7 @@ def test_one_goes_with_all(many: Any) -> None:
     assert not of_one_picture.single and not of_one_text.single
     assert paired("a", "x").single and paired("a", "x").items == [("a", "x")]
     assert next(iter(paired(ARRAY, many(["x"])).items))[0] is ARRAY
+    assert paired(ARRAY, many(["x"])).lasting and paired(IMAGE, many(["x"])).lasting
 
 
 @pytest.mark.parametrize("many", LISTS)

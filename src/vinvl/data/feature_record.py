@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -37,10 +38,14 @@ class FeatureRecord:
         """From what `plain` has given and a file may have changed; what is not as it should be counts as unknown."""
         given = value if isinstance(value, Mapping) else {}
         detector, dtype, provenance = (given.get(name) for name in ("detector", "feature_dtype", "provenance"))
+        try:
+            settings = json.loads(json.dumps(provenance))  # only what JSON can say
+        except (TypeError, ValueError, RecursionError):
+            settings = {}
         return cls(
             detector if isinstance(detector, str) else "",
-            dtype if dtype in ("float16", "float32") else "",
-            {str(key): item for key, item in provenance.items()} if isinstance(provenance, Mapping) else {},
+            dtype if isinstance(dtype, str) and dtype in ("float16", "float32") else "",
+            settings if isinstance(settings, dict) else {},
         )
 
     def plain(self) -> dict[str, Any]:

@@ -58,8 +58,8 @@ def load(
     people's weights it is as published: the numbers of `conf/data` and `conf/decoding`, whose sources stand there.
 
     Args:
-        model: a checkpoint of `vinvl.train` (.ckpt), a run's folder (its best checkpoint), a model folder of
-            `vinvl.convert`, a published Oscar or MMF checkpoint, or a name on the Hugging Face hub.
+        model: a checkpoint of `vinvl.train` (.ckpt), a run's folder (its best checkpoint, else its last), a folder
+            of `vinvl.convert`, a published Oscar or MMF checkpoint, or a name on the Hugging Face hub.
         detector: the weight file that pictures are looked at with, such as vinvl_vg_x152c4.pth.
         labels: its label map; None: the one within or beside the weight file.
         detector_config: how it is used, or a function from what is known of that (None if nothing is) to it. None: as
@@ -118,7 +118,11 @@ class _Weights:
 
     @cached_property
     def sha256(self) -> str:
-        return sha256_of_file(self.path)
+        """ "" of a file that cannot be read, of which the detector's loading says why."""
+        try:
+            return sha256_of_file(self.path)
+        except OSError:
+            return ""
 
 
 def _detector(

@@ -88,7 +88,7 @@ def open_trained(
         UserError: there is no such model, it is damaged, or something that it needs is not known.
     """
     place = str(name)
-    files = find_checkpoint(_best_of_run(name))
+    files = find_checkpoint(_of_run(name))
     ours = read_ours(files)
     said = {} if ours else read_use_file(files.weights.parent)
     task = task or task_of(ours, files) or _task_in(said, files)
@@ -111,10 +111,13 @@ def open_trained(
     return TrainedModel(place, task, model, used, features)
 
 
-def _best_of_run(name: str | Path) -> str | Path:
-    """The best checkpoint where a run's folder is named, else the name."""
-    best = Path(name).expanduser() / CHECKPOINTS / "best.ckpt"
-    return best if best.is_file() else name
+def _of_run(name: str | Path) -> str | Path:
+    """The best checkpoint, else the last, where a run's folder is named; else the name."""
+    for which in ("best", "last"):
+        path = Path(name).expanduser() / CHECKPOINTS / f"{which}.ckpt"
+        if path.is_file():
+            return path
+    return name
 
 
 def _task_in(said: Mapping[str, Any], files: CheckpointFiles) -> str | None:
