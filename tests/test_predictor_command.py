@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import door_environment, refusal
+from conftest import door_environment
 from door_in_process import composed, refused_in_process
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
@@ -82,15 +82,6 @@ def test_the_command_as_a_person_gives_it(folder: Path, runs: dict[str, Path], d
     assert rows_of(tmp_path / "answers.jsonl") == [row | {"score": top[0]["score"], "top": top}]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", picture.name]
     assert "warning" not in result.stderr
-
-
-def test_a_refusal_is_one_sentence_and_leaves_nothing(runs: dict[str, Path], demo_data: Path, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "vinvl.predict", f"ckpt_path={runs['vqa']}", "image=nowhere.jpg", "question=why?"],
-        cwd=tmp_path, env=door_environment(demo_data), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert "There is no picture nowhere.jpg" in refusal(result)
-    assert not list(tmp_path.iterdir())
 
 
 def test_help_tells(demo_data: Path, tmp_path: Path) -> None:
@@ -175,6 +166,7 @@ def test_broken_pictures_among_others_are_told_at_the_end(
 @pytest.mark.parametrize(
     ("task", "overrides", "sentence"),
     [
+        ("vqa", ["image=nowhere.jpg", "question=a"], "There is no picture nowhere.jpg"),
         ("vqa", ["image=x"], "is a model for vqa: pass question="),
         ("retrieval", ["image=x"], "is a model for retrieval: pass text="),
         ("vqa", ["image=x", "question=a", "text=b"], "Pass one of the two: question"),

@@ -75,7 +75,7 @@ def test_what_is_known_and_what_is_not(folder: Path, own_run: Path, tmp_path: Pa
     assert len(told) == 1 and told[0].filename == __file__
     with pytest.warns(OtherFeatures, match="label_map_sha256 was"):
         vinvl.load(forged(label_map_sha256="0" * 64), **given)
-    with pytest.warns(OtherFeatures, match="has other features, and not the features that the model was"):
+    with pytest.warns(OtherFeatures, match="has other features than those that the model was"):
         vinvl.load(forged(weights_sha256="0" * 64), features=store, device="cpu")
     with pytest.warns(OtherFeatures, match="max_boxes was -1"):  # a record that cannot be is not followed
         vinvl.load(forged(max_boxes=-1, boxes=["regressed"]), **given)

@@ -87,14 +87,14 @@ def unlike_detector(
         feature_dtype=record.feature_dtype,
         precision="",
     )
-    return _sentence(settings_of(record.provenance), now, f"{opened.weights} makes other features")
+    return _sentence(settings_of(record.provenance), now, f"{opened.weights} makes")
 
 
 def unlike_store(record: FeatureRecord, store: RegionStore) -> str | None:
     """The same of a store's features; where no settings are known the names of the detectors are compared."""
     own = FeatureRecord.of_store(store)
     if "weights_sha256" in record.provenance and "weights_sha256" in own.provenance:
-        return _sentence(settings_of(record.provenance), settings_of(own.provenance), f"{store!r} has other features")
+        return _sentence(settings_of(record.provenance), settings_of(own.provenance), f"{store!r} has")
     if not record.detector or record.detector == own.detector:
         return None
     return (
@@ -112,6 +112,6 @@ def _sentence(before: Mapping[str, Any], now: Mapping[str, Any], which: str) -> 
         return None
     more = f"; and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
     return (
-        f"{which}, and not the features that the model was trained on ({'; '.join(found[:NAMES_SHOWN])}{more}): they "
-        "look fine and give worse answers; use the detector and the settings of the training's features."
+        f"{which} other features than those that the model was trained on ({'; '.join(found[:NAMES_SHOWN])}{more}): "
+        "they look fine and give worse answers; use the detector and the settings of the training's features."
     )

@@ -65,7 +65,7 @@ def _in_windows(
 
 
 def _by_picture(items: list[tuple[Any, Any]], taking: Taking, pictures_of: Callable[[Any], Sequence[Any]]) -> list[int]:
-    """The order in which (first) pictures come for the first time: of one that comes again, all at once."""
+    """The order in which pictures, of two the first, come for the first time: of one that comes again, all at once."""
     keys = [taking.key(pictures_of(image)[0]) for image, _ in items]
     firsts: dict[Any, int] = {}
     for index, key in enumerate(keys):
