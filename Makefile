@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-all demo-pretrain demo-ablation train evaluate predict test lint bench clean
+.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector train evaluate predict test lint bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo-pretrain: $(STAMP)  ## pre-train on the demo world, fine-tune VQA with and 
 
 demo-ablation: $(STAMP)  ## no, one and two kinds of contrast, with and without tags: pre-train, fine-tune, print one table
 	$(BIN)/python -m vinvl.pretrain_finetune --multirun objective=none,no_contrast,two_way,three_way tags=true,false $(ARGS)
+
+demo-detector: $(STAMP)  ## train a small detector on the demo world's pictures, unless it is there, print how good it is
+	$(BIN)/python scripts/demo_detector.py $(ARGS)
 
 train: $(STAMP)  ## python -m vinvl.train $(ARGS)
 	$(BIN)/python -m vinvl.train $(ARGS)
@@ -59,6 +62,6 @@ bench: $(STAMP)  ## measure store reads, training steps, the corpus, captioning 
 	$(BIN)/python benchmarks/caption_decoding.py
 	$(BIN)/python benchmarks/retrieval_scoring.py
 
-clean:  ## remove the demo world, caches and build products; runs/ and .venv stay
-	rm -rf data/demo build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove the demo world, its detector, caches and build products; runs/ and .venv stay
+	rm -rf data/demo data/demo_detector build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,98 @@
+"""The demo's detector: train it on the generated world's pictures unless it is there, print how good it is.
+
+Called by `make demo-detector`; overrides given to it go to the training run. The weight file gets a place that stays,
+for whoever wants features of the demo's pictures: `demo_detector/detector.pth` in the folder of data.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from vinvl.data.json_files import write_text_atomically
+from vinvl.report.table import print_results
+from vinvl.runs import config_directory, data_root, register_resolvers
+
+DEPENDS_ON = ("seed", "detector", "training", "start", "optim", "data", "trainer.max_epochs", "trainer.max_steps")
+ROWS = {
+    "mean average precision at IoU 0.5": "map_50",
+    "mean average precision, IoU 0.5 to 0.95": "map",
+    "attributes named, of all objects": "attributes",
+}
+
+
+def ensure_demo_detector(data_dir: Path, overrides: list[str]) -> Path:
+    """The weight file of the demo's detector; it is trained where there is none of this recipe.
+
+    Training that was killed goes on where it was. A detector of another recipe is replaced when the new one is trained.
+
+    Args:
+        data_dir: the folder of data.
+        overrides: of `python -m vinvl.train_detector`.
+    """
+    folder = data_dir / "demo_detector"
+    weights, stamp = folder / "detector.pth", folder / "stamp.json"
+    recipe = recipe_of(overrides)
+    if read_stamp(stamp).get("recipe") == recipe and weights.is_file():
+        return weights
+    run = folder / f"run-{recipe}"
+    train(data_dir, run, overrides)
+    partial = weights.with_name(f".{weights.name}.{os.getpid()}.partial")
+    shutil.copyfile(run / weights.name, partial)
+    stamp.unlink(missing_ok=True)  # so that it never stands beside the weights of another recipe
+    os.replace(partial, weights)
+    scores = json.loads((run / "results.json").read_text())["scores"]
+    write_text_atomically(stamp, json.dumps({"recipe": recipe, "run": run.name, "scores": scores}, indent=2) + "\n")
+    return weights
+
+
+def recipe_of(overrides: list[str]) -> str:
+    """A word of 12 letters and digits that any other recipe has otherwise; where files lie does not count."""
+    register_resolvers()
+    with initialize_config_dir(config_dir=config_directory(), version_base="1.3"):
+        config = compose("train_detector", overrides=overrides)
+    values: dict[str, Any] = {}
+    for key in DEPENDS_ON:
+        value = OmegaConf.select(config, key)
+        values[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    values["data"].pop("splits")
+    (values["data"]["prepare"] or {}).pop("folder", None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_stamp(path: Path) -> dict[str, Any]:
+    """What is written beside a finished detector; nothing where there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def train(data_dir: Path, run: Path, overrides: list[str]) -> None:
+    """A training run in a process of its own, in a folder that the next try goes on in."""
+    where = [f"paths.data_dir={data_dir}", f"hydra.run.dir={run}", "ckpt_path=auto"]
+    command = [sys.executable, "-m", "vinvl.train_detector", *where, *overrides]
+    print("$ python " + " ".join(command[1:]), flush=True)
+    if (code := subprocess.run(command, check=False).returncode) != 0:
+        print(f"The run in {run} did not finish; its own message stands above.", file=sys.stderr)
+        sys.exit(code)
+
+
+def main(overrides: list[str]) -> None:
+    data_dir = Path(data_root())
+    weights = ensure_demo_detector(data_dir, overrides)
+    scores = read_stamp(weights.with_name("stamp.json"))["scores"]
+    rows = [(what, f"{scores[name]:.2f} %") for what, name in ROWS.items()]
+    print_results("The demo's detector, on the pictures of the test split", rows, {"weight file": weights})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
