@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector train evaluate predict test lint bench clean
+.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-images train evaluate predict test lint bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ demo-ablation: $(STAMP)  ## no, one and two kinds of contrast, with and without 
 demo-detector: $(STAMP)  ## train a small detector on the demo world's pictures, unless it is there, print how good it is
 	$(BIN)/python scripts/demo_detector.py $(ARGS)
 
+demo-images: $(STAMP)  ## pictures → that detector → features → VQA → a question asked; the accuracy beside that of the demo's own regions
+	$(BIN)/python scripts/demo_images.py $(ARGS)
+
 train: $(STAMP)  ## python -m vinvl.train $(ARGS)
 	$(BIN)/python -m vinvl.train $(ARGS)
 
@@ -53,8 +56,10 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## measure store reads, training steps, the corpus, captioning and retrieval (see BENCHMARKS.md)
+bench: $(STAMP)  ## measure store reads, conversion, extraction, training steps, the corpus, captioning and retrieval (see BENCHMARKS.md)
 	$(BIN)/python benchmarks/store_reads.py
+	$(BIN)/python benchmarks/feature_conversion.py
+	$(BIN)/python benchmarks/extraction.py
 	$(BIN)/python benchmarks/vqa_step.py
 	$(BIN)/python benchmarks/pretraining_step.py --batch-size 16 --rounds 2 --threads 1
 	$(BIN)/python benchmarks/pretraining_feed.py

@@ -29,8 +29,10 @@ from vinvl.data.pictures import ReadingOptions, read_picture
 from vinvl.data.store import LabelMap, RegionStoreWriter
 from vinvl.detection import DetectedRegions, Detector, DetectorConfig, pad_batch
 from vinvl.detection import resnext as resnext_module
+from vinvl.detection.heads import RegionFeatures, RegionMaps
 from vinvl.detection.preprocessing import normalised, resized_pixels
-from vinvl.detection.resnext import FrozenBatchNorm2d, RegionHead
+from vinvl.detection.resnext import FrozenBatchNorm2d
+from vinvl.detection.roi_align import box_bins
 from vinvl.extraction.module import store_regions
 
 Result = TypeVar("Result")
@@ -127,11 +129,21 @@ def separate_norm(features: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNor
     return result
 
 
+def maps_alone(features: RegionFeatures, c4: Tensor) -> RegionMaps:
+    return RegionMaps(c4, (c4, c4))
+
+
+def pooled_first(features: RegionFeatures, maps: RegionMaps, boxes: Tensor, images: Tensor) -> Tensor:
+    vectors: Tensor = features.head(box_bins(boxes, images, maps.c4).pool(maps.c4))
+    return vectors
+
+
 @contextmanager
 def as_published() -> Iterator[None]:
     with (
         mock.patch.object(resnext_module, "normalised_convolution", separate_norm),
-        mock.patch.object(RegionHead, "projections", lambda self, c4: None),
+        mock.patch.object(RegionFeatures, "maps", maps_alone),
+        mock.patch.object(RegionFeatures, "_of_one_pass", pooled_first),
     ):
         yield
 

@@ -3,11 +3,11 @@
 Called by `make demo`; overrides given to it go to both runs.
 """
 
-import json
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
+
+from doors import call, scores_of
 
 from vinvl.data.demo import DemoWorld
 from vinvl.data.vqa_files import read_official
@@ -22,20 +22,12 @@ RUNS = {
 }
 
 
-def train_run(folder: Path, overrides: list[str]) -> dict[str, float]:
-    """One training run in a process of its own; its scores on the held-out split."""
-    command = [sys.executable, "-m", "vinvl.train", f"hydra.run.dir={folder}", *overrides]
-    print("\n$ python " + " ".join(command[1:]), flush=True)
-    if subprocess.run(command, check=False).returncode != 0:
-        sys.exit(f"error: the run in {folder} failed; its own message stands above.")
-    scores: dict[str, float] = json.loads((folder / "results.json").read_text())["scores"]
-    return scores
-
-
 def main(overrides: list[str]) -> None:
     folder = Path("runs") / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folders = {title: folder / title.replace(" ", "_") for title in RUNS}
-    scores = {title: train_run(folders[title], [*overrides, *RUNS[title]]) for title in RUNS}
+    for title, of_run in RUNS.items():
+        call("train", [f"hydra.run.dir={folders[title]}", *overrides, *of_run])
+    scores = {title: scores_of(run) for title, run in folders.items()}
     seen, blind = scores["full model"], scores["question only"]
     world = DemoWorld(Path(data_root()) / "demo")
     train_split, test_split = (read_official(world.questions(s), world.annotations(s)) for s in ("train", "test"))

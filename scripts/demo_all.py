@@ -6,10 +6,11 @@ pictures into one HTML file.
 """
 
 import json
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
+
+from doors import call, scores_of
 
 from vinvl.data.caption_files import read_coco_captions, read_karpathy
 from vinvl.data.demo import DemoWorld
@@ -24,25 +25,12 @@ PICTURES_SHOWN = 24
 COLUMNS = ("task", "metric", "without looking", "", "ours")
 
 
-def call(door: str, folder: Path, overrides: list[str]) -> None:
-    """One door in a process of its own."""
-    command = [sys.executable, "-m", f"vinvl.{door}", f"hydra.run.dir={folder}", *overrides]
-    print("\n$ python " + " ".join(command[1:]), flush=True)
-    if subprocess.run(command, check=False).returncode != 0:
-        sys.exit(f"error: the run in {folder} failed; its own message stands above.")
-
-
-def scores_of(folder: Path) -> dict[str, float]:
-    scores: dict[str, float] = json.loads((folder / "results.json").read_text())["scores"]
-    return scores
-
-
 def train_all(folder: Path, overrides: list[str]) -> None:
     """All runs, each in a folder of its name."""
 
     def train(name: str, experiment: list[str], start: str = "gqa/checkpoints/best.ckpt") -> None:
         init = [f"model.init={folder / start}"] if start else []
-        call("train", folder / name, [*experiment, *init, *overrides])
+        call("train", [f"hydra.run.dir={folder / name}", *experiment, *init, *overrides])
 
     train("gqa", ["experiment=demo_gqa"], start="")
     train("vqa", ["task=vqa", "trainer.max_epochs=2"])
@@ -55,8 +43,9 @@ def train_all(folder: Path, overrides: list[str]) -> None:
     novel = [*rewarded, "data=demo_nocaps", "data.training_items=images", "trainer.max_epochs=2"]
     train("nocaps", [*novel, "decoding=constrained"], start="nocaps_words/checkpoints/last.ckpt")
     best = f"ckpt_path={folder / 'nocaps/checkpoints/best.ckpt'}"
-    call("evaluate", folder / "nocaps_unconstrained", [best, "decoding=caption"])
-    call("predict", folder / "captions", [f"ckpt_path={folder / 'captioning_scst/checkpoints/best.ckpt'}"])
+    call("evaluate", [f"hydra.run.dir={folder / 'nocaps_unconstrained'}", best, "decoding=caption"])
+    rewarded_best = folder / "captioning_scst/checkpoints/best.ckpt"
+    call("predict", [f"hydra.run.dir={folder / 'captions'}", f"ckpt_path={rewarded_best}"])
 
 
 def table(folder: Path, world: DemoWorld) -> list[tuple[str, ...]]:

@@ -8,11 +8,11 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from doors import call, scores_of
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -43,13 +43,13 @@ def ensure_demo_detector(data_dir: Path, overrides: list[str]) -> Path:
     if read_stamp(stamp).get("recipe") == recipe and weights.is_file():
         return weights
     run = folder / f"run-{recipe}"
-    train(data_dir, run, overrides)
+    call("train_detector", [f"paths.data_dir={data_dir}", f"hydra.run.dir={run}", "ckpt_path=auto", *overrides])
     partial = weights.with_name(f".{weights.name}.{os.getpid()}.partial")
     shutil.copyfile(run / weights.name, partial)
     stamp.unlink(missing_ok=True)  # so that it never stands beside the weights of another recipe
     os.replace(partial, weights)
-    scores = json.loads((run / "results.json").read_text())["scores"]
-    write_text_atomically(stamp, json.dumps({"recipe": recipe, "run": run.name, "scores": scores}, indent=2) + "\n")
+    content = {"recipe": recipe, "run": run.name, "scores": scores_of(run)}
+    write_text_atomically(stamp, json.dumps(content, indent=2) + "\n")
     return weights
 
 
@@ -74,16 +74,6 @@ def read_stamp(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def train(data_dir: Path, run: Path, overrides: list[str]) -> None:
-    """A training run in a process of its own, in a folder that the next try goes on in."""
-    where = [f"paths.data_dir={data_dir}", f"hydra.run.dir={run}", "ckpt_path=auto"]
-    command = [sys.executable, "-m", "vinvl.train_detector", *where, *overrides]
-    print("$ python " + " ".join(command[1:]), flush=True)
-    if (code := subprocess.run(command, check=False).returncode) != 0:
-        print(f"The run in {run} did not finish; its own message stands above.", file=sys.stderr)
-        sys.exit(code)
 
 
 def main(overrides: list[str]) -> None:

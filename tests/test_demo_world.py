@@ -141,8 +141,8 @@ def test_marker_states_what_was_made(world: DemoWorld) -> None:
     assert marker["seed"] == 4
     assert marker["num_train_images"] == 14
     assert set(marker["rates"]) >= {"missed_objects", "wrong_classes_and_attributes", "wrong_answers"}
-    # The answer vocabularies come with the first training.
-    later = {"answers.json", "gqa_answers.json", "pretraining"}
+    # Answer vocabularies, the corpus and a detector's annotations come with the first training.
+    later = {"answers.json", "gqa_answers.json", "pretraining", "detection"}
     assert {path.name for path in world.folder.iterdir()} == world.top_level_names() - later
 
 

@@ -143,9 +143,7 @@ def test_a_sound_store_has_no_warning(tmp_path: Path) -> None:
 
 def test_pictures_of_another_store_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "p" / "x.png")
-    with pytest.raises(
-        UserError, match="whose ids are like 'a'; the pictures give ids like 'x'"
-    ):
+    with pytest.raises(UserError, match="whose ids are like 'a'; the pictures give ids like 'x'"):
         report_regions(store(tmp_path, regions("a")), tmp_path / "r.html", images=str(tmp_path / "p"))
     assert not (tmp_path / "r.html").exists()
 

@@ -1,6 +1,6 @@
 """scripts/demo_detector.py: trains once, and again only for another recipe or where it did not finish."""
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -12,17 +12,14 @@ from detector_runs import TINY
 from vinvl.detection import load_detector
 from vinvl.detection.own_file import read_settings
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "demo_detector.py"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 COMMAND = [*TINY, "trainer.max_epochs=1", "seed=4"]
 
 
 @pytest.fixture
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo_detector", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("demo_detector")
 
 
 @pytest.mark.slow
@@ -38,18 +35,19 @@ def test_it_is_trained_once(
     settings = read_settings(weights)
     assert settings is not None and settings.label_map.classes[1] == "circle"
     load_detector(weights, settings.config)
-    monkeypatch.setattr(script, "train", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(script, "call", lambda *arguments: pytest.fail("trained again"))
     script.main(COMMAND)
     assert "mean average precision at IoU 0.5" in capfd.readouterr().out
     trained: list[Path] = []
 
-    def fake(data_dir: Path, run: Path, overrides: list[str]) -> None:
+    def fake(door: str, overrides: list[str]) -> None:
+        run = next(Path(one.removeprefix("hydra.run.dir=")) for one in overrides if one.startswith("hydra.run.dir="))
         trained.append(run)
         run.mkdir(parents=True, exist_ok=True)
         (run / "detector.pth").write_bytes(b"new")
         (run / "results.json").write_text('{"scores": {}}')
 
-    monkeypatch.setattr(script, "train", fake)
+    monkeypatch.setattr(script, "call", fake)
     assert script.ensure_demo_detector(demo_data, [*COMMAND, "seed=5"]) == weights and weights.read_bytes() == b"new"
     assert len(trained) == 1
     script.ensure_demo_detector(demo_data, COMMAND)  # what is there now is of another recipe

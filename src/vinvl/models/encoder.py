@@ -107,7 +107,9 @@ class VinVLModel(BertPreTrainedModel):
             hidden = layer(
                 hidden,
                 mask,
-                past_key_values=past_key_values,
+                None,
+                None,
+                past_key_values,  # by its place, as its name differs between releases of transformers
                 head_scale=None if scales is None else scales[index],
                 attention_record=attentions,
             )
@@ -258,11 +260,16 @@ class HeadMaskedSelfAttention(BertSelfAttention):
         past_key_values: Cache | None = None,
         head_scale: Tensor | None = None,
         attention_record: list[Tensor] | None = None,
+        cache: Cache | None = None,
         **attention_options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend; `head_scale` is (heads,), and the weights (B, heads, S, P+S) are appended to `attention_record`."""
+        """Attend; `head_scale` is (heads,), and the weights (B, heads, S, P+S) are appended to `attention_record`.
+
+        What older releases of transformers name past_key_values, newer ones name cache.
+        """
+        earlier = past_key_values if cache is None else cache
         context, weights = super().forward(  # type: ignore[misc]  # transformers' annotation forgets the weights
-            hidden_states, attention_mask, past_key_values=past_key_values, **attention_options
+            hidden_states, attention_mask, earlier, **attention_options
         )
         if head_scale is not None:
             context = (context.unflatten(-1, (self.num_attention_heads, -1)) * head_scale[:, None]).flatten(-2)

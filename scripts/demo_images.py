@@ -1,0 +1,92 @@
+"""From pictures to answers on the demo world: a detector, its features of all pictures, VQA on them, a question.
+
+    python scripts/demo_images.py [OVERRIDES of both VQA runs …] [--detector OVERRIDES of its training …]
+
+Called by `make demo-images`. The detector is the one of `make demo-detector`, trained where it is missing. VQA is
+trained on its features and, beside that, on the regions that the demo world comes with, which were rendered from the
+objects themselves. One table says how good both are.
+"""
+
+import argparse
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from demo_detector import ensure_demo_detector, read_stamp
+from doors import call, scores_of
+
+from vinvl.data.demo import DemoWorld
+from vinvl.data.vqa_files import read_official
+from vinvl.detection.own_file import read_settings
+from vinvl.report.table import print_results
+from vinvl.runs import data_root
+
+TITLE = "Demo world, held-out test split, %"
+COLUMNS = ("", "detector's regions", "rendered regions")
+BOX_NUMBERS = 6  # of a region, beside its feature
+KINDS = ("overall", "yes/no", "number", "other")
+
+
+def extract(world: DemoWorld, weights: Path, folder: Path) -> Path:
+    """The store of all pictures' regions, and a page to look at them."""
+    store, page = folder / "features.h5", folder / "features.html"
+    where = [f"images={world.images}", f"weights={weights}", f"output={store}"]
+    call("extract", [*where, "batch_size=16", r"id.pattern='0*(\d+)$'"])  # 000000100001.png is image 100001
+    call("report", [f"store={store}", f"images={world.images}", f"output={page}"])
+    return page
+
+
+def train_both(store: Path, weights: Path, folder: Path, overrides: list[str]) -> tuple[Path, Path]:
+    """The runs of VQA on the detector's regions and on those that come with the world."""
+    settings = read_settings(weights)
+    assert settings is not None  # written by our own training
+    size = settings.config.architecture.c5_channels + BOX_NUMBERS
+    runs = folder / "detectors_regions", folder / "rendered_regions"
+    of_detector = [f"data.regions={store}", f"model.config.img_feature_dim={size}"]
+    for run, regions in zip(runs, (of_detector, []), strict=True):
+        call("train", [f"hydra.run.dir={run}", *regions, *overrides])
+    return runs
+
+
+def ask(world: DemoWorld, model: Path, weights: Path) -> Path:
+    """The first question about a test picture, asked as one would about a picture of one's own; the picture."""
+    records = read_official(world.questions("test"), world.annotations("test"))
+    picture = world.images / f"{int(records.image_ids[0]):012d}.png"
+    call(
+        "predict",
+        [f"ckpt_path={model}", f"weights={weights}", f"image={picture}", f"question='{records.questions[0]}'"],
+    )
+    return picture
+
+
+def rows(detector: dict[str, float], seen: dict[str, float], rendered: dict[str, float]) -> list[tuple[str, ...]]:
+    """Of the table."""
+    first = ("objects found, mAP at IoU 0.5", f"{detector['map_50']:.2f}", "–")
+    accuracies = [
+        (f"VQA accuracy, {kind}", *(f"{of[f'accuracy/{kind}']:.2f}" for of in (seen, rendered))) for kind in KINDS
+    ]
+    return [first, *accuracies]
+
+
+def main(overrides: list[str], detector_overrides: list[str]) -> None:
+    data_dir = Path(data_root())
+    world = DemoWorld(data_dir / "demo")
+    of_world = [one for one in overrides if one.startswith("data.prepare.")]
+    weights = ensure_demo_detector(data_dir, [*of_world, *detector_overrides])
+    folder = Path("runs") / "demo_images" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    page = extract(world, weights, folder)
+    on_detector, on_rendered = train_both(folder / "features.h5", weights, folder, overrides)
+    model = on_detector / "checkpoints" / "best.ckpt"
+    picture = ask(world, model, weights)
+    scores = read_stamp(weights.with_name("stamp.json"))["scores"]
+    files = {"detector": weights, "regions": page.with_suffix(".h5"), "look at them": page}
+    files |= {"model": model, "picture asked": picture}
+    print_results(TITLE, rows(scores, scores_of(on_detector), scores_of(on_rendered)), files, COLUMNS)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="of python -m vinvl.train")
+    parser.add_argument("--detector", nargs="*", default=[], help="overrides of python -m vinvl.train_detector")
+    arguments = parser.parse_args(sys.argv[1:])
+    main(arguments.overrides, arguments.detector)
