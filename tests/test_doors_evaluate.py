@@ -1,10 +1,12 @@
 """`python -m vinvl.evaluate` and `vinvl.predict` as a user calls them, on the checkpoint of one short run."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 from conftest import TINY_DEMO, refusal
 from door_runs import call_door, succeed
@@ -83,6 +85,18 @@ def test_data_overrides_go_on_top_of_the_data_of_the_run(trained: Trained) -> No
     assert without["scores"]["loss"] != training["scores"]["loss"]
     majority = "most_frequent_answer/overall"  # the same questions, whatever the model sees of them
     assert without["scores"][majority] == training["scores"][majority]
+
+
+def test_features_of_another_detector_are_warned_of(trained: Trained) -> None:
+    shutil.copyfile(trained.data / "demo" / "test.h5", trained.folder / "other.h5")
+    with h5py.File(trained.folder / "other.h5", "r+") as file:
+        file.attrs["detector"] = "another network"
+    result = call_door(
+        trained.folder, trained.data, "evaluate", trained.checkpoint, "data.regions=other.h5", "hydra.run.dir=other"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "trained on features of 'vinvl demo detector'" in result.stderr and "'another network'" in result.stderr
+    assert trained.results("other")["scores"] == trained.results(str(trained.run))["scores"]
 
 
 def test_predict_writes_the_official_result_file(trained: Trained, predicted: Path) -> None:

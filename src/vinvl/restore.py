@@ -9,9 +9,12 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.datamodule import RegionDataModule
+from vinvl.data.feature_record import FeatureRecord
 from vinvl.errors import UserError
+from vinvl.predictor.same_features import OtherFeatures, unlike_store
 from vinvl.runs import resolve_checkpoint, task_class
 from vinvl.tasks.base import VinVLTask
 from vinvl.tasks.checkpoints import read_checkpoint
@@ -35,6 +38,9 @@ class Restored:
 def restore(config: DictConfig) -> Restored:
     """The task of `config.ckpt_path` with its data.
 
+    Warns:
+        OtherFeatures: the data's features are not those that the task was trained on, as far as that is known.
+
     Raises:
         UserError: no such checkpoint, or data that do not fit it.
     """
@@ -49,6 +55,9 @@ def restore(config: DictConfig) -> Restored:
     datamodule.prepare_data()
     datamodule.setup("none")
     task.check_datamodule(datamodule)
+    trained_on = FeatureRecord.of_plain(checkpoint["vinvl"].get("features"))
+    if (sentence := unlike_store(trained_on, datamodule.store)) is not None:
+        rank_zero_warn(sentence, category=OtherFeatures)
     return Restored(task=task, datamodule=datamodule, data=data, path=path)
 
 

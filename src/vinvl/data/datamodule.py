@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import Batch, Example
+from vinvl.data.loaders import Loaders
 from vinvl.data.region_text import InputLimits, RegionText
-from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler
+from vinvl.data.sampling import Draw
 from vinvl.data.store import RegionStore
 from vinvl.data.tags import tag_source
 from vinvl.data.text import SpecialTokens, load_tokenizer
@@ -134,18 +135,19 @@ class RegionDataModule(pl.LightningDataModule):
         self.tags = tags
         self.limits = InputLimits(max_tokens, max_regions, use_tags, use_regions)
         self.on_missing = on_missing
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
+        self.loaders = Loaders(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            seed=seed,
+        )
         self.seed = seed
         self.prepare = prepare
         self.datasets: dict[str, RegionDataset] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._store: RegionStore | None = None
         self._region_text: RegionText | None = None
-        self._train_sampler: LengthBucketBatchSampler | None = None
-        self._batches_seen = 0
 
     @abstractmethod
     def read_split(self, split: str) -> Records:
@@ -241,22 +243,24 @@ class RegionDataModule(pl.LightningDataModule):
 
     @property
     def batches_seen(self) -> int:
-        return self._batches_seen
+        return self.loaders.batches_seen
 
     @batches_seen.setter
     def batches_seen(self, count: int) -> None:
-        self._batches_seen = count
-        if self._train_sampler is not None:
-            self._train_sampler.position = count
+        self.loaders.batches_seen = count
+
+    @property
+    def batch_size(self) -> int:
+        """Items of a training batch of one device."""
+        return self.loaders.batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self.loaders.batch_size = size
 
     def train_dataloader(self) -> DataLoader[Example]:
         """Shuffled, bucketed batches of this rank, from `batches_seen` on."""
-        rank, world_size = self._rank_and_world_size()
-        self._train_sampler = LengthBucketBatchSampler(
-            self.datasets["train"].lengths(), self.batch_size, seed=self.seed, rank=rank, world_size=world_size
-        )
-        self._train_sampler.position = self._batches_seen
-        return self._loader("train", self._train_sampler)
+        return self.loaders.training(self.datasets["train"], self.trainer)
 
     def val_dataloader(self) -> DataLoader[Example]:
         return self._evaluation_loader("val")
@@ -271,10 +275,7 @@ class RegionDataModule(pl.LightningDataModule):
         """Every example of a stage once over all ranks."""
         if stage != "predict":
             self.check_scorable(stage)
-        rank, world_size = self._rank_and_world_size()
-        lengths = self.datasets[stage].lengths()
-        sampler = EvaluationBatchSampler(lengths, self.eval_batch_size, rank=rank, world_size=world_size)
-        return self._loader(stage, sampler)
+        return self.loaders.evaluation(self.datasets[stage], self.trainer)
 
     def check_scorable(self, stage: str) -> None:
         """Refuses a split without the annotations that scoring needs.
@@ -282,22 +283,6 @@ class RegionDataModule(pl.LightningDataModule):
         Raises:
             UserError: it has none.
         """
-
-    def _loader(self, stage: str, batch_sampler: Any) -> DataLoader[Example]:
-        dataset: Any = self.datasets[stage]
-        return DataLoader(
-            dataset,
-            batch_sampler=batch_sampler,
-            num_workers=self.num_workers,
-            collate_fn=dataset.collate,
-            pin_memory=self.pin_memory,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
 
     def example_text(self, stage: str, index: int = 0) -> str:
         """One example as the model sees it, decoded: for a person to read before a run starts."""

@@ -10,6 +10,7 @@ from vinvl.data.caption_files import OnMissingCaptions
 from vinvl.data.caption_records import CaptionRecords
 from vinvl.data.caption_splits import read_caption_split
 from vinvl.data.datamodule import RegionDataArguments, RegionDataModule, no_annotations
+from vinvl.data.loaders import rank_and_world_size
 from vinvl.data.retrieval_candidates import (
     Block,
     BlockImages,
@@ -149,13 +150,7 @@ class RetrievalDataModule(RegionDataModule):
         folds = self.folds(stage)
         blocks = self.blocks(stage, folds)
         finished = frozenset() if stage == "val" else self.finished
-        rank, world_size = self._rank_and_world_size()
+        rank, world_size = rank_and_world_size(self.trainer)
         sampler = BlockSampler(len(blocks), finished, rank=rank, world_size=world_size)
         dataset = BlockImages(self.candidates(stage), folds, blocks, finished)
-        return DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=dataset.collate,
-            pin_memory=self.pin_memory,
-        )
+        return self.loaders.loader(dataset, sampler, persistent=False)

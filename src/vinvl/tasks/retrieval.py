@@ -174,7 +174,7 @@ class RetrievalTask(VinVLTask):
             self.model,  # type: ignore[arg-type]  # it is of `model_class`
             data.region_text.special,
             data.limits.max_tokens,
-            data.eval_batch_size,
+            data.loaders.eval_batch_size,
             data.attention_type,
         )
 

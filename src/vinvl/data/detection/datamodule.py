@@ -1,7 +1,6 @@
 """Annotated pictures as a LightningDataModule: splits, label map, samplers, loaders and ranks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,7 +12,8 @@ from vinvl.data.detection.coco_instances import InstanceOptions, read_instances
 from vinvl.data.detection.dataset import Augmentation, DetectionDataset
 from vinvl.data.detection.names import read_label_map_file
 from vinvl.data.detection.records import PictureRecords
-from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler
+from vinvl.data.loaders import Loaders
+from vinvl.data.sampling import Draw
 from vinvl.data.store.labels import LabelMap
 from vinvl.detection.config import DetectorConfig
 from vinvl.errors import UserError
@@ -80,16 +80,17 @@ class DetectionDataModule(pl.LightningDataModule):
         self.empty_pictures = empty_pictures
         self.options = InstanceOptions(bad_boxes=bad_boxes, on_missing=on_missing)
         self.augmentation = Augmentation(flip_probability, tuple(min_sizes or ()))
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
+        self.loaders = Loaders(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            seed=seed,
+        )
         self.seed = seed
         self.prepare = prepare
         self.datasets: dict[str, DetectionDataset] = {}
         self._label_map: LabelMap | None = None
-        self._train_sampler: LengthBucketBatchSampler | None = None
-        self._batches_seen = 0
 
     def prepare_data(self) -> None:
         """Makes what can be made."""
@@ -114,22 +115,15 @@ class DetectionDataModule(pl.LightningDataModule):
 
     @property
     def batches_seen(self) -> int:
-        return self._batches_seen
+        return self.loaders.batches_seen
 
     @batches_seen.setter
     def batches_seen(self, count: int) -> None:
-        self._batches_seen = count
-        if self._train_sampler is not None:
-            self._train_sampler.position = count
+        self.loaders.batches_seen = count
 
     def train_dataloader(self) -> DataLoader[DetectionExample]:
         """Shuffled batches of this rank, of pictures of like shape, from `batches_seen` on."""
-        rank, world_size = self._rank_and_world_size()
-        self._train_sampler = LengthBucketBatchSampler(
-            self.datasets["train"].lengths(), self.batch_size, seed=self.seed, rank=rank, world_size=world_size
-        )
-        self._train_sampler.position = self._batches_seen
-        return self._loader("train", self._train_sampler)
+        return self.loaders.training(self.datasets["train"], self.trainer)
 
     def val_dataloader(self) -> DataLoader[DetectionExample]:
         return self._evaluation_loader("val")
@@ -172,23 +166,4 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, stage: str) -> DataLoader[DetectionExample]:
         """Every picture of a stage once over all ranks."""
-        rank, world_size = self._rank_and_world_size()
-        lengths = self.datasets[stage].lengths()
-        sampler = EvaluationBatchSampler(lengths, self.eval_batch_size, rank=rank, world_size=world_size)
-        return self._loader(stage, sampler)
-
-    def _loader(self, stage: str, batch_sampler: Any) -> DataLoader[DetectionExample]:
-        dataset: Any = self.datasets[stage]
-        return DataLoader(
-            dataset,
-            batch_sampler=batch_sampler,
-            num_workers=self.num_workers,
-            collate_fn=dataset.collate,
-            pin_memory=self.pin_memory,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        return self.loaders.evaluation(self.datasets[stage], self.trainer)
