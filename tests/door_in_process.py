@@ -20,7 +20,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.evaluate import evaluate
+from vinvl.extraction.run import extract
 from vinvl.predict import predict
+from vinvl.report.__main__ import report
 from vinvl.runs import config_directory, run_door
 from vinvl.tasks.checkpoints import read_checkpoint
 from vinvl.train import train
@@ -31,6 +33,8 @@ DOORS: dict[str, Callable[[DictConfig], object]] = {
     "evaluate": evaluate,
     "predict": predict,
     "train_detector": train_detector,
+    "extract": extract,
+    "report": report,
 }
 WORLD = [f"data.prepare.{name}={value}" for name, value in TINY_WORLD.items()]
 TINY = [*WORLD, "data.batch_size=16", "trainer.accelerator=cpu", "trainer.max_epochs=1", *TINY_MODEL]
