@@ -1,28 +1,39 @@
-"""The VQA training step at base size: batches padded to 128 + 50 against ours, on the same weights, in one run.
+"""VQA at base size: what people use against ours, on COCO-like lengths, in one run: training steps, or forward alone.
 
-    python benchmarks/vqa_step.py [--batch-size 16] [--steps 4] [--threads 2]
+    python benchmarks/vqa_step.py [--forward] [--batch-size 16] [--steps 4] [--threads 2] [--ways padded,ours]
 
-Examples have COCO-like lengths: questions of about 8 tokens, one tag of one or two tokens per region, 10 to 50 regions.
-Ours: length-bucketed batches, padded to their longest text and largest number of regions. Fixed: the same examples,
-padded as the published code does. A step is forward, loss, backward, clipping and AdamW, in float32 on a CPU and in
-bfloat16 (autocast) on a GPU. The paddings take turns, so that both meet the same state of the machine.
+Examples have questions of about 8 tokens, one tag of one or two tokens per region, 10 to 50 regions. The ways:
+
+    padded      the same weights on batches padded to 128 + 50, every layer whole, as the published code does
+    bucketed    the same weights on batches of like lengths, padded to their longest, every layer whole
+    ours        the same batches packed end to end without padding, the last layer at [CLS] alone
+    visualbert  transformers' VisualBertForQuestionAnswering of the same size on batches padded to 128 + 50
+
+A step is forward, loss, backward, clipping and AdamW, in float32 on a CPU; on a GPU in bfloat16 (autocast), but for the
+way `padded_float32`. The ways take turns, so that all meet the same state of the machine. --compile compiles our
+encoder. On a GPU it is also told how much of the device's measured bfloat16 matrix rate our step makes use of.
 """
 
 import argparse
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import VisualBertConfig, VisualBertForQuestionAnswering
 
 from vinvl.data.batch import Batch, Example, collate, soft_targets
 from vinvl.data.sampling import LengthBucketBatchSampler
-from vinvl.models import VinVLConfig, VinVLForAnswering
+from vinvl.models import VinVLConfig, VinVLForAnswering, answer_loss
 from vinvl.tasks.parameter_groups import parameter_groups
 
 NUM_ANSWERS, MAX_TOKENS, MAX_REGIONS, ROW = 3129, 128, 50, 2054
+PADDED, PADDED_FLOAT32, BUCKETED, OURS, VISUALBERT = "padded", "padded_float32", "bucketed", "ours", "visualbert"
+WAYS = (PADDED, PADDED_FLOAT32, BUCKETED, OURS, VISUALBERT)
 
 
 def coco_like_examples(count: int, rng: np.random.Generator) -> list[Example]:
@@ -47,6 +58,16 @@ def coco_like_examples(count: int, rng: np.random.Generator) -> list[Example]:
     return examples
 
 
+def batches_of(count: int, batch_size: int) -> Iterator[Batch]:
+    """Batches as training has them: of like lengths."""
+    examples = coco_like_examples(max(64, count) * batch_size, np.random.default_rng(0))
+    lengths = np.array([len(example.input_ids) + len(example.region_rows) for example in examples])
+    sampler = iter(LengthBucketBatchSampler(lengths, batch_size, seed=0))
+    for _ in range(count):
+        chosen = [examples[draw.index] for draw in next(sampler)]
+        yield collate(chosen, pad_token_id=0, labels=soft_targets(chosen, NUM_ANSWERS))
+
+
 def pad_fixed(batch: Batch) -> Batch:
     """The batch padded to 128 tokens and 50 regions."""
     size, text = batch.input_ids.shape
@@ -66,76 +87,183 @@ def pad_fixed(batch: Batch) -> Batch:
         token_type_ids=widen(batch.token_type_ids, MAX_TOKENS),
         region_features=widen(batch.region_features, MAX_REGIONS),
         attention_mask=mask,
+        layout=None,
     )
 
 
-def timed(step: Callable[[], None], device: torch.device) -> float:
+def whole_layers(model: VinVLForAnswering, batch: Batch) -> Tensor:
+    """Logits by transformers' "sdpa" attention with a mask, every layer whole."""
+    encoded = model.bert(
+        batch.input_ids,
+        token_type_ids=batch.token_type_ids,
+        attention_mask=batch.attention_mask,
+        region_features=batch.region_features,
+    )
+    logits: Tensor = model.classifier(model.dropout(encoded.pooler_output))
+    return logits
+
+
+def packed(model: VinVLForAnswering, batch: Batch) -> Tensor:
+    logits: Tensor = model(
+        batch.input_ids,
+        token_type_ids=batch.token_type_ids,
+        attention_mask=batch.attention_mask,
+        region_features=batch.region_features,
+        layout=batch.layout,
+    ).logits
+    return logits
+
+
+def by_visualbert(model: VisualBertForQuestionAnswering, batch: Batch) -> Tensor:
+    text = batch.input_ids.shape[1]
+    logits: Tensor = model(
+        input_ids=batch.input_ids,
+        token_type_ids=batch.token_type_ids,
+        attention_mask=batch.attention_mask[:, :text].long(),
+        visual_embeds=batch.region_features,
+        visual_attention_mask=batch.attention_mask[:, text:].long(),
+        visual_token_type_ids=torch.ones_like(batch.attention_mask[:, text:]).long(),
+    ).logits
+    return logits
+
+
+@dataclass
+class Way:
+    """How one way comes from a batch to logits."""
+
+    model: nn.Module
+    logits: Callable[[nn.Module, Batch], Tensor]
+    pad: Callable[[Batch], Batch]
+    optimizer: torch.optim.Optimizer
+    half: bool
+
+
+def make_ways(names: list[str], layers: int, device: torch.device, compile: bool) -> dict[str, Way]:
+    """Those asked for; all of ours share the weights and the optimiser."""
+    torch.manual_seed(0)
+    model: Any = VinVLForAnswering(VinVLConfig(num_labels=NUM_ANSWERS, num_hidden_layers=layers))
+    model.to(device)
+    plain = VinVLForAnswering(VinVLConfig(num_labels=NUM_ANSWERS, num_hidden_layers=1, attn_implementation="sdpa"))
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=5e-5, fused=True)
+
+    def by_sdpa(model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, VinVLForAnswering)
+        model.config._attn_implementation = plain.config._attn_implementation
+        logits = whole_layers(model, batch)
+        model.config._attn_implementation = "packed"
+        return logits
+
+    if compile:
+        model.bert.compile(dynamic=True)
+    half = device.type == "cuda"
+    ways = {
+        PADDED: Way(model, by_sdpa, pad_fixed, optimizer, half),
+        PADDED_FLOAT32: Way(model, by_sdpa, pad_fixed, optimizer, False),
+        BUCKETED: Way(model, by_sdpa, lambda batch: batch, optimizer, half),
+        OURS: Way(model, packed, lambda batch: batch, optimizer, half),  # type: ignore[arg-type]
+    }
+    if VISUALBERT in names:
+        config = VisualBertConfig(visual_embedding_dim=ROW, num_hidden_layers=layers)
+        config.num_labels = NUM_ANSWERS
+        other: Any = VisualBertForQuestionAnswering(config)
+        other.to(device)
+        other_optimizer = torch.optim.AdamW(parameter_groups(other, 0.05), lr=5e-5, fused=True)
+        ways[VISUALBERT] = Way(other, by_visualbert, pad_fixed, other_optimizer, half)  # type: ignore[arg-type]
+    return {name: ways[name] for name in names}
+
+
+def step(way: Way, batch: Batch, device: torch.device, forward_alone: bool) -> None:
+    on_device = batch.to(device, non_blocking=True)
+    with (
+        torch.autocast(device.type, torch.bfloat16, enabled=way.half),
+        torch.no_grad() if forward_alone else nullcontext(),
+    ):
+        logits = way.logits(way.model, on_device)
+    if forward_alone:
+        return
+    assert on_device.labels is not None
+    answer_loss(logits, on_device.labels, "bce").backward()
+    nn.utils.clip_grad_norm_(way.model.parameters(), 1.0)
+    way.optimizer.step()
+    way.optimizer.zero_grad()
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    step()
+    work()
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
+def matrix_rate(device: torch.device) -> float:
+    """FLOP/s of large bfloat16 matrix products."""
+    left, right = torch.randn(2, 8192, 8192, device=device, dtype=torch.bfloat16)
+    torch.mm(left, right)
+    seconds = min(timed(lambda: torch.mm(left, right), device) for _ in range(20))
+    return 2 * 8192**3 / seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--forward", action="store_true", help="evaluation: forward alone, dropout off")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps of each padding")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps of each way")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--ways", default=None, help=f"of {','.join(WAYS)}; the first is what ratios are against")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
     device = torch.device(options.device)
+    usual = (
+        [PADDED_FLOAT32, PADDED, BUCKETED, VISUALBERT, OURS]
+        if device.type == "cuda"
+        else [PADDED, BUCKETED, VISUALBERT, OURS]
+    )
+    names = usual if options.ways is None else options.ways.split(",")
+    ways = make_ways(names, options.layers, device, options.compile)
+    for way in ways.values():
+        way.model.train(not options.forward)
 
-    examples = coco_like_examples(64 * options.batch_size, np.random.default_rng(0))
-    lengths = np.array([len(example.input_ids) + len(example.region_rows) for example in examples])
-    sampler = iter(LengthBucketBatchSampler(lengths, options.batch_size, seed=0))
-    config = VinVLConfig(num_labels=NUM_ANSWERS, num_hidden_layers=options.layers, attn_implementation="sdpa")
-    model: nn.Module = VinVLForAnswering(config)
-    model.to(device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=5e-5, fused=True)
-
-    def train_on(batch: Batch) -> None:
-        on_device = batch.to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            output = model(
-                input_ids=on_device.input_ids,
-                token_type_ids=on_device.token_type_ids,
-                attention_mask=on_device.attention_mask,
-                region_features=on_device.region_features,
-                labels=on_device.labels,
-            )
-        output.loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    seconds: dict[str, list[float]] = {"fixed 128 + 50": [], "ours": []}
-    tokens, padded = 0, 0
-    for number in range(options.steps + 1):
-        chosen_examples = [examples[draw.index] for draw in next(sampler)]
-        labels = soft_targets(chosen_examples, NUM_ANSWERS)
-        ours = collate(chosen_examples, pad_token_id=0, labels=labels)
-        fixed = pad_fixed(ours)
-        for title, batch in (("fixed 128 + 50", fixed), ("ours", ours)):
-            elapsed = timed(lambda chosen=batch: train_on(chosen), device)  # type: ignore[misc]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    real = padded = 0
+    flops = 0.0
+    for number, batch in enumerate(batches_of(options.steps + 1, options.batch_size)):
+        for name, way in ways.items():
+            prepared = way.pad(batch).pin_memory() if device.type == "cuda" else way.pad(batch)
+            elapsed = timed(lambda w=way, b=prepared: step(w, b, device, options.forward), device)  # type: ignore[misc]
             if number > 0:  # the first step of each warms up
-                seconds[title].append(elapsed)
+                seconds[name].append(elapsed)
         if number > 0:
-            tokens += int(ours.attention_mask.sum())
-            padded += ours.attention_mask.numel()
+            real += int(batch.attention_mask.sum())
+            padded += batch.attention_mask.numel()
+            flops += step_flops(batch.attention_mask.sum(dim=1), options.layers) / (3 if options.forward else 1)
 
     samples = options.steps * options.batch_size
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads"
-    print(f"{name}; torch {torch.__version__}; batch {options.batch_size}; {options.steps} steps each")
-    print(f"positions: fixed {MAX_TOKENS + MAX_REGIONS}, ours {padded / samples:.1f}, real {tokens / samples:.1f}")
-    for title, times in seconds.items():
-        print(f"{title:<16}{samples / sum(times):8.2f} samples/s   {sum(times) / len(times):7.3f} s a step")
-    print(f"ratio ours / fixed: {sum(seconds['fixed 128 + 50']) / sum(seconds['ours']):.2f}")
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads"
+    print(f"{machine}; torch {torch.__version__}; batch {options.batch_size}; {options.steps} steps of each way")
+    fixed = MAX_TOKENS + MAX_REGIONS
+    print(f"positions a sample: padded {fixed}, bucketed {padded / samples:.1f}, real {real / samples:.1f}")
+    print(f"{'way':16}{'s a step':>10}{'samples/s':>11}{names[0] + ' / it':>22}")
+    for name, times in seconds.items():
+        total = sum(times)
+        print(f"{name:16}{total / len(times):10.4f}{samples / total:11.2f}{sum(seconds[names[0]]) / total:22.2f}")
+    if device.type == "cuda" and OURS in seconds:
+        rate = matrix_rate(device)
+        share = flops / sum(seconds[OURS]) / rate
+        print(f"ours: {share:.1%} of the measured bfloat16 matrix rate, {rate / 1e12:.0f} TFLOP/s")
+
+
+def step_flops(lengths: Tensor, layers: int, hidden: int = 768) -> float:
+    """Of forward and backward of sequences of these lengths, as models are usually counted: every layer whole."""
+    each = lengths.double()
+    linear = 24 * hidden**2 * each.sum()
+    attention = 4 * hidden * each.square().sum()
+    return 3 * layers * float(linear + attention)
 
 
 if __name__ == "__main__":

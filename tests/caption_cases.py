@@ -30,11 +30,12 @@ def read_case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.io.safetensors")
 
 
-def recorded_model(facts: dict[str, Any]) -> VinVLForCaptioning:
+def recorded_model(facts: dict[str, Any], attention: str = "packed") -> VinVLForCaptioning:
     """A captioning model with the weights of a recording, in eval mode."""
     values = {key: value for key, value in facts["config"].items() if key not in RECORDED_SWITCHES}
     tied = values.pop("tie_weights", False)
-    model = VinVLForCaptioning._from_config(VinVLConfig(**values, tie_word_embeddings=tied), attn_implementation="sdpa")
+    config = VinVLConfig(**values, tie_word_embeddings=tied)
+    model = VinVLForCaptioning._from_config(config, attn_implementation=attention)
     model.load_state_dict(load_published_state_dict(GOLDEN / facts["weights"]), strict=True)
     return model.eval()
 
@@ -75,7 +76,7 @@ def random_model(seed: int, words: int = 23, scale: float = 0.6) -> VinVLForCapt
         initializer_range=scale,
         tie_word_embeddings=False,
     )
-    return VinVLForCaptioning._from_config(config, attn_implementation="sdpa").eval()
+    return VinVLForCaptioning._from_config(config, attn_implementation="packed").eval()
 
 
 def random_context(tag_counts: list[int], region_counts: list[int], seed: int = 0, words: int = 23) -> CaptionContext:

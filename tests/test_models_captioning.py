@@ -36,11 +36,12 @@ def true_words(tensors: dict[str, Tensor]) -> Tensor:
     return ids[torch.arange(ids.shape[1]) < counts[:, None]]
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 @pytest.mark.parametrize("name", CASES)
-def test_logits_losses_and_gradients(name: str) -> None:
+def test_logits_losses_and_gradients(name: str, attention: str) -> None:
     facts, tensors = read_case(f"caption_train__{name}")
     settings_ = facts["config"]
-    model = recorded_model(facts)
+    model = recorded_model(facts, attention)
     if settings_.get("freeze_embedding"):
         model.freeze_word_embeddings()
     losses = []

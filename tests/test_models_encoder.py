@@ -77,7 +77,7 @@ def answering_model(attention: str) -> Any:
     return small_model(attention, VinVLForAnswering)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 @settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), min_size=1, max_size=4),
@@ -115,17 +115,19 @@ def test_regions_have_no_order_but_tokens_have() -> None:
     assert (model(**swapped).pooler_output - pooled).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 @torch.no_grad()
 def test_a_3d_mask_of_padding_equals_the_2d_mask(attention: str) -> None:
     model, row = small_model(attention), pad(example(4, 2), 6, 3)
     full = row["attention_mask"][:, None, :].expand(-1, 9, -1)
-    torch.testing.assert_close(
-        model(**row | {"attention_mask": full}).last_hidden_state, model(**row).last_hidden_state, rtol=1e-5, atol=1e-5
+    by_pairs, by_position = (
+        model(**row | {"attention_mask": m}).last_hidden_state for m in (full, row["attention_mask"])
     )
+    real = row["attention_mask"].bool()  # of padding "packed" attention computes nothing
+    torch.testing.assert_close(by_pairs[real], by_position[real], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 def test_rows_that_may_attend_to_nothing_stay_finite_in_training(attention: str) -> None:
     model = small_model(attention).train()
     row = example(4, 2)
@@ -160,7 +162,7 @@ def test_flash_attention_refuses_a_3d_mask_in_the_model() -> None:
     assert VinVLModel._supports_flash_attn and VinVLModel._supports_sdpa and VinVLModel._supports_flex_attn
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 def test_gradient_checkpointing_gives_the_same_gradients(attention: str) -> None:
     batch = stack([pad(example(4, 2), 6, 3), example(6, 3, seed=1)])
     head_mask = torch.rand(2, 4)
@@ -189,7 +191,7 @@ def test_a_batch_without_regions_still_gives_every_parameter_a_gradient(checkpoi
     assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 @torch.no_grad()
 def test_history_equals_a_causal_mask_over_the_whole_sequence(attention: str) -> None:
     model, row = small_model(attention), example(6, 0)

@@ -52,7 +52,17 @@ def assert_recorded(actual: Tensor, recorded: Tensor, rtol: float = 1e-4, atol: 
     torch.testing.assert_close(actual, recorded, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def assert_recorded_where_real(actual: Tensor, recorded: Tensor, mask: Tensor, attention: str) -> None:
+    """Hidden states (B, S, H); "packed" attention computes none for padding."""
+    real = mask.bool()
+    assert not real.all()
+    if attention == "packed":
+        assert not actual[~real].any()
+        actual, recorded = actual[real], recorded[real]
+    assert_recorded(actual, recorded)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 @pytest.mark.parametrize("name", ENCODER_CASES)
 class TestEncoder:
     @torch.no_grad()
@@ -63,6 +73,10 @@ class TestEncoder:
         assert_recorded(output.last_hidden_state, case.outputs["sequence_output_2d"])
         assert_recorded(output.pooler_output, case.outputs["pooled_2d"])
         assert len(output.hidden_states) == 3
+        mask = case.inputs["attention_mask"]
+        plain = model(**case.batch())
+        assert_recorded_where_real(plain.last_hidden_state, case.outputs["sequence_output_2d"], mask, attention)
+        assert_recorded(plain.pooler_output, case.outputs["pooled_2d"])
         for index, states in enumerate(output.hidden_states):
             assert_recorded(states, case.outputs[f"hidden_{index}_2d"])
         if attention == "eager":
@@ -85,26 +99,29 @@ class TestEncoder:
         model = case.model(VinVLModel, attention)
         length = case.inputs["input_ids"].shape[1]
 
-        moved = model(**case.batch(position_ids=case.inputs["position_ids_custom"]))
-        assert_recorded(moved.last_hidden_state, case.outputs["sequence_output_custom_pos"])
+        mask = case.inputs["attention_mask"]
+        moved = model(**case.batch(position_ids=case.inputs["position_ids_custom"])).last_hidden_state
+        assert_recorded_where_real(moved, case.outputs["sequence_output_custom_pos"], mask, attention)
 
-        text = case.batch(attention_mask=case.inputs["attention_mask"][:, :length], region_features=None)
-        assert_recorded(model(**text).last_hidden_state, case.outputs["sequence_output_text_only"])
+        text = case.batch(attention_mask=mask[:, :length], region_features=None)
+        alone = model(**text).last_hidden_state
+        assert_recorded_where_real(alone, case.outputs["sequence_output_text_only"], mask[:, :length], attention)
 
         masked = model(**case.batch(), head_mask=case.inputs["head_mask"])
         assert_recorded(masked.last_hidden_state, case.outputs["sequence_output_head_mask"])
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 @torch.no_grad()
 def test_full_size_region_rows(attention: str) -> None:
     case = Case("bert_img_model__dim2054")
     output = case.model(VinVLModel, attention)(**case.batch())
-    assert_recorded(output.last_hidden_state, case.outputs["sequence_output"])
+    mask = case.inputs["attention_mask"]
+    assert_recorded_where_real(output.last_hidden_state, case.outputs["sequence_output"], mask, attention)
     assert_recorded(output.pooler_output, case.outputs["pooled"])
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 @torch.no_grad()
 def test_history_of_hidden_states(attention: str) -> None:
     case = Case("bert_img_model__history")
@@ -116,7 +133,7 @@ def test_history_of_hidden_states(attention: str) -> None:
     assert_recorded(output.pooler_output, case.outputs["pooled"])
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 @pytest.mark.parametrize("name", [*ANSWER_CASES, "retrieval_mask3d"])
 def test_answers_losses_and_gradients(name: str, attention: str) -> None:
     case = Case(f"seqcls__{name}")

@@ -33,7 +33,7 @@ def rows_of_pairs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 @pytest.mark.parametrize("name", ["linear", "mlp3_noln", "mlp3_imgln"])
 def test_logits_loss_and_gradients(name: str, attention: str) -> None:
     facts, tensors, config = recorded(name)

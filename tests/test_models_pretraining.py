@@ -104,7 +104,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestRecordings:
-    @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+    @pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
     @pytest.mark.parametrize("name", CASES)
     def test_logits_losses_and_gradients(self, name: str, attention: str) -> None:
         facts, tensors, model = recorded(name, attention)

@@ -28,7 +28,7 @@ RECIPE = (  # what a run is made of: with another value it would be another run
     ORDER,
 )
 HARMLESS = (  # how it is worked on, and what is scored afterwards
-    "model.config.attn_implementation",
+    "model.config.attn_implementation",  # what model.attention says
     "task.options.java_metrics",
     "data.num_workers",
     "data.index_workers",

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vinvl.models.packing import PackedLayout
+
 NO_LABELS = np.zeros(0, dtype=np.int64)
 NO_SCORES = np.zeros(0, dtype=np.float32)
 
@@ -47,6 +49,7 @@ class Batch:
     masked_positions: Tensor | None = None  # (B, L) bool, True Σk times in the order of `labels`
     pair_labels: Tensor | None = None  # (B,) int64: class of each triplet in pre-training; -1 where it has none
     loss_weights: Tensor | None = None  # (B,) float32: factor of each row's losses; None means 1
+    layout: PackedLayout | None = None  # of the positions that exist; None: made where it is needed
     items: int | None = None  # of the dataset, where several rows were made of each; None means B
 
     def __len__(self) -> int:
@@ -68,6 +71,8 @@ class Batch:
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        if self.layout is not None:
+            changed["layout"] = self.layout.with_tensors(change)
         return replace(self, **changed)
 
 
@@ -110,6 +115,7 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, labels: Tensor | 
         position_ids=torch.from_numpy(position_ids) if placed else None,
         caption_lengths=torch.tensor([example.caption_length for example in examples]) if placed else None,
         masked_positions=torch.from_numpy(masked_positions) if masked else None,
+        layout=PackedLayout.of_mask(attention_mask, longest_text),
     )
 
 

@@ -22,6 +22,7 @@ from vinvl.data.pretraining_rows import CorpusRows
 from vinvl.data.sampling import Draw
 from vinvl.data.store.regions import BOX_NUMBERS
 from vinvl.errors import UserError
+from vinvl.models.packing import PackedLayout
 
 VARIANTS = ("oscar", "mmf", "matched")
 
@@ -127,17 +128,19 @@ class PretrainingDataset(Dataset[Draw]):
             self.mask_probability,
         )
         features, num_regions = self._regions(rows, len(triplets.labels) // len(rows))
+        attention_mask = _attention_mask(tokens, num_regions, features.shape[1])
         contrast = bool((triplets.labels != NO_PAIR_LABEL).any())
         return Batch(
             input_ids=torch.from_numpy(input_ids),
             token_type_ids=torch.from_numpy(tokens.token_type_ids),
-            attention_mask=torch.from_numpy(_attention_mask(tokens, num_regions, features.shape[1])),
+            attention_mask=torch.from_numpy(attention_mask),
             region_features=torch.from_numpy(features),
             labels=torch.from_numpy(tokens.input_ids[masked]),
             records=tuple({"index": row} for row in triplets.image_rows.tolist()),
             masked_positions=torch.from_numpy(masked),
             pair_labels=torch.from_numpy(triplets.labels) if contrast else None,
             loss_weights=self._loss_weights(triplets.image_rows),
+            layout=PackedLayout.of_mask(attention_mask, input_ids.shape[1]),
             items=len(items),
         )
 

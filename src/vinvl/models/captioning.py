@@ -16,6 +16,7 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 from vinvl.errors import UserError
 from vinvl.models.configuration import VinVLConfig
 from vinvl.models.encoder import VinVLModel
+from vinvl.models.packing import PackedLayout
 
 
 class MaskedWordPredictions(nn.Module):
@@ -87,12 +88,13 @@ class VinVLForCaptioning(BertPreTrainedModel):
         masked_ids: Tensor | None = None,
         label_smoothing: float = 0.0,
         drop_worst_ratio: float = 0.0,
+        layout: PackedLayout | None = None,
     ) -> MaskedLMOutput:
         """Predict the words at the masked positions, and at no others.
 
         Args:
-            input_ids: (B, L) int64, the caption with its masks, then the tags. This and the arguments up to
-                `position_ids` are described in `VinVLModel.forward`.
+            input_ids: (B, L) int64, the caption with its masks, then the tags. This, the arguments up to
+                `position_ids` and `layout` are described in `VinVLModel.forward`.
             attention_mask: (B, S, S), as made by `seq2seq_attention_mask`.
             masked_positions: (B, L) bool, M of them true; every position if not given.
             masked_ids: (M,) int64, the true words at the masked positions in row-major order; no loss if not given.
@@ -110,6 +112,7 @@ class VinVLForCaptioning(BertPreTrainedModel):
             attention_mask=attention_mask,
             region_features=region_features,
             position_ids=position_ids,
+            layout=layout,
         )
         text = encoded.last_hidden_state[:, : input_ids.shape[1]].flatten(0, 1)  # (B·L, H)
         if masked_positions is not None:

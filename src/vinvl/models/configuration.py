@@ -5,6 +5,7 @@ from typing import Any
 from transformers import BertConfig
 
 from vinvl.errors import UserError
+from vinvl.models.packing import PACKED
 
 CLASSIFIERS = ("linear", "mlp")
 LOSS_TYPES = ("bce", "ce", "kl")
@@ -24,6 +25,8 @@ class VinVLConfig(BertConfig):
         classifier: "linear", or "mlp" for Linear–ReLU–Linear.
         cls_hidden_scale: the hidden size of the "mlp" classifier as a multiple of `hidden_size`.
         loss_type: "bce", "ce" or "kl"; the published spellings "xe" and "sfmx" are stored as "ce".
+        attn_implementation: "auto" is "packed", which computes nothing for padding and takes all masks; the others are
+            those of transformers. Not saved with the model.
 
     Raises:
         UserError: an unknown classifier or loss, or sizes that cannot make a model.
@@ -41,8 +44,10 @@ class VinVLConfig(BertConfig):
         classifier: str = "linear",
         cls_hidden_scale: int = 3,
         loss_type: str = "bce",
+        attn_implementation: str | None = "auto",
         **bert_fields: Any,
     ) -> None:
+        bert_fields["attn_implementation"] = PACKED if attn_implementation == "auto" else attn_implementation
         super().__init__(**bert_fields)
         self.img_feature_dim = img_feature_dim
         self.use_img_layernorm = bool(use_img_layernorm)  # published config.json files hold 0 and 1

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from transformers import BertModel, BertPreTrainedModel, Cache, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertSelfAttention
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler
 
 from vinvl.errors import UserError
+from vinvl.models.attention import HeadMaskedSelfAttention, dense_attention_mask
 from vinvl.models.configuration import VinVLConfig
+from vinvl.models.packing import PACKED, PackedLayout, PackedSequences
 
 
 class VinVLModel(BertPreTrainedModel):
@@ -64,8 +66,10 @@ class VinVLModel(BertPreTrainedModel):
         past_key_values: Cache | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        layout: PackedLayout | None = None,
+        only_first: bool = False,
     ) -> BaseModelOutputWithPooling:
-        """Encode a batch.
+        """Encode a batch. With "packed" attention nothing is computed for padding, whose hidden states are then 0.
 
         Args:
             input_ids: (B, L) int64 token ids, text then tags then padding.
@@ -79,9 +83,13 @@ class VinVLModel(BertPreTrainedModel):
                 current positions, and the cache grows by the current ones. Needs `position_ids`.
             output_hidden_states: also return the layers+1 hidden states; the configuration's value if not given.
             output_attentions: also return each layer's weights (B, heads, S, P+S); "eager" attention only.
+            layout: `PackedLayout.of_mask` of the positions that exist, for "packed" attention; made from
+                `attention_mask` if not given, for which the host waits where the mask is on an accelerator.
+            only_first: the last hidden state is wanted at the first position alone: that spares most of the last layer.
 
         Returns:
-            last_hidden_state (B, S, H), pooler_output (B, H), hidden_states and attentions as asked for.
+            last_hidden_state (B, S, H), or (B, 1, H) with `only_first`; pooler_output (B, H); hidden_states and
+            attentions as asked for.
 
         Raises:
             UserError: shapes that do not fit together or a mask that the attention implementation cannot take.
@@ -96,31 +104,97 @@ class VinVLModel(BertPreTrainedModel):
             )
         self._check_history(past_key_values, position_ids)
 
-        hidden = self.embed(input_ids, token_type_ids, region_features, position_ids)  # (B, S, H)
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        mask = self._attention_mask(attention_mask, hidden, past_length)
-        scales = None if head_mask is None else head_mask.expand(len(self.encoder.layer), -1)
-
-        states = [hidden]
+        plain = not record_states and not record_attentions and head_mask is None and past_key_values is None
+        layers = list(self.encoder.layer)
+        short = (
+            only_first and plain and implementation != "eager"
+        )  # eager: each layer whole, to hold the others against
+        if short:
+            layers.pop()
+        states: list[Tensor] = []
         attentions: list[Tensor] | None = [] if record_attentions else None
-        for index, layer in enumerate(self.encoder.layer):
-            hidden = layer(
-                hidden,
-                mask,
-                None,
-                None,
-                past_key_values,  # by its place, as its name differs between releases of transformers
-                head_scale=None if scales is None else scales[index],
-                attention_record=attentions,
-            )
-            if record_states:
+        if plain and implementation == PACKED and attention_mask is not None:
+            inputs = (input_ids, token_type_ids, region_features, position_ids)
+            hidden = self._encode_packed(inputs, attention_mask, layout, layers)
+        else:
+            hidden = self.embed(input_ids, token_type_ids, region_features, position_ids)  # (B, S, H)
+            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            mask = self._attention_mask(attention_mask, hidden, past_length)
+            scales = None if head_mask is None else head_mask.expand(len(layers), -1)
+            states.append(hidden)
+            for index, layer in enumerate(layers):
+                hidden = layer(
+                    hidden,
+                    mask,
+                    None,
+                    None,
+                    past_key_values,  # by its place, as its name differs between releases of transformers
+                    head_scale=None if scales is None else scales[index],
+                    attention_record=attentions,
+                )
                 states.append(hidden)
+        if short:
+            hidden = self._last_layer_at_first(hidden, attention_mask)
         return BaseModelOutputWithPooling(
-            last_hidden_state=hidden,
+            last_hidden_state=hidden[:, :1] if only_first else hidden,
             pooler_output=self.pooler(hidden),
             hidden_states=tuple(states) if record_states else None,
             attentions=None if attentions is None else tuple(attentions),
         )
+
+    def _encode_packed(
+        self,
+        inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+        attention_mask: Tensor,
+        layout: PackedLayout | None,
+        layers: list[Any],
+    ) -> Tensor:
+        """Hidden states (B, S, H) after the layers, which see real positions alone; the inputs are those of `embed`."""
+        sequences, slots = attention_mask.shape[0], attention_mask.shape[-1]
+        text_slots = inputs[0].shape[1]
+        region_slots = 0 if inputs[2] is None else inputs[2].shape[1]
+        self._check_mask(attention_mask, len(inputs[0]), text_slots + region_slots)
+        if layout is None:
+            exists = attention_mask if attention_mask.dim() == 2 else attention_mask.any(dim=-1)
+            layout = PackedLayout.of_mask(exists.bool().cpu().numpy(), text_slots).with_tensors(
+                lambda tensor: tensor.to(attention_mask.device)
+            )
+        packed = PackedSequences.of(layout, attention_mask)
+        hidden = self._embed_packed(*inputs, layout)
+        for layer in layers:
+            hidden = layer(hidden, packed=packed)
+        return layout.unpacked(hidden[0], sequences, slots)
+
+    def _embed_packed(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        region_features: Tensor | None,
+        position_ids: Tensor | None,
+        layout: PackedLayout,
+    ) -> Tensor:
+        """`embed` of the real positions alone, (1, T, H)."""
+        self._check_length(input_ids, position_ids)
+        text = layout.text_places
+        tokens = self.embeddings(
+            input_ids=input_ids.flatten()[text][None],
+            token_type_ids=None if token_type_ids is None else token_type_ids.flatten()[text][None],
+            position_ids=(text % input_ids.shape[1] if position_ids is None else position_ids.flatten()[text])[None],
+        )
+        if region_features is None:
+            return tokens
+        regions = self.embed_regions(region_features.flatten(0, 1)[layout.region_places])[None]
+        return torch.cat([tokens, regions], dim=1)[:, layout.merged]
+
+    def _last_layer_at_first(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """(B, 1, H) of what the layer before the last one gives, (B, S, H)."""
+        layer: Any = self.encoder.layer[-1]
+        seen = None
+        if attention_mask is not None:
+            seen = (attention_mask if attention_mask.dim() == 2 else attention_mask[:, 0]).bool()[:, None]  # (B, 1, S)
+        attended = layer.attention.output(layer.attention.self.attend_from_first(hidden, seen), hidden[:, :1])
+        last: Tensor = layer.output(layer.intermediate(attended), attended)
+        return last
 
     def embed(
         self,
@@ -130,13 +204,16 @@ class VinVLModel(BertPreTrainedModel):
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """The encoder's input (B, L+R, H): embedded tokens, then projected regions. Arguments as in `forward`."""
-        length, limit = input_ids.shape[1], self.config.max_position_embeddings
-        if length > limit and position_ids is None:
-            raise UserError(f"A text of {length} tokens was given to a model that knows {limit} positions; shorten it.")
+        self._check_length(input_ids, position_ids)
         tokens = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids)
         if region_features is None:
             return tokens
         return torch.cat([tokens, self.embed_regions(region_features)], dim=1)
+
+    def _check_length(self, input_ids: Tensor, position_ids: Tensor | None) -> None:
+        length, limit = input_ids.shape[1], self.config.max_position_embeddings
+        if length > limit and position_ids is None:
+            raise UserError(f"A text of {length} tokens was given to a model that knows {limit} positions; shorten it.")
 
     def embed_regions(self, region_features: Tensor) -> Tensor:
         """Region rows (..., D) as the encoder gets them, (..., H): projected, normed where configured, dropped out.
@@ -157,7 +234,7 @@ class VinVLModel(BertPreTrainedModel):
         return embedded
 
     def pool_embedded(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The pooled vectors (B, H) of sequences that are embedded already; for evaluation only.
+        """The pooled vectors (B, H) of sequences that are embedded already.
 
         The last layer is computed at the first position alone, for nothing else of it reaches the pooled vector.
 
@@ -169,12 +246,7 @@ class VinVLModel(BertPreTrainedModel):
         layer: Any
         for layer in self.encoder.layer[:-1]:
             hidden = layer(hidden, mask)
-        layer, seen = self.encoder.layer[-1], None
-        if attention_mask is not None:
-            seen = (attention_mask if attention_mask.dim() == 2 else attention_mask[:, 0]).bool()[:, None]  # (B, 1, S)
-        context = layer.attention.self.attend_from_first(hidden, seen)
-        attended = layer.attention.output(context, hidden[:, :1])
-        pooled: Tensor = self.pooler(layer.output(layer.intermediate(attended), attended))
+        pooled: Tensor = self.pooler(self._last_layer_at_first(hidden, attention_mask))
         return pooled
 
     def project_history(self, hidden_states: Sequence[Tensor]) -> DynamicCache:
@@ -202,18 +274,22 @@ class VinVLModel(BertPreTrainedModel):
             # transformers' checkpointed layers drop the cache, with a warning at most.
             raise UserError("past_key_values cannot be used in training with gradient checkpointing; switch one off.")
 
+    @staticmethod
+    def _check_mask(attention_mask: Tensor, sequences: int, positions: int, earlier: int = 0) -> None:
+        rows = {2: (sequences,), 3: (sequences, positions)}.get(attention_mask.dim())
+        if rows is None or attention_mask.shape != (*rows, earlier + positions):
+            raise UserError(
+                f"The attention mask has shape {tuple(attention_mask.shape)}, but {sequences} sequences of "
+                f"{positions} tokens and regions after {earlier} earlier positions need (B, {earlier + positions}) "
+                f"or (B, {positions}, {earlier + positions})."
+            )
+
     def _attention_mask(self, attention_mask: Tensor | None, hidden: Tensor, past_length: int) -> Any:
         """The mask as the chosen attention implementation wants it: None, (B, S), (B, 1, S, P+S) or a block mask."""
         if attention_mask is None:
             return None
         length = hidden.shape[1]
-        rows = {2: hidden.shape[:1], 3: hidden.shape[:2]}.get(attention_mask.dim())
-        if rows is None or attention_mask.shape != (*rows, past_length + length):
-            raise UserError(
-                f"The attention mask has shape {tuple(attention_mask.shape)}, but {hidden.shape[0]} sequences of "
-                f"{length} tokens and regions after {past_length} earlier positions need (B, {past_length + length}) "
-                f"or (B, {length}, {past_length + length})."
-            )
+        self._check_mask(attention_mask, hidden.shape[0], length, past_length)
         if attention_mask.dim() == 3:
             return dense_attention_mask(attention_mask, self.config._attn_implementation, hidden.dtype)
         if past_length:
@@ -221,76 +297,3 @@ class VinVLModel(BertPreTrainedModel):
             return dense_attention_mask(every_row, self.config._attn_implementation, hidden.dtype)
         # By position, because the second parameter's name differs between transformers releases.
         return create_bidirectional_mask(self.config, hidden, attention_mask)
-
-
-def dense_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.dtype) -> Tensor:
-    """A mask of who sees whom, (B, Q, K) with 1 = attend, as the attention implementation takes it: (B, 1, Q, K).
-
-    "sdpa" gets booleans; "eager", which adds the mask to the scores, gets 0 and the lowest `dtype`.
-    A row that may attend to nothing attends to everything instead: its output is not meant to be used, and a softmax
-    over nothing is NaN on some backends.
-
-    Raises:
-        UserError: the implementation (flash or flex attention) takes no such mask.
-    """
-    allowed = mask.bool()
-    allowed = (allowed | ~allowed.any(dim=-1, keepdim=True))[:, None]
-    if implementation == "sdpa":
-        return allowed
-    if implementation == "eager":
-        additive = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-        return additive.masked_fill(~allowed, torch.finfo(dtype).min)
-    raise UserError(
-        f"{implementation!r} attention takes no mask of who sees whom; give a mask of shape (B, length) or load the "
-        "model with attn_implementation='sdpa'."
-    )
-
-
-class HeadMaskedSelfAttention(BertSelfAttention):
-    """BERT's self-attention that can also scale its heads and hand out its weights.
-
-    Recent transformers releases have no head mask. Multiplying a head's weights by a factor is the same as multiplying
-    what it reads by that factor, so this needs nothing from inside the attention.
-    """
-
-    def forward(  # type: ignore[override]  # transformers types the options as a TypedDict
-        self,
-        hidden_states: Tensor,
-        attention_mask: Any = None,
-        past_key_values: Cache | None = None,
-        head_scale: Tensor | None = None,
-        attention_record: list[Tensor] | None = None,
-        cache: Cache | None = None,
-        **attention_options: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend; `head_scale` is (heads,), and the weights (B, heads, S, P+S) are appended to `attention_record`.
-
-        What older releases of transformers name past_key_values, newer ones name cache.
-        """
-        earlier = past_key_values if cache is None else cache
-        context, weights = super().forward(  # type: ignore[misc]  # transformers' annotation forgets the weights
-            hidden_states, attention_mask, earlier, **attention_options
-        )
-        if head_scale is not None:
-            context = (context.unflatten(-1, (self.num_attention_heads, -1)) * head_scale[:, None]).flatten(-2)
-            weights = None if weights is None else weights * head_scale[:, None, None]
-        if attention_record is not None:
-            attention_record.append(weights)
-        return context, weights
-
-    def attend_from_first(self, hidden_states: Tensor, seen: Tensor | None) -> Tensor:
-        """What the first position reads, (B, 1, H); `seen` is (B, 1, S) bool, None for everything.
-
-        For one query it is cheaper to take the key projection to the query and the value projection to the weighted
-        sum of states than to project every state. The bias of the keys adds the same to all scores, so it is left out.
-        """
-        heads = (self.num_attention_heads, self.attention_head_size)
-        query = self.query(hidden_states[:, 0]).unflatten(-1, heads)  # (B, heads, H / heads)
-        key_weight, value_weight = (linear.weight.unflatten(0, heads) for linear in (self.key, self.value))
-        scores = torch.einsum("bnd,ndh->bnh", query, key_weight) @ hidden_states.transpose(1, 2)  # (B, heads, S)
-        scores = scores.float() * self.attention_head_size**-0.5
-        if seen is not None:
-            scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-        read = scores.softmax(dim=-1).to(hidden_states.dtype) @ hidden_states  # (B, heads, H)
-        context = torch.einsum("bnh,ndh->bnd", read, value_weight).flatten(1) + self.value.bias
-        return context[:, None]

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from vinvl.errors import UserError
 from vinvl.models.configuration import VinVLConfig, canonical_loss_type
 from vinvl.models.encoder import VinVLModel
+from vinvl.models.packing import PackedLayout
 
 
 class VinVLForAnswering(BertPreTrainedModel):
@@ -43,6 +44,7 @@ class VinVLForAnswering(BertPreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        layout: PackedLayout | None = None,
     ) -> SequenceClassifierOutput:
         """Score the answers.
 
@@ -65,6 +67,8 @@ class VinVLForAnswering(BertPreTrainedModel):
             head_mask=head_mask,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            layout=layout,
+            only_first=True,
         )
         logits = self.classifier(self.dropout(encoded.pooler_output))  # (B, A)
         return SequenceClassifierOutput(

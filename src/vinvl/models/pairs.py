@@ -11,6 +11,7 @@ from vinvl.errors import UserError
 from vinvl.models.configuration import VinVLConfig
 from vinvl.models.encoder import VinVLModel
 from vinvl.models.heads import answer_loss
+from vinvl.models.packing import PackedLayout
 
 
 class VinVLForPairs(BertPreTrainedModel):
@@ -43,6 +44,7 @@ class VinVLForPairs(BertPreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        layout: PackedLayout | None = None,
     ) -> SequenceClassifierOutput:
         """Score the answers.
 
@@ -71,6 +73,8 @@ class VinVLForPairs(BertPreTrainedModel):
             head_mask=head_mask,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            layout=layout,
+            only_first=True,
         )
         pooled = self.dropout(encoded.pooler_output)  # (2B, H)
         logits = self.classifier(pooled.reshape(-1, 2 * pooled.shape[-1]))  # (B, A)

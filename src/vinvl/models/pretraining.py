@@ -17,6 +17,7 @@ from vinvl.errors import UserError
 from vinvl.models.captioning import MaskedWordPredictions, masked_rows
 from vinvl.models.configuration import VinVLConfig
 from vinvl.models.encoder import VinVLModel
+from vinvl.models.packing import PackedLayout
 
 NO_PAIR_LABEL = -1  # a row that has no part in the contrastive loss
 
@@ -101,11 +102,13 @@ class VinVLForPreTraining(BertPreTrainedModel):
         masked_ids: Tensor | None = None,
         pair_labels: Tensor | None = None,
         row_weights: Tensor | None = None,
+        layout: PackedLayout | None = None,
     ) -> PretrainingOutput:
         """Predict the tokens at the masked positions, and at no others, and the class of every triplet.
 
         Args:
-            input_ids: (B, L) int64. This and the arguments up to `position_ids` are described in `VinVLModel.forward`.
+            input_ids: (B, L) int64. This, the arguments up to `position_ids` and `layout` are described in
+                `VinVLModel.forward`.
             masked_positions: (B, L) bool, M of them true; every position of the text if not given. M may be 0.
             masked_ids: (M,) int64, the true tokens there in row-major order; no masked loss if not given.
             pair_labels: (B,) int64 classes, `NO_PAIR_LABEL` for rows without; no contrastive loss if not given.
@@ -120,6 +123,7 @@ class VinVLForPreTraining(BertPreTrainedModel):
             attention_mask=attention_mask,
             region_features=region_features,
             position_ids=position_ids,
+            layout=layout,
         )
         length = input_ids.shape[1]
         places = torch.arange(input_ids.numel(), device=input_ids.device)

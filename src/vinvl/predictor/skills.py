@@ -150,7 +150,7 @@ def logits_of(model: VinVLForAnswering | VinVLForPairs, batch: Batch) -> Tensor:
 
 def inputs_of(batch: Batch) -> dict[str, Any]:
     """What the models take, by name."""
-    names = ("input_ids", "token_type_ids", "attention_mask", "region_features")
+    names = ("input_ids", "token_type_ids", "attention_mask", "region_features", "layout")
     return {name: getattr(batch, name) for name in names}
 
 

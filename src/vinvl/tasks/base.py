@@ -227,6 +227,7 @@ class VinVLTask(pl.LightningModule):
             token_type_ids=batch.token_type_ids,
             attention_mask=batch.attention_mask,
             region_features=batch.region_features,
+            layout=batch.layout,
         )
         logits: Tensor = output.logits
         return logits

@@ -152,6 +152,7 @@ class CaptioningTask(VinVLTask):
             masked_ids=batch.labels,
             label_smoothing=self.label_smoothing,
             drop_worst_ratio=self.drop_worst_ratio if dropping else 0.0,
+            layout=batch.layout,
         )
         loss: Tensor = output.loss
         return loss

@@ -114,6 +114,7 @@ class PretrainingTask(VinVLTask):
             masked_ids=batch.labels,
             pair_labels=self.pair_labels(batch),
             row_weights=row_weights,
+            layout=batch.layout,
         )
         return output
 

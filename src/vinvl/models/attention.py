@@ -1,0 +1,92 @@
+"""What the encoder's layers attend with: masks as implementations want them, and BERT's self-attention with extras.
+
+Shapes: B batch, S the joint sequence, P cached earlier positions, H hidden size, Q queries, K keys.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import Cache
+from transformers.models.bert.modeling_bert import BertSelfAttention
+
+from vinvl.errors import UserError
+from vinvl.models.packing import PACKED
+
+
+def dense_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.dtype) -> Tensor:
+    """A mask of who sees whom, (B, Q, K) with 1 = attend, as the attention implementation takes it: (B, 1, Q, K).
+
+    "sdpa" and "packed" get booleans; "eager", which adds the mask to the scores, gets 0 and the lowest `dtype`.
+    A row that may attend to nothing attends to everything instead: its output is not meant to be used, and a softmax
+    over nothing is NaN on some backends.
+
+    Raises:
+        UserError: the implementation (flash or flex attention) takes no such mask.
+    """
+    allowed = mask.bool()
+    allowed = (allowed | ~allowed.any(dim=-1, keepdim=True))[:, None]
+    if implementation in ("sdpa", PACKED):
+        return allowed
+    if implementation == "eager":
+        additive = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return additive.masked_fill(~allowed, torch.finfo(dtype).min)
+    raise UserError(
+        f"{implementation!r} attention takes no mask of who sees whom; give a mask of shape (B, length) or load the "
+        "model with attn_implementation='sdpa'."
+    )
+
+
+class HeadMaskedSelfAttention(BertSelfAttention):
+    """BERT's self-attention that can also scale its heads and hand out its weights.
+
+    Recent transformers releases have no head mask. Multiplying a head's weights by a factor is the same as multiplying
+    what it reads by that factor, so this needs nothing from inside the attention.
+    """
+
+    def forward(  # type: ignore[override]  # transformers types the options as a TypedDict
+        self,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        past_key_values: Cache | None = None,
+        head_scale: Tensor | None = None,
+        attention_record: list[Tensor] | None = None,
+        cache: Cache | None = None,
+        **attention_options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend; `head_scale` is (heads,), and the weights (B, heads, S, P+S) are appended to `attention_record`.
+
+        What older releases of transformers name past_key_values, newer ones name cache.
+        """
+        earlier = past_key_values if cache is None else cache
+        context, weights = super().forward(  # type: ignore[misc]  # transformers' annotation forgets the weights
+            hidden_states, attention_mask, earlier, **attention_options
+        )
+        if head_scale is not None:
+            context = (context.unflatten(-1, (self.num_attention_heads, -1)) * head_scale[:, None]).flatten(-2)
+            weights = None if weights is None else weights * head_scale[:, None, None]
+        if attention_record is not None:
+            attention_record.append(weights)
+        return context, weights
+
+    def attend_from_first(self, hidden_states: Tensor, seen: Tensor | None) -> Tensor:
+        """What the first position reads, (B, 1, H); `seen` is (B, 1, S) bool, None for everything.
+
+        For one query it is cheaper to take the key projection to the query and the value projection to the weighted
+        sum of states than to project every state. The bias of the keys adds the same to all scores of a query, which
+        no softmax sees: it only gets the gradient 0 that is its due, for DDP waits for every parameter.
+        """
+        heads = (self.num_attention_heads, self.attention_head_size)
+        query = self.query(hidden_states[:, 0]).unflatten(-1, heads)  # (B, heads, H / heads)
+        key_weight, value_weight = (linear.weight.unflatten(0, heads) for linear in (self.key, self.value))
+        scores = torch.einsum("bnd,ndh->bnh", query, key_weight) @ hidden_states.transpose(1, 2)  # (B, heads, S)
+        scores = scores.float() * self.attention_head_size**-0.5
+        if seen is not None:
+            scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+        weights = functional.dropout(scores.softmax(dim=-1), self.dropout.p, self.training)
+        read = weights.to(hidden_states.dtype) @ hidden_states  # (B, heads, H)
+        # The weights of a query add up to 1, but for dropout: the bias of the values is dropped with them.
+        context = torch.einsum("bnh,ndh->bnd", read, value_weight)
+        context = context + weights.sum(dim=-1, keepdim=True).to(context.dtype) * self.value.bias.unflatten(0, heads)
+        return context.flatten(1)[:, None] + 0 * self.key.bias.sum()

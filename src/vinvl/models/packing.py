@@ -1,0 +1,204 @@
+"""Sequences of a batch end to end, without their padding: where real positions lie, and attention over them.
+
+Shapes: B sequences of L text and R region slots, S = L + R, H hidden size, d numbers a head; T real positions in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before torch 2.10
+    varlen_attn = None  # type: ignore[assignment]
+
+PACKED = "packed"  # its name among transformers' attention implementations
+HALVES = (torch.float16, torch.bfloat16)
+LEAST_FILL = 0.7  # of the longest sequence of a group, that every sequence in it has at least
+
+
+@dataclass(frozen=True)
+class PackedGroup:
+    """Sequences of like length that attention pads to their longest, M positions.
+
+    rows: (n, M) int64, among the T packed positions; slots of padding name the sequence's first position.
+    real: (n, M) bool, False for padding; None where there is none.
+    """
+
+    rows: Tensor
+    real: Tensor | None
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Where the T real positions of B padded sequences lie. Made on the host, for its sizes depend on the data.
+
+    places: (T,) int64, of each among the B·S slots; sequences in turn, and in each text before regions.
+    text_places: (T_text,) int64, of the real tokens among the B·L text slots.
+    region_places: (T_regions,) int64, of the real regions among the B·R region slots.
+    merged: (T,) int64: position t is number merged[t] of all tokens followed by all regions.
+    offsets: (B + 1,) int32: sequence b has the positions offsets[b] to offsets[b + 1].
+    longest: positions of the longest sequence.
+    groups: all sequences, by length.
+    from_groups: (T,) int64: position t is number from_groups[t] of the groups' flattened rows.
+    """
+
+    places: Tensor
+    text_places: Tensor
+    region_places: Tensor
+    merged: Tensor
+    offsets: Tensor
+    longest: int
+    groups: tuple[PackedGroup, ...]
+    from_groups: Tensor
+
+    @classmethod
+    def of_mask(cls, mask: np.ndarray, text_slots: int) -> PackedLayout:
+        """Of a mask (B, S) bool, True where there is a token (the first `text_slots`, L) or a region.
+
+        A sequence without any position gets its first slot, so that it has an output.
+        """
+        mask = mask.copy()
+        mask[:, 0] |= ~mask.any(axis=1)
+        flat = np.flatnonzero(mask)
+        slots, regions = mask.shape[1], mask.shape[1] - text_slots
+        rows, slot = np.divmod(flat, slots)
+        is_text = slot < text_slots
+        merged = np.empty(len(flat), dtype=np.int64)
+        merged[is_text] = np.arange(int(is_text.sum()))
+        merged[~is_text] = np.arange(int(is_text.sum()), len(flat))
+        lengths = mask.sum(axis=1)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        groups, from_groups = _groups(lengths, offsets)
+        return cls(
+            places=torch.from_numpy(flat),
+            text_places=torch.from_numpy(rows[is_text] * text_slots + slot[is_text]),
+            region_places=torch.from_numpy(rows[~is_text] * regions + slot[~is_text] - text_slots),
+            merged=torch.from_numpy(merged),
+            offsets=torch.from_numpy(offsets.astype(np.int32)),
+            longest=int(lengths.max()),
+            groups=groups,
+            from_groups=torch.from_numpy(from_groups),
+        )
+
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> PackedLayout:
+        """The same with every tensor changed: moved to a device, or into page-locked memory."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        groups = [PackedGroup(change(one.rows), None if one.real is None else change(one.real)) for one in self.groups]
+        return replace(self, **changed, groups=tuple(groups))
+
+    def unpacked(self, hidden: Tensor, sequences: int, slots: int) -> Tensor:
+        """(T, H) → (B, S, H), zero where there is padding."""
+        empty = hidden.new_zeros(sequences * slots, hidden.shape[-1])
+        return empty.index_copy(0, self.places, hidden).unflatten(0, (sequences, slots))
+
+
+def _groups(lengths: np.ndarray, offsets: np.ndarray) -> tuple[tuple[PackedGroup, ...], np.ndarray]:
+    """The sequences by falling length, cut where one is much shorter than its group's longest."""
+    order = np.argsort(-lengths, kind="stable")
+    groups: list[PackedGroup] = []
+    from_groups = np.empty(int(lengths.sum()), dtype=np.int64)
+    start = slots_before = 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        end = start + int(np.searchsorted(-lengths[order[start:]], -LEAST_FILL * longest, side="right"))
+        members = order[start:end]
+        slot = np.arange(longest)
+        real = slot < lengths[members, None]
+        rows = offsets[members, None] + np.where(real, slot, 0)
+        from_groups[rows[real]] = slots_before + np.flatnonzero(real)
+        groups.append(PackedGroup(torch.from_numpy(rows), None if real.all() else torch.from_numpy(real)))
+        start, slots_before = end, slots_before + real.size
+    return tuple(groups), from_groups
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """What attention needs to know of a batch.
+
+    layout: where the sequences are.
+    masks: of each group, (n, 1, 1 or M, M) bool, who sees whom; None for everyone in a sequence.
+    whole: every position sees its whole sequence.
+    """
+
+    layout: PackedLayout
+    masks: tuple[Tensor | None, ...]
+    whole: bool
+
+    @classmethod
+    def of(cls, layout: PackedLayout, attention_mask: Tensor) -> PackedSequences:
+        """`attention_mask` is (B, S), or (B, S, S), [query, key], of the padded sequences."""
+        if attention_mask.dim() == 2:
+            masks = tuple(None if one.real is None else one.real[:, None, None] for one in layout.groups)
+            return cls(layout, masks, whole=True)
+        slots = attention_mask.shape[-1]
+        return cls(layout, tuple(_who_sees_whom(layout, one, attention_mask, slots) for one in layout.groups), False)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+        """(T, heads, d) from the same of query, key and value; scores are divided by the root of d."""
+        if self.whole and dropout == 0 and varlen_attn is not None and query.is_cuda and query.dtype in HALVES:
+            layout = self.layout
+            around = (layout.offsets, layout.offsets, layout.longest, layout.longest)
+            by_kernel: Any = varlen_attn(query, key, value, *around)  # it knows neither masks nor dropout
+            return by_kernel
+        parts = []
+        for group, mask in zip(self.layout.groups, self.masks, strict=True):
+            q, k, v = (part[group.rows].transpose(1, 2) for part in (query, key, value))  # (n, heads, M, d)
+            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+            parts.append(attended.transpose(1, 2).flatten(0, 1))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[self.layout.from_groups]
+
+
+def _who_sees_whom(layout: PackedLayout, group: PackedGroup, attention_mask: Tensor, slots: int) -> Tensor:
+    """(n, 1, M, M) bool of a group, from (B, S, S)."""
+    places = layout.places[group.rows]
+    rows, slot = places // slots, places % slots
+    allowed = attention_mask.bool()[rows[:, :, None], slot[:, :, None], slot[:, None, :]]
+    if group.real is not None:
+        allowed = allowed & group.real[:, None, :]
+    return (allowed | ~allowed.any(dim=-1, keepdim=True))[:, None]  # a softmax over nothing would be NaN
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed: PackedSequences | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """An attention implementation of transformers: of packed sequences where it is told of them, else "sdpa".
+
+    Args:
+        query, key, value: (1, heads, T, d), or (B, heads, S, d) where nothing is packed.
+        others: what transformers hands to every implementation.
+
+    Returns:
+        (1, T, heads, d), and None in place of the weights.
+    """
+    if packed is None:
+        attended, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+        return attended, None
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    return packed.attend(q, k, v, dropout)[None], None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
