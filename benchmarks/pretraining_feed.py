@@ -116,7 +116,7 @@ def row_by_row(dataset: PretrainingDataset, draws: Sequence[Draw]) -> Batch:
             Example(
                 input_ids,
                 token_type_ids,
-                text.region_rows(int(dataset.rows.image_of(row)[0])),
+                text.image_regions(int(dataset.rows.image_of(row)[0])),
                 label_ids=np.array([token for _, token in hidden], dtype=np.int64),
                 masked_positions=np.array([place for place, _ in hidden], dtype=np.int64),
             )

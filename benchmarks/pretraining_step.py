@@ -21,14 +21,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pretraining_feed import make_dataset, row_by_row
 from store_reads import write_images
-from torch import nn
 from torch.nn import functional as F
 
 from vinvl.data.batch import Batch
+from vinvl.data.image_regions import BatchRegions
 from vinvl.data.pretraining_dataset import PretrainingDataset
 from vinvl.data.sampling import Draw, LengthBucketBatchSampler
 from vinvl.models import VinVLConfig, VinVLForPreTraining
@@ -66,12 +67,11 @@ class Step:
             num_hidden_layers=layers,
             use_img_layernorm=True,
             img_feature_dim=ROW,
-            attn_implementation="sdpa",
         )
         torch.manual_seed(0)
         self.dataset = dataset
         self.device = device
-        model: nn.Module = VinVLForPreTraining(config)
+        model: Any = VinVLForPreTraining(config)
         self.model = model.to(device)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 0.01), lr=5e-5, fused=True)
 
@@ -82,6 +82,8 @@ class Step:
         if way.fixed_padding:
             batch = pad_to_limits(batch)
         batch = batch.to(self.device)
+        # Packed sequences have no padding to compute with.
+        self.model.config._attn_implementation = "sdpa" if way.fixed_padding else "packed"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
             loss = self.loss_of(batch, way.head_everywhere)
         loss.backward()
@@ -93,10 +95,7 @@ class Step:
         """The sum of both losses; the same number either way."""
         assert batch.masked_positions is not None and batch.labels is not None
         output = self.model(
-            input_ids=batch.input_ids,
-            token_type_ids=batch.token_type_ids,
-            attention_mask=batch.attention_mask,
-            region_features=batch.region_features,
+            **batch.inputs(),
             masked_positions=None if head_everywhere else batch.masked_positions,
             masked_ids=None if head_everywhere else batch.labels,
             pair_labels=batch.pair_labels,
@@ -112,14 +111,15 @@ def pad_to_limits(batch: Batch) -> Batch:
     """The batch padded to 35 tokens and 50 regions."""
     assert batch.masked_positions is not None
     text = batch.input_ids.shape[1]
-    to_tokens, to_regions = (0, MAX_TOKENS - text), (0, MAX_REGIONS - batch.region_features.shape[1])
+    to_tokens, to_regions = (0, MAX_TOKENS - text), (0, MAX_REGIONS - batch.regions.slots)
     mask = [F.pad(batch.attention_mask[:, :text], to_tokens), F.pad(batch.attention_mask[:, text:], to_regions)]
     return replace(
         batch,
         input_ids=F.pad(batch.input_ids, to_tokens),
         token_type_ids=F.pad(batch.token_type_ids, to_tokens),
         attention_mask=torch.cat(mask, dim=1),
-        region_features=F.pad(batch.region_features, (0, 0, *to_regions)),
+        regions=BatchRegions.of_padded(F.pad(batch.region_features, (0, 0, *to_regions))),
+        layout=None,
         masked_positions=F.pad(batch.masked_positions, to_tokens),
     )
 

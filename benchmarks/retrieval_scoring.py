@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from made_data import made_regions, whole_layers
 from torch import Tensor
 
 from vinvl.data.batch import Example, collate
+from vinvl.data.image_regions import ImageRegions
 from vinvl.data.retrieval_text import caption_first
 from vinvl.data.text import RaggedTokens, SpecialTokens
 from vinvl.models import VinVLConfig, VinVLForAnswering
@@ -66,6 +68,7 @@ class Padded:
     def score(self) -> Tensor:
         """(I, C) differences of the logits; padding is prepared for `rows` captions of an image at a time."""
         device, scores = self.model.device, []
+        none = ImageRegions(made_regions(0, ROW_WIDTH - 6, np.random.default_rng(0)), 0, position=-1)
         for tags, regions in zip(self.pairs.tags, self.pairs.regions, strict=True):
             features = torch.zeros((1, MAX_REGIONS, ROW_WIDTH), device=device)
             features[0, : len(regions)] = regions
@@ -74,15 +77,16 @@ class Padded:
                 texts = [caption_first(one, tags, max_tokens=MAX_TOKENS, special=SPECIAL) for one in chunk]
                 # An empty example of the full length makes the batch as wide as the published one.
                 full = np.zeros(MAX_TOKENS, dtype=np.int64)
-                rows = [Example(ids, types, np.zeros((0, 1), dtype=np.float32)) for ids, types in texts]
-                batch = collate([*rows, Example(full, full, rows[0].region_rows)], pad_token_id=0).to(device)
+                rows = [Example(ids, types, none) for ids, types in [*texts, (full, full)]]
+                batch = collate(rows, pad_token_id=0).to(device)
                 seen = (torch.arange(MAX_REGIONS, device=device) < len(regions)).expand(len(chunk), -1)
-                logits = self.model(
+                logits = whole_layers(
+                    self.model,
                     batch.input_ids[:-1],
                     batch.token_type_ids[:-1],
                     torch.cat([batch.attention_mask[:-1], seen], dim=1),
                     features.expand(len(chunk), -1, -1),
-                ).logits.float()
+                ).float()
                 scores.append(logits[:, 1] - logits[:, 0])
         return torch.cat(scores).view(len(self.pairs.tags), -1)
 
@@ -109,7 +113,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
-    config = VinVLConfig(num_labels=2, num_hidden_layers=options.layers, attn_implementation="sdpa", loss_type="ce")
+    config = VinVLConfig(num_labels=2, num_hidden_layers=options.layers, loss_type="ce")
     model = VinVLForAnswering(config).eval().to(device)
     pairs = coco_like(options.images, options.captions, options.crowded, np.random.default_rng(0), device)
     offsets = np.insert(np.cumsum([len(one) for one in pairs.captions]), 0, 0)

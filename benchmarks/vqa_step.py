@@ -23,10 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from made_data import made_regions, whole_layers
 from torch import Tensor, nn
 from transformers import VisualBertConfig, VisualBertForQuestionAnswering
 
 from vinvl.data.batch import Batch, Example, collate, soft_targets
+from vinvl.data.image_regions import BatchRegions, ImageRegions
 from vinvl.data.sampling import LengthBucketBatchSampler
 from vinvl.models import VinVLConfig, VinVLForAnswering, answer_loss
 from vinvl.tasks.parameter_groups import parameter_groups
@@ -38,7 +40,7 @@ WAYS = (PADDED, PADDED_FLOAT32, BUCKETED, OURS, VISUALBERT)
 
 def coco_like_examples(count: int, rng: np.random.Generator) -> list[Example]:
     """Examples of random content and COCO-like lengths; the features are views of one array, to spare memory."""
-    rows = rng.normal(size=(MAX_REGIONS, ROW)).astype(np.float32)
+    most = made_regions(MAX_REGIONS, ROW - 6, rng)
     examples = []
     for _ in range(count):
         regions = int(np.clip(rng.normal(33, 12), 10, 50))
@@ -49,7 +51,7 @@ def coco_like_examples(count: int, rng: np.random.Generator) -> list[Example]:
             Example(
                 input_ids=rng.integers(1000, 30000, size=tokens),
                 token_type_ids=(np.arange(tokens) >= question + 2).astype(np.int64),
-                region_rows=rows[:regions],
+                regions=ImageRegions(most, regions, position=-1),
                 label_ids=rng.choice(NUM_ANSWERS, size=3, replace=False),
                 label_scores=np.array([1.0, 0.6, 0.3], dtype=np.float32),
                 record={},
@@ -61,7 +63,7 @@ def coco_like_examples(count: int, rng: np.random.Generator) -> list[Example]:
 def batches_of(count: int, batch_size: int) -> Iterator[Batch]:
     """Batches as training has them: of like lengths."""
     examples = coco_like_examples(max(64, count) * batch_size, np.random.default_rng(0))
-    lengths = np.array([len(example.input_ids) + len(example.region_rows) for example in examples])
+    lengths = np.array([len(example.input_ids) + len(example.regions) for example in examples])
     sampler = iter(LengthBucketBatchSampler(lengths, batch_size, seed=0))
     for _ in range(count):
         chosen = [examples[draw.index] for draw in next(sampler)]
@@ -71,7 +73,7 @@ def batches_of(count: int, batch_size: int) -> Iterator[Batch]:
 def pad_fixed(batch: Batch) -> Batch:
     """The batch padded to 128 tokens and 50 regions."""
     size, text = batch.input_ids.shape
-    regions = batch.region_features.shape[1]
+    regions = batch.regions.slots
 
     def widen(tensor: Tensor, width: int) -> Tensor:
         wide = tensor.new_zeros((size, width, *tensor.shape[2:]))
@@ -85,32 +87,14 @@ def pad_fixed(batch: Batch) -> Batch:
         batch,
         input_ids=widen(batch.input_ids, MAX_TOKENS),
         token_type_ids=widen(batch.token_type_ids, MAX_TOKENS),
-        region_features=widen(batch.region_features, MAX_REGIONS),
+        regions=BatchRegions.of_padded(widen(batch.region_features, MAX_REGIONS)),
         attention_mask=mask,
         layout=None,
     )
 
 
-def whole_layers(model: VinVLForAnswering, batch: Batch) -> Tensor:
-    """Logits by transformers' "sdpa" attention with a mask, every layer whole."""
-    encoded = model.bert(
-        batch.input_ids,
-        token_type_ids=batch.token_type_ids,
-        attention_mask=batch.attention_mask,
-        region_features=batch.region_features,
-    )
-    logits: Tensor = model.classifier(model.dropout(encoded.pooler_output))
-    return logits
-
-
 def packed(model: VinVLForAnswering, batch: Batch) -> Tensor:
-    logits: Tensor = model(
-        batch.input_ids,
-        token_type_ids=batch.token_type_ids,
-        attention_mask=batch.attention_mask,
-        region_features=batch.region_features,
-        layout=batch.layout,
-    ).logits
+    logits: Tensor = model(**batch.inputs()).logits
     return logits
 
 
@@ -143,15 +127,11 @@ def make_ways(names: list[str], layers: int, device: torch.device, compile: bool
     torch.manual_seed(0)
     model: Any = VinVLForAnswering(VinVLConfig(num_labels=NUM_ANSWERS, num_hidden_layers=layers))
     model.to(device)
-    plain = VinVLForAnswering(VinVLConfig(num_labels=NUM_ANSWERS, num_hidden_layers=1, attn_implementation="sdpa"))
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=5e-5, fused=True)
 
     def by_sdpa(model: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, VinVLForAnswering)
-        model.config._attn_implementation = plain.config._attn_implementation
-        logits = whole_layers(model, batch)
-        model.config._attn_implementation = "packed"
-        return logits
+        return whole_layers(model, batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.region_features)
 
     if compile:
         model.bert.compile(dynamic=True)

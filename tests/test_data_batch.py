@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from region_samples import image_regions, made_rows
 
 from vinvl.data.batch import Example, collate, soft_targets
 
@@ -15,7 +16,7 @@ def example(num_tokens: int, num_regions: int, label: int) -> Example:
     return Example(
         input_ids=rng.integers(10, 50, size=num_tokens),
         token_type_ids=rng.integers(0, 2, size=num_tokens),
-        region_rows=rng.normal(size=(num_regions, 7)).astype(np.float32),
+        regions=image_regions(made_rows(num_regions, 7, rng)),
         label_ids=np.array([label]),
         label_scores=np.array([0.3], dtype=np.float32),
         record={"question_id": label},

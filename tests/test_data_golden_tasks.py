@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from region_samples import RecordedRegions
 from safetensors.numpy import load_file
 from test_data_text import golden_tokenizer
 
@@ -29,16 +30,6 @@ GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
 TOKENIZER = golden_tokenizer()
 SPECIAL = SpecialTokens.of(TOKENIZER)
 PAD, MASK = SPECIAL.pad_token_id, SPECIAL.mask_token_id
-
-
-@dataclass(frozen=True)
-class RecordedRegions:
-    """The region rows of one image as they were recorded."""
-
-    recorded: np.ndarray
-
-    def rows(self, limit: int) -> np.ndarray:
-        return self.recorded[:limit]
 
 
 @dataclass(frozen=True)
@@ -99,6 +90,7 @@ class TestAnsweringAndPairs:
             region_text=self.text_and_images({case["i"]: case["objects"] for case in cases}, use_tags=True),
             targets=AnswerTargets.of_one_answer(CategoricalColumn.from_texts(answers), vocabulary),
             record_of=lambda index: {},
+            scored=True,
         )
         example = dataset[Draw(0, row)]
         self.assert_recorded(f"gqa.{row}", None, example)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from region_samples import image_regions
 from retrieval_samples import retrieval_data
 from safetensors.numpy import load_file
 from transformers import BertTokenizerFast
@@ -42,7 +43,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
 def golden_example(tokenizer: BertTokenizerFast, number: int, tags: str) -> Example:
     encoded = encode_texts(tokenizer, [FACTS["captions"][number], FACTS["tags"][number] if tags == "tags" else ""])
     ids, types = caption_first(encoded[0], encoded[1], max_tokens=MAX_TOKENS, special=SpecialTokens.of(tokenizer))
-    return Example(ids, types, TENSORS[f"inputs.img_{number}"][:MAX_REGIONS])
+    return Example(ids, types, image_regions(TENSORS[f"inputs.img_{number}"][:MAX_REGIONS]))
 
 
 def published_form(examples: list[Example]) -> Batch:
@@ -50,7 +51,7 @@ def published_form(examples: list[Example]) -> Batch:
     longest = Example(
         np.zeros(MAX_TOKENS, dtype=np.int64),
         np.zeros(MAX_TOKENS, dtype=np.int64),
-        np.zeros((MAX_REGIONS, examples[0].region_rows.shape[1]), dtype=np.float32),
+        image_regions(np.zeros((MAX_REGIONS, examples[0].regions.width), dtype=np.float32)),
     )
     return collate([*examples, longest], pad_token_id=0)
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from triplet_samples import SIZES
 
 from vinvl.data.batch import Batch
+from vinvl.data.image_regions import BatchRegions
 from vinvl.errors import UserError
 from vinvl.metrics.model_flops import BACKWARD_AND_FORWARD, StepCosts
 from vinvl.models import VinVLConfig, VinVLForPreTraining
@@ -78,8 +79,8 @@ def small_batch() -> Batch:
     """Two rows: 2 tokens and 1 region, 3 tokens and 2 regions."""
     mask = torch.tensor([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
     hidden = torch.tensor([[0, 1, 0], [1, 1, 0]], dtype=torch.bool)
-    ids = torch.ones(2, 3, dtype=torch.long)
-    return Batch(ids, ids, mask, torch.zeros(2, 2, 10), ids[hidden], ({}, {}), masked_positions=hidden)
+    ids, regions = torch.ones(2, 3, dtype=torch.long), BatchRegions.of_padded(torch.zeros(2, 2, 10))
+    return Batch(ids, ids, mask, regions, ids[hidden], ({}, {}), masked_positions=hidden)
 
 
 def test_what_a_batch_is_made_of() -> None:
@@ -100,7 +101,7 @@ def test_what_a_batch_is_made_of() -> None:
 def test_masks_of_who_sees_whom_count_positions_once() -> None:
     batch = small_batch()
     square = (batch.attention_mask[:, :, None] & batch.attention_mask[:, None, :]).tril()
-    seen = Batch(batch.input_ids, batch.input_ids, square, batch.region_features, None, ({}, {}))
+    seen = Batch(batch.input_ids, batch.input_ids, square, batch.regions, None, ({}, {}))
     assert (Workload.of(seen, 2).text_tokens, Workload.of(seen, 2).regions) == (5, 3)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from region_samples import image_regions, made_rows
 from safetensors.torch import load_file
 
 from vinvl.data.batch import Example, collate
@@ -54,7 +55,7 @@ class World:
         random = np.random.default_rng(sum(captions) + 7 * sum(tags) + 31 * sum(regions))
         self.captions = [random.integers(5, 50, size=count) for count in captions]
         self.tags = [random.integers(5, 50, size=count) for count in tags]
-        self.regions = [random.standard_normal((count, WIDTH)).astype(np.float32) for count in regions]
+        self.regions = [made_rows(count, WIDTH, random) for count in regions]
 
     def scores(self, model: VinVLForAnswering, max_tokens: int, max_rows: int, attention_type: str) -> torch.Tensor:
         chunks = caption_chunks(
@@ -70,7 +71,7 @@ class World:
     def single(self, model: VinVLForAnswering, image: int, caption: int, max_tokens: int, attention_type: str) -> float:
         """The difference of the logits from a plain forward pass of one pair without padding."""
         ids, types = caption_first(self.captions[caption], self.tags[image], max_tokens=max_tokens, special=SPECIAL)
-        batch = collate([Example(ids, types, self.regions[image])], pad_token_id=0)
+        batch = collate([Example(ids, types, image_regions(self.regions[image]))], pad_token_id=0)
         mask = attention_mask_of(parts_of(batch), attention_type)
         with torch.inference_mode():
             logits = model(batch.input_ids, batch.token_type_ids, mask, batch.region_features).logits[0]

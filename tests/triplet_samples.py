@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vinvl.data.batch import Batch
+from vinvl.data.image_regions import BatchRegions
 from vinvl.tasks.pretraining import PretrainingTask
 
 SIZES: dict[str, Any] = {
@@ -42,7 +43,7 @@ def triplets(size: int, seed: int = 0, hidden_share: float = 0.3, classes: int =
         input_ids=input_ids,
         token_type_ids=(torch.arange(TOKENS) >= TOKENS // 2).long().expand(size, -1).contiguous(),
         attention_mask=attended,
-        region_features=torch.randn(size, REGIONS, 10, generator=generator),
+        regions=BatchRegions.of_padded(torch.randn(size, REGIONS, 10, generator=generator)),
         labels=torch.randint(5, 40, (int(masked.sum()),), generator=generator),
         records=tuple({} for _ in range(size)),
         masked_positions=masked,
@@ -66,7 +67,8 @@ def joined(first: Batch, second: Batch) -> Batch:
         for name, value in vars(first).items()
         if isinstance(value, Tensor)
     }
-    return replace(first, records=first.records + second.records, **values)
+    regions = BatchRegions.of_padded(torch.cat([first.region_features, second.region_features]))
+    return replace(first, records=first.records + second.records, regions=regions, **values)
 
 
 def rows_of(batch: Batch, start: int, stop: int) -> Batch:
@@ -78,7 +80,9 @@ def rows_of(batch: Batch, start: int, stop: int) -> Batch:
     values = {
         name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor) and name != "labels"
     }
-    return replace(batch, records=batch.records[rows], labels=batch.labels[torch.isin(of_label, chosen)], **values)
+    values["labels"] = batch.labels[torch.isin(of_label, chosen)]
+    regions = BatchRegions.of_padded(batch.region_features[rows])
+    return replace(batch, records=batch.records[rows], regions=regions, **values)
 
 
 def plain_forward(task: PretrainingTask, batch: Batch) -> tuple[Tensor, Tensor]:

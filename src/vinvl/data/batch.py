@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vinvl.data import transfer
+from vinvl.data.image_regions import BatchRegions, ImageRegions, gather_regions
 from vinvl.models.packing import PackedLayout
 
 NO_LABELS = np.zeros(0, dtype=np.int64)
@@ -25,13 +27,18 @@ class Example:
 
     input_ids: np.ndarray  # (L,) int64
     token_type_ids: np.ndarray  # (L,) int64: 0 text, 1 tags
-    region_rows: np.ndarray  # (R, D) float32: feature followed by the six box numbers; R may be 0
+    regions: ImageRegions  # R may be 0
     label_ids: np.ndarray = field(default_factory=lambda: NO_LABELS)  # (k,) int64: classes, answers or masked tokens
     label_scores: np.ndarray = field(default_factory=lambda: NO_SCORES)  # (k,) float32: targets of these answers
     record: dict[str, Any] = field(default_factory=dict)  # what metrics and reports need on the host: question_id …
     position_ids: np.ndarray | None = None  # (L,) int64 where the positions are not 0, 1, 2 …
     caption_length: int = 0  # tokens at the front that are seen from left to right only, with [CLS] and [SEP]
     masked_positions: np.ndarray | None = None  # (k,) int64: where `label_ids` are to be guessed
+
+    @property
+    def region_rows(self) -> np.ndarray:
+        """(R, D) float32: feature followed by the six box numbers."""
+        return self.regions.rows()
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Batch:
     input_ids: Tensor  # (B, L) int64
     token_type_ids: Tensor  # (B, L) int64
     attention_mask: Tensor  # (B, L + R) bool: True where there is a token or a region
-    region_features: Tensor  # (B, R, D) float32; R is 0 where the batch has no regions at all
+    regions: BatchRegions  # of all rows, without padding
     labels: Tensor | None  # (B, A) float32 soft targets, (B,) int64 classes or (Σk,) masked tokens; None if unknown
     records: tuple[dict[str, Any], ...]
     position_ids: Tensor | None = None  # (B, L) int64; None means 0, 1, 2 …
@@ -54,6 +61,21 @@ class Batch:
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+    @property
+    def region_features(self) -> Tensor:
+        """(B, R, D) float32; R is 0 where the batch has no regions at all. Made whenever it is asked for."""
+        return self.regions.padded()
+
+    def inputs(self) -> dict[str, Any]:
+        """What every model takes, by name; region rows without padding where there is a layout."""
+        return {
+            "input_ids": self.input_ids,
+            "token_type_ids": self.token_type_ids,
+            "attention_mask": self.attention_mask,
+            "region_features": self.region_features if self.layout is None else self.regions.rows(),
+            "layout": self.layout,
+        }
 
     @property
     def num_items(self) -> int:
@@ -73,7 +95,10 @@ class Batch:
         changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
         if self.layout is not None:
             changed["layout"] = self.layout.with_tensors(change)
-        return replace(self, **changed)
+        return replace(self, **changed, regions=self.regions.with_tensors(change))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return transfer.unpacked, (transfer.packed(self),)
 
 
 def collate(examples: Sequence[Example], *, pad_token_id: int, labels: Tensor | None = None) -> Batch:
@@ -84,47 +109,48 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, labels: Tensor | 
         pad_token_id: fills text positions beyond an example's end.
         labels: what the loss sees: `soft_targets`, `class_labels` or `masked_labels` of the examples, or None.
     """
-    longest_text = max(len(example.input_ids) for example in examples)
-    most_regions = max(len(example.region_rows) for example in examples)
-    size, row_width = len(examples), examples[0].region_rows.shape[1]
-    input_ids = np.full((size, longest_text), pad_token_id, dtype=np.int64)
-    token_type_ids = np.zeros((size, longest_text), dtype=np.int64)
-    attention_mask = np.zeros((size, longest_text + most_regions), dtype=bool)
-    region_features = np.zeros((size, most_regions, row_width), dtype=np.float32)
-    position_ids = np.zeros((size, longest_text), dtype=np.int64)
-    masked_positions = np.zeros((size, longest_text), dtype=bool)
-    for row, example in enumerate(examples):
-        num_tokens, num_regions = len(example.input_ids), len(example.region_rows)
-        input_ids[row, :num_tokens] = example.input_ids
-        token_type_ids[row, :num_tokens] = example.token_type_ids
-        attention_mask[row, :num_tokens] = True
-        attention_mask[row, longest_text : longest_text + num_regions] = True
-        region_features[row, :num_regions] = example.region_rows
-        if example.position_ids is not None:
-            position_ids[row, :num_tokens] = example.position_ids
-        if example.masked_positions is not None:
-            masked_positions[row, example.masked_positions] = True
+    tokens = np.array([len(example.input_ids) for example in examples])
+    longest_text = int(tokens.max())
+    regions = gather_regions([example.regions for example in examples])
+    is_text = np.arange(longest_text) < tokens[:, None]
+    is_region = np.arange(regions.slots) < np.array([len(example.regions) for example in examples])[:, None]
+    attention_mask = np.concatenate([is_text, is_region], axis=1)
     placed, masked = examples[0].position_ids is not None, examples[0].masked_positions is not None
     return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        token_type_ids=torch.from_numpy(token_type_ids),
+        input_ids=_padded([example.input_ids for example in examples], is_text, pad_token_id),
+        token_type_ids=_padded([example.token_type_ids for example in examples], is_text, 0),
         attention_mask=torch.from_numpy(attention_mask),
-        region_features=torch.from_numpy(region_features),
+        regions=regions,
         labels=labels,
         records=tuple(example.record for example in examples),
-        position_ids=torch.from_numpy(position_ids) if placed else None,
+        position_ids=_padded([example.position_ids for example in examples], is_text, 0) if placed else None,
         caption_lengths=torch.tensor([example.caption_length for example in examples]) if placed else None,
-        masked_positions=torch.from_numpy(masked_positions) if masked else None,
+        masked_positions=_marked([example.masked_positions for example in examples], longest_text) if masked else None,
         layout=PackedLayout.of_mask(attention_mask, longest_text),
     )
 
 
+def _padded(rows: Sequence[Any], real: np.ndarray, padding: int) -> Tensor:
+    """Rows of numbers at the places (B, L) that are real, int64."""
+    padded = np.full(real.shape, padding, dtype=np.int64)
+    padded[real] = np.concatenate(rows)
+    return torch.from_numpy(padded)
+
+
+def _marked(rows: Sequence[Any], slots: int) -> Tensor:
+    """(B, slots) bool, True at the places that each row names."""
+    marked = np.zeros((len(rows), slots), dtype=bool)
+    marked[np.repeat(np.arange(len(rows)), [len(row) for row in rows]), np.concatenate(rows)] = True
+    return torch.from_numpy(marked)
+
+
 def soft_targets(examples: Sequence[Example], num_answers: int) -> Tensor:
     """(B, A) float32: the score of every answer, 0 for those that nobody gave."""
-    targets = torch.zeros((len(examples), num_answers))
-    for row, example in enumerate(examples):
-        targets[row, torch.from_numpy(example.label_ids)] = torch.from_numpy(example.label_scores)
-    return targets
+    targets = np.zeros((len(examples), num_answers), dtype=np.float32)
+    rows = np.repeat(np.arange(len(examples)), [len(example.label_ids) for example in examples])
+    answers = np.concatenate([example.label_ids for example in examples])
+    targets[rows, answers] = np.concatenate([example.label_scores for example in examples])
+    return torch.from_numpy(targets)
 
 
 def class_labels(examples: Sequence[Example]) -> Tensor:

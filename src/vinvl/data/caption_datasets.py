@@ -53,7 +53,7 @@ def caption_context(placed: PlacedImage, limits: CaptionLimits, record: dict[str
     return Example(
         input_ids=tags,
         token_type_ids=np.ones(len(tags), dtype=np.int64),
-        region_rows=text.region_rows(placed.image),
+        regions=text.image_regions(placed.image),
         position_ids=limits.max_caption_tokens + np.arange(len(tags)),
         record=record,
     )

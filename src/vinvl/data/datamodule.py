@@ -173,6 +173,7 @@ class RegionDataModule(pl.LightningDataModule):
             tags = tag_source(self.tags, store, tokenizer)
             self._region_text = RegionText(store, tags, self.limits, SpecialTokens.of(tokenizer))
             self._tokenizer = tokenizer
+            self.loaders.store = store
         for name in STAGES_OF.get(stage or "fit", ()):
             if name not in self.datasets:
                 self.datasets[name] = self._dataset_of(name)

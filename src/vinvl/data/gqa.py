@@ -73,6 +73,7 @@ class GQADataModule(RegionDataModule):
             region_text=self.region_text,
             targets=targets,
             record_of=partial(question_record, records),
+            scored=stage != "train",
         )
 
     def check_scorable(self, stage: str) -> None:

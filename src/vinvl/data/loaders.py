@@ -1,17 +1,42 @@
 """The DataLoaders of a data module: whose batches a rank gets, in which order, and from where on in a resumed run."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
+from vinvl.data.batch import Batch
+from vinvl.data.region_source import RegionSource
 from vinvl.data.sampling import EvaluationBatchSampler, LengthBucketBatchSampler
+
+
+class RegionLoader(DataLoader[Any]):
+    """A DataLoader that fills in the features which batches from data workers lack (see `image_regions`)."""
+
+    def __init__(self, dataset: Any, *, store: RegionSource | None, **options: Any) -> None:
+        """`options` are DataLoader's."""
+        self.store = store
+        super().__init__(dataset, **options)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return map(self._filled, super().__iter__())
+
+    def _filled(self, batch: Any) -> Any:
+        if not isinstance(batch, Batch) or batch.regions.features is not None:
+            return batch
+        assert self.store is not None
+        pin_memory = self.pin_memory and torch.cuda.is_available()
+        return replace(batch, regions=batch.regions.filled(self.store, pin_memory))
 
 
 class Loaders:
     """Batches of items of like length. Datasets have `lengths()` and `collate(items)`.
 
     Attributes:
+        store: where the features of batches of regions are.
         batches_seen: batches of this rank trained on so far; set anew, training goes on from there.
     """
 
@@ -27,6 +52,7 @@ class Loaders:
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.seed = seed
+        self.store: RegionSource | None = None
         self._sampler: LengthBucketBatchSampler | None = None
         self._batches_seen = 0
 
@@ -57,8 +83,9 @@ class Loaders:
 
     def loader(self, dataset: Any, batch_sampler: Any, *, persistent: bool = True) -> DataLoader[Any]:
         """The batches of a sampler. Workers stay for the next epoch, or, not `persistent`, begin anew for each."""
-        return DataLoader(
+        return RegionLoader(
             dataset,
+            store=self.store,
             batch_sampler=batch_sampler,
             num_workers=self.num_workers,
             collate_fn=dataset.collate,

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch
+from vinvl.data.image_regions import gather_regions
 from vinvl.data.pretraining_assembly import TokenRows, assemble_pairs
 from vinvl.data.pretraining_masking import mask_tokens
 from vinvl.data.pretraining_pairs import (
@@ -20,7 +21,6 @@ from vinvl.data.pretraining_pairs import (
 )
 from vinvl.data.pretraining_rows import CorpusRows
 from vinvl.data.sampling import Draw
-from vinvl.data.store.regions import BOX_NUMBERS
 from vinvl.errors import UserError
 from vinvl.models.packing import PackedLayout
 
@@ -127,14 +127,16 @@ class PretrainingDataset(Dataset[Draw]):
             self.rows.region_text.special.mask_token_id,
             self.mask_probability,
         )
-        features, num_regions = self._regions(rows, len(triplets.labels) // len(rows))
-        attention_mask = _attention_mask(tokens, num_regions, features.shape[1])
+        parts = [self.rows.region_text.image_regions(int(image)) for image in self.rows.image_of(rows)]
+        parts *= len(triplets.labels) // len(rows)
+        regions = gather_regions(parts)
+        attention_mask = _attention_mask(tokens, np.array([len(part) for part in parts]), regions.slots)
         contrast = bool((triplets.labels != NO_PAIR_LABEL).any())
         return Batch(
             input_ids=torch.from_numpy(input_ids),
             token_type_ids=torch.from_numpy(tokens.token_type_ids),
             attention_mask=torch.from_numpy(attention_mask),
-            region_features=torch.from_numpy(features),
+            regions=regions,
             labels=torch.from_numpy(tokens.input_ids[masked]),
             records=tuple({"index": row} for row in triplets.image_rows.tolist()),
             masked_positions=torch.from_numpy(masked),
@@ -163,27 +165,6 @@ class PretrainingDataset(Dataset[Draw]):
             special=self.rows.region_text.special,
         )
 
-    def _regions(self, rows: np.ndarray, copies: int) -> tuple[np.ndarray, np.ndarray]:
-        """(copies · B, R, D) float32 region rows, and (copies · B,) int64 how many each has.
-
-        `RegionText.region_rows` of each row, written where it belongs at once: an array of each image's own in between
-        would be a quarter of what a batch costs.
-        """
-        limits, store = self.rows.region_text.limits, self.rows.region_text.store
-        most = limits.max_regions if limits.use_regions else 0
-        found = [store.at(int(image)) for image in self.rows.image_of(rows)]
-        counts = np.array([min(len(regions), most) for regions in found], dtype=np.int64)
-        numbers = store.feature_dim + BOX_NUMBERS
-        features = np.empty((copies, len(rows), int(counts.max()), numbers), dtype=np.float32)
-        for regions, count, place in zip(found, counts.tolist(), features[0], strict=True):
-            regions.write_rows(place[:count])
-            place[count:] = 0
-        if not np.isfinite(features[0].sum()):  # one pass; which image it is, if it is one, is looked for only then
-            for regions in found:
-                regions.check_finite()
-        features[1:] = features[0]
-        return features.reshape(copies * len(rows), *features.shape[2:]), np.tile(counts, copies)
-
     def _loss_weights(self, rows: np.ndarray) -> torch.Tensor | None:
         if self._weights is None:
             return None
@@ -199,7 +180,7 @@ class PretrainingDataset(Dataset[Draw]):
         lines.append(f"  hidden    {' '.join(words(batch.labels.numpy())) or '(none)'}")
         if batch.pair_labels is not None:
             lines.append(f"  label     {int(batch.pair_labels[-1])} (0 is matched)")
-        lines.append(f"  regions   {batch.region_features.shape[1]} rows of {batch.region_features.shape[2]} numbers")
+        lines.append(f"  regions   {batch.regions.slots} rows of {batch.region_features.shape[2]} numbers")
         return lines
 
 

@@ -1,12 +1,14 @@
 """What every dataset shares: a text and an image of the store → the tokens, tags and regions that a model sees."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from vinvl.data.batch import Example
+from vinvl.data.image_regions import ImageRegions
 from vinvl.data.region_source import RegionSource
+from vinvl.data.store import Regions
 from vinvl.data.tags import TagSource
 from vinvl.data.text import SpecialTokens, assemble_pair
 
@@ -28,6 +30,22 @@ class InputLimits:
     use_regions: bool = True
 
 
+class FiniteImages:
+    """Which images have been found to be of finite numbers: reading them all to look is as much as copying them."""
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+
+    def check(self, image: int, regions: Regions) -> None:
+        """
+        Raises:
+            UserError: a number of the image is not finite.
+        """
+        if image not in self._known:
+            regions.check_finite()
+            self._known.add(image)
+
+
 @dataclass(frozen=True)
 class RegionText:
     """Puts texts and images together.
@@ -37,12 +55,14 @@ class RegionText:
         tags: the object tags of its images, by their position in the store.
         limits: what the model gets to see.
         special: ids of the tokenizer's special tokens.
+        finite: which images have been looked at.
     """
 
     store: RegionSource
     tags: TagSource
     limits: InputLimits
     special: SpecialTokens
+    finite: FiniteImages = field(default_factory=FiniteImages, compare=False)
 
     def example(self, text: np.ndarray, image: int, max_tokens: int | None = None) -> Example:
         """`[CLS] text [SEP] tags [SEP]` with the image's regions; the caller adds labels and record.
@@ -62,7 +82,7 @@ class RegionText:
             cls_token_id=self.special.cls_token_id,
             sep_token_id=self.special.sep_token_id,
         )
-        return Example(input_ids, token_type_ids, self.region_rows(image))
+        return Example(input_ids, token_type_ids, self.image_regions(image))
 
     def tag_ids(self, image: int) -> np.ndarray:
         """(n,) int32 token ids of an image's tags; none where tags are withheld."""
@@ -70,13 +90,21 @@ class RegionText:
             return np.zeros(0, dtype=np.int32)
         return self.tags.encode(image, self.limits.max_regions)
 
-    def region_rows(self, image: int) -> np.ndarray:
-        """(R, D) float32 region rows of an image, at most `max_regions`; R is 0 where regions are withheld."""
+    def image_regions(self, image: int) -> ImageRegions:
+        """The regions of an image, at most `max_regions`; none where regions are withheld.
+
+        Raises:
+            UserError: a feature or box is not finite; looked at when this process sees the image for the first time.
+        """
         regions = self.store.at(image)
-        rows = regions.rows(self.limits.max_regions if self.limits.use_regions else 0)
-        if not np.isfinite(rows).all():
-            regions.check_finite()
-        return rows
+        count = min(len(regions), self.limits.max_regions) if self.limits.use_regions else 0
+        if count:
+            self.finite.check(image, regions)
+        return ImageRegions(regions, count, image)
+
+    def region_rows(self, image: int) -> np.ndarray:
+        """(R, D) float32 region rows of `image_regions`."""
+        return self.image_regions(image).rows()
 
     def image_lengths(self, images: np.ndarray) -> np.ndarray:
         """(N,) int64: tags and regions of each image, before truncation of the text."""
@@ -99,7 +127,7 @@ class RegionText:
         return [
             f"  tokens    {' '.join(words)}",
             f"  tags      {self.tags_as_text(image)}",
-            f"  regions   {len(example.region_rows)} rows of {example.region_rows.shape[1]} numbers",
+            f"  regions   {len(example.regions)} rows of {example.regions.width} numbers",
         ]
 
 

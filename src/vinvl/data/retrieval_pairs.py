@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, class_labels, collate
 from vinvl.data.caption_records import CaptionRecords
+from vinvl.data.image_regions import ImageRegions
 from vinvl.data.region_text import PlacedImage, RegionText
 from vinvl.data.retrieval_captions import CaptionTable
 from vinvl.data.retrieval_text import attention_mask_of, caption_first, parts_of
@@ -65,7 +66,7 @@ class RetrievalPairs(Dataset[Pair]):
         if wrong_caption is None:
             mismatched = self.example(caption, wrong_image)
         else:
-            mismatched = self.example(wrong_caption, image, matched.region_rows)
+            mismatched = self.example(wrong_caption, image, matched.regions)
         return matched, replace(mismatched, label_ids=np.array([MISMATCHED]))
 
     def mismatch(self, image: int, generator: np.random.Generator) -> tuple[int | None, int]:
@@ -77,10 +78,10 @@ class RetrievalPairs(Dataset[Pair]):
         first, last = self.captions.offsets[other : other + 2]
         return int(generator.integers(first, last)), other
 
-    def example(self, caption: int, image: int, region_rows: np.ndarray | None = None) -> Example:
-        """A caption with an image, labelled as matching; `region_rows` where the image has been read already."""
+    def example(self, caption: int, image: int, regions: ImageRegions | None = None) -> Example:
+        """A caption with an image, labelled as matching; `regions` where the image has been read already."""
         placed = PlacedImage(self.region_text, int(self.images[image]))
-        example = pair_example(self.captions.tokens[caption], placed, region_rows)
+        example = pair_example(self.captions.tokens[caption], placed, regions)
         return replace(example, label_ids=np.array([MATCHED]), record={"caption": caption, "image": image})
 
     def lengths(self) -> np.ndarray:
@@ -110,17 +111,16 @@ class RetrievalPairs(Dataset[Pair]):
         return lines
 
 
-def pair_example(caption: np.ndarray, placed: PlacedImage, region_rows: np.ndarray | None = None) -> Example:
+def pair_example(caption: np.ndarray, placed: PlacedImage, regions: ImageRegions | None = None) -> Example:
     """A caption, (n,) token ids, with an image, neither labelled nor recorded.
 
-    `region_rows` where the image has been read already.
+    `regions` where the image has been read already.
     """
     text = placed.region_text
     input_ids, token_type_ids = caption_first(
         caption, text.tag_ids(placed.image), max_tokens=text.limits.max_tokens, special=text.special
     )
-    rows = text.region_rows(placed.image) if region_rows is None else region_rows
-    return Example(input_ids, token_type_ids, rows)
+    return Example(input_ids, token_type_ids, text.image_regions(placed.image) if regions is None else regions)
 
 
 def collate_pairs(

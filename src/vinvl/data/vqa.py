@@ -79,6 +79,7 @@ class VQADataModule(RegionDataModule):
             region_text=self.region_text,
             targets=AnswerTargets.of_people(records, self.vocabulary, self.target_rule),
             record_of=partial(question_record, records),
+            scored=stage != "train",
         )
 
     def check_scorable(self, stage: str) -> None:

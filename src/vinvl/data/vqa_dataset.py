@@ -69,6 +69,7 @@ class AnsweringDataset(Dataset[Example]):
         region_text: RegionText,
         targets: AnswerTargets,
         record_of: Callable[[int], dict[str, Any]],
+        scored: bool,
     ) -> None:
         """
         Args:
@@ -78,12 +79,14 @@ class AnsweringDataset(Dataset[Example]):
             targets: the right answers.
             record_of: what metrics, result files and reports need of a question; "question" and "image_id" at least.
                 Picklable, for spawned data workers.
+            scored: items carry `record_of`; not in training, which reads none of it.
         """
         self.question_tokens = question_tokens
         self.images = images
         self.region_text = region_text
         self.targets = targets
         self.record_of = record_of
+        self.scored = scored
 
     def __len__(self) -> int:
         return len(self.images)
@@ -92,7 +95,7 @@ class AnsweringDataset(Dataset[Example]):
         index = draw.index
         label_ids, label_scores = self.targets[index]
         example = self.region_text.example(self.question_tokens[index], int(self.images[index]))
-        record = self.record_of(index) | {"index": index}
+        record = {**(self.record_of(index) if self.scored else {}), "index": index}
         return replace(example, label_ids=label_ids, label_scores=label_scores, record=record)
 
     def lengths(self) -> np.ndarray:
@@ -108,9 +111,10 @@ class AnsweringDataset(Dataset[Example]):
             f"{self.targets.answers[label]} {score:.1f}"
             for label, score in zip(item.label_ids, item.label_scores, strict=True)
         ]
+        record = self.record_of(item.record["index"])
         return [
-            f"  image id  {item.record['image_id']}",
-            f"  question  {item.record['question']}",
+            f"  image id  {record['image_id']}",
+            f"  question  {record['question']}",
             *self.region_text.describe(item, int(self.images[item.record["index"]]), words(item.input_ids)),
             f"  target    {', '.join(answers) or '(none in the answer vocabulary)'}",
         ]

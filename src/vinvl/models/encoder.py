@@ -76,7 +76,8 @@ class VinVLModel(BertPreTrainedModel):
             token_type_ids: (B, L) int64, 0 for text and 1 for tags; all 0 if not given.
             attention_mask: 1 = attend. (B, P+S) says which positions exist, (B, S, P+S) also who sees whom; everything
                 if not given. What a position that may attend to nothing returns is not defined.
-            region_features: (B, R, D) float region rows, or None for text alone. R may be 0.
+            region_features: (B, R, D) float region rows, or None for text alone. R may be 0. With a layout also the
+                (T_regions, D) rows of the regions that exist, without padding.
             position_ids: (B, L) int64 positions of the tokens; 0 … L-1 if not given.
             head_mask: (layers, heads) or (heads,) float factors on each head's attention.
             past_key_values: keys and values of P earlier positions (see `project_history`). They come before the
@@ -104,6 +105,8 @@ class VinVLModel(BertPreTrainedModel):
             )
         self._check_history(past_key_values, position_ids)
 
+        if region_features is not None and region_features.dim() == 2 and layout is None:
+            raise UserError("Region rows without padding were given without a layout; give (B, R, D) rows, or both.")
         plain = not record_states and not record_attentions and head_mask is None and past_key_values is None
         layers = list(self.encoder.layer)
         short = (
@@ -117,6 +120,9 @@ class VinVLModel(BertPreTrainedModel):
             inputs = (input_ids, token_type_ids, region_features, position_ids)
             hidden = self._encode_packed(inputs, attention_mask, layout, layers)
         else:
+            if region_features is not None and region_features.dim() == 2:
+                assert layout is not None and attention_mask is not None
+                region_features = layout.padded_regions(region_features, attention_mask, input_ids.shape[1])
             hidden = self.embed(input_ids, token_type_ids, region_features, position_ids)  # (B, S, H)
             past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
             mask = self._attention_mask(attention_mask, hidden, past_length)
@@ -152,8 +158,9 @@ class VinVLModel(BertPreTrainedModel):
         """Hidden states (B, S, H) after the layers, which see real positions alone; the inputs are those of `embed`."""
         sequences, slots = attention_mask.shape[0], attention_mask.shape[-1]
         text_slots = inputs[0].shape[1]
-        region_slots = 0 if inputs[2] is None else inputs[2].shape[1]
-        self._check_mask(attention_mask, len(inputs[0]), text_slots + region_slots)
+        regions = inputs[2]
+        if regions is None or regions.dim() == 3:
+            self._check_mask(attention_mask, len(inputs[0]), text_slots + (0 if regions is None else regions.shape[1]))
         if layout is None:
             exists = attention_mask if attention_mask.dim() == 2 else attention_mask.any(dim=-1)
             layout = PackedLayout.of_mask(exists.bool().cpu().numpy(), text_slots).with_tensors(
@@ -183,7 +190,9 @@ class VinVLModel(BertPreTrainedModel):
         )
         if region_features is None:
             return tokens
-        regions = self.embed_regions(region_features.flatten(0, 1)[layout.region_places])[None]
+        if region_features.dim() == 3:
+            region_features = region_features.flatten(0, 1)[layout.region_places]
+        regions = self.embed_regions(region_features)[None]
         return torch.cat([tokens, regions], dim=1)[:, layout.merged]
 
     def _last_layer_at_first(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:

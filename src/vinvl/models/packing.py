@@ -69,7 +69,7 @@ class PackedLayout:
         A sequence without any position gets its first slot, so that it has an output.
         """
         mask = mask.copy()
-        mask[:, 0] |= ~mask.any(axis=1)
+        mask[:, :1] |= ~mask.any(axis=1, keepdims=True)
         flat = np.flatnonzero(mask)
         slots, regions = mask.shape[1], mask.shape[1] - text_slots
         rows, slot = np.divmod(flat, slots)
@@ -86,7 +86,7 @@ class PackedLayout:
             region_places=torch.from_numpy(rows[~is_text] * regions + slot[~is_text] - text_slots),
             merged=torch.from_numpy(merged),
             offsets=torch.from_numpy(offsets.astype(np.int32)),
-            longest=int(lengths.max()),
+            longest=int(lengths.max(initial=0)),
             groups=groups,
             from_groups=torch.from_numpy(from_groups),
         )
@@ -102,6 +102,12 @@ class PackedLayout:
         """(T, H) → (B, S, H), zero where there is padding."""
         empty = hidden.new_zeros(sequences * slots, hidden.shape[-1])
         return empty.index_copy(0, self.places, hidden).unflatten(0, (sequences, slots))
+
+    def padded_regions(self, rows: Tensor, attention_mask: Tensor, text_slots: int) -> Tensor:
+        """Region rows (T_regions, D) → (B, R, D), zero where there is none; S of the mask is L + R."""
+        sequences, slots = attention_mask.shape[0], attention_mask.shape[-1] - text_slots
+        empty = rows.new_zeros(sequences * slots, rows.shape[-1])
+        return empty.index_copy(0, self.region_places, rows).unflatten(0, (sequences, slots))
 
 
 def _groups(lengths: np.ndarray, offsets: np.ndarray) -> tuple[tuple[PackedGroup, ...], np.ndarray]:

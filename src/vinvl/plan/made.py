@@ -9,6 +9,7 @@ import torch
 
 from vinvl.data.batch import Batch
 from vinvl.data.gqa import GQADataModule
+from vinvl.data.image_regions import BatchRegions
 from vinvl.data.pretraining import PretrainingDataModule
 from vinvl.data.vqa import VQADataModule
 from vinvl.errors import UserError
@@ -73,7 +74,7 @@ class MadeData:
             input_ids=ids,
             token_type_ids=torch.zeros_like(ids),
             attention_mask=torch.ones(rows, text + regions, dtype=torch.bool),
-            region_features=torch.randn((rows, regions, self.feature_dim), generator=generator),
+            regions=BatchRegions.of_padded(torch.randn((rows, regions, self.feature_dim), generator=generator)),
             labels=ids[hidden],
             records=tuple({} for _ in range(rows)),
             masked_positions=hidden,

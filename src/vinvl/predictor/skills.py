@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +89,7 @@ class Matching:
 
         def match(chosen: list[Example]) -> list[float]:
             batch = collate_pairs(chosen, pad, self.attention_type).to(self.computing.device)
-            pooled = self.model.bert(**inputs_of(batch)).pooler_output
+            pooled = self.model.bert(**batch.inputs(), only_first=True).pooler_output
             # Half precision would round many scores to the same number (see `PairScorer`).
             with torch.autocast(pooled.device.type, enabled=False):
                 return probabilities_of(self.model.classifier(pooled.float()), MATCHED)
@@ -144,14 +143,8 @@ def constraints_of(constraints: DetectedConstraints, placed: PlacedImage) -> lis
 
 def logits_of(model: VinVLForAnswering | VinVLForPairs, batch: Batch) -> Tensor:
     """(B, labels)"""
-    logits: Tensor = model(**inputs_of(batch)).logits
+    logits: Tensor = model(**batch.inputs()).logits
     return logits
-
-
-def inputs_of(batch: Batch) -> dict[str, Any]:
-    """What the models take, by name."""
-    names = ("input_ids", "token_type_ids", "attention_mask", "region_features", "layout")
-    return {name: getattr(batch, name) for name in names}
 
 
 def probabilities_of(logits: Tensor, label: int) -> list[float]:
@@ -162,4 +155,4 @@ def probabilities_of(logits: Tensor, label: int) -> list[float]:
 
 def length_of(example: Example) -> int:
     """Tokens and regions."""
-    return len(example.input_ids) + len(example.region_rows)
+    return len(example.input_ids) + len(example.regions)

@@ -222,14 +222,7 @@ class VinVLTask(pl.LightningModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of a batch, (B, labels)."""
-        output = self.model(
-            input_ids=batch.input_ids,
-            token_type_ids=batch.token_type_ids,
-            attention_mask=batch.attention_mask,
-            region_features=batch.region_features,
-            layout=batch.layout,
-        )
-        logits: Tensor = output.logits
+        logits: Tensor = self.model(**batch.inputs()).logits
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -143,16 +143,12 @@ class CaptioningTask(VinVLTask):
             return critical_loss
         dropping = self.batches_seen > self.drop_worst_after
         output = self.model(
-            input_ids=batch.input_ids,
-            token_type_ids=batch.token_type_ids,
-            attention_mask=caption_attention_mask(batch),
-            region_features=batch.region_features,
+            **{**batch.inputs(), "attention_mask": caption_attention_mask(batch)},
             position_ids=batch.position_ids,
             masked_positions=batch.masked_positions,
             masked_ids=batch.labels,
             label_smoothing=self.label_smoothing,
             drop_worst_ratio=self.drop_worst_ratio if dropping else 0.0,
-            layout=batch.layout,
         )
         loss: Tensor = output.loss
         return loss
@@ -265,7 +261,7 @@ def in_percent(scores: Mapping[str, Tensor]) -> dict[str, float]:
 def caption_attention_mask(batch: Batch) -> Tensor:
     """(B, S, S) bool: the left-to-right mask of a batch of captions before tags and regions."""
     assert batch.caption_lengths is not None
-    text, regions = batch.input_ids.shape[1], batch.region_features.shape[1]
+    text, regions = batch.input_ids.shape[1], batch.regions.slots
     text_lengths = batch.attention_mask[:, :text].sum(dim=1)
     region_lengths = batch.attention_mask[:, text:].sum(dim=1)
     return seq2seq_attention_mask(

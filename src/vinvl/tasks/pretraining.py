@@ -106,15 +106,11 @@ class PretrainingTask(VinVLTask):
     def guess(self, batch: Batch, row_weights: Tensor | None = None) -> PretrainingOutput:
         """The model's guesses and losses on a batch."""
         output: PretrainingOutput = self.model(
-            input_ids=batch.input_ids,
-            token_type_ids=batch.token_type_ids,
-            attention_mask=batch.attention_mask,
-            region_features=batch.region_features,
+            **batch.inputs(),
             masked_positions=batch.masked_positions,
             masked_ids=batch.labels,
             pair_labels=self.pair_labels(batch),
             row_weights=row_weights,
-            layout=batch.layout,
         )
         return output
 

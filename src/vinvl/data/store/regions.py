@@ -45,9 +45,7 @@ class Regions:
 
         The six numbers that the published region rows append to each feature (Oscar, VinVL).
         """
-        geometry = np.empty((len(self.boxes), BOX_NUMBERS), dtype=np.float32)
-        self._fill_geometry(geometry)
-        return geometry
+        return box_geometry(self.boxes, np.array([(self.width, self.height)], dtype=np.float32))
 
     def rows(self, limit: int | None = None) -> np.ndarray:
         """(min(R, limit), D+6) float32 region rows: the feature followed by the box geometry.
@@ -56,14 +54,9 @@ class Regions:
         """
         count = len(self) if limit is None else min(len(self), limit)
         rows = np.empty((count, self.features.shape[1] + BOX_NUMBERS), dtype=np.float32)
-        self.write_rows(rows)
+        rows[:, :-BOX_NUMBERS] = self.features[:count]
+        rows[:, -BOX_NUMBERS:] = self.box_geometry()[:count]
         return rows
-
-    def write_rows(self, out: np.ndarray) -> None:
-        """Fills `out` (n, D+6) float32, n ≤ R, with the first n of `rows`."""
-        feature_dim = self.features.shape[1]
-        out[:, :feature_dim] = self.features[: len(out)]
-        self._fill_geometry(out[:, feature_dim:])
 
     def check_finite(self) -> None:
         """Raise UserError if a feature or a box coordinate is NaN or infinite.
@@ -78,10 +71,15 @@ class Regions:
                     f"{int(np.argmin(finite))}; extract the image again."
                 )
 
-    def _fill_geometry(self, out: np.ndarray) -> None:
-        """Write the geometry of the first len(out) regions into `out` (r, 6) float32."""
-        boxes = self.boxes[: len(out)]
-        size = np.array((self.width, self.height), dtype=np.float32)
-        np.divide(boxes[:, 0:2], size, out=out[:, 0:2])
-        np.divide(boxes[:, 2:4], size, out=out[:, 2:4])
-        np.divide(boxes[:, 2:4] - boxes[:, 0:2], size, out=out[:, 4:6])
+
+def box_geometry(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(R, 6) float32 of boxes (R, 4) float32, as `Regions.box_geometry`.
+
+    Args:
+        sizes: (R, 2) or (1, 2) float32, width and height of each box's image.
+    """
+    geometry = np.empty((len(boxes), BOX_NUMBERS), dtype=np.float32)
+    np.divide(boxes[:, 0:2], sizes, out=geometry[:, 0:2])
+    np.divide(boxes[:, 2:4], sizes, out=geometry[:, 2:4])
+    np.divide(boxes[:, 2:4] - boxes[:, 0:2], sizes, out=geometry[:, 4:6])
+    return geometry

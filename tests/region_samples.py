@@ -1,0 +1,50 @@
+"""Region rows, (R, D + 6), as regions of an image, for tests that begin with rows and not with boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vinvl.data.image_regions import ImageRegions
+from vinvl.data.store.regions import box_geometry
+
+
+@dataclass(frozen=True)
+class RecordedRegions:
+    """Stands in for `Regions`: its rows are those given, whatever their last six numbers are."""
+
+    recorded: np.ndarray
+    width: int = 1
+    height: int = 1
+
+    def __len__(self) -> int:
+        return len(self.recorded)
+
+    @property
+    def features(self) -> np.ndarray:
+        return self.recorded[:, :-6]
+
+    @property
+    def boxes(self) -> np.ndarray:
+        return self.recorded[:, -6:-2]
+
+    def rows(self, limit: int | None = None) -> np.ndarray:
+        return self.recorded[:limit]
+
+    def check_finite(self) -> None:
+        assert np.isfinite(self.recorded).all()
+
+
+def image_regions(rows: np.ndarray) -> ImageRegions:
+    """All of them, of no store."""
+    regions: Any = RecordedRegions(rows)
+    return ImageRegions(regions, len(rows), position=-1)
+
+
+def made_rows(count: int, width: int, random: np.random.Generator) -> np.ndarray:
+    """(count, width) float32 rows whose last six numbers are those of boxes."""
+    boxes = random.random((count, 4), dtype=np.float32)
+    features = random.standard_normal((count, width - 6), dtype=np.float32)
+    return np.concatenate([features, box_geometry(boxes, np.ones((1, 2), dtype=np.float32))], axis=1)
