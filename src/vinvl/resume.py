@@ -33,6 +33,7 @@ HARMLESS = (  # how it is worked on, and what is scored afterwards
     "data.num_workers",
     "data.index_workers",
     "data.pin_memory",
+    "data.cache",
     "data.eval_batch_size",
     "data.test_split",
     "data.predict_split",

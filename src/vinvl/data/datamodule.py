@@ -2,7 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self, TypedDict
+from dataclasses import replace
+from typing import Any, NotRequired, Protocol, Self, TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
@@ -11,14 +12,17 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import Batch, Example
+from vinvl.data.device_features import DeviceFeatures
 from vinvl.data.loaders import Loaders
 from vinvl.data.region_text import InputLimits, RegionText
 from vinvl.data.sampling import Draw
+from vinvl.data.shared_copies import SharedCopies
 from vinvl.data.store import RegionStore
 from vinvl.data.tags import tag_source
 from vinvl.data.text import SpecialTokens, load_tokenizer
 from vinvl.errors import UserError
 
+RAM, DEVICE = "ram", "device"  # where `data.cache` keeps features
 STAGES = ("train", "val", "test", "predict")
 STAGES_OF = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
@@ -71,6 +75,7 @@ class RegionDataArguments(TypedDict):
     num_workers, pin_memory: of the loaders.
     seed: of the order of the batches and of all that is drawn in an item.
     prepare: called before anything is read; the demo generates its world here.
+    cache: keeps the features in the machine's shared memory ("ram") or on the device ("device"); None in their files.
     """
 
     splits: Mapping[str, Any]
@@ -92,6 +97,7 @@ class RegionDataArguments(TypedDict):
     pin_memory: bool
     seed: int
     prepare: Callable[[], object] | None
+    cache: NotRequired[str | None]
 
 
 class RegionDataModule(pl.LightningDataModule):
@@ -126,8 +132,12 @@ class RegionDataModule(pl.LightningDataModule):
         pin_memory: bool,
         seed: int,
         prepare: Callable[[], object] | None,
+        cache: str | None = None,
     ) -> None:
         super().__init__()
+        if cache not in (None, RAM, DEVICE):
+            raise UserError(f"data.cache={cache!r} is unknown: give {RAM}, {DEVICE} or null.")
+        self.cache = cache
         self.splits = splits
         self.split_of = {"train": train_split, "val": val_split, "test": test_split, "predict": predict_split}
         self.regions = regions
@@ -145,6 +155,7 @@ class RegionDataModule(pl.LightningDataModule):
         self.seed = seed
         self.prepare = prepare
         self.datasets: dict[str, RegionDataset] = {}
+        self._copies: SharedCopies | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._store: RegionStore | None = None
         self._region_text: RegionText | None = None
@@ -169,16 +180,32 @@ class RegionDataModule(pl.LightningDataModule):
         """Reads tokenizer, store and the splits of a stage (any other word: none); what is read stays."""
         if self._tokenizer is None:
             tokenizer = load_tokenizer(self.tokenizer_name)
-            store = self._store = RegionStore(self.regions)
+            store = self._store = self._open_store()
             tags = tag_source(self.tags, store, tokenizer)
             self._region_text = RegionText(store, tags, self.limits, SpecialTokens.of(tokenizer))
             self._tokenizer = tokenizer
             self.loaders.store = store
+            self.loaders.on_device = DeviceFeatures(store) if self.cache == DEVICE else None
         for name in STAGES_OF.get(stage or "fit", ()):
             if name not in self.datasets:
                 self.datasets[name] = self._dataset_of(name)
             if stage in (None, "fit"):  # said now, not after the run has begun; what can be scored can be trained on
                 self.check_scorable(name)
+
+    def _open_store(self) -> RegionStore:
+        store = RegionStore(self.regions)
+        if self.cache != RAM:
+            return store
+        self._copies = SharedCopies([header.path for header in store.headers])
+        return RegionStore(self._copies.paths)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Looks features up that are on the device already."""
+        if not isinstance(batch, Batch) or batch.regions.store_rows is None:
+            return batch
+        assert self.loaders.on_device is not None
+        features = self.loaders.on_device.features(batch.regions.store_rows)
+        return replace(batch, regions=replace(batch.regions, features=features))
 
     def _dataset_of(self, stage: str) -> RegionDataset:
         same_split = [other for other in self.datasets if self.split_of[other] == self.split_of[stage]]

@@ -60,6 +60,7 @@ class BatchRegions:
     places: (ΣR,) int64, of each among the B·R slots that it has in a padded batch.
     stored: (B, 2) int64, position in the store and number of regions of each image.
     slots: R, of the image with the most.
+    store_rows: (ΣR,) int64, where features that are on the device already lie there (`DeviceFeatures`).
     """
 
     features: Tensor | None
@@ -67,6 +68,7 @@ class BatchRegions:
     places: Tensor
     stored: Tensor
     slots: int
+    store_rows: Tensor | None = None
 
     @classmethod
     def of_padded(cls, rows: Tensor) -> BatchRegions:
@@ -95,8 +97,17 @@ class BatchRegions:
 
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> BatchRegions:
         """The same with every tensor changed, but for `stored`, which stays on the host."""
-        features = None if self.features is None else change(self.features)
-        return replace(self, features=features, geometry=change(self.geometry), places=change(self.places))
+
+        def changed(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else change(tensor)
+
+        return replace(
+            self,
+            features=changed(self.features),
+            geometry=change(self.geometry),
+            places=change(self.places),
+            store_rows=changed(self.store_rows),
+        )
 
 
 def gather_regions(parts: Sequence[ImageRegions]) -> BatchRegions:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vinvl.data.batch import Batch
+from vinvl.data.device_features import DeviceFeatures
 from vinvl.data.region_source import RegionSource
 from vinvl.data.sampling import EvaluationBatchSampler, LengthBucketBatchSampler
 
@@ -16,16 +17,24 @@ from vinvl.data.sampling import EvaluationBatchSampler, LengthBucketBatchSampler
 class RegionLoader(DataLoader[Any]):
     """A DataLoader that fills in the features which batches from data workers lack (see `image_regions`)."""
 
-    def __init__(self, dataset: Any, *, store: RegionSource | None, **options: Any) -> None:
-        """`options` are DataLoader's."""
+    def __init__(
+        self, dataset: Any, *, store: RegionSource | None, on_device: DeviceFeatures | None, **options: Any
+    ) -> None:
+        """`options` are DataLoader's; for the others see `Loaders`."""
         self.store = store
+        self.on_device = on_device
         super().__init__(dataset, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         return map(self._filled, super().__iter__())
 
     def _filled(self, batch: Any) -> Any:
-        if not isinstance(batch, Batch) or batch.regions.features is not None:
+        if not isinstance(batch, Batch):
+            return batch
+        if self.on_device is not None:
+            rows = self.on_device.rows_of(batch.regions.stored)
+            return replace(batch, regions=replace(batch.regions, features=None, store_rows=rows))
+        if batch.regions.features is not None:
             return batch
         assert self.store is not None
         pin_memory = self.pin_memory and torch.cuda.is_available()
@@ -37,6 +46,7 @@ class Loaders:
 
     Attributes:
         store: where the features of batches of regions are.
+        on_device: the same, where they are kept on the device; batches then name its rows.
         batches_seen: batches of this rank trained on so far; set anew, training goes on from there.
     """
 
@@ -53,6 +63,7 @@ class Loaders:
         self.pin_memory = pin_memory
         self.seed = seed
         self.store: RegionSource | None = None
+        self.on_device: DeviceFeatures | None = None
         self._sampler: LengthBucketBatchSampler | None = None
         self._batches_seen = 0
 
@@ -86,6 +97,7 @@ class Loaders:
         return RegionLoader(
             dataset,
             store=self.store,
+            on_device=self.on_device,
             batch_sampler=batch_sampler,
             num_workers=self.num_workers,
             collate_fn=dataset.collate,

@@ -1,0 +1,146 @@
+"""Copies of store files in the machine's shared memory: one for all ranks, data workers and runs that use the file.
+
+A copy lives as long as a process uses it, which holds a lock on it. Whoever uses a copy last takes it away; what killed
+processes left, the next one takes away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vinvl.errors import UserError
+
+MEMORY = Path("/dev/shm")
+WORTH_TELLING = 10**8  # bytes
+
+
+class SharedCopies:
+    """Files in shared memory, in use until `release` or the end of the process.
+
+    Attributes:
+        paths: of the copies, in the order of the files.
+    """
+
+    def __init__(self, files: Sequence[Path], memory: Path = MEMORY) -> None:
+        """Waits where another process is copying the same file.
+
+        Raises:
+            UserError: there is no such memory, or not enough of it.
+        """
+        folder = memory / f"vinvl-{os.getuid()}"
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"data.cache=ram keeps files in {memory}, which cannot be used ({error.strerror}): "
+                "pass data.cache=null."
+            ) from error
+        if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+            raise UserError(f"{folder} is not yours: data.cache=ram keeps files there; pass data.cache=null.")
+        _take_away_unused(folder)
+        self._locks: list[int] = []
+        self.paths: list[Path] = []
+        self._finalizer: Callable[[], object] = weakref.finalize(self, _release, os.getpid(), self._locks, self.paths)
+        for file in files:
+            copy = folder / f"{_identity(file)}.h5"
+            self._locks.append(_copied(file, copy))
+            self.paths.append(copy)
+
+    def release(self) -> None:
+        """Takes away what no other process uses."""
+        self._finalizer()
+
+
+def _identity(file: Path) -> str:
+    """A name that a file has as long as it is not changed."""
+    facts = file.stat()
+    text = f"{file.resolve()} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _copied(file: Path, copy: Path) -> int:
+    """Makes the copy if there is none; a shared lock on it, as an open file."""
+    while True:
+        lock = os.open(_lock_of(copy), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # waits for who is copying
+            if not copy.exists() and _is_at(lock, _lock_of(copy)):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not copy.exists() and _is_at(lock, _lock_of(copy)):
+                    _copy(file, copy)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            # Between one lock and the other there is none, and who took the copy away took the lock's file with it.
+            if copy.exists() and _is_at(lock, _lock_of(copy)):
+                return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _copy(file: Path, copy: Path) -> None:
+    size, free = file.stat().st_size, shutil.disk_usage(copy.parent).free
+    if size > free:
+        raise UserError(
+            f"{file} has {size / 1e9:.1f} GB and {copy.parent.parent} has {free / 1e9:.1f} GB left for data.cache=ram: "
+            "pass data.cache=null."
+        )
+    if size > WORTH_TELLING:
+        print(f"Copying {file} into memory ({size / 1e9:.1f} GB) …", file=sys.stderr, flush=True)
+    partial = copy.with_suffix(".partial")
+    try:
+        shutil.copyfile(file, partial)
+        os.replace(partial, copy)
+    except OSError as error:
+        raise UserError(f"{file} cannot be copied into memory for data.cache=ram ({error.strerror}).") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _release(owner: int, locks: list[int], copies: list[Path]) -> None:
+    if os.getpid() != owner:  # a forked data worker
+        return
+    for lock, copy in zip(locks, copies, strict=True):
+        _take_away_if_unused(lock, copy)
+        os.close(lock)
+    locks.clear()
+    copies.clear()
+
+
+def _take_away_unused(folder: Path) -> None:
+    """What killed processes have left."""
+    for path in folder.glob("*.lock"):
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        _take_away_if_unused(lock, path.with_suffix(".h5"))
+        os.close(lock)
+
+
+def _take_away_if_unused(lock: int, copy: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return
+    for path in (copy, copy.with_suffix(".partial"), _lock_of(copy)):
+        path.unlink(missing_ok=True)
+
+
+def _lock_of(copy: Path) -> Path:
+    return copy.with_suffix(".lock")
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.fstat(descriptor).st_ino == path.stat().st_ino
+    except OSError:
+        return False
