@@ -7,6 +7,9 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ProgressBar, RichProgressBar
 
+SHOWN = ("train/loss", "train/reward", "samples/s")
+SECONDS_BETWEEN_FIGURES = 1.0
+
 
 class SamplesPerSecond(Callback):
     """Logs training samples per second over all ranks, averaged over `every_n_steps` batches.
@@ -34,8 +37,30 @@ class SamplesPerSecond(Callback):
         if (batch_idx + 1) % self.every_n_steps == 0:
             now = time.perf_counter()
             rate = self._samples / (now - self._since)
-            pl_module.log("samples/s", rate, prog_bar=True, batch_size=len(batch))
+            pl_module.log("samples/s", rate, batch_size=len(batch))
             self._since, self._samples = now, 0
+
+
+def training_figures(trainer: pl.Trainer) -> dict[str, float]:
+    """What a person looks at in training. Waits for the device, which `prog_bar=True` would do after every batch."""
+    found = trainer.callback_metrics
+    return {name: float(found[name]) for name in SHOWN if name in found}
+
+
+class MovingProgress(RichProgressBar):
+    """A moving bar for a terminal, whose figures are those of a second ago at the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._figures: dict[str, float] = {}
+        self._read = 0.0
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        now = time.perf_counter()
+        if trainer.training and now - self._read >= SECONDS_BETWEEN_FIGURES:
+            self._figures, self._read = training_figures(trainer), now
+        figures: dict[str, Any] = {**super().get_metrics(trainer, pl_module), **self._figures}
+        return figures
 
 
 class LineProgress(ProgressBar):
@@ -55,7 +80,8 @@ class LineProgress(ProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
-        shown = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
+        shown: dict[str, Any] = {**self.get_metrics(trainer, pl_module), **training_figures(trainer)}
+        shown.pop("v_num", None)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in sorted(shown.items()))
         elapsed = time.perf_counter() - self._started
         epochs = f"epoch {trainer.current_epoch + 1}"
@@ -65,10 +91,6 @@ class LineProgress(ProgressBar):
         """Called on ranks other than 0, which print nothing anyway."""
 
 
-def progress(every_n_steps: int = 1) -> Callback:
-    """A moving bar on a terminal, one line per evaluation elsewhere.
-
-    Args:
-        every_n_steps: how often the bar is redrawn.
-    """
-    return RichProgressBar(refresh_rate=every_n_steps) if sys.stdout.isatty() else LineProgress()
+def progress() -> Callback:
+    """A moving bar on a terminal, one line per evaluation elsewhere."""
+    return MovingProgress() if sys.stdout.isatty() else LineProgress()

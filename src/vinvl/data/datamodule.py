@@ -7,6 +7,7 @@ from typing import Any, NotRequired, Protocol, Self, TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -198,6 +199,12 @@ class RegionDataModule(pl.LightningDataModule):
             return store
         self._copies = SharedCopies([header.path for header in store.headers])
         return RegionStore(self._copies.paths)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """From page-locked memory the copy goes on while the host prepares the step; Lightning would wait for it."""
+        if isinstance(batch, Batch):
+            return batch.to(device, non_blocking=self.loaders.pin_memory)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Looks features up that are on the device already."""

@@ -139,7 +139,7 @@ class CaptioningTask(VinVLTask):
         if self._self_critical is not None:
             image_ids = [record["image_id"] for record in batch.records]
             critical_loss, reward = self._self_critical.loss(self.model, self.context(batch), image_ids, self.texts)
-            self.log("train/reward", reward, prog_bar=True, batch_size=len(batch))
+            self.log("train/reward", reward, batch_size=len(batch))
             return critical_loss
         dropping = self.batches_seen > self.drop_worst_after
         output = self.model(

@@ -137,7 +137,7 @@ class DetectorTask(pl.LightningModule):
         named = {f"train/{name}": loss.detach() for name, loss in losses.by_name().items()}
         self.log_dict(named, batch_size=len(batch))
         total = losses.total()
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", total.detach(), batch_size=len(batch))
         return total
 
     def _generator(self) -> torch.Generator:
