@@ -34,6 +34,7 @@ HARMLESS = (  # how it is worked on, and what is scored afterwards
     "data.index_workers",
     "data.pin_memory",
     "data.cache",
+    "data.token_cache",
     "data.eval_batch_size",
     "data.test_split",
     "data.predict_split",

@@ -9,7 +9,6 @@ from vinvl.data.caption_masking import CaptionLimits, Replacements
 from vinvl.data.caption_records import CaptionRecords
 from vinvl.data.caption_splits import read_caption_split
 from vinvl.data.datamodule import RegionDataArguments, RegionDataModule, no_annotations
-from vinvl.data.text import encode_texts
 from vinvl.errors import UserError
 
 TRAINING_ITEMS = ("captions", "images")
@@ -62,7 +61,7 @@ class CaptioningDataModule(RegionDataModule):
         special = self.region_text.special
         return CaptionDataset(
             contexts,
-            encode_texts(self.tokenizer, records.captions),
+            self.tokens_of(records.captions),
             Replacements(special.mask_token_id, special.unk_token_id, len(self.tokenizer)),
             self.seed,
         )

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NotRequired, Protocol, Self, TypedDict
 
 import numpy as np
@@ -20,7 +21,8 @@ from vinvl.data.sampling import Draw
 from vinvl.data.shared_copies import SharedCopies
 from vinvl.data.store import RegionStore
 from vinvl.data.tags import tag_source
-from vinvl.data.text import SpecialTokens, load_tokenizer
+from vinvl.data.text import RaggedTokens, SpecialTokens, Texts, load_tokenizer
+from vinvl.data.token_cache import cached_tokens
 from vinvl.errors import UserError
 
 RAM, DEVICE = "ram", "device"  # where `data.cache` keeps features
@@ -77,6 +79,7 @@ class RegionDataArguments(TypedDict):
     seed: of the order of the batches and of all that is drawn in an item.
     prepare: called before anything is read; the demo generates its world here.
     cache: keeps the features in the machine's shared memory ("ram") or on the device ("device"); None in their files.
+    token_cache: a folder that keeps the token ids of large splits; None: they are made at every start.
     """
 
     splits: Mapping[str, Any]
@@ -99,6 +102,7 @@ class RegionDataArguments(TypedDict):
     seed: int
     prepare: Callable[[], object] | None
     cache: NotRequired[str | None]
+    token_cache: NotRequired[str | None]
 
 
 class RegionDataModule(pl.LightningDataModule):
@@ -134,11 +138,13 @@ class RegionDataModule(pl.LightningDataModule):
         seed: int,
         prepare: Callable[[], object] | None,
         cache: str | None = None,
+        token_cache: str | None = None,
     ) -> None:
         super().__init__()
         if cache not in (None, RAM, DEVICE):
             raise UserError(f"data.cache={cache!r} is unknown: give {RAM}, {DEVICE} or null.")
         self.cache = cache
+        self.token_cache = None if token_cache is None else Path(token_cache)
         self.splits = splits
         self.split_of = {"train": train_split, "val": val_split, "test": test_split, "predict": predict_split}
         self.regions = regions
@@ -263,6 +269,10 @@ class RegionDataModule(pl.LightningDataModule):
         """The tokenizer, once `setup` has read it."""
         assert self._tokenizer is not None, "setup() comes first"
         return self._tokenizer
+
+    def tokens_of(self, texts: Texts) -> RaggedTokens:
+        """Token ids of each text, without special tokens; those of many texts come from the token cache."""
+        return cached_tokens(self.tokenizer, texts, self.token_cache)
 
     @property
     def region_text(self) -> RegionText:

@@ -11,7 +11,6 @@ import numpy as np
 from vinvl.data.answers import AnswerVocabulary
 from vinvl.data.datamodule import RegionDataArguments, RegionDataModule, no_annotations
 from vinvl.data.gqa_files import GQARecords, read_gqa
-from vinvl.data.text import encode_texts
 from vinvl.data.vqa_dataset import AnsweringDataset, AnswerTargets
 from vinvl.errors import UserError
 
@@ -68,7 +67,7 @@ class GQADataModule(RegionDataModule):
         if records.answers is not None:
             targets = AnswerTargets.of_one_answer(records.answers, self.vocabulary)
         return AnsweringDataset(
-            encode_texts(self.tokenizer, records.questions),
+            self.tokens_of(records.questions),
             images,
             region_text=self.region_text,
             targets=targets,

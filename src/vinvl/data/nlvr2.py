@@ -15,7 +15,7 @@ from vinvl.data.datamodule import RegionDataModule, no_annotations
 from vinvl.data.nlvr2_files import NLVR2Records, read_nlvr2
 from vinvl.data.region_text import PlacedImage, RegionText
 from vinvl.data.sampling import Draw
-from vinvl.data.text import RaggedTokens, encode_texts, truncated_lengths
+from vinvl.data.text import RaggedTokens, truncated_lengths
 from vinvl.metrics.pair_accuracy import sentence_group
 
 Pair = tuple[Example, Example]
@@ -104,7 +104,7 @@ class NLVR2DataModule(RegionDataModule):
         return read_nlvr2(Path(self.split_files(split)))
 
     def make_dataset(self, records: NLVR2Records, images: np.ndarray, stage: str) -> NLVR2Dataset:
-        return NLVR2Dataset(records, encode_texts(self.tokenizer, records.sentences), images, self.region_text)
+        return NLVR2Dataset(records, self.tokens_of(records.sentences), images, self.region_text)
 
     def check_scorable(self, stage: str) -> None:
         dataset = self.datasets[stage]

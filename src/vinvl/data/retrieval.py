@@ -95,7 +95,7 @@ class RetrievalDataModule(RegionDataModule):
     ) -> RetrievalPairs | RetrievalCandidates:
         if records.captions is None:
             raise no_annotations(self.split_of[stage])
-        table = CaptionTable.of(records, self.tokenizer, self.captions_per_image)
+        table = CaptionTable.of(records, self.tokens_of, self.captions_per_image)
         if stage != "train":
             return RetrievalCandidates(records, table, images, self.region_text)
         return RetrievalPairs(

@@ -1,12 +1,12 @@
 """The captions that retrieval uses, as tokens beside the images they belong to."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.caption_records import CaptionRecords
-from vinvl.data.text import RaggedTokens, encode_texts
+from vinvl.data.text import RaggedTokens, Texts
 from vinvl.errors import UserError
 
 
@@ -26,9 +26,9 @@ class CaptionTable:
 
     @classmethod
     def of(
-        cls, records: CaptionRecords, tokenizer: PreTrainedTokenizerBase, captions_per_image: int | None
+        cls, records: CaptionRecords, tokens_of: Callable[[Texts], RaggedTokens], captions_per_image: int | None
     ) -> "CaptionTable":
-        """The first `captions_per_image` captions of each image; all for None."""
+        """The first `captions_per_image` captions of each image, all for None, as `tokens_of` tokenizes them."""
         captions = records.captions
         if captions is None:
             raise UserError(f"{records.describe(0)} has no captions, like all of its split: retrieval needs them.")
@@ -36,7 +36,7 @@ class CaptionTable:
         within = np.arange(len(captions)) - np.repeat(records.offsets[:-1], counts)
         kept = counts if captions_per_image is None else np.minimum(counts, captions_per_image)
         rows = np.flatnonzero(within < np.repeat(kept, counts))
-        tokens = encode_texts(tokenizer, [captions[row] for row in rows.tolist()])
+        tokens = tokens_of([captions[row] for row in rows.tolist()])
         return cls(rows=rows, offsets=np.insert(np.cumsum(kept), 0, 0), tokens=tokens)
 
     def __len__(self) -> int:

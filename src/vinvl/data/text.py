@@ -4,12 +4,14 @@
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vinvl.errors import UserError
@@ -93,19 +95,36 @@ class Texts(Protocol):
     def __getitem__(self, index: int, /) -> str: ...
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Texts) -> RaggedTokens:
-    """Token ids of each text, without special tokens and without truncation."""
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Texts, tell: Callable[[int], None] | None = None
+) -> RaggedTokens:
+    """Token ids of each text, without special tokens and without truncation; `tell` hears how many are done."""
+    encode = _encoder(tokenizer)
     pieces: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
     for start in range(0, len(texts), ENCODE_CHUNK):
         chunk = [texts[index] for index in range(start, min(start + ENCODE_CHUNK, len(texts)))]
-        encoded = tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        encoded = encode(chunk)
         counts_of_chunk = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
         lengths.append(counts_of_chunk)
         pieces.append(np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=int(counts_of_chunk.sum())))
+        if tell is not None:
+            tell(start + len(chunk))
     values = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
     counts = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
     return RaggedTokens(values=values, offsets=np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)]))
+
+
+def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
+    """Texts → token ids. A fast tokenizer's Rust part is asked itself: transformers makes much else of its answers."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        options: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        return lambda texts: tokenizer(texts, **options)["input_ids"]
+    own = Tokenizer.from_str(backend.to_str())  # whoever uses the tokenizer itself may have it cut or pad
+    own.no_truncation()
+    own.no_padding()
+    return lambda texts: [one.ids for one in own.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def gather_tokens(tokens: RaggedTokens, rows: np.ndarray) -> np.ndarray:

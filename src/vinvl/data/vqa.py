@@ -8,7 +8,6 @@ import numpy as np
 
 from vinvl.data.answers import AnswerVocabulary
 from vinvl.data.datamodule import RegionDataArguments, RegionDataModule, no_annotations
-from vinvl.data.text import encode_texts
 from vinvl.data.vqa_dataset import AnsweringDataset, AnswerTargets
 from vinvl.data.vqa_files import VQARecords, concatenate, read_jsonl, read_official
 from vinvl.errors import UserError
@@ -74,7 +73,7 @@ class VQADataModule(RegionDataModule):
 
     def make_dataset(self, records: VQARecords, images: np.ndarray, stage: str) -> AnsweringDataset:
         return AnsweringDataset(
-            encode_texts(self.tokenizer, records.questions),
+            self.tokens_of(records.questions),
             images,
             region_text=self.region_text,
             targets=AnswerTargets.of_people(records, self.vocabulary, self.target_rule),

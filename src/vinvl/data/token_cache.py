@@ -1,0 +1,137 @@
+"""Token ids of many texts on the disk: a split is tokenized once, and from then on mapped into memory."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from pytorch_lightning.utilities import rank_zero_warn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from transformers import PreTrainedTokenizerBase
+
+from vinvl.data.columns import TextColumn
+from vinvl.data.text import RaggedTokens, Texts, encode_texts
+
+LEAST_TEXTS = 20_000  # fewer are tokenized faster than a person notices
+MAGIC = b"vinvltk1"
+PARALLELISM = "TOKENIZERS_PARALLELISM"
+
+
+def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path | None) -> RaggedTokens:
+    """`encode_texts`, from a file in `folder` where these very texts were tokenized by this very tokenizer before.
+
+    The arrays are read-only maps of the file, so that ranks and data workers share its pages. One process tokenizes,
+    others wait for it. A file that is damaged is made anew. Where the folder cannot be written to, or there is none,
+    texts are tokenized in memory.
+    """
+    if folder is None or len(texts) < LEAST_TEXTS:
+        return encode_texts(tokenizer, texts)
+    column = texts if isinstance(texts, TextColumn) else TextColumn.from_texts(texts[i] for i in range(len(texts)))
+    path = folder / f"{cache_key(tokenizer, column)}.tokens"
+    found = _read(path, len(column), len(tokenizer))
+    if found is not None:
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            found = _read(path, len(column), len(tokenizer))  # another rank may have made it while this one waited
+            if found is not None:
+                return found
+            tokens = _encode(tokenizer, column)
+            _write(path, tokens)
+    except OSError as error:
+        rank_zero_warn(
+            f"data.token_cache: {folder} cannot be written to ({error.strerror}), so texts are tokenized at every "
+            "start: pass data.token_cache=DIR, or null."
+        )
+        return encode_texts(tokenizer, texts)
+    return _read(path, len(column), len(tokenizer)) or tokens
+
+
+def cache_key(tokenizer: PreTrainedTokenizerBase, texts: TextColumn) -> str:
+    """A word that other texts, another order of them, or another tokenizer have otherwise."""
+    digest = hashlib.sha256(json.dumps(_identity(tokenizer), sort_keys=True).encode())
+    first, last = (int(texts.offsets[0]), int(texts.offsets[-1])) if len(texts.offsets) else (0, 0)
+    digest.update(np.ascontiguousarray(texts.offsets - first, dtype=np.int64).data)
+    digest.update(np.ascontiguousarray(texts.data[first:last]).data)
+    return digest.hexdigest()[:32]
+
+
+def _identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """All that decides which ids a text gets."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else [sorted(tokenizer.get_vocab().items()), repr(tokenizer)]
+    return [tokenizers.__version__, type(tokenizer).__name__, tokenizer.special_tokens_map, rules]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: TextColumn) -> RaggedTokens:
+    """On all cores, with progress where a person looks on."""
+    before = os.environ.get(PARALLELISM)
+    os.environ[PARALLELISM] = "true"
+    try:
+        with _progress(len(texts)) as tell:
+            return encode_texts(tokenizer, texts, tell)
+    finally:  # data workers are forked later, and the threads do not survive that
+        os.environ[PARALLELISM] = "false" if before is None else before
+
+
+def _read(path: Path, texts: int, words: int) -> RaggedTokens | None:
+    """What the file holds; None if there is none, or none of so many texts with ids of so many words."""
+    try:
+        data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        header = data[: len(MAGIC) + 16].tobytes()
+    except (OSError, ValueError):  # an empty file cannot be mapped
+        return None
+    count, total = np.frombuffer(header[len(MAGIC) :].ljust(16, b"\0"), dtype="<i8").tolist()
+    start = len(header)
+    middle = start + 8 * (texts + 1)
+    if header[: len(MAGIC)] != MAGIC or count != texts or total < 0 or len(data) != middle + 4 * total:
+        return None
+    offsets, values = data[start:middle].view("<i8"), data[middle:].view("<i4")
+    sound = offsets[0] == 0 and offsets[-1] == total and (np.diff(offsets) >= 0).all()
+    if not sound or (total and not 0 <= values.min() <= values.max() < words):
+        return None
+    return RaggedTokens(values=values, offsets=offsets)
+
+
+def _write(path: Path, tokens: RaggedTokens) -> None:
+    """The whole file or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(MAGIC + np.array([len(tokens), len(tokens.values)], dtype="<i8").tobytes())
+            file.write(tokens.offsets.astype("<i8").data)
+            file.write(tokens.values.astype("<i4").data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of all at a time."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many texts are done."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done: None
+        return
+    columns = ("Tokenizing", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.update(task, completed=done)
