@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-images train evaluate predict test lint bench clean
+.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-images train evaluate predict test lint bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,16 +56,33 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## measure store reads, conversion, extraction, training steps, the corpus, captioning and retrieval (see BENCHMARKS.md)
+bench: $(STAMP)  ## measure reads, conversion, extraction, steps, the feed, decoding, scoring, scaling (see BENCHMARKS.md)
 	$(BIN)/python benchmarks/store_reads.py
 	$(BIN)/python benchmarks/feature_conversion.py
 	$(BIN)/python benchmarks/extraction.py
 	$(BIN)/python benchmarks/vqa_step.py
-	$(BIN)/python benchmarks/pretraining_step.py --batch-size 16 --rounds 2 --threads 1
+	$(BIN)/python benchmarks/vqa_step.py --forward
+	$(BIN)/python benchmarks/pretraining_step.py --batch-size 16 --rounds 2
+	$(BIN)/python benchmarks/vqa_feed.py
 	$(BIN)/python benchmarks/pretraining_feed.py
+	$(BIN)/python benchmarks/tokenizing.py
 	$(BIN)/python benchmarks/corpus_memory.py
 	$(BIN)/python benchmarks/caption_decoding.py
 	$(BIN)/python benchmarks/retrieval_scoring.py
+	$(BIN)/python benchmarks/ddp_step.py
+	$(BIN)/python -m pip install --quiet --constraint constraints-cpu.txt matplotlib
+	$(BIN)/python benchmarks/cost_scaling.py
+
+# On a machine with a GPU whose own torch is installed; PYTHON names it, e.g. make bench-gpu PYTHON=python.
+bench-gpu:  ## the same on a GPU, at sizes that fill it
+	$(PYTHON) benchmarks/vqa_step.py --batch-size 256 --steps 20
+	$(PYTHON) benchmarks/vqa_step.py --batch-size 256 --steps 20 --ways padded_float32,padded,ours --compile
+	$(PYTHON) benchmarks/vqa_step.py --batch-size 1024 --steps 20 --forward
+	$(PYTHON) benchmarks/pretraining_step.py --batch-size 256 --rounds 10
+	$(PYTHON) benchmarks/retrieval_scoring.py --images 64 --captions 5000 --rows 256 --block 8
+	$(PYTHON) benchmarks/caption_decoding.py --images 64 --rounds 3
+	$(PYTHON) benchmarks/vqa_feed.py --workers 0 1 2 4 8
+	$(PYTHON) benchmarks/extraction.py --batch-size 8 --pictures 32 --half
 
 clean:  ## remove the demo world, its detector, caches and build products; runs/ and .venv stay
 	rm -rf data/demo data/demo_detector build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

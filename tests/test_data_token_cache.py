@@ -17,7 +17,7 @@ from transformers import BertTokenizerFast
 from vinvl.data import token_cache
 from vinvl.data.columns import TextColumn
 from vinvl.data.text import encode_texts
-from vinvl.data.token_cache import MAGIC, cache_key, cached_tokens
+from vinvl.data.token_cache import HEADER, MAGIC, cache_key, cached_tokens
 
 TEXTS = ["a red star", "", "Blue CIRCLE?", "star star", "über [SEP] a"]
 
@@ -97,13 +97,13 @@ def test_a_part_of_a_column_has_the_key_of_its_texts(tokenizer: BertTokenizerFas
 
 
 @pytest.mark.parametrize(
-    "damage", ["empty", "magic", "cut", "longer", "falling", "negative", "word", "count", "header"]
+    "damage", ["empty", "magic", "cut", "longer", "falling", "negative", "word", "count", "header", "bit"]
 )
 def test_a_damaged_file_is_made_anew(tokenizer: BertTokenizerFast, tmp_path: Path, damage: str) -> None:
     cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
     path = entry(tmp_path / "cache")
     whole = bytearray(path.read_bytes())
-    start = len(MAGIC) + 16
+    start = HEADER
     if damage == "magic":
         whole[0] ^= 1
     elif damage == "cut":
@@ -116,6 +116,8 @@ def test_a_damaged_file_is_made_anew(tokenizer: BertTokenizerFast, tmp_path: Pat
         whole[-4:] = (-1).to_bytes(4, "little", signed=True)
     elif damage == "word":
         whole[-4:] = (10**6).to_bytes(4, "little")
+    elif damage == "bit":  # another id that there is
+        whole[-4] ^= 1
     elif damage == "count":
         whole[len(MAGIC)] += 1
     damaged = {"empty": b"", "header": bytes(whole[:5])}.get(damage, bytes(whole))

@@ -234,21 +234,25 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
-def test_compiled_it_does_not_compile_again_for_other_lengths() -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_compiled_it_does_not_compile_again_for_other_lengths(training: bool) -> None:
     torch.compiler.reset()
     counters.clear()
-    model = model_of(VinVLForAnswering, "packed").eval()
-    plain = model_of(VinVLForAnswering, "packed").eval()
+    model, plain = (model_of(VinVLForAnswering, "packed").train(training) for _ in range(2))
     model.bert.compile(backend="eager", dynamic=True)
-    batches = [batch_of([(4 + n, 3), (3 + n, 5), (5 + n, 2), (6, 4)], seed=n) for n in range(6)]
-    for number, given_ in enumerate(batches):
+    compiled = 0
+    for number in range(6):
+        given_ = batch_of([(4 + number, 3), (3 + number, 5), (5 + number, 2), (6, 4)], seed=number)
         layout = PackedLayout.of_mask(given_["attention_mask"].numpy(), given_["input_ids"].shape[1])
         assert len(layout.groups) == 1
-        with torch.no_grad():
-            torch.testing.assert_close(model(**given_, layout=layout).logits, plain(**given_).logits)
+        with torch.set_grad_enabled(training):
+            logits, expected = (one(**given_, layout=layout).logits for one in (model, plain))
+        torch.testing.assert_close(logits, expected)
+        if training:
+            logits.sum().backward()
         if number == 1:
             compiled = counters["stats"]["unique_graphs"]
-    assert counters["stats"]["unique_graphs"] == compiled, counters
+    assert compiled > 0 and counters["stats"]["unique_graphs"] == compiled, counters
     torch.compiler.reset()
 
 

@@ -8,7 +8,8 @@ from vinvl.data.caption_datasets import CaptionContexts, CaptionDataset, Caption
 from vinvl.data.caption_masking import CaptionLimits, Replacements
 from vinvl.data.caption_records import CaptionRecords
 from vinvl.data.caption_splits import read_caption_split
-from vinvl.data.datamodule import RegionDataArguments, RegionDataModule, no_annotations
+from vinvl.data.contracts import RegionDataArguments
+from vinvl.data.datamodule import RegionDataModule, no_annotations
 from vinvl.errors import UserError
 
 TRAINING_ITEMS = ("captions", "images")

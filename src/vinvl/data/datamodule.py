@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NotRequired, Protocol, Self, TypedDict
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import Batch, Example
+from vinvl.data.contracts import Records, RegionDataset
 from vinvl.data.device_features import DeviceFeatures
 from vinvl.data.loaders import Loaders
 from vinvl.data.region_text import InputLimits, RegionText
@@ -28,81 +29,6 @@ from vinvl.errors import UserError
 RAM, DEVICE = "ram", "device"  # where `data.cache` keeps features
 STAGES = ("train", "val", "test", "predict")
 STAGES_OF = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-
-
-class Records(Protocol):
-    """The records of one split as a reader gives them: questions, statements or captioned images."""
-
-    @property
-    def image_ids(self) -> np.ndarray:
-        """(N,) text: the image of each record; (N, 2) where a record has two."""
-
-    def __len__(self) -> int: ...
-
-    def describe(self, index: int) -> str:
-        """Names a record for a message: file and number."""
-
-    def select(self, keep: np.ndarray) -> Self:
-        """The records where `keep` (N,) bool is True, in their order."""
-
-
-class RegionDataset(Protocol):
-    """One split as items. A dataset file implements this."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, draw: Draw) -> Any:
-        """An Example, or several that belong together. What is random in it comes from `draw.generator` alone."""
-
-    def lengths(self) -> np.ndarray:
-        """(N,) int64: the cost of each item, its tokens and regions together."""
-
-    def collate(self, items: Sequence[Any]) -> Batch:
-        """Items → Batch; runs in the data workers."""
-
-    def show(self, item: Any, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
-        """Lines that show a person one item; `words` decodes token ids."""
-
-
-class RegionDataArguments(TypedDict):
-    """What every datamodule takes; the keys of `conf/data/_regions.yaml`.
-
-    splits: split name → where its records lie; each datamodule says in which form.
-    regions: RegionStore file, folder or list of them.
-    tokenizer: transformers tokenizer folder or hub name.
-    tags: None for the classes in the store; another RegionStore or a JSON file for tags from elsewhere.
-    train_split, val_split, test_split, predict_split: which of `splits` each stage reads.
-    max_tokens, max_regions, use_tags, use_regions: what the model sees of an example, see `InputLimits`.
-    on_missing: `error` or `skip` records whose image is not in the store.
-    batch_size, eval_batch_size: per device.
-    num_workers, pin_memory: of the loaders.
-    seed: of the order of the batches and of all that is drawn in an item.
-    prepare: called before anything is read; the demo generates its world here.
-    cache: keeps the features in the machine's shared memory ("ram") or on the device ("device"); None in their files.
-    token_cache: a folder that keeps the token ids of large splits; None: they are made at every start.
-    """
-
-    splits: Mapping[str, Any]
-    regions: str | Sequence[str]
-    tokenizer: str
-    tags: str | None
-    train_split: str
-    val_split: str
-    test_split: str
-    predict_split: str
-    max_tokens: int
-    max_regions: int
-    use_tags: bool
-    use_regions: bool
-    on_missing: str
-    batch_size: int
-    eval_batch_size: int
-    num_workers: int
-    pin_memory: bool
-    seed: int
-    prepare: Callable[[], object] | None
-    cache: NotRequired[str | None]
-    token_cache: NotRequired[str | None]
 
 
 class RegionDataModule(pl.LightningDataModule):

@@ -9,7 +9,8 @@ from typing import Any, Unpack
 import numpy as np
 
 from vinvl.data.answers import AnswerVocabulary
-from vinvl.data.datamodule import RegionDataArguments, RegionDataModule, no_annotations
+from vinvl.data.contracts import RegionDataArguments
+from vinvl.data.datamodule import RegionDataModule, no_annotations
 from vinvl.data.gqa_files import GQARecords, read_gqa
 from vinvl.data.vqa_dataset import AnsweringDataset, AnswerTargets
 from vinvl.errors import UserError

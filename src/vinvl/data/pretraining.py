@@ -7,8 +7,9 @@ from typing import Any, Unpack
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 
+from vinvl.data.contracts import RegionDataArguments
 from vinvl.data.corpus import Corpus, CorpusShare, Mixture, ensure_index
-from vinvl.data.datamodule import RegionDataArguments, RegionDataModule
+from vinvl.data.datamodule import RegionDataModule
 from vinvl.data.pretraining_dataset import VARIANTS, PretrainingDataset
 from vinvl.data.pretraining_pairs import PairOptions
 from vinvl.data.pretraining_rows import CorpusRows

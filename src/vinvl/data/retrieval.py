@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 from vinvl.data.caption_files import OnMissingCaptions
 from vinvl.data.caption_records import CaptionRecords
 from vinvl.data.caption_splits import read_caption_split
-from vinvl.data.datamodule import RegionDataArguments, RegionDataModule, no_annotations
+from vinvl.data.contracts import RegionDataArguments
+from vinvl.data.datamodule import RegionDataModule, no_annotations
 from vinvl.data.loaders import rank_and_world_size
 from vinvl.data.retrieval_candidates import (
     Block,

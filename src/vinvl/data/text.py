@@ -117,14 +117,25 @@ def encode_texts(
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
     """Texts → token ids. A fast tokenizer's Rust part is asked itself: transformers makes much else of its answers."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    own = plain_backend(tokenizer)
+    if own is None:
         options: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
         return lambda texts: tokenizer(texts, **options)["input_ids"]
-    own = Tokenizer.from_str(backend.to_str())  # whoever uses the tokenizer itself may have it cut or pad
+    return lambda texts: [one.ids for one in own.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """The Rust part of a fast tokenizer, a copy that neither cuts nor pads; None if there is more to it than that."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    method = getattr(type(tokenizer), "_encode_plus", None)
+    # A class of its own ways with texts has them in a method of its own.
+    if backend is None or method is None or not method.__module__.startswith("transformers.tokenization_utils"):
+        return None
+    own: Tokenizer = Tokenizer.from_str(backend.to_str())
     own.no_truncation()
     own.no_padding()
-    return lambda texts: [one.ids for one in own.encode_batch_fast(texts, add_special_tokens=False)]
+    own.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
+    return own
 
 
 def gather_tokens(tokens: RaggedTokens, rows: np.ndarray) -> np.ndarray:

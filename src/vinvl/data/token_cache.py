@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.columns import TextColumn
-from vinvl.data.text import RaggedTokens, Texts, encode_texts
+from vinvl.data.text import RaggedTokens, Texts, encode_texts, plain_backend
 
-LEAST_TEXTS = 20_000  # fewer are tokenized faster than a person notices
+LEAST_TEXTS = 50_000  # fewer are tokenized faster than a person notices
 MAGIC = b"vinvltk1"
+HEADER = len(MAGIC) + 24  # then numbers of texts and of ids, and the checksum of what follows
 PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 
@@ -40,6 +43,7 @@ def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path
     found = _read(path, len(column), len(tokenizer))
     if found is not None:
         return found
+    tokens: RaggedTokens | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
@@ -53,7 +57,7 @@ def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path
             f"data.token_cache: {folder} cannot be written to ({error.strerror}), so texts are tokenized at every "
             "start: pass data.token_cache=DIR, or null."
         )
-        return encode_texts(tokenizer, texts)
+        return encode_texts(tokenizer, texts) if tokens is None else tokens
     return _read(path, len(column), len(tokenizer)) or tokens
 
 
@@ -68,15 +72,17 @@ def cache_key(tokenizer: PreTrainedTokenizerBase, texts: TextColumn) -> str:
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """All that decides which ids a text gets."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else [sorted(tokenizer.get_vocab().items()), repr(tokenizer)]
-    return [tokenizers.__version__, type(tokenizer).__name__, tokenizer.special_tokens_map, rules]
+    backend = plain_backend(tokenizer)
+    rules = [sorted(tokenizer.get_vocab().items()), repr(tokenizer)] if backend is None else backend.to_str()
+    splits = bool(getattr(tokenizer, "split_special_tokens", False))
+    return [tokenizers.__version__, type(tokenizer).__name__, tokenizer.special_tokens_map, splits, rules]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: TextColumn) -> RaggedTokens:
     """On all cores, with progress where a person looks on."""
     before = os.environ.get(PARALLELISM)
-    os.environ[PARALLELISM] = "true"
+    if multiprocessing.parent_process() is None:  # threads that the parent had are gone in a forked process
+        os.environ[PARALLELISM] = "true"
     try:
         with _progress(len(texts)) as tell:
             return encode_texts(tokenizer, texts, tell)
@@ -88,17 +94,16 @@ def _read(path: Path, texts: int, words: int) -> RaggedTokens | None:
     """What the file holds; None if there is none, or none of so many texts with ids of so many words."""
     try:
         data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-        header = data[: len(MAGIC) + 16].tobytes()
+        header = data[:HEADER].tobytes()
     except (OSError, ValueError):  # an empty file cannot be mapped
         return None
-    count, total = np.frombuffer(header[len(MAGIC) :].ljust(16, b"\0"), dtype="<i8").tolist()
-    start = len(header)
-    middle = start + 8 * (texts + 1)
+    count, total, checksum = np.frombuffer(header[len(MAGIC) :].ljust(24, b"\0"), dtype="<i8").tolist()
+    middle = HEADER + 8 * (texts + 1)
     if header[: len(MAGIC)] != MAGIC or count != texts or total < 0 or len(data) != middle + 4 * total:
         return None
-    offsets, values = data[start:middle].view("<i8"), data[middle:].view("<i4")
-    sound = offsets[0] == 0 and offsets[-1] == total and (np.diff(offsets) >= 0).all()
-    if not sound or (total and not 0 <= values.min() <= values.max() < words):
+    offsets, values = data[HEADER:middle].view("<i8"), data[middle:].view("<i4")
+    sound = zlib.crc32(data[HEADER:].data) == checksum and offsets[0] == 0 and offsets[-1] == total
+    if not sound or not (np.diff(offsets) >= 0).all() or (total and not 0 <= values.min() <= values.max() < words):
         return None
     return RaggedTokens(values=values, offsets=offsets)
 
@@ -107,10 +112,14 @@ def _write(path: Path, tokens: RaggedTokens) -> None:
     """The whole file or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        offsets, values = tokens.offsets.astype("<i8"), tokens.values.astype("<i4")
+        checksum = zlib.crc32(values.data, zlib.crc32(offsets.data))
         with temporary.open("wb") as file:
-            file.write(MAGIC + np.array([len(tokens), len(tokens.values)], dtype="<i8").tobytes())
-            file.write(tokens.offsets.astype("<i8").data)
-            file.write(tokens.values.astype("<i4").data)
+            file.write(MAGIC + np.array([len(tokens), len(values), checksum], dtype="<i8").tobytes())
+            file.write(offsets.data)
+            file.write(values.data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -19,6 +19,9 @@ from vinvl.models.attention import HeadMaskedSelfAttention, dense_attention_mask
 from vinvl.models.configuration import VinVLConfig
 from vinvl.models.packing import PACKED, PackedLayout, PackedSequences
 
+# input_ids, token_type_ids, region_features and position_ids, as `VinVLModel.embed` takes them
+Inputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
 
 class VinVLModel(BertPreTrainedModel):
     """Text, tags and regions as one sequence through a BERT encoder (Oscar, Li et al. 2020; VinVL, Zhang et al. 2021).
@@ -109,48 +112,64 @@ class VinVLModel(BertPreTrainedModel):
             raise UserError("Region rows without padding were given without a layout; give (B, R, D) rows, or both.")
         plain = not record_states and not record_attentions and head_mask is None and past_key_values is None
         layers = list(self.encoder.layer)
-        short = (
-            only_first and plain and implementation != "eager"
-        )  # eager: each layer whole, to hold the others against
+        # "eager" computes each layer whole, for the others are held against it.
+        short = only_first and plain and implementation != "eager"
         if short:
             layers.pop()
-        states: list[Tensor] = []
+        inputs = (input_ids, token_type_ids, region_features, position_ids)
+        states: list[Tensor] | None = [] if record_states else None
         attentions: list[Tensor] | None = [] if record_attentions else None
         if plain and implementation == PACKED and attention_mask is not None:
-            inputs = (input_ids, token_type_ids, region_features, position_ids)
             hidden = self._encode_packed(inputs, attention_mask, layout, layers)
         else:
             if region_features is not None and region_features.dim() == 2:
                 assert layout is not None and attention_mask is not None
-                region_features = layout.padded_regions(region_features, attention_mask, input_ids.shape[1])
-            hidden = self.embed(input_ids, token_type_ids, region_features, position_ids)  # (B, S, H)
-            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-            mask = self._attention_mask(attention_mask, hidden, past_length)
-            scales = None if head_mask is None else head_mask.expand(len(layers), -1)
-            states.append(hidden)
-            for index, layer in enumerate(layers):
-                hidden = layer(
-                    hidden,
-                    mask,
-                    None,
-                    None,
-                    past_key_values,  # by its place, as its name differs between releases of transformers
-                    head_scale=None if scales is None else scales[index],
-                    attention_record=attentions,
-                )
-                states.append(hidden)
+                padded = layout.padded_regions(region_features, attention_mask, input_ids.shape[1])
+                inputs = (input_ids, token_type_ids, padded, position_ids)
+            hidden = self._encode_padded(inputs, attention_mask, layers, head_mask, past_key_values, states, attentions)
         if short:
             hidden = self._last_layer_at_first(hidden, attention_mask)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden[:, :1] if only_first else hidden,
             pooler_output=self.pooler(hidden),
-            hidden_states=tuple(states) if record_states else None,
+            hidden_states=None if states is None else tuple(states),
             attentions=None if attentions is None else tuple(attentions),
         )
 
+    def _encode_padded(
+        self,
+        inputs: Inputs,
+        attention_mask: Tensor | None,
+        layers: list[Any],
+        head_mask: Tensor | None,
+        past_key_values: Cache | None,
+        states: list[Tensor] | None,
+        attentions: list[Tensor] | None,
+    ) -> Tensor:
+        """Hidden states (B, S, H) after the layers; `states` and `attentions` are added to where they are given."""
+        hidden = self.embed(*inputs)
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        mask = self._attention_mask(attention_mask, hidden, past_length)
+        scales = None if head_mask is None else head_mask.expand(len(layers), -1)
+        for index, layer in enumerate(layers):
+            if states is not None:
+                states.append(hidden)
+            hidden = layer(
+                hidden,
+                mask,
+                None,
+                None,
+                past_key_values,  # by its place, as its name differs between releases of transformers
+                head_scale=None if scales is None else scales[index],
+                attention_record=attentions,
+            )
+        if states is not None:
+            states.append(hidden)
+        return hidden
+
     def _encode_packed(
         self,
-        inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+        inputs: Inputs,
         attention_mask: Tensor,
         layout: PackedLayout | None,
         layers: list[Any],
