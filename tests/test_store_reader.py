@@ -105,3 +105,18 @@ def test_a_file_that_changes_after_it_was_opened_is_not_mapped(tmp_path: Path) -
     write(path, [make_regions("1", 9), make_regions("2", 9)])
     with pytest.raises(UserError, match=r"a.h5 was changed after it was opened"):
         store["1"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_features_alone_are_those_of_the_image(tmp_path: Path, chunked: bool) -> None:
+    layout = {"compression": "gzip"} if chunked else {}
+    paths = [
+        write(tmp_path / f"{part}.h5", [make_regions(f"{part}{n}", n, seed=n) for n in range(4)], **layout)
+        for part in "ab"
+    ]
+    for store in (RegionStore(paths[0]), RegionStore(paths)):
+        for index in range(len(store)):
+            np.testing.assert_array_equal(store.features_at(index), store.at(index).features)
+        for outside in (-1, len(store)):
+            with pytest.raises(UserError, match=f"has no image at index {outside}"):
+                store.features_at(outside)

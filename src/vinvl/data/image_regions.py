@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from vinvl.data.region_source import RegionSource
+from vinvl.data.store import RegionStore
 from vinvl.data.store.regions import BOX_NUMBERS, Regions, box_geometry
 
 PAGE = 4096  # bytes
@@ -78,10 +78,10 @@ class BatchRegions:
         features, geometry = flat[:, :-BOX_NUMBERS], flat[:, -BOX_NUMBERS:].float()
         return cls(features, geometry, torch.arange(len(flat)), stored, rows.shape[1])
 
-    def filled(self, store: RegionSource, pin_memory: bool = False) -> BatchRegions:
+    def filled(self, store: RegionStore, pin_memory: bool = False) -> BatchRegions:
         """With the features that the store has, in page-locked memory if so asked."""
         positions_and_counts = self.stored.tolist()
-        parts = [store.at(position).features[:count] for position, count in positions_and_counts]
+        parts = [store.features_at(position)[:count] for position, count in positions_and_counts]
         return replace(self, features=_joined(parts, pin_memory))
 
     def rows(self) -> Tensor:

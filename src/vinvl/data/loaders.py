@@ -10,15 +10,15 @@ from torch.utils.data import DataLoader
 
 from vinvl.data.batch import Batch
 from vinvl.data.device_features import DeviceFeatures
-from vinvl.data.region_source import RegionSource
 from vinvl.data.sampling import EvaluationBatchSampler, LengthBucketBatchSampler
+from vinvl.data.store import RegionStore
 
 
 class RegionLoader(DataLoader[Any]):
     """A DataLoader that fills in the features which batches from data workers lack (see `image_regions`)."""
 
     def __init__(
-        self, dataset: Any, *, store: RegionSource | None, on_device: DeviceFeatures | None, **options: Any
+        self, dataset: Any, *, store: RegionStore | None, on_device: DeviceFeatures | None, **options: Any
     ) -> None:
         """`options` are DataLoader's; for the others see `Loaders`."""
         self.store = store
@@ -62,7 +62,7 @@ class Loaders:
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.seed = seed
-        self.store: RegionSource | None = None
+        self.store: RegionStore | None = None
         self.on_device: DeviceFeatures | None = None
         self._sampler: LengthBucketBatchSampler | None = None
         self._batches_seen = 0

@@ -152,6 +152,15 @@ class RegionStore:
         shard = bisect.bisect_right(self._starts, position) - 1
         return self._shards[shard].regions(position - self._starts[shard])
 
+    def features_at(self, index: int) -> np.ndarray:
+        """`at(index).features`, (R, D), without all the rest. Raises UserError as `at` does."""
+        if not 0 <= index < self._length:
+            raise UserError(f"{self._name} has no image at index {index}; it holds {len(self):,} images from 0 on.")
+        if len(self._shards) == 1:
+            return self._shards[0].features(index)
+        shard = bisect.bisect_right(self._starts, index) - 1
+        return self._shards[shard].features(index - self._starts[shard])
+
     def require_feature_dim(self, dim: int) -> None:
         """Raise UserError if the features are not of dimension `dim`, which a model wants."""
         if self.feature_dim != dim:

@@ -71,6 +71,18 @@ class Shard:
         except (OSError, RuntimeError) as error:
             raise UserError(f"{self._source}: {name} cannot be read; copy or write the file again ({error}).") from None
 
+    def features(self, index: int) -> np.ndarray:
+        """(R, D) of the image at `index` of this file, 0 <= index < num_images."""
+        opened = self._open()
+        start, stop = opened.offsets[index], opened.offsets[index + 1]
+        if not 0 <= start <= stop <= self.header.num_regions:
+            raise UserError(f"{self._source}: the offsets of image number {index} are damaged ({start} to {stop}).")
+        try:
+            features: np.ndarray = opened.features[start:stop]
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{self._source}: image number {index} cannot be read ({error}).") from None
+        return features
+
     def regions(self, index: int) -> Regions:
         """The regions of the image at `index` of this file, 0 <= index < num_images."""
         opened = self._open()
