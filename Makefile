@@ -62,6 +62,7 @@ bench: $(STAMP)  ## measure reads, conversion, extraction, steps, the feed, deco
 	$(BIN)/python benchmarks/extraction.py
 	$(BIN)/python benchmarks/vqa_step.py
 	$(BIN)/python benchmarks/vqa_step.py --forward
+	$(BIN)/python benchmarks/attention_ways.py
 	$(BIN)/python benchmarks/pretraining_step.py --batch-size 16 --rounds 2
 	$(BIN)/python benchmarks/vqa_feed.py
 	$(BIN)/python benchmarks/pretraining_feed.py
@@ -78,6 +79,7 @@ bench-gpu:  ## the same on a GPU, at sizes that fill it
 	$(PYTHON) benchmarks/vqa_step.py --batch-size 256 --steps 20
 	$(PYTHON) benchmarks/vqa_step.py --batch-size 256 --steps 20 --ways padded_float32,padded,ours --compile
 	$(PYTHON) benchmarks/vqa_step.py --batch-size 1024 --steps 20 --forward
+	$(PYTHON) benchmarks/attention_ways.py --sequences 256 --flex
 	$(PYTHON) benchmarks/pretraining_step.py --batch-size 256 --rounds 10
 	$(PYTHON) benchmarks/retrieval_scoring.py --images 64 --captions 5000 --rows 256 --block 8
 	$(PYTHON) benchmarks/caption_decoding.py --images 64 --rounds 3

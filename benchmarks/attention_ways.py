@@ -1,0 +1,126 @@
+"""Attention alone over packed sequences of COCO-like lengths: the ways that torch has for sequences of unlike lengths.
+
+    python benchmarks/attention_ways.py [--sequences 16] [--rounds 20] [--device cuda] [--flex]
+
+Forward and backward of one layer's attention at base size, in float32 on a CPU and in bfloat16 on a GPU: SDPA over
+groups of like length (what `vinvl.models.packing` does), a call for each sequence, SDPA with a mask over the batch
+padded to 128 + 50, SDPA of nested tensors, torch's kernel for any lengths and, with --flex, compiled FlexAttention
+(both GPUs alone: on CPUs it has no gradients).
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from vqa_step import coco_like_examples
+
+from vinvl.models.packing import PackedLayout, PackedSequences, varlen_attn
+
+HEADS, SIZE, SLOTS = 12, 64, 178
+Way = Callable[[Tensor, Tensor, Tensor, PackedLayout], Tensor]
+
+
+def nested(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout) -> Tensor:
+    """(T, heads, d) by SDPA of jagged nested tensors."""
+    offsets = layout.offsets.long()
+    q, k, v = (
+        torch.nested.nested_tensor_from_jagged(one, offsets, max_seqlen=layout.longest).transpose(1, 2)
+        for one in (query, key, value)
+    )
+    attended: Tensor = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).values()
+    return attended
+
+
+def one_by_one(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout) -> Tensor:
+    """(T, heads, d) by a call of SDPA for each sequence."""
+    lengths = layout.offsets.diff().tolist()
+    parts = zip(*(one.transpose(0, 1)[None].split(lengths, dim=2) for one in (query, key, value)), strict=True)
+    attended = [functional.scaled_dot_product_attention(*part)[0].transpose(0, 1) for part in parts]
+    return torch.cat(attended)
+
+
+def padded(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout) -> Tensor:
+    """(T, heads, d) by SDPA over the padded batch."""
+    sequences, places = len(layout.offsets) - 1, layout.places
+    mask = torch.zeros(sequences * SLOTS, dtype=torch.bool, device=query.device).index_fill(0, places, True)
+    q, k, v = (
+        layout.unpacked(one.flatten(1), sequences, SLOTS).unflatten(2, (HEADS, SIZE)).transpose(1, 2)
+        for one in (query, key, value)
+    )
+    attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask.view(sequences, 1, 1, SLOTS))
+    return attended.transpose(1, 2).flatten(0, 1)[places]
+
+
+def flex(layout: PackedLayout, device: torch.device) -> Way:
+    """Compiled FlexAttention over the packed sequences as one, which see themselves alone."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    owner = torch.repeat_interleave(layout.offsets.diff())
+    total = len(owner)
+    mask = create_block_mask(lambda b, h, q, k: owner[q] == owner[k], None, None, total, total, device=device.type)
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout) -> Tensor:
+        q, k, v = (one.transpose(0, 1)[None] for one in (query, key, value))
+        attended: Any = compiled(q, k, v, block_mask=mask)
+        of_one: Tensor = attended[0].transpose(0, 1)
+        return of_one
+
+    return attend
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--flex", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    examples = coco_like_examples(8 * options.sequences, np.random.default_rng(0))
+    skip = 3 * options.sequences  # a batch of like lengths, from the middle
+    lengths = np.sort([len(one.input_ids) + len(one.regions) for one in examples])[-options.sequences - skip : -skip]
+    exists = np.arange(SLOTS) < np.minimum(lengths, SLOTS)[:, None]
+    layout = PackedLayout.of_mask(exists, SLOTS).with_tensors(lambda tensor: tensor.to(device))
+    whole = torch.ones(1, 1)  # two dimensions: everyone in a sequence sees everyone
+    given = torch.randn(3, len(layout.places), HEADS, SIZE, device=device, dtype=dtype)
+
+    def grouped(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout) -> Tensor:
+        # Dropout of next to nothing keeps the kernel for any lengths out.
+        return PackedSequences.of(layout, whole).attend(query, key, value, dropout=1e-9 if query.is_cuda else 0.0)
+
+    ways: dict[str, Way] = {
+        "SDPA over groups of like length": grouped,
+        "SDPA of each sequence": one_by_one,
+        "SDPA, padded to 128 + 50": padded,
+        "SDPA of nested tensors": nested,
+    }
+    if varlen_attn is not None and device.type == "cuda":
+        ways["kernel for any lengths"] = lambda q, k, v, layout: PackedSequences.of(layout, whole).attend(q, k, v)
+    if options.flex:
+        ways["FlexAttention, compiled"] = flex(layout, device)
+    expected = grouped(given[0], given[1], given[2], layout)
+    groups = f"{len(layout.groups)} groups"
+    print(f"{len(layout.places)} positions in {options.sequences} sequences, {groups}, {dtype}, {device}")
+    for name, way in ways.items():
+        inputs = given.clone().requires_grad_()
+        seconds = []
+        for _ in range(options.rounds):
+            start = time.perf_counter()
+            attended = way(inputs[0], inputs[1], inputs[2], layout)
+            attended.sum().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        error = float((attended - expected).detach().abs().max())
+        print(f"{name:34}{1e3 * float(np.median(seconds)):9.2f} ms   largest difference {error:.0e}")
+
+
+if __name__ == "__main__":
+    main()
