@@ -111,10 +111,9 @@ def test_a_layout_has_every_real_position_once(mask: list[list[bool]], data: st.
     assert torch.equal(in_turn[layout.merged], layout.places)
     flat = torch.cat([one.rows.flatten() for one in layout.groups])
     assert flat[layout.from_groups].tolist() == list(range(len(layout.places)))
-    real = [group.rows.numel() if group.real is None else int(group.real.sum()) for group in layout.groups]
-    assert sum(real) == len(layout.places)
+    assert sum(int(group.real.sum()) for group in layout.groups) == len(layout.places)
     for group in layout.groups:
-        lengths = (torch.ones_like(group.rows) if group.real is None else group.real).sum(dim=1)
+        lengths = group.real.sum(dim=1)
         assert lengths.max() == group.rows.shape[1] and lengths.min() >= LEAST_FILL * lengths.max()
     hidden = torch.randn(len(layout.places), 2)
     padded = layout.unpacked(hidden, *exists.shape)
@@ -242,7 +241,8 @@ def test_compiled_it_does_not_compile_again_for_other_lengths(training: bool) ->
     model.bert.compile(backend="eager", dynamic=True)
     compiled = 0
     for number in range(6):
-        given_ = batch_of([(4 + number, 3), (3 + number, 5), (5 + number, 2), (6, 4)], seed=number)
+        sizes = [(4 + number, 3), (3 + number, 5), (5 + number, 2), (6, 4)]
+        given_ = batch_of(sizes if number % 2 else [(6 + number, 4)] * 4, seed=number)  # of unlike and of like lengths
         layout = PackedLayout.of_mask(given_["attention_mask"].numpy(), given_["input_ids"].shape[1])
         assert len(layout.groups) == 1
         with torch.set_grad_enabled(training):

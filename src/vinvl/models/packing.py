@@ -32,11 +32,11 @@ class PackedGroup:
     """Sequences of like length that attention pads to their longest, M positions.
 
     rows: (n, M) int64, among the T packed positions; slots of padding name the sequence's first position.
-    real: (n, M) bool, False for padding; None where there is none.
+    real: (n, M) bool, False for padding. There also where there is none: a compiled model has one graph for both.
     """
 
     rows: Tensor
-    real: Tensor | None
+    real: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class PackedLayout:
         """The same with every tensor changed: moved to a device, or into page-locked memory."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
-        groups = [PackedGroup(change(one.rows), None if one.real is None else change(one.real)) for one in self.groups]
+        groups = [PackedGroup(change(one.rows), change(one.real)) for one in self.groups]
         return replace(self, **changed, groups=tuple(groups))
 
     def unpacked(self, hidden: Tensor, sequences: int, slots: int) -> Tensor:
@@ -124,7 +124,7 @@ def _groups(lengths: np.ndarray, offsets: np.ndarray) -> tuple[tuple[PackedGroup
         real = slot < lengths[members, None]
         rows = offsets[members, None] + np.where(real, slot, 0)
         from_groups[rows[real]] = slots_before + np.flatnonzero(real)
-        groups.append(PackedGroup(torch.from_numpy(rows), None if real.all() else torch.from_numpy(real)))
+        groups.append(PackedGroup(torch.from_numpy(rows), torch.from_numpy(real)))
         start, slots_before = end, slots_before + real.size
     return tuple(groups), from_groups
 
@@ -134,19 +134,19 @@ class PackedSequences:
     """What attention needs to know of a batch.
 
     layout: where the sequences are.
-    masks: of each group, (n, 1, 1 or M, M) bool, who sees whom; None for everyone in a sequence.
+    masks: of each group, (n, 1, 1 or M, M) bool, who sees whom.
     whole: every position sees its whole sequence.
     """
 
     layout: PackedLayout
-    masks: tuple[Tensor | None, ...]
+    masks: tuple[Tensor, ...]
     whole: bool
 
     @classmethod
     def of(cls, layout: PackedLayout, attention_mask: Tensor) -> PackedSequences:
         """`attention_mask` is (B, S), or (B, S, S), [query, key], of the padded sequences."""
         if attention_mask.dim() == 2:
-            masks = tuple(None if one.real is None else one.real[:, None, None] for one in layout.groups)
+            masks = tuple(one.real[:, None, None] for one in layout.groups)
             return cls(layout, masks, whole=True)
         slots = attention_mask.shape[-1]
         return cls(layout, tuple(_who_sees_whom(layout, one, attention_mask, slots) for one in layout.groups), False)
@@ -170,9 +170,7 @@ def _who_sees_whom(layout: PackedLayout, group: PackedGroup, attention_mask: Ten
     """(n, 1, M, M) bool of a group, from (B, S, S)."""
     places = layout.places[group.rows]
     rows, slot = places // slots, places % slots
-    allowed = attention_mask.bool()[rows[:, :, None], slot[:, :, None], slot[:, None, :]]
-    if group.real is not None:
-        allowed = allowed & group.real[:, None, :]
+    allowed = attention_mask.bool()[rows[:, :, None], slot[:, :, None], slot[:, None, :]] & group.real[:, None, :]
     return (allowed | ~allowed.any(dim=-1, keepdim=True))[:, None]  # a softmax over nothing would be NaN
 
 
