@@ -19,20 +19,20 @@ from torch import Tensor
 from torch.nn import functional
 from vqa_step import coco_like_examples
 
-from vinvl.models.packing import PackedLayout, PackedSequences, varlen_attn
+from vinvl.models.packing import PackedLayout, PackedSequences
 
 HEADS, SIZE, SLOTS = 12, 64, 178
 Way = Callable[[Tensor, Tensor, Tensor, PackedLayout], Tensor]
 
 
-def nested(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout) -> Tensor:
+def nested(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float = 0.0) -> Tensor:
     """(T, heads, d) by SDPA of jagged nested tensors."""
     offsets = layout.offsets.long()
     q, k, v = (
         torch.nested.nested_tensor_from_jagged(one, offsets, max_seqlen=layout.longest).transpose(1, 2)
         for one in (query, key, value)
     )
-    attended: Tensor = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).values()
+    attended: Tensor = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).values()
     return attended
 
 
@@ -91,21 +91,27 @@ def main() -> None:
     whole = torch.ones(1, 1)  # two dimensions: everyone in a sequence sees everyone
     given = torch.randn(3, len(layout.places), HEADS, SIZE, device=device, dtype=dtype)
 
-    def grouped(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout) -> Tensor:
-        # Dropout of next to nothing keeps the kernel for any lengths out.
-        return PackedSequences.of(layout, whole).attend(query, key, value, dropout=1e-9 if query.is_cuda else 0.0)
+    def in_groups(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float = 0.0) -> Tensor:
+        # Masks, of the groups that there are anyway, keep the kernel for any lengths out.
+        masks = tuple(one.real[:, None, None] for one in layout.groups)
+        return PackedSequences(layout, masks).attend(query, key, value, dropout)
 
     ways: dict[str, Way] = {
-        "SDPA over groups of like length": grouped,
+        "SDPA over groups of like length": in_groups,
         "SDPA of each sequence": one_by_one,
         "SDPA, padded to 128 + 50": padded,
         "SDPA of nested tensors": nested,
     }
-    if varlen_attn is not None and device.type == "cuda":
+    if device.type == "cuda":
         ways["kernel for any lengths"] = lambda q, k, v, layout: PackedSequences.of(layout, whole).attend(q, k, v)
+        ways["the same, dropout of 0.1"] = lambda q, k, v, layout: PackedSequences.of(layout, whole).attend(
+            q, k, v, 0.1
+        )
+        ways["groups, dropout of 0.1"] = lambda q, k, v, layout: in_groups(q, k, v, layout, 0.1)
+        ways["nested tensors, dropout of 0.1"] = lambda q, k, v, layout: nested(q, k, v, layout, 0.1)
     if options.flex:
         ways["FlexAttention, compiled"] = flex(layout, device)
-    expected = grouped(given[0], given[1], given[2], layout)
+    expected = in_groups(given[0], given[1], given[2], layout)
     groups = f"{len(layout.groups)} groups"
     print(f"{len(layout.places)} positions in {options.sequences} sequences, {groups}, {dtype}, {device}")
     for name, way in ways.items():

@@ -134,7 +134,7 @@ def make_ways(names: list[str], layers: int, device: torch.device, compile: bool
         return whole_layers(model, batch.input_ids, batch.token_type_ids, batch.attention_mask, batch.region_features)
 
     if compile:
-        model.bert.compile(dynamic=True)
+        model.bert.compile_layers()
     half = device.type == "cuda"
     ways = {
         PADDED: Way(model, by_sdpa, pad_fixed, optimizer, half),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.nn import functional
 
 from vinvl.errors import UserError
 from vinvl.models import (
@@ -181,18 +182,48 @@ def test_a_layout_made_ahead_is_the_one_made_of_the_mask() -> None:
     assert torch.equal(model(**given_, layout=layout).logits, model(**given_).logits)
 
 
-def test_padding_costs_nothing() -> None:
+def test_padding_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What linear layers see are the real positions alone."""
     model, given_ = model_of(VinVLModel, "packed").eval(), batch_of([(5, 3), (2, 9), (12, 0)])
     seen: list[int] = []
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(
-                lambda module, inputs: seen.append(inputs[0].numel() // module.in_features)
-            )
+    linear = functional.linear
+
+    def counting(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        seen.append(rows.numel() // rows.shape[-1])
+        return linear(rows, weight, bias)
+
+    monkeypatch.setattr(functional, "linear", counting)
     model(**given_)
     regions, real = 12, int(given_["attention_mask"].sum())
-    assert seen == [regions, *[real] * 6 * 3, 3]  # projection, six layers of each of three, pooler
+    # The projection; queries, keys and values at once and three more of each of three layers; the pooler.
+    assert seen == [regions, *[real] * 4 * 3, 3]
+
+
+class Doubled(nn.Module):
+    """Stands where a linear layer was, as adapters do: its own weights are not all there is to it."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        self.linear, self.weight, self.bias = linear, linear.weight, linear.bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        doubled: Tensor = 2 * self.linear(rows)
+        return doubled
+
+
+@pytest.mark.parametrize("changed", ["query", "key", "value"])
+def test_what_stands_in_the_place_of_a_projection_is_asked(changed: str) -> None:
+    given_ = batch_of([(5, 3), (2, 9), (12, 0)])
+    logits, called = {}, []
+    for attention in ("eager", "packed"):
+        model = model_of(VinVLForAnswering, attention).eval()
+        for layer in model.bert.encoder.layer:
+            own = layer.attention.self
+            setattr(own, changed, Doubled(getattr(own, changed)))
+            own.query.register_forward_hook(lambda *_, attention=attention: called.append(attention))
+        logits[attention] = model(**given_).logits
+    torch.testing.assert_close(logits["packed"], logits["eager"], rtol=1e-4, atol=1e-5)
+    assert called == ["eager"] * 3 + ["packed"] * 3
 
 
 def test_the_first_position_alone_spares_the_last_layer() -> None:
@@ -238,7 +269,7 @@ def test_compiled_it_does_not_compile_again_for_other_lengths(training: bool) ->
     torch.compiler.reset()
     counters.clear()
     model, plain = (model_of(VinVLForAnswering, "packed").train(training) for _ in range(2))
-    model.bert.compile(backend="eager", dynamic=True)
+    model.bert.compile_layers(backend="eager")
     compiled = 0
     for number in range(6):
         sizes = [(4 + number, 3), (3 + number, 5), (5 + number, 2), (6, 4)]
@@ -265,11 +296,69 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for GPUs")
-def test_the_kernel_for_any_lengths_is_what_padding_gives() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_kernel_for_any_lengths_is_what_padding_gives(compiled: bool) -> None:
+    torch.compiler.reset()
     layout = PackedLayout.of_mask(batch_of([(5, 3), (2, 9), (12, 0)])["attention_mask"].numpy(), 12)
     layout = layout.with_tensors(lambda tensor: tensor.cuda())
-    query, key, value = torch.randn(3, len(layout.places), HEADS, 64, device="cuda", dtype=torch.bfloat16)
-    exists = torch.ones(3, 1)
-    by_kernel = PackedSequences.of(layout, exists).attend(query, key, value)
-    in_groups = PackedSequences.of(layout, exists).attend(query.float(), key.float(), value.float())
+    whole = PackedSequences.of(layout, torch.ones(3, 1))
+    attend = torch.compile(whole.attend, backend="eager", fullgraph=True) if compiled else whole.attend
+    half = torch.randn(3, len(layout.places), HEADS, 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    single = half.detach().float().requires_grad_()
+    by_kernel, in_groups = attend(*half), whole.attend(*single)
     torch.testing.assert_close(by_kernel.float(), in_groups, rtol=2e-2, atol=2e-2)
+    along = torch.randn_like(in_groups)
+    by_kernel.backward(along.bfloat16())
+    in_groups.backward(along)
+    assert half.grad is not None
+    torch.testing.assert_close(half.grad.float(), single.grad, rtol=4e-2, atol=4e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for GPUs")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_kernel_drops_weights_and_scales_the_others(compiled: bool) -> None:
+    torch.compiler.reset()
+    size, count, dropout = 64, 200, 0.25
+    layout = PackedLayout.of_mask(np.arange(size) < np.linspace(5, size, count).astype(int)[:, None], size)
+    slot = layout.places % size
+    layout = layout.with_tensors(lambda tensor: tensor.cuda())
+    whole = PackedSequences.of(layout, torch.ones(count, 1))
+    attend = torch.compile(whole.attend, backend="eager", fullgraph=True) if compiled else whole.attend
+    query, key = torch.randn(2, len(slot), HEADS, size, device="cuda", dtype=torch.bfloat16)
+    # With one-hot values what is read are the weights themselves.
+    value = torch.eye(size)[slot][:, None].expand(-1, HEADS, -1).to("cuda", torch.bfloat16).requires_grad_()
+    weights, dropped = whole.attend(query, key, value).float(), attend(query, key, value, dropout).float()
+    there = weights > 1e-3
+    kept = there & (dropped > 0)
+    assert abs(float(kept.sum() / there.sum()) - (1 - dropout)) < 0.01
+    torch.testing.assert_close(dropped[kept], weights[kept] / (1 - dropout), rtol=2e-2, atol=2e-2)
+    dropped.sum().backward()  # the gradient of a value is what was read of it, by the same draw
+    assert value.grad is not None
+    sums = torch.zeros(count, size, HEADS, device="cuda")
+    owner = layout.places // size
+    sums.index_put_((owner,), dropped.transpose(1, 2), accumulate=True)  # (sequence, slot, head)
+    expected = sums[owner, slot.cuda()]
+    torch.testing.assert_close(value.grad.float().mean(dim=-1), expected, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="without a GPU everything is in groups")
+def test_on_a_gpu_any_lengths_and_numbers_of_groups_have_one_graph() -> None:
+    torch.compiler.reset()
+    counters.clear()
+    changes = {"hidden_size": 128, "num_attention_heads": 2, "attention_probs_dropout_prob": 0.1}
+    model = model_of(VinVLForAnswering, "packed", **changes).cuda().train()
+    model.bert.compile_layers(backend="eager")
+    compiled, groups = 0, set()
+    for number in range(6):
+        given_ = batch_of([(4 + number, 3), (3, 2 + number % 2), (2, 1), (1, 0)][: 3 + number % 2], seed=number)
+        layout = PackedLayout.of_mask(given_["attention_mask"].numpy(), given_["input_ids"].shape[1])
+        groups.add(len(layout.groups))
+        layout = layout.with_tensors(lambda tensor: tensor.cuda())
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = model(**{name: value.cuda() for name, value in given_.items()}, layout=layout).logits
+        logits.sum().backward()
+        if number == 1:
+            compiled = counters["stats"]["unique_graphs"]
+    assert len(groups) > 1
+    assert compiled > 0 and counters["stats"]["unique_graphs"] == compiled, counters
+    torch.compiler.reset()

@@ -46,9 +46,10 @@ def train(config: DictConfig) -> dict[str, float]:
     task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}
     if resume_from is not None:
         check_resumable(task, resume_from)
-    if config.compile.enabled:  # in place, so that checkpoints keep their names; the heads pick places by the data
-        encoder = task.model.base_model
-        encoder.compile(backend=config.compile.backend, dynamic=config.compile.dynamic, mode=config.compile.mode)
+    if config.compile.enabled:
+        task.model.base_model.compile_layers(
+            backend=config.compile.backend, dynamic=config.compile.dynamic, mode=config.compile.mode
+        )
     if trainer.is_global_zero:
         tidy_run_folder(output_dir)
         print(datamodule.example_text("train"), flush=True)

@@ -6,13 +6,13 @@ Shapes: B batch, S the joint sequence, P cached earlier positions, H hidden size
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Cache
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from vinvl.errors import UserError
-from vinvl.models.packing import PACKED
+from vinvl.models.packing import PACKED, PackedSequences
 
 
 def dense_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.dtype) -> Tensor:
@@ -53,12 +53,18 @@ class HeadMaskedSelfAttention(BertSelfAttention):
         head_scale: Tensor | None = None,
         attention_record: list[Tensor] | None = None,
         cache: Cache | None = None,
+        packed: PackedSequences | None = None,
         **attention_options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend; `head_scale` is (heads,), and the weights (B, heads, S, P+S) are appended to `attention_record`.
 
-        What older releases of transformers name past_key_values, newer ones name cache.
+        What older releases of transformers name past_key_values, newer ones name cache. With `packed`, the states are
+        (1, T, H) of sequences end to end, and nothing but they counts.
         """
+        if packed is not None and self._are_plain(self.query, self.key, self.value):
+            return self._attend_packed(hidden_states, packed), None
+        if packed is not None:
+            attention_options["packed"] = packed
         earlier = past_key_values if cache is None else cache
         context, weights = super().forward(  # type: ignore[misc]  # transformers' annotation forgets the weights
             hidden_states, attention_mask, earlier, **attention_options
@@ -70,6 +76,20 @@ class HeadMaskedSelfAttention(BertSelfAttention):
             attention_record.append(weights)
         return context, weights
 
+    @staticmethod
+    def _are_plain(*linears: nn.Module) -> bool:
+        """Whether weights are all there is to them: adapters (LoRA) put others in their place, hooks want calls."""
+        return all(type(one) is nn.Linear and not one._forward_hooks and not one._forward_pre_hooks for one in linears)
+
+    def _attend_packed(self, hidden_states: Tensor, packed: PackedSequences) -> Tensor:
+        """(1, T, H) → the same; one product for queries, keys and values, as their states are the same."""
+        linears = (self.query, self.key, self.value)
+        weight, bias = (torch.cat([getattr(one, name) for one in linears]) for name in ("weight", "bias"))
+        projected = functional.linear(hidden_states.squeeze(0), weight, bias)
+        query, key, value = projected.unflatten(-1, (3, self.num_attention_heads, self.attention_head_size)).unbind(1)
+        dropout = self.dropout.p if self.training else 0.0
+        return packed.attend(query, key, value, dropout).flatten(1)[None]
+
     def attend_from_first(self, hidden_states: Tensor, seen: Tensor | None) -> Tensor:
         """What the first position reads, (B, 1, H); `seen` is (B, 1, S) bool, None for everything.
 
@@ -79,12 +99,19 @@ class HeadMaskedSelfAttention(BertSelfAttention):
         """
         heads = (self.num_attention_heads, self.attention_head_size)
         query = self.query(hidden_states[:, 0]).unflatten(-1, heads)  # (B, heads, H / heads)
-        key_weight, value_weight = (linear.weight.unflatten(0, heads) for linear in (self.key, self.value))
-        scores = torch.einsum("bnd,ndh->bnh", query, key_weight) @ hidden_states.transpose(1, 2)  # (B, heads, S)
+        plain = self._are_plain(self.key, self.value)
+        if plain:
+            key_weight, value_weight = (linear.weight.unflatten(0, heads) for linear in (self.key, self.value))
+            scores = torch.einsum("bnd,ndh->bnh", query, key_weight) @ hidden_states.transpose(1, 2)  # (B, heads, S)
+        else:
+            scores = torch.einsum("bnd,bsnd->bns", query, self.key(hidden_states).unflatten(-1, heads))
         scores = scores.float() * self.attention_head_size**-0.5
         if seen is not None:
             scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
         weights = functional.dropout(scores.softmax(dim=-1), self.dropout.p, self.training)
+        if not plain:
+            value = self.value(hidden_states).unflatten(-1, heads)
+            return torch.einsum("bns,bsnd->bnd", weights.to(value.dtype), value).flatten(1)[:, None]
         read = weights.to(hidden_states.dtype) @ hidden_states  # (B, heads, H)
         # The weights of a query add up to 1, but for dropout: the bias of the values is dropped with them.
         context = torch.einsum("bnh,ndh->bnd", read, value_weight)

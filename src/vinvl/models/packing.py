@@ -134,36 +134,55 @@ class PackedSequences:
     """What attention needs to know of a batch.
 
     layout: where the sequences are.
-    masks: of each group, (n, 1, 1 or M, M) bool, who sees whom.
-    whole: every position sees its whole sequence.
+    masks: of each group, (n, 1, M, M) bool, who sees whom; None if every position sees its whole sequence.
     """
 
     layout: PackedLayout
-    masks: tuple[Tensor, ...]
-    whole: bool
+    masks: tuple[Tensor, ...] | None
 
     @classmethod
     def of(cls, layout: PackedLayout, attention_mask: Tensor) -> PackedSequences:
         """`attention_mask` is (B, S), or (B, S, S), [query, key], of the padded sequences."""
         if attention_mask.dim() == 2:
-            masks = tuple(one.real[:, None, None] for one in layout.groups)
-            return cls(layout, masks, whole=True)
+            return cls(layout, None)
         slots = attention_mask.shape[-1]
-        return cls(layout, tuple(_who_sees_whom(layout, one, attention_mask, slots) for one in layout.groups), False)
+        return cls(layout, tuple(_who_sees_whom(layout, one, attention_mask, slots) for one in layout.groups))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(T, heads, d) from the same of query, key and value; scores are divided by the root of d."""
-        if self.whole and dropout == 0 and varlen_attn is not None and query.is_cuda and query.dtype in HALVES:
-            layout = self.layout
-            around = (layout.offsets, layout.offsets, layout.longest, layout.longest)
-            by_kernel: Any = varlen_attn(query, key, value, *around)  # it knows neither masks nor dropout
-            return by_kernel
+        if self.masks is None and query.is_cuda and query.dtype in HALVES and _has_kernel(query.device):
+            return _attend_by_kernel(query, key, value, self.layout, dropout)
+        return self._attend_in_groups(query, key, value, dropout)
+
+    @torch.compiler.disable  # else a compiled model would have a graph for every number of groups
+    def _attend_in_groups(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        masks = [one.real[:, None, None] for one in self.layout.groups] if self.masks is None else self.masks
         parts = []
-        for group, mask in zip(self.layout.groups, self.masks, strict=True):
+        for group, mask in zip(self.layout.groups, masks, strict=True):
             q, k, v = (part[group.rows].transpose(1, 2) for part in (query, key, value))  # (n, heads, M, d)
             attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
             parts.append(attended.transpose(1, 2).flatten(0, 1))
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[self.layout.from_groups]
+
+
+@torch.compiler.assume_constant_result
+def _has_kernel(device: torch.device) -> bool:
+    """FlashAttention wants Ampere or later."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _attend_by_kernel(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float) -> Tensor:
+    """`PackedSequences.attend` in half precision on a GPU, every position seeing its whole sequence."""
+    around = (layout.offsets, layout.offsets, layout.longest, layout.longest)
+    if dropout == 0 and varlen_attn is not None:
+        attended: Any = varlen_attn(query, key, value, *around)
+        return attended
+    # What varlen_attn calls, and nested tensors too; the former does not hand dropout on.
+    causal = return_debug_mask = False
+    by_flash: Any = torch.ops.aten._flash_attention_forward(
+        query, key, value, *around, dropout, causal, return_debug_mask
+    )
+    return by_flash[0]
 
 
 def _who_sees_whom(layout: PackedLayout, group: PackedGroup, attention_mask: Tensor, slots: int) -> Tensor:
@@ -200,7 +219,8 @@ def packed_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return attended, None
-    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    # squeeze, for the gradient of an index is a copy of what it is taken from
+    q, k, v = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
     return packed.attend(q, k, v, dropout)[None], None
 
 
