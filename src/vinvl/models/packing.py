@@ -6,6 +6,7 @@ Shapes: B sequences of L text and R region slots, S = L + R, H hidden size, d nu
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -23,6 +25,7 @@ except ImportError:  # before torch 2.10
     varlen_attn = None  # type: ignore[assignment]
 
 PACKED = "packed"  # its name among transformers' attention implementations
+SHAPELESS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 HALVES = (torch.float16, torch.bfloat16)
 LEAST_FILL = 0.7  # of the longest sequence of a group, that every sequence in it has at least
 
@@ -158,11 +161,18 @@ class PackedSequences:
     def _attend_in_groups(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         masks = [one.real[:, None, None] for one in self.layout.groups] if self.masks is None else self.masks
         parts = []
-        for group, mask in zip(self.layout.groups, masks, strict=True):
-            q, k, v = (part[group.rows].transpose(1, 2) for part in (query, key, value))  # (n, heads, M, d)
-            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-            parts.append(attended.transpose(1, 2).flatten(0, 1))
+        with for_any_shape(query):
+            for group, mask in zip(self.layout.groups, masks, strict=True):
+                q, k, v = (part[group.rows].transpose(1, 2) for part in (query, key, value))  # (n, heads, M, d)
+                attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+                parts.append(attended.transpose(1, 2).flatten(0, 1))
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[self.layout.from_groups]
+
+
+def for_any_shape(query: Tensor) -> AbstractContextManager[None]:
+    """SDPA without cuDNN on GPUs: that makes a plan for every new shape, which takes it 0.07 to 3 seconds (H200)."""
+    backends: AbstractContextManager[None] = sdpa_kernel(SHAPELESS) if query.is_cuda else nullcontext()
+    return backends
 
 
 @torch.compiler.assume_constant_result
@@ -215,9 +225,10 @@ def packed_attention(
         (1, T, heads, d), and None in place of the weights.
     """
     if packed is None:
-        attended, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )
+        with for_any_shape(query):
+            attended, _ = sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+            )
         return attended, None
     # squeeze, for the gradient of an index is a copy of what it is taken from
     q, k, v = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
