@@ -249,10 +249,8 @@ def main() -> None:
         passes = 1 if options.forward else 3
         whole, done = (passes * flops(torch.cat(lengths), options.layers, short) for short in (False, True))
         shares = [f"{counted / sum(seconds[OURS]) / rate:.1%}" for counted in (whole, done)]
-        print(
-            f"ours: {shares[0]} of the measured bfloat16 matrix rate, {rate / 1e12:.0f} TFLOP/s, with every layer counted"
-        )
-        print(f"whole as is usual; {shares[1]} with the operations that it does")
+        print(f"ours: {shares[0]} of the measured bfloat16 matrix rate, {rate / 1e12:.0f} TFLOP/s, with every layer")
+        print(f"counted whole as is usual; {shares[1]} with the operations that it does")
 
 
 def flops(lengths: Tensor, layers: int, short: bool, hidden: int = 768, heads: int = 12) -> float:
