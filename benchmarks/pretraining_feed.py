@@ -16,14 +16,16 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from store_reads import write_images
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from vinvl.data.batch import Batch, Example, collate, masked_labels
+from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.corpus import CorpusShare, Mixture, ensure_index
 from vinvl.data.pretraining_dataset import PretrainingDataset
 from vinvl.data.pretraining_pairs import PairOptions
@@ -87,8 +89,8 @@ def row_by_row(dataset: PretrainingDataset, draws: Sequence[Draw]) -> Batch:
     """The same kind of batch with one sample made after the other."""
     text = dataset.rows.region_text
     dice = random.Random(draws[0].index)
-    examples = []
-    for draw in draws:
+    examples, hidden_places, hidden_tokens = [], [], []
+    for row_number, draw in enumerate(draws):
         row = np.array([draw.index])
         first, second = row, row
         other = np.array([dice.randrange(len(dataset.rows))])
@@ -104,24 +106,21 @@ def row_by_row(dataset: PretrainingDataset, draws: Sequence[Draw]) -> Batch:
             cls_token_id=text.special.cls_token_id,
             sep_token_id=text.special.sep_token_id,
         )
-        hidden = []
         for place, token in enumerate(input_ids.tolist()):
             if token >= len(SPECIAL) and (chance := dice.random()) < 0.15:
-                hidden.append((place, token))
+                hidden_places.append((row_number, place))
+                hidden_tokens.append(token)
                 if chance < 0.12:
                     input_ids[place] = text.special.mask_token_id
                 elif chance < 0.135:
                     input_ids[place] = dice.randrange(dataset.vocab_size)
-        examples.append(
-            Example(
-                input_ids,
-                token_type_ids,
-                text.image_regions(int(dataset.rows.image_of(row)[0])),
-                label_ids=np.array([token for _, token in hidden], dtype=np.int64),
-                masked_positions=np.array([place for place, _ in hidden], dtype=np.int64),
-            )
-        )
-    return collate(examples, pad_token_id=text.special.pad_token_id, labels=masked_labels(examples))
+        regions = text.image_regions(int(dataset.rows.image_of(row)[0]))
+        examples.append(Example(input_ids, token_type_ids, regions))
+    batch = collate(examples, pad_token_id=text.special.pad_token_id, labels=torch.tensor(hidden_tokens))
+    masked = torch.zeros_like(batch.input_ids, dtype=torch.bool)
+    for row_number, place in hidden_places:
+        masked[row_number, place] = True
+    return replace(batch, masked_positions=masked)
 
 
 def samples_per_second(make: Callable[[Sequence[Draw]], Batch], batches: Sequence[Sequence[Draw]]) -> float:

@@ -16,7 +16,7 @@ from vinvl.data.answers import AnswerVocabulary
 from vinvl.data.batch import Example
 from vinvl.data.caption_datasets import CaptionContexts, CaptionDataset, CaptionedImageDataset, with_caption
 from vinvl.data.caption_jsonl import read_caption_jsonl
-from vinvl.data.caption_masking import CaptionLimits, Replacements, draw_masked_positions
+from vinvl.data.caption_masking import CaptionLimits, Replacements, choose_positions
 from vinvl.data.columns import CategoricalColumn, TextColumn
 from vinvl.data.nlvr2 import NLVR2Dataset
 from vinvl.data.nlvr2_files import read_nlvr2
@@ -137,17 +137,20 @@ class PublishedDraws:
     def __init__(self, row: dict[str, Any]) -> None:
         self.random = random.Random(row["python_random_seed"])
 
-    def permutation(self, candidates: np.ndarray) -> np.ndarray:
-        order = candidates.tolist()
-        self.random.shuffle(order)
-        return np.array(order)
+    def order(self, caption_length: int) -> np.ndarray:
+        """(caption_length,): at which turn each place is chosen; [CLS] never is."""
+        places = list(range(1, caption_length))
+        self.random.shuffle(places)
+        order = np.full(caption_length, np.inf)
+        order[places] = np.arange(len(places))
+        return order
 
     def replacement(self, token: int, replacements: Replacements) -> int:
         """The second draw and the random word are made only where the published code makes them."""
         first = self.random.random()
         second = self.random.random() if first > 0.8 else 1.0
         word = self.random.randint(0, replacements.vocab_size) if first > 0.8 and second <= 0.5 else 0
-        return replacements.of(token, first, second, word)
+        return int(replacements.of(*(np.array(one) for one in (token, first, second, word))))
 
 
 @dataclass(frozen=True)
@@ -189,20 +192,19 @@ def test_training_captions(row: dict[str, Any], tmp_path: Path) -> None:
     context = case.contexts(tmp_path)[0]
     words = encode_texts(TOKENIZER, [row["caption"]])[0]
     caption = case.limits.caption(words, SPECIAL.cls_token_id, SPECIAL.sep_token_id)
-    generator: Any = draws
-    masked = draw_masked_positions(case.limits, len(caption), generator)
+    masked = choose_positions(case.limits, np.array([len(caption)]), draws.order(len(caption))[None])[0]
     hidden = caption[masked]
     replacements = Replacements(MASK, SPECIAL.unk_token_id, len(TOKENIZER))
-    for position in masked.tolist():
+    for position in np.flatnonzero(masked).tolist():
         caption[position] = draws.replacement(int(caption[position]), replacements)
-    example = with_caption(context, caption, masked, hidden, {})
+    example = with_caption(context, caption, {})
 
     np.testing.assert_array_equal(case.as_published(example, "input_ids"), case.tensor("input_ids"))
     np.testing.assert_array_equal(case.as_published(example, "token_type_ids"), case.tensor("segment_ids"))
-    np.testing.assert_array_equal(np.flatnonzero(case.tensor("masked_pos")), example.masked_positions)
+    np.testing.assert_array_equal(np.flatnonzero(case.tensor("masked_pos")), np.flatnonzero(masked))
     recorded_ids = case.tensor("masked_ids")
-    assert example.label_ids.tolist() == recorded_ids[: len(masked)].tolist()
-    assert (recorded_ids[len(masked) :] == PAD).all()
+    assert hidden.tolist() == recorded_ids[: len(hidden)].tolist()
+    assert (recorded_ids[len(hidden) :] == PAD).all()
     kept = len(example.region_rows)
     assert kept == min(len(CAPTION_TENSORS[f"inputs.img_{row['i']}"]), row["max_img_seq_length"])
     assert example.position_ids is not None and len(set(example.position_ids.tolist())) == len(example.input_ids)
@@ -223,11 +225,14 @@ def test_a_dataset_hides_as_many_words_and_keeps_the_rest(row: dict[str, Any], t
     seen = set()
     for epoch in range(30):
         example = dataset[Draw(epoch, 0)]
-        assert example.masked_positions is not None and len(example.masked_positions) == len(hidden)
-        seen.add(tuple(example.masked_positions.tolist()))
-        shown = case.as_published(example, "input_ids")
-        shown[example.masked_positions] = example.label_ids  # positions of a caption are its places
-        np.testing.assert_array_equal(shown, whole)
+        np.testing.assert_array_equal(case.as_published(example, "input_ids"), whole)
+        batch = dataset.collate([example])
+        assert batch.masked_positions is not None and batch.labels is not None
+        masked = batch.masked_positions[0].numpy()
+        assert masked.sum() == len(hidden)
+        seen.add(tuple(np.flatnonzero(masked).tolist()))
+        assert batch.labels.tolist() == example.input_ids[masked].tolist()
+        assert (batch.input_ids[0].numpy() == example.input_ids)[~masked].all()
     assert 0 not in {place for places in seen for place in places}  # [CLS] is never hidden
     length = len(dataset[Draw(0, 0)].input_ids) - int((case.tensor("segment_ids") == 1).sum())
     if length - 1 > len(hidden):
@@ -252,19 +257,12 @@ def test_tags_of_images_to_write_captions_for(row: dict[str, Any], tmp_path: Pat
 
 def test_a_random_word_beyond_the_vocabulary_is_unknown() -> None:
     replacements = Replacements(MASK, SPECIAL.unk_token_id, vocab_size=148)
-    assert replacements.of(9, 0.8, 0.0, 5) == MASK  # the published comparisons: above 0.8, at most 0.5
-    assert replacements.of(9, 0.81, 0.5, 5) == 5
-    assert replacements.of(9, 0.81, 0.5, 148) == SPECIAL.unk_token_id
-    assert replacements.of(9, 0.81, 0.51, 5) == 9
-
-
-def test_shares_of_replacements_are_the_published_ones() -> None:
-    replacements = Replacements(mask_token_id=4, unk_token_id=1, vocab_size=1_000_000)
-    drawn = replacements.draw([9] * 40_000, np.random.default_rng(0))
-    shares = [(drawn == 4).mean(), (drawn == 9).mean()]
-    assert shares == pytest.approx([0.8, 0.1], abs=0.01)
+    draws = [(0.8, 0.0, 5), (0.81, 0.5, 5), (0.81, 0.5, 148), (0.81, 0.51, 5)]
+    first, second, words = (np.array(one) for one in zip(*draws, strict=True))
+    # The published comparisons: above 0.8, at most 0.5.
+    assert replacements.of(np.full(4, 9), first, second, words).tolist() == [MASK, 5, SPECIAL.unk_token_id, 9]
 
 
 @pytest.mark.parametrize(("length", "count"), [(2, 1), (3, 1), (10, 2), (16, 2), (17, 3), (40, 3)])
 def test_number_of_hidden_words_rounds_halves_to_even(length: int, count: int) -> None:
-    assert CaptionLimits(40, 70, 0.15, 3).num_masked(length) == count
+    assert CaptionLimits(40, 70, 0.15, 3).num_masked(np.array([length])).tolist() == [count]

@@ -28,12 +28,11 @@ class Example:
     input_ids: np.ndarray  # (L,) int64
     token_type_ids: np.ndarray  # (L,) int64: 0 text, 1 tags
     regions: ImageRegions  # R may be 0
-    label_ids: np.ndarray = field(default_factory=lambda: NO_LABELS)  # (k,) int64: classes, answers or masked tokens
+    label_ids: np.ndarray = field(default_factory=lambda: NO_LABELS)  # (k,) int64: classes or answers
     label_scores: np.ndarray = field(default_factory=lambda: NO_SCORES)  # (k,) float32: targets of these answers
     record: dict[str, Any] = field(default_factory=dict)  # what metrics and reports need on the host: question_id …
     position_ids: np.ndarray | None = None  # (L,) int64 where the positions are not 0, 1, 2 …
     caption_length: int = 0  # tokens at the front that are seen from left to right only, with [CLS] and [SEP]
-    masked_positions: np.ndarray | None = None  # (k,) int64: where `label_ids` are to be guessed
 
     @property
     def region_rows(self) -> np.ndarray:
@@ -107,7 +106,7 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, labels: Tensor | 
     Args:
         examples: B examples.
         pad_token_id: fills text positions beyond an example's end.
-        labels: what the loss sees: `soft_targets`, `class_labels` or `masked_labels` of the examples, or None.
+        labels: what the loss sees: `soft_targets` or `class_labels` of the examples, or None.
     """
     tokens = np.array([len(example.input_ids) for example in examples])
     longest_text = int(tokens.max())
@@ -115,7 +114,7 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, labels: Tensor | 
     is_text = np.arange(longest_text) < tokens[:, None]
     is_region = np.arange(regions.slots) < np.array([len(example.regions) for example in examples])[:, None]
     attention_mask = np.concatenate([is_text, is_region], axis=1)
-    placed, masked = examples[0].position_ids is not None, examples[0].masked_positions is not None
+    placed = examples[0].position_ids is not None
     return Batch(
         input_ids=_padded([example.input_ids for example in examples], is_text, pad_token_id),
         token_type_ids=_padded([example.token_type_ids for example in examples], is_text, 0),
@@ -125,7 +124,6 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, labels: Tensor | 
         records=tuple(example.record for example in examples),
         position_ids=_padded([example.position_ids for example in examples], is_text, 0) if placed else None,
         caption_lengths=torch.tensor([example.caption_length for example in examples]) if placed else None,
-        masked_positions=_marked([example.masked_positions for example in examples], longest_text) if masked else None,
         layout=PackedLayout.of_mask(attention_mask, longest_text),
     )
 
@@ -135,13 +133,6 @@ def _padded(rows: Sequence[Any], real: np.ndarray, padding: int) -> Tensor:
     padded = np.full(real.shape, padding, dtype=np.int64)
     padded[real] = np.concatenate(rows)
     return torch.from_numpy(padded)
-
-
-def _marked(rows: Sequence[Any], slots: int) -> Tensor:
-    """(B, slots) bool, True at the places that each row names."""
-    marked = np.zeros((len(rows), slots), dtype=bool)
-    marked[np.repeat(np.arange(len(rows)), [len(row) for row in rows]), np.concatenate(rows)] = True
-    return torch.from_numpy(marked)
 
 
 def soft_targets(examples: Sequence[Example], num_answers: int) -> Tensor:
@@ -156,8 +147,3 @@ def soft_targets(examples: Sequence[Example], num_answers: int) -> Tensor:
 def class_labels(examples: Sequence[Example]) -> Tensor:
     """(B,) int64: the one class of each example."""
     return torch.tensor([int(example.label_ids[0]) for example in examples])
-
-
-def masked_labels(examples: Sequence[Example]) -> Tensor:
-    """(Σk,) int64: the true tokens at the masked positions, example after example."""
-    return torch.from_numpy(np.concatenate([example.label_ids for example in examples]))

@@ -1,15 +1,17 @@
-"""Captioned images as items: a caption with hidden words to train on, or an image to write a caption for."""
+"""Captioned images as items: a caption to hide words of and train on, or an image to write a caption for."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
-from vinvl.data.batch import Batch, Example, collate, masked_labels
-from vinvl.data.caption_masking import CaptionLimits, Replacements, draw_masked_positions
+from vinvl.data.batch import Batch, Example, collate
+from vinvl.data.caption_masking import CaptionLimits, Replacements, hide_words
 from vinvl.data.caption_records import CaptionRecords
+from vinvl.data.random_numbers import uniform_numbers
 from vinvl.data.region_text import PlacedImage, RegionText
 from vinvl.data.sampling import Draw
 from vinvl.data.text import RaggedTokens
@@ -60,7 +62,7 @@ def caption_context(placed: PlacedImage, limits: CaptionLimits, record: dict[str
 
 
 class CaptionDataset(Dataset[Example]):
-    """One split to train on: item i is caption i with some of its words hidden, another choice in each epoch."""
+    """One split to train on: item i is caption i; `collate` hides some of the words, others in each epoch."""
 
     def __init__(self, contexts: CaptionContexts, caption_tokens: RaggedTokens, replacements: Replacements, seed: int):
         """`caption_tokens`: of the M captions, image by image."""
@@ -77,34 +79,41 @@ class CaptionDataset(Dataset[Example]):
         context = self.contexts[int(self.caption_image[draw.index])]
         limits, special = self.contexts.limits, self.contexts.region_text.special
         caption = limits.caption(self.caption_tokens[draw.index], special.cls_token_id, special.sep_token_id)
-        generator = draw.generator(self.seed)
-        masked = draw_masked_positions(limits, len(caption), generator)
-        hidden = caption[masked]
-        caption[masked] = self.replacements.draw(hidden.tolist(), generator)
-        return with_caption(context, caption, masked, hidden, record={**context.record, "caption_index": draw.index})
+        record = {**context.record, "caption_index": draw.index, "epoch": draw.epoch}
+        return with_caption(context, caption, record)
 
     def lengths(self) -> np.ndarray:
         """(M,) int64: tokens and regions of each caption with its image, before truncation."""
         return self.caption_tokens.lengths() + self.contexts.lengths()[self.caption_image]
 
     def collate(self, items: Sequence[Example]) -> Batch:
-        return collate(items, pad_token_id=self.contexts.region_text.special.pad_token_id, labels=masked_labels(items))
+        whole = collate(items, pad_token_id=self.contexts.region_text.special.pad_token_id)
+        lengths = np.array([item.caption_length for item in items])
+        captions = whole.input_ids[:, : lengths.max()].numpy()
+        epochs, indices = (np.array([item.record[name] for item in items]) for name in ("epoch", "caption_index"))
+        numbers = uniform_numbers(self.seed, epochs, indices, 4 * captions.shape[1]).reshape(*captions.shape, 4)
+        shown, masked = hide_words(captions, lengths, numbers, self.contexts.limits, self.replacements)
+        beyond = whole.input_ids[:, captions.shape[1] :]
+        return replace(
+            whole,
+            input_ids=torch.cat([torch.from_numpy(shown), beyond], dim=1),
+            labels=torch.from_numpy(captions[masked]),
+            masked_positions=torch.cat([torch.from_numpy(masked), torch.zeros_like(beyond, dtype=torch.bool)], dim=1),
+        )
 
     def show(self, item: Example, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
-        captions = self.contexts.records.captions
-        assert captions is not None
+        captions, batch = self.contexts.records.captions, self.collate([item])
+        assert captions is not None and batch.labels is not None
         return [
             f"  image id  {item.record['image_id']}",
             f"  caption   {captions[item.record['caption_index']]}",
-            *self.contexts.region_text.describe(item, item.record["store_index"], words(item.input_ids)),
-            f"  hidden    {' '.join(words(item.label_ids))}",
+            *self.contexts.region_text.describe(item, item.record["store_index"], words(batch.input_ids[0].numpy())),
+            f"  hidden    {' '.join(words(batch.labels.numpy()))}",
         ]
 
 
-def with_caption(
-    context: Example, caption: np.ndarray, masked: np.ndarray, hidden: np.ndarray, record: dict[str, Any]
-) -> Example:
-    """A context with a caption (c,) before its tags, at the positions 0, 1, 2 …; `hidden` (k,) stood at `masked`."""
+def with_caption(context: Example, caption: np.ndarray, record: dict[str, Any]) -> Example:
+    """A context with a caption (c,) before its tags, at the positions 0, 1, 2 …"""
     assert context.position_ids is not None
     return replace(
         context,
@@ -112,8 +121,6 @@ def with_caption(
         token_type_ids=np.concatenate([np.zeros(len(caption), dtype=np.int64), context.token_type_ids]),
         position_ids=np.concatenate([np.arange(len(caption)), context.position_ids]),
         caption_length=len(caption),
-        masked_positions=masked,
-        label_ids=hidden,
         record=record,
     )
 

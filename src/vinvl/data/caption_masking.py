@@ -1,6 +1,8 @@
-"""Which words of a caption are hidden for training, and the layout of captions and tags, as in published Oscar."""
+"""Which words of captions are hidden for training, and the layout of captions and tags, as in published Oscar.
 
-from collections.abc import Sequence
+Words are hidden in a whole batch at once. Shapes: B captions of at most C tokens, [CLS] and [SEP] counted.
+"""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,15 +38,23 @@ class CaptionLimits:
         room = max(self.max_tokens - self.max_caption_tokens - 1, 0)
         return np.concatenate([tags[:room], [sep_token_id]]).astype(np.int64)
 
-    def num_masked(self, caption_length: int) -> int:
-        """How many of a caption's tokens are hidden; `caption_length` counts [CLS] and [SEP]. Halves round to even."""
-        return min(max(round(self.mask_probability * caption_length), 1), self.max_masked_tokens)
+    def num_masked(self, caption_lengths: np.ndarray) -> np.ndarray:
+        """(B,) int64: how many of the captions' tokens are hidden. Halves round to even."""
+        wanted = np.rint(self.mask_probability * caption_lengths).astype(np.int64)
+        return np.minimum(np.clip(wanted, 1, self.max_masked_tokens), caption_lengths - 1)
 
 
-def draw_masked_positions(limits: CaptionLimits, caption_length: int, generator: np.random.Generator) -> np.ndarray:
-    """(k,) int64, rising: any place but [CLS]'s; the final [SEP] may be hidden too, so that the model learns to end."""
-    count = limits.num_masked(caption_length)
-    return np.sort(generator.permutation(np.arange(1, caption_length))[:count])
+def choose_positions(limits: CaptionLimits, caption_lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """(B, C) bool: the places of each caption that come first in its `order`, (B, C) numbers, as many as are hidden.
+
+    Any place but [CLS]'s; the final [SEP] may be hidden too, so that the model learns to end.
+    """
+    place = np.arange(order.shape[1])
+    allowed = (place > 0) & (place < caption_lengths[:, None])
+    ranked = np.argsort(np.where(allowed, order, np.inf), axis=1, kind="stable")
+    masked = np.zeros(order.shape, dtype=bool)
+    np.put_along_axis(masked, ranked, place < limits.num_masked(caption_lengths)[:, None], axis=1)
+    return masked
 
 
 @dataclass(frozen=True)
@@ -58,17 +68,32 @@ class Replacements:
     unk_token_id: int
     vocab_size: int
 
-    def of(self, token: int, first: float, second: float, random_id: int) -> int:
-        """What replaces a token, by two draws from [0, 1) and a random id."""
-        if first <= MASK_SHARE:
-            return self.mask_token_id
-        if second <= RANDOM_SHARE:
-            return self.unk_token_id if random_id == self.vocab_size else random_id
-        return token
+    def of(self, tokens: np.ndarray, first: np.ndarray, second: np.ndarray, random_ids: np.ndarray) -> np.ndarray:
+        """What replaces tokens, int64, by two draws from [0, 1) and a random id for each."""
+        known = np.where(random_ids == self.vocab_size, self.unk_token_id, random_ids)
+        others = np.where(second <= RANDOM_SHARE, known, tokens)
+        return np.where(first <= MASK_SHARE, self.mask_token_id, others)
 
-    def draw(self, tokens: Sequence[int], generator: np.random.Generator) -> np.ndarray:
-        """(k,) int64: replacements of the hidden tokens."""
-        draws = generator.random((len(tokens), 2))
-        random_ids = generator.integers(0, self.vocab_size, size=len(tokens), endpoint=True)
-        chosen = [self.of(t, f, s, int(r)) for t, (f, s), r in zip(tokens, draws, random_ids, strict=True)]
-        return np.array(chosen, dtype=np.int64)
+    def by_chance(self, tokens: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """What replaces tokens (k,), by numbers (k, 3) from [0, 1)."""
+        random_ids = (numbers[:, 2] * (self.vocab_size + 1)).astype(np.int64)
+        return self.of(tokens, numbers[:, 0], numbers[:, 1], random_ids)
+
+
+def hide_words(
+    captions: np.ndarray, lengths: np.ndarray, numbers: np.ndarray, limits: CaptionLimits, replacements: Replacements
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hides words of captions.
+
+    Args:
+        captions: (B, C) int64; what lies beyond a caption's length is left alone.
+        lengths: (B,) int64.
+        numbers: (B, C, 4) float64 from [0, 1): which places, and what replaces each.
+
+    Returns:
+        the captions with what replaces the hidden words, (B, C) int64, and where words are hidden, (B, C) bool.
+    """
+    masked = choose_positions(limits, lengths, numbers[:, :, 0])
+    shown = captions.copy()
+    shown[masked] = replacements.by_chance(captions[masked], numbers[masked][:, 1:])
+    return shown, masked
