@@ -4,8 +4,8 @@
 
 Forward and backward of one layer's attention at base size, in float32 on a CPU and in bfloat16 on a GPU: SDPA over
 groups of like length (what `vinvl.models.packing` does), a call for each sequence, SDPA with a mask over the batch
-padded to 128 + 50, SDPA of nested tensors, torch's kernel for any lengths and, with --flex, compiled FlexAttention
-(both GPUs alone: on CPUs it has no gradients).
+padded to 128 + 50, SDPA of nested tensors, and on GPUs FlashAttention for any lengths, our kernel for short sequences,
+both also with dropout, and, with --flex, compiled FlexAttention (on CPUs it has no gradients).
 """
 
 import argparse
@@ -95,6 +95,13 @@ def main() -> None:
         # Masks, of the groups that there are anyway, keep the kernel for any lengths out.
         masks = tuple(one.real[:, None, None] for one in layout.groups)
         return PackedSequences(layout, masks).attend(query, key, value, dropout)
+
+    def by_flash(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float = 0.0) -> Tensor:
+        return PackedSequences.of(layout, whole).attend(query, key, value, dropout)
+
+    def by_ours(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float = 0.0) -> Tensor:
+        # The model has the three in this shape already; here it is made.
+        return PackedSequences.of(layout, whole).attend_projected(torch.stack([query, key, value], dim=1), dropout)
 
     ways: dict[str, Way] = {
         "SDPA over groups of like length": in_groups,

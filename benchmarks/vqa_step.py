@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -124,6 +125,11 @@ class Way:
     optimizer: torch.optim.Optimizer
     half: bool
 
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """Named once: looking for them takes as long as clipping itself."""
+        return list(self.model.parameters())
+
 
 def make_ways(names: list[str], layers: int, device: torch.device, compile: bool) -> dict[str, Way]:
     """Those asked for; all of ours share the weights and the optimiser."""
@@ -166,7 +172,7 @@ def step(way: Way, batch: Batch, device: torch.device, forward_alone: bool) -> N
         return
     assert on_device.labels is not None
     answer_loss(logits, on_device.labels, "bce").backward()
-    nn.utils.clip_grad_norm_(way.model.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(way.parameters, 1.0)
     way.optimizer.step()
     way.optimizer.zero_grad()
 

@@ -1,5 +1,6 @@
 """Packed sequences: layouts, and every model's outputs and gradients equal to the eager path's."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -295,50 +296,92 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         model(**batch_of([(25, 3)]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for GPUs")
-@pytest.mark.parametrize("compiled", [False, True])
-def test_the_kernel_for_any_lengths_is_what_padding_gives(compiled: bool) -> None:
+def by_kernel(way: str, whole: PackedSequences, *, compiled: bool) -> Any:
+    """Attention of (T, 3, heads, d) by one of the two kernels."""
     torch.compiler.reset()
-    layout = PackedLayout.of_mask(batch_of([(5, 3), (2, 9), (12, 0)])["attention_mask"].numpy(), 12)
+    assert whole.flash and whole.short
+
+    def attend(projected: Tensor, dropout: float = 0.0) -> Tensor:
+        if way == "short":
+            return whole.attend_projected(projected, dropout)
+        query, key, value = projected.unbind(1)
+        return whole.attend(query, key, value, dropout)
+
+    return torch.compile(attend, backend="aot_eager", fullgraph=True) if compiled else attend
+
+
+BY_KERNEL = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels are for GPUs"),
+    pytest.mark.parametrize("compiled", [False, True]),
+    pytest.mark.parametrize("way", ["flash", "short"]),
+]
+
+
+def with_marks(test: Any) -> Any:
+    for mark in BY_KERNEL:
+        test = mark(test)
+    return test
+
+
+@with_marks
+@pytest.mark.parametrize("most", [12, 100])
+def test_kernels_give_what_padding_gives(way: str, compiled: bool, most: int) -> None:
+    layout = PackedLayout.of_mask(batch_of([(5, 3), (2, 9), (most, 0)])["attention_mask"].numpy(), most)
     layout = layout.with_tensors(lambda tensor: tensor.cuda())
     whole = PackedSequences.of(layout, torch.ones(3, 1))
-    attend = torch.compile(whole.attend, backend="eager", fullgraph=True) if compiled else whole.attend
-    half = torch.randn(3, len(layout.places), HEADS, 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    half = torch.randn(len(layout.places), 3, HEADS, 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
     single = half.detach().float().requires_grad_()
-    by_kernel, in_groups = attend(*half), whole.attend(*single)
-    torch.testing.assert_close(by_kernel.float(), in_groups, rtol=2e-2, atol=2e-2)
-    along = torch.randn_like(in_groups)
-    by_kernel.backward(along.bfloat16())
-    in_groups.backward(along)
+    read, expected = by_kernel(way, whole, compiled=compiled)(half), whole.attend_projected(single)
+    torch.testing.assert_close(read.float(), expected, rtol=2e-2, atol=2e-2)
+    along = torch.randn_like(expected)
+    read.backward(along.bfloat16())
+    expected.backward(along)
     assert half.grad is not None
     torch.testing.assert_close(half.grad.float(), single.grad, rtol=4e-2, atol=4e-2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for GPUs")
-@pytest.mark.parametrize("compiled", [False, True])
-def test_the_kernel_drops_weights_and_scales_the_others(compiled: bool) -> None:
-    torch.compiler.reset()
-    size, count, dropout = 64, 200, 0.25
-    layout = PackedLayout.of_mask(np.arange(size) < np.linspace(5, size, count).astype(int)[:, None], size)
-    slot = layout.places % size
+@with_marks
+@pytest.mark.parametrize("size", [64, 128])
+def test_kernels_drop_weights_and_scale_the_others(way: str, compiled: bool, size: int) -> None:
+    count, dropout = 60, 0.25
+    lengths = np.linspace(5, size, count).astype(int)
+    layout = PackedLayout.of_mask(np.arange(size) < lengths[:, None], size)
     layout = layout.with_tensors(lambda tensor: tensor.cuda())
     whole = PackedSequences.of(layout, torch.ones(count, 1))
-    attend = torch.compile(whole.attend, backend="eager", fullgraph=True) if compiled else whole.attend
-    query, key = torch.randn(2, len(slot), HEADS, size, device="cuda", dtype=torch.bfloat16)
+    attend = by_kernel(way, whole, compiled=compiled)
+    projected = torch.randn(len(layout.places), 3, HEADS, size, device="cuda", dtype=torch.bfloat16)
+    slot = layout.places % size
     # With one-hot values what is read are the weights themselves.
-    value = torch.eye(size)[slot][:, None].expand(-1, HEADS, -1).to("cuda", torch.bfloat16).requires_grad_()
-    weights, dropped = whole.attend(query, key, value).float(), attend(query, key, value, dropout).float()
+    projected[:, 2] = torch.eye(size, device="cuda", dtype=torch.bfloat16)[slot][:, None]
+    weights = attend(projected).float()
+    torch.manual_seed(1)
+    dropped = attend(projected, dropout).float()
     there = weights > 1e-3
     kept = there & (dropped > 0)
     assert abs(float(kept.sum() / there.sum()) - (1 - dropout)) < 0.01
     torch.testing.assert_close(dropped[kept], weights[kept] / (1 - dropout), rtol=2e-2, atol=2e-2)
-    dropped.sum().backward()  # the gradient of a value is what was read of it, by the same draw
-    assert value.grad is not None
-    sums = torch.zeros(count, size, HEADS, device="cuda")
-    owner = layout.places // size
-    sums.index_put_((owner,), dropped.transpose(1, 2), accumulate=True)  # (sequence, slot, head)
-    expected = sums[owner, slot.cuda()]
-    torch.testing.assert_close(value.grad.float().mean(dim=-1), expected, rtol=3e-2, atol=3e-2)
+    by_head = (kept.sum(dim=(0, 2)) / there.sum(dim=(0, 2))).cpu()
+    assert torch.allclose(by_head, torch.full((HEADS,), 1 - dropout), atol=0.02) and len(by_head.unique()) == HEADS
+
+    # The gradients are those of the same draw.
+    torch.manual_seed(1)
+    projected = projected.requires_grad_()
+    along = torch.randn(len(slot), HEADS, size, device="cuda", dtype=torch.bfloat16)
+    (gradient,) = torch.autograd.grad(attend(projected, dropout), projected, along)
+    single = projected.detach().float().requires_grad_()
+    (expected,) = torch.autograd.grad(dropped_by_hand(single, layout, dropped > 0, dropout), single, along.float())
+    torch.testing.assert_close(gradient.float(), expected, rtol=5e-2, atol=5e-2)
+
+
+def dropped_by_hand(projected: Tensor, layout: PackedLayout, kept: Tensor, dropout: float) -> Tensor:
+    """Attention where of each position's weights (T, heads, slots) those are used that were `kept`."""
+    parts = []
+    for start, end in pairwise(layout.offsets.tolist()):
+        query, key, value = projected[start:end].unbind(1)
+        weights = torch.einsum("qhd,khd->qhk", query, key).mul(query.shape[-1] ** -0.5).softmax(dim=-1)
+        used = weights * kept[start:end, :, : end - start] / (1 - dropout)
+        parts.append(torch.einsum("qhk,khd->qhd", used, value))
+    return torch.cat(parts)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="without a GPU everything is in groups")

@@ -86,9 +86,8 @@ class HeadMaskedSelfAttention(BertSelfAttention):
         linears = (self.query, self.key, self.value)
         weight, bias = (torch.cat([getattr(one, name) for one in linears]) for name in ("weight", "bias"))
         projected = functional.linear(hidden_states.squeeze(0), weight, bias)
-        query, key, value = projected.unflatten(-1, (3, self.num_attention_heads, self.attention_head_size)).unbind(1)
-        dropout = self.dropout.p if self.training else 0.0
-        return packed.attend(query, key, value, dropout).flatten(1)[None]
+        projected = projected.unflatten(-1, (3, self.num_attention_heads, self.attention_head_size))
+        return packed.attend_projected(projected, self.dropout.p if self.training else 0.0).flatten(1)[None]
 
     def attend_from_first(self, hidden_states: Tensor, seen: Tensor | None) -> Tensor:
         """What the first position reads, (B, 1, H); `seen` is (B, 1, S) bool, None for everything.

@@ -29,6 +29,13 @@ def run_layer(layer: nn.Module, hidden: Tensor, mask: Any, packed: PackedSequenc
     return after
 
 
+def run_layer_at_first(layer: Any, hidden: Tensor, seen: Tensor | None) -> Tensor:
+    """One layer on (B, S, H) padded states at the first position alone, (B, 1, H); `seen` is (B, 1, S) bool."""
+    attended = layer.attention.output(layer.attention.self.attend_from_first(hidden, seen), hidden[:, :1])
+    after: Tensor = layer.output(layer.intermediate(attended), attended)
+    return after
+
+
 class VinVLModel(BertPreTrainedModel):
     """Text, tags and regions as one sequence through a BERT encoder (Oscar, Li et al. 2020; VinVL, Zhang et al. 2021).
 
@@ -57,6 +64,7 @@ class VinVLModel(BertPreTrainedModel):
             self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.img_layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self._run_layer: Callable[..., Tensor] = run_layer
+        self._run_layer_at_first: Callable[..., Tensor] = run_layer_at_first
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -73,7 +81,9 @@ class VinVLModel(BertPreTrainedModel):
         The first layer is compiled and the others run its code: that takes a twelfth of the time that the whole
         encoder would take. Decoding with past keys and values is not compiled, as it has new lengths at every step.
         """
-        self._run_layer = torch.compile(run_layer, backend=backend, dynamic=dynamic, mode=mode)
+        self._run_layer, self._run_layer_at_first = (
+            torch.compile(run, backend=backend, dynamic=dynamic, mode=mode) for run in (run_layer, run_layer_at_first)
+        )
 
     def forward(
         self,
@@ -232,17 +242,14 @@ class VinVLModel(BertPreTrainedModel):
         if region_features.dim() == 3:
             region_features = region_features.flatten(0, 1)[layout.region_places]
         regions = self.embed_regions(region_features)[None]
-        return torch.cat([tokens, regions], dim=1)[:, layout.merged]
+        return torch.cat([tokens, regions], dim=1).index_select(1, layout.merged)
 
     def _last_layer_at_first(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         """(B, 1, H) of what the layer before the last one gives, (B, S, H)."""
-        layer: Any = self.encoder.layer[-1]
         seen = None
         if attention_mask is not None:
             seen = (attention_mask if attention_mask.dim() == 2 else attention_mask[:, 0]).bool()[:, None]  # (B, 1, S)
-        attended = layer.attention.output(layer.attention.self.attend_from_first(hidden, seen), hidden[:, :1])
-        last: Tensor = layer.output(layer.intermediate(attended), attended)
-        return last
+        return self._run_layer_at_first(self.encoder.layer[-1], hidden, seen)
 
     def embed(
         self,
@@ -275,7 +282,9 @@ class VinVLModel(BertPreTrainedModel):
                 f"{self.config.img_feature_dim}; set img_feature_dim to the store's feature dimension plus 6."
             )
         # With R = 0 this still runs, on an empty tensor: every parameter then has a gradient, which DDP relies on.
-        regions = self.img_embedding(region_features.to(self.img_embedding.weight.dtype))
+        if not torch.is_autocast_enabled(region_features.device.type):  # which converts the rows itself, once
+            region_features = region_features.to(self.img_embedding.weight.dtype)
+        regions = self.img_embedding(region_features)
         if self.LayerNorm is not None:
             regions = self.LayerNorm(regions)
         embedded: Tensor = self.dropout(regions)

@@ -5,6 +5,8 @@ Shapes: B sequences of L text and R region slots, S = L + R, H hidden size, d nu
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -23,6 +25,11 @@ try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # before torch 2.10
     varlen_attn = None  # type: ignore[assignment]
+
+try:
+    from vinvl.models.short_attention import HEAD_SIZES, LONGEST, short_attention
+except ImportError:  # no Triton, as on machines without GPUs
+    HEAD_SIZES, LONGEST, short_attention = (), 0, None  # type: ignore[assignment]
 
 PACKED = "packed"  # its name among transformers' attention implementations
 SHAPELESS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -138,23 +145,39 @@ class PackedSequences:
 
     layout: where the sequences are.
     masks: of each group, (n, 1, M, M) bool, who sees whom; None if every position sees its whole sequence.
+    flash: FlashAttention's kernel for any lengths can be had, for half precision.
+    short: our kernel for short sequences can be had, likewise.
     """
 
     layout: PackedLayout
     masks: tuple[Tensor, ...] | None
+    flash: bool = False
+    short: bool = False
 
     @classmethod
     def of(cls, layout: PackedLayout, attention_mask: Tensor) -> PackedSequences:
         """`attention_mask` is (B, S), or (B, S, S), [query, key], of the padded sequences."""
-        if attention_mask.dim() == 2:
-            return cls(layout, None)
-        slots = attention_mask.shape[-1]
-        return cls(layout, tuple(_who_sees_whom(layout, one, attention_mask, slots) for one in layout.groups))
+        if attention_mask.dim() == 3:
+            slots = attention_mask.shape[-1]
+            return cls(layout, tuple(_who_sees_whom(layout, one, attention_mask, slots) for one in layout.groups))
+        device = layout.places.device
+        flash = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # it wants Ampere or later
+        return cls(layout, None, flash, flash and has_short_attention(device))
+
+    def attend_projected(self, projected: Tensor, dropout: float = 0.0) -> Tensor:
+        """(T, heads, d) from (T, 3, heads, d): queries, keys and values; scores are divided by the root of d."""
+        fits = self.layout.longest <= LONGEST and projected.shape[-1] in HEAD_SIZES
+        if self.short and fits and projected.dtype in HALVES:
+            assert short_attention is not None
+            return short_attention(projected, self.layout.offsets, self.layout.longest, dropout)
+        query, key, value = projected.unbind(1)
+        return self.attend(query, key, value, dropout)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(T, heads, d) from the same of query, key and value; scores are divided by the root of d."""
-        if self.masks is None and query.is_cuda and query.dtype in HALVES and _has_kernel(query.device):
-            return _attend_by_kernel(query, key, value, self.layout, dropout)
+        # The groups are not looked at on the kernel's way: a compiled model then has one graph for any number of them.
+        if self.flash and query.dtype in HALVES:
+            return _attend_by_flash(query, key, value, self.layout, dropout)
         return self._attend_in_groups(query, key, value, dropout)
 
     @torch.compiler.disable  # else a compiled model would have a graph for every number of groups
@@ -163,10 +186,15 @@ class PackedSequences:
         parts = []
         with for_any_shape(query):
             for group, mask in zip(self.layout.groups, masks, strict=True):
-                q, k, v = (part[group.rows].transpose(1, 2) for part in (query, key, value))  # (n, heads, M, d)
+                q, k, v = (_rows(part, group.rows).transpose(1, 2) for part in (query, key, value))  # (n, heads, M, d)
                 attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
                 parts.append(attended.transpose(1, 2).flatten(0, 1))
-        return (parts[0] if len(parts) == 1 else torch.cat(parts))[self.layout.from_groups]
+        return _rows(parts[0] if len(parts) == 1 else torch.cat(parts), self.layout.from_groups)
+
+
+def _rows(table: Tensor, rows: Tensor) -> Tensor:
+    """table[rows], whose gradient needs no sorting: rows that are named twice are padding, whose gradient is 0."""
+    return table.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 def for_any_shape(query: Tensor) -> AbstractContextManager[None]:
@@ -175,13 +203,22 @@ def for_any_shape(query: Tensor) -> AbstractContextManager[None]:
     return backends
 
 
-@torch.compiler.assume_constant_result
-def _has_kernel(device: torch.device) -> bool:
-    """FlashAttention wants Ampere or later."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+@functools.cache
+def has_short_attention(device: torch.device) -> bool:
+    """Whether Triton is there and can do its work, for which it wants a C compiler; tried once."""
+    if short_attention is None:
+        return False
+    try:
+        offsets = torch.tensor([0, 3], dtype=torch.int32, device=device)
+        short_attention(torch.zeros(3, 3, 1, 64, dtype=torch.bfloat16, device=device), offsets, 3, 0.0)
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(f"Triton cannot compile here ({told}); attention takes FlashAttention instead.", stacklevel=2)
+        return False
+    return True
 
 
-def _attend_by_kernel(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float) -> Tensor:
+def _attend_by_flash(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float) -> Tensor:
     """`PackedSequences.attend` in half precision on a GPU, every position seeing its whole sequence."""
     around = (layout.offsets, layout.offsets, layout.longest, layout.longest)
     if dropout == 0 and varlen_attn is not None:
