@@ -56,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     device = torch.device(arguments.device)
-    config = VinVLConfig(num_hidden_layers=arguments.layers, attn_implementation="sdpa", initializer_range=0.05)
+    config = VinVLConfig(num_hidden_layers=arguments.layers, initializer_range=0.05)
     model = VinVLForCaptioning(config).eval().to(device)
     cached = DecodingOptions(max_length=MAX_LENGTH, min_length=MAX_LENGTH, num_beams=5)
     uncached = replace(cached, use_cache=False)

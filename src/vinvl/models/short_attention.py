@@ -35,40 +35,88 @@ def short_attention(projected: Tensor, offsets: Tensor, longest: int, dropout: f
     Returns:
         (T, heads, d), of the dtype of `projected`.
     """
-    seed = torch.randint(2**31 - 1, (2,), device=projected.device) if dropout else offsets
-    attended: Tensor = _ShortAttention.apply(projected, offsets, seed, 64 if longest <= 64 else LONGEST, dropout)
+    seed = torch.randint(2**31 - 1, (2 if dropout else 0,), device=projected.device)
+    attended, _ = _attend(projected, offsets, seed, longest, dropout)
     return attended
 
 
-class _ShortAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, projected: Tensor, offsets: Tensor, seed: Tensor, block: int, dropout: float) -> Tensor:
-        total, _, heads, size = projected.shape
-        attended = projected.new_empty(total, heads, size)
-        logsumexp = projected.new_empty(heads, total, dtype=torch.float32)
-        grid = (len(offsets) - 1, heads)
-        warps = 4 if block == 64 else 8
-        _forward[grid](
-            projected, offsets, seed, attended, logsumexp, total, heads, size**-0.5, dropout,
-            SIZE=size, BLOCK=block, DROPS=dropout > 0, num_warps=warps,
-        )  # fmt: skip
-        context.save_for_backward(projected, offsets, seed, attended, logsumexp)
-        context.block, context.dropout = block, dropout
-        return attended
+# Operators of torch, so that compiled models call the kernels as they are: one graph for all lengths.
+@torch.library.custom_op("vinvl::short_attention", mutates_args=())
+def _attend(projected: Tensor, offsets: Tensor, seed: Tensor, longest: int, dropout: float) -> tuple[Tensor, Tensor]:
+    """What is read, (T, heads, d), and the logarithm of each row's sum, (heads, T) float32."""
+    total, _, heads, size = projected.shape
+    attended = projected.new_empty(total, heads, size)
+    logsumexp = projected.new_empty(heads, total, dtype=torch.float32)
+    block, warps = _block(longest)
+    _forward[len(offsets) - 1, heads](
+        projected, offsets, seed, attended, logsumexp, total, heads, size**-0.5, dropout,
+        SIZE=size, BLOCK=block, DROPS=dropout > 0, num_warps=warps,
+    )  # fmt: skip
+    return attended, logsumexp
 
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        projected, offsets, seed, attended, logsumexp = context.saved_tensors
-        total, _, heads, size = projected.shape
-        of_projected = torch.empty_like(projected)
-        grid = (len(offsets) - 1, heads)
-        warps = 4 if context.block == 64 else 8
-        _backward[grid](
-            projected, offsets, seed, attended, logsumexp, gradient.contiguous(), of_projected,
-            total, heads, size**-0.5, context.dropout,
-            SIZE=size, BLOCK=context.block, DROPS=context.dropout > 0, num_warps=warps,
-        )  # fmt: skip
-        return of_projected, None, None, None, None
+
+@_attend.register_fake
+def _(projected: Tensor, offsets: Tensor, seed: Tensor, longest: int, dropout: float) -> tuple[Tensor, Tensor]:
+    total, _, heads, size = projected.shape
+    return projected.new_empty(total, heads, size), projected.new_empty(heads, total, dtype=torch.float32)
+
+
+@torch.library.custom_op("vinvl::short_attention_backward", mutates_args=())
+def _attend_backward(
+    projected: Tensor,
+    offsets: Tensor,
+    seed: Tensor,
+    attended: Tensor,
+    logsumexp: Tensor,
+    gradient: Tensor,
+    longest: int,
+    dropout: float,
+) -> Tensor:
+    """The gradient of `projected`."""
+    total, _, heads, size = projected.shape
+    of_projected = torch.empty_like(projected)
+    block, warps = _block(longest)
+    _backward[len(offsets) - 1, heads](
+        projected, offsets, seed, attended, logsumexp, gradient.contiguous(), of_projected,
+        total, heads, size**-0.5, dropout,
+        SIZE=size, BLOCK=block, DROPS=dropout > 0, num_warps=warps,
+    )  # fmt: skip
+    return of_projected
+
+
+@_attend_backward.register_fake
+def _(
+    projected: Tensor,
+    offsets: Tensor,
+    seed: Tensor,
+    attended: Tensor,
+    logsumexp: Tensor,
+    gradient: Tensor,
+    longest: int,
+    dropout: float,
+) -> Tensor:
+    return torch.empty_like(projected)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    projected, offsets, seed, ctx.longest, ctx.dropout = inputs
+    ctx.save_for_backward(projected, offsets, seed, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None, None]:
+    of_projected = None
+    if gradient is not None:
+        of_projected = _attend_backward(*ctx.saved_tensors, gradient, ctx.longest, ctx.dropout)
+    return of_projected, None, None, None, None
+
+
+_attend.register_autograd(_gradients, setup_context=_remember)
+
+
+def _block(longest: int) -> tuple[int, int]:
+    """Positions that a program holds, and its warps."""
+    return (64, 4) if longest <= 64 else (LONGEST, 8)
 
 
 @triton.jit
