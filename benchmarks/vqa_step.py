@@ -233,8 +233,10 @@ def main() -> None:
         drawn = list(islice(batches, turn))
         for name, way in ways.items():
             prepared = [way.pad(batch).pin_memory() if device.type == "cuda" else way.pad(batch) for batch in drawn]
-            elapsed = timed(lambda w=way, p=prepared: steps(w, p, device, options.forward), device)  # type: ignore[misc]
-            if number > 0:  # the first turn of each warms up
+            if number == 0 or device.type == "cuda":  # kernels may have to be compiled for these lengths
+                steps(way, prepared, device, options.forward)
+            if number > 0:
+                elapsed = timed(lambda w=way, p=prepared: steps(w, p, device, options.forward), device)  # type: ignore[misc]
                 seconds[name].append(elapsed)
         if number > 0:
             lengths.extend(batch.attention_mask.sum(dim=1) for batch in drawn)

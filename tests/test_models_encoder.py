@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vinvl.errors import UserError
 from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLModel
-from vinvl.models.encoder import dense_attention_mask
+from vinvl.models.masks import dense_attention_mask
 
 torch.set_num_threads(1)  # threads cost more than they give at these sizes
 

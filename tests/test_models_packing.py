@@ -266,24 +266,32 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_compiled_it_does_not_compile_again_for_other_lengths(training: bool) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_it_is_the_same_and_does_not_compile_again_for_other_lengths(
+    training: bool, checkpointing: bool
+) -> None:
     torch.compiler.reset()
     counters.clear()
     model, plain = (model_of(VinVLForAnswering, "packed").train(training) for _ in range(2))
-    model.bert.compile_layers(backend="eager")
-    compiled = 0
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    model.bert.compile_layers(backend="aot_eager")
+    compiled, groups = 0, set()
     for number in range(6):
-        sizes = [(4 + number, 3), (3 + number, 5), (5 + number, 2), (6, 4)]
-        given_ = batch_of(sizes if number % 2 else [(6 + number, 4)] * 4, seed=number)  # of unlike and of like lengths
+        alike, unlike = [(6 + number, 4)] * 4, [(4 + number, 3), (3, 2), (2, 9), (2, 0), (6, 4)]
+        given_ = batch_of(unlike if number % 2 else alike, seed=number)
         layout = PackedLayout.of_mask(given_["attention_mask"].numpy(), given_["input_ids"].shape[1])
-        assert len(layout.groups) == 1
+        groups.add(len(layout.groups))
         with torch.set_grad_enabled(training):
             logits, expected = (one(**given_, layout=layout).logits for one in (model, plain))
         torch.testing.assert_close(logits, expected)
         if training:
-            logits.sum().backward()
+            found, wanted = gradients(model, logits.sum()), gradients(plain, expected.sum())
+            for name in wanted:
+                torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
         if number == 1:
             compiled = counters["stats"]["unique_graphs"]
+    assert len(groups) > 1
     assert compiled > 0 and counters["stats"]["unique_graphs"] == compiled, counters
     torch.compiler.reset()
 

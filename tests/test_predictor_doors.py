@@ -87,7 +87,7 @@ def test_texts_with_pictures(attention: str, demo_data: Path, tmp_path: Path) ->
 
 
 def test_captions_with_their_log_probabilities(demo_data: Path, tmp_path: Path) -> None:
-    path = train("captioning", demo_data, tmp_path / "run")
+    path = train("captioning", demo_data, tmp_path / "run", "trainer.max_epochs=3")
     more = "decoding.num_return_sequences=2"
     for overrides, decoding in (
         ([], {}),

@@ -37,8 +37,7 @@ class RegionLoader(DataLoader[Any]):
         if batch.regions.features is not None:
             return batch
         assert self.store is not None
-        pin_memory = self.pin_memory and torch.cuda.is_available()
-        return replace(batch, regions=batch.regions.filled(self.store, pin_memory))
+        return replace(batch, regions=batch.regions.filled(self.store, self.pin_memory))
 
 
 class Loaders:
@@ -54,13 +53,14 @@ class Loaders:
         """
         Args:
             batch_size, eval_batch_size: items, per device.
-            num_workers, pin_memory: of the loaders.
+            num_workers: of the loaders.
+            pin_memory: page-locked batches, which travel to a GPU without the host waiting; means nothing without one.
             seed: of the order of the training batches.
         """
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
-        self.pin_memory = pin_memory
+        self.pin_memory = pin_memory and torch.cuda.is_available()
         self.seed = seed
         self.store: RegionStore | None = None
         self.on_device: DeviceFeatures | None = None

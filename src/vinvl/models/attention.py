@@ -1,6 +1,6 @@
-"""What the encoder's layers attend with: masks as implementations want them, and BERT's self-attention with extras.
+"""BERT's self-attention with what the encoder needs: packed sequences, head masks, weights, the first position alone.
 
-Shapes: B batch, S the joint sequence, P cached earlier positions, H hidden size, Q queries, K keys.
+Shapes: B batch, S the joint sequence, P cached earlier positions, T real positions, H hidden size.
 """
 
 from typing import Any
@@ -11,31 +11,7 @@ from torch.nn import functional
 from transformers import Cache
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from vinvl.errors import UserError
-from vinvl.models.packing import PACKED, PackedSequences
-
-
-def dense_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.dtype) -> Tensor:
-    """A mask of who sees whom, (B, Q, K) with 1 = attend, as the attention implementation takes it: (B, 1, Q, K).
-
-    "sdpa" and "packed" get booleans; "eager", which adds the mask to the scores, gets 0 and the lowest `dtype`.
-    A row that may attend to nothing attends to everything instead: its output is not meant to be used, and a softmax
-    over nothing is NaN on some backends.
-
-    Raises:
-        UserError: the implementation (flash or flex attention) takes no such mask.
-    """
-    allowed = mask.bool()
-    allowed = (allowed | ~allowed.any(dim=-1, keepdim=True))[:, None]
-    if implementation in ("sdpa", PACKED):
-        return allowed
-    if implementation == "eager":
-        additive = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-        return additive.masked_fill(~allowed, torch.finfo(dtype).min)
-    raise UserError(
-        f"{implementation!r} attention takes no mask of who sees whom; give a mask of shape (B, length) or load the "
-        "model with attn_implementation='sdpa'."
-    )
+from vinvl.models.packing import PackedSequences
 
 
 class HeadMaskedSelfAttention(BertSelfAttention):

@@ -10,30 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import BertModel, BertPreTrainedModel, Cache, DynamicCache
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler
 
 from vinvl.errors import UserError
-from vinvl.models.attention import HeadMaskedSelfAttention, dense_attention_mask
+from vinvl.models.attention import HeadMaskedSelfAttention
 from vinvl.models.configuration import VinVLConfig
+from vinvl.models.layers import keys_and_values, run_layer, run_layer_at_first
+from vinvl.models.masks import check_mask, layer_mask
 from vinvl.models.packing import PACKED, PackedLayout, PackedSequences
 
 # input_ids, token_type_ids, region_features and position_ids, as `VinVLModel.embed` takes them
 Inputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-
-
-def run_layer(layer: nn.Module, hidden: Tensor, mask: Any, packed: PackedSequences | None = None) -> Tensor:
-    """One layer on (B, S, H) padded states and a mask, or on (1, T, H) packed ones."""
-    after: Tensor = layer(hidden, mask) if packed is None else layer(hidden, packed=packed)
-    return after
-
-
-def run_layer_at_first(layer: Any, hidden: Tensor, seen: Tensor | None) -> Tensor:
-    """One layer on (B, S, H) padded states at the first position alone, (B, 1, H); `seen` is (B, 1, S) bool."""
-    attended = layer.attention.output(layer.attention.self.attend_from_first(hidden, seen), hidden[:, :1])
-    after: Tensor = layer.output(layer.intermediate(attended), attended)
-    return after
 
 
 class VinVLModel(BertPreTrainedModel):
@@ -78,7 +66,7 @@ class VinVLModel(BertPreTrainedModel):
     ) -> None:
         """Compiles the layers, by torch.compile's arguments; parameters and their names stay what they are.
 
-        The first layer is compiled and the others run its code: that takes a twelfth of the time that the whole
+        The first layer is compiled and the others run its code, which takes a fraction of the time that the whole
         encoder would take. Decoding with past keys and values is not compiled, as it has new lengths at every step.
         """
         self._run_layer, self._run_layer_at_first = (
@@ -176,7 +164,7 @@ class VinVLModel(BertPreTrainedModel):
         """Hidden states (B, S, H) after the layers; `states` and `attentions` are added to where they are given."""
         hidden = self.embed(*inputs)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        mask = self._attention_mask(attention_mask, hidden, past_length)
+        mask = layer_mask(self.config, attention_mask, hidden, past_length)
         scales = None if head_mask is None else head_mask.expand(len(layers), -1)
         for index, layer in enumerate(layers):
             if states is not None:
@@ -209,7 +197,7 @@ class VinVLModel(BertPreTrainedModel):
         text_slots = inputs[0].shape[1]
         regions = inputs[2]
         if regions is None or regions.dim() == 3:
-            self._check_mask(attention_mask, len(inputs[0]), text_slots + (0 if regions is None else regions.shape[1]))
+            check_mask(attention_mask, len(inputs[0]), text_slots + (0 if regions is None else regions.shape[1]))
         if layout is None:
             exists = attention_mask if attention_mask.dim() == 2 else attention_mask.any(dim=-1)
             layout = PackedLayout.of_mask(exists.bool().cpu().numpy(), text_slots).with_tensors(
@@ -299,7 +287,7 @@ class VinVLModel(BertPreTrainedModel):
             hidden: (B, S, H), such as `embed` returns.
             attention_mask: (B, S) or (B, S, S), as in `forward`; None if all attend to all.
         """
-        mask = self._attention_mask(attention_mask, hidden, 0)
+        mask = layer_mask(self.config, attention_mask, hidden)
         layer: Any
         for layer in self.encoder.layer[:-1]:
             hidden = layer(hidden, mask)
@@ -312,15 +300,7 @@ class VinVLModel(BertPreTrainedModel):
         `hidden_states[i]` (B, P, H) is what layer i got at those positions, as `forward` returns it; further entries
         are ignored. This is the published `encoder_history_states`.
         """
-        cache = DynamicCache()
-        layer: Any
-        for index, (layer, states) in enumerate(zip(self.encoder.layer, hidden_states, strict=False)):
-            attention = layer.attention.self
-            heads = (*states.shape[:2], attention.num_attention_heads, attention.attention_head_size)
-            key = attention.key(states).view(heads).transpose(1, 2)  # (B, heads, P, H / heads)
-            value = attention.value(states).view(heads).transpose(1, 2)
-            cache.update(key, value, index)
-        return cache
+        return keys_and_values(self.encoder.layer, hidden_states)
 
     def _check_history(self, past_key_values: Cache | None, position_ids: Tensor | None) -> None:
         if past_key_values is None:
@@ -330,27 +310,3 @@ class VinVLModel(BertPreTrainedModel):
         if self.training and any(layer.gradient_checkpointing for layer in self.encoder.layer):
             # transformers' checkpointed layers drop the cache, with a warning at most.
             raise UserError("past_key_values cannot be used in training with gradient checkpointing; switch one off.")
-
-    @staticmethod
-    def _check_mask(attention_mask: Tensor, sequences: int, positions: int, earlier: int = 0) -> None:
-        rows = {2: (sequences,), 3: (sequences, positions)}.get(attention_mask.dim())
-        if rows is None or attention_mask.shape != (*rows, earlier + positions):
-            raise UserError(
-                f"The attention mask has shape {tuple(attention_mask.shape)}, but {sequences} sequences of "
-                f"{positions} tokens and regions after {earlier} earlier positions need (B, {earlier + positions}) "
-                f"or (B, {positions}, {earlier + positions})."
-            )
-
-    def _attention_mask(self, attention_mask: Tensor | None, hidden: Tensor, past_length: int) -> Any:
-        """The mask as the chosen attention implementation wants it: None, (B, S), (B, 1, S, P+S) or a block mask."""
-        if attention_mask is None:
-            return None
-        length = hidden.shape[1]
-        self._check_mask(attention_mask, hidden.shape[0], length, past_length)
-        if attention_mask.dim() == 3:
-            return dense_attention_mask(attention_mask, self.config._attn_implementation, hidden.dtype)
-        if past_length:
-            every_row = attention_mask[:, None, :].expand(-1, length, -1)
-            return dense_attention_mask(every_row, self.config._attn_implementation, hidden.dtype)
-        # By position, because the second parameter's name differs between transformers releases.
-        return create_bidirectional_mask(self.config, hidden, attention_mask)
