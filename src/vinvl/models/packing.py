@@ -176,7 +176,7 @@ class PackedSequences:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """(T, heads, d) from the same of query, key and value; scores are divided by the root of d."""
         # The groups are not looked at on the kernel's way: a compiled model then has one graph for any number of them.
-        if self.flash and query.dtype in HALVES:
+        if self.flash and query.dtype in HALVES and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256:
             return _attend_by_flash(query, key, value, self.layout, dropout)
         return self._attend_in_groups(query, key, value, dropout)
 

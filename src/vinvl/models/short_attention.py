@@ -48,10 +48,11 @@ def _attend(projected: Tensor, offsets: Tensor, seed: Tensor, longest: int, drop
     attended = projected.new_empty(total, heads, size)
     logsumexp = projected.new_empty(heads, total, dtype=torch.float32)
     block, warps = _block(longest)
-    _forward[len(offsets) - 1, heads](
-        projected, offsets, seed, attended, logsumexp, total, heads, size**-0.5, dropout,
-        SIZE=size, BLOCK=block, DROPS=dropout > 0, num_warps=warps,
-    )  # fmt: skip
+    with torch.cuda.device_of(projected):  # Triton starts kernels on the current device
+        _forward[len(offsets) - 1, heads](
+            projected, offsets, seed, attended, logsumexp, total, heads, size**-0.5, dropout,
+            SIZE=size, BLOCK=block, DROPS=dropout > 0, num_warps=warps,
+        )  # fmt: skip
     return attended, logsumexp
 
 
@@ -76,11 +77,12 @@ def _attend_backward(
     total, _, heads, size = projected.shape
     of_projected = torch.empty_like(projected)
     block, warps = _block(longest)
-    _backward[len(offsets) - 1, heads](
-        projected, offsets, seed, attended, logsumexp, gradient.contiguous(), of_projected,
-        total, heads, size**-0.5, dropout,
-        SIZE=size, BLOCK=block, DROPS=dropout > 0, num_warps=warps,
-    )  # fmt: skip
+    with torch.cuda.device_of(projected):
+        _backward[len(offsets) - 1, heads](
+            projected, offsets, seed, attended, logsumexp, gradient.contiguous(), of_projected,
+            total, heads, size**-0.5, dropout,
+            SIZE=size, BLOCK=block, DROPS=dropout > 0, num_warps=warps,
+        )  # fmt: skip
     return of_projected
 
 
