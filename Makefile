@@ -76,13 +76,14 @@ bench: $(STAMP)  ## measure reads, conversion, extraction, steps, the feed, deco
 
 # On a machine with a GPU whose own torch is installed; PYTHON names it, e.g. make bench-gpu PYTHON=python.
 bench-gpu:  ## the same on a GPU, at sizes that fill it
-	$(PYTHON) benchmarks/vqa_step.py --batch-size 256 --steps 20
-	$(PYTHON) benchmarks/vqa_step.py --batch-size 256 --steps 20 --ways padded_float32,padded,ours --compile
-	$(PYTHON) benchmarks/vqa_step.py --batch-size 1024 --steps 20 --forward
+	$(PYTHON) benchmarks/vqa_step.py --batch-size 256 --steps 10
+	$(PYTHON) benchmarks/vqa_step.py --batch-size 1024 --steps 10 --ways padded,ours --compile
+	TORCHINDUCTOR_CPP_WRAPPER=1 $(PYTHON) benchmarks/vqa_step.py --batch-size 128 --steps 20 --ways padded,ours --compile
+	$(PYTHON) benchmarks/vqa_step.py --batch-size 512 --steps 10 --forward --ways padded_float32,padded,ours
 	$(PYTHON) benchmarks/attention_ways.py --sequences 256 --flex
-	$(PYTHON) benchmarks/pretraining_step.py --batch-size 256 --rounds 10
-	$(PYTHON) benchmarks/retrieval_scoring.py --images 64 --captions 5000 --rows 256 --block 8
-	$(PYTHON) benchmarks/caption_decoding.py --images 64 --rounds 3
+	$(PYTHON) benchmarks/pretraining_step.py --batch-size 256 --rounds 3
+	$(PYTHON) benchmarks/retrieval_scoring.py --images 16 --captions 1000 --rows 256 --block 8
+	$(PYTHON) benchmarks/caption_decoding.py --images 64 --rounds 1
 	$(PYTHON) benchmarks/vqa_feed.py --workers 0 1 2 4 8
 	$(PYTHON) benchmarks/extraction.py --batch-size 8 --pictures 32 --half
 
