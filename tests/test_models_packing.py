@@ -1,6 +1,5 @@
 """Packed sequences: layouts, and every model's outputs and gradients equal to the eager path's."""
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from vinvl.models import (
     VinVLModel,
     seq2seq_attention_mask,
 )
-from vinvl.models.packing import LEAST_FILL, PackedLayout, PackedSequences
+from vinvl.models.packing import LEAST_FILL, PackedLayout
 
 torch.set_num_threads(1)
 
@@ -302,114 +301,3 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         model(**given_ | {"attention_mask": given_["attention_mask"][:, 1:]})
     with pytest.raises(UserError, match="a model that knows 20 positions"):
         model(**batch_of([(25, 3)]))
-
-
-def by_kernel(way: str, whole: PackedSequences, *, compiled: bool) -> Any:
-    """Attention of (T, 3, heads, d) by one of the two kernels."""
-    torch.compiler.reset()
-    assert whole.flash and whole.short
-
-    def attend(projected: Tensor, dropout: float = 0.0) -> Tensor:
-        if way == "short":
-            return whole.attend_projected(projected, dropout)
-        query, key, value = projected.unbind(1)
-        return whole.attend(query, key, value, dropout)
-
-    return torch.compile(attend, backend="aot_eager", fullgraph=True) if compiled else attend
-
-
-BY_KERNEL = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels are for GPUs"),
-    pytest.mark.parametrize("compiled", [False, True]),
-    pytest.mark.parametrize("way", ["flash", "short"]),
-]
-
-
-def with_marks(test: Any) -> Any:
-    for mark in BY_KERNEL:
-        test = mark(test)
-    return test
-
-
-@with_marks
-@pytest.mark.parametrize("most", [12, 100])
-def test_kernels_give_what_padding_gives(way: str, compiled: bool, most: int) -> None:
-    layout = PackedLayout.of_mask(batch_of([(5, 3), (2, 9), (most, 0)])["attention_mask"].numpy(), most)
-    layout = layout.with_tensors(lambda tensor: tensor.cuda())
-    whole = PackedSequences.of(layout, torch.ones(3, 1))
-    half = torch.randn(len(layout.places), 3, HEADS, 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
-    single = half.detach().float().requires_grad_()
-    read, expected = by_kernel(way, whole, compiled=compiled)(half), whole.attend_projected(single)
-    torch.testing.assert_close(read.float(), expected, rtol=2e-2, atol=2e-2)
-    along = torch.randn_like(expected)
-    read.backward(along.bfloat16())
-    expected.backward(along)
-    assert half.grad is not None
-    torch.testing.assert_close(half.grad.float(), single.grad, rtol=4e-2, atol=4e-2)
-
-
-@with_marks
-@pytest.mark.parametrize("size", [64, 128])
-def test_kernels_drop_weights_and_scale_the_others(way: str, compiled: bool, size: int) -> None:
-    count, dropout = 60, 0.25
-    lengths = np.linspace(5, size, count).astype(int)
-    layout = PackedLayout.of_mask(np.arange(size) < lengths[:, None], size)
-    layout = layout.with_tensors(lambda tensor: tensor.cuda())
-    whole = PackedSequences.of(layout, torch.ones(count, 1))
-    attend = by_kernel(way, whole, compiled=compiled)
-    projected = torch.randn(len(layout.places), 3, HEADS, size, device="cuda", dtype=torch.bfloat16)
-    slot = layout.places % size
-    # With one-hot values what is read are the weights themselves.
-    projected[:, 2] = torch.eye(size, device="cuda", dtype=torch.bfloat16)[slot][:, None]
-    weights = attend(projected).float()
-    torch.manual_seed(1)
-    dropped = attend(projected, dropout).float()
-    there = weights > 1e-3
-    kept = there & (dropped > 0)
-    assert abs(float(kept.sum() / there.sum()) - (1 - dropout)) < 0.01
-    torch.testing.assert_close(dropped[kept], weights[kept] / (1 - dropout), rtol=2e-2, atol=2e-2)
-    by_head = (kept.sum(dim=(0, 2)) / there.sum(dim=(0, 2))).cpu()
-    assert torch.allclose(by_head, torch.full((HEADS,), 1 - dropout), atol=0.02) and len(by_head.unique()) > 1
-
-    # The gradients are those of the same draw.
-    along = torch.randn(len(slot), HEADS, size, device="cuda", dtype=torch.bfloat16)
-    projected = projected.requires_grad_()
-    torch.manual_seed(1)
-    (gradient,) = torch.autograd.grad(attend(projected, dropout), projected, along)
-    single = projected.detach().float().requires_grad_()
-    (expected,) = torch.autograd.grad(dropped_by_hand(single, layout, dropped > 0, dropout), single, along.float())
-    torch.testing.assert_close(gradient.float(), expected, rtol=5e-2, atol=5e-2)
-
-
-def dropped_by_hand(projected: Tensor, layout: PackedLayout, kept: Tensor, dropout: float) -> Tensor:
-    """Attention where of each position's weights (T, heads, slots) those are used that were `kept`."""
-    parts = []
-    for start, end in pairwise(layout.offsets.tolist()):
-        query, key, value = projected[start:end].unbind(1)
-        weights = torch.einsum("qhd,khd->qhk", query, key).mul(query.shape[-1] ** -0.5).softmax(dim=-1)
-        used = weights * kept[start:end, :, : end - start] / (1 - dropout)
-        parts.append(torch.einsum("qhk,khd->qhd", used, value))
-    return torch.cat(parts)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="without a GPU everything is in groups")
-def test_on_a_gpu_any_lengths_and_numbers_of_groups_have_one_graph() -> None:
-    torch.compiler.reset()
-    counters.clear()
-    changes = {"hidden_size": 128, "num_attention_heads": 2, "attention_probs_dropout_prob": 0.1}
-    model = model_of(VinVLForAnswering, "packed", **changes).cuda().train()
-    model.bert.compile_layers(backend="eager")
-    compiled, groups = 0, set()
-    for number in range(6):
-        given_ = batch_of([(4 + number, 3), (3, 2 + number % 2), (2, 1), (1, 0)][: 3 + number % 2], seed=number)
-        layout = PackedLayout.of_mask(given_["attention_mask"].numpy(), given_["input_ids"].shape[1])
-        groups.add(len(layout.groups))
-        layout = layout.with_tensors(lambda tensor: tensor.cuda())
-        with torch.autocast("cuda", torch.bfloat16):
-            logits = model(**{name: value.cuda() for name, value in given_.items()}, layout=layout).logits
-        logits.sum().backward()
-        if number == 1:
-            compiled = counters["stats"]["unique_graphs"]
-    assert len(groups) > 1
-    assert compiled > 0 and counters["stats"]["unique_graphs"] == compiled, counters
-    torch.compiler.reset()
