@@ -80,12 +80,12 @@ bench-gpu:  ## the same on a GPU, at sizes that fill it
 	$(PYTHON) benchmarks/vqa_step.py --batch-size 1024 --steps 10 --ways padded,ours --compile
 	TORCHINDUCTOR_CPP_WRAPPER=1 $(PYTHON) benchmarks/vqa_step.py --batch-size 128 --steps 20 --ways padded,ours --compile
 	$(PYTHON) benchmarks/vqa_step.py --batch-size 512 --steps 10 --forward --ways padded_float32,padded,ours
-	$(PYTHON) benchmarks/attention_ways.py --sequences 256 --flex
 	$(PYTHON) benchmarks/pretraining_step.py --batch-size 256 --rounds 3
 	$(PYTHON) benchmarks/retrieval_scoring.py --images 16 --captions 1000 --rows 256 --block 8
 	$(PYTHON) benchmarks/caption_decoding.py --images 64 --rounds 1
 	$(PYTHON) benchmarks/vqa_feed.py --workers 0 1 2 4 8
 	$(PYTHON) benchmarks/extraction.py --batch-size 8 --pictures 32 --half
+	$(PYTHON) benchmarks/attention_ways.py --sequences 256 --flex
 
 clean:  ## remove the demo world, its detector, caches and build products; runs/ and .venv stay
 	rm -rf data/demo data/demo_detector build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
