@@ -274,7 +274,8 @@ def test_compiled_it_is_the_same_and_does_not_compile_again_for_other_lengths(
     model, plain = (model_of(VinVLForAnswering, "packed").train(training) for _ in range(2))
     if checkpointing:
         model.gradient_checkpointing_enable()
-    model.bert.compile_layers(backend="aot_eager")
+    # The one with both graphs of a step, as torch.compile makes them; the others only as Python is read.
+    model.bert.compile_layers(backend="aot_eager" if training and not checkpointing else "eager")
     compiled, groups = 0, set()
     for number in range(6):
         alike, unlike = [(6 + number, 4)] * 4, [(4 + number, 3), (3, 2), (2, 9), (2, 0), (6, 4)]
