@@ -205,12 +205,14 @@ def for_any_shape(query: Tensor) -> AbstractContextManager[None]:
 
 @functools.cache
 def has_short_attention(device: torch.device) -> bool:
-    """Whether Triton is there and can do its work, for which it wants a C compiler; tried once."""
+    """Whether Triton is there and can do its work, for which it wants a C compiler; both passes are tried once."""
     if short_attention is None:
         return False
     try:
         offsets = torch.tensor([0, 3], dtype=torch.int32, device=device)
-        short_attention(torch.zeros(3, 3, 1, 64, dtype=torch.bfloat16, device=device), offsets, 3, 0.0)
+        with torch.inference_mode(False), torch.enable_grad():
+            projected = torch.zeros(3, 3, 1, 64, dtype=torch.bfloat16, device=device, requires_grad=True)
+            short_attention(projected, offsets, 3, 0.0).sum().backward()
     except Exception as error:
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"Triton cannot compile here ({told}); attention takes FlashAttention instead.", stacklevel=2)

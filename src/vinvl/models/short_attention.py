@@ -127,18 +127,9 @@ def _forward(
     SIZE: tl.constexpr, BLOCK: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
     """Program (b, h): sequence b, head h."""
-    sequence, head = tl.program_id(0), tl.program_id(1)
-    start = tl.load(offsets + sequence)
-    length = tl.load(offsets + sequence + 1) - start
-    slot = tl.arange(0, BLOCK)
-    real = slot < length
-    number = tl.arange(0, SIZE)[None, :]
-    row = (start + slot).to(tl.int64)[:, None]
-    apart = heads * SIZE  # from queries to keys, and from keys to values
-    place = projected + row * 3 * apart + head * SIZE + number
-    query = tl.load(place, mask=real[:, None], other=0.0)
-    key = tl.load(place + apart, mask=real[:, None], other=0.0)
-    value = tl.load(place + 2 * apart, mask=real[:, None], other=0.0)
+    program, head, slot, row, real, column = _own_places(offsets, heads, SIZE, BLOCK)
+    apart = heads * SIZE
+    query, key, value = _projections(projected + row[:, None] * 3 * apart + column, apart, real)
 
     scores = tl.dot(query, tl.trans(key)) * scale
     scores = tl.where(real[None, :], scores, float("-inf"))
@@ -147,11 +138,11 @@ def _forward(
     sums = tl.sum(weights, axis=1)
     weights = weights / sums[:, None]
     if DROPS:
-        kept = _kept(seed, sequence * heads + head, slot, dropout, BLOCK)
+        kept = _kept(seed, program, slot, dropout, BLOCK)
         weights = tl.where(kept, weights / (1 - dropout), 0.0)
     read = tl.dot(weights.to(value.dtype), value)
-    tl.store(attended + row * apart + head * SIZE + number, read.to(value.dtype), mask=real[:, None])
-    tl.store(logsumexp + head * total + start + slot, largest + tl.log(sums), mask=real)
+    tl.store(attended + row[:, None] * apart + column, read.to(value.dtype), mask=real[:, None])
+    tl.store(logsumexp + head * total + row, largest + tl.log(sums), mask=real)
 
 
 @triton.jit
@@ -160,28 +151,20 @@ def _backward(
     SIZE: tl.constexpr, BLOCK: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
     """Program (b, h), as in `_forward`, whose weights it computes again."""
-    sequence, head = tl.program_id(0), tl.program_id(1)
-    start = tl.load(offsets + sequence)
-    length = tl.load(offsets + sequence + 1) - start
-    slot = tl.arange(0, BLOCK)
-    real = slot < length
-    number = tl.arange(0, SIZE)[None, :]
-    row = (start + slot).to(tl.int64)[:, None]
+    program, head, slot, row, real, column = _own_places(offsets, heads, SIZE, BLOCK)
     apart = heads * SIZE
-    place = row * 3 * apart + head * SIZE + number
-    query = tl.load(projected + place, mask=real[:, None], other=0.0)
-    key = tl.load(projected + place + apart, mask=real[:, None], other=0.0)
-    value = tl.load(projected + place + 2 * apart, mask=real[:, None], other=0.0)
-    of_read = tl.load(gradient + row * apart + head * SIZE + number, mask=real[:, None], other=0.0)
-    read = tl.load(attended + row * apart + head * SIZE + number, mask=real[:, None], other=0.0)
-    normal = tl.load(logsumexp + head * total + start + slot, mask=real, other=0.0)
+    place = row[:, None] * 3 * apart + column
+    query, key, value = _projections(projected + place, apart, real)
+    of_read = tl.load(gradient + row[:, None] * apart + column, mask=real[:, None], other=0.0)
+    read = tl.load(attended + row[:, None] * apart + column, mask=real[:, None], other=0.0)
+    normal = tl.load(logsumexp + head * total + row, mask=real, other=0.0)
 
     weights = tl.exp(tl.dot(query, tl.trans(key)) * scale - normal[:, None])
     weights = tl.where(real[:, None] & real[None, :], weights, 0.0)
     of_weights = tl.dot(of_read, tl.trans(value))
     used = weights
     if DROPS:
-        kept = _kept(seed, sequence * heads + head, slot, dropout, BLOCK)
+        kept = _kept(seed, program, slot, dropout, BLOCK)
         used = tl.where(kept, weights / (1 - dropout), 0.0)
         of_weights = tl.where(kept, of_weights / (1 - dropout), 0.0)
     of_value = tl.dot(tl.trans(used.to(query.dtype)), of_read)
@@ -192,6 +175,26 @@ def _backward(
     tl.store(of_projected + place, tl.dot(of_scores, key).to(query.dtype), mask=real[:, None])
     of_key = tl.dot(tl.trans(of_scores), query)
     tl.store(of_projected + place + apart, of_key.to(query.dtype), mask=real[:, None])
+
+
+@triton.jit
+def _own_places(offsets, heads, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """The program's number and head; its sequence's slots, their positions among the T, which are real; its columns."""
+    sequence, head = tl.program_id(0), tl.program_id(1)
+    start = tl.load(offsets + sequence)
+    slot = tl.arange(0, BLOCK)
+    row = (start + slot).to(tl.int64)
+    real = slot < tl.load(offsets + sequence + 1) - start
+    return sequence * heads + head, head, slot, row, real, head * SIZE + tl.arange(0, SIZE)[None, :]
+
+
+@triton.jit
+def _projections(place, apart, real):
+    """(BLOCK, SIZE) each: queries at `place`, keys and values `apart` from one another; 0 where nothing is real."""
+    query = tl.load(place, mask=real[:, None], other=0.0)
+    key = tl.load(place + apart, mask=real[:, None], other=0.0)
+    value = tl.load(place + 2 * apart, mask=real[:, None], other=0.0)
+    return query, key, value
 
 
 @triton.jit
