@@ -116,15 +116,12 @@ class VinVLModel(BertPreTrainedModel):
         record_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         record_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         implementation = self.config._attn_implementation
-        if record_attentions and implementation != "eager":
-            raise UserError(
-                f"Attention weights were asked for, but {implementation!r} attention does not compute them; "
-                "load the model with attn_implementation='eager'."
-            )
-        self._check_history(past_key_values, position_ids)
-
+        if record_attentions:
+            self._check_weights_are_computed()
         if region_features is not None and region_features.dim() == 2 and layout is None:
             raise UserError("Region rows without padding were given without a layout; give (B, R, D) rows, or both.")
+        self._check_history(past_key_values, position_ids)
+
         plain = not record_states and not record_attentions and head_mask is None and past_key_values is None
         layers = list(self.encoder.layer)
         # "eager" computes each layer whole, for the others are held against it.
@@ -301,6 +298,14 @@ class VinVLModel(BertPreTrainedModel):
         are ignored. This is the published `encoder_history_states`.
         """
         return keys_and_values(self.encoder.layer, hidden_states)
+
+    def _check_weights_are_computed(self) -> None:
+        implementation = self.config._attn_implementation
+        if implementation != "eager":
+            raise UserError(
+                f"Attention weights were asked for, but {implementation!r} attention does not compute them; "
+                "load the model with attn_implementation='eager'."
+            )
 
     def _check_history(self, past_key_values: Cache | None, position_ids: Tensor | None) -> None:
         if past_key_values is None:
