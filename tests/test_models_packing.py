@@ -277,9 +277,10 @@ def test_compiled_it_is_the_same_and_does_not_compile_again_for_other_lengths(
     # The one with both graphs of a step, as torch.compile makes them; the others only as Python is read.
     model.bert.compile_layers(backend="aot_eager" if training and not checkpointing else "eager")
     compiled, groups = 0, set()
+    sizes = [(16, 9), (9, 3), (5, 0), (2, 0), (16, 8)]  # by falling length: a group each, but for the last
     for number in range(6):
-        alike, unlike = [(6 + number, 4)] * 4, [(4 + number, 3), (3, 2), (2, 9), (2, 0), (6, 4)]
-        given_ = batch_of(unlike if number % 2 else alike, seed=number)
+        # One group, two groups, and then numbers of groups that no graph was made for.
+        given_ = batch_of([(6 + number, 4)] * 4 if number % 2 == 0 else sizes[: 2 + number // 2], seed=number)
         layout = PackedLayout.of_mask(given_["attention_mask"].numpy(), given_["input_ids"].shape[1])
         groups.add(len(layout.groups))
         with torch.set_grad_enabled(training):
@@ -291,7 +292,7 @@ def test_compiled_it_is_the_same_and_does_not_compile_again_for_other_lengths(
                 torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
         if number == 1:
             compiled = counters["stats"]["unique_graphs"]
-    assert len(groups) > 1
+    assert groups == {1, 2, 3, 4}
     assert compiled > 0 and counters["stats"]["unique_graphs"] == compiled, counters
     torch.compiler.reset()
 
