@@ -1,7 +1,7 @@
 """Arithmetic on boxes (x1, y1, x2, y2) in pixels, with the published conventions.
 
-Two conventions meet here, as in the published extractor: its clipping and its box coder count a box's last pixel in
-(width x2 - x1 + 1), its overlap does not (width x2 - x1).
+Two conventions meet here, as in the published code: clipping, the box coder and the matching of training count a box's
+last pixel in (width x2 - x1 + 1), non-maximum suppression does not (width x2 - x1).
 """
 
 import math
@@ -23,17 +23,21 @@ def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), largest)
 
 
-def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of boxes (..., N, 4) with boxes (..., M, 4): (..., N, M); NaN between empty boxes."""
+def iou(first: Tensor, second: Tensor, *, last_pixel: bool = False) -> Tensor:
+    """Intersection over union of boxes (..., N, 4) with boxes (..., M, 4): (..., N, M); NaN between empty boxes.
+
+    last_pixel: whether it counts in.
+    """
+    extra = 1.0 if last_pixel else 0.0
     top_left = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
     bottom_right = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
-    width, height = (bottom_right - top_left).clamp_(min=0).unbind(-1)
+    width, height = (bottom_right - top_left + extra).clamp_(min=0).unbind(-1)
     intersection = width * height
-    return intersection / (_area(first)[..., :, None] + _area(second)[..., None, :] - intersection)
+    return intersection / (_area(first, extra)[..., :, None] + _area(second, extra)[..., None, :] - intersection)
 
 
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+def _area(boxes: Tensor, extra: float) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0] + extra) * (boxes[..., 3] - boxes[..., 1] + extra)
 
 
 def encode(targets: Tensor, references: Tensor, weights: CoderWeights) -> Tensor:

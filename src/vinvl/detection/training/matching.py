@@ -13,6 +13,8 @@ def match(
 ) -> Tensor:
     """For each box the index of the object that it overlaps most, or BACKGROUND, or NEITHER: (N,) int64.
 
+    Overlaps count the last pixel in, as in maskrcnn-benchmark's boxlist_iou.
+
     Args:
         boxes: (N, 4).
         objects: (M, 4), perhaps none.
@@ -24,7 +26,7 @@ def match(
     """
     if len(objects) == 0 or len(boxes) == 0:
         return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
-    overlaps = iou(objects, boxes).nan_to_num(0.0)  # (M, N)
+    overlaps = iou(objects, boxes, last_pixel=True)  # (M, N)
     largest, nearest = overlaps.max(dim=0)
     matched = nearest.masked_fill(largest < foreground, NEITHER).masked_fill(largest < background, BACKGROUND)
     if best_of_each:
