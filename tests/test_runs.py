@@ -1,6 +1,8 @@
 """Where runs and checkpoints lie, how an error reaches a person, and what a failed run leaves."""
 
 import os
+import sys
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -162,6 +164,24 @@ def test_a_door_says_the_sentence_and_keeps_other_tracebacks(tmp_path: Path) -> 
     assert left.value.code == "error: regions.h5 has no image 7: extract it."  # printed to stderr, exit code 1
     with pytest.raises(ZeroDivisionError):
         runs.run_door(lambda _: 1 / 0, config)
+
+
+def test_a_door_prints_warnings_and_sentences_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def warn_and_refuse(_: object) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = plainly
+            warnings.warn("skipped \x1b[31m\nimage\u202e", stacklevel=1)
+        raise UserError("split '\x1b]0;me\x07' is unknown.")
+
+    def plainly(message: object, category: type[Warning], file: str, line: int, *_: object) -> None:
+        sys.stderr.write(warnings.formatwarning(message, category, file, line))  # as Python itself does
+
+    config = OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run")}})
+    with pytest.raises(SystemExit) as left:
+        runs.run_door(warn_and_refuse, config)
+    assert left.value.code == r"error: split '\x1b]0;me\x07' is unknown."
+    assert r"skipped \x1b[31m\nimage\u202e" in capsys.readouterr().err
 
 
 # --- what a failed run leaves ---

@@ -7,6 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ProgressBar, RichProgressBar
 
+from vinvl.errors import say
+
 SHOWN = ("train/loss", "train/reward", "samples/s")
 SECONDS_BETWEEN_FIGURES = 1.0
 
@@ -75,7 +77,7 @@ class LineProgress(ProgressBar):
         if not trainer.is_global_zero:
             return
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())
-        print(f"Training {parameters:,} parameters for {trainer.estimated_stepping_batches:,} updates.", flush=True)
+        say(f"Training {parameters:,} parameters for {trainer.estimated_stepping_batches:,} updates.")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
@@ -85,7 +87,7 @@ class LineProgress(ProgressBar):
         figures = "  ".join(f"{name} {value:.4g}" for name, value in sorted(shown.items()))
         elapsed = time.perf_counter() - self._started
         epochs = f"epoch {trainer.current_epoch + 1}"
-        print(f"{epochs}  update {trainer.global_step}  {figures}  {elapsed:.0f} s", flush=True)
+        say(f"{epochs}  update {trainer.global_step}  {figures}  {elapsed:.0f} s")
 
     def disable(self) -> None:
         """Called on ranks other than 0, which print nothing anyway."""

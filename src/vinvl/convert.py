@@ -15,7 +15,7 @@ from vinvl.data.features_in import run_conversion
 from vinvl.data.features_out import write_mmf_npy, write_oscar_tsv
 from vinvl.data.json_files import read_json
 from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 from vinvl.models import VinVLForAnswering
 from vinvl.models.checkpoint_files import CheckpointFiles, find_checkpoint
 from vinvl.models.conversion import convert_model
@@ -48,13 +48,13 @@ def convert_regions(config: DictConfig) -> Path:
     if config.format in STORE_FORMATS:
         with new_folder(target) as folder:
             STORE_FORMATS[config.format](RegionStore(source), folder)
-        print(f"{target}: the features of {source} as {config.format}")
+        say(f"{target}: the features of {source} as {config.format}")
         return target
     if config.format != "transformers":
         raise UserError(f"format is {config.format!r}; of features choose one of {', '.join(STORE_FORMATS)}.")
     settings = OmegaConf.to_container(config.features, resolve=True)
     assert isinstance(settings, dict)
-    print(run_conversion(source, target, {str(name): value for name, value in settings.items()}))
+    say(run_conversion(source, target, {str(name): value for name, value in settings.items()}))
     return target
 
 
@@ -87,7 +87,8 @@ def convert_weights(config: DictConfig) -> Path:
         card = model_card(model, provenance(files, ours, task), report)
         (folder / "README.md").write_text(card, encoding="utf-8")
         (folder / "conversion.txt").write_text("\n".join(report.rows()) + "\n", encoding="utf-8")
-    print(f"{report}\n{type(model).__name__} lies in {target}; {target / 'conversion.txt'} lists every tensor")
+    say(*str(report).split("\n"))
+    say(f"{type(model).__name__} lies in {target}; {target / 'conversion.txt'} lists every tensor")
     return target
 
 

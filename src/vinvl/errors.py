@@ -1,8 +1,36 @@
-"""The one exception that people are meant to read."""
+"""What people are meant to read: the one exception of that kind, and the one place that writes to the terminal."""
+
+import re
+import sys
+
+# What a terminal obeys or a reader is deceived by: control characters (the C1 block too), marks that turn the direction
+# of writing, separators of lines, and halves of surrogate pairs, which cannot be written at all.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff]")
 
 
 class UserError(Exception):
     """Bad input, told in one sentence: which file, which record, what is wrong and what to do.
 
-    The doors (`vinvl.train`, `vinvl.evaluate`, …) print the sentence without a traceback and exit with code 1.
+    The doors (`vinvl.train`, `vinvl.evaluate`, …) print the sentence without a traceback and exit with code 1. It may
+    quote what a file says, so it is always on one line, and escaped.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    r"""A text on one line, without anything that a terminal obeys: "\x1b[31m" becomes the letters \x1b[31m.
+
+    Ordinary text of any script stays as it is, and what has been escaped already too.
+    """
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def say(*lines: object, error: bool = False) -> None:
+    """Prints lines at once, also into a pipe, and escaped, whatever a file or a model has put into them.
+
+    Args:
+        error: to the standard error, not to the standard output.
+    """
+    print("\n".join(printable(str(line)) for line in lines), file=sys.stderr if error else sys.stdout, flush=True)

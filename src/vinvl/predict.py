@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vinvl.callbacks import progress
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 from vinvl.predictor.arguments import picture_arguments
 from vinvl.predictor.command import ONLY_WITH_PICTURES, ask_about_pictures
 from vinvl.restore import restore
@@ -39,9 +39,9 @@ def predict(config: DictConfig) -> list[Any]:
     predictions = in_file_order(gather([prediction for batch in batches for prediction in batch]))
     if trainer.is_global_zero:
         files = restored.task.write_predictions(predictions, Path(config.paths.output_dir))
-        print(f"{len(predictions):,} predictions for '{restored.data.predict_split}':")
+        say(f"{len(predictions):,} predictions for '{restored.data.predict_split}':")
         for what, path in files.items():
-            print(f"{what + ':':<22} {path}")
+            say(f"{what + ':':<22} {path}")
     return predictions
 
 

@@ -16,7 +16,7 @@ import hydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 from vinvl.preemption import INTERRUPTED, START_AGAIN, STOP_SIGNALS
 from vinvl.runs import AUTO, config_directory, register_resolvers, run_door, write_json
 
@@ -67,7 +67,7 @@ def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
     if not results.is_file():
         # The same command starts a run and goes on with it.
         command = [sys.executable, "-m", "vinvl.train", f"hydra.run.dir={folder}", *overrides, RESUME]
-        print("\n$ python " + " ".join(command[1:]), flush=True)
+        say("", "$ python " + " ".join(command[1:]))
         code = run_passing_signals_on(command)
         if code in (START_AGAIN, INTERRUPTED):
             sys.exit(code)  # it has said how to go on

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from vinvl.data.json_files import atomic_write
-from vinvl.errors import UserError
+from vinvl.errors import UserError, printable, say
 from vinvl.tasks.base import VinVLTask
 
 CHECKPOINTS = "checkpoints"  # folder of a run
@@ -187,6 +187,8 @@ def run_door(run: Callable[[DictConfig], object], config: DictConfig) -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*Previous log files in this directory.*")  # they are renamed
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    formatted = warnings.formatwarning
+    warnings.formatwarning = lambda *told, **more: printable(formatted(*told, **more).rstrip("\n")) + "\n"
     try:
         run(config)
     except Exception as error:
@@ -195,11 +197,13 @@ def run_door(run: Callable[[DictConfig], object], config: DictConfig) -> None:
             raise
         folder = Path(config.paths.output_dir)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-            print(f"error: {sentence}", file=sys.stderr, flush=True)
-            (folder / FAILURE).write_text(sentence + "\n", encoding="utf-8")
+            say(f"error: {sentence}", error=True)
+            (folder / FAILURE).write_text(printable(sentence) + "\n", encoding="utf-8")
             return
         remove_empty_run(folder)
-        sys.exit(f"error: {sentence}")
+        sys.exit(f"error: {printable(sentence)}")
+    finally:
+        warnings.formatwarning = formatted
 
 
 def sentence_of(error: BaseException) -> str | None:
@@ -210,9 +214,8 @@ def sentence_of(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
-            text = str(cause)
-            marker = f"{UserError.__module__}.{UserError.__name__}: "
-            return text.rsplit(marker, 1)[-1].strip() if marker in text else text
+            text, marker = str(cause), f"{UserError.__module__}.{UserError.__name__}: "
+            return text.rsplit(marker, 1)[-1].removesuffix(r"\n") if marker in text else text
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 from vinvl.data.datamodule import RegionDataModule
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 from vinvl.plan import plan
 from vinvl.preemption import Stopped
 from vinvl.report.table import print_results
@@ -52,12 +52,12 @@ def train(config: DictConfig) -> dict[str, float]:
         )
     if trainer.is_global_zero:
         tidy_run_folder(output_dir)
-        print(datamodule.example_text("train"), flush=True)
+        say(*datamodule.example_text("train").split("\n"))
     try:
         return fit_and_test(trainer, task, datamodule, resume_from, config)
     except Stopped as stopped:
         if trainer.is_global_zero:
-            print(f"\n{stopped}", flush=True)
+            say("", stopped)
             sys.exit(stopped.exit_code)
         return {}
 

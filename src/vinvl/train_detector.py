@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.data.detection import DetectionDataModule
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 from vinvl.preemption import Stopped
 from vinvl.report.table import print_results
 from vinvl.resume import ORDER, refuse_another_run, resume_path, tidy_run_folder, training_order
@@ -60,13 +60,13 @@ def train_detector(config: DictConfig) -> dict[str, float]:
     if trainer.is_global_zero:
         tidy_run_folder(output_dir)
         if task.started_from:
-            print(task.started_from, flush=True)
-        print(datamodule.example_text("train"), flush=True)
+            say(task.started_from)
+        say(*datamodule.example_text("train").split("\n"))
     try:
         return fit_and_test(trainer, task, datamodule, resume_from, config)
     except Stopped as stopped:
         if trainer.is_global_zero:
-            print(f"\n{stopped}", flush=True)
+            say("", stopped)
             sys.exit(stopped.exit_code)
         return {}
 

@@ -24,7 +24,7 @@ from vinvl.data.store import RegionStore
 from vinvl.data.tags import tag_source
 from vinvl.data.text import RaggedTokens, SpecialTokens, Texts, load_tokenizer
 from vinvl.data.token_cache import cached_tokens
-from vinvl.errors import UserError
+from vinvl.errors import UserError, printable
 
 RAM, DEVICE = "ram", "device"  # where `data.cache` keeps features
 STAGES = ("train", "val", "test", "predict")
@@ -260,7 +260,7 @@ class RegionDataModule(pl.LightningDataModule):
         dataset = self.datasets[stage]
         title = f"One example of '{self.split_of[stage]}' (of {len(dataset):,}):"
         lines = dataset.show(dataset[Draw(0, index)], lambda ids: self.tokenizer.convert_ids_to_tokens(ids.tolist()))
-        return "\n".join([title, *lines])
+        return "\n".join(map(printable, [title, *lines]))
 
 
 def no_annotations(split: str) -> UserError:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 
 CHUNK = 1 << 27  # bytes copied at once
 SPARE = 0.05  # of the device's free memory that must be left at the least
@@ -54,7 +52,7 @@ class DeviceFeatures:
                     f"data.cache=device needs {size / 1e9:.1f} GB for the features of {store!r}, and {device} has "
                     f"{free / 1e9:.1f} GB left: pass data.cache=ram or data.cache=null."
                 )
-        print(f"Features onto {device}: {size / 1e9:.2f} GB …", file=sys.stderr, flush=True)
+        say(f"Features onto {device}: {size / 1e9:.2f} GB …", error=True)
         table = torch.empty((total, store.feature_dim), dtype=dtype, device=device)
         rows_at_once = max(1, CHUNK // (store.feature_dim * store.feature_dtype.itemsize))
         written = 0

@@ -10,12 +10,11 @@ import fcntl
 import hashlib
 import os
 import shutil
-import sys
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 
 MEMORY = Path("/dev/shm")
 WORTH_TELLING = 10**8  # bytes
@@ -93,7 +92,7 @@ def _copy(file: Path, copy: Path) -> None:
             "pass data.cache=null."
         )
     if size > WORTH_TELLING:
-        print(f"Copying {file} into memory ({size / 1e9:.1f} GB) …", file=sys.stderr, flush=True)
+        say(f"Copying {file} into memory ({size / 1e9:.1f} GB) …", error=True)
     partial = copy.with_suffix(".partial")
     try:
         shutil.copyfile(file, partial)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vinvl.errors import say
+
 LINE_SECONDS = 30.0  # between two lines in a log
 Show = Callable[[int, int], None]
 
@@ -68,7 +70,7 @@ def _lines(total: int, done: int, begin: float) -> Show:
             last = moment
             speed = pace(now - done, moment - begin)
             left = time_left(total - now, speed)
-            print(f"{now:,} of {total:,} images, {speed:,.2f} images/s, {left} left{_broken(broken)}", flush=True)
+            say(f"{now:,} of {total:,} images, {speed:,.2f} images/s, {left} left{_broken(broken)}")
 
     return show
 

@@ -26,7 +26,7 @@ from vinvl.data.store.journal import finish_journal, read_journal
 from vinvl.data.store.spool import RowShapes
 from vinvl.detection import sha256_of_file
 from vinvl.detection.opening import OpenedDetector, open_detector
-from vinvl.errors import UserError
+from vinvl.errors import UserError, printable, say
 from vinvl.extraction.feed import FeedOptions, PictureFeed
 from vinvl.extraction.module import DetectionModule
 from vinvl.extraction.options import (
@@ -89,7 +89,7 @@ def extract(config: DictConfig) -> Extracted:
         return run.finish(run.detect())
     except Stopped as stopped:
         if process_rank() == 0:
-            print(stopped, file=sys.stderr, flush=True)
+            say(stopped, error=True)
         sys.exit(stopped.exit_code)
 
 
@@ -117,8 +117,8 @@ class _Run:
         before = sum(done(image_id) for image_id in self.pictures.ids)
         missing = len(self.pictures) - before
         if process_rank() == 0:
-            print(self.opened.report)
-            print(f"{self.target.path}: {missing:,} of {len(self.pictures):,} pictures to do", flush=True)
+            say(self.opened.report)
+            say(f"{self.target.path}: {missing:,} of {len(self.pictures):,} pictures to do")
         if missing == 0:
             return Detection(process_rank() == 0, before, [])
         recorder = Recorder(
@@ -193,15 +193,15 @@ def report(path: Path, added: int, unusable: Sequence[Unusable]) -> None:
     """Tells what the store holds now and which pictures it lacks, and lists these beside it."""
     store = RegionStore(path)
     regions = int(store.num_regions.sum())
-    print(f"{path}: {len(store):,} images with {regions:,} regions, {added:,} of them new", flush=True)
+    say(f"{path}: {len(store):,} images with {regions:,} regions, {added:,} of them new")
     listing = path.with_name(f"{path.name}.unusable.txt")
     if not unusable:
         listing.unlink(missing_ok=True)
         return
     with atomic_write(listing) as file:
-        file.writelines(f"{one.path}\t{one.reason}\n" for one in unusable)
-    print(f"{len(unusable):,} pictures could not be used ({listing} lists them):")
+        file.writelines(f"{printable(one.path)}\t{printable(one.reason)}\n" for one in unusable)
+    say(f"{len(unusable):,} pictures could not be used ({listing} lists them):")
     for one in unusable[:REASONS_SHOWN]:
-        print(f"  {one.reason}" if one.path in one.reason else f"  {one.path}: {one.reason}")
+        say(f"  {one.reason}" if one.path in one.reason else f"  {one.path}: {one.reason}")
     if len(unusable) > REASONS_SHOWN:
-        print(f"  … and {len(unusable) - REASONS_SHOWN:,} more", flush=True)
+        say(f"  … and {len(unusable) - REASONS_SHOWN:,} more")

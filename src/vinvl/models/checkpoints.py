@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vinvl.errors import UserError
+from vinvl.errors import UserError, printable
 from vinvl.models.checkpoint_files import CheckpointFiles, find_checkpoint, load_published_state_dict
 from vinvl.models.configuration import VinVLConfig
 from vinvl.models.key_names import by_modern_names
@@ -54,14 +54,15 @@ class LoadingReport:
             if names:
                 rest = f" and {len(names) - 6} more" if len(names) > 6 else ""
                 lines.append(f"  {title} ({len(names)}): {', '.join(names[:6])}{rest}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def rows(self) -> list[str]:
         """What became of every tensor, a line each: the word for it, a tab, and its name (old → new where renamed)."""
         old = {new: old for old, new in self.renamed}
         loaded = [f"renamed\t{old[name]} → {name}" if name in old else f"loaded\t{name}" for name in self.loaded]
         rest = (("missing", self.missing), ("resized", self.resized), ("unused", self.unused))
-        return loaded + [f"{word}\t{name}" for word, names in rest for name in names]
+        rows = loaded + [f"{word}\t{name}" for word, names in rest for name in names]
+        return ["\t".join(map(printable, row.split("\t", 1))) for row in rows]
 
 
 def _bare(name: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from vinvl.errors import printable
 from vinvl.models.checkpoints import LoadingReport
 from vinvl.models.configuration import VinVLConfig
 
@@ -70,7 +71,7 @@ def model_card(model: PreTrainedModel, provenance: Provenance, report: LoadingRe
         lines += [f"| {name} | {value:.4g} |" for name, value in provenance.scores.items()]
     else:
         lines.append("None are known: no results.json of this checkpoint lay beside it.")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def _rows(data: Mapping[str, Any], otherwise: str) -> list[str]:

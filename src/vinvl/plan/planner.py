@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 from vinvl.metrics.model_flops import StepCosts
 from vinvl.plan.estimate import Memory, RunCost, run_cost
 from vinvl.plan.made import BERT_WORDS, MadeData
@@ -77,7 +77,7 @@ def plan(config: DictConfig) -> dict[str, float]:
     title = f"What {config.name} will cost, without start-up, evaluation, checkpoints and talk between devices"
     print_results(title, plan_rows(made), {}, columns=("what", "estimate", "how it is known"))
     if made.why_made is not None:  # not in the table, whose columns would wrap it
-        print(f"The data could not be read, so made batches stand in for them: {made.why_made}")
+        say(f"The data could not be read, so made batches stand in for them: {made.why_made}")
     cost = made.cost
     return {
         "samples": float(made.length.samples),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, ListConfig
 from vinvl.data.json_files import atomic_write
 from vinvl.data.pictures.finding import SUFFIXES
 from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 from vinvl.predictor.configured import paths_of, predictor_of
 from vinvl.predictor.predictor import Predictor
 from vinvl.predictor.results import Answer, Caption
@@ -76,13 +75,13 @@ def ask_about_pictures(config: DictConfig) -> list[Said]:
         for start in range(0, len(pictures), AT_ONCE):
             for one in _said(model, method, pictures[start : start + AT_ONCE], texts, broken):
                 said.append(one)
-                print("\n".join(one.lines()), flush=True)
+                say(*one.lines())
                 if file is not None:
                     file.write(json.dumps(one.plain(), ensure_ascii=False) + "\n")
         if broken and not said:
             raise UserError(broken[0])
     for sentence in broken:
-        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+        say(f"warning: {sentence}", error=True)
     return said
 
 

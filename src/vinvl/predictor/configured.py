@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
@@ -13,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vinvl.data.pictures import ReadingOptions
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 from vinvl.extraction.options import detector_config, section
 from vinvl.predictor.loading import load
 from vinvl.predictor.predictor import Predictor
@@ -54,7 +53,7 @@ def predictor_of(config: DictConfig) -> Predictor:
         )
     for one in told:
         if issubclass(one.category, OtherFeatures):
-            print(f"warning: {one.message}", file=sys.stderr, flush=True)
+            say(f"warning: {one.message}", error=True)
     return model
 
 

@@ -19,7 +19,7 @@ from vinvl.data.tags import tag_source
 from vinvl.data.text import SpecialTokens
 from vinvl.detection import DetectorConfig, sha256_of_file
 from vinvl.detection.opening import OpenedDetector, open_detector
-from vinvl.errors import UserError
+from vinvl.errors import UserError, printable
 from vinvl.predictor.computing import Computing
 from vinvl.predictor.finding import Looking
 from vinvl.predictor.predictor import Predictor, Skill
@@ -177,7 +177,7 @@ def _check_dimension(trained: TrainedModel, found: int, what: str) -> None:
 
 def _warn(sentence: str | None) -> None:
     if sentence is not None:
-        warnings.warn(sentence, OtherFeatures, stacklevel=4)  # where `load` is called
+        warnings.warn(printable(sentence), OtherFeatures, stacklevel=4)  # where `load` is called
 
 
 def _pictures_at_once(given: int | None, computing: Computing) -> int:

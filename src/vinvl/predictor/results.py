@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from vinvl.data.store import LabelMap, Regions
+from vinvl.errors import printable
 
 SHOWN = 20  # regions, when they are printed
 ATTRIBUTES_SHOWN = 3  # of a region
@@ -28,7 +29,7 @@ class Answer:
     top: tuple[tuple[str, float], ...]
 
     def __str__(self) -> str:
-        return f"{self.answer} ({self.score:.3f})"
+        return printable(f"{self.answer} ({self.score:.3f})")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Caption:
     top: tuple[tuple[str, float], ...]
 
     def __str__(self) -> str:
-        return self.text
+        return printable(self.text)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,7 +117,7 @@ class PictureRegions:
             lines.append(f"  {score:.2f}  {name:<{longest}}  {place}  {described}".rstrip())
         if len(self) > SHOWN:
             lines.append(f"  … and {len(self) - SHOWN} more")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def _name(names: tuple[str, ...], kind: str, index: int) -> str:

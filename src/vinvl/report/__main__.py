@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.data.pictures import PictureNames
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 from vinvl.report.regions import report_regions
 from vinvl.runs import config_directory, register_resolvers, run_door
 
@@ -31,7 +31,7 @@ def report(config: DictConfig) -> Path:
         count=config.count,
         seed=config.seed,
     )
-    print(f"{output}: {shown:,} pictures")
+    say(f"{output}: {shown:,} pictures")
     return output
 
 

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from vinvl.errors import printable, say
 
 
 def print_results(
@@ -15,12 +18,12 @@ def print_results(
     `columns` names the columns of the rows; no header is shown where all names are empty.
     """
     console = Console()
-    table = Table(title=title, title_justify="left", show_header=any(columns))
+    table = Table(title=Text(printable(title)), title_justify="left", show_header=any(columns))
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left")
+        table.add_column(Text(printable(name)), justify="right" if number else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
     for what, path in files.items():
         # Not through rich: it would wrap long paths, and a wrapped path cannot be copied.
-        print(f"{what + ':':<18}{path}")
+        say(f"{what + ':':<18}{path}")

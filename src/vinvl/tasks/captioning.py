@@ -13,7 +13,7 @@ from torch import Tensor
 from vinvl.data.batch import Batch
 from vinvl.data.captioning import CaptioningDataModule
 from vinvl.data.json_files import atomic_write
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 from vinvl.metrics import CaptionScores, CiderReward
 from vinvl.metrics.captions.java import JavaScores, evaluate_in_java
 from vinvl.models import VinVLForCaptioning
@@ -219,7 +219,7 @@ class CaptioningTask(VinVLTask):
         result = cast(JavaScores, self.trainer.strategy.broadcast(on_one_rank))
         for name, why in result.missing.items():
             if self.trainer.is_global_zero:
-                print(f"{name} was not computed: {why}", flush=True)
+                say(f"{name} was not computed: {why}")
         return {name: 100 * value for name, value in result.scores.items()}
 
     def result_rows(self) -> list[tuple[str, str]]:

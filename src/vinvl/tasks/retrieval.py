@@ -15,7 +15,7 @@ from vinvl.data.batch import Batch
 from vinvl.data.json_files import atomic_write
 from vinvl.data.retrieval import RetrievalDataModule
 from vinvl.data.retrieval_candidates import Block, Fold, ScoringBlock
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 from vinvl.metrics.recall import RECALL_AT, RecallAtK
 from vinvl.models import VinVLForAnswering, answer_loss_per_example
 from vinvl.tasks.base import TaskArguments, VinVLTask
@@ -154,9 +154,9 @@ class RetrievalTask(VinVLTask):
         if bad:
             rank_zero_warn(f"{files.folder}: {len(bad)} damaged or foreign files are scored anew, the first {bad[0]}.")
         pairs = sum(len(fold.images) * len(fold.captions) for fold in folds)
-        print(f"Scoring {describe_folds(folds)}: {pairs:,} pairs in {len(blocks):,} blocks.", flush=True)
+        say(f"Scoring {describe_folds(folds)}: {pairs:,} pairs in {len(blocks):,} blocks.")
         if finished:
-            print(f"{len(finished):,} blocks are scored already in {files.folder}.", flush=True)
+            say(f"{len(finished):,} blocks are scored already in {files.folder}.")
 
     def _progress(
         self, costs: Sequence[float], pairs: Sequence[int], finished: frozenset[int]
@@ -275,8 +275,3 @@ def describe_folds(folds: Sequence[Fold]) -> str:
     if len(folds) == 1:
         return f"{images:,} images with {captions:,} captions"
     return f"mean of {len(folds)} folds of {images:,} images, {captions:,} captions in all"
-
-
-def say(line: str) -> None:
-    """Prints a line at once, also into a pipe."""
-    print(line, flush=True)

@@ -12,7 +12,7 @@ from vinvl.data.corpus.build import ensure_index
 from vinvl.data.corpus.index import ARRAYS, Corpus
 from vinvl.data.published_corpus.command import add_convert_command
 from vinvl.data.text import load_tokenizer
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
         return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 1
 
 
@@ -50,19 +50,21 @@ def _parser() -> argparse.ArgumentParser:
 def _build(options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(options.tokenizer)
     for file in options.files:
-        print(ensure_index(file, tokenizer, options.workers).folder)
+        say(ensure_index(file, tokenizer, options.workers).folder)
     return 0
 
 
 def _info(options: argparse.Namespace) -> int:
-    print("\n\n".join(summary(corpus) for file in options.files for corpus in _indices(Path(file))))
+    summaries = [summary(corpus) for file in options.files for corpus in _indices(Path(file))]
+    for number, lines in enumerate(summaries):
+        say(*([""] if number else []), *lines)
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
     corpora = [corpus for file in options.files for corpus in _indices(Path(file))]
     problems = [problem for corpus in corpora for problem in corpus.problems()]
-    print("\n".join(problems) if problems else f"sound: {', '.join(map(repr, corpora))}")
+    say(*(problems or [f"sound: {', '.join(map(repr, corpora))}"]))
     return 1 if problems else 0
 
 
@@ -75,7 +77,7 @@ def _indices(path: Path) -> list[Corpus]:
     return [Corpus(folder) for folder in folders]
 
 
-def summary(corpus: Corpus) -> str:
+def summary(corpus: Corpus) -> list[str]:
     """What an index holds, a line each: `name  value`."""
     manifest, tokens = corpus.manifest, corpus.lengths.mean(axis=0, dtype=float)
     size = sum((corpus.folder / f"{name}.bin").stat().st_size for name in ARRAYS)
@@ -90,7 +92,7 @@ def summary(corpus: Corpus) -> str:
         ("tokenizer", f"{manifest['vocab_size']:,} tokens, fingerprint {manifest['tokenizer']}"),
         ("bytes", f"{size:,}"),
     ]
-    return "\n".join(f"{name:<14} {value}" for name, value in rows)
+    return [f"{name:<14} {value}" for name, value in rows]
 
 
 if __name__ == "__main__":

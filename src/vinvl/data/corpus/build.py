@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from vinvl.data.corpus.fingerprint import tokenizer_fingerprint
 from vinvl.data.corpus.index import FORMAT, MANIFEST, Corpus, file_digest
 from vinvl.data.corpus.rows import RowKind
 from vinvl.data.line_chunks import Chunk, split_file
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 
 MAX_TAG_NAMES = 50_000  # kept in the manifest; more are no tags of a label set
 
@@ -52,7 +51,7 @@ def ensure_index(file: str | Path, tokenizer: PreTrainedTokenizerBase, workers: 
     current = current_index(path, folder, fingerprint)
     if current is not None:
         return current
-    print(f"Indexing {path} …", file=sys.stderr, flush=True)
+    say(f"Indexing {path} …", error=True)
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=path.parent))
     except FileNotFoundError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from vinvl.data.demo.paths import SPLITS, DemoWorld, DemoWorldSizes, read_marker
 from vinvl.data.demo.write import MAX_IMAGES_PER_SPLIT, write_world
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 
 NUM_TRAIN_IMAGES = 3000
 NUM_VAL_IMAGES = 300
@@ -97,7 +96,7 @@ def _generate(folder: Path, sizes: DemoWorldSizes, workers: int) -> DemoWorld:
     """Make the world beside `folder` and move it there; the caller holds the lock."""
     _refuse_foreign_files(folder)
     counts = " + ".join(f"{sizes.images(split):,} {split}" for split in SPLITS)
-    print(f"Generating the demo world ({counts} images, seed {sizes.seed}): {folder} …", file=sys.stderr, flush=True)
+    say(f"Generating the demo world ({counts} images, seed {sizes.seed}): {folder} …", error=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         fresh = temporary / "world"

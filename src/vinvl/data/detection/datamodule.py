@@ -16,7 +16,7 @@ from vinvl.data.loaders import Loaders
 from vinvl.data.sampling import Draw
 from vinvl.data.store.labels import LabelMap
 from vinvl.detection.config import DetectorConfig
-from vinvl.errors import UserError
+from vinvl.errors import UserError, printable
 
 KEEP, SKIP = "keep", "skip"
 
@@ -135,7 +135,7 @@ class DetectionDataModule(pl.LightningDataModule):
         """One example, for a person to read before a run starts."""
         dataset = self.datasets[stage]
         title = f"One example of '{self.split_of[stage]}' (of {len(dataset):,}):"
-        return "\n".join([title, *dataset.show(dataset[Draw(0, index)])])
+        return "\n".join(map(printable, [title, *dataset.show(dataset[Draw(0, index)])]))
 
     def _dataset_of(self, stage: str) -> DetectionDataset:
         split = self.split_of[stage]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from typing import TYPE_CHECKING, Literal
 
 from vinvl.data.published_corpus.convert import TRAIN, VALIDATION, Conversion, convert_published_corpus
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, _SubParsersAction
@@ -66,9 +65,9 @@ def _convert(options: argparse.Namespace) -> int:
         validation_share=options.validation_share,
         workers=options.workers,
     )
-    print(table(conversion))
+    say(*table(conversion))
     seconds = time.perf_counter() - begin
-    print(f"{options.output}: {conversion.rows.total():,} rows in {seconds:,.1f} s", file=sys.stderr)
+    say(f"{options.output}: {conversion.rows.total():,} rows in {seconds:,.1f} s", error=True)
     return 0
 
 
@@ -80,11 +79,11 @@ def _prefixed(given: str | None) -> list[str] | Literal["all"] | None:
     return [] if given == "none" else given.split(",")
 
 
-def table(conversion: Conversion) -> str:
+def table(conversion: Conversion) -> list[str]:
     """Rows of each dataset by split, and those left out."""
     rows = [f"{'dataset':<14} {TRAIN:>12} {VALIDATION:>12}"]
     for dataset in sorted({dataset for _, dataset in conversion.rows}):
         counts = [conversion.rows[split, dataset] for split in (TRAIN, VALIDATION)]
         rows.append(f"{dataset:<14} {counts[0]:>12,} {counts[1]:>12,}")
     left_out = ", ".join(f"{count:,} of {name}" for name, count in sorted(conversion.skipped.items()))
-    return "\n".join(rows + ([f"left out, as their datasets were not asked for: {left_out}"] if left_out else []))
+    return rows + ([f"left out, as their datasets were not asked for: {left_out}"] if left_out else [])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from vinvl.data.store.comparison import compare_stores
 from vinvl.data.store.merging import merge_stores
 from vinvl.data.store.reader import RegionStore
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,22 +19,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "merge":
             merged = merge_stores(options.files, options.output, overwrite=options.overwrite)
-            print(f"{options.output}: {len(merged):,} images of {len(options.files):,} files")
+            say(f"{options.output}: {len(merged):,} images of {len(options.files):,} files")
             return 0
         if options.command == "compare":
-            print(
-                _table(compare_stores(RegionStore(options.first), RegionStore(options.second), options.images).rows())
-            )
+            compared = compare_stores(RegionStore(options.first), RegionStore(options.second), options.images)
+            say(*_table(compared.rows()))
             return 0
         store = RegionStore(options.files)
         if options.command == "info":
-            print(summary(store))
+            say(*summary(store))
             return 0
         problems = store.verify()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 1
-    print("\n".join(problems) if problems else f"{', '.join(options.files)}: sound, {len(store):,} images")
+    say(*(problems or [f"{', '.join(options.files)}: sound, {len(store):,} images"]))
     return 1 if problems else 0
 
 
@@ -61,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def summary(store: RegionStore) -> str:
+def summary(store: RegionStore) -> list[str]:
     """What a store holds, a line each: `name  value`."""
     counts, headers = store.num_regions, store.headers
     labels = store.label_map
@@ -75,23 +74,19 @@ def summary(store: RegionStore) -> str:
         ("features", f"dimension {store.feature_dim}, {store.feature_dtype}, {headers[0].storage}"),
         ("attributes a region", str(store.num_attributes)),
         ("label map", f"{len(labels.classes):,} classes, {len(labels.attributes):,} attributes"),
-        ("detector", _printable(store.detector)),
+        ("detector", store.detector),
         ("bytes", f"{sum(header.file_bytes for header in headers):,}"),
-        *((f"  {name}", _printable(_text(value))) for name, value in store.provenance.items()),
+        *((f"  {name}", _text(value)) for name, value in store.provenance.items()),
     ]
     return _table(rows)
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(f"{name:<20} {value}" for name, value in rows)
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{name:<20} {value}" for name, value in rows]
 
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)
 
 
 if __name__ == "__main__":
