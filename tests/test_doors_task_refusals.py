@@ -118,6 +118,14 @@ class TestCaptions:
         sentence = refused(*karpathy(demo_data, tmp_path / "blank.json", change))
         assert "blank.json" in sentence and "is blank" in sentence
 
+    def test_references_without_words(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
+        def change(images: list[Any]) -> None:
+            for sentence in (sentence for image in images for sentence in image["sentences"]):
+                sentence["raw"] = "\N{CAT FACE} …"
+
+        sentence = refused(*karpathy(demo_data, tmp_path / "wordless.json", change))
+        assert "No reference caption has a letter or a digit of any script (the first is '\\U0001f431" in sentence
+
     def test_a_caption_id_twice(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
         def change(images: list[Any]) -> None:
             images[3]["sentences"][0]["sentid"] = images[0]["sentences"][0]["sentid"]

@@ -53,7 +53,15 @@ def test_regex_tokenizer_is_close_to_ptb() -> None:
         ("it's 10 o'clock, isn't it?", ["it's", "10", "o'clock", "isn't", "it"]),
         ("well-known 'quoted' --", ["well", "known", "quoted"]),
         ("  \n", []),
-        ("猫", []),
+        ("… 🐱 —", []),
+        ("Läuft über l’eau, dog's", ["läuft", "über", "l'eau", "dog's"]),
+        ("cafe\u0301 CAFÉ", ["café", "café"]),
+        ("काली बिल्ली बैठी है।", ["काली", "बिल्ली", "बैठी", "है"]),
+        ("الْقِطَّةُ نائمة،", ["الْقِطَّةُ", "نائمة"]),
+        ("می\u200cخواهم", ["میخواهم"]),
+        ("고양이가 잔다", ["고양이가", "잔다"]),
+        ("猫がタワーに2匹。cat's", ["猫", "が", "タ", "ワ", "ー", "に", "2", "匹", "cat's"]),
+        ("นั่งที่", ["นั่", "ง", "ที่"]),
     ],
 )
 def test_regex_tokenizer(text: str, words: list[str]) -> None:
@@ -172,6 +180,22 @@ def test_image_without_references_is_told() -> None:
         evaluate_captions({7: "a cat"}, {8: ["a cat"]})
     with pytest.raises(UserError, match="Image 'x' has a caption but no reference"):
         evaluate_captions({"x": "a cat"}, {"x": []})
+    with pytest.raises(UserError, match=r"No reference caption has a letter .*u2026"):
+        evaluate_captions({1: "a cat", 2: "a"}, {1: ["…", "—"], 2: ["!"]})
+
+
+@pytest.mark.parametrize("first", ["а", "ა", "ก", "一"])
+def test_captions_in_another_script_score_as_in_english(first: str) -> None:
+    """Letters are replaced one for one, so runs of letters score the same; where each letter is a word, not 0."""
+    table = {letter: chr(ord(first) + i) for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    captions = {key: text.lower().replace("'", "") for key, text in PTB_CANDIDATES.items()}
+    gold = {key: [text.replace("'", "") for text in texts] for key, texts in PTB["gold"].items()}
+    moved = {key: "".join(table.get(letter, letter) for letter in text) for key, text in captions.items()}
+    moved_gold = {key: ["".join(table.get(x, x) for x in text) for text in texts] for key, texts in gold.items()}
+    there, here = (evaluate_captions(*pair).corpus for pair in ((moved, moved_gold), (captions, gold)))
+    if first in "аა":
+        assert there == pytest.approx(here, abs=1e-12)
+    assert min(there.values()) > 0.05
 
 
 def test_caption_scores_do_not_depend_on_order_batches_or_repeats() -> None:

@@ -11,6 +11,7 @@ from vinvl.data.caption_splits import read_caption_split
 from vinvl.data.contracts import RegionDataArguments
 from vinvl.data.datamodule import RegionDataModule, no_annotations
 from vinvl.errors import UserError
+from vinvl.metrics.captions.tokenizer import no_words, regex_tokenize
 
 TRAINING_ITEMS = ("captions", "images")
 
@@ -69,8 +70,11 @@ class CaptioningDataModule(RegionDataModule):
 
     def check_scorable(self, stage: str) -> None:
         dataset: Any = self.datasets[stage]
-        if dataset.contexts.records.captions is None:
+        captions = dataset.contexts.records.captions
+        if captions is None:
             raise no_annotations(self.split_of[stage])
+        if not any(any(regex_tokenize([text])) for text in captions):
+            raise no_words(captions[0])
 
     def training_references(self) -> dict[str, list[str]]:
         """Image id → captions of the training split, once `setup("fit")` has read it."""

@@ -8,7 +8,7 @@ from vinvl.errors import UserError
 from vinvl.metrics.captions.bleu import MAX_N, bleu_scores, count_bleu, sum_bleu
 from vinvl.metrics.captions.cider import Cider
 from vinvl.metrics.captions.rouge import rouge_l
-from vinvl.metrics.captions.tokenizer import CaptionTokenizer, regex_tokenize
+from vinvl.metrics.captions.tokenizer import CaptionTokenizer, no_words, regex_tokenize
 
 ImageId = int | str
 
@@ -41,7 +41,7 @@ def evaluate_captions(
     the references of the images evaluated, as the COCO evaluation does: scoring a subset (a nocaps domain) on its own
     gives other values than averaging the per-image scores of a larger set. The order of the images changes nothing.
 
-    Raises UserError if an image has no references.
+    Raises UserError if an image has no references, or no reference has a word.
     """
     image_ids = sorted(captions, key=lambda image_id: (isinstance(image_id, str), image_id))
     for image_id in image_ids:
@@ -50,6 +50,8 @@ def evaluate_captions(
     candidates = tokenize([captions[image_id] for image_id in image_ids])
     words = iter(tokenize([text for image_id in image_ids for text in references[image_id]]))
     gold = [[next(words) for _ in references[image_id]] for image_id in image_ids]
+    if image_ids and not any(any(texts) for texts in gold):
+        raise no_words(references[image_ids[0]][0])
 
     counts = [count_bleu(candidate, texts) for candidate, texts in zip(candidates, gold, strict=True)]
     cider = Cider(gold)
