@@ -6,8 +6,6 @@ for whoever wants features of the demo's pictures: `demo_detector/detector.pth` 
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from doors import call, scores_of
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vinvl.data.json_files import write_text_atomically
+from vinvl.files import atomic_write, write_text_atomically
 from vinvl.report.table import print_results
 from vinvl.runs import config_directory, data_root, register_resolvers
 
@@ -44,10 +42,9 @@ def ensure_demo_detector(data_dir: Path, overrides: list[str]) -> Path:
         return weights
     run = folder / f"run-{recipe}"
     call("train_detector", [f"paths.data_dir={data_dir}", f"hydra.run.dir={run}", "ckpt_path=auto", *overrides])
-    partial = weights.with_name(f".{weights.name}.{os.getpid()}.partial")
-    shutil.copyfile(run / weights.name, partial)
-    stamp.unlink(missing_ok=True)  # so that it never stands beside the weights of another recipe
-    os.replace(partial, weights)
+    with atomic_write(weights, "wb") as file:
+        file.write((run / weights.name).read_bytes())
+        stamp.unlink(missing_ok=True)  # so that it never stands beside the weights of another recipe
     content = {"recipe": recipe, "run": run.name, "scores": scores_of(run)}
     write_text_atomically(stamp, json.dumps(content, indent=2) + "\n")
     return weights

@@ -11,9 +11,9 @@ from door_runs import call_door, succeed
 
 from vinvl.convert import results_of
 from vinvl.errors import UserError
+from vinvl.files import new_folder
 from vinvl.models import VinVLConfig, VinVLForAnswering
 from vinvl.models.checkpoint_files import find_checkpoint
-from vinvl.new_folder import new_folder
 from vinvl.trained.usage import published_inputs
 
 SIZES = {

@@ -1,5 +1,6 @@
 """Going on with a run: what is refused as another run, and what is not; compiled models; what a run's folder keeps."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +179,12 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch
 
 
 def test_a_disk_without_room_is_told_in_a_sentence(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    (folder / ".last.ckpt.partial").symlink_to("/dev/full")  # whatever is written there finds the disk full
-    with pytest.raises(UserError, match=r"last.ckpt cannot be saved \(No space left on device\): it needs 38.1 MiB"):
-        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(10_000_000)}, folder / "last.ckpt")
-    assert list(folder.iterdir()) == []
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"last.ckpt cannot be saved \(File too large\): it needs 38.1 MiB"):
+            AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(10_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(path.parent.iterdir()) == []

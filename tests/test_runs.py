@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
 from vinvl import runs
-from vinvl.data.json_files import atomic_write
 from vinvl.errors import UserError
+from vinvl.files import atomic_write
 
 LAUNCHERS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 

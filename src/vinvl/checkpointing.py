@@ -1,10 +1,9 @@
 """How a run saves: whole files or none, at the end of an update, and never in a way that forgets an evaluation."""
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
 from vinvl.errors import UserError
+from vinvl.files import atomic_write, remove_leftovers, system_error
 from vinvl.runs import how_to_go_on
 
-PARTIAL = ".{name}.partial"  # what a checkpoint is called until it is whole: one name, so that leftovers never pile up
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,50 +34,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: it cannot be written; the sentence names the file, the reason and what room there is.
         """
-        path = Path(path)
-        partial = path.with_name(PARTIAL.format(name=path.name))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with atomic_write(path, "wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-            _flush_folder(path.parent)
-        except Exception as error:
-            failed = _system_error(error)
+        except UserError as error:
+            failed = system_error(error)
             if failed is None:
                 raise
-            raise UserError(_why_not_saved(path, checkpoint, failed)) from error
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+            raise UserError(_why_not_saved(Path(path), checkpoint, failed)) from error
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
     """Removes what saves that were killed have left in a run's checkpoint folder."""
-    for path in folder.glob(PARTIAL.format(name="*.ckpt")):
-        path.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    """The new name is on the disk too; where folders cannot be flushed there is nothing to be done."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _system_error(error: BaseException) -> OSError | None:
-    """The operating system's error behind an exception: torch reports a failed write as an error of its own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None
+    remove_leftovers(folder, r".+\.ckpt")
 
 
 def _why_not_saved(path: Path, checkpoint: dict[str, Any], error: OSError) -> str:

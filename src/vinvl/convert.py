@@ -16,13 +16,13 @@ from vinvl.data.features_out import write_mmf_npy, write_oscar_tsv
 from vinvl.data.json_files import read_json
 from vinvl.data.store import RegionStore
 from vinvl.errors import UserError, say
+from vinvl.files import new_folder, refuse_existing
 from vinvl.models import VinVLForAnswering
 from vinvl.models.checkpoint_files import CheckpointFiles, find_checkpoint
 from vinvl.models.conversion import convert_model
 from vinvl.models.export import FORMATS, check_tokenizer, name_answers, named_answers, write_oscar, write_transformers
 from vinvl.models.model_card import Provenance, model_card
 from vinvl.models.model_kinds import ENCODER, MODEL_OF_TASK
-from vinvl.new_folder import new_folder, refuse_existing
 from vinvl.runs import CHECKPOINTS, config_directory, register_resolvers, run_door, task_as_a_value, write_json
 from vinvl.tasks.checkpoints import OUR_KEY
 from vinvl.trained.answers import find_answers

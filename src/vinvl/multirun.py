@@ -13,8 +13,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.data.json_files import write_text_atomically
 from vinvl.errors import UserError
+from vinvl.files import write_text_atomically
 from vinvl.report.table import print_results
 from vinvl.runs import FAILURE
 

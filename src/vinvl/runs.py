@@ -20,8 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
-from vinvl.data.json_files import atomic_write
 from vinvl.errors import UserError, printable, say
+from vinvl.files import atomic_write
 from vinvl.tasks.base import VinVLTask
 
 CHECKPOINTS = "checkpoints"  # folder of a run

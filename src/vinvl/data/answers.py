@@ -13,8 +13,8 @@ import numpy as np
 
 from vinvl.data.answer_files import read_answers, refuse_to_write_pickles
 from vinvl.data.columns import RaggedTextColumn
-from vinvl.data.json_files import write_text_atomically
 from vinvl.errors import UserError
+from vinvl.files import write_text_atomically
 from vinvl.metrics.answer_text import normalise_answer
 from vinvl.metrics.vqa_accuracy import leave_one_out_points
 

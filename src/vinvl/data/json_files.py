@@ -1,12 +1,11 @@
-"""JSON in and out, with every failure told as one sentence."""
+"""JSON that is read, with every failure told as one sentence."""
 
 import gc
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from vinvl.errors import UserError
 
@@ -97,30 +96,3 @@ def no_cycle_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[IO[str]]:
-    """A UTF-8 text file that appears under its name only when it is whole; its folder is made where it is missing.
-
-    It is written under a temporary name beside `path` and renamed at the end. Raises UserError if the folder cannot be
-    written to.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file:
-                yield file
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); check folder and permissions.") from error
-
-
-def write_text_atomically(path: str | Path, text: str) -> None:
-    """Writes a whole text with `atomic_write`."""
-    with atomic_write(path) as file:
-        file.write(text)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vinvl.errors import UserError, say
+from vinvl.files import put_in_place
 
 MEMORY = Path("/dev/shm")
 WORTH_TELLING = 10**8  # bytes
@@ -96,7 +97,7 @@ def _copy(file: Path, copy: Path) -> None:
     partial = copy.with_suffix(".partial")
     try:
         shutil.copyfile(file, partial)
-        os.replace(partial, copy)
+        put_in_place(partial, copy)
     except OSError as error:
         raise UserError(f"{file} cannot be copied into memory for data.cache=ram ({error.strerror}).") from error
     finally:

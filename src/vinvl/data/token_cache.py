@@ -22,6 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.columns import TextColumn
 from vinvl.data.text import RaggedTokens, Texts, encode_texts, plain_backend
+from vinvl.errors import UserError
+from vinvl.files import atomic_write, system_error
 
 LEAST_TEXTS = 50_000  # fewer are tokenized faster than a person notices
 MAGIC = b"vinvltk1"
@@ -52,10 +54,11 @@ def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path
                 return found
             tokens = _encode(tokenizer, column)
             _write(path, tokens)
-    except OSError as error:
+    except (OSError, UserError) as error:
+        failed = system_error(error)
         rank_zero_warn(
-            f"data.token_cache: {folder} cannot be written to ({error.strerror}), so texts are tokenized at every "
-            "start: pass data.token_cache=DIR, or null."
+            f"data.token_cache: {folder} cannot be written to ({failed and failed.strerror}), so texts are tokenized "
+            "at every start: pass data.token_cache=DIR, or null."
         )
         return encode_texts(tokenizer, texts) if tokens is None else tokens
     return _read(path, len(column), len(tokenizer)) or tokens
@@ -110,19 +113,12 @@ def _read(path: Path, texts: int, words: int) -> RaggedTokens | None:
 
 def _write(path: Path, tokens: RaggedTokens) -> None:
     """The whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        offsets, values = tokens.offsets.astype("<i8"), tokens.values.astype("<i4")
-        checksum = zlib.crc32(values.data, zlib.crc32(offsets.data))
-        with temporary.open("wb") as file:
-            file.write(MAGIC + np.array([len(tokens), len(values), checksum], dtype="<i8").tobytes())
-            file.write(offsets.data)
-            file.write(values.data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    offsets, values = tokens.offsets.astype("<i8"), tokens.values.astype("<i4")
+    checksum = zlib.crc32(values.data, zlib.crc32(offsets.data))
+    with atomic_write(path, "wb") as file:
+        file.write(MAGIC + np.array([len(tokens), len(values), checksum], dtype="<i8").tobytes())
+        file.write(offsets.data)
+        file.write(values.data)
 
 
 @contextmanager

@@ -4,10 +4,8 @@ A torch file of a dict: `model` holds the tensors under the published names, so 
 reads these; `vinvl_detector` holds the settings as plain values and the label map as JSON text.
 """
 
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +17,7 @@ from vinvl.data.store.labels import LabelMap
 from vinvl.detection.config import Architecture, DetectorConfig
 from vinvl.detection.detector import Detector
 from vinvl.errors import UserError
+from vinvl.files import atomic_write
 
 OUR_KEY = "vinvl_detector"
 LARGEST_NUMBER = 2**20  # that a setting may have: more is a damaged file, and would take for ever to build
@@ -44,24 +43,11 @@ def save_detector(path: str | Path, detector: Detector, label_map: LabelMap) -> 
     Raises:
         UserError: the numbers of names are others than the detector's, or the disk cannot be written to.
     """
-    path = Path(path)
     _check_names(label_map, detector.config.architecture, str(path))
     own = {"config": _plain(asdict(detector.config)), "label_map": label_map.to_json()}
     content = {"model": _state_on_cpu(detector), OUR_KEY: own}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # the latter is what torch makes of a disk that is full
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be written ({reason}): check folder, permissions and room.") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with atomic_write(path, "wb") as file:
+        torch.save(content, file)
 
 
 def read_settings(path: str | Path) -> DetectorFileSettings | None:

@@ -17,7 +17,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vinvl.data.json_files import atomic_write
 from vinvl.data.pictures import Pictures, Unusable, find_pictures
 from vinvl.data.pictures.reading import lift_pillows_limit
 from vinvl.data.store import RegionStore
@@ -40,6 +39,7 @@ from vinvl.extraction.options import (
 from vinvl.extraction.provenance import detector_text, feature_settings, provenance
 from vinvl.extraction.recorder import Recorder, Stopped
 from vinvl.extraction.target import Target
+from vinvl.files import atomic_write
 from vinvl.runs import process_rank
 
 REASONS_SHOWN = 20  # of broken pictures; the file lists all

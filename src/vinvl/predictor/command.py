@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from vinvl.data.json_files import atomic_write
 from vinvl.data.pictures.finding import SUFFIXES
 from vinvl.data.store import RegionStore
 from vinvl.errors import UserError, say
+from vinvl.files import atomic_write
 from vinvl.predictor.configured import paths_of, predictor_of
 from vinvl.predictor.predictor import Predictor
 from vinvl.predictor.results import Answer, Caption

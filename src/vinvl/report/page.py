@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vinvl.data.json_files import write_text_atomically
+from vinvl.files import write_text_atomically
 
 BASE_STYLE = """
 :root { color-scheme: light }

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vinvl.data.answers import AnswerVocabulary
 from vinvl.data.batch import Batch
-from vinvl.data.json_files import atomic_write
 from vinvl.errors import UserError
+from vinvl.files import atomic_write
 
 TOP_ANSWERS = 5
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vinvl.data.batch import Batch
 from vinvl.data.captioning import CaptioningDataModule
-from vinvl.data.json_files import atomic_write
 from vinvl.errors import UserError, say
+from vinvl.files import atomic_write
 from vinvl.metrics import CaptionScores, CiderReward
 from vinvl.metrics.captions.java import JavaScores, evaluate_in_java
 from vinvl.models import VinVLForCaptioning

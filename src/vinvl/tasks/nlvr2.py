@@ -7,8 +7,8 @@ from typing import NamedTuple, Unpack
 from torch import Tensor
 
 from vinvl.data.batch import Batch
-from vinvl.data.json_files import atomic_write
 from vinvl.data.nlvr2 import NLVR2DataModule
+from vinvl.files import atomic_write
 from vinvl.metrics import ExactMean, PairAccuracy
 from vinvl.models import VinVLForPairs, answer_loss_per_example
 from vinvl.tasks.base import TaskArguments, VinVLTask

@@ -12,10 +12,10 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from vinvl.data.batch import Batch
-from vinvl.data.json_files import atomic_write
 from vinvl.data.retrieval import RetrievalDataModule
 from vinvl.data.retrieval_candidates import Block, Fold, ScoringBlock
 from vinvl.errors import UserError, say
+from vinvl.files import atomic_write
 from vinvl.metrics.recall import RECALL_AT, RecallAtK
 from vinvl.models import VinVLForAnswering, answer_loss_per_example
 from vinvl.tasks.base import TaskArguments, VinVLTask

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -11,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from vinvl.data.json_files import read_json, write_text_atomically
+from vinvl.data.json_files import read_json
 from vinvl.data.retrieval_candidates import Block, Fold
 from vinvl.errors import UserError
+from vinvl.files import atomic_write, write_text_atomically
 
 DESCRIPTION = "candidates.json"  # beside the blocks: what they are scores of
 CHECKSUM_BYTES = 4
@@ -106,14 +106,8 @@ class ScoreFiles:
         np.save(content, np.ascontiguousarray(scores, dtype=np.float32))
         content.write(self.fingerprint.encode())
         content.write(zlib.crc32(content.getvalue()).to_bytes(CHECKSUM_BYTES, "little"))
-        path = self.path(number)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(content.getvalue())
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"{path} cannot be written ({error.strerror}); check the disk and its room.") from error
+        with atomic_write(self.path(number), "wb") as file:
+            file.write(content.getvalue())
 
     def read(self, number: int) -> np.ndarray:
         """A block's scores, (images, captions) float32.

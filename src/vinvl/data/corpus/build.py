@@ -1,9 +1,6 @@
 """From a corpus file to its index: tokenized in parallel, written beside the file, whole or not at all."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +19,7 @@ from vinvl.data.corpus.index import FORMAT, MANIFEST, Corpus, file_digest
 from vinvl.data.corpus.rows import RowKind
 from vinvl.data.line_chunks import Chunk, split_file
 from vinvl.errors import UserError, say
+from vinvl.files import put_in_place, work_folder
 
 MAX_TAG_NAMES = 50_000  # kept in the manifest; more are no tags of a label set
 
@@ -52,27 +50,20 @@ def ensure_index(file: str | Path, tokenizer: PreTrainedTokenizerBase, workers: 
     if current is not None:
         return current
     say(f"Indexing {path} …", error=True)
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=path.parent))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path.") from None
-    except OSError as error:
-        raise UserError(f"{path.parent} cannot be written to ({error.strerror}); the index goes there.") from error
-    try:
-        fresh = temporary / "index"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; check the path.")
+    with work_folder(folder) as work:
+        fresh = work / "index"
         fresh.mkdir()
         _write_index(path, fresh, tokenizer, fingerprint, workers)
         current = current_index(path, folder, fingerprint)
         if current is not None:  # another process was faster; whoever reads its index keeps it
             return current
-        if folder.exists():
-            os.replace(folder, temporary / "replaced")
-        os.replace(fresh, folder)
-    except OSError as error:
-        if current_index(path, folder, fingerprint) is None:  # another process was faster where it is not
-            raise UserError(f"{folder} cannot be written ({error.strerror}); check disk and permissions.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            put_in_place(fresh, folder, replaced=work / "replaced")
+        except OSError:
+            if current_index(path, folder, fingerprint) is None:  # another process was faster where it is not
+                raise
     return Corpus(folder)
 
 

@@ -10,7 +10,8 @@ from vinvl.data.demo.detection import ATTRIBUTES, CLASSES
 from vinvl.data.demo.generate import image_file_name
 from vinvl.data.demo.paths import SPLITS, DemoWorld
 from vinvl.data.demo.world import ensure_demo_world
-from vinvl.data.json_files import read_json, write_text_atomically
+from vinvl.data.json_files import read_json
+from vinvl.files import write_text_atomically
 
 
 def ensure_demo_instances(

@@ -9,7 +9,8 @@ from typing import Any
 
 from vinvl.data.demo.paths import SPLITS, DemoWorld
 from vinvl.data.demo.world import ensure_demo_world
-from vinvl.data.json_files import read_json, write_text_atomically
+from vinvl.data.json_files import read_json
+from vinvl.files import write_text_atomically
 
 
 def ensure_demo_corpus(

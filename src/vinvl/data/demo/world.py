@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 from vinvl.data.demo.paths import SPLITS, DemoWorld, DemoWorldSizes, read_marker
 from vinvl.data.demo.write import MAX_IMAGES_PER_SPLIT, write_world
 from vinvl.errors import UserError, say
+from vinvl.files import put_in_place, work_folder
 
 NUM_TRAIN_IMAGES = 3000
 NUM_VAL_IMAGES = 300
@@ -97,17 +96,12 @@ def _generate(folder: Path, sizes: DemoWorldSizes, workers: int) -> DemoWorld:
     _refuse_foreign_files(folder)
     counts = " + ".join(f"{sizes.images(split):,} {split}" for split in SPLITS)
     say(f"Generating the demo world ({counts} images, seed {sizes.seed}): {folder} …", error=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
-        fresh = temporary / "world"
+    with work_folder(folder) as work:
+        fresh = work / "world"
         fresh.mkdir()
         write_world(DemoWorld(fresh), sizes, workers)
-        if folder.exists():
-            _refuse_foreign_files(folder)  # again: files may have come while the world was being made
-            os.replace(folder, temporary / "replaced")
-        os.replace(fresh, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _refuse_foreign_files(folder)  # again: files may have come while the world was being made
+        put_in_place(fresh, folder, replaced=work / "replaced")
     return DemoWorld(folder)
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -19,6 +16,7 @@ from vinvl.data.features_in.source import SourceFiles, open_source
 from vinvl.data.json_files import read_bytes
 from vinvl.data.store import LabelMap, RegionStoreWriter
 from vinvl.errors import UserError
+from vinvl.files import refuse_existing, work_folder
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,13 @@ def convert_features(source: str | Path, target: str | Path, options: Conversion
             file and row. Nothing is left of `target` then.
     """
     target = Path(target)
-    _refuse_existing(target)
+    refuse_existing(target)
     found = find_features(Path(source))
     labels = None
     if options.labels is not None:
         labels = LabelMap.from_json(read_bytes(options.labels).decode("utf-8", "replace"), str(options.labels))
     workers = options.workers if options.workers is not None else os.cpu_count() or 1
-    with _scratch_beside(target) as scratch:
+    with work_folder(target) as scratch:
         files = SourceFiles(options.predictions, options.sizes, labels)
         opened = open_source(found, files, options.read, scratch, workers)
         leading = _until_regions(opened.images)
@@ -94,7 +92,7 @@ def convert_features(source: str | Path, target: str | Path, options: Conversion
         with writer:
             with progress_bar(opened.total_bytes) as show:
                 images, regions = _write(chain(leading, opened.images), writer, feature_dim, show)
-            _refuse_existing(target)
+            refuse_existing(target)
     return Conversion(found.format.value, images, regions, opened.total_bytes)
 
 
@@ -131,24 +129,3 @@ def _write(
         regions += len(image)
         show(position, images)
     return images, regions
-
-
-def _refuse_existing(target: Path) -> None:
-    if os.path.lexists(target):
-        raise UserError(f"{target} exists already, and nothing is overwritten: give another name.")
-
-
-@contextmanager
-def _scratch_beside(target: Path) -> Iterator[Path]:
-    """An empty folder on the disk of the target, for index tables."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror}); check the path.") from error
-    try:
-        yield folder
-    except OSError as error:
-        raise UserError(f"{target} could not be made ({error}); nothing is left of it.") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

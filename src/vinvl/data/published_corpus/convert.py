@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -23,6 +20,7 @@ from vinvl.data.published_corpus.second_text import LabelFiles, SecondTexts
 from vinvl.data.published_corpus.settings import read_settings
 from vinvl.data.published_corpus.shared_images import refuse_shared_ids
 from vinvl.errors import UserError
+from vinvl.files import put_in_place, work_folder
 
 CHUNK_BYTES = 4 * 2**20
 TRAIN, VALIDATION = "train", "val"
@@ -97,9 +95,14 @@ def convert_published_corpus(
     if prefix_image_ids is None or prefixed:
         refuse_shared_ids(chunks, [name for name in corpus.datasets if name not in prefixed])
     options = ConversionOptions(frozenset(corpus.datasets), prefixed, ground_truth_tags, validation_share)
-    with _appearing_folder(target) as (fresh, scratch):
+    with work_folder(target) as work:
+        fresh, scratch = work / "fresh", work / "scratch"
+        fresh.mkdir()
+        scratch.mkdir()
         labels = LabelFiles.prepare(corpus, scratch, store_tags=store_tags)
-        return _write(chunks, partial(convert_chunk, labels=labels, options=options), fresh, workers)
+        conversion = _write(chunks, partial(convert_chunk, labels=labels, options=options), fresh, workers)
+        put_in_place(fresh, target)
+    return conversion
 
 
 def _prefixed(names: Sequence[str] | Literal["all"] | None, datasets: Sequence[str]) -> frozenset[str]:
@@ -176,23 +179,3 @@ def _converted(
         return map(work, chunks)
     pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
     return pool.map(work, chunks)
-
-
-@contextmanager
-def _appearing_folder(target: Path) -> Iterator[tuple[Path, Path]]:
-    """Two empty folders beside `target`: the first becomes it when the block ends well, the other is for scratch."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"{target.parent} cannot be written to ({error.strerror}); check the path.") from error
-    try:
-        fresh, scratch = temporary / "fresh", temporary / "scratch"
-        fresh.mkdir()
-        scratch.mkdir()
-        yield fresh, scratch
-        os.replace(fresh, target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror}); check disk and permissions.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

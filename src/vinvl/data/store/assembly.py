@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +77,7 @@ class Selection:
 
 
 def write_store_file(path: Path, attributes: StoreAttributes, sources: Sequence[RowSource], wanted: Selection) -> None:
-    """Write the wanted images as one store file; `complete` is set when all else is on the disk.
+    """Write the wanted images as one store file; `complete` is set when all else is written.
 
     Memory does not grow with the features. Raises OSError where the file cannot be written.
     """
@@ -105,7 +104,6 @@ def write_store_file(path: Path, attributes: StoreAttributes, sources: Sequence[
         file.create_dataset("image_ids", data=ids.astype(dtype), dtype=dtype)
         file.flush()
         file.attrs["complete"] = np.uint8(1)
-    _sync(path)
 
 
 def _collect(sources: Sequence[RowSource], wanted: Selection) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -184,12 +182,3 @@ def _fixed_text(text: str) -> np.ndarray:
     encoded = text.encode("utf-8")
     dtype = h5py.string_dtype("utf-8", max(1, len(encoded)))
     return np.array(encoded, dtype=f"S{max(1, len(encoded))}").astype(dtype)
-
-
-def _sync(path: Path) -> None:
-    """Wait until the file is on the disk, so that the rename that follows can never outlive its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,15 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from vinvl.data.json_files import atomic_write
 from vinvl.data.store.assembly import RowSource, Selection, StoreAttributes, write_store_file
 from vinvl.data.store.checks import RegionChecker, encoded_id
 from vinvl.data.store.id_lookup import IdLookup
 from vinvl.data.store.labels import LabelMap
-from vinvl.data.store.layout import PARTIAL_SUFFIX
 from vinvl.data.store.regions import Regions
 from vinvl.data.store.spool import RowShapes, Spool, SpoolLength, SpoolRows, WorkFolder
 from vinvl.errors import UserError
+from vinvl.files import PARTIAL_SUFFIX, atomic_write, put_in_place, reason_of
 
 _SETTINGS, _COMMITS, _LOCK = "settings.json", "commits.raw", "lock"
 _COMMIT_DTYPE = np.dtype("<i8")  # three numbers: the fields of SpoolLength
@@ -156,7 +155,7 @@ class JournalPart:
 
     def _failure(self, error: OSError) -> UserError:
         return UserError(
-            f"{journal_folder(self._target)} could not be written ({error.strerror}): make room and give the same "
+            f"{journal_folder(self._target)} could not be written ({reason_of(error)}): make room and give the same "
             f"command again; {self._committed.images:,} images of this process are safe in it."
         )
 
@@ -200,11 +199,11 @@ def finish_journal(
     wanted = _in_order(sources, order)
     try:
         write_store_file(made, attributes, sources, wanted)
-        os.replace(made, target)
+        put_in_place(made, target)
     except OSError as error:
         made.unlink(missing_ok=True)
         raise UserError(
-            f"{target} could not be written ({error.strerror or error}): make room and give the same command again; "
+            f"{target} could not be written ({reason_of(error)}): make room and give the same command again; "
             f"all {len(wanted):,} images are safe in {made.parent}."
         ) from error
     discard_journal(target)

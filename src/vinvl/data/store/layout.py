@@ -25,10 +25,10 @@ import numpy as np
 
 from vinvl.data.store.labels import LabelMap
 from vinvl.errors import UserError
+from vinvl.files import PARTIAL_SUFFIX
 
 FORMAT_NAME = "vinvl-regions"
 FORMAT_VERSION = 1
-PARTIAL_SUFFIX = ".partial"
 FEATURE_DTYPES = ("float16", "float32")
 MAX_ID_BYTES = 255
 FEATURES = "features"
@@ -259,7 +259,7 @@ def _leftover_hint(path: Path) -> str:
     """Tell of the working folder of an interrupted writer, if one lies beside the missing file."""
     if path.with_name(path.name + PARTIAL_SUFFIX).is_dir():  # a journal, which nobody should delete
         return " It is being extracted, or its extraction was stopped: the same vinvl.extract command goes on with it."
-    prefix = f"{path.name}."
+    prefix = f".{path.name}."
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:

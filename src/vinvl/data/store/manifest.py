@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
-from vinvl.data.store.layout import FORMAT_NAME, FORMAT_VERSION, PARTIAL_SUFFIX
+from vinvl.data.store.layout import FORMAT_NAME, FORMAT_VERSION
 from vinvl.errors import UserError
+from vinvl.files import PARTIAL_SUFFIX, write_text_atomically
 
 MANIFEST_NAME = "manifest.json"
 
 
 def write_manifest(folder: Path, shards: list[tuple[str, int]]) -> None:
-    """Write (file name, number of images) of all shards, under a temporary name first."""
+    """Write (file name, number of images) of all shards."""
     content = {
         "format": FORMAT_NAME,
         "version": FORMAT_VERSION,
         "shards": [{"file": name, "images": images} for name, images in shards],
     }
-    temporary = folder / f"{MANIFEST_NAME}{PARTIAL_SUFFIX}"
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / MANIFEST_NAME)
+    write_text_atomically(folder / MANIFEST_NAME, json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> list[tuple[Path, int]]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from vinvl.data.store.assembly import Selection, StoreAttributes, write_store_file
-from vinvl.data.store.layout import PARTIAL_SUFFIX
 from vinvl.data.store.reader import RegionStore
 from vinvl.data.store.spool import RowShapes
 from vinvl.errors import UserError
+from vinvl.files import put_in_place, work_folder
 
 SHARD_NAME = re.compile(r"(?P<name>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)?")
 NAMES_SHOWN = 5
@@ -49,14 +48,10 @@ def merge_stores(files: Sequence[str | Path], target: str | Path, *, overwrite: 
         store.label_map,
         json.dumps(store.provenance) if store.provenance else None,
     )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(PARTIAL_SUFFIX, f"{target.name}.", target.parent) as folder:
-            made = Path(folder) / target.name
-            write_store_file(made, attributes, store.sources, Selection.whole(*store.sources))
-            os.replace(made, target)
-    except OSError as error:
-        raise UserError(f"{target} could not be written: {error}.") from error
+    with work_folder(target) as folder:
+        made = folder / target.name
+        write_store_file(made, attributes, store.sources, Selection.whole(*store.sources))
+        put_in_place(made, target)
     return RegionStore(target)
 
 

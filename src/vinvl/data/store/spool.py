@@ -21,10 +21,16 @@ _ID_BLOCK = 16384
 
 
 class WorkFolder:
-    """A folder for unfinished files, removed with all that it holds by `remove`, which only its own process may do."""
+    """A folder for unfinished files, removed with all that it holds by `remove`, which only its own process may do.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the folder.
+        lock: an open file that is closed when the folder is removed.
+    """
+
+    def __init__(self, path: Path, lock: int | None = None) -> None:
         self.path = path
+        self._lock = lock
         self._owner = os.getpid()
         self._open: list[io.FileIO] = []
 
@@ -44,6 +50,8 @@ class WorkFolder:
         if os.getpid() == self._owner:
             self.close_files()
             shutil.rmtree(self.path, ignore_errors=True)
+            if self._lock is not None:
+                os.close(self._lock)
 
 
 @dataclass(frozen=True)

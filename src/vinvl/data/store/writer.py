@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,14 +14,16 @@ import numpy as np
 from vinvl.data.store.assembly import Selection, StoreAttributes, write_store_file
 from vinvl.data.store.checks import RegionChecker, encoded_id
 from vinvl.data.store.labels import LabelMap
-from vinvl.data.store.layout import FEATURE_DTYPES, PARTIAL_SUFFIX
+from vinvl.data.store.layout import FEATURE_DTYPES
 from vinvl.data.store.manifest import write_manifest
 from vinvl.data.store.regions import Regions
 from vinvl.data.store.spool import RowShapes, Spool, WorkFolder
 from vinvl.errors import UserError
+from vinvl.files import PARTIAL_SUFFIX, failure_told, put_in_place, reserve_folder
 
 COMPRESSIONS = ("gzip", "lzf")
 _DEFAULT_CHUNK_ROWS = 32
+HOW_TO_GO_ON = "check folder and permissions, or make room for the store twice, then write it again"
 
 
 class RegionStoreWriter:
@@ -32,7 +32,7 @@ class RegionStoreWriter:
         with RegionStoreWriter("coco.h5", feature_dim=2048, detector="…", label_map=labels) as writer:
             writer.add(regions)
 
-    Work goes on in a folder `<name>.<random>.partial` beside `path`. Leaving the block normally moves the finished
+    Work goes on in a folder `.<name>.<random>.partial` beside `path`. Leaving the block normally moves the finished
     store to `path`; an exception, `abort`, or losing the writer removes the folder, and `path` is as it was. The image
     ids are all that is kept in memory, to refuse duplicates; the disk must have room for a file (or shard) twice.
 
@@ -85,7 +85,8 @@ class RegionStoreWriter:
         self._seen: set[bytes] = set()
         self._shards: list[tuple[str, int]] = []
         self._failed = False
-        self._work = WorkFolder(_make_work_folder(self.path))
+        with failure_told(self.path, HOW_TO_GO_ON):
+            self._work = WorkFolder(*reserve_folder(self.path))
         # Also runs when the writer is dropped without being closed, and when the interpreter exits.
         self._discard = weakref.finalize(self, self._work.remove)
         (self._work.path / "store").mkdir()
@@ -119,13 +120,11 @@ class RegionStoreWriter:
             raise UserError(f"{self.path}: {error}") from None
         # Whatever interrupts the writing below leaves the side files out of step: nothing may be finished then.
         self._failed = True
-        try:
+        with failure_told(self.path, HOW_TO_GO_ON):
             if self._spool.length.images == self._max_images_per_shard:
                 self._finish_shard()
                 self._spool = Spool(self._work, self._attributes.shapes)
             self._spool.append(key, arrays)
-        except OSError as error:
-            raise UserError(f"{self.path} could not be written: {error}.") from error
         self._seen.add(key)
         self._failed = False
 
@@ -136,10 +135,9 @@ class RegionStoreWriter:
         try:
             if self._failed:
                 raise UserError(f"{self.path}: an earlier write failed, so the store cannot be finished.")
-            self._finish_shard()
-            self._move_into_place()
-        except OSError as error:
-            raise UserError(f"{self.path} could not be written: {error}.") from error
+            with failure_told(self.path, HOW_TO_GO_ON):
+                self._finish_shard()
+                self._move_into_place()
         finally:
             self.abort()
 
@@ -161,10 +159,10 @@ class RegionStoreWriter:
     def _move_into_place(self) -> None:
         store = self._work.path / "store"
         if self._max_images_per_shard is None:
-            os.replace(store / self._shards[0][0], self.path)
+            put_in_place(store / self._shards[0][0], self.path)
         else:
             write_manifest(store, self._shards)
-            os.rename(store, self.path)
+            put_in_place(store, self.path)
 
 
 def _check_arguments(
@@ -194,11 +192,3 @@ def _check_target(path: Path, is_folder: bool) -> None:
         raise UserError(f"{path} is a folder; name a file to write, or ask for shards.")
     if is_folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already; delete it or choose another folder for the shards.")
-
-
-def _make_work_folder(path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f"{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from vinvl.data.json_files import read_json, write_text_atomically
+from vinvl.data.json_files import read_json
 from vinvl.errors import UserError
+from vinvl.files import write_text_atomically
 from vinvl.metrics.captions.ngrams import MAX_N
 
 FORMAT_NAME = "vinvl document frequencies"

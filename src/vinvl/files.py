@@ -1,0 +1,211 @@
+"""Files and folders that appear under their names whole or not at all, and stay there when the power fails.
+
+What is being made lies beside its place under a name of its own, `.NAME.xxxxxxxx.partial`, with a lock on it. So
+whoever writes NAME next can tell what a killed writer has left, and takes it away.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Literal, overload
+
+from safetensors import SafetensorError
+
+from vinvl.errors import UserError
+
+PARTIAL_SUFFIX = ".partial"
+
+
+@overload
+def atomic_write(path: str | Path, mode: Literal["w"] = "w") -> AbstractContextManager[IO[str]]: ...
+@overload
+def atomic_write(path: str | Path, mode: Literal["wb"]) -> AbstractContextManager[IO[bytes]]: ...
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file to write, UTF-8 text or (`wb`) bytes, which replaces `path` when it is whole and on the disk.
+
+    Its folder is made where it is missing. Whatever goes wrong, `path` is as it was and nothing lies beside it.
+
+    Raises:
+        UserError: it cannot be written; the operating system's error is its cause.
+    """
+    path = Path(path)
+    with failure_told(path, "check folder, permissions and room"):
+        partial, lock = _reserve(path, is_folder=False)
+        try:
+            with open(lock, mode, encoding=None if "b" in mode else "utf-8", closefd=False) as file:
+                yield file
+            put_in_place(partial, path)
+        finally:
+            _remove(partial)
+            os.close(lock)
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Writes a whole text with `atomic_write`."""
+    with atomic_write(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to write into, which gets the name `path` at the end; whatever goes wrong, nothing is left of it.
+
+    Raises:
+        UserError: there is something of that name already, or the disk cannot be written to.
+    """
+    path = Path(path).expanduser()
+    refuse_existing(path)
+    with work_folder(path) as folder:
+        yield folder
+        refuse_existing(path)  # renaming would replace an empty folder that has come up in the meantime
+        put_in_place(folder, path)
+
+
+@contextmanager
+def work_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target` for what is on its way there (see `put_in_place`); it is removed at the end.
+
+    Raises:
+        UserError: what is written into it, or the folder itself, finds no place.
+    """
+    with failure_told(target, "nothing is left of it"):
+        folder, lock = reserve_folder(target)
+        try:
+            yield folder
+        finally:
+            _remove(folder)
+            os.close(lock)
+
+
+def reserve_folder(target: Path) -> tuple[Path, int]:
+    """A new folder beside `target`, and the open file whose lock says that its writer lives. Raises OSError."""
+    return _reserve(target, is_folder=True)
+
+
+def put_in_place(made: Path, target: Path, replaced: Path | None = None) -> None:
+    """Gives a finished file or folder its name, once all of it is on the disk. Raises OSError.
+
+    Args:
+        made: on the file system of the target.
+        target: replaced if it is a file or an empty folder.
+        replaced: what becomes of another folder's name.
+    """
+    for folder, _, names in os.walk(made, topdown=False):
+        for name in names:
+            _flush(Path(folder, name))
+        flush_folder(Path(folder))
+    if not made.is_dir():
+        _flush(made)
+    if replaced is not None and target.exists():
+        os.replace(target, replaced)
+    os.replace(made, target)
+    flush_folder(target.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """The names in a folder are on the disk too; where folders cannot be flushed there is nothing to be done."""
+    with suppress(OSError):
+        _flush(folder)
+
+
+def refuse_existing(path: Path) -> None:
+    """
+    Raises:
+        UserError: there is a file, a folder or a link of that name.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists already, and nothing is overwritten: give another name.")
+
+
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Removes what killed writers have left in a folder; what a living one is at is locked, and stays.
+
+    Args:
+        names: a regular expression of the names that were to be written.
+    """
+    partial = re.compile(rf"\.(?:{names})(?:\.[0-9a-f]{{8}})?{re.escape(PARTIAL_SUFFIX)}")
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if partial.fullmatch(name):
+                _remove_unlocked(folder / name)
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The operating system's error behind an exception: torch reports a failed write as an error of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a write failed, in a few words; HDF5 reports more than a person wants to know."""
+    failed = system_error(error)
+    text = str(error) if failed is None else os.strerror(failed.errno) if failed.errno else str(failed)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def failure_told(path: Path, consequence: str) -> Iterator[None]:
+    """Makes one sentence of whatever a write that fails raises, with the operating system's error as its cause."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        failed = system_error(error)
+        if failed is None and isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        raise UserError(f"{path} cannot be written ({reason_of(error)}); {consequence}.") from (failed or error)
+
+
+def _reserve(target: Path, is_folder: bool) -> tuple[Path, int]:
+    """A new file or folder beside `target`, and a descriptor of it that holds its lock."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent, re.escape(target.name))
+    while True:
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+        if is_folder:
+            partial.mkdir()
+        lock = os.open(partial, os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if _lock(lock) is not False and partial.exists():  # else it was taken for a leftover before it was locked
+            return partial, lock
+        os.close(lock)
+
+
+def _remove_unlocked(partial: Path) -> None:
+    with suppress(OSError):
+        lock = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if _lock(lock):
+            _remove(partial)
+        os.close(lock)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether the lock of an open file is ours now; None on a network folder without locks, where nobody has one."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
