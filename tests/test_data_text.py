@@ -1,6 +1,8 @@
 """Tokens: truncation, segments and the published VQA tensors."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +92,74 @@ def test_missing_tokenizer_is_one_sentence(tmp_path: Path) -> None:
 def test_encoding_keeps_empty_texts_in_their_place() -> None:
     tokens = encode_texts(golden_tokenizer(), ["the dog", "", "a cat"])
     assert tokens.lengths().tolist() == [2, 0, 2]
+
+
+def tokenizer_folder(folder: Path, **tokenizer_config: object) -> Path:
+    golden_tokenizer().save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | tokenizer_config))
+    return folder
+
+
+CODE = "from pathlib import Path\nPath('ran').touch()\nclass T: pass\nclass C: pass\n"
+OWN_CODE = {
+    "a tokenizer of its own": (
+        {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.T", "own.T"]}},
+        {},
+    ),
+    "as older files say it": ({"tokenizer_class": "OwnTokenizer", "auto_map": ["own.T", None]}, {}),
+    "a configuration of its own": ({}, {"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}),
+    "a model in place of the tokenizer": (
+        {"tokenizer_class": "AutoModel"},
+        {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.T"}},
+    ),
+    "the tokenizer of the model": ({}, {"tokenizer_class": "AutoProcessor", "auto_map": {"AutoProcessor": "own.T"}}),
+}
+
+
+@pytest.mark.parametrize(("of_tokenizer", "of_model"), OWN_CODE.values(), ids=OWN_CODE)
+def test_code_of_a_folder_is_neither_run_nor_asked_for(
+    of_tokenizer: dict, of_model: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))  # what a person who is asked might say
+    folder = tokenizer_folder(tmp_path / "folder", **of_tokenizer)
+    (folder / "own.py").write_text(CODE)
+    (folder / "config.json").write_text(json.dumps(of_model))
+    if of_tokenizer or "tokenizer_class" in of_model:
+        with pytest.raises(UserError, match=r"no code from a model's folder is run|is no tokenizer's class"):
+            load_tokenizer(folder)
+    else:
+        load_tokenizer(folder)  # which needs none of the code
+    assert sys.stdin.readline() and "[y/N]" not in capsys.readouterr().out
+    assert not list(tmp_path.rglob("ran"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": {"unk_token": "[NONE]"}}, "Missing"),
+        ({"model": {"vocab": {"[UNK]": 1, "huge": 2**30}}}, "numbers that no model has"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}}, "No tokenizer could be loaded"),
+        ({"model": {"type": "Unigram", "vocab": [], "unk_id": 7}}, "No tokenizer could be loaded"),
+    ],
+)
+def test_tokenizers_that_cannot_encode(change: dict, sentence: str, tmp_path: Path) -> None:
+    path = tokenizer_folder(tmp_path) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    for part, value in change.items():
+        content[part] = {**(content[part] or {}), **value}
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=sentence):
+        load_tokenizer(tmp_path)
+
+
+def test_a_configuration_of_millions_is_not_built_for_its_tokenizer(tmp_path: Path) -> None:
+    tokenizer_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "num_labels": 10**12}))
+    assert len(load_tokenizer(tmp_path)) == len(golden_tokenizer())
+
+
+def test_half_a_character_is_no_text() -> None:
+    with pytest.raises(UserError, match="cannot encode one of the texts"):
+        encode_texts(golden_tokenizer(), ["the dog", "half \ud800 a character"])

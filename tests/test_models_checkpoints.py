@@ -209,7 +209,7 @@ def test_folders_that_hold_no_such_model(folders: dict[str, Path], tmp_path: Pat
     with pytest.raises(UserError, match="is a 'roberta' model"):
         initialise(VinVLModel, config(), tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": ')
-    with pytest.raises(UserError, match=r"config.json cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"config.json is not valid JSON"):
         initialise(VinVLModel, config(), tmp_path)
 
 

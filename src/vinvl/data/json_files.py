@@ -19,6 +19,14 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_bytes(path), str(path))
 
 
+def json_object(path: str | Path) -> dict[str, Any]:
+    """The object that a JSON file consists of; raises UserError as `read_json` does, and if it is anything else."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; get the file again.")
+    return content
+
+
 def read_bytes(path: str | Path) -> bytes:
     """The bytes of a file; UserError if it is missing or unreadable."""
     try:
@@ -40,13 +48,32 @@ def parse_json(content: bytes, place: str) -> Any:
     if not text.strip():
         raise UserError(f"{place} is empty; it should hold JSON.")
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text:
+            refuse_half_characters(value)
+        return value
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
         spot = f"{line}column {error.colno}: {error.msg}"
         raise UserError(f"{place} is not valid JSON ({spot}); it may be cut off or edited by hand.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not usable JSON ({error}).") from error
+
+
+def refuse_half_characters(value: Any) -> None:
+    """Raises ValueError where a text holds half of a surrogate pair, which no tokenizer, file or terminal takes."""
+    open_values = [value]
+    while open_values:
+        one = open_values.pop()
+        if isinstance(one, dict):
+            open_values += [*one, *one.values()]
+        elif isinstance(one, list):
+            open_values += one
+        elif isinstance(one, str) and not one.isascii():
+            try:
+                one.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"\\u{ord(one[error.start]):x} is half a character") from None
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from vinvl.data.json_files import refuse_half_characters
 from vinvl.errors import UserError
 
 _CHUNK = 1 << 22  # characters read at a time
@@ -99,6 +100,8 @@ class _Window:
                 continue
             # The text may end inside a number: "-1" was parsed of "-1.5" where "-1." was read, or of "-1e+2" of "-1e+".
             if len(self._text) - end > len("e+") or not self._read_on():
+                if self._text.find("\\u", self._position, end) >= 0:
+                    refuse_half_characters(value)
                 self._position = end
                 return value
 

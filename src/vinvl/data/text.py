@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -12,36 +13,84 @@ from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
+from vinvl.data.json_files import json_object
 from vinvl.errors import UserError
 
+NEEDED_TOKENS = ("cls_token", "sep_token", "pad_token", "mask_token")
+LARGEST_ID = 2**24  # there are published vocabularies of 2^18
+# Names in a tokenizer_config.json; "AutoTokenizer" and what is no tokenizer would be asked to load the folder too.
+TOKENIZER_CLASSES = re.compile(r"(?!Auto)\w*Tokenizer(Fast)?|TokenizersBackend|PythonBackend")
 ENCODE_CHUNK = 10_000  # texts handed to the tokenizer at once: bounds the memory of its Python lists
 
 
 def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
-    """A transformers tokenizer from a folder or a hub name.
+    """A transformers tokenizer from a folder or a hub name. Code that comes with it is never run, nor asked for.
 
     Raises:
-        UserError: nothing loadable lies there, or it lacks [CLS], [SEP], [PAD] or [MASK].
+        UserError: nothing loadable lies there, it needs code of its own, or it lacks [CLS], [SEP], [PAD] or [MASK].
+    """
+    name = str(name_or_folder)
+
+    def load() -> PreTrainedTokenizerBase:
+        # Only what these two say of its kind is taken over: other values of a config.json may fill the memory.
+        model, own = (_said_in(name, file) for file in ("config.json", "tokenizer_config.json"))
+        kind = model.get("model_type")
+        config = AutoConfig.for_model(kind) if isinstance(kind, str) and kind in CONFIG_MAPPING else PreTrainedConfig()
+        for said in (model, own):
+            class_name = said.get("tokenizer_class")
+            if class_name is not None and not TOKENIZER_CLASSES.fullmatch(str(class_name)):
+                raise ValueError(f"{class_name!r} is no tokenizer's class")
+        config.tokenizer_class = model.get("tokenizer_class")
+        return AutoTokenizer.from_pretrained(name, config=config, trust_remote_code=False)
+
+    return opened_tokenizer(load, name)
+
+
+def opened_tokenizer(load: Callable[[], PreTrainedTokenizerBase], name: str) -> PreTrainedTokenizerBase:
+    """What `load` loads, which any file may have decided, held against what a BERT-style tokenizer has.
+
+    Raises:
+        UserError: it cannot be loaded, cannot encode a text, or has no [CLS], [SEP], [PAD] or [MASK].
     """
     # The tokenizer's own thread pool warns and may dead-lock once data workers are forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder))
-    except Exception as error:  # transformers raises many unrelated types here: OSError, ValueError, KeyError …
+        tokenizer = load()
+        missing = [token for token in NEEDED_TOKENS if getattr(tokenizer, token) is None]
+        numbers = [getattr(tokenizer, f"{token}_id") for token in NEEDED_TOKENS if token not in missing]
+        if not missing and not all(type(number) is int and 0 <= number < LARGEST_ID for number in numbers):
+            raise ValueError("its special tokens are not in its vocabulary")
+        if not all(0 <= number < LARGEST_ID for number in tokenizer.get_vocab().values()):
+            raise ValueError("its vocabulary has numbers that no model has")
+        _encoder(tokenizer)(["a \u16a0 token"])  # one of which is in no vocabulary
+    except BaseException as error:  # transformers raises many unrelated types; its Rust part panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its own, and no code from a model's folder is run"
         raise UserError(
-            f"No tokenizer could be loaded from '{name_or_folder}' ({str(error).splitlines()[0]}): "
+            f"No tokenizer could be loaded from '{name}' ({reason}): "
             "give data.tokenizer a transformers tokenizer folder, or a hub name such as bert-base-uncased."
         ) from error
-    missing = [
-        name for name in ("cls_token", "sep_token", "pad_token", "mask_token") if getattr(tokenizer, name) is None
-    ]
     if missing:
-        raise UserError(
-            f"The tokenizer '{name_or_folder}' has no {', '.join(missing)}: a BERT-style tokenizer is needed."
-        )
+        raise UserError(f"The tokenizer '{name}' has no {', '.join(missing)}: a BERT-style tokenizer is needed.")
     return tokenizer
+
+
+def _said_in(name: str, file: str) -> dict[str, Any]:
+    """The content of a JSON file in a folder or on the hub; {} where there is none."""
+    path = cached_file(
+        name,
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return {} if path is None else json_object(Path(path))
 
 
 @dataclass(frozen=True)
@@ -104,7 +153,11 @@ def encode_texts(
     lengths: list[np.ndarray] = []
     for start in range(0, len(texts), ENCODE_CHUNK):
         chunk = [texts[index] for index in range(start, min(start + ENCODE_CHUNK, len(texts)))]
-        encoded = encode(chunk)
+        try:
+            encoded = encode(chunk)
+        except Exception as error:  # a word without a number and no [UNK], or half of a character
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(f"The tokenizer cannot encode one of the texts ({reason}).") from error
         counts_of_chunk = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
         lengths.append(counts_of_chunk)
         pieces.append(np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=int(counts_of_chunk.sum())))

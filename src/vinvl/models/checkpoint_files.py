@@ -1,6 +1,5 @@
 """Find and open other people's weight files: a folder, a single file, or a name on the Hugging Face hub."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vinvl.data.json_files import json_object
 from vinvl.errors import UserError
 from vinvl.models.key_names import mmf_tensors
 
@@ -155,12 +155,4 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({_first_line(error)}); get the file again.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; get the file again.")
-    return content
+    return json_object(path) if path.is_file() else {}

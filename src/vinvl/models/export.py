@@ -95,9 +95,10 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     Raises:
         UserError: names both numbers.
     """
-    if len(tokenizer) > model.config.vocab_size:
+    words = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+    if words > model.config.vocab_size:
         raise UserError(
-            f"The tokenizer '{name}' has {len(tokenizer)} words and the model's embeddings {model.config.vocab_size}: "
+            f"The tokenizer '{name}' has {words} words and the model's embeddings {model.config.vocab_size}: "
             "it is another model's; pass tokenizer=FOLDER of the one that the model was trained with."
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
-from vinvl.data.text import load_tokenizer
+from vinvl.data.text import load_tokenizer, opened_tokenizer
 from vinvl.errors import UserError
 from vinvl.models.checkpoint_files import CheckpointFiles
 from vinvl.tasks.checkpoints import OUR_KEY
@@ -55,4 +55,4 @@ def tokenizer_of_vocabulary(path: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{path} cannot be read ({error}); get the file again, or pass tokenizer=NAME.") from None
     if missing:
         raise UserError(f"{path} is no vocabulary of BERT's: it has no {missing[0]}; pass tokenizer=NAME.")
-    return BertTokenizer.from_pretrained(path.parent, do_lower_case=True)
+    return opened_tokenizer(lambda: BertTokenizer.from_pretrained(path.parent, do_lower_case=True), str(path.parent))

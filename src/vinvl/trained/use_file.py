@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vinvl.data.feature_record import FeatureRecord
-from vinvl.data.json_files import read_json
-from vinvl.errors import UserError
+from vinvl.data.json_files import json_object
 from vinvl.models import LoadingReport
 from vinvl.models.checkpoint_files import CheckpointFiles
 from vinvl.models.key_names import DATA_PARALLEL, MMF_MODEL
@@ -56,10 +55,7 @@ def read_use_file(folder: Path) -> dict[str, Any]:
     path = folder / USE_FILE
     if not path.is_file():
         return {}
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; convert the model again.")
-    return content
+    return json_object(path)
 
 
 def _bare(value: Any) -> Any:
