@@ -10,7 +10,7 @@ import torch
 from coco_samples import SIZES, instances, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_samples import gradient, save, truncated
+from picture_samples import gradient, save, truncated, with_orientation
 from reader_checks import BROKEN_FILES, refusal
 
 from vinvl.data.detection import (
@@ -22,6 +22,7 @@ from vinvl.data.detection import (
     read_instances,
 )
 from vinvl.data.detection.dataset import mirrored, network_boxes
+from vinvl.data.pictures import ReadingOptions
 from vinvl.data.sampling import Draw
 from vinvl.data.store.labels import LabelMap
 from vinvl.detection import DetectorConfig
@@ -100,6 +101,7 @@ def test_names_of_another_file_give_the_indices(tmp_path: Path) -> None:
     assert "the attribute 'small', which the detector" in refusal(read_instances, path, pictures, without_small, STRICT)
 
 
+@pytest.mark.filterwarnings("ignore:.*bad_boxes=clip")
 def test_boxes_are_clipped_where_that_is_asked_for(tmp_path: Path) -> None:
     content = instances()
     content["annotations"][0]["bbox"] = [-5, 2, 10, 100]
@@ -109,6 +111,83 @@ def test_boxes_are_clipped_where_that_is_asked_for(tmp_path: Path) -> None:
     assert found.true_boxes(1).boxes.tolist() == [[0, 2, 5, 60], [5, 5, 25, 25]]
     assert len(found.true_boxes(0).labels) == len(found.true_boxes(2).labels) == 0
     assert found.true_attributes(1)[0].tolist() == [2, 1]
+
+
+def of_boxes(*boxes: list[float], size: tuple[int, int] = (640, 480), images: int = 1) -> Any:
+    """A file with images of one size that share out the boxes."""
+    content = instances()
+    sides = {"width": size[0], "height": size[1]}
+    content["images"] = [{"id": number, "file_name": "sub/001.png", **sides} for number in range(images)]
+    content["annotations"] = [
+        {"image_id": index % images, "category_id": 5, "bbox": box} for index, box in enumerate(boxes)
+    ]
+    return content
+
+
+def many(*factors: float, corners: bool = False) -> list[list[float]]:
+    drawn = np.random.default_rng(0).uniform(0.05, 0.5, (40, 4))
+    drawn[:, 2:] += drawn[:, :2] if corners else 0
+    return (drawn * np.array(factors * 2)).tolist()
+
+
+@pytest.mark.filterwarnings("ignore:.*bad_boxes=clip")
+def test_boxes_in_other_units_are_refused(tmp_path: Path) -> None:
+    both = (STRICT, LENIENT)
+    for content, words, refusing in (
+        (of_boxes(*many(1, 1)), "in shares of the image", both),
+        (of_boxes([0.1, 0.2, 0.9, 0.8], size=(20, 30)), "in shares of the image", both),
+        (of_boxes(*many(1, 1)[:10], *many(600, 400)[:10], images=20), "in shares", both),
+        (of_boxes([0, 0, 1, 1], *many(600, 400)), "", ()),
+        (of_boxes([0, 0, 1, 1], [0, 0, 0.5, 1], size=(16, 10)), "", ()),
+        (of_boxes(*many(100, 100)), "not in per cent of the image", both),
+        (of_boxes(*many(100, 100)[:8]), "", ()),  # objects may well lie in a corner
+        (of_boxes(*many(640, 480, corners=True)), "as x1, y1, x2, y2", (LENIENT,)),
+        (of_boxes(*many(2000, 2000)), "of another size of them", (LENIENT,)),
+        (of_boxes(*many(640, 480)), "", ()),
+    ):
+        for options in both:
+            path, pictures = write(tmp_path, content)
+            if options in refusing:
+                assert words in refusal(read_instances, path, pictures, None, options)
+            elif not words:
+                assert len(read_instances(path, pictures, None, options)[0].boxes) == len(content["annotations"])
+
+
+def test_attributes_as_cvat_writes_them_and_pictures_by_whole_paths_and_links(tmp_path: Path) -> None:
+    content = instances()
+    del content["attributes"]
+    for annotation in content["annotations"]:
+        annotation["attributes"] = {"occluded": annotation["id"] == 11, "truncated": False, "rotation": 1.0}
+    content["images"][1]["file_name"] = str(tmp_path / "pictures" / "sub" / "002.png")
+    path, pictures = write(tmp_path, content)
+    (pictures / "sub").rename(tmp_path / "elsewhere")
+    (pictures / "sub").symlink_to(tmp_path / "elsewhere")
+    found, labels = read_instances(path, pictures, None, STRICT)
+    assert labels.attributes[1:] == ("occluded",) and len(found) == 4
+    assert [found.true_attributes(index).tolist() for index in (0, 1)] == [[[1]], [[], []]]
+
+
+def test_pictures_are_turned_or_not_as_the_annotations_want_it(tmp_path: Path) -> None:
+    content = instances()
+    for image in content["images"]:
+        image["file_name"] = "turned.jpg"
+        del image["width"], image["height"]
+    content["annotations"] = content["annotations"][1:2]
+    with_orientation(tmp_path / "pictures" / "turned.jpg", 6)
+    for turning, size, box in (("apply", [30, 40], [0, 0, 30, 40]), ("ignore", [40, 30], [0, 0, 40, 30])):
+        content["annotations"][0]["bbox"] = box
+        path, pictures = write(tmp_path, content)
+        reading = ReadingOptions(exif_orientation=turning)
+        found, labels = read_instances(path, pictures, None, InstanceOptions(reading=reading))
+        assert found.sizes[0].tolist() == size
+        example = DetectionDataset(found, CONFIG, labels, None, 0, reading)[Draw(0, 0)]
+        assert example.original_size == tuple(size)
+        other = DetectionDataset(found, CONFIG, labels, None, 0, replace(reading, exif_orientation="ignore"))
+        if turning == "apply":
+            assert "data.reading.exif_orientation=ignore" in refusal(other.__getitem__, Draw(0, 0))
+    save(pictures / "turned.jpg", gradient(100, 100))
+    few = InstanceOptions(reading=ReadingOptions(max_pixels=9000))
+    assert "and max_pixels is 9,000" in refusal(read_instances, path, pictures, None, few)
 
 
 @pytest.mark.filterwarnings("ignore:.*left out")
@@ -157,6 +236,10 @@ def changed(place: str, value: Any) -> Any:
         ("images.1.id", ..., "image 2 has no id"),
         ("images.1.file_name", "", "image 2 has an empty file_name"),
         ("images.1.file_name", 5, "image 2: file_name is 5"),
+        ("images.1.file_name", "sub/../sub/002.png", "image 2: the file_name 'sub/../sub/002.png' leads out of"),
+        ("images.1.file_name", "../instances.json", "leads out of"),
+        ("images.1.file_name", "/etc/passwd", "leads out of"),
+        ("images.1.file_name", "a\0.png", "leads out of"),
         ("images.1.width", 0, "image 2 is 0 wide and 60 high"),
         ("images.1.height", "60", "image 2 is 30 wide and '60' high"),
         ("images.1.width", ..., "image 2 is missing or null wide"),
@@ -175,7 +258,10 @@ def changed(place: str, value: Any) -> Any:
         ("annotations.2.bbox", [40, 2, 3, 5], "is not within its image of 30 × 60"),
         ("annotations.2.bbox", [20, 2, 12, 5], "is not within its image of 30 × 60"),
         ("annotations.2.bbox", [20, -2, 5, 5], "is not within its image of 30 × 60"),
+        ("annotations.2.bbox", [10, 20, 20, 50], "is not within its image of 30 × 60 (its corners would be"),
+        ("annotations.2.iscrowd", "0", "has the iscrowd '0', expected 0 or 1"),
         ("annotations.0.attributes", "small", "the attributes 'small', expected a list"),
+        ("annotations.0.attributes", {"small": "yes"}, "the attributes {'small': 'yes'}, expected a list"),
         ("annotations.0.attributes", [4], "the attribute 4, which is none"),
         ("annotations.0.attributes", [None], "the attribute missing or null"),
         ("annotations.0.attributes", ["large"], "the attribute 'large', which the detector is not trained on"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from vinvl.data.columns import TextColumn
 from vinvl.data.pictures import PictureNames, Pictures, find_pictures
@@ -33,6 +36,18 @@ def test_nested_folders_in_the_order_of_their_paths(tmp_path: Path) -> None:
     assert ids(tmp_path, "path") == ["c", "a/9", "b/1", "b/2"]
 
 
+def test_files_of_one_stem_are_told_apart_by_their_suffix(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "a.jpg", "b/a.jpg")
+    assert ids(tmp_path, "file") == ["a.jpg", "a.png", "b/a.jpg"]
+    with pytest.raises(UserError, match=r"id\.rule=file"):
+        ids(tmp_path, "path")
+    (tmp_path / "list.txt").write_text("a.png\na.png\n")
+    with pytest.raises(UserError, match="one line a file, or with ids of your own"):
+        ids(tmp_path / "list.txt", "file")
+    with pytest.raises(UserError, match=r"another id\.pattern"):
+        ids(tmp_path, "file", r"(\w)")
+
+
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     touch(tmp_path, "real/1.jpg")
     root = tmp_path / "root"
@@ -53,6 +68,20 @@ def test_a_list_file(tmp_path: Path) -> None:
     assert ids(tmp_path / "list.txt", "path") == ["a/1", "b/2", "my id"]
     (tmp_path / "list.txt").write_text("/elsewhere/1.jpg\n")
     assert ids(tmp_path / "list.txt", "path") == ["/elsewhere/1"]
+
+
+def test_a_list_of_odd_places(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(".\n..\n/\nb.png\n")
+    assert ids(tmp_path / "list.txt", "path")[-1] == ids(tmp_path / "list.txt")[-1] == "b"
+
+
+def test_a_tsv_of_pictures_is_not_taken_for_a_list(tmp_path: Path) -> None:
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(file, kind)
+        (tmp_path / "a.tsv").write_text(f'7\t[{{"height": 8}}]\t{base64.b64encode(file.getvalue()).decode()}\n' * 3)
+        found = find_pictures(tmp_path / "a.tsv", PictureNames())
+        assert len(found) == 0 and ["a TSV of pictures is not read" in one.reason for one in found.unusable] == [True]
 
 
 def test_one_picture(tmp_path: Path) -> None:
@@ -92,6 +121,7 @@ def test_ids_too_long_for_a_store_are_put_aside(tmp_path: Path) -> None:
     ("files", "word"),
     [
         (["a/1.jpg", "b/1.png"], r"a/1\.jpg and .*b/1\.png both have the image id '1'.*id\.rule=path"),
+        (["a/1.jpg", "a/1.tif"], r"a/1\.jpg and .*a/1\.tif both have the image id '1'.*id\.rule=file"),
         (["notes.txt"], "holds no pictures"),
         ([], "holds no pictures"),
     ],

@@ -55,7 +55,7 @@ def test_a_store_says_how_it_was_made(tmp_path: Path) -> None:
     said = store.provenance
     assert (said["nms_filter"], said["boxes"], said["score_threshold"]) == (1, "regressed", 0.3)
     assert said["weights"] == "small_state_dict.safetensors" and len(said["weights_sha256"]) == 64
-    assert said["colour_order"] == "BGR" and said["exif_orientation"] == "ignore" and said["precision"] == "32-true"
+    assert said["colour_order"] == "BGR" and said["exif_orientation"] == "apply" and said["precision"] == "32-true"
     assert said["versions"]["torch"] == torch.__version__
     assert (
         "NMS_FILTER 1" in store.detector and "0.3" in store.detector and said["weights_sha256"][:12] in store.detector
@@ -131,8 +131,12 @@ def test_overwrite_makes_a_new_store(tmp_path: Path) -> None:
 def test_exif_orientation(tmp_path: Path, apply: bool) -> None:
     (tmp_path / "pictures").mkdir()
     with_orientation(tmp_path / "pictures" / "a.jpg", 6)
-    regions = store_of(tmp_path, f"reading.exif_orientation={'apply' if apply else 'ignore'}")["a"]
+    given = [] if apply else ["reading.exif_orientation=ignore"]
+    regions = store_of(tmp_path, *given)["a"]
     assert (regions.width, regions.height) == ((30, 40) if apply else (40, 30))
+    other = "reading.exif_orientation=ignore" if apply else "reading.exif_orientation=apply"
+    with pytest.raises(SystemExit, match=f"{other[:-6].split('=')[0]}=.* goes on as it was begun"):
+        store_of(tmp_path, other)
 
 
 def test_ids_by_pattern_and_path(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from PIL import Image
 from predictor_samples import QUESTIONS, USED_AS, close, extracted, picture_paths, train_on
 
 import vinvl
-from vinvl.data.pictures import ReadingOptions
 from vinvl.data.store import RegionStore
 from vinvl.errors import UserError
 from vinvl.predictor import PictureRegions, finding, working
@@ -160,12 +159,12 @@ class TestForms:
     ) -> None:
         path = with_orientation(tmp_path / "turned.jpg", orientation)
         given: dict[str, Any] = {"detector": folder / "detector.pth", "device": "cpu"}
-        with pytest.warns(vinvl.predictor.OtherFeatures, match='exif_orientation was "ignore" and is "apply"'):
-            applying = vinvl.load(vqa, reading=ReadingOptions(exif_orientation="apply"), **given)
-        for one in (model, applying):
+        with pytest.warns(vinvl.predictor.OtherFeatures, match='exif_orientation was "apply" and is "ignore"'):
+            ignoring = vinvl.load(vqa, reading={"exif_orientation": "ignore"}, **given)
+        for one in (model, ignoring):
             assert_same_regions(one.regions(Image.open(path)), one.regions(path))
-        assert model.regions(path).size == (40, 30)
-        assert applying.regions(path).size == ((30, 40) if orientation > 4 else (40, 30))
+        assert ignoring.regions(path).size == (40, 30)
+        assert model.regions(path).size == ((30, 40) if orientation > 4 else (40, 30))
 
     def test_the_id_of_an_image_goes_before_a_file_of_that_name(
         self, model: vinvl.Predictor, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

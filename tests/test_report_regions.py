@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     save(tmp_path / "p" / "other.png", gradient(80, 60))
     (tmp_path / "p" / "empty.png").touch()
     given = [regions("turned", size=(30, 40)), regions("other"), regions("empty"), regions("gone")]
-    path = store(tmp_path, *given)
+    path = store(tmp_path, *given, provenance={"exif_orientation": "ignore"})
     ids = [one.image_id for one in given]
     report_regions(path, tmp_path / "r.html", images=str(tmp_path / "p"), ids=ids)
     text = page(tmp_path).text
@@ -102,6 +102,18 @@ def test_orientation_and_ids_follow_what_the_store_says(tmp_path: Path) -> None:
     path = store(tmp_path, regions("42", size=(30, 40)), provenance=made)
     assert report_regions(path, tmp_path / "r.html", images=str(tmp_path / "p")) == 1
     assert "it was turned" not in page(tmp_path).text
+
+
+@pytest.mark.parametrize("size", [(30, 40), (40, 30)])
+def test_pictures_of_a_store_that_says_nothing_are_turned_where_that_fits(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    with_orientation(tmp_path / "p" / "a.jpg", 6)
+    path = store(tmp_path, regions("a", size=size))
+    report_regions(path, tmp_path / "r.html", images=str(tmp_path / "p"))
+    assert "it was turned" not in page(tmp_path).text and "it is another" not in page(tmp_path).text
+    report_regions(path, tmp_path / "r.html", images=str(tmp_path / "p"), max_pixels=1000)
+    assert "and max_pixels is 1,000" in page(tmp_path).text
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.data.detection import DetectionDataModule
+from vinvl.data.pictures.reading import EXIF_IGNORE
 from vinvl.errors import UserError, say
 from vinvl.preemption import Stopped
 from vinvl.report.table import print_results
@@ -82,7 +83,10 @@ def check_resumable(task: DetectorTask, path: Path) -> None:
     if found != DETECTOR_TASK:
         raise UserError(f"{path} is a checkpoint of {found}, and this run trains a detector.")
     instead = f"start.init=FILE, where FILE is the {WEIGHTS} that it wrote"
-    refuse_another_run(checkpoint["vinvl"]["run_config"], task.run_config, path, RECIPE, instead)
+    before = checkpoint["vinvl"]["run_config"]
+    if "reading" not in before["data"]:  # of an earlier version, which read pictures as they lie
+        before = {**before, "data": {**before["data"], "reading": {"exif_orientation": EXIF_IGNORE}}}
+    refuse_another_run(before, task.run_config, path, RECIPE, instead)
     load_into(task, checkpoint, path)
 
 

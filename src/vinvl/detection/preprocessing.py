@@ -36,7 +36,8 @@ def resized_pixels(image: Image.Image, config: DetectorConfig) -> Tensor:
     """Uint8 (height, width, 3) of a picture, red-green-blue, resized; the part that needs no device.
 
     Args:
-        image: of any mode that Pillow converts to RGB; its EXIF orientation is ignored, as in the published extractor.
+        image: of any mode that Pillow converts to RGB; an EXIF orientation is not looked at (`rgb_picture` turns
+            it).
         config: min_size and max_size are read.
     """
     size = resized_size(image.width, image.height, config.min_size, config.max_size)

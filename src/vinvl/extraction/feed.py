@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vinvl.data.pictures import Pictures, ReadingOptions, Unusable, picture_size, read_picture
-from vinvl.data.pictures.reading import lift_pillows_limit
 from vinvl.detection.config import DetectorConfig
 from vinvl.detection.preprocessing import padded_size, resized_pixels
 from vinvl.errors import UserError
@@ -111,7 +110,7 @@ class PictureFeed:
             collate_fn=_as_it_is,
             pin_memory=self._pin_memory,
             prefetch_factor=2 if workers else None,
-            worker_init_fn=partial(_begin_worker, reading=self._options.reading),
+            worker_init_fn=_begin_worker,
         )
         return iter(loader)
 
@@ -126,7 +125,8 @@ class PictureFeed:
                 indices = range(start, min(start + window, len(self._pictures)))
                 mine = number % self._world_size == self._rank
                 if mine and not all(self._done(self._pictures.ids[index]) for index in indices):
-                    sizes = list(readers.map(self._padded_size, indices))
+                    with warnings.catch_warnings():  # which threads cannot do each for itself
+                        sizes = list(readers.map(self._padded_size, indices))
                     for batch in alike(indices, sizes, self._options.batch_size, self._options.mixed_sizes):
                         left = [index for index in batch if not self._done(self._pictures.ids[index])]
                         if left:
@@ -203,10 +203,9 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _begin_worker(number: int, reading: ReadingOptions) -> None:
+def _begin_worker(number: int) -> None:
     """Signals that ask for a stop are for the process that has the worker, which ends it in its own time."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
-    lift_pillows_limit(reading)

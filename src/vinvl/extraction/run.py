@@ -18,7 +18,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vinvl.data.pictures import Pictures, Unusable, find_pictures
-from vinvl.data.pictures.reading import lift_pillows_limit
 from vinvl.data.store import RegionStore
 from vinvl.data.store.assembly import StoreAttributes
 from vinvl.data.store.journal import finish_journal, read_journal
@@ -137,7 +136,6 @@ class _Run:
             enable_checkpointing=False,
             enable_progress_bar=False,
         )
-        lift_pillows_limit(self.feed.reading)
         feed = partial(PictureFeed, self.pictures, done, self.opened.detector.config, self.feed)
         dtype = getattr(torch, self.shapes.feature_dtype.name)
         trainer.predict(DetectionModule(self.opened.detector, dtype, feed), return_predictions=False)

@@ -70,6 +70,8 @@ class Target:
 
     def _differing(self, before: Mapping[str, Any]) -> str:
         found = differences(before, self.settings)
+        if len(found) == 1 and "exif_orientation" in before and found[0].startswith("exif_orientation"):
+            return f"{found[0]}; reading.exif_orientation={before['exif_orientation']} goes on as it was begun"
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         return "; ".join(found[:SHOWN]) + more
 

@@ -11,7 +11,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vinvl.data.pictures import ReadingOptions
 from vinvl.errors import UserError, say
 from vinvl.extraction.options import detector_config, section
 from vinvl.predictor.loading import load
@@ -46,7 +45,7 @@ def predictor_of(config: DictConfig) -> Predictor:
             task=config.task_name,
             inputs=data,
             decoding=decoding,
-            reading=_reading(config, named),
+            reading={key: value for key, value in section(config, "reading").items() if value is not None},
             device=_of(DEVICES, config.trainer.accelerator, "trainer.accelerator"),
             dtype=str(_of(DTYPES, config.trainer.precision, "trainer.precision")),
             **others,
@@ -63,13 +62,6 @@ def _given(config: DictConfig, named: set[str], part: str) -> dict[str, Any]:
     assert isinstance(whole, dict)
     keys = {name.split(".")[1] for name in named if name.startswith(f"{part}.")}
     return {str(key): value for key, value in whole.items() if part in named or key in keys}
-
-
-def _reading(config: DictConfig, named: set[str]) -> ReadingOptions | None:
-    """How the command says that pictures are read; None where it does not."""
-    if not any(name.startswith("reading.") for name in named):
-        return None
-    return ReadingOptions(**section(config, "reading"))
 
 
 def paths_of(features: Any) -> str | list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,6 @@ from typing import Any, cast
 import torch
 
 from vinvl.data.pictures import ReadingOptions
-from vinvl.data.pictures.reading import lift_pillows_limit
 from vinvl.data.region_text import RegionText
 from vinvl.data.store import RegionStore
 from vinvl.data.store.regions import BOX_NUMBERS
@@ -45,7 +45,7 @@ def load(
     task: str | None = None,
     inputs: Mapping[str, Any] | None = None,
     decoding: Mapping[str, Any] | None = None,
-    reading: ReadingOptions | None = None,
+    reading: ReadingOptions | Mapping[str, Any] | None = None,
     device: str | None = None,
     dtype: str = "float32",
     batch_size: int = 64,
@@ -72,8 +72,8 @@ def load(
         inputs: in place of the model's own: max_tokens, max_regions, use_tags, use_regions, tags, max_caption_tokens,
             attention_type (see `trained.usage.Usage`).
         decoding: in place of the model's own: num_beams, num_return_sequences, … (see `DecodingOptions`).
-        reading: how files and Pillow images become pixels, EXIF orientation among it; None: as for the features that
-            the model was trained on, or as the published extractor does, which ignores it.
+        reading: how files and Pillow images become pixels, EXIF orientation among it, or only some of its options. The
+            others are as for the features that the model was trained on, or as published where that is not known.
         device: cuda or cpu; None: the GPU if there is one.
         dtype: float32, or bfloat16 for mixed precision.
         batch_size: texts, or pictures to write captions for, in one forward pass.
@@ -88,8 +88,8 @@ def load(
     """
     computing = Computing.of(device, dtype, batch_size)
     trained = open_trained(model, task=task, tokenizer=tokenizer, answers=answers, inputs=inputs, decoding=decoding)
-    reading = reading or trained_reading(trained.features)
-    lift_pillows_limit(reading)
+    if not isinstance(reading, ReadingOptions):
+        reading = replace(trained_reading(trained.features), **(reading or {}))
     opened = None
     if detector is not None:
         opened = _detector(Path(detector).expanduser(), labels, detector_config, trained, reading)

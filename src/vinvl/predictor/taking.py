@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from vinvl.data.pictures import ReadingOptions, picture_size, read_picture, rgb_picture
-from vinvl.data.pictures.reading import EXIF_APPLY
 from vinvl.data.store import RegionStore
 from vinvl.detection import DetectorConfig
 from vinvl.detection.preprocessing import resized_pixels
@@ -161,8 +160,7 @@ def rgb_of(image: Image.Image | np.ndarray, reading: ReadingOptions, name: str) 
     if isinstance(image, np.ndarray):
         return Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
     try:
-        upright = ImageOps.exif_transpose(image) if reading.exif_orientation == EXIF_APPLY else image
-        return rgb_picture(upright, reading, name)
+        return rgb_picture(image, reading, name)
     except UserError:
         raise
     except Exception as error:  # Pillow decodes late, and a damaged file may make a decoder raise anything

@@ -30,6 +30,7 @@ def report(config: DictConfig) -> Path:
         ids=None if config.ids is None else [str(one) for one in config.ids],
         count=config.count,
         seed=config.seed,
+        max_pixels=config.max_pixels,
     )
     say(f"{output}: {shown:,} pictures")
     return output

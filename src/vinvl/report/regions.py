@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vinvl.data.pictures import PictureNames, ReadingOptions, find_pictures, read_picture
+from vinvl.data.pictures import PictureNames, ReadingOptions, find_pictures, picture_size, read_picture
+from vinvl.data.pictures.reading import EXIF_APPLY, EXIF_IGNORE, PILLOWS_LIMIT
 from vinvl.data.store import RegionStore
 from vinvl.data.store.id_lookup import IdLookup
 from vinvl.errors import UserError
@@ -25,6 +26,7 @@ def report_regions(
     ids: Sequence[str] | None = None,
     count: int = 60,
     seed: int = 0,
+    max_pixels: int = PILLOWS_LIMIT,
 ) -> int:
     """Writes the page; returns how many pictures it shows.
 
@@ -35,6 +37,7 @@ def report_regions(
         names: how ids follow from the pictures' places; None: as the store says it was made, else the file's stem.
         ids: images to show; None draws `count` of those whose pictures are there.
         seed: of the drawing.
+        max_pixels: of pictures; larger ones are not shown.
 
     Raises:
         UserError: a store or picture folder that cannot be read, or an id that is not in the store.
@@ -43,8 +46,10 @@ def report_regions(
     made = store.provenance
     places = _places(store, images, names or _names_of(made.get("image_id"))) if images is not None else None
     wanted = _wanted(store, places, ids, count, seed)
-    reading = ReadingOptions(exif_orientation="apply" if made.get("exif_orientation") == "apply" else "ignore")
-    shown = [_with_picture(store, index, places, reading) for index in wanted]
+    said = made.get("exif_orientation")  # else as published, or unturned where only that fits
+    turnings = (said,) if isinstance(said, str) else (EXIF_APPLY, EXIF_IGNORE)
+    readings = [ReadingOptions(turning, max_pixels=max_pixels) for turning in turnings]
+    shown = [_with_picture(store, index, places, readings) for index in wanted]
     title = f"Regions of {', '.join(str(header.path.name) for header in store.headers[:3])}"
     more = f" and {len(store.headers) - 3} more" if len(store.headers) > 3 else ""
     summary = summarise(store, seed=seed)
@@ -91,7 +96,7 @@ def _wanted(
 
 
 def _with_picture(
-    store: RegionStore, index: int, places: dict[int, str] | None, reading: ReadingOptions
+    store: RegionStore, index: int, places: dict[int, str] | None, readings: Sequence[ReadingOptions]
 ) -> RegionPicture:
     regions = store.at(index)
     if places is None:
@@ -99,13 +104,13 @@ def _with_picture(
     path = places.get(index)
     if path is None:
         return RegionPicture(regions, None, "its picture is not among the images")
+    size = (regions.width, regions.height)
     try:
+        reading = next((one for one in readings if picture_size(path, one) == size), readings[0])
         picture = read_picture(path, reading)
     except UserError as error:
         return RegionPicture(regions, None, str(error))
-    if picture.size == (regions.width, regions.height):
-        return RegionPicture(regions, picture)
-    return RegionPicture(regions, picture, _other_size(picture, regions.width, regions.height))
+    return RegionPicture(regions, picture, "" if picture.size == size else _other_size(picture, *size))
 
 
 def _other_size(picture: Image.Image, width: int, height: int) -> str:

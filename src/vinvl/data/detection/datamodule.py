@@ -9,14 +9,16 @@ from torch.utils.data import DataLoader
 from vinvl.data.datamodule import STAGES_OF
 from vinvl.data.detection.batch import DetectionExample
 from vinvl.data.detection.coco_instances import InstanceOptions, read_instances
-from vinvl.data.detection.dataset import Augmentation, DetectionDataset
+from vinvl.data.detection.dataset import Augmentation, DetectionDataset, learnable
 from vinvl.data.detection.names import read_label_map_file
 from vinvl.data.detection.records import PictureRecords
 from vinvl.data.loaders import Loaders
+from vinvl.data.pictures import ReadingOptions
 from vinvl.data.sampling import Draw
 from vinvl.data.store.labels import LabelMap
 from vinvl.detection.config import DetectorConfig
 from vinvl.errors import UserError, printable
+from vinvl.metrics.detection_matching import TrueBoxes
 
 KEEP, SKIP = "keep", "skip"
 
@@ -49,6 +51,7 @@ class DetectionDataModule(pl.LightningDataModule):
         pin_memory: bool,
         seed: int,
         prepare: Callable[[], object] | None,
+        reading: ReadingOptions = ReadingOptions(),  # noqa: B008, it is immutable
     ) -> None:
         """
         Args:
@@ -64,6 +67,7 @@ class DetectionDataModule(pl.LightningDataModule):
             num_workers, pin_memory: of the loaders.
             seed: of the order of the batches and of the augmentation.
             prepare: called before anything is read; the demo makes its annotations here.
+            reading: how picture files become pixels.
 
         Raises:
             UserError: an option is none of its choices.
@@ -78,7 +82,7 @@ class DetectionDataModule(pl.LightningDataModule):
         self.detector = detector
         self.label_map_file = label_map
         self.empty_pictures = empty_pictures
-        self.options = InstanceOptions(bad_boxes=bad_boxes, on_missing=on_missing)
+        self.options = InstanceOptions(bad_boxes=bad_boxes, on_missing=on_missing, reading=reading)
         self.augmentation = Augmentation(flip_probability, tuple(min_sizes or ()))
         self.loaders = Loaders(
             batch_size=batch_size,
@@ -153,8 +157,10 @@ class DetectionDataModule(pl.LightningDataModule):
             records = self._to_learn_from(records)
         if not (~records.crowd).any():
             raise UserError(f"{records.source} has no annotated objects, so it can be neither trained on nor scored.")
+        if stage == "train" and not learnable(TrueBoxes(records.boxes, records.labels, records.crowd)).any():
+            raise UserError(f"{records.source} has no object of more than a pixel, so there is nothing to learn.")
         augmentation = self.augmentation if stage == "train" else None
-        return DetectionDataset(records, self.detector, self.label_map, augmentation, self.seed)
+        return DetectionDataset(records, self.detector, self.label_map, augmentation, self.seed, self.options.reading)
 
     def _to_learn_from(self, records: PictureRecords) -> PictureRecords:
         """Without the pictures that have no objects, if so asked."""

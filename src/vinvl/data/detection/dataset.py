@@ -17,6 +17,7 @@ from vinvl.detection.config import DetectorConfig
 from vinvl.detection.preprocessing import resized_pixels, resized_size
 from vinvl.detection.training import Objects
 from vinvl.errors import UserError
+from vinvl.metrics.detection_matching import TrueBoxes
 
 OBJECTS_SHOWN = 8
 
@@ -43,6 +44,7 @@ class DetectionDataset:
         labels: the names of classes and attributes.
         augmentation: None where nothing is left to chance.
         seed: of the augmentation.
+        reading: how pictures are read, as for `records`.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class DetectionDataset:
         labels: LabelMap,
         augmentation: Augmentation | None,
         seed: int,
+        reading: ReadingOptions = ReadingOptions(),  # noqa: B008, it is immutable
     ) -> None:
+        self.reading = reading
         self.records = records
         self.config = config
         self.labels = labels
@@ -76,17 +80,18 @@ class DetectionDataset:
             UserError: the picture cannot be read, or has not the size that the annotations say.
         """
         index = draw.index
-        picture = read_picture(self.records.path(index), ReadingOptions())
+        picture = read_picture(self.records.path(index), self.reading)
         size = (int(self.records.sizes[index, 0]), int(self.records.sizes[index, 1]))
         if picture.size != size:
             raise UserError(
                 f"{self.records.path(index)} is {picture.width} × {picture.height} pixels, and {self.records.source} "
-                f"says {size[0]} × {size[1]}: its boxes are of another picture, or of this one turned or resized."
+                f"says {size[0]} × {size[1]}: its boxes are of another picture, or of this one resized or not turned "
+                "as EXIF says (data.reading.exif_orientation=ignore)."
             )
         config, flipped = self._drawn(draw)
         pixels = resized_pixels(picture, config)
         boxes, attributes = self.records.true_boxes(index), self.records.true_attributes(index)
-        learnt_from = ~boxes.crowd & (boxes.boxes[:, 2:] - boxes.boxes[:, :2] > 1).all(axis=1)
+        learnt_from = learnable(boxes)
         objects = Objects(
             boxes=network_boxes(boxes.boxes[learnt_from], size, (pixels.shape[1], pixels.shape[0])),
             labels=torch.from_numpy(boxes.labels[learnt_from]),
@@ -123,6 +128,12 @@ class DetectionDataset:
         if not self.augmentation.min_sizes:
             return self.config, flipped
         return replace(self.config, min_size=int(generator.choice(self.augmentation.min_sizes))), flipped
+
+
+def learnable(boxes: TrueBoxes) -> np.ndarray:
+    """Which objects can be learnt from, bool (n,): single ones of more than a pixel in both directions."""
+    kept: np.ndarray = ~boxes.crowd & (boxes.boxes[:, 2:] - boxes.boxes[:, :2] > 1).all(axis=1)
+    return kept
 
 
 def network_boxes(boxes: np.ndarray, size: tuple[int, int], resized: tuple[int, int]) -> Tensor:

@@ -83,12 +83,17 @@ class Indices:
         return index
 
     def of_attributes(self, attributes: Any, place: str) -> list[int]:
-        """The attributes, from 1, of a list of names or ids; of what is missing or null, none."""
-        if attributes is None:
-            return []
-        if not isinstance(attributes, list):
-            raise UserError(f"{place} has the attributes {shown(attributes)}, expected a list of names or ids.")
-        return [self._of_attribute(one, place) for one in attributes]
+        """The attributes, from 1, of a list of names or ids, or of an object of true and false.
+
+        Of what is missing or null, none.
+        """
+        listed = _listed(attributes)
+        if listed is None:
+            raise UserError(
+                f"{place} has the attributes {shown(attributes)}, expected a list of names or ids, or an object of "
+                "true and false."
+            )
+        return [self._of_attribute(one, place) for one in listed]
 
     def _of_attribute(self, attribute: Any, place: str) -> int:
         name = attribute
@@ -110,8 +115,17 @@ class Indices:
 def attribute_names(annotations: list[Any]) -> Iterable[str]:
     """All attributes that annotations give by name, whatever else is wrong with them."""
     for annotation in annotations:
-        found = annotation.get("attributes") if isinstance(annotation, dict) else None
-        yield from (one for one in found if isinstance(one, str)) if isinstance(found, list) else ()
+        found = _listed(annotation.get("attributes")) if isinstance(annotation, dict) else None
+        yield from (one for one in found or () if isinstance(one, str))
+
+
+def _listed(attributes: Any) -> list[Any] | None:
+    """A list as it is; of an object, as CVAT writes it, the names of what is true (numbers say nothing); else None."""
+    if attributes is None or isinstance(attributes, list):
+        return attributes or []
+    if not isinstance(attributes, dict) or not all(isinstance(one, int | float | None) for one in attributes.values()):
+        return None
+    return [name for name, value in attributes.items() if value is True]
 
 
 def read_label_map_file(path: str | Path) -> LabelMap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from vinvl.data.store.checks import encoded_id
 from vinvl.errors import UserError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
-STEM, PATH = "stem", "path"
+STEM, PATH, FILE = "stem", "path", "file"
+BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")  # of pictures
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class PictureNames:
 
     Args:
         rule: "stem": the file's name without its suffix; "path": its path below the folder (or the list file's folder)
-            without its suffix, with "/" between folders.
+            without its suffix, with "/" between folders; "file": that path with its suffix.
         pattern: a regular expression whose first group, found in what `rule` gives, is the id: `0*(\\d+)$` makes
             COCO_val2014_000000262148 262148. None takes it as it is.
 
@@ -36,8 +38,8 @@ class PictureNames:
     pattern: str | None = None
 
     def __post_init__(self) -> None:
-        if self.rule not in (STEM, PATH):
-            raise UserError(f"id.rule={self.rule!r} is unknown: give {STEM} or {PATH}.")
+        if self.rule not in (STEM, PATH, FILE):
+            raise UserError(f"id.rule={self.rule!r} is unknown: give {STEM}, {PATH} or {FILE}.")
         if self.pattern is not None:
             check_pattern(self.pattern, "id.pattern")
 
@@ -48,7 +50,7 @@ class PictureNames:
             UserError: the pattern does not fit, or the id is none that a store can hold.
         """
         place = path.relative_to(folder) if path.is_relative_to(folder) else path
-        name = path.stem if self.rule == STEM else place.with_suffix("").as_posix()
+        name = path.stem if self.rule == STEM else place.as_posix() if self.rule == FILE else os.path.splitext(place)[0]
         name = id_by_pattern(name, self.pattern, "id.pattern")
         encoded_id(name)
         return name
@@ -107,6 +109,12 @@ def find_pictures(source: str | Path, names: PictureNames) -> Pictures:
         raise UserError(f"images={source} does not exist: give a folder, a list file or a picture.")
     elif source.suffix.lower() in SUFFIXES:
         found, folder = [(source, None)], source.parent
+    elif _holds_pictures(source):
+        reason = (
+            f"{source} holds pictures in base64: a TSV of pictures is not read; write each into a file of its own, and "
+            "give their folder"
+        )
+        return Pictures(TextColumn.from_texts([]), TextColumn.from_texts([]), (Unusable(str(source), reason),))
     else:
         found, folder = list(_listed(source)), source.parent
     if not found:
@@ -132,6 +140,21 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _refuse(error: OSError) -> None:
     raise UserError(f"{error.filename} cannot be read ({error.strerror}): check its permissions.")
+
+
+def _holds_pictures(path: Path) -> bool:
+    """Whether the first line of a file ends in a picture in base64, behind a tab."""
+    try:
+        with path.open("rb") as file:
+            _, tab, last = file.readline(2**20).rpartition(b"\t")
+    except OSError:
+        return False  # the reader that follows says why
+    try:
+        head = base64.b64decode(last[:16], validate=True)
+    except ValueError:
+        return False
+    of_bmp = head.startswith(b"BM") and head[6:10] == bytes(4)
+    return bool(tab) and len(last) > 32 and (of_bmp or head.startswith(BEGINNINGS))
 
 
 def _listed(path: Path) -> Iterator[tuple[Path, str | None]]:
@@ -164,18 +187,22 @@ def _named(found: Sequence[tuple[Path, str | None]], folder: Path, names: Pictur
             unusable.append(Unusable(ascii(str(path)), "its path is no valid Unicode text: rename it"))
         except UserError as error:
             unusable.append(Unusable(ascii(str(path)) if not str(path).isprintable() else str(path), str(error)))
-    _refuse_twins(ids, paths)
+    _refuse_twins(ids, paths, names)
     return Pictures(TextColumn.from_texts(ids), TextColumn.from_texts(paths), tuple(unusable))
 
 
-def _refuse_twins(ids: Sequence[str], paths: Sequence[str]) -> None:
+def _refuse_twins(ids: Sequence[str], paths: Sequence[str], names: PictureNames) -> None:
     distinct, firsts = np.unique(np.array(ids, dtype=object), return_index=True)
     if len(distinct) == len(ids):
         return
     first = {image_id: int(index) for image_id, index in zip(distinct, firsts, strict=True)}
     twin = next(index for index, image_id in enumerate(ids) if first[image_id] != index)
+    one, other = Path(paths[first[ids[twin]]]), Path(paths[twin])
+    rule = FILE if one.with_suffix("") == other.with_suffix("") else PATH
+    rules = (STEM, PATH, FILE)
+    finer = names.pattern is None and rules.index(rule) > rules.index(names.rule)
+    way = f"id.rule={rule}" if finer else "another id.pattern" if names.pattern else "one line a file"
     raise UserError(
-        f"{paths[first[ids[twin]]]} and {paths[twin]} both have the image id {ids[twin]!r} "
-        f"({len(ids) - len(distinct):,} files in all share theirs with another): tell them apart with id.rule={PATH}, "
-        "id.pattern=… or ids in a list file."
+        f"{one} and {other} both have the image id {ids[twin]!r} ({len(ids) - len(distinct):,} files in all share "
+        f"theirs with another): tell them apart with {way}, or with ids of your own in a list file (PATH<tab>ID)."
     )

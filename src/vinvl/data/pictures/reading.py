@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vinvl.errors import UserError
 
@@ -18,7 +20,16 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no others are opened,
 EXIF_IGNORE, EXIF_APPLY = "ignore", "apply"
 DROP_ALPHA = "drop"
 ORIENTATION_TAG = 0x0112
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+TURNS = {  # by EXIF orientation: what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = (5, 6, 7, 8)  # those that swap width and height
 PILLOWS_LIMIT = 178_956_970  # pixels, above which Pillow itself refuses a picture
 
 
@@ -27,17 +38,19 @@ class ReadingOptions:
     """How a file becomes pixels.
 
     Args:
-        exif_orientation: "ignore" takes the pixels as they lie in the file, as the published extractor does; "apply"
-            turns the picture as viewers show it.
+        exif_orientation: "apply" turns the picture as its EXIF block says, as viewers do, and OpenCV, with which the
+            published extractor reads; "ignore" takes the pixels as they lie in the file (not in a TIFF, which Pillow
+            always turns).
         transparency: a colour name to lay a picture with transparent places over, or "drop", which shows whatever
             colours the file has there, as the published extractor does.
-        max_pixels: a picture of more is refused before it is decoded. Above 178,956,970 see `lift_pillows_limit`.
+        max_pixels: a picture of more is refused before it is decoded. More than 178,956,970 lifts Pillow's own limit in
+            the whole process.
 
     Raises:
         UserError: a value that is not one of these.
     """
 
-    exif_orientation: str = EXIF_IGNORE
+    exif_orientation: str = EXIF_APPLY
     transparency: str = "white"
     max_pixels: int = PILLOWS_LIMIT
 
@@ -53,14 +66,8 @@ class ReadingOptions:
                 raise UserError(
                     f"transparency={self.transparency!r} is no colour: give a name such as white, or {DROP_ALPHA}."
                 ) from None
-        if self.max_pixels < 1:
-            raise UserError(f"max_pixels={self.max_pixels} must be at least 1.")
-
-
-def lift_pillows_limit(options: ReadingOptions) -> None:
-    """Lets Pillow open pictures as large as `max_pixels` allows, in this whole process."""
-    if options.max_pixels > PILLOWS_LIMIT:
-        Image.MAX_IMAGE_PIXELS = options.max_pixels  # Pillow refuses twice this number
+        if type(self.max_pixels) is not int or self.max_pixels < 1:
+            raise UserError(f"max_pixels={self.max_pixels!r} must be a whole number of at least 1.")
 
 
 def read_picture(path: str | Path, options: ReadingOptions) -> Image.Image:
@@ -70,7 +77,7 @@ def read_picture(path: str | Path, options: ReadingOptions) -> Image.Image:
         UserError: the file is missing, empty, no picture, damaged, too large, or of a kind that has no colours to show.
     """
     with _opened(path, options) as image:
-        return rgb_picture(_upright(image, options), options, str(path))
+        return rgb_picture(image, options, str(path))
 
 
 def picture_size(path: str | Path, options: ReadingOptions) -> tuple[int, int]:
@@ -81,16 +88,45 @@ def picture_size(path: str | Path, options: ReadingOptions) -> tuple[int, int]:
     """
     with _opened(path, options) as image:
         width, height = image.size
-        turned = options.exif_orientation == EXIF_APPLY and image.getexif().get(ORIENTATION_TAG) in SIDEWAYS
+        turned = options.exif_orientation == EXIF_APPLY and orientation(image) in SIDEWAYS
         return (height, width) if turned else (width, height)
 
 
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a Pillow image, as OpenCV reads it; what is none of 1 to 8 means nothing.
+
+    XMP says it too, in files that lack it in EXIF: OpenCV does not look there (Pillow's own `exif_transpose` does).
+    """
+    exif = image.info.get("exif")
+    if not isinstance(exif, bytes):  # a TIFF has it elsewhere, and Pillow has turned it
+        return 1
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            if struct.unpack_from(f"{order}H", exif, entry) == (ORIENTATION_TAG,):
+                (found,) = struct.unpack_from(f"{order}H", exif, entry + 8)
+                return int(found)
+    except struct.error:  # it is cut off
+        pass
+    return 1
+
+
 def rgb_picture(image: Image.Image, options: ReadingOptions, name: str = "the picture") -> Image.Image:
-    """A Pillow image of any mode as RGB: 16 bits a channel are scaled to 8, transparent places laid over a colour.
+    """A Pillow image of any mode, turned as the options say, as RGB: 16 bits a channel are scaled to 8, transparent
+    places laid over a colour.
 
     Raises:
         UserError: floating-point pixels or whole numbers beyond 16 bits; nobody knows what is white there.
     """
+    if options.exif_orientation == EXIF_APPLY:
+        image.load()  # a PNG may say how it lies behind its pixels
+        turn = TURNS.get(orientation(image))
+        image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I;16") or image.mode == "I":
         image = _eight_bits(image, name)
     elif image.mode == "F":
@@ -109,26 +145,24 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray((levels >> 8).astype(np.uint8))
 
 
-def _upright(image: Image.Image, options: ReadingOptions) -> Image.Image:
-    if options.exif_orientation == EXIF_IGNORE:
-        return image
-    return ImageOps.exif_transpose(image)
-
-
 @contextmanager
 def _opened(path: str | Path, options: ReadingOptions) -> Iterator[Image.Image]:
     """The file's head read and held against the limits; whatever its decoding raises becomes a sentence."""
+    if Image.MAX_IMAGE_PIXELS is not None and options.max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = options.max_pixels  # ours is the smaller limit
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of sizes, which are held against our own limit
             if os.path.getsize(path) == 0:
                 raise UserError(f"{path} is empty (0 bytes): get the file again.")
-            with Image.open(path, formats=FORMATS) as image:
+            with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
                 pixels = image.width * image.height
                 if pixels > options.max_pixels:
                     raise _too_large(path, f"{image.width:,} × {image.height:,} pixels", options)
                 if pixels == 0:
                     raise UserError(f"{path} has {image.width} × {image.height} pixels: there is nothing to see in it.")
+                if image.format == "PNG" and "exif" not in image.info:
+                    image.info["exif"] = _late_exif(file)
                 yield image
     except (UserError, GeneratorExit):
         raise
@@ -144,6 +178,21 @@ def _opened(path: str | Path, options: ReadingOptions) -> Iterator[Image.Image]:
     except Exception as error:  # a damaged file may make a decoder raise anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{path} is cut off or damaged ({' '.join(reason.split())[:100]}).") from None
+
+
+def _late_exif(file: BinaryIO) -> bytes:
+    """What the EXIF chunk behind the pixels of a PNG holds, b"" where there is none; leaves the file where it was."""
+    here = file.tell()
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return file.read(min(size, 0xFFFF))
+            file.seek(size + 4, os.SEEK_CUR)
+        return b""
+    finally:
+        file.seek(here)
 
 
 def _too_large(path: str | Path, size: str, options: ReadingOptions) -> UserError:
