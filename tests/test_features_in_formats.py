@@ -241,7 +241,7 @@ def test_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("first", [True, False])
 def test_an_image_without_regions_is_kept(tmp_path: Path, first: bool) -> None:
     rows = [bottom_up_line(IMAGES[0]), "9\t640\t480\t0\t\t\n"]
-    store = run(write_lines(tmp_path / "in.tsv", rows[::-1] if first else rows), tmp_path / "out.h5", "dim=5")
+    store = run(write_lines(tmp_path / "in.tsv", rows[::-1] if first else rows), tmp_path / "out.h5", "dim=null")
     assert len(store["9"]) == 0 and store["9"].features.shape == (0, DIM)
     np.testing.assert_array_equal(store["100"].features, IMAGES[0].features)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,23 @@ class IdTable:
         self.values = np.load(folder / "values.npy", mmap_mode="r")
 
     @classmethod
-    def write(cls, folder: Path, blocks: Iterable[IdBlock], source: str | Path) -> IdTable:
+    def write(
+        cls,
+        folder: Path,
+        blocks: Iterable[IdBlock],
+        source: str | Path,
+        on_repeat: Callable[[UserError], None] | None = None,
+    ) -> IdTable:
         """Makes a table in a new folder of blocks of (n,) ids and (n, K) int64.
 
+        Args:
+            folder: to make.
+            blocks: of the table, in any order.
+            source: what the sentences name.
+            on_repeat: told of each id that came before, whose first numbers stay; None refuses it.
+
         Raises:
-            UserError: an id comes twice; the sentence names `source`.
+            UserError: there is no id, or one comes twice.
         """
         parts = list(blocks)
         if not parts:
@@ -32,12 +44,15 @@ class IdTable:
         ids = np.concatenate([part for part, _ in parts])
         order = np.argsort(ids, kind="stable")
         ids = ids[order]
-        repeats = np.flatnonzero(ids[1:] == ids[:-1])
-        if len(repeats):
-            raise UserError(f"{source} has image {ids[repeats[0]].decode('utf-8', 'replace')!r} more than once.")
+        first = np.concatenate([[True], ids[1:] != ids[:-1]])
+        for image_id in ids[~first]:
+            error = UserError(f"{source} has image {image_id.decode('utf-8', 'replace')!r} more than once.")
+            if on_repeat is None:
+                raise error
+            on_repeat(error)
         folder.mkdir(parents=True)
-        np.save(folder / "ids.npy", ids)
-        np.save(folder / "values.npy", np.concatenate([values for _, values in parts])[order])
+        np.save(folder / "ids.npy", ids[first])
+        np.save(folder / "values.npy", np.concatenate([values for _, values in parts])[order[first]])
         return cls(folder)
 
     def __len__(self) -> int:

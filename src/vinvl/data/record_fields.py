@@ -85,8 +85,11 @@ def _keys(record: Record) -> str:
 
 
 def shown(value: Any) -> str:
-    """A JSON value, short enough for a sentence."""
+    """A value of a file, short enough for a sentence."""
     if value is None:
         return "missing or null"
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    try:
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # an integer of too many digits, or too deep
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 40 else f"{text[:40]}…"

@@ -10,6 +10,7 @@ import numpy as np
 from vinvl.errors import UserError
 
 MOST_REGIONS = 2**20
+MOST_BYTES = 2**27  # of all that files say about one image; a thousand regions take some ten million
 
 
 def number_of_regions(text: Any) -> int:
@@ -38,6 +39,9 @@ def base64_rows(text: bytes | str, count: int, widths: tuple[int, ...] | None, w
         UserError: it is no base64, or not of the length that so many rows have.
     """
     item = np.dtype(dtype).itemsize
+    text = text.encode("ascii", "replace") if isinstance(text, str) else text
+    if text[:2] in (b"b'", b'b"') and text[-1:] == text[1:2]:  # bytes that Python 3 has written as it shows them
+        text = text[2:-1]
     try:
         content = binascii.a2b_base64(text)
     except (ValueError, binascii.Error) as error:

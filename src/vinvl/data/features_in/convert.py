@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+
+from vinvl.data.features_in.left_out import ON_DAMAGED, REFUSE, LeftOut
 from vinvl.data.features_in.lines import Found
+from vinvl.data.features_in.objects import with_background
 from vinvl.data.features_in.progress import progress_bar
-from vinvl.data.features_in.rows import ReadOptions
+from vinvl.data.features_in.rows import OSCAR_DIM, ReadOptions
 from vinvl.data.features_in.sniff import find_features
 from vinvl.data.features_in.source import SourceFiles, open_source
 from vinvl.data.json_files import read_bytes
-from vinvl.data.store import LabelMap, RegionStoreWriter
+from vinvl.data.store import LabelMap, Regions, RegionStoreWriter
 from vinvl.errors import UserError
 from vinvl.files import refuse_existing, work_folder
+
+LEADING = 8  # images with regions that are looked at before the shape of the store is settled
+LONGEST_FEATURE = 2**20  # numbers a region
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class ConversionOptions:
         detector: which detector made the features, with its settings, as the store will say.
         images_per_shard: makes a folder of shards; None makes one file.
         workers: processes that decode; None for one a core.
+        on_damaged: "refuse" the first damaged or repeated row or file, or "skip" them and name them at the end.
     """
 
     read: ReadOptions = field(default_factory=ReadOptions)
@@ -40,16 +50,33 @@ class ConversionOptions:
     detector: str | None = None
     images_per_shard: int | None = None
     workers: int | None = None
+    on_damaged: str = REFUSE
+
+    def __post_init__(self) -> None:
+        """Raises UserError for an `on_damaged` that is not known."""
+        if self.on_damaged not in ON_DAMAGED:
+            raise UserError(f"features.on_damaged is {self.on_damaged!r}; choose one of {', '.join(ON_DAMAGED)}.")
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, and how many bytes of features were read for it."""
+    """What was written, how many bytes of features were read for it, and what could not be used.
+
+    Attributes:
+        left_out: number of rows and files that were skipped.
+        left_out_first: why, of the first few.
+        left_out_list: file beside the store that names all, where they are more.
+        notes: what else is to be told.
+    """
 
     format: str
     images: int
     regions: int
     read_bytes: int
+    left_out: int = 0
+    left_out_first: tuple[str, ...] = ()
+    left_out_list: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def convert_features(source: str | Path, target: str | Path, options: ConversionOptions) -> Conversion:
@@ -57,75 +84,126 @@ def convert_features(source: str | Path, target: str | Path, options: Conversion
 
     Args:
         source: a TSV of Oscar, VinVL, bottom-up-attention or LXMERT, a `.pt` of tensors, or a folder of any of these,
-            of MMF's npy files or of npz files.
+            of MMF's npy files or of npz files; an LMDB.
         target: the file to make, or with `images_per_shard` the folder.
         options: what the files do not say.
 
     Raises:
-        UserError: `target` exists or cannot be written; a file is missing, or a row of it wrong: the sentence names
-            file and row. Nothing is left of `target` then.
+        UserError: `target` exists or cannot be written; a file is missing, or (unless skipped) a row of it wrong: the
+            sentence names file and row; nothing in it can be used. Nothing is left of `target` then.
     """
     target = Path(target)
     refuse_existing(target)
     found = find_features(Path(source))
     labels = None
     if options.labels is not None:
-        labels = LabelMap.from_json(read_bytes(options.labels).decode("utf-8", "replace"), str(options.labels))
+        text = read_bytes(options.labels).decode("utf-8", "replace")
+        labels = with_background(LabelMap.from_json(text, str(options.labels)))
     workers = options.workers if options.workers is not None else os.cpu_count() or 1
     with work_folder(target) as scratch:
+        left_out = LeftOut(options.on_damaged, scratch)
         files = SourceFiles(options.predictions, options.sizes, labels)
-        opened = open_source(found, files, options.read, scratch, workers)
-        leading = _until_regions(opened.images)
-        if not leading:
-            raise UserError(f"{source} holds no images.")
-        first = leading[-1].regions
-        feature_dim = first.features.shape[1] or options.read.feature_dim
+        opened = open_source(found, files, options.read, scratch, workers, left_out)
+        usable = _usable(opened.images, left_out)
+        leading = _until_regions(usable)
+        shape = _shape_of(leading, options.read.feature_dim)
         writer = RegionStoreWriter(
             target,
-            feature_dim=feature_dim,
+            feature_dim=shape.feature_dim,
             detector=options.detector or f"not named; converted from {found.format.value}",
             label_map=opened.label_map,
-            num_attributes=first.attributes.shape[1],
+            num_attributes=shape.num_attributes,
             feature_dtype=options.read.feature_dtype,
             max_images_per_shard=options.images_per_shard,
+            provenance=left_out.provenance,
         )
         with writer:
             with progress_bar(opened.total_bytes) as show:
-                images, regions = _write(chain(leading, opened.images), writer, feature_dim, show)
+                images, regions = _write(chain(leading, usable), writer, shape, left_out, show)
+            if not images:
+                first = f": {left_out.first[0]}" if left_out.first else "."
+                raise UserError(f"{source} holds no image that can be used{first}")
             refuse_existing(target)
-    return Conversion(found.format.value, images, regions, opened.total_bytes)
+        kept = left_out.keep_list(target)
+    done = found.format.value, images, regions, opened.total_bytes
+    return Conversion(*done, left_out.count, tuple(left_out.first), kept, tuple(left_out.notes))
 
 
-def _until_regions(found: Iterator[Found]) -> list[Found]:
-    """The images up to the first that has regions: base64 of no regions does not tell how long features are."""
-    leading = []
-    for image in found:
+class _Placed(NamedTuple):
+    """An image that could be read, where it is from, and how many bytes of input are read by now."""
+
+    place: str
+    regions: Regions
+    position: int
+
+
+class _Shape(NamedTuple):
+    """What all images of a store have in common."""
+
+    feature_dim: int
+    num_attributes: int
+
+
+def _usable(found: Iterable[Found], left_out: LeftOut) -> Iterator[_Placed]:
+    for place, regions, position in found:
+        if isinstance(regions, UserError):
+            left_out.add(regions)
+        else:
+            yield _Placed(place, regions, position)
+
+
+def _until_regions(images: Iterator[_Placed]) -> list[_Placed]:
+    """The first images, until some have regions: base64 of no regions does not tell how long features are."""
+    leading, with_regions = [], 0
+    for image in images:
         leading.append(image)
-        if len(image.regions):
+        with_regions += len(image.regions) > 0
+        if with_regions == LEADING:
             break
     return leading
 
 
+def _shape_of(leading: Sequence[_Placed], given_dim: int | None) -> _Shape:
+    """The shape of most of the first images, so that a damaged one among them does not decide for all."""
+    images = [image.regions for image in leading if len(image.regions)] or [image.regions for image in leading]
+    dims = Counter(image.features.shape[1] for image in images).most_common(1)
+    attributes = Counter(image.attributes.shape[1] for image in images).most_common(1)
+    dim = given_dim or (dims[0][0] if dims else 0)
+    return _Shape(dim if 0 < dim <= LONGEST_FEATURE else OSCAR_DIM, attributes[0][0] if attributes else 0)
+
+
 def _write(
-    found: Iterable[Found], writer: RegionStoreWriter, feature_dim: int, show: Callable[[int, int], None]
+    images: Iterable[_Placed],
+    writer: RegionStoreWriter,
+    shape: _Shape,
+    left_out: LeftOut,
+    show: Callable[[int, int], None],
 ) -> tuple[int, int]:
     """(images, regions) that were added."""
-    images = regions = 0
-    for place, image, position in found:
-        if not len(image):
-            image = replace(image, features=image.features.reshape(0, feature_dim))
-        elif image.features.shape[1] != feature_dim:
-            raise UserError(
-                f"{place}: image {image.image_id!r} has features of dimension {image.features.shape[1]}, those "
-                f"before it have {feature_dim}; a store has one dimension."
-            )
+    added = regions = 0
+    for place, image, position in images:
         try:
-            writer.add(image)
+            writer.add(_shaped(image, shape))
         except UserError as error:
             if isinstance(error.__cause__, OSError):
                 raise
-            raise UserError(f"{place}: {str(error).removeprefix(f'{writer.path}: ')}") from None
-        images += 1
+            left_out.add(UserError(f"{place}: {str(error).removeprefix(f'{writer.path}: ')}"))
+            continue
+        added += 1
         regions += len(image)
-        show(position, images)
-    return images, regions
+        show(position, added)
+    return added, regions
+
+
+def _shaped(image: Regions, shape: _Shape) -> Regions:
+    """An image with the shape of the store. Raises UserError if it has regions of another dimension."""
+    if not len(image):
+        none = np.zeros((0, shape.num_attributes))
+        features = np.zeros((0, shape.feature_dim))
+        return replace(image, features=features, attributes=none.astype(np.int32), attribute_scores=none)
+    if image.features.shape[1] != shape.feature_dim:
+        raise UserError(
+            f"image {image.image_id!r} has features of dimension {image.features.shape[1]}, expected "
+            f"{shape.feature_dim} as features.dim or others have; a store has one dimension."
+        )
+    return image

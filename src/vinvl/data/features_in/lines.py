@@ -14,25 +14,27 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from vinvl.data.features_in.base64_arrays import MOST_BYTES
+from vinvl.data.features_in.left_out import LeftOut
 from vinvl.data.id_table import IdBlock, IdTable
 from vinvl.data.json_members import json_members
-from vinvl.data.record_fields import checked_text, shown
+from vinvl.data.record_fields import checked_id, shown
 from vinvl.data.store import Regions
 from vinvl.data.worker_pool import in_order
 from vinvl.errors import UserError
 
 PART_BYTES = 8 * 2**20
-LONGEST_LINE = 2**27
+LONGEST_LINE = MOST_BYTES
 BLOCK_IDS = 100_000
 
 RowReader = Callable[[bytes], tuple[str, Regions]]
 
 
 class Found(NamedTuple):
-    """An image, the place in the files that it is from, and how many bytes of input are read by now."""
+    """An image or why it cannot be used, its place in the files, and how many bytes of input are read by now."""
 
     place: str
-    regions: Regions
+    regions: Regions | UserError
     position: int
 
 
@@ -69,16 +71,15 @@ class ReadPart:
     """What a worker made of a part.
 
     Attributes:
-        images: (line within the part from 0, image id in the file, regions).
+        images: (line within the part from 0, image id in the file, regions); of a row that could not be read, no id and
+            instead of the regions what is wrong, to follow the place.
         starts: (lines,) int64, where each line begins.
         stop: the end of the part in bytes.
-        error: (line within the part, sentence) of the row that could not be read, after the images before it.
     """
 
-    images: list[tuple[int, str, Regions]]
+    images: list[tuple[int, str, Regions | str]]
     starts: np.ndarray
     stop: int
-    error: tuple[int, str] | None
 
 
 def line_parts(path: Path) -> Iterator[LinePart]:
@@ -99,8 +100,8 @@ def line_parts(path: Path) -> Iterator[LinePart]:
 
 
 def read_part(part: LinePart, rows: RowFormat) -> ReadPart:
-    """Reads the lines of a part up to the first that is wrong."""
-    images: list[tuple[int, str, Regions]] = []
+    """Reads the lines of a part."""
+    images: list[tuple[int, str, Regions | str]] = []
     starts: list[int] = []
     with rows.reader() as read:
         for number, (start, line) in enumerate(part.lines()):
@@ -110,28 +111,33 @@ def read_part(part: LinePart, rows: RowFormat) -> ReadPart:
             try:
                 images.append((number, *read(line.rstrip(b"\r\n"))))
             except UserError as error:
-                cut = "" if line.endswith(b"\n") else " (the last line, without an end: the file may be cut off)"
-                return ReadPart(images, np.array(starts), part.stop, (number, f"{cut}: {error}"))
-    return ReadPart(images, np.array(starts, dtype=np.int64), part.stop, None)
+                images.append((number, "", wrong_row(line, error)))
+    return ReadPart(images, np.array(starts, dtype=np.int64), part.stop)
 
 
-def images_of_lines(path: Path, rows: RowFormat, indices: Iterable[TsvIndex], workers: int) -> Iterator[Found]:
-    """The images of a TSV in its order.
+def wrong_row(line: bytes, error: UserError) -> str:
+    """What is wrong with a row, to follow its place."""
+    cut = "" if line.endswith(b"\n") else " (the last line, without an end: the file may be cut off)"
+    return f"{cut}: {error}"
+
+
+def images_of_lines(
+    path: Path, rows: RowFormat, indices: Iterable[TsvIndex], workers: int, left_out: LeftOut
+) -> Iterator[Found]:
+    """The images of a TSV in its order; of a wrong row a sentence that names file and line.
 
     Raises:
-        UserError: a row is wrong, or an index says something else than the TSV; the sentence names file and line.
+        UserError: the file cannot be read, or (unless skipped) an index says something else than the TSV.
     """
+    held = HeldIndices(indices, left_out)
     before = 0
     for part in in_order(partial(read_part, rows=rows), line_parts(path), workers):
         for number, _, regions in part.images:
-            yield Found(f"{path} line {before + number + 1}", regions, part.stop)
-        if part.error:
-            raise UserError(f"{path} line {before + part.error[0] + 1}{part.error[1]}")
-        for index in indices:
-            index.check(before, part)
+            place = f"{path} line {before + number + 1}"
+            yield Found(place, UserError(place + regions) if isinstance(regions, str) else regions, part.stop)
+        held.check(before, part)
         before += len(part.starts)
-    for index in indices:
-        index.check_end(before)
+    held.check_end(before)
 
 
 class TsvIndex(Protocol):
@@ -144,6 +150,29 @@ class TsvIndex(Protocol):
     def check_end(self, lines: int) -> None:
         """Holds it against the number of lines of the whole TSV."""
         ...
+
+
+class HeldIndices:
+    """Index files that are held against their TSV; one that says something else is dropped with a word, or refused."""
+
+    def __init__(self, indices: Iterable[TsvIndex], left_out: LeftOut) -> None:
+        self._indices, self._left_out = list(indices), left_out
+
+    def check(self, before: int, part: ReadPart) -> None:
+        """As `TsvIndex.check`."""
+        self._each(lambda index: index.check(before, part))
+
+    def check_end(self, lines: int) -> None:
+        """As `TsvIndex.check_end`."""
+        self._each(lambda index: index.check_end(lines))
+
+    def _each(self, hold: Callable[[TsvIndex], None]) -> None:
+        for index in list(self._indices):
+            try:
+                hold(index)
+            except UserError as error:
+                self._left_out.add(error)
+                self._indices.remove(index)
 
 
 class LineIndex:
@@ -178,34 +207,64 @@ class LineIndex:
             )
 
 
-class ImageIndex:
-    """An `imageid2idx.json`: the number of the row of each image id."""
+def line_index(path: Path) -> list[TsvIndex]:
+    """The `.lineidx` beside a TSV, if there is one."""
+    beside = path.with_suffix(".lineidx")
+    return [LineIndex(beside, path)] if beside.is_file() else []
 
-    def __init__(self, path: Path, tsv: Path, scratch: Path) -> None:
-        self._path, self._tsv = path, tsv
+
+class ImageIndex:
+    """The place of each image id in a TSV: its row in an `imageid2idx.json`, its byte in an `…_offset_map.json`.
+
+    Of an id that the TSV has more than once the index may name any row: where repeated rows are left out, the check
+    waits for the end of the TSV.
+    """
+
+    def __init__(self, path: Path, tsv: Path, scratch: Path, repeats: bool, *, of_bytes: bool) -> None:
+        self._path, self._tsv, self._of_bytes, self._repeats = path, tsv, of_bytes, repeats
         self._table = IdTable.write(scratch, _id_blocks(path), path)
+        self._places = np.asarray(self._table.values[:, 0])
         self._seen = np.zeros(len(self._table), dtype=bool)
+        self._elsewhere: dict[int, int] = {}
 
     def check(self, before: int, part: ReadPart) -> None:
-        for number, image_id, _ in part.images:
+        places = part.starts if self._of_bytes else before + np.arange(len(part.starts))
+        for number, image_id, regions in part.images:
+            place = int(places[number])
+            if isinstance(regions, str):
+                self._seen[self._places == place] = True  # the row is there, but cannot be read
+                continue
             position = self._table.position(image_id)
             if position is None:
                 continue  # a row more than the index has does no harm
-            self._seen[position] = True
-            row = int(self._table.values[position, 0])
-            if row != before + number:
-                raise UserError(
-                    f"{self._path} sends image {image_id!r} to row {row:,} (from 0), but it is row {before + number:,} "
-                    f"of {self._tsv}: the index is of another file; delete it or get both again."
-                )
+            if self._places[position] == place:
+                self._seen[position] = True
+            elif self._repeats:
+                self._elsewhere.setdefault(position, place)
+            else:
+                raise self._at_odds(position, place)
 
     def check_end(self, lines: int) -> None:
+        for position, place in self._elsewhere.items():
+            if not self._seen[position]:
+                raise self._at_odds(position, place)
         if not self._seen.all():
-            missing = self._table.ids[int(np.argmin(self._seen))].decode("utf-8", "replace")
             raise UserError(
                 f"{self._path} names {int((~self._seen).sum()):,} images that {self._tsv} does not have, such as "
-                f"{missing!r}: the TSV is cut off or of another index; delete the index, or get both again."
+                f"{self._name(int(np.argmin(self._seen)))!r}: the TSV is cut off or of another index; delete the "
+                "index, or get both again."
             )
+
+    def _name(self, position: int) -> str:
+        name: bytes = self._table.ids[position]
+        return name.decode("utf-8", "replace")
+
+    def _at_odds(self, position: int, place: int) -> UserError:
+        kind = "byte" if self._of_bytes else "row"
+        return UserError(
+            f"{self._path} sends image {self._name(position)!r} to {kind} {self._places[position]:,} (from 0), but it "
+            f"is {kind} {place:,} of {self._tsv}: the index is of another file; delete it or get both again."
+        )
 
 
 def _id_blocks(path: Path) -> Iterator[IdBlock]:
@@ -214,5 +273,5 @@ def _id_blocks(path: Path) -> Iterator[IdBlock]:
         for name, row in block:
             if type(row) is not int or not 0 <= row < 2**62:
                 raise UserError(f"{path} sends image {name[:40]!r} to row {shown(row)}, a whole number was expected.")
-        ids = np.array([checked_text(name, f"{path}: an id").encode() for name, _ in block], dtype=np.bytes_)
+        ids = np.array([str(checked_id(name, f"{path}: an id")).encode() for name, _ in block], dtype=np.bytes_)
         yield ids, np.array([[row] for _, row in block], dtype=np.int64)

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 
 from vinvl.data.features_in.base64_arrays import base64_rows, number_of_regions
 from vinvl.data.features_in.lines import RowReader
-from vinvl.data.features_in.oscar_rows import id_in
-from vinvl.data.features_in.rows import FoundImage, ReadOptions, checked_regions, checked_size
+from vinvl.data.features_in.rows import (
+    FoundImage,
+    KnownNames,
+    ReadOptions,
+    checked_regions,
+    checked_size,
+    id_in,
+    shifted,
+)
 from vinvl.data.store import Regions
 from vinvl.errors import UserError
 
@@ -50,6 +57,7 @@ class LxmertRows:
     """`RowFormat` of LXMERT's TSV. Its classes and attributes leave the background out: its 0 is the store's 1."""
 
     options: ReadOptions
+    known: KnownNames
 
     @contextmanager
     def reader(self) -> Iterator[RowReader]:
@@ -61,14 +69,16 @@ class LxmertRows:
         offset = 1 if self.options.class_offset is None else self.options.class_offset
         try:
             count = number_of_regions(row["num_boxes"])
+            classes = base64_rows(row["objects_id"], count, (1,), "objects_id", "<i8")[:, 0]
+            attributes = base64_rows(row["attrs_id"], count, (1,), "attrs_id", "<i8")
             found = FoundImage(
                 image_id,
                 features=base64_rows(row["features"], count, None, "features", "<f4"),
                 boxes=base64_rows(row["boxes"], count, (4,), "boxes", "<f4"),
                 size=checked_size(row["img_w"], row["img_h"], "the row"),
-                classes=base64_rows(row["objects_id"], count, (1,), "objects_id", "<i8")[:, 0] + offset,
+                classes=shifted(classes, offset, self.known.classes, "objects_id"),
                 class_scores=base64_rows(row["objects_conf"], count, (1,), "objects_conf", "<f4")[:, 0],
-                attributes=base64_rows(row["attrs_id"], count, (1,), "attrs_id", "<i8") + offset,
+                attributes=shifted(attributes, offset, self.known.attributes, "attrs_id"),
                 attribute_scores=base64_rows(row["attrs_conf"], count, (1,), "attrs_conf", "<f4"),
             )
         except UserError as error:

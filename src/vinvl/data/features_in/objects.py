@@ -16,6 +16,9 @@ from vinvl.data.store.labels import BACKGROUND, NO_ATTRIBUTE
 from vinvl.errors import UserError
 
 ATTRIBUTE_KEYS = (("attributes", "attr_scores"), ("attr", "attr_conf"))
+MOST_ATTRIBUTES = 1000  # of an object
+BACKGROUND_NAMES = ("background", "bg")
+NO_ATTRIBUTE_NAMES = ("no attribute", "no_attribute", "none", "", *BACKGROUND_NAMES)
 GEOMETRY_TOLERANCE = 0.02  # of the image: published boxes are rounded to pixels or hundredths
 
 
@@ -57,16 +60,14 @@ def read_objects(content: Any, image: str) -> DetectedObjects:
         raise UserError(f"{image}: objects are {shown(entries)}, expected a list of objects with class and rect.")
     pairs = [_attributes(entry, image) for entry in entries]
     try:
-        boxes = np.array([entry["rect"] for entry in entries], dtype=np.float32).reshape(len(entries), -1)
+        boxes = np.array([entry["rect"] for entry in entries], dtype=np.float32).reshape(len(entries), 4)
         scores = np.array([entry.get("conf", 0) for entry in entries], dtype=np.float32).reshape(len(entries))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{image}: an object has no rect of four numbers, or a conf that is no number.") from None
-    if len(entries) and boxes.shape[1] != 4:
-        raise UserError(f"{image}: an object has a rect of {boxes.shape[1]} numbers, expected x1, y1, x2, y2.")
     features = [entry.get("feature") for entry in entries]
     texts = [text for text in features if isinstance(text, str)]
     return DetectedObjects(
-        boxes=boxes.reshape(-1, 4),
+        boxes=boxes,
         classes=[checked_text(entry.get("class"), f"{image}: the class of an object").strip() for entry in entries],
         scores=scores,
         attributes=[names for names, _ in pairs],
@@ -89,9 +90,13 @@ def _attributes(entry: Mapping[str, Any], image: str) -> tuple[list[str], list[f
             names, scores = entry[names_key], entry.get(scores_key, [])
             if not isinstance(names, list) or not isinstance(scores, list) or len(scores) not in (0, len(names)):
                 raise UserError(f"{image}: {names_key} and {scores_key} of an object are no lists of one length.")
-            if not all(isinstance(score, int | float) for score in scores):
-                raise UserError(f"{image}: {scores_key} of an object hold what is no number.")
+            if len(names) > MOST_ATTRIBUTES:
+                raise UserError(
+                    f"{image}: an object has {len(names):,} attributes, at most {MOST_ATTRIBUTES} are read."
+                )
             texts = [checked_text(name, f"{image}: an attribute").strip() for name in names]
+            if not all(isinstance(score, int | float) and abs(score) < 2**31 for score in scores):
+                raise UserError(f"{image}: {scores_key} of an object hold what is no number.")
             return texts, [float(score) for score in scores] or [0.0] * len(texts)
     return [], []
 
@@ -137,8 +142,20 @@ def label_map_of(classes: Iterable[str], attributes: Iterable[str]) -> LabelMap:
     )
 
 
+def with_background(labels: LabelMap) -> LabelMap:
+    """The names behind that of the background, and of no attribute: some label maps count from 0 without these."""
+    classes, attributes = labels.classes, labels.attributes
+    if classes and classes[0].strip("_ ").lower() not in BACKGROUND_NAMES:
+        classes = (BACKGROUND, *classes)
+    if attributes and attributes[0].strip("_ ").lower() not in NO_ATTRIBUTE_NAMES:
+        attributes = (NO_ATTRIBUTE, *attributes)
+    return LabelMap(classes, attributes)
+
+
 def own_features(objects: DetectedObjects, image: str) -> np.ndarray:
     """(R, D) float32 of objects that carry their features. Raises UserError if one has none or of another length."""
+    if not len(objects):
+        return np.zeros((0, 0), dtype=np.float32)
     if objects.features is None:
         raise UserError(f"{image}: not every object has a feature; give the TSV of features, which lies beside it.")
     rows = [base64_rows(text, 1, None, f"{image}: features", "<f4") for text in objects.features]
@@ -176,7 +193,7 @@ def joined(
         raise UserError(f"{image} has {len(features)} features and {len(objects)} predicted objects: not of one run.")
     if geometry is not None:
         _check_geometry(geometry, image)
-    size = size or (objects.size if objects else None) or _size_between(geometry, objects)
+    size = size or (objects.size if objects is not None else None) or _size_between(geometry, objects)
     if size is None:
         raise UserError(
             f"{image}: nothing tells its width and height, which boxes need: pass features.sizes=FILE, or "

@@ -13,7 +13,7 @@ from vinvl.data.features_in.base64_arrays import base64_rows, number_of_regions
 from vinvl.data.features_in.lines import RowReader
 from vinvl.data.features_in.objects import ObjectNames, joined, own_features, read_objects
 from vinvl.data.features_in.predictions import PredictionsFile, PredictionsReader
-from vinvl.data.features_in.rows import GEOMETRY, ReadOptions, checked_regions
+from vinvl.data.features_in.rows import GEOMETRY, ReadOptions, checked_regions, id_in
 from vinvl.data.id_table import IdTable
 from vinvl.data.json_files import parse_json
 from vinvl.data.record_fields import shown
@@ -56,10 +56,10 @@ class OscarRows:
         columns = line.split(b"\t")
         image_id = id_in(columns[0])
         try:
-            rows = region_rows(columns, self.options.feature_dim)
+            rows = region_rows(columns, self.options.oscar_dim)
         except UserError as error:
             raise UserError(f"image {image_id!r}: {error}") from None
-        features, geometry = split_geometry(rows, self.options.feature_dim)
+        features, geometry = split_geometry(rows, self.options.oscar_dim)
         objects = predictions.objects(image_id) if predictions else None
         found = joined(image_id, features, geometry, objects, sizes.of(image_id, objects is None), self.names)
         return image_id, checked_regions(found, self.options)
@@ -86,17 +86,6 @@ class SizesOrAssumed:
         if size is not None:
             return int(size[0]), int(size[1])
         return self._assumed if may_assume else None
-
-
-def id_in(column: bytes) -> str:
-    """The image id of a row. Raises UserError if it is empty or no UTF-8."""
-    try:
-        image_id = column.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        image_id = ""
-    if not image_id:
-        raise UserError("the image id, column 1 of the row, is empty or no UTF-8 text.")
-    return image_id
 
 
 def region_rows(columns: list[bytes], feature_dim: int) -> np.ndarray:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from vinvl.data.image_ids import check_pattern, id_by_pattern
+from vinvl.data.record_fields import checked_id, shown
 from vinvl.data.store import BOX_TOLERANCE, INVERSION_TOLERANCE, Regions
 from vinvl.errors import UserError
 
 ID_PATTERN = "features.id_pattern"
+OSCAR_DIM = 2048
 GEOMETRY = 6  # numbers behind the feature in a region row of Oscar: x1/W, y1/H, x2/W, y2/H, w/W, h/H
 
 
@@ -20,7 +23,8 @@ class ReadOptions:
     """What files do not say about themselves.
 
     Attributes:
-        feature_dim: D of Oscar's rows, which are D numbers wide, or D + 6 with the geometry of the box.
+        feature_dim: D, which all features must have; None for what they have. Oscar's rows, which are D numbers wide,
+            or D + 6 with the geometry of the box, are then of 2048.
         feature_dtype: "float16" or "float32".
         class_offset: added to class and attribute numbers; None for what the format needs. The store's 0 is the
             background, and some extractors leave it out, so that their 0 is the first class.
@@ -29,17 +33,29 @@ class ReadOptions:
         clip_boxes: cut boxes off at the border of the image rather than refuse what lies outside of it.
     """
 
-    feature_dim: int = 2048
+    feature_dim: int | None = None
     feature_dtype: str = "float16"
     class_offset: int | None = None
     id_pattern: str | None = None
     assume_size: tuple[int, int] | None = None
     clip_boxes: bool = False
 
+    @property
+    def oscar_dim(self) -> int:
+        """D of Oscar's rows."""
+        return self.feature_dim or OSCAR_DIM
+
     def __post_init__(self) -> None:
         """Raises UserError for a pattern that is no regular expression or has no group."""
         if self.id_pattern is not None:
             check_pattern(self.id_pattern, ID_PATTERN)
+
+
+class KnownNames(NamedTuple):
+    """How many names the label map has, with those of the background and of no attribute; 0 if it is not given."""
+
+    classes: int
+    attributes: int
 
 
 @dataclass(frozen=True)
@@ -93,18 +109,39 @@ def checked_regions(found: FoundImage, options: ReadOptions) -> Regions:
     )
 
 
+def id_in(column: bytes) -> str:
+    """The image id of a row. Raises UserError if it is empty, too long or no UTF-8."""
+    try:
+        image_id = column.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        image_id = ""
+    if not image_id:
+        raise UserError("the image id, column 1 of the row, is empty or no UTF-8 text.")
+    return str(checked_id(image_id, "the image id, column 1 of the row,"))
+
+
 def checked_size(width: object, height: object, image: str) -> tuple[int, int]:
     """Width and height in pixels from numbers or texts. Raises UserError for what is no positive whole number."""
     sizes = []
     for name, value in (("width", width), ("height", height)):
         try:
             number = float(value.item() if isinstance(value, np.generic | np.ndarray) else value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
-        if not number.is_integer() or not 0 < number < 2**31:
-            raise UserError(f"{image}: {name} is {str(value)[:40]!r}, a positive number of pixels was expected.")
+        if isinstance(value, bool) or not number.is_integer() or not 0 < number < 2**31:
+            raise UserError(f"{image}: {name} is {shown(value)}, a positive number of pixels was expected.")
         sizes.append(int(number))
     return sizes[0], sizes[1]
+
+
+def shifted(numbers: np.ndarray, offset: int, names: int, what: str) -> np.ndarray:
+    """Class or attribute numbers as the store counts them. Raises UserError for some that the label map has not."""
+    if numbers.size and 0 < names <= numbers.max() + offset:
+        raise UserError(
+            f"{what} reach {numbers.max()} (and {offset} is added), but the label map has {names} names, the "
+            "background's included: give the detector's label map, or another features.class_offset."
+        )
+    return numbers + offset
 
 
 def _features(features: np.ndarray, dtype: str, image: str) -> np.ndarray:

@@ -9,28 +9,30 @@ from typing import Any
 
 import numpy as np
 
+from vinvl.data.features_in.left_out import LeftOut
+from vinvl.data.features_in.lines import LONGEST_LINE
 from vinvl.data.features_in.rows import checked_size
 from vinvl.data.id_table import IdBlock, IdTable
 from vinvl.data.json_files import parse_json, read_json
 from vinvl.data.json_members import json_members
-from vinvl.data.record_fields import checked_id
+from vinvl.data.record_fields import checked_id, shown
 from vinvl.errors import UserError
 
 BLOCK_IDS = 100_000
 
-SizeOf = tuple[str, object, object]
+SizeOf = tuple[object, object, object]
 
 
-def write_sizes(path: Path, scratch: Path) -> IdTable:
+def write_sizes(path: Path, scratch: Path, left_out: LeftOut) -> IdTable:
     """A table of (width, height) in a new folder, from one of three kinds of file.
 
     A TSV of id and {"height": …, "width": …}, or a list of one such, as the published extractor wants it (`hw.tsv`); a
     JSON of COCO's form with `images` of `id`, `width` and `height`; or a JSON {id: [width, height]}.
 
     Raises:
-        UserError: it is none of these, or has an id twice or a size that is none.
+        UserError: it is none of these, or has a size that is none, or (unless skipped) an id twice.
     """
-    return IdTable.write(scratch, _blocks(_sizes(path), path), path)
+    return IdTable.write(scratch, _blocks(_sizes(path), path), path, left_out.add)
 
 
 def _blocks(sizes: Iterator[SizeOf], path: Path) -> Iterator[IdBlock]:
@@ -51,11 +53,11 @@ def _sizes(path: Path) -> Iterator[SizeOf]:
         for number, image in enumerate(images, start=1):
             if not isinstance(image, dict) or not {"id", "width", "height"} <= set(image):
                 raise UserError(f"{path} image {number} lacks id, width or height.")
-            yield str(image["id"]), image["width"], image["height"]
+            yield image["id"], image["width"], image["height"]
         return
     for name, value in json_members(path, "image ids with [width, height]"):
         if not isinstance(value, list) or len(value) != 2:
-            raise UserError(f"{path}: image {name[:40]!r} has {str(value)[:40]}, [width, height] was expected.")
+            raise UserError(f"{path}: image {name[:40]!r} has {shown(value)}, [width, height] was expected.")
         yield name, value[0], value[1]
 
 
@@ -68,7 +70,7 @@ def _is_coco(path: Path) -> bool:
 def _tsv_sizes(path: Path) -> Iterator[SizeOf]:
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
                 if not line.strip():
                     continue
                 place = f"{path} line {number}"

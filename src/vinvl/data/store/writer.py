@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -45,7 +46,8 @@ class RegionStoreWriter:
     compression           None, "gzip", or "lzf" (which only h5py reads), for the features; not memory-mapped then
     chunk_rows            rows a chunk; None is contiguous, or 32 with a compression
     max_images_per_shard  None writes one file
-    provenance            what else is known of how the features were made, of types that JSON has
+    provenance            what else is known of how the features were made, of types that JSON has; as it is when a file
+                          is finished
 
     Raises UserError for bad arguments, for a path that cannot be written, and from `add` for a bad image.
     """
@@ -77,10 +79,11 @@ class RegionStoreWriter:
             RowShapes(feature_dim, dtype, num_attributes),
             detector,
             label_map,
-            None if provenance is None else json.dumps(provenance),
+            None,
             compression,
             chunk_rows,
         )
+        self._provenance = provenance
         self._max_images_per_shard = max_images_per_shard
         self._seen: set[bytes] = set()
         self._shards: list[tuple[str, int]] = []
@@ -152,7 +155,9 @@ class RegionStoreWriter:
     def _finish_shard(self) -> None:
         name = f"shard-{len(self._shards):05d}.h5"
         rows = self._spool.rows()
-        write_store_file(self._work.path / "store" / name, self._attributes, [rows], Selection.whole(rows))
+        said = None if self._provenance is None else json.dumps(self._provenance)
+        attributes = replace(self._attributes, provenance=said)
+        write_store_file(self._work.path / "store" / name, attributes, [rows], Selection.whole(rows))
         self._shards.append((name, self._spool.length.images))
         self._spool.clear()
 
