@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import refusal
 from door_runs import call_door, succeed
+from test_convert import run
 
 from vinvl.convert import results_of
 from vinvl.errors import UserError
@@ -76,6 +77,40 @@ def test_the_command_with_a_task_and_the_other_format(checkpoint: Path, tmp_path
     succeed(tmp_path, tmp_path, "convert", f"weights={checkpoint}", "to=out", "task=vqa", "format=oscar")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["loss_type"] == "xe" and config["num_labels"] == 3 and config["finetuning_task"] == "vqa"
+
+
+def test_answers_in_another_order_take_their_rows_along(checkpoint: Path, tmp_path: Path) -> None:
+    given = tmp_path / "mine.json"
+    given.write_text('["left", "kettle", "Yes"]')
+    there = run(checkpoint, tmp_path / "out", f"answers={given}")
+    model: Any = VinVLForAnswering.from_pretrained(there)
+    assert model.config.id2label == {0: "left", 1: "kettle", 2: "Yes"}
+    weight = torch.load(checkpoint, weights_only=True)["state_dict"]["model.classifier.weight"]
+    assert torch.equal(model.classifier.weight[[0, 2]], weight[[2, 0]])
+    assert not (model.classifier.weight[1] == weight[1]).any()
+    lines = (there / "conversion.txt").read_text().splitlines()
+    assert lines[-2:] == ["new answer\tkettle", "answer not used\tno"]
+    given.write_text('["oui", "non", "gauche"]')  # none of them known: other names for the same
+    renamed: Any = VinVLForAnswering.from_pretrained(run(checkpoint, tmp_path / "renamed", f"answers={given}"))
+    assert renamed.config.id2label[1] == "non" and torch.equal(renamed.classifier.weight, weight)
+
+
+@pytest.mark.parametrize("asked", [[], ["tokenizer=HERE"]])
+def test_a_tokenizer_of_other_words_is_refused(asked: list[str], checkpoint: Path, tmp_path: Path) -> None:
+    """Also where the one that the run names has been changed since."""
+    words = tmp_path / ("other" if asked else "words") / "vocab.txt"
+    if asked:
+        words.parent.mkdir()
+    else:
+        content = torch.load(checkpoint, weights_only=True)
+        content["vinvl"]["words"] = dict(enumerate((tmp_path / "words" / "vocab.txt").read_text().split()))
+        torch.save(content, checkpoint)
+    vocabulary = (tmp_path / "words" / "vocab.txt").read_text().replace("w24\n", "").replace("w3\n", "new\nw3\n")
+    words.write_text(vocabulary)
+    given = [one.replace("HERE", str(words.parent)) for one in asked]
+    with pytest.raises(UserError, match=r"other words .*: 22 of 30 differ \(8 was 'w3' and is 'new'"):
+        run(checkpoint, tmp_path / "out", *given)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import pytest
 from conftest import TINY_DEMO, refusal
+from door_in_process import refused_in_process
 from door_runs import call_door, succeed
 
 pytestmark = pytest.mark.slow
@@ -85,6 +86,19 @@ def test_data_overrides_go_on_top_of_the_data_of_the_run(trained: Trained) -> No
     assert without["scores"]["loss"] != training["scores"]["loss"]
     majority = "most_frequent_answer/overall"  # the same questions, whatever the model sees of them
     assert without["scores"][majority] == training["scores"][majority]
+
+
+def test_a_tokenizer_of_other_words_is_refused(trained: Trained, tmp_path: Path) -> None:
+    content = json.loads((trained.data / "demo" / "tokenizer" / "tokenizer.json").read_text())
+    numbers = content["model"]["vocab"]
+    numbers["red"], numbers["blue"] = numbers["blue"], numbers["red"]
+    shutil.copytree(trained.data / "demo" / "tokenizer", tmp_path / "swapped")
+    (tmp_path / "swapped" / "tokenizer.json").write_text(json.dumps(content))
+    given = [f"data.tokenizer={tmp_path / 'swapped'}", trained.checkpoint]
+    sentence = refused_in_process("evaluate", trained.data, tmp_path / "no", *given)
+    assert (
+        "was trained with other words than the tokenizer has: 2 of " in sentence and "'blue' and is 'red'" in sentence
+    )
 
 
 def test_features_of_another_detector_are_warned_of(trained: Trained) -> None:

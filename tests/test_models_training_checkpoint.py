@@ -1,5 +1,7 @@
 """`model.init=FILE.ckpt`: a model that starts from a run of another task."""
 
+import json
+import logging
 import pickle
 import re
 from pathlib import Path
@@ -21,6 +23,7 @@ from vinvl.models import (
     load_published_state_dict,
 )
 from vinvl.models.checkpoint_files import find_checkpoint
+from vinvl.tasks.row_names import start_model
 
 SIZES = {
     "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
@@ -181,3 +184,132 @@ class TestThroughTheDoor:
     def test_a_file_that_is_not_there(self, demo_data: Path, tmp_path: Path) -> None:
         overrides = ["task=nlvr2", *self.SHORT, f"model.init={tmp_path / 'gone.ckpt'}"]
         assert "gone.ckpt" in refused_in_process("train", demo_data, tmp_path / "no", *overrides)
+
+
+def as_folder(start: Path, folder: Path, **config: Any) -> Path:
+    """The model of `saved` as `save_pretrained` writes it."""
+    folder.mkdir()
+    torch.save(weights_of(start), folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps({**SIZES, **config}))
+    return folder
+
+
+def begun(init: Path, answers: list[str] | None, **more: Any) -> Any:
+    """A task's model that starts from `init`."""
+    config = VinVLConfig(**{**SIZES, "num_labels": len(answers or [0, 1]), **more.pop("config", {})})
+    given: dict[str, Any] = {"init_answers": None, "words": None, **more}
+    return start_model(VinVLForAnswering, config, str(init), answers=answers, **given)
+
+
+class TestHeads:
+    """The rows of `saved`'s head are the answers a, b, c, d and e."""
+
+    @pytest.mark.parametrize("kind", ["linear", "mlp"])
+    def test_rows_go_by_the_texts_of_their_answers(
+        self, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        sizes: Any = {**SIZES, "classifier": kind}
+        torch.manual_seed(1)
+        weights = {f"model.{name}": one for name, one in VinVLForAnswering(VinVLConfig(**sizes)).state_dict().items()}
+        parameters = {"model_config": sizes, "answers": ["red", "yes", "2", "a cat", "no"]}
+        start = saved(tmp_path / "best.ckpt", state_dict=weights, hyper_parameters=parameters)
+        source, prefix = weights_of(start), "classifier." if kind == "linear" else "classifier.2."
+        torch.nn.init.normal_(source[f"{prefix}bias"])
+        weights[f"model.{prefix}bias"] = source[f"{prefix}bias"]
+        start = saved(tmp_path / "best.ckpt", state_dict=weights, hyper_parameters=parameters)
+        with caplog.at_level(logging.INFO):
+            own = begun(start, ["no", "two", "zebra", "The Cat"], config={"classifier": kind}).state_dict()
+        assert "answers: 3 kept by their texts, 1 new, randomly initialised ('zebra'), 2 not used ('red', 'yes')" in (
+            caplog.text
+        )
+        for name in ("weight", "bias"):
+            assert torch.equal(own[prefix + name][[0, 1, 3]], source[prefix + name][[4, 2, 3]])
+        assert own[f"{prefix}bias"][2] == 0 and not (source[f"{prefix}weight"] == own[f"{prefix}weight"][2]).any()
+        rest = own.keys() - {f"{prefix}weight", f"{prefix}bias"}
+        assert all(torch.equal(own[name], source[name]) for name in rest)
+
+    @pytest.mark.parametrize("where", ["config", "json", "label2ans", "ans2label", "both", "setting"])
+    def test_answers_are_found_wherever_they_are_said(self, where: str, tmp_path: Path) -> None:
+        start = saved(tmp_path / "best.ckpt")
+        names = {str(number): answer for number, answer in enumerate("abcde")}
+        folder = as_folder(start, tmp_path / "model", **({"id2label": names} if where == "config" else {}))
+        numbers = {"a": 3, "b": 0, "c": 4, "d": 1, "e": 2}  # Oscar's columns are in the order of the entries
+        by_number = ["b", "d", "e", "a", "c"]
+        setting = None
+        if where == "json":
+            (folder / "answers.json").write_text('["a", "b", "c", "d", "e"]')
+        if where == "label2ans":
+            (folder / "trainval_label2ans.pkl").write_bytes(pickle.dumps(list("abcde"), protocol=2))
+        if where in ("ans2label", "both"):
+            (folder / "trainval_ans2label.pkl").write_bytes(pickle.dumps(numbers))
+        if where == "both":
+            (folder / "trainval_label2ans.pkl").write_bytes(pickle.dumps(by_number))
+        if where == "setting":
+            setting = tmp_path / "mine.json"
+            setting.write_text('["a", "b", "c", "d", "e"]')
+        (folder / "testdev_label2ans.pkl").write_bytes(pickle.dumps(["x", "y"]))  # of another head
+        model = begun(folder, ["e", "d", "c", "b", "a"], init_answers=None if setting is None else str(setting))
+        assert torch.equal(model.classifier.weight, weights_of(start)["classifier.weight"].flip(0))
+
+    def test_a_head_that_does_not_say_its_answers(self, tmp_path: Path) -> None:
+        start = saved(tmp_path / "best.ckpt")
+        folder = as_folder(start, tmp_path / "model", id2label={str(n): f"LABEL_{n}" for n in range(5)})
+        with pytest.raises(
+            UserError, match=r"model has a head of 5 answers and does not say which, .*init_answers=FILE"
+        ):
+            begun(folder, list("abcde"))
+        taken = weights_of(start)["classifier.weight"]
+        assert not (begun(folder, list("abcde"), init_answers="none").classifier.weight == taken).any()
+        assert begun(folder, list("abcd")).classifier.weight.shape == (4, 16)
+        with pytest.raises(UserError, match=r"few\.json lists 2 answers, and .*model has a head for 5"):
+            (tmp_path / "few.json").write_text('["a", "b"]')
+            begun(folder, list("abcde"), init_answers=str(tmp_path / "few.json"))
+        with pytest.raises(UserError, match="holds the answer 'a' 2 times"):
+            named = as_folder(start, tmp_path / "twice", id2label=dict(enumerate("aacde")))
+            begun(named, list("abcde"))
+
+    def test_two_classes_of_another_meaning_are_not_taken(self, tmp_path: Path) -> None:
+        sizes: Any = {**SIZES, "num_labels": 2}
+        state = {f"model.{n}": one for n, one in VinVLForAnswering(VinVLConfig(**sizes)).state_dict().items()}
+        of_pairs: Any = {"state_dict": state, "hyper_parameters": {"model_config": sizes}}
+        of_answers = {**of_pairs, "hyper_parameters": {"model_config": sizes, "answers": ["no", "yes"]}}
+        pairs, answers = saved(tmp_path / "pairs.ckpt", **of_pairs), saved(tmp_path / "vqa.ckpt", **of_answers)
+        taken = state["model.classifier.weight"]
+        assert not (begun(answers, None).classifier.weight == taken).any()
+        assert not (begun(pairs, ["no", "yes"]).classifier.weight == taken).any()
+        assert torch.equal(begun(pairs, None).classifier.weight, taken)
+
+
+WORDS = dict(enumerate(["[PAD]", "[unused0]", "[CLS]", "cat", "dog", "red"]))
+
+
+class TestWords:
+    def of_run(self, path: Path, words: dict[int, str] | None) -> Path:
+        record = {"task_class": "vinvl.tasks.gqa.GQATask", "run_config": {}, "words": words}
+        return saved(path, vinvl=record)
+
+    @pytest.mark.parametrize(
+        "here",
+        [
+            {**WORDS, 1: "kettle"},  # in place of one that BERT leaves free
+            {**WORDS, 6: "kettle"},  # one more
+            {number: word for number, word in WORDS.items() if number != 5},  # one less
+        ],
+    )
+    def test_words_of_ones_own_beside_those_of_the_checkpoint(self, here: dict[int, str], tmp_path: Path) -> None:
+        begun(self.of_run(tmp_path / "best.ckpt", WORDS), list("abcde"), words=here)
+
+    def test_other_words_are_refused(self, tmp_path: Path) -> None:
+        here = {**WORDS, 3: "dog", 4: "cat"}
+        sentence = r"best.ckpt was trained with other words .*: 2 of 6 differ \(3 was 'cat' and is 'dog'; 4 was 'dog'"
+        with pytest.raises(UserError, match=sentence):
+            begun(self.of_run(tmp_path / "best.ckpt", WORDS), list("abcde"), words=here)
+        begun(self.of_run(tmp_path / "old.ckpt", None), list("abcde"), words=here)  # not known there
+
+    def test_the_vocabulary_beside_a_folders_weights(self, tmp_path: Path) -> None:
+        folder = as_folder(saved(tmp_path / "best.ckpt"), tmp_path / "model", id2label=dict(enumerate("abcde")))
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        (folder / "vocab.txt").write_text("\n".join([*special, "cat", "dog"]) + "\n")
+        begun(folder, list("abcde"), words=dict(enumerate([*special, "cat", "dog"])))
+        with pytest.raises(UserError, match=r"model was trained with other words .*: 1 of 6 differ \(5 was 'cat'"):
+            begun(folder, list("abcde"), words=dict(enumerate([*special, "dog"])))

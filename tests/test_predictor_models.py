@@ -71,6 +71,10 @@ class TestCheckpointsOfOurs:
         names = [f"answer {i}" for i in range(len(usual[0]))]
         named = load(runs["vqa"], demo_data, answers=names).ask(ids[0], QUESTION)
         assert named.answer.startswith("answer ") and math.isclose(named.score, usual[0][0][1])
+        own = tensors(runs["vqa"])["hyper_parameters"]["answers"]
+        assert_same_answers(load(runs["vqa"], demo_data, answers=own[::-1]), load(runs["vqa"], demo_data), ids)
+        with pytest.raises(UserError, match=r"was not trained with 1 of the answers .* the first 'kettle'"):
+            load(runs["vqa"], demo_data, answers=[*own[:-1], "kettle"])
 
     @pytest.mark.parametrize(
         ("given", "sentence"),
@@ -256,6 +260,7 @@ class TestFolders:
     ) -> None:
         there = convert(runs["vqa"], tmp_path / "oscar", "format=oscar")
         answers = json.loads((there / "answers.json").read_text())
+        (there / "answers.json").unlink()
         (tmp_path / "trainval_label2ans.pkl").write_bytes(pickle.dumps(answers))
         config = json.loads((there / "config.json").read_text())
         (there / "config.json").write_text(json.dumps(config | {"finetuning_task": "vqa_text"}))

@@ -25,7 +25,7 @@ from vinvl.models.model_card import Provenance, model_card
 from vinvl.models.model_kinds import ENCODER, MODEL_OF_TASK
 from vinvl.runs import CHECKPOINTS, config_directory, register_resolvers, run_door, task_as_a_value, write_json
 from vinvl.tasks.checkpoints import OUR_KEY
-from vinvl.trained.answers import find_answers
+from vinvl.trained.answers import find_answers, rows_of_given
 from vinvl.trained.reading import only_task_of, read_ours, task_of
 from vinvl.trained.tokenizers import find_tokenizer
 from vinvl.trained.use_file import USE_FILE, record_of_use
@@ -70,9 +70,14 @@ def convert_weights(config: DictConfig) -> Path:
     given = OmegaConf.to_container(config.config, resolve=True)
     assert isinstance(given, dict)
     torch.manual_seed(config.seed)
-    model, report = convert_model(files, task, {str(name): value for name, value in given.items()})
-    name_the_answers(model, task, config.answers, ours, files)
-    name, tokenizer = find_tokenizer(config.tokenizer, files, ours)
+    model, report = convert_model(
+        files,
+        task,
+        {str(name): value for name, value in given.items()},
+        lambda size: rows_of_given(config.answers, files, size, new_ones=True),
+    )
+    name_the_answers(model, task, config.answers, files)
+    name, tokenizer = find_tokenizer(config.tokenizer, files)
     check_tokenizer(model, tokenizer, name)
     task = task or (ENCODER if type(model) is MODEL_OF_TASK[ENCODER] else only_task_of(model))
     with new_folder(target) as folder:
@@ -92,9 +97,7 @@ def convert_weights(config: DictConfig) -> Path:
     return target
 
 
-def name_the_answers(
-    model: PreTrainedModel, task: str | None, given: str | None, ours: Mapping[str, Any], files: CheckpointFiles
-) -> None:
+def name_the_answers(model: PreTrainedModel, task: str | None, given: str | None, files: CheckpointFiles) -> None:
     """Puts the texts of its answers into the configuration of a model that has answers.
 
     Raises:
@@ -103,7 +106,7 @@ def name_the_answers(
     if given is not None and not isinstance(model, VinVLForAnswering):
         raise UserError(f"{files.name} is a {type(model).__name__}, which has no answers: leave answers=… out.")
     if given is not None or task in ("vqa", "gqa"):
-        answers = find_answers(given, ours, model, files.name)
+        answers = find_answers(given, files, model)
         if answers is not None:
             name_answers(model, answers)
 

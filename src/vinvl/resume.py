@@ -14,6 +14,7 @@ from vinvl.errors import UserError
 from vinvl.runs import AUTO, CHECKPOINTS, leaves, resolve_checkpoint, task_class
 from vinvl.tasks.base import VinVLTask
 from vinvl.tasks.checkpoints import load_into, read_checkpoint
+from vinvl.trained.tokenizers import refuse_other_words, words_of_run
 
 ORDER = "training_order"  # in the run_config that a checkpoint carries: what the order of the batches follows from
 RECIPE = (  # what a run is made of: with another value it would be another run
@@ -87,6 +88,7 @@ def check_resumable(task: VinVLTask, path: Path) -> None:
     if type(task) is not found:
         raise UserError(f"{path} is a checkpoint of {found.__name__}, and this run trains {type(task).__name__}.")
     refuse_another_run(checkpoint["vinvl"]["run_config"], task.run_config, path, RECIPE, f"model.init={path}")
+    refuse_other_words(words_of_run(checkpoint), task.words or {}, str(path), "data.tokenizer")
     load_into(task, checkpoint, path)
 
 

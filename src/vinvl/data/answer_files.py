@@ -32,6 +32,27 @@ def read_answers(path: str | Path) -> tuple[str, ...]:
     return _answers_in(read_json(path), path)
 
 
+def read_head_answers(path: str | Path) -> tuple[str, ...]:
+    """The answers of a file in the order of the outputs of a head that was trained with it.
+
+    Of JSON that is the order of their numbers. Oscar takes the entries of X_ans2label.pkl in the order in which they
+    stand there, whatever their numbers, also where X_label2ans.pkl is named that lies beside.
+
+    Raises:
+        UserError: as `read_answers`.
+    """
+    path = Path(path).expanduser()
+    answers = read_answers(path)
+    ordered = path.with_name(path.name.replace("label2ans", "ans2label"))
+    if path.suffix.lower() not in PICKLES or not ordered.is_file():
+        return answers
+    content = load_restricted(read_bytes(ordered), str(ordered))
+    numbers = [_number(value) for value in content.values()] if isinstance(content, Mapping) else []
+    if set(numbers) != set(range(len(answers))) or len(numbers) != len(answers):
+        return answers  # of other answers, or not by answer
+    return tuple(answers[number] for number in numbers if number is not None)
+
+
 def refuse_to_write_pickles(path: str | Path) -> None:
     """Vocabularies are written as JSON: a pickle that is not there is a wrong path, and no file to make.
 

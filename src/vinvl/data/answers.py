@@ -49,6 +49,11 @@ class AnswerVocabulary:
         """Position of an answer written exactly as in the vocabulary; None if it is not there."""
         return self._index.get(answer)
 
+    def find(self, answer: str) -> int | None:
+        """Position of an answer as it is written or, where it is not there, in normal form; None if it is neither."""
+        found = self._index.get(answer)
+        return self._index_of_normalised.get(normalise_answer(answer)) if found is None else found
+
     @cached_property
     def _index(self) -> dict[str, int]:
         return {answer: index for index, answer in enumerate(self.answers)}

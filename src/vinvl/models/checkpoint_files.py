@@ -1,6 +1,6 @@
 """Find and open other people's weight files: a folder, a single file, or a name on the Hugging Face hub."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,17 @@ WEIGHT_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.j
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where a checkpoint lies, and what its config.json says ({} if it has none)."""
+    """Where a checkpoint lies, and what is said of it.
+
+    Attributes:
+        config: its config.json, {} if it has none; of a training checkpoint of ours its `model_config`.
+        training: of a training checkpoint of ours the records "hyper_parameters" and "vinvl"; {} of others.
+    """
 
     name: str
     weights: Path
     config: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 def find_checkpoint(init: str | Path) -> CheckpointFiles:
@@ -44,7 +50,8 @@ def find_checkpoint(init: str | Path) -> CheckpointFiles:
     """
     path = Path(init).expanduser()
     if path.is_file() and path.suffix == TRAINING_CHECKPOINT:
-        return CheckpointFiles(str(init), path, _training_configuration(path))
+        training = _training_records(path)
+        return CheckpointFiles(str(init), path, training.get("hyper_parameters", {}).get("model_config", {}), training)
     if path.is_file():
         return CheckpointFiles(str(init), path, _read_json(path.parent / "config.json"))
     if path.is_dir():
@@ -116,13 +123,12 @@ def _objects_in(path: Path) -> list[str]:
         return []
 
 
-def _training_configuration(path: Path) -> dict[str, Any]:
+def _training_records(path: Path) -> dict[str, Any]:
     content = _unpickled(path)
     if mmf_tensors(content) is not None:
         return {}
     _refuse_foreign_training(path, content)
-    configuration: dict[str, Any] = content["hyper_parameters"]["model_config"]
-    return configuration
+    return {name: content[name] for name in ("hyper_parameters", "vinvl") if isinstance(content.get(name), dict)}
 
 
 def _refuse_foreign_training(path: Path, content: Any) -> None:

@@ -3,7 +3,7 @@
 import copy
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vinvl.errors import UserError, printable
+from vinvl.models.answer_rows import AnswerRows
 from vinvl.models.checkpoint_files import CheckpointFiles, find_checkpoint, load_published_state_dict
 from vinvl.models.configuration import VinVLConfig
 from vinvl.models.key_names import by_modern_names
@@ -38,11 +39,14 @@ class LoadingReport:
     unused: tuple[str, ...] = ()
     image_layernorm: bool | None = None  # set from the checkpoint, where it has an image projection
     renamed: tuple[tuple[str, str], ...] = ()  # of the loaded, those with another name there: (there, here)
+    answers: AnswerRows | None = None  # how the head's rows were matched, where they were
 
     def __str__(self) -> str:
         lines = [f"started from {self.source}: {len(self.loaded)} tensors loaded"]
         if self.image_layernorm is not None:
             lines.append(f"  image layer norm, as in the checkpoint: {'on' if self.image_layernorm else 'off'}")
+        if self.answers is not None:
+            lines.append(f"  answers: {self.answers}")
         # That a file writes "bert." before its names, or does not, tells nobody anything.
         renamed = [f"{old} → {new}" for old, new in self.renamed if _bare(old) != _bare(new)]
         for title, names in (
@@ -60,7 +64,10 @@ class LoadingReport:
         """What became of every tensor, a line each: the word for it, a tab, and its name (old → new where renamed)."""
         old = {new: old for old, new in self.renamed}
         loaded = [f"renamed\t{old[name]} → {name}" if name in old else f"loaded\t{name}" for name in self.loaded]
+        rest: tuple[tuple[str, Sequence[str]], ...]
         rest = (("missing", self.missing), ("resized", self.resized), ("unused", self.unused))
+        if self.answers is not None:
+            rest += (("new answer", self.answers.new), ("answer not used", self.answers.dropped))
         rows = loaded + [f"{word}\t{name}" for word, names in rest for name in names]
         return ["\t".join(map(printable, row.split("\t", 1))) for row in rows]
 
@@ -114,8 +121,12 @@ def initialise_from_tensors(
     tensors: Mapping[str, Tensor],
     *,
     strict_head: bool = False,
+    answers: AnswerRows | None = None,
 ) -> tuple[Model, LoadingReport]:
-    """`initialise_with_report` for a checkpoint whose tensors have been read already."""
+    """`initialise_with_report` for a checkpoint whose tensors have been read already.
+
+    `answers`: where the head's answers have their rows in the checkpoint's head; None: its rows stand as they are.
+    """
     found, originals = by_modern_names(tensors)
     _refuse_other_encoder(files, found, config)
     config, follows = _follow_image_layernorm(files, found, config)
@@ -125,6 +136,8 @@ def initialise_from_tensors(
     own = {name.removeprefix("bert."): (name, tensor) for name, tensor in model.state_dict().items()}
     _share_word_decoder(config, found, originals, own)
     _refuse_incomplete_encoder(files, found, own)
+    if answers is not None:
+        answers.place(files.name, found, {name: tensor for name, (_, tensor) in own.items()})
     missing, resized = _unfit(files, found, {name: tensor for name, (_, tensor) in own.items()})
     if strict_head:
         _refuse_other_head(files, found, own, missing, resized)
@@ -140,6 +153,7 @@ def initialise_from_tensors(
         unused=tuple(sorted(original for name, original in originals.items() if name not in used | set(resized))),
         image_layernorm=follows,
         renamed=tuple(sorted((originals[_bare(full)], full) for full in loaded if originals[_bare(full)] != full)),
+        answers=answers,
     )
 
 

@@ -1,6 +1,6 @@
 """A whole model from a checkpoint that says itself what it is, nothing of it random that was trained there."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vinvl.errors import UserError
+from vinvl.models.answer_rows import AnswerRows, output_layer
 from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.checkpoint_files import CheckpointFiles, load_published_state_dict
 from vinvl.models.checkpoints import (
@@ -18,6 +19,7 @@ from vinvl.models.checkpoints import (
     initialise_from_tensors,
 )
 from vinvl.models.encoder import VinVLModel
+from vinvl.models.heads import VinVLForAnswering
 from vinvl.models.key_names import by_modern_names
 from vinvl.models.model_kinds import model_of_task, recognise_model
 from vinvl.models.pretraining import VinVLForPreTraining
@@ -34,7 +36,10 @@ MAY_BE_NEW: dict[type[PreTrainedModel], tuple[str, ...]] = {
 
 
 def convert_model(
-    files: CheckpointFiles, task: str | None = None, given: Mapping[str, Any] | None = None
+    files: CheckpointFiles,
+    task: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    match_answers: Callable[[int], AnswerRows | None] | None = None,
 ) -> tuple[PreTrainedModel, LoadingReport]:
     """The model that a checkpoint holds, in evaluation mode, and what became of every tensor.
 
@@ -42,6 +47,7 @@ def convert_model(
         files: the checkpoint (`find_checkpoint`).
         task: whose model it shall be, a key of `MODEL_OF_TASK`; None to go by the checkpoint.
         given: fields of `VinVLConfig` that the checkpoint does not say, or says wrongly.
+        match_answers: rows of an answer head there → where the model's answers are among them, if not as they stand.
 
     Raises:
         UserError: no such task; weights that do not make up a model, or not one of this task.
@@ -52,9 +58,14 @@ def convert_model(
     model_class = recognise_model(files.config, found) if task is None else model_of_task(task)
     if model_class is VinVLModel:
         found = {name: tensor for name, tensor in found.items() if not name.startswith(("classifier.", "cls."))}
+    rows = None
+    if match_answers is not None and model_class is VinVLForAnswering and (output := output_layer(found)):
+        rows = match_answers(len(found[output[0]]))
+    if rows is not None:
+        given = {**(given or {}), "num_labels": len(rows.here), "id2label": None}
     config = configuration_of(files, found, model_class, given or {})
     _refuse_own_decoder(files, found, model_class)
-    model, report = initialise_from_tensors(model_class, config, files, tensors, strict_head=True)
+    model, report = initialise_from_tensors(model_class, config, files, tensors, strict_head=True, answers=rows)
     allowed = MAY_BE_NEW.get(model_class, ())
     absent = [name for name in report.missing if not name.startswith(allowed)]
     if absent:

@@ -1,7 +1,7 @@
 """Write a model into a folder: as transformers reads it, or as the published Oscar code does."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,14 @@ def name_answers(model: PreTrainedModel, answers: Sequence[str]) -> None:
 
 def named_answers(model: PreTrainedModel) -> list[str] | None:
     """The answers' texts in the model's configuration; None where it has transformers' own LABEL_0, LABEL_1, …"""
-    id2label: dict[Any, str] = dict(model.config.id2label or {})
-    answers = [id2label[number] for number in range(len(id2label))]
-    return None if answers == [f"LABEL_{number}" for number in range(len(answers))] else answers
+    return answers_in(model.config.id2label)
+
+
+def answers_in(id2label: object) -> list[str] | None:
+    """The answers' texts of a configuration's `id2label`; None where it names none."""
+    if not isinstance(id2label, Mapping):
+        return None
+    by_number = {str(number): answer for number, answer in id2label.items()}
+    answers = [by_number.get(str(number)) for number in range(len(by_number))]
+    named = all(isinstance(answer, str) for answer in answers)
+    return answers if named and answers != [f"LABEL_{n}" for n in range(len(answers))] else None  # type: ignore[return-value]

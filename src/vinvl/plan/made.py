@@ -92,6 +92,7 @@ def stand_in_task(
     *,
     model: Mapping[str, Any],
     init: None,
+    init_answers: str | None = None,
     gradient_checkpointing: bool,
     optimizer: MakeOptimizer,
     scheduler: MakeScheduler,
@@ -101,7 +102,7 @@ def stand_in_task(
 ) -> PretrainingTask:
     """A pre-training task of the configured size: the encoder of every task, and heads that cost next to nothing.
 
-    Arguments are those of `VinVLTask.build`; `options`, the settings of the real task, are left aside.
+    Arguments are those of `VinVLTask.build`; `init_answers` and `options`, settings of the real task, are left aside.
     """
     return PretrainingTask(
         variant="oscar",

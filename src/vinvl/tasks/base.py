@@ -19,9 +19,11 @@ from vinvl.data.datamodule import RegionDataModule
 from vinvl.data.feature_record import FeatureRecord
 from vinvl.data.store.regions import BOX_NUMBERS
 from vinvl.errors import UserError
-from vinvl.models import VinVLConfig, initialise
+from vinvl.models import VinVLConfig
 from vinvl.tasks.checkpoints import OUR_KEY, load_into
 from vinvl.tasks.parameter_groups import parameter_groups
+from vinvl.tasks.row_names import start_model
+from vinvl.trained.tokenizers import Words, refuse_other_words, words_of, words_of_run
 
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
@@ -32,6 +34,8 @@ class TaskArguments(TypedDict, total=False):
 
     model_config: Required[dict[str, Any]]
     init: str | None
+    init_answers: str | None
+    words: Words | None
     gradient_checkpointing: bool
     optimizer: MakeOptimizer | None
     scheduler: MakeScheduler | None
@@ -65,6 +69,8 @@ class VinVLTask(pl.LightningModule):
         *,
         model_config: dict[str, Any],
         init: str | None = None,
+        init_answers: str | None = None,
+        words: Words | None = None,
         gradient_checkpointing: bool = False,
         optimizer: MakeOptimizer | None = None,
         scheduler: MakeScheduler | None = None,
@@ -75,7 +81,9 @@ class VinVLTask(pl.LightningModule):
         Args:
             own: the task's own constructor arguments in plain types, to be carried in checkpoints.
             model_config: fields of `VinVLConfig`, in plain types.
-            init: weights to start from (`models.initialise`); None for random ones.
+            init: weights to start from (`start_model`); None for random ones.
+            init_answers: a file with the answers of the head there, where it does not say them; "none": a new head.
+            words: of the tokenizer that the task is trained with.
             gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
             optimizer: parameter groups → optimiser; None where the task is only evaluated.
             scheduler: (optimiser, total_steps=) → schedule, stepped after each update.
@@ -83,7 +91,11 @@ class VinVLTask(pl.LightningModule):
             seed: of dropout; see `on_train_batch_start`.
         """
         super().__init__()
-        self.model = initialise(self.model_class, VinVLConfig(**model_config), init)
+        self.words = words
+        config, answers = VinVLConfig(**model_config), own.get("answers")
+        self.model = start_model(
+            self.model_class, config, init, answers=answers, init_answers=init_answers, words=words
+        )
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.config: VinVLConfig = self.model.config  # type: ignore[assignment]
@@ -106,6 +118,7 @@ class VinVLTask(pl.LightningModule):
         datamodule: RegionDataModule,
         model: dict[str, Any],
         init: str | None,
+        init_answers: str | None = None,
         gradient_checkpointing: bool,
         optimizer: MakeOptimizer,
         scheduler: MakeScheduler,
@@ -129,6 +142,8 @@ class VinVLTask(pl.LightningModule):
             **options,
             model_config={**model, "vocab_size": vocab_size},
             init=init,
+            init_answers=init_answers,
+            words=words_of(datamodule.tokenizer),
             gradient_checkpointing=gradient_checkpointing,
             optimizer=optimizer,
             scheduler=scheduler,
@@ -147,7 +162,7 @@ class VinVLTask(pl.LightningModule):
         Raises:
             UserError: the weights do not fit the model that the checkpoint describes.
         """
-        task = cls(**{**checkpoint["hyper_parameters"], **own})
+        task = cls(**{**checkpoint["hyper_parameters"], **own}, words=words_of_run(checkpoint))
         load_into(task, checkpoint, path)
         return task
 
@@ -182,6 +197,7 @@ class VinVLTask(pl.LightningModule):
                 f"The tokenizer '{datamodule.tokenizer_name}' has {len(datamodule.tokenizer)} tokens, and the model's "
                 f"vocab_size is {self.config.vocab_size}: pass the model's own tokenizer, or model.config.vocab_size."
             )
+        refuse_other_words(self.words, words_of(datamodule.tokenizer), "The model", "data.tokenizer")
         positions = self.positions_needed(datamodule)
         if positions > self.config.max_position_embeddings:
             raise UserError(
@@ -310,6 +326,7 @@ class VinVLTask(pl.LightningModule):
             "batches_seen": self.batches_seen,
             "run_config": self.run_config,
             "features": self.features.plain(),
+            "words": self.words,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

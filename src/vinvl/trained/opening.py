@@ -19,7 +19,7 @@ from vinvl.models.model_kinds import ENCODER, MODEL_OF_TASK
 from vinvl.runs import CHECKPOINTS
 from vinvl.tasks.caption_writing import positions_needed
 from vinvl.tasks.checkpoints import OUR_KEY
-from vinvl.trained.answers import find_answers
+from vinvl.trained.answers import find_answers, rows_of_given
 from vinvl.trained.reading import only_task_of, read_ours, task_of
 from vinvl.trained.tokenizers import find_tokenizer
 from vinvl.trained.usage import DATA_OF_TASK, Usage, said_by_run
@@ -92,7 +92,7 @@ def open_trained(
     ours = read_ours(files)
     said = {} if ours else read_use_file(files.weights.parent)
     task = task or task_of(ours, files) or _task_in(said, files)
-    model, report = convert_model(files, task)
+    model, report = convert_model(files, task, None, lambda size: rows_of_given(answers, files, size, new_ones=False))
     task = task or _task_of_model(model, files, place)
     if answers is not None and task not in ANSWERING:
         raise UserError(f"{place} is a model for {task}, which chooses no answers: leave answers out.")
@@ -105,9 +105,9 @@ def open_trained(
     if task in DATA_OF_TASK:
         usage = Usage.of_task(task, known, inputs or {}, decoding or {}, place)
         _check_positions(model, usage, task, place)
-        tokenizer_name, found = find_tokenizer(None if tokenizer is None else str(tokenizer), files, ours)
+        tokenizer_name, found = find_tokenizer(None if tokenizer is None else str(tokenizer), files)
         check_tokenizer(model, found, tokenizer_name)
-        used = Used(usage, found, _answers(answers, ours, model, task, place))
+        used = Used(usage, found, _answers(answers, files, model, task, place))
     return TrainedModel(place, task, model, used, features)
 
 
@@ -141,11 +141,11 @@ def _task_of_model(model: PreTrainedModel, files: CheckpointFiles, place: str) -
 
 
 def _answers(
-    given: str | Path | Sequence[str] | None, ours: Mapping[str, Any], model: PreTrainedModel, task: str, place: str
+    given: str | Path | Sequence[str] | None, files: CheckpointFiles, model: PreTrainedModel, task: str, place: str
 ) -> tuple[str, ...]:
     if task not in ANSWERING:
         return ()
-    found = find_answers(given, ours, model, place)
+    found = find_answers(given, files, model)
     if found is None:
         raise UserError(
             f"{place} does not carry the texts of its {model.config.num_labels:,} answers: pass answers=FILE, the "

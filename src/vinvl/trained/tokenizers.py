@@ -1,5 +1,6 @@
 """The tokenizer that belongs to a model."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,33 +14,98 @@ from vinvl.tasks.checkpoints import OUR_KEY
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 VOCABULARY = "vocab.txt"
+UNUSED = re.compile(r"\[unused\d+\]")
+WORDS_SHOWN = 3
+Words = dict[int, str]
+"""The words of a tokenizer by number."""
 
 
-def find_tokenizer(
-    name: str | None, files: CheckpointFiles, ours: Mapping[str, Any]
-) -> tuple[str, PreTrainedTokenizerBase]:
+def find_tokenizer(name: str | None, files: CheckpointFiles) -> tuple[str, PreTrainedTokenizerBase]:
     """The tokenizer that a person named, or else that of the training run, or else the one beside the weights.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it has other words than the model was trained with.
     """
-    if name is None and ours:
-        data = ours[OUR_KEY]["run_config"].get("data")
-        said = data.get("tokenizer") if isinstance(data, dict) else None
-        name = said if isinstance(said, str) else None
+    found = _find(name, files)
+    if name is not None or files.training:
+        refuse_other_words(known_words(files), words_of(found[1]), files.name, "tokenizer")
+    return found
+
+
+def words_of(tokenizer: PreTrainedTokenizerBase) -> Words:
+    """The words of a tokenizer by number, added ones included."""
+    return {number: word for word, number in tokenizer.get_vocab().items()}
+
+
+def known_words(files: CheckpointFiles) -> Words | None:
+    """The words of the tokenizer that a checkpoint was trained with, None where it is not known."""
+    if files.training:
+        return words_of_run(files.training)
+    try:
+        return words_of(_find(None, files)[1])
+    except UserError:
+        return None
+
+
+def words_of_run(checkpoint: Mapping[str, Any]) -> Words | None:
+    """Those that a training checkpoint of ours carries or, where it is too old for that, of the tokenizer it names."""
+    record = checkpoint.get(OUR_KEY, {})
+    words, name = record.get("words"), _named_by_run(checkpoint)
+    if isinstance(words, dict) and all(isinstance(n, int) and isinstance(word, str) for n, word in words.items()):
+        return words
+    try:
+        return None if name is None else words_of(_open(name)[1])
+    except UserError:
+        return None
+
+
+def refuse_other_words(there: Words | None, here: Words, model: str, setting: str) -> None:
+    """Refuses a tokenizer whose words have other numbers than those that a model was trained with, if these are known.
+
+    Words in place of BERT's [unused0], [unused1], …, and further ones at the end, are no other words: they are new.
+
+    Raises:
+        UserError: says how many differ, and the first of them.
+    """
+    differing = [
+        f"{number} was {there[number]!r} and is {word!r}"
+        for number, word in sorted(here.items())
+        if there is not None and word != there.get(number, word) and not UNUSED.fullmatch(there[number])
+    ]
+    if differing:
+        shown = "; ".join(differing[:WORDS_SHOWN])
+        raise UserError(
+            f"{model} was trained with other words than the tokenizer has: {len(differing):,} of {len(here):,} differ "
+            f"({shown}{'; …' if len(differing) > WORDS_SHOWN else ''}), so its embeddings would stand for other words; "
+            f"pass {setting}=FOLDER of the one that it was trained with."
+        )
+
+
+def _named_by_run(checkpoint: Mapping[str, Any]) -> str | None:
+    config = checkpoint.get(OUR_KEY, {}).get("run_config")
+    data = config.get("data") if isinstance(config, dict) else None
+    said = data.get("tokenizer") if isinstance(data, dict) else None
+    return said if isinstance(said, str) else None
+
+
+def _find(name: str | None, files: CheckpointFiles) -> tuple[str, PreTrainedTokenizerBase]:
+    if name is None:
+        name = _named_by_run(files.training)
     if name is None and not Path(files.name).expanduser().exists():
         name = files.name  # of a model on the hub, only the weights have been downloaded
-    folder = Path(name).expanduser() if name is not None else files.weights.parent
-    if not any((folder / one).is_file() for one in TOKENIZER_FILES) and (folder / VOCABULARY).is_file():
-        return str(folder), tokenizer_of_vocabulary(folder / VOCABULARY)  # as Oscar was published
-    if name is not None:
-        return name, load_tokenizer(name)
-    if not any((folder / one).is_file() for one in TOKENIZER_FILES):
+    if name is None and not any((files.weights.parent / one).is_file() for one in (*TOKENIZER_FILES, VOCABULARY)):
         raise UserError(
             f"No tokenizer lies beside {files.name}: pass tokenizer=bert-base-uncased, or the folder of the one that "
             "the model was trained with."
         )
-    return str(folder), load_tokenizer(folder)
+    return _open(str(files.weights.parent) if name is None else name)
+
+
+def _open(name: str) -> tuple[str, PreTrainedTokenizerBase]:
+    folder = Path(name).expanduser()
+    if not any((folder / one).is_file() for one in TOKENIZER_FILES) and (folder / VOCABULARY).is_file():
+        return str(folder), tokenizer_of_vocabulary(folder / VOCABULARY)  # as Oscar was published
+    return name, load_tokenizer(name)
 
 
 def tokenizer_of_vocabulary(path: Path) -> PreTrainedTokenizerBase:
