@@ -66,13 +66,16 @@ def images_per_second(read: Reader, order: np.ndarray, buffer: np.ndarray) -> tu
     for index in order.tolist():
         features = read(index)
         target = buffer[: len(features)]
-        np.copyto(target, features, casting="same_kind")
+        if not np.shares_memory(target, features):
+            np.copyto(target, features, casting="same_kind")
         copied += target.nbytes
     seconds = time.perf_counter() - begin
     return len(order) / seconds, copied / seconds
 
 
-def make_readers(path: Path, store: RegionStore, handle: h5py.File, tsv: Path, starts: np.ndarray) -> dict[str, Reader]:
+def make_readers(
+    path: Path, store: RegionStore, handle: h5py.File, tsv: Path, starts: np.ndarray, buffer: np.ndarray
+) -> dict[str, Reader]:
     """What is compared, by name; each takes an index and returns the features (R, D) of that image."""
     layout = store.headers[0].arrays["features"]
     raw = np.memmap(path, dtype=layout.dtype, mode="r", offset=layout.offset or 0, shape=layout.shape).view(np.ndarray)
@@ -91,11 +94,21 @@ def make_readers(path: Path, store: RegionStore, handle: h5py.File, tsv: Path, s
         _, count, text = lines.readline().split(b"\t")
         return np.frombuffer(base64.b64decode(text), dtype=np.float32).reshape(int(count), -1)
 
+    def features_alone(index: int) -> np.ndarray:
+        rows = buffer[: offsets[index + 1] - offsets[index]]
+        store.features_into(index, rows)
+        return rows
+
+    def all_of(regions: Regions) -> np.ndarray:
+        for name in ("boxes", "classes", "class_scores", "attributes", "attribute_scores"):
+            getattr(regions, name)
+        return regions.features
+
     return {
         "raw memory map": lambda index: raw[offsets[index] : offsets[index + 1]],
-        "RegionStore, features alone, as batches are filled": store.features_at,
-        "RegionStore by index": lambda index: store.at(index).features,
-        "RegionStore by image id": lambda index: store[ids[index]].features,
+        "RegionStore, features alone, as batches are filled": features_alone,
+        "RegionStore by index": lambda index: all_of(store.at(index)),
+        "RegionStore by image id": lambda index: all_of(store[ids[index]]),
         "h5py slice of features": lambda index: dataset[offsets[index] : offsets[index + 1]],
         "h5py slices of all arrays": all_from_hdf5,
         "base64 TSV rows": from_tsv,
@@ -132,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         buffer = np.empty((2 * options.regions, options.feature_dim), dtype=np.float16)
         results = {}
         with h5py.File(path, "r") as handle:
-            for name, read in make_readers(path, store, handle, tsv, starts).items():
+            for name, read in make_readers(path, store, handle, tsv, starts, buffer).items():
                 reads = order[: options.tsv_images] if "TSV" in name else order
                 results[name] = max(images_per_second(read, reads, buffer) for _ in range(options.passes))
         print_table(results)

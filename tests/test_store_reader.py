@@ -99,12 +99,33 @@ def test_wrong_feature_dimension_is_told(tmp_path: Path) -> None:
         RegionStore(path).require_feature_dim(2048)
 
 
-def test_a_file_that_changes_after_it_was_opened_is_not_mapped(tmp_path: Path) -> None:
+def test_a_file_that_changes_after_it_was_opened_is_not_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", [make_regions("1", 1)])
     store = RegionStore(path)
     write(path, [make_regions("1", 9), make_regions("2", 9)])
     with pytest.raises(UserError, match=r"a.h5 was changed after it was opened"):
         store["1"]
+
+
+@pytest.mark.parametrize("layout", [{}, {"chunk_rows": 7}, {"compression": "gzip"}], ids=str)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_store_that_is_cut_short_while_it_is_read_is_told(tmp_path: Path, layout: dict[str, Any]) -> None:
+    images = [make_regions(f"n{number}", 9, feature_dim=999, attributes=1, seed=number) for number in range(40)]
+    path = write(tmp_path / "a.h5", images, feature_dim=999, attributes=1, **layout)
+    items = StoreItems([RegionStore(path)])
+    whole = items[39]
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    told = r"a\.h5 was (cut short while it was read: copy or write it again|changed after it was opened)"
+    for read in (
+        lambda: [items[index] for index in range(40)],
+        lambda: items.stores[0].features_into(39, np.zeros((9, 999), dtype=np.float16)),
+        lambda: items.stores[0].sources[0].rows("features", 0, 360),
+        lambda: list(DataLoader(items, num_workers=1, multiprocessing_context="fork", collate_fn=first)),
+    ):
+        with pytest.raises(UserError, match=told if not layout.get("compression") else rf"{told}|cannot be read"):
+            read()
+    assert len(whole) == 7
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -116,7 +137,13 @@ def test_features_alone_are_those_of_the_image(tmp_path: Path, chunked: bool) ->
     ]
     for store in (RegionStore(paths[0]), RegionStore(paths)):
         for index in range(len(store)):
-            np.testing.assert_array_equal(store.features_at(index), store.at(index).features)
+            regions = store.at(index)
+            for count in range(len(regions) + 1):
+                store.features_into(index, out := np.full((count, 3), 7, dtype=np.float16))
+                np.testing.assert_array_equal(out, regions.features[:count])
+            with pytest.raises(UserError, match=f"has {len(regions)} regions, not"):
+                store.features_into(index, np.empty((len(regions) + 1, 3), dtype=np.float16))
+            np.testing.assert_array_equal(store.classes_at(index), regions.classes)
         for outside in (-1, len(store)):
             with pytest.raises(UserError, match=f"has no image at index {outside}"):
-                store.features_at(outside)
+                store.classes_at(outside)

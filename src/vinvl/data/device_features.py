@@ -59,7 +59,6 @@ class DeviceFeatures:
         for source in store.sources:
             for start in range(0, source.header.num_regions, rows_at_once):
                 stop = min(start + rows_at_once, source.header.num_regions)
-                part = np.array(source.rows("features", start, stop))  # a copy: the map is read-only
-                table[written : written + stop - start] = torch.from_numpy(part)
+                table[written : written + stop - start] = torch.from_numpy(source.rows("features", start, stop))
                 written += stop - start
         return table

@@ -1,8 +1,8 @@
-"""The regions of a batch: views of the store until they are copied once, in its precision, end to end.
+"""The regions of a batch, end to end, in the precision of the store.
 
 Data workers send no features: memory that two processes share is slow to get, and what the training process reads is in
-memory already, for the worker has touched it. So a batch from a worker says which images it has, and the training
-process copies their features from its own map of the store.
+memory already, for the worker has read it. So a batch from a worker says which images it has, and the training process
+reads their features from the store straight into the batch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from torch.utils.data import get_worker_info
 
 from vinvl.data.store import RegionStore
 from vinvl.data.store.regions import BOX_NUMBERS, Regions, box_geometry
-
-PAGE = 4096  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +78,13 @@ class BatchRegions:
 
     def filled(self, store: RegionStore, pin_memory: bool = False) -> BatchRegions:
         """With the features that the store has, in page-locked memory if so asked."""
-        positions_and_counts = self.stored.tolist()
-        parts = [store.features_at(position)[:count] for position, count in positions_and_counts]
-        return replace(self, features=_joined(parts, pin_memory))
+        dtype = torch.float16 if store.feature_dtype == np.float16 else torch.float32
+        features = torch.empty((len(self.places), store.feature_dim), dtype=dtype, pin_memory=pin_memory)
+        rows, start = features.numpy(), 0
+        for position, count in self.stored.tolist():
+            store.features_into(position, rows[start : start + count])
+            start += count
+        return replace(self, features=features)
 
     def rows(self) -> Tensor:
         """(ΣR, D + 6) float32 region rows, made on the device where they are."""
@@ -124,7 +126,7 @@ def gather_regions(parts: Sequence[ImageRegions]) -> BatchRegions:
         features = _joined([part.features for part in parts])
     else:
         for part in parts:
-            _touch(part.features)
+            _ = part.features  # read here, so that the training process finds it in memory
     return BatchRegions(
         features=features,
         geometry=torch.from_numpy(box_geometry(boxes, np.repeat(sizes, counts, axis=0))),
@@ -134,16 +136,10 @@ def gather_regions(parts: Sequence[ImageRegions]) -> BatchRegions:
     )
 
 
-def _joined(parts: Sequence[np.ndarray], pin_memory: bool = False) -> Tensor:
+def _joined(parts: Sequence[np.ndarray]) -> Tensor:
     """(ΣR, D) of arrays (R, D), in their precision."""
     dtype = torch.float16 if parts[0].dtype == np.float16 else torch.float32
     rows = sum(len(part) for part in parts)
-    features = torch.empty((rows, parts[0].shape[1]), dtype=dtype, pin_memory=pin_memory)
+    features = torch.empty((rows, parts[0].shape[1]), dtype=dtype)
     np.concatenate(parts, out=features.numpy())
     return features
-
-
-def _touch(features: np.ndarray) -> None:
-    """Reads a number of every page, so that the pages are in memory."""
-    row_bytes = max(1, features.shape[1] * features.itemsize)
-    features[:: max(1, PAGE // row_bytes), :: max(1, PAGE // features.itemsize)].sum()

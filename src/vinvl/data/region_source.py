@@ -24,3 +24,6 @@ class RegionSource(Protocol):
 
     def at(self, index: int, /) -> Regions:
         """The regions of an image."""
+
+    def classes_at(self, index: int, /) -> np.ndarray:
+        """(R,) int32, `at(index).classes`."""

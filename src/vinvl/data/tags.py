@@ -76,8 +76,7 @@ class StoreTags:
         position = image if self.positions is None else int(self.positions[image])
         if position < 0:
             return np.zeros(0, dtype=np.int64)
-        classes: np.ndarray = self.store.at(position).classes[:max_regions]
-        return classes
+        return self.store.classes_at(position)[:max_regions]
 
     def encode(self, image: int, max_regions: int) -> np.ndarray:
         return self.tag_tokens.encode(self._classes(image, max_regions))

@@ -37,6 +37,9 @@ class FoundRegions:
     def at(self, index: int) -> Regions:
         return self.found[index]
 
+    def classes_at(self, index: int) -> np.ndarray:
+        return self.found[index].classes
+
 
 Place = tuple[RegionSource, int]
 """Where the regions of a picture are: a store or a detector's finds, and the position there."""

@@ -17,6 +17,7 @@ object). N images, ΣR regions, D feature dimension, K attributes a region; numb
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,10 @@ class ArrayLayout:
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int | None
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ class RegionStore:
     """The regions of N images, read by image id (`store["262148"]`) or by index (`store.at(0)`).
 
     `path` is a store file, a folder of shards with a manifest, or a list of either, which act as one store. Features
-    are never loaded whole: contiguous files are memory-mapped and the arrays of `Regions` are read-only views into the
-    map; chunked and compressed ones are read through h5py, one handle a process. A pickled store carries no handle, and
-    may be used in forked and spawned DataLoader workers. Files must not change while they are read.
+    are never loaded whole: an image's rows are read from the file when it is asked for, chunked and compressed ones
+    through h5py, one handle a process. A pickled store carries no handle, and may be used in forked and spawned
+    DataLoader workers. Files must not change while they are read; one that is cut short is told.
 
     Raises UserError, naming the file, if a file is missing, foreign, damaged, unfinished or of another layout version,
     if files differ in feature dimension, data type, detector or label map, or if an image id comes twice.
@@ -146,20 +146,25 @@ class RegionStore:
 
     def at(self, index: int) -> Regions:
         """The regions of the image at `index`, 0 <= index < N. Raises UserError outside of that."""
+        shard, position = self._place(index)
+        return shard.regions(position)
+
+    def classes_at(self, index: int) -> np.ndarray:
+        """`at(index).classes`, (R,) int32, without all the rest. Raises UserError as `at` does."""
+        shard, position = self._place(index)
+        return shard.classes(position)
+
+    def features_into(self, index: int, out: np.ndarray) -> None:
+        """Fills `out`, (r, D), with the features of the first r regions of an image. Raises UserError as `at` does."""
+        shard, position = self._place(index)
+        shard.features_into(position, out)
+
+    def _place(self, index: int) -> tuple[Shard, int]:
         position = operator.index(index)
         if not 0 <= position < self._length:
             raise UserError(f"{self._name} has no image at index {position}; it holds {len(self):,} images from 0 on.")
-        shard = bisect.bisect_right(self._starts, position) - 1
-        return self._shards[shard].regions(position - self._starts[shard])
-
-    def features_at(self, index: int) -> np.ndarray:
-        """`at(index).features`, (R, D), without all the rest. Raises UserError as `at` does."""
-        if not 0 <= index < self._length:
-            raise UserError(f"{self._name} has no image at index {index}; it holds {len(self):,} images from 0 on.")
-        if len(self._shards) == 1:
-            return self._shards[0].features(index)
-        shard = bisect.bisect_right(self._starts, index) - 1
-        return self._shards[shard].features(index - self._starts[shard])
+        shard = bisect.bisect_right(self._starts, position) - 1 if len(self._shards) > 1 else 0
+        return self._shards[shard], position - self._starts[shard]
 
     def require_feature_dim(self, dim: int) -> None:
         """Raise UserError if the features are not of dimension `dim`, which a model wants."""

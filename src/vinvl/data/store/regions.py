@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from vinvl.errors import UserError
 
+ROW_ARRAYS = ("features", "boxes", "classes", "class_scores", "attributes", "attribute_scores")
 BOX_NUMBERS = 6  # a region row is the feature followed by six numbers of its box
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """R regions of one image. Arrays read from a contiguous store are read-only views into the mapped file.
+    """R regions of one image.
 
     image_id          text; COCO's integer ids are written in decimal
     features          (R, D) float16 or float32, the detector's region features
@@ -38,7 +40,7 @@ class Regions:
     source: str = ""
 
     def __len__(self) -> int:
-        return len(self.features)
+        return len(self.boxes)
 
     def box_geometry(self) -> np.ndarray:
         """(R, 6) float32: x1/W, y1/H, x2/W, y2/H, (x2-x1)/W, (y2-y1)/H, all computed in float32.
@@ -70,6 +72,30 @@ class Regions:
                     f"{self.source or 'the store'}: image {self.image_id!r} has NaN or infinite {name} in region "
                     f"{int(np.argmin(finite))}; extract the image again."
                 )
+
+
+class StoredRegions(Regions):
+    """The regions of an image in a store: an array is read when it is first asked for."""
+
+    @classmethod
+    def of(
+        cls, read: Callable[[str], np.ndarray], image_id: str, width: int, height: int, source: str
+    ) -> StoredRegions:
+        """`read` gives the array of a name."""
+        regions = object.__new__(cls)
+        regions.__dict__.update(_read=read, image_id=image_id, width=width, height=height, source=source)
+        return regions
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name not in ROW_ARRAYS or "_read" not in self.__dict__:
+            raise AttributeError(name)
+        array: np.ndarray = self.__dict__["_read"](name)
+        self.__dict__[name] = array
+        return array
+
+    def __reduce__(self) -> tuple[type[Regions], tuple[object, ...]]:
+        """What travels to another process has its arrays with it."""
+        return Regions, tuple(getattr(self, field.name) for field in fields(self))
 
 
 def box_geometry(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

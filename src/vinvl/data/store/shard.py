@@ -1,31 +1,83 @@
-"""Reading one store file: memory maps where its arrays are contiguous, h5py elsewhere."""
+"""Reading one store file: straight from the file where its arrays are contiguous, h5py elsewhere.
+
+A memory map would end the process with SIGBUS, without a word, when the file is cut short while it is read.
+"""
 
 from __future__ import annotations
 
-import mmap
+import io
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import h5py
 import numpy as np
 
 from vinvl.data.store.layout import ArrayLayout, ShardHeader, open_hdf5
-from vinvl.data.store.regions import Regions
+from vinvl.data.store.regions import ROW_ARRAYS, Regions, StoredRegions
 from vinvl.errors import UserError
+
+_READ_ERRORS = (OSError, RuntimeError, ValueError, MemoryError)
+_INDEX_ARRAYS = ("offsets", "sizes", "image_ids")
+
+
+class _FileRows:
+    """Rows of a contiguous dataset."""
+
+    def __init__(self, stream: io.FileIO, layout: ArrayLayout, source: str) -> None:
+        self._stream = stream
+        self._descriptor = stream.fileno()
+        self._start = layout.offset or 0
+        self._dtype, self._tail = layout.dtype, layout.shape[1:]
+        self._row_bytes = layout.row_bytes
+        self._source = source
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        rows = np.empty((stop - start, *self._tail), dtype=self._dtype)
+        self.read_into(start, rows)
+        return rows
+
+    def read_into(self, start: int, rows: np.ndarray) -> None:
+        if rows.nbytes == 0:
+            return
+        position = self._start + start * self._row_bytes
+        read = os.preadv(self._descriptor, [rows], position)
+        while read < rows.nbytes:  # the system reads 2 GiB at once, at most
+            count = os.preadv(self._descriptor, [memoryview(rows.reshape(-1).view(np.uint8))[read:]], position + read)
+            if count == 0:
+                raise _cut_short(self._source)
+            read += count
+
+
+class _HDF5Rows:
+    """Rows of a chunked or compressed dataset."""
+
+    def __init__(self, dataset: h5py.Dataset, stream: io.FileIO, header: ShardHeader) -> None:
+        self._dataset, self._stream, self._header = dataset, stream, header
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        rows: np.ndarray = self._dataset[start:stop]
+        # HDF5 takes zeros for what lies behind the end of a file.
+        if os.fstat(self._stream.fileno()).st_size < self._header.file_bytes:
+            raise _cut_short(str(self._header.path))
+        return rows
+
+    def read_into(self, start: int, rows: np.ndarray) -> None:
+        rows[...] = self.read(start, start + len(rows))
+
+
+def _cut_short(source: str) -> UserError:
+    return UserError(f"{source} was cut short while it was read: copy or write it again, then give the command again.")
 
 
 @dataclass(frozen=True, eq=False)
 class _OpenShard:
-    """The arrays of an opened file. Row arrays slice alike, be they NumPy views of the map or HDF5 datasets."""
+    """The arrays of an opened file, those of rows as what reads them."""
 
     process: int
+    stream: io.FileIO
     handle: h5py.File | None
-    features: np.ndarray | h5py.Dataset
-    boxes: np.ndarray | h5py.Dataset
-    classes: np.ndarray | h5py.Dataset
-    class_scores: np.ndarray | h5py.Dataset
-    attributes: np.ndarray | h5py.Dataset
-    attribute_scores: np.ndarray | h5py.Dataset
+    rows: dict[str, _FileRows | _HDF5Rows]
     offsets: np.ndarray
     sizes: np.ndarray
     image_ids: np.ndarray
@@ -34,8 +86,8 @@ class _OpenShard:
 class Shard:
     """One store file, opened on first use in each process.
 
-    A memory map survives a fork and is shared between the processes. An HDF5 handle must not be: a forked process opens
-    its own. Pickling keeps the header alone.
+    An open file survives a fork and is shared between the processes, for nothing depends on where it stands. An HDF5
+    handle must not be: a forked process opens its own. Pickling keeps the header alone.
     """
 
     def __init__(self, header: ShardHeader) -> None:
@@ -65,50 +117,58 @@ class Shard:
         return self._open().image_ids
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of one of the six row arrays. Raises UserError if HDF5 cannot read them."""
-        try:
-            return getattr(self._open(), name)[start:stop]
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{self._source}: {name} cannot be read; copy or write the file again ({error}).") from None
+        """Rows start..stop of one of the six row arrays. Raises UserError if they cannot be read."""
+        return self._read(name, name, start, stop)
 
-    def features(self, index: int) -> np.ndarray:
-        """(R, D) of the image at `index` of this file, 0 <= index < num_images."""
-        opened = self._open()
-        start, stop = opened.offsets[index], opened.offsets[index + 1]
-        if not 0 <= start <= stop <= self.header.num_regions:
-            raise UserError(f"{self._source}: the offsets of image number {index} are damaged ({start} to {stop}).")
+    def classes(self, index: int) -> np.ndarray:
+        """(R,) int32 of the image at `index` of this file, 0 <= index < num_images."""
+        return self._read(index, "classes", *self._span(index))
+
+    def features_into(self, index: int, out: np.ndarray) -> None:
+        """Fills `out`, (r, D), with the features of the first r regions of the image at `index` of this file."""
+        start, stop = self._span(index)
+        if len(out) > stop - start:
+            raise UserError(f"{self._source}: image number {index} has {stop - start} regions, not {len(out)}.")
         try:
-            features: np.ndarray = opened.features[start:stop]
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{self._source}: image number {index} cannot be read ({error}).") from None
-        return features
+            self._open().rows["features"].read_into(start, out)
+        except _READ_ERRORS as error:
+            raise self._failure(index, error) from None
 
     def regions(self, index: int) -> Regions:
         """The regions of the image at `index` of this file, 0 <= index < num_images."""
         opened = self._open()
-        start, stop = int(opened.offsets[index]), int(opened.offsets[index + 1])
-        if not 0 <= start <= stop <= self.header.num_regions:
-            raise UserError(f"{self._source}: the offsets of image number {index} are damaged ({start} to {stop}).")
+        start, stop = self._span(index)
         width, height = opened.sizes[index].tolist()
         if width < 1 or height < 1:
             raise UserError(f"{self._source}: image number {index} has size {width} x {height}; write it again.")
         try:
-            return Regions(
-                opened.image_ids[index].decode(),
-                opened.features[start:stop],
-                opened.boxes[start:stop],
-                opened.classes[start:stop],
-                opened.class_scores[start:stop],
-                opened.attributes[start:stop],
-                opened.attribute_scores[start:stop],
-                width,
-                height,
-                self._source,
-            )
+            image_id = opened.image_ids[index].decode()
         except UnicodeDecodeError:
             raise UserError(f"{self._source}: the id of image number {index} is not UTF-8; write it again.") from None
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{self._source}: image number {index} cannot be read ({error}).") from None
+        read = partial(self._read, index, start=start, stop=stop)
+        regions = StoredRegions.of(read, image_id, width, height, self._source)
+        if opened.handle is not None:  # whose reading may fail, and says more of the image
+            for name in ROW_ARRAYS:
+                getattr(regions, name)
+        return regions
+
+    def _read(self, what: int | str, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows of an array; `what` is the number of the image, or the name of the array, that a failure tells."""
+        try:
+            return self._open().rows[name].read(start, stop)
+        except _READ_ERRORS as error:
+            raise self._failure(what, error) from None
+
+    def _failure(self, what: int | str, error: Exception) -> UserError:
+        what = f"image number {what}" if isinstance(what, int) else what
+        return UserError(f"{self._source}: {what} cannot be read; copy or write the file again ({error}).")
+
+    def _span(self, index: int) -> tuple[int, int]:
+        """First row of an image and the row behind its last."""
+        start, stop = self._open().offsets[index : index + 2].tolist()
+        if not 0 <= start <= stop <= self.header.num_regions:
+            raise UserError(f"{self._source}: the offsets of image number {index} are damaged ({start} to {stop}).")
+        return start, stop
 
     def _open(self) -> _OpenShard:
         opened = self._opened
@@ -121,45 +181,31 @@ class Shard:
 
 
 def _open_shard(header: ShardHeader) -> _OpenShard:
-    mapped = _map_file(header)
-    handle = None
-    if any(_needs_hdf5(layout) for layout in header.arrays.values()):
-        handle = open_hdf5(header.path)
-    arrays: dict[str, np.ndarray | h5py.Dataset] = {}
+    stream = _open_file(header)
+    chunked = [name for name, layout in header.arrays.items() if layout.offset is None and 0 not in layout.shape]
+    handle = open_hdf5(header.path) if chunked else None
+    arrays: dict[str, _FileRows | _HDF5Rows] = {}
+    for name, layout in header.arrays.items():
+        if handle is not None and name in chunked:
+            arrays[name] = _HDF5Rows(handle[name], stream, header)
+        else:
+            arrays[name] = _FileRows(stream, layout, str(header.path))
     try:
-        for name, layout in header.arrays.items():
-            arrays[name] = handle[name] if handle and _needs_hdf5(layout) else _view(mapped, layout)
-        # These three are looked up in for every image; as chunked datasets they are loaded, being small.
-        for name in ("offsets", "sizes", "image_ids"):
-            arrays[name] = np.asarray(arrays[name][...])
-    except (OSError, KeyError, RuntimeError, ValueError, MemoryError) as error:
-        raise UserError(f"{header.path}: {name} cannot be read; copy or write the file again ({error}).") from None
-    return _OpenShard(process=os.getpid(), handle=handle, **arrays)
+        # These three are looked up in for every image.
+        whole = {name: arrays.pop(name).read(0, header.arrays[name].shape[0]) for name in _INDEX_ARRAYS}
+    except _READ_ERRORS as error:
+        raise UserError(f"{header.path} cannot be read; copy or write the file again ({error}).") from None
+    return _OpenShard(os.getpid(), stream, handle, arrays, **whole)
 
 
-def _needs_hdf5(layout: ArrayLayout) -> bool:
-    return layout.offset is None and 0 not in layout.shape
-
-
-def _view(mapped: mmap.mmap, layout: ArrayLayout) -> np.ndarray:
-    """A read-only array over the mapped bytes of one dataset."""
-    if layout.offset is None:
-        empty = np.empty(layout.shape, dtype=layout.dtype)
-        empty.flags.writeable = False
-        return empty
-    count = int(np.prod(layout.shape, dtype=np.int64))
-    return np.frombuffer(mapped, dtype=layout.dtype, count=count, offset=layout.offset).reshape(layout.shape)
-
-
-def _map_file(header: ShardHeader) -> mmap.mmap:
-    """Map the whole file read-only; one map and one file descriptor serve all arrays."""
+def _open_file(header: ShardHeader) -> io.FileIO:
     try:
-        with header.path.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            # The offsets of the header hold for the file that was checked, and reading past a shorter one would
-            # end the process with SIGBUS.
-            if (status.st_size, status.st_mtime_ns) != (header.file_bytes, header.modified_ns):
-                raise UserError(f"{header.path} was changed after it was opened; start again.")
-            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{header.path} cannot be mapped into memory: {error}.") from None
+        stream = header.path.open("rb", buffering=0)
+        status = os.fstat(stream.fileno())
+    except OSError as error:
+        raise UserError(f"{header.path} cannot be opened: {error.strerror}.") from None
+    # The offsets of the header hold for the file that was checked.
+    if (status.st_size, status.st_mtime_ns) != (header.file_bytes, header.modified_ns):
+        stream.close()
+        raise UserError(f"{header.path} was changed after it was opened; start again.")
+    return stream

@@ -127,8 +127,7 @@ def _outside_of(limit: int) -> Callable[[int, np.ndarray], np.ndarray]:
 
 def _blocks(shard: Shard, name: str) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, rows) of one row array, some megabytes each."""
-    layout = shard.header.arrays[name]
-    row_bytes = int(np.prod(layout.shape[1:], dtype=np.int64)) * layout.dtype.itemsize
+    row_bytes = shard.header.arrays[name].row_bytes
     if row_bytes == 0:
         return
     step = max(1, _BLOCK_BYTES // row_bytes)

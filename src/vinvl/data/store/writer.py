@@ -43,7 +43,7 @@ class RegionStoreWriter:
     label_map             names of classes and attributes
     num_attributes        K, attributes a region
     feature_dtype         "float16" or "float32"
-    compression           None, "gzip", or "lzf" (which only h5py reads), for the features; not memory-mapped then
+    compression           None, "gzip", or "lzf" (which only h5py reads), for the features; slower to read
     chunk_rows            rows a chunk; None is contiguous, or 32 with a compression
     max_images_per_shard  None writes one file
     provenance            what else is known of how the features were made, of types that JSON has; as it is when a file
