@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from store_samples import make_regions, write
 
 from vinvl.data.store import RegionStore
+from vinvl.data.store.merging import merge_stores
+from vinvl.errors import UserError
 
 
 def sample(path: Path, **layout: Any) -> Path:
@@ -66,7 +69,113 @@ def test_boxes_may_stick_out_a_little(tmp_path: Path) -> None:
     path = sample(tmp_path / "coco.h5")
     with h5py.File(path, "r+") as file:
         file["boxes"][9] = (-4, -5, 104, 125)
+        del file.attrs["checksums"]
     assert RegionStore(path).verify() == []
+
+
+VALUES: dict[str, object] = {  # every one allowed where it goes
+    "features": 0.25,
+    "boxes": 7,
+    "class_scores": 0.5,
+    "attribute_scores": 0.5,
+    "classes": 1,
+    "attributes": 1,
+    "offsets": 9,
+    "sizes": 131,
+    "image_ids": b"m2",
+}
+
+
+@pytest.mark.parametrize("layout", [{}, {"compression": "lzf", "chunk_rows": 5}], ids=["contiguous", "lzf"])
+@pytest.mark.parametrize("name", VALUES)
+def test_a_value_that_was_changed_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, layout: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("vinvl.data.store.verify._BLOCK_BYTES", 20)
+    path = sample(tmp_path / "coco.h5", **layout)
+    assert RegionStore(path).has_checksums
+    with h5py.File(path, "r+") as file:
+        file[name][2] = 0 if np.all(file[name][2] == VALUES[name]) else VALUES[name]
+    told = f"{path}: {name} are not as they were written (their checksum differs)"
+    store = RegionStore(path)
+    assert [problem[: len(told)] for problem in store.verify()] == [told]
+    with pytest.raises(UserError, match="are not as they were written"):
+        store.require_sound(contents=True)
+    with pytest.raises(UserError, match="are not as they were written"):
+        merge_stores([path], tmp_path / "merged.h5")
+    assert not (tmp_path / "merged.h5").exists()
+    if name in ("features", "boxes", "class_scores", "attribute_scores"):
+        store.require_sound()  # looks at what is small
+    else:
+        with pytest.raises(UserError, match="are not as they were written"):
+            store.require_sound()
+
+
+def test_every_writer_leaves_checksums(tmp_path: Path) -> None:
+    images = [make_regions(f"n{n}", n % 3, attributes=1, seed=n) for n in range(7)]
+    for number, layout in enumerate(({}, {"compression": "gzip", "chunk_rows": 2}, {"max_images_per_shard": 3})):
+        path = write(tmp_path / str(number), images, attributes=1, **layout)
+        merged = merge_stores([path], tmp_path / f"merged {number}.h5")
+        for store in (RegionStore(path), merged):
+            assert store.has_checksums and store.verify() == []
+            store.require_sound(contents=True)
+    same = [RegionStore(tmp_path / name).headers[0].checksums for name in ("0", "1", "merged 2.h5")]
+    assert same[0] == same[1] == same[2]  # of the values, however they are stored
+
+
+def test_a_shard_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
+    images = [make_regions(f"n{n}", 2, seed=n) for n in range(4)]
+    folder = write(tmp_path / "coco", images, max_images_per_shard=2)
+    first, second = sorted(folder.glob("*.h5"))
+    other = write(tmp_path / "other", images, max_images_per_shard=2) / second.name
+    other.replace(second)
+    assert RegionStore(folder).verify() == []  # the very same
+    first.replace(second)
+    write(first, images[2:])
+    with pytest.raises(UserError, match=r"shard-00000.h5 is not the file that .*manifest.json was written for"):
+        RegionStore(folder)
+
+
+def test_files_without_checksums_stay_what_they_were(tmp_path: Path) -> None:
+    folder = sample(tmp_path / "coco", max_images_per_shard=4)
+    for path in folder.glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            del file.attrs["checksums"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        del shard["checksum"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    store = RegionStore(folder)
+    assert not store.has_checksums and store.verify() == []
+    store.require_sound(contents=True)
+    code, out, _ = run_command("verify", folder)
+    assert code == 0 and f"2 of 2 files have no checksums, as {folder}/shard-00000.h5: changed values pass" in out
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"features": 1}', "{" * 99999])
+def test_damaged_checksums_are_told(tmp_path: Path, text: str) -> None:
+    path = sample(tmp_path / "coco.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["checksums"] = text
+    with pytest.raises(UserError, match="root attribute checksums is"):
+        RegionStore(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [row[:3] for row in DAMAGE if row[0] not in ("features", "boxes", "class_scores", "attribute_scores")][:-1],
+)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_what_is_found_quickly_is_refused_before_training(
+    tmp_path: Path, name: str, place: object, value: object, sharded: bool
+) -> None:
+    path = sample(tmp_path / "coco.h5")
+    with h5py.File(path, "r+") as file:
+        file[name][place] = np.array(value, dtype=file[name].dtype)
+        del file.attrs["checksums"]
+    files = [path, write(tmp_path / "more.h5", [make_regions("z", 1, attributes=1)], attributes=1)]
+    with pytest.raises(UserError, match=str(path)):
+        RegionStore(files if sharded else path).require_sound()
 
 
 def test_a_file_repacked_in_chunks_is_read_the_same(tmp_path: Path) -> None:

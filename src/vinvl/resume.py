@@ -36,6 +36,7 @@ HARMLESS = (  # how it is worked on, and what is scored afterwards
     "data.pin_memory",
     "data.cache",
     "data.token_cache",
+    "data.verify_regions",
     "data.eval_batch_size",
     "data.test_split",
     "data.predict_split",

@@ -59,6 +59,7 @@ class RegionDataArguments(TypedDict):
     prepare: called before anything is read; the demo generates its world here.
     cache: keeps the features in the machine's shared memory ("ram") or on the device ("device"); None in their files.
     token_cache: a folder that keeps the token ids of large splits; None: they are made at every start.
+    verify_regions: whether the store is read through at the start, to hold it against its checksums.
     """
 
     splits: Mapping[str, Any]
@@ -82,3 +83,4 @@ class RegionDataArguments(TypedDict):
     prepare: Callable[[], object] | None
     cache: NotRequired[str | None]
     token_cache: NotRequired[str | None]
+    verify_regions: NotRequired[bool]

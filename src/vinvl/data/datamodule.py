@@ -65,11 +65,13 @@ class RegionDataModule(pl.LightningDataModule):
         prepare: Callable[[], object] | None,
         cache: str | None = None,
         token_cache: str | None = None,
+        verify_regions: bool = False,
     ) -> None:
         super().__init__()
         if cache not in (None, RAM, DEVICE):
             raise UserError(f"data.cache={cache!r} is unknown: give {RAM}, {DEVICE} or null.")
         self.cache = cache
+        self.verify_regions = verify_regions
         self.token_cache = None if token_cache is None else Path(token_cache)
         self.splits = splits
         self.split_of = {"train": train_split, "val": val_split, "test": test_split, "predict": predict_split}
@@ -127,6 +129,7 @@ class RegionDataModule(pl.LightningDataModule):
 
     def _open_store(self) -> RegionStore:
         store = RegionStore(self.regions)
+        store.require_sound(contents=self.verify_regions)
         if self.cache != RAM:
             return store
         self._copies = SharedCopies([header.path for header in store.headers])

@@ -119,6 +119,7 @@ def tag_source(source: str | None, store: RegionStore, tokenizer: PreTrainedToke
         return StoreTags(store, TagTokens.of(store.label_map, tokenizer))
     if not source.endswith(".json"):
         other = RegionStore(source)
+        other.require_sound()
         positions = np.array([other.index_of(i) if i in other else -1 for i in store.image_ids], dtype=np.int64)
         _refuse_strangers(int((positions >= 0).sum()), source, store)
         return StoreTags(other, TagTokens.of(other.label_map, tokenizer), positions)

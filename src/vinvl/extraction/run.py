@@ -166,6 +166,8 @@ class _Run:
             self.opened.label_map,
             json.dumps(provenance(self.target.settings)),
         )
+        if earlier is not None:
+            earlier.require_sound(contents=True)  # or its damage would get a checksum that says it is whole
         finish_journal(self.target.path, attributes, self.pictures.ids, earlier.sources if earlier else [])
 
 

@@ -161,6 +161,7 @@ def _detector(
 def _store(features: str | Path | Sequence[str | Path], trained: TrainedModel) -> RegionStore:
     """The store of the image ids. Warns where its features are others than the model's."""
     store = RegionStore(features)
+    store.require_sound()
     _check_dimension(trained, store.feature_dim, f"{store!r} holds")
     _warn(unlike_store(trained.features, store))
     return store

@@ -43,6 +43,7 @@ def report_regions(
         UserError: a store or picture folder that cannot be read, or an id that is not in the store.
     """
     store = RegionStore(stores)
+    store.require_sound()
     made = store.provenance
     places = _places(store, images, names or _names_of(made.get("image_id"))) if images is not None else None
     wanted = _wanted(store, places, ids, count, seed)

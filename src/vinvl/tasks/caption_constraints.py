@@ -76,7 +76,10 @@ class DetectedConstraints:
             max_length: of a caption.
         """
         self.options = options
-        self._store = store if options.regions is None else RegionStore(options.regions)
+        self._store = store
+        if options.regions is not None:
+            self._store = RegionStore(options.regions)
+            self._store.require_sound()
         self.tokenizer = tokenizer
         self.room = max_length - 1  # tokens of a caption besides [CLS]
         self.hierarchy = _names_by_name(options.hierarchy)

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"error: {error}", error=True)
         return 1
     say(*(problems or [f"{', '.join(options.files)}: sound, {len(store):,} images"]))
+    if bare := [header.path for header in store.headers if header.checksums is None]:
+        say(f"{len(bare)} of {len(store.headers)} files have no checksums, as {bare[0]}: changed values pass")
     return 1 if problems else 0
 
 
@@ -75,6 +77,7 @@ def summary(store: RegionStore) -> list[str]:
         ("attributes a region", str(store.num_attributes)),
         ("label map", f"{len(labels.classes):,} classes, {len(labels.attributes):,} attributes"),
         ("detector", store.detector),
+        ("checksums", "yes" if store.has_checksums else "no, written by an earlier version"),
         ("bytes", f"{sum(header.file_bytes for header in headers):,}"),
         *((f"  {name}", _text(value)) for name, value in store.provenance.items()),
     ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from zlib import crc32
 
 import h5py
 import numpy as np
 
 from vinvl.data.store.labels import LabelMap
-from vinvl.data.store.layout import FEATURES, FORMAT_NAME, FORMAT_VERSION, PROVENANCE, ROW_DTYPES
+from vinvl.data.store.layout import CHECKSUMS, FEATURES, FORMAT_NAME, FORMAT_VERSION, PROVENANCE, ROW_DTYPES
 from vinvl.data.store.spool import RowShapes
 
 _BLOCK_BYTES = 8 * 2**20
@@ -76,10 +78,13 @@ class Selection:
         return self.sources == number
 
 
-def write_store_file(path: Path, attributes: StoreAttributes, sources: Sequence[RowSource], wanted: Selection) -> None:
+def write_store_file(
+    path: Path, attributes: StoreAttributes, sources: Sequence[RowSource], wanted: Selection
+) -> dict[str, int]:
     """Write the wanted images as one store file; `complete` is set when all else is written.
 
-    Memory does not grow with the features. Raises OSError where the file cannot be written.
+    Memory does not grow with the features. Returns the checksums of its arrays. Raises OSError where the file cannot be
+    written.
     """
     starts, stops, sizes, ids = _collect(sources, wanted)
     counts = stops - starts
@@ -96,14 +101,19 @@ def write_store_file(path: Path, attributes: StoreAttributes, sources: Sequence[
         if attributes.provenance is not None:
             file.attrs[PROVENANCE] = _fixed_text(attributes.provenance)
         spans = list(_spans(wanted.sources, starts, stops))
-        for name in (FEATURES, *ROW_DTYPES):
-            _copy(_row_dataset(file, name, int(offsets[-1]), attributes), name, sources, spans)
+        checksums = {
+            name: _copy(_row_dataset(file, name, int(offsets[-1]), attributes), name, sources, spans)
+            for name in (FEATURES, *ROW_DTYPES)
+        }
         file.create_dataset("offsets", data=offsets)
         file.create_dataset("sizes", data=sizes)
         dtype = h5py.string_dtype("utf-8", ids.dtype.itemsize)
         file.create_dataset("image_ids", data=ids.astype(dtype), dtype=dtype)
+        checksums |= {"offsets": crc32(offsets.data), "sizes": crc32(sizes.data), "image_ids": crc32(ids.data)}
+        file.attrs[CHECKSUMS] = _fixed_text(json.dumps(checksums))
         file.flush()
         file.attrs["complete"] = np.uint8(1)
+    return checksums
 
 
 def _collect(sources: Sequence[RowSource], wanted: Selection) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -155,11 +165,12 @@ def _row_dataset(file: h5py.File, name: str, regions: int, attributes: StoreAttr
     )
 
 
-def _copy(dataset: h5py.Dataset, name: str, sources: Sequence[RowSource], spans: Sequence[_Span]) -> None:
-    """Fill a dataset some megabytes at a time, in whole chunks where it has chunks."""
+def _copy(dataset: h5py.Dataset, name: str, sources: Sequence[RowSource], spans: Sequence[_Span]) -> int:
+    """Fill a dataset some megabytes at a time, in whole chunks where it has chunks. Returns the checksum."""
     row_bytes = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
+    checksum = 0
     if row_bytes == 0 or len(dataset) == 0:
-        return
+        return checksum
     chunk_rows = dataset.chunks[0] if dataset.chunks else 1
     block_rows = max(1, _BLOCK_BYTES // (row_bytes * chunk_rows)) * chunk_rows
     block = np.empty((min(block_rows, len(dataset)), *dataset.shape[1:]), dtype=dataset.dtype)
@@ -172,9 +183,12 @@ def _copy(dataset: h5py.Dataset, name: str, sources: Sequence[RowSource], spans:
             filled, start = filled + stop - start, stop
             if filled == len(block):
                 dataset[written : written + filled] = block
+                checksum = crc32(block.data, checksum)
                 written, filled = written + filled, 0
     if filled:
         dataset[written : written + filled] = block[:filled]
+        checksum = crc32(block[:filled].data, checksum)
+    return checksum
 
 
 def _fixed_text(text: str) -> np.ndarray:

@@ -12,11 +12,13 @@
 
 Root attributes: `format` and `version`, `feature_dim`, `detector`, `label_map` (JSON text) and `complete`, which a
 writer sets to 1 as the last thing; where the writer knows more of how the features were made, `provenance` (a JSON
-object). N images, ΣR regions, D feature dimension, K attributes a region; numbers are little-endian.
+object); but for files of earlier versions, `checksums` (a JSON object): the CRC-32 of the bytes of each array, by its
+name. N images, ΣR regions, D feature dimension, K attributes a region; numbers are little-endian.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ FEATURE_DTYPES = ("float16", "float32")
 MAX_ID_BYTES = 255
 FEATURES = "features"
 PROVENANCE = "provenance"
+CHECKSUMS = "checksums"
 
 ROW_DTYPES: dict[str, str] = {
     "boxes": "<f4",
@@ -43,6 +46,11 @@ ROW_DTYPES: dict[str, str] = {
     "attribute_scores": "<f4",
 }
 IMAGE_DTYPES: dict[str, str] = {"offsets": "<i8", "sizes": "<i4"}
+
+# Others are loaded from libraries of the system, or are not safe on damaged files.
+_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
+_LARGEST_CHUNK = 2**30  # bytes; a chunk is read whole for a row of it
+_LARGEST_RATIO = 1100  # of an array to its compressed bytes; deflate reaches 1032
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -71,6 +79,7 @@ class ShardHeader:
     detector: str
     label_map: LabelMap
     provenance: str | None
+    checksums: dict[str, int] | None
     storage: str
     arrays: dict[str, ArrayLayout]
 
@@ -97,6 +106,8 @@ def open_hdf5(path: Path) -> h5py.File:
     Raises UserError if the file is missing, is not HDF5, or is truncated.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file; give a store written by RegionStoreWriter.")
         with path.open("rb") as stream:
             signature = stream.read(len(_HDF5_SIGNATURE))
     except OSError as error:
@@ -150,6 +161,7 @@ def _parse_header(path: Path, file: h5py.File) -> ShardHeader:
         detector=detector,
         label_map=label_map,
         provenance=_text_attribute(path, file, PROVENANCE) if PROVENANCE in file.attrs else None,
+        checksums=_read_checksums(path, file) if CHECKSUMS in file.attrs else None,
         storage=storage if features.compression is None else f"{storage}, {features.compression}",
         arrays=arrays,
     )
@@ -171,6 +183,16 @@ def _check_format(path: Path, file: h5py.File) -> None:
         )
     if "complete" not in file.attrs or _integer_attribute(path, file, "complete") != 1:
         raise UserError(f"{path} is only half written: its writer did not finish; delete it and write it again.")
+
+
+def _read_checksums(path: Path, file: h5py.File) -> dict[str, int]:
+    try:
+        content = json.loads(_text_attribute(path, file, CHECKSUMS))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or content.keys() != set(dataset_names()):
+        raise UserError(f"{path}: root attribute {CHECKSUMS} is damaged; copy or write the file again.")
+    return {name: content[name] for name in dataset_names()}
 
 
 def _integer_attribute(path: Path, file: h5py.File, name: str) -> int:
@@ -198,6 +220,8 @@ def _scalar_attribute(file: h5py.File, name: str, type_class: int) -> object:
     if name not in file.attrs:
         return None
     attribute = file.attrs.get_id(name)
+    if attribute.get_storage_size() > file.id.get_filesize():
+        return None
     if attribute.shape != () or attribute.get_type().get_class() != type_class:
         return None
     return file.attrs[name]
@@ -211,6 +235,7 @@ def _array_layout(path: Path, file: h5py.File, name: str, file_bytes: int) -> Ar
     _check_dtype(path, dataset, name)
     if dataset.shape is None:
         raise UserError(f"{path}: dataset {name} is empty of shape; write the store again.")
+    _check_storage(path, dataset, name)
     if dataset.size == 0 or dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
         return ArrayLayout(dataset.dtype, dataset.shape, None)
     offset = dataset.id.get_offset()
@@ -220,6 +245,23 @@ def _array_layout(path: Path, file: h5py.File, name: str, file_bytes: int) -> Ar
         raise UserError(f"{path}: dataset {name} reaches beyond the end of the file; copy or write it again.")
     is_padded_text = name == "image_ids" and dataset.id.get_type().get_strpad() != h5py.h5t.STR_NULLPAD
     return ArrayLayout(dataset.dtype, dataset.shape, None if is_padded_text else offset)
+
+
+def _check_storage(path: Path, dataset: h5py.Dataset, name: str) -> None:
+    """Refuses what lies in other files, and what would take far more memory than the file has bytes."""
+    plist = dataset.id.get_create_plist()
+    if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count() or dataset.id.get_type().committed():
+        raise UserError(f"{path}: the data of {name} lie elsewhere; a store has its arrays in itself: write it again.")
+    for number in range(plist.get_nfilters()):
+        if plist.get_filter(number)[0] not in _FILTERS:
+            raise UserError(f"{path}: {name} is compressed in a way that is not read; write it with gzip, lzf or none.")
+    if plist.get_layout() == h5py.h5d.CONTIGUOUS:
+        return
+    stored = dataset.id.get_storage_size()
+    chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
+    if dataset.nbytes > _LARGEST_RATIO * stored or chunk > _LARGEST_CHUNK:
+        sizes = f"{dataset.nbytes:,} bytes, in chunks of {chunk:,}"
+        raise UserError(f"{path}: {name} has {stored:,} bytes that claim to be {sizes}; write the store again.")
 
 
 def _check_dtype(path: Path, dataset: h5py.Dataset, name: str) -> None:

@@ -1,9 +1,12 @@
-"""The manifest of a folder of shards: `manifest.json`, which lists the shard files and their numbers of images."""
+"""The manifest of a folder of shards: `manifest.json`, which lists files, their numbers of images and checksums."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from zlib import crc32
 
 from vinvl.data.store.layout import FORMAT_NAME, FORMAT_VERSION
 from vinvl.errors import UserError
@@ -12,18 +15,32 @@ from vinvl.files import PARTIAL_SUFFIX, write_text_atomically
 MANIFEST_NAME = "manifest.json"
 
 
-def write_manifest(folder: Path, shards: list[tuple[str, int]]) -> None:
-    """Write (file name, number of images) of all shards."""
+@dataclass(frozen=True)
+class ShardEntry:
+    """What a manifest says of a shard; `checksum` of its checksums, None in manifests of earlier versions."""
+
+    file: str
+    images: int
+    checksum: int | None = None
+
+    @classmethod
+    def of(cls, file: str, images: int, checksums: Mapping[str, int] | None) -> ShardEntry:
+        text = None if checksums is None else json.dumps(checksums, sort_keys=True)
+        return cls(file, images, None if text is None else crc32(text.encode()))
+
+
+def write_manifest(folder: Path, shards: Sequence[ShardEntry]) -> None:
+    """Write the manifest of all shards."""
     content = {
         "format": FORMAT_NAME,
         "version": FORMAT_VERSION,
-        "shards": [{"file": name, "images": images} for name, images in shards],
+        "shards": [asdict(shard) for shard in shards],
     }
     write_text_atomically(folder / MANIFEST_NAME, json.dumps(content, indent=1) + "\n")
 
 
-def read_manifest(folder: Path) -> list[tuple[Path, int]]:
-    """The shard files of a folder with their declared numbers of images, in order.
+def read_manifest(folder: Path) -> list[ShardEntry]:
+    """The shards of a folder, in order.
 
     Raises UserError if the folder has no sound manifest of this version, or names a shard that is missing.
     """
@@ -51,13 +68,22 @@ def read_manifest(folder: Path) -> list[tuple[Path, int]]:
     return [_read_entry(path, entry) for entry in shards]
 
 
-def _read_entry(path: Path, entry: object) -> tuple[Path, int]:
-    name, images = (entry.get("file"), entry.get("images")) if isinstance(entry, dict) else (None, None)
+def _read_entry(path: Path, entry: object) -> ShardEntry:
+    entry = entry if isinstance(entry, dict) else {}
+    name, images, checksum = entry.get("file"), entry.get("images"), entry.get("checksum")
     if not isinstance(name, str) or not isinstance(images, int) or isinstance(images, bool):
         raise UserError(f"{path} has a shard entry without file and images; write the store again.")
+    if checksum is not None and (not isinstance(checksum, int) or isinstance(checksum, bool)):
+        raise UserError(f"{path}: the checksum of {name!a} is no whole number; copy or write the store again.")
     # A manifest must not lead out of its folder.
     if name != Path(name).name or "\0" in name:
         raise UserError(f"{path} names the shard {name!a}, which is not a plain file name; write the store again.")
     if not (path.parent / name).is_file():
         raise UserError(f"{path} names the shard {name!a}, which is missing; copy it here or write the store again.")
-    return path.parent / name, images
+    # Where the manifest too is a link, somebody made a folder of links, as caches of downloads do.
+    if not path.is_symlink() and (path.parent / name).resolve().parent != path.parent.resolve():
+        raise UserError(
+            f"{path} names the shard {name!a}, which is a link out of its folder; name the .h5 files one by one, or "
+            "link the whole folder."
+        )
+    return ShardEntry(name, images, checksum)

@@ -7,10 +7,15 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from zlib import crc32
+
+import numpy as np
 
 from vinvl.data.store.assembly import Selection, StoreAttributes, write_store_file
 from vinvl.data.store.reader import RegionStore
+from vinvl.data.store.shard import Shard
 from vinvl.data.store.spool import RowShapes
+from vinvl.data.store.verify import quick_problems, unlike_checksum
 from vinvl.errors import UserError
 from vinvl.files import put_in_place, work_folder
 
@@ -23,6 +28,26 @@ def shard_path(path: Path, index: int, count: int) -> Path:
     return path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}{path.suffix}") if count > 1 else path
 
 
+class CheckedShard:
+    """A file that is read from its first row to its last, and held against its checksums on the way."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._checksums = dict.fromkeys(shard.header.arrays, 0)
+        self.offsets, self.sizes, self.image_ids = shard.offsets, shard.sizes, shard.image_ids
+        for problem in quick_problems(shard):
+            raise UserError(problem)
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of an array. Raises UserError once all are read, if they are not as they were written."""
+        rows = self._shard.rows(name, start, stop)
+        self._checksums[name] = crc32(rows.data, self._checksums[name])
+        if stop == self._shard.header.num_regions:
+            for problem in unlike_checksum(self._shard, name, self._checksums[name]):
+                raise UserError(problem)
+        return rows
+
+
 def merge_stores(files: Sequence[str | Path], target: str | Path, *, overwrite: bool = False) -> RegionStore:
     """One store file with the images of all, in the order of the files; returns it opened.
 
@@ -32,7 +57,7 @@ def merge_stores(files: Sequence[str | Path], target: str | Path, *, overwrite: 
         overwrite: whether a file of that name is replaced, once the new one is whole.
 
     Raises:
-        UserError: `target` exists, files do not belong together, some of them are missing, or the disk is full; nothing
+        UserError: `target` exists, files do not belong together, are damaged or missing, or the disk is full; nothing
             is changed then.
     """
     target = Path(target)
@@ -50,7 +75,8 @@ def merge_stores(files: Sequence[str | Path], target: str | Path, *, overwrite: 
     )
     with work_folder(target) as folder:
         made = folder / target.name
-        write_store_file(made, attributes, store.sources, Selection.whole(*store.sources))
+        sources = [CheckedShard(source) for source in store.sources]
+        write_store_file(made, attributes, sources, Selection.whole(*sources))
         put_in_place(made, target)
     return RegionStore(target)
 

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import numpy as np
 from vinvl.data.store.id_lookup import IdLookup
 from vinvl.data.store.labels import LabelMap
 from vinvl.data.store.layout import ShardHeader, read_header
-from vinvl.data.store.manifest import MANIFEST_NAME, read_manifest
+from vinvl.data.store.manifest import MANIFEST_NAME, ShardEntry, read_manifest
 from vinvl.data.store.provenance import common_provenance
 from vinvl.data.store.regions import Regions
 from vinvl.data.store.shard import Shard
-from vinvl.data.store.verify import verify_shard
+from vinvl.data.store.verify import quick_problems, verify_shard
 from vinvl.errors import UserError
 
 
@@ -174,10 +174,27 @@ class RegionStore:
                 f"use features of that dimension or a model made for {self.feature_dim}."
             )
 
+    def require_sound(self, contents: bool = False) -> None:
+        """Raise UserError for the first thing that is wrong; whoever is about to use a store calls this.
+
+        Checked are repeated and empty ids, offsets, sizes and indices into the label map, and the checksums of what is
+        read for that: some bytes a region. With `contents` all that `verify` looks at.
+        """
+        ids = () if contents else (f"{self._name}: {problem}" for problem in self._lookup.problems())
+        found = chain(ids, *((verify_shard if contents else quick_problems)(shard) for shard in self._shards))
+        for problem in found:
+            raise UserError(f"{problem} `python -m vinvl.data.store verify FILE` says all that is wrong with a store.")
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether all files have checksums; those of earlier versions have none."""
+        return all(header.checksums is not None for header in self.headers)
+
     def verify(self) -> list[str]:
         """Read all files through and return what is wrong with them, a sentence each; [] if the store is sound.
 
-        Checked are offsets, ids, finite features, boxes and scores, box bounds, and indices into the label map.
+        Checked are offsets, ids, finite features, boxes and scores, box bounds, indices into the label map, and where a
+        file has them the checksums of all arrays.
         """
         return [problem for shard in self._shards for problem in verify_shard(shard)]
 
@@ -202,12 +219,16 @@ def _read_headers(path: Path) -> list[ShardHeader]:
     if not path.is_dir():
         return [read_header(path)]
     headers = []
-    for file, images in read_manifest(path):
-        header = read_header(file)
-        if header.num_images != images:
+    for entry in read_manifest(path):
+        header = read_header(path / entry.file)
+        if header.num_images != entry.images:
             raise UserError(
-                f"{file} holds {header.num_images} images but {path / MANIFEST_NAME} says {images}; "
+                f"{header.path} holds {header.num_images} images but {path / MANIFEST_NAME} says {entry.images}; "
                 "write the store again."
+            )
+        if entry.checksum is not None and ShardEntry.of(entry.file, entry.images, header.checksums) != entry:
+            raise UserError(
+                f"{header.path} is not the file that {path / MANIFEST_NAME} was written for; copy it again."
             )
         headers.append(header)
     return headers

@@ -41,9 +41,10 @@ class _FileRows:
         if rows.nbytes == 0:
             return
         position = self._start + start * self._row_bytes
-        read = os.preadv(self._descriptor, [rows], position)
+        read = os.preadv(self._descriptor, [rows.data], position)
         while read < rows.nbytes:  # the system reads 2 GiB at once, at most
-            count = os.preadv(self._descriptor, [memoryview(rows.reshape(-1).view(np.uint8))[read:]], position + read)
+            left = rows.reshape(-1).view(np.uint8).data[read:]
+            count = os.preadv(self._descriptor, [left], position + read)
             if count == 0:
                 raise _cut_short(self._source)
             read += count

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 
+from vinvl.data.store.id_lookup import IdLookup
 from vinvl.data.store.shard import Shard
 from vinvl.errors import UserError
 
@@ -25,68 +28,67 @@ def verify_shard(shard: Shard) -> list[str]:
     """
     problems: list[str] = []
     try:
-        problems.extend(f"{shard.header.path}: {problem}" for problem in _problems(shard))
+        for problem in (*IdLookup(shard.image_ids).problems(), *_undecodable_ids(shard.image_ids)):
+            problems.append(f"{shard.header.path}: {problem}")
+        problems.extend((*quick_problems(shard), *_problems_of_rows(shard)))
     except UserError as error:
         problems.append(str(error))
     return problems
 
 
-def _problems(shard: Shard) -> Iterator[str]:
-    offsets, sizes = shard.offsets, shard.sizes
-    falls = np.flatnonzero(np.diff(offsets) < 0)
+def quick_problems(shard: Shard) -> Iterator[str]:
+    """What is wrong with offsets, sizes, classes, attributes and the checksums of these and of ids, as sentences.
+
+    Raises UserError where an array cannot be read.
+    """
+    path, header = shard.header.path, shard.header
+    falls = _falls(shard)
     if len(falls):
-        yield f"offsets fall after image number {falls[0]}; they must never fall."
-    yield from _id_problems(shard.image_ids)
-    bad_sizes = np.flatnonzero((sizes <= 0).any(axis=1))
-    if len(bad_sizes):
-        yield f"{len(bad_sizes)} images have a size that is not positive, the first is image number {bad_sizes[0]}."
+        yield f"{path}: offsets fall after image number {falls[0]}; they must never fall."
+    bad = np.flatnonzero((shard.sizes <= 0).any(axis=1))
+    if len(bad):
+        yield f"{path}: {len(bad)} images have a size that is not positive, the first is image number {bad[0]}."
+    for name in ("offsets", "sizes", "image_ids"):
+        yield from unlike_checksum(shard, name, crc32(getattr(shard, name).data))
+    for name, names in (("classes", header.label_map.classes), ("attributes", header.label_map.attributes)):
+        # Without names any index but a negative one is as good as another.
+        limit = len(names) or np.iinfo(np.int32).max
+        check = _Check(f"have {name} outside of the label map (0 to {limit - 1})", _outside_of(limit))
+        yield from _problems_of(shard, name, [check])
 
-    def image_of(rows: np.ndarray) -> np.ndarray:
-        return np.searchsorted(offsets, rows, side="right") - 1
 
-    def locate(row: int) -> str:
-        # Which image a row belongs to is only known with sound offsets.
-        if len(falls):
-            return f"row {row}"
-        image = int(image_of(np.array([row]))[0])
-        return f"image {shard.image_ids[image].decode('utf-8', 'replace')!r}, region {row - int(offsets[image])}"
+def _falls(shard: Shard) -> np.ndarray:
+    """The images whose rows end before they begin."""
+    return np.flatnonzero(np.diff(shard.offsets) < 0)
+
+
+def _problems_of_rows(shard: Shard) -> Iterator[str]:
+    """What is wrong with features, boxes and scores."""
+    offsets, sizes, sound_offsets = shard.offsets, shard.sizes, not len(_falls(shard))
 
     def size_at(start: int, boxes: np.ndarray) -> np.ndarray:
         """(r, 2): width and height of each box's image."""
-        return sizes[image_of(np.arange(start, start + len(boxes)))]
+        return sizes[np.searchsorted(offsets, np.arange(start, start + len(boxes)), side="right") - 1]
 
     def inverted(start: int, boxes: np.ndarray) -> np.ndarray:
-        allowed = INVERSION_TOLERANCE * size_at(start, boxes) if not len(falls) else 0
+        allowed = INVERSION_TOLERANCE * size_at(start, boxes) if sound_offsets else 0
         return np.any(boxes[:, :2] - boxes[:, 2:] > allowed, axis=1)
 
     def out_of_bounds(start: int, boxes: np.ndarray) -> np.ndarray:
+        if not sound_offsets:  # only with those is known which image a row belongs to
+            return np.zeros(len(boxes), dtype=bool)
         size = np.tile(size_at(start, boxes), 2)  # (r, 4): W, H, W, H
         outside = (boxes < -BOX_TOLERANCE * size) | (boxes > (1 + BOX_TOLERANCE) * size)
         return np.any(outside, axis=1)
 
+    outside = f"have boxes more than {BOX_TOLERANCE:.0%} of the image's size outside of the image"
+    of_boxes = [_Check("have inverted boxes (x2 < x1 or y2 < y1)", inverted), _Check(outside, out_of_bounds)]
     for name in ("features", "boxes", "class_scores", "attribute_scores"):
-        yield from _bad_rows(shard, name, _not_finite, f"have {name} that are NaN or infinite", locate)
-    yield from _bad_rows(shard, "boxes", inverted, "have inverted boxes (x2 < x1 or y2 < y1)", locate)
-    if not len(falls):
-        what = f"have boxes more than {BOX_TOLERANCE:.0%} of the image's size outside of the image"
-        yield from _bad_rows(shard, "boxes", out_of_bounds, what, locate)
-    labels = shard.header.label_map
-    for name, names in (("classes", labels.classes), ("attributes", labels.attributes)):
-        # Without names any index but a negative one is as good as another.
-        limit = len(names) or np.iinfo(np.int32).max
-        what = f"have {name} outside of the label map (0 to {limit - 1})"
-        yield from _bad_rows(shard, name, _outside_of(limit), what, locate)
+        finite = _Check(f"have {name} that are NaN or infinite", _not_finite)
+        yield from _problems_of(shard, name, [finite, *of_boxes] if name == "boxes" else [finite])
 
 
-def _id_problems(ids: np.ndarray) -> Iterator[str]:
-    order = np.argsort(ids, kind="stable")
-    sorted_ids = ids[order]
-    repeats = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])
-    if len(repeats):
-        image_id = sorted_ids[repeats[0]].decode("utf-8", "replace")
-        yield f"image ids are repeated {len(repeats)} times, such as {image_id!r}."
-    if len(ids) and sorted_ids[0] == b"":
-        yield f"image number {order[0]} has an empty id."
+def _undecodable_ids(ids: np.ndarray) -> Iterator[str]:
     for start in range(0, len(ids), 65536):
         try:
             np.char.decode(ids[start : start + 65536], "utf-8")
@@ -95,22 +97,50 @@ def _id_problems(ids: np.ndarray) -> Iterator[str]:
             return
 
 
-def _bad_rows(
-    shard: Shard,
-    name: str,
-    find_bad: Callable[[int, np.ndarray], np.ndarray],
-    what: str,
-    locate: Callable[[int], str],
-) -> Iterator[str]:
-    """A sentence if `find_bad(first row, block)`, (r,) bool, finds any bad row of the array `name`."""
-    count, first = 0, -1
+@dataclass
+class _Check:
+    """A search for bad rows: `find_bad(first row, block)` gives (r,) bool."""
+
+    what: str
+    find_bad: Callable[[int, np.ndarray], np.ndarray]
+    count: int = 0
+    first: int = -1
+
+    def look(self, start: int, block: np.ndarray) -> None:
+        bad = np.flatnonzero(self.find_bad(start, block))
+        if len(bad) and not self.count:
+            self.first = start + int(bad[0])
+        self.count += len(bad)
+
+
+def _problems_of(shard: Shard, name: str, checks: list[_Check]) -> Iterator[str]:
+    """Sentences for the checks that find bad rows, and one if the array is not as it was written."""
+    checksum = 0
     for start, block in _blocks(shard, name):
-        bad = np.flatnonzero(find_bad(start, block))
-        if len(bad) and not count:
-            first = start + int(bad[0])
-        count += len(bad)
-    if count:
-        yield f"{count} regions {what}, first in {locate(first)}."
+        checksum = crc32(block.data, checksum)
+        for check in checks:
+            check.look(start, block)
+    for check in checks:
+        if check.count:
+            yield f"{shard.header.path}: {check.count} regions {check.what}, first in {_place(shard, check.first)}."
+    yield from unlike_checksum(shard, name, checksum)
+
+
+def _place(shard: Shard, row: int) -> str:
+    if len(_falls(shard)):
+        return f"row {row}"
+    image = int(np.searchsorted(shard.offsets, row, side="right")) - 1
+    return f"image {shard.image_ids[image].decode('utf-8', 'replace')!r}, region {row - int(shard.offsets[image])}"
+
+
+def unlike_checksum(shard: Shard, name: str, checksum: int) -> Iterator[str]:
+    """A sentence if an array of this checksum is not the one that was written; none where the file has no checksums."""
+    checksums = shard.header.checksums
+    if checksums is not None and checksums[name] != checksum:
+        yield (
+            f"{shard.header.path}: {name} are not as they were written (their checksum differs): the file was damaged "
+            "or edited, copy or write it again."
+        )
 
 
 def _not_finite(start: int, block: np.ndarray) -> np.ndarray:

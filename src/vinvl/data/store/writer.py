@@ -16,7 +16,7 @@ from vinvl.data.store.assembly import Selection, StoreAttributes, write_store_fi
 from vinvl.data.store.checks import RegionChecker, encoded_id
 from vinvl.data.store.labels import LabelMap
 from vinvl.data.store.layout import FEATURE_DTYPES
-from vinvl.data.store.manifest import write_manifest
+from vinvl.data.store.manifest import ShardEntry, write_manifest
 from vinvl.data.store.regions import Regions
 from vinvl.data.store.spool import RowShapes, Spool, WorkFolder
 from vinvl.errors import UserError
@@ -86,7 +86,7 @@ class RegionStoreWriter:
         self._provenance = provenance
         self._max_images_per_shard = max_images_per_shard
         self._seen: set[bytes] = set()
-        self._shards: list[tuple[str, int]] = []
+        self._shards: list[ShardEntry] = []
         self._failed = False
         with failure_told(self.path, HOW_TO_GO_ON):
             self._work = WorkFolder(*reserve_folder(self.path))
@@ -157,14 +157,15 @@ class RegionStoreWriter:
         rows = self._spool.rows()
         said = None if self._provenance is None else json.dumps(self._provenance)
         attributes = replace(self._attributes, provenance=said)
-        write_store_file(self._work.path / "store" / name, attributes, [rows], Selection.whole(rows))
-        self._shards.append((name, self._spool.length.images))
+        made = self._work.path / "store" / name
+        checksums = write_store_file(made, attributes, [rows], Selection.whole(rows))
+        self._shards.append(ShardEntry.of(name, self._spool.length.images, checksums))
         self._spool.clear()
 
     def _move_into_place(self) -> None:
         store = self._work.path / "store"
         if self._max_images_per_shard is None:
-            put_in_place(store / self._shards[0][0], self.path)
+            put_in_place(store / self._shards[0].file, self.path)
         else:
             write_manifest(store, self._shards)
             put_in_place(store, self.path)
