@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,44 @@ def link_elsewhere(file: h5py.File) -> None:
     file["boxes"] = h5py.ExternalLink("/etc/passwd", "boxes")
 
 
+def soft_link(file: h5py.File) -> None:
+    file.move("boxes", "others")
+    file["boxes"] = h5py.SoftLink("/others")
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((24, 4), "<f4")
+    layout[...] = h5py.VirtualSource("elsewhere.h5", "boxes", (24, 4))
+    del file["boxes"]
+    file.create_virtual_dataset("boxes", layout)
+
+
+def external(file: h5py.File) -> None:
+    del file["boxes"]
+    file.create_dataset("boxes", (24, 4), "<f4", external=[("/etc/passwd", 0, 24 * 16)])
+
+
+def committed_type(file: h5py.File) -> None:
+    values = file["boxes"][...]
+    del file["boxes"]
+    file["named"] = np.dtype("<f4")
+    file.create_dataset("boxes", data=values, dtype=file["named"])
+
+
+def other_filter(file: h5py.File) -> None:
+    values = file["classes"][...]
+    del file["classes"]
+    file.create_dataset("classes", data=values, chunks=(4,), scaleoffset=0)
+
+
+def bomb(file: h5py.File) -> None:
+    for name in ("offsets", "sizes", "image_ids"):
+        dtype = file[name].dtype
+        del file[name]
+        shape = {"sizes": (10**10, 2), "offsets": (10**10 + 1,)}.get(name, (10**10,))
+        file.create_dataset(name, shape, dtype, chunks=True, compression="gzip")
+
+
 def deep_label_map(file: h5py.File) -> None:
     file.attrs["label_map"] = "[" * 100_000
 
@@ -87,6 +126,17 @@ EDITS: list[tuple[str, Callable[[h5py.File], None], str]] = [
     ("missing dataset", delete("offsets"), "has no dataset offsets"),
     ("group for dataset", group_instead, "has no dataset boxes"),
     ("link for dataset", link_elsewhere, "has no dataset boxes"),
+    ("soft link", soft_link, "has no dataset boxes"),
+    ("virtual dataset", virtual, "the data of boxes lie elsewhere"),
+    ("external storage", external, "the data of boxes lie elsewhere"),
+    ("committed type", committed_type, "the data of boxes lie elsewhere"),
+    ("filter of another kind", other_filter, "classes is compressed in a way that is not read"),
+    ("bomb", bomb, "has 0 bytes that claim to be 80,000,000,008 bytes"),
+    (
+        "huge chunk",
+        replace_dataset("boxes", shape=(24, 4), dtype="f4", chunks=(2**27, 4), maxshape=(None, 4)),
+        "that claim to be 384 bytes, in chunks of 2,147,483,648",
+    ),
     ("integer features", replace_dataset("features", shape=(24, 3), dtype="i2"), "features is stored as int16"),
     ("double boxes", replace_dataset("boxes", shape=(24, 4), dtype="f8"), "boxes is stored as float64"),
     ("big-endian sizes", replace_dataset("sizes", shape=(6, 2), dtype=">i4"), "sizes is stored as >i4"),
@@ -117,9 +167,33 @@ def test_edited_files(tmp_path: Path, change: Callable[[h5py.File], None], sente
     assert sentence in told and str(tmp_path / "coco.h5") in told
 
 
+@pytest.mark.parametrize("change", [virtual, external, link_elsewhere])
+def test_a_shard_that_reads_other_files_is_refused_too(tmp_path: Path, change: Callable[[h5py.File], None]) -> None:
+    folder = sample(tmp_path / "coco", max_images_per_shard=3)
+    edit(folder / "shard-00001.h5", change)
+    assert str(folder / "shard-00001.h5") in refusal(folder)
+
+
+def test_a_shard_stays_beside_its_manifest(tmp_path: Path) -> None:
+    folder, other = sample(tmp_path / "coco", max_images_per_shard=3), tmp_path / "other"
+    expected = RegionStore(folder).at(5).features
+    (tmp_path / "link").symlink_to(folder)
+    other.mkdir()
+    (folder / "shard-00001.h5").rename(other / "moved.h5")
+    (folder / "shard-00001.h5").symlink_to(other / "moved.h5")
+    assert "names the shard 'shard-00001.h5', which is a link out of its folder" in refusal(folder)
+    assert "which is a link out of its folder" in refusal(tmp_path / "link")
+    (other / "manifest.json").symlink_to(folder / "manifest.json")  # as a cache of downloads has it
+    (other / "shard-00000.h5").symlink_to(folder / "shard-00000.h5")
+    (other / "shard-00001.h5").symlink_to("moved.h5")
+    np.testing.assert_array_equal(RegionStore(other).at(5).features, expected)
+
+
 def test_files_that_are_no_hdf5(tmp_path: Path) -> None:
     path = tmp_path / "coco.h5"
     assert refusal(path) == f"{path} cannot be opened: No such file or directory."
+    os.mkfifo(tmp_path / "pipe.h5")  # which would be waited for
+    assert f"{tmp_path}/pipe.h5 is no file" in refusal(tmp_path / "pipe.h5")
     for content in (b"", b"\x89HDF", b"PK\x03\x04 some zip", bytes(5000)):
         path.write_bytes(content)
         assert f"{path} is not an HDF5 file" in refusal(path)
