@@ -71,6 +71,9 @@ def test_a_list_file(tmp_path: Path) -> None:
 
 
 def test_a_list_of_odd_places(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("/\tone\n//\tone\n")
+    with pytest.raises(UserError, match="both have the image id 'one'"):
+        ids(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text(".\n..\n/\nb.png\n")
     assert ids(tmp_path / "list.txt", "path")[-1] == ids(tmp_path / "list.txt")[-1] == "b"
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vinvl.detection import load_detector, read_label_map
 from vinvl.detection.loading import match_names
+from vinvl.detection.training import load_what_fits
 from vinvl.errors import UserError
 
 SHARED_NAME, OTHER_NAME = "roi_heads.box.feature_extractor.", "attribute.feature_extractor."
@@ -106,6 +107,44 @@ def test_another_shape_is_refused(tmp_path: Path, weights: dict[str, Tensor]) ->
 def test_c5_heads_that_differ_are_refused(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     name = f"{OTHER_NAME}head.layer4.0.conv1.weight"
     assert_refused(saved(tmp_path, weights | {name: torch.ones(256, 128, 1, 1)}), name, "differ")
+
+
+def odd(kind: str, tensor: Tensor) -> Tensor:
+    """A tensor of the same shape, as far as there is such a thing, that no weight file of ours has."""
+    match kind:
+        case "sparse":
+            return tensor.to_sparse()
+        case "quantised":
+            return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+        case "nested":
+            return torch.nested.nested_tensor([tensor[0], tensor[1, :3]])
+        case "complex":
+            return tensor.to(torch.complex64)
+        case "larger than the file":
+            return torch.zeros(1).expand(tensor.shape)
+        case "without content":
+            return torch.empty(tensor.shape, device="meta")
+    return tensor * float(kind)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "kind", ["sparse", "quantised", "nested", "complex", "larger than the file", "without content", "nan", "inf"]
+)
+def test_tensors_that_are_no_weights_are_refused(tmp_path: Path, weights: dict[str, Tensor], kind: str) -> None:
+    name = "roi_heads.box.predictor.cls_score.weight"
+    path = saved(tmp_path, {"model": weights | {name: odd(kind, weights[name])}})
+    assert_refused(path, name)
+    with pytest.raises(UserError, match=name):
+        load_what_fits(small_detector(), path)
+
+
+def test_parameters_are_taken_for_what_they_are(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    """Also where the detector has a constant."""
+    same_weights(saved(tmp_path, {name: torch.nn.Parameter(tensor) for name, tensor in weights.items()}))
+    assert not any(
+        "running_var" in name for name, _ in load_detector(tmp_path / "detector.pth", SMALL)[0].named_parameters()
+    )
 
 
 class Hostile:

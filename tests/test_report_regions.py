@@ -109,7 +109,7 @@ def test_pictures_of_a_store_that_says_nothing_are_turned_where_that_fits(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
     with_orientation(tmp_path / "p" / "a.jpg", 6)
-    path = store(tmp_path, regions("a", size=size))
+    path = store(tmp_path, regions("a", size=size), provenance={"exif_orientation": "of old"})
     report_regions(path, tmp_path / "r.html", images=str(tmp_path / "p"))
     assert "it was turned" not in page(tmp_path).text and "it is another" not in page(tmp_path).text
     report_regions(path, tmp_path / "r.html", images=str(tmp_path / "p"), max_pixels=1000)

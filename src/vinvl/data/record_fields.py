@@ -81,7 +81,7 @@ def checked_text(value: Any, what: str) -> str:
 
 def _keys(record: Record) -> str:
     """The first keys of a record, on one line whatever is in them."""
-    return ", ".join(key if key.isprintable() else ascii(key) for key in sorted(record)[:8]) or "no keys"
+    return ", ".join((key if key.isprintable() else ascii(key))[:40] for key in sorted(record)[:8]) or "no keys"
 
 
 def shown(value: Any) -> str:

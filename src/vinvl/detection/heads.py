@@ -9,6 +9,7 @@ from torch.nn import functional
 from vinvl.detection.config import Architecture
 from vinvl.detection.resnext import RegionHead
 from vinvl.detection.roi_align import box_bins
+from vinvl.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,13 @@ class RegionFeatures(nn.Module):
         return RegionMaps(c4, self.head.projections(c4))
 
     def of_boxes(self, maps: RegionMaps, boxes: list[Tensor], boxes_per_pass: int) -> Tensor:
-        """(sum of boxes, c5_channels), images in turn; arguments as of `forward`."""
+        """(sum of boxes, c5_channels), images in turn; arguments as of `forward`.
+
+        Raises:
+            UserError: a box is not of numbers.
+        """
+        if not all(of_image.isfinite().all() for of_image in boxes):
+            raise UserError("The detector finds boxes of NaN or infinite size: its weights are damaged or diverged.")
         counts = torch.tensor([len(of_image) for of_image in boxes], device=maps.c4.device)
         images = torch.arange(len(boxes), device=maps.c4.device).repeat_interleave(counts)
         passes = zip(torch.cat(boxes).split(boxes_per_pass), images.split(boxes_per_pass), strict=True)

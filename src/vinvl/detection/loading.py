@@ -61,7 +61,7 @@ def load_detector(path: str | Path, config: DetectorConfig) -> tuple[Detector, D
     _refuse_missing(path, [name for name in wanted if name not in matched and name != COMPUTED], len(wanted))
     _refuse_other_shapes(path, matched, wanted, tensors)
     _refuse_two_versions(path, matched, tensors)
-    state = {name: tensors[source].float() for name, source in matched.items()}
+    state = {name: tensors[source].detach().float() for name, source in matched.items()}
     state.setdefault(COMPUTED, wanted[COMPUTED])
     detector.load_state_dict(state, assign=True)
     detector.requires_grad_(True).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -93,11 +93,22 @@ def read_detector_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds no tensors by name, nor such under 'model': give a detector's weight file.")
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path}: {str(name)[:80]!r} is no tensor: give a detector's weight file.")
-    if all(name.startswith(PARALLEL_PREFIX) for name in content):
-        return {name.removeprefix(PARALLEL_PREFIX): value for name, value in content.items()}
-    return dict(content)
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value):
+            raise UserError(f"{path}: {str(name)[:80]!r} is no tensor of plain numbers: give a detector's weight file.")
+    tensors: dict[str, Tensor] = dict(content)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: {name[:80]!r} holds NaN or infinite numbers: the file is damaged, get it again.")
+    if all(name.startswith(PARALLEL_PREFIX) for name in tensors):
+        return {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is dense, real and whole: a file may also hold sparse, quantised and other tensors, and promises."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu":
+        return False
+    return not tensor.is_complex() and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def match_names(wanted: Iterable[str], found: Iterable[str]) -> dict[str, str]:

@@ -48,7 +48,7 @@ def report_regions(
     places = _places(store, images, names or _names_of(made.get("image_id"))) if images is not None else None
     wanted = _wanted(store, places, ids, count, seed)
     said = made.get("exif_orientation")  # else as published, or unturned where only that fits
-    turnings = (said,) if isinstance(said, str) else (EXIF_APPLY, EXIF_IGNORE)
+    turnings = (said,) if said in (EXIF_APPLY, EXIF_IGNORE) else (EXIF_APPLY, EXIF_IGNORE)
     readings = [ReadingOptions(turning, max_pixels=max_pixels) for turning in turnings]
     shown = [_with_picture(store, index, places, readings) for index in wanted]
     title = f"Regions of {', '.join(str(header.path.name) for header in store.headers[:3])}"

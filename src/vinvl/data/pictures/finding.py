@@ -12,6 +12,7 @@ import numpy as np
 
 from vinvl.data.columns import TextColumn
 from vinvl.data.image_ids import check_pattern, id_by_pattern
+from vinvl.data.record_fields import shown
 from vinvl.data.store.checks import encoded_id
 from vinvl.errors import UserError
 
@@ -198,11 +199,11 @@ def _refuse_twins(ids: Sequence[str], paths: Sequence[str], names: PictureNames)
     first = {image_id: int(index) for image_id, index in zip(distinct, firsts, strict=True)}
     twin = next(index for index, image_id in enumerate(ids) if first[image_id] != index)
     one, other = Path(paths[first[ids[twin]]]), Path(paths[twin])
-    rule = FILE if one.with_suffix("") == other.with_suffix("") else PATH
+    rule = FILE if os.path.splitext(one)[0] == os.path.splitext(other)[0] else PATH
     rules = (STEM, PATH, FILE)
     finer = names.pattern is None and rules.index(rule) > rules.index(names.rule)
     way = f"id.rule={rule}" if finer else "another id.pattern" if names.pattern else "one line a file"
     raise UserError(
-        f"{one} and {other} both have the image id {ids[twin]!r} ({len(ids) - len(distinct):,} files in all share "
+        f"{one} and {other} both have the image id {shown(ids[twin])} ({len(ids) - len(distinct):,} files in all share "
         f"theirs with another): tell them apart with {way}, or with ids of your own in a list file (PATH<tab>ID)."
     )

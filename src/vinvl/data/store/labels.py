@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from vinvl.data.record_fields import shown
 from vinvl.errors import UserError
 
 BACKGROUND = "__background__"
@@ -72,7 +73,9 @@ def _read_names(content: dict[str, object], kind: str, name_of_zero: str, source
     for name, value in forward.items():
         index = _checked_index(value, kind, source)
         if by_index.setdefault(index, _checked_name(name, kind, source)) != name:
-            raise UserError(f"{source}: {kind} {index} has the names {by_index[index]!r} and {name!r}, not one.")
+            raise UserError(
+                f"{source}: {kind} {index} has the names {shown(by_index[index])} and {shown(name)}, not one."
+            )
     if not by_index:
         return ()
     by_index.setdefault(0, name_of_zero)

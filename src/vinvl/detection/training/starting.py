@@ -94,7 +94,7 @@ def load_what_fits(detector: Detector, path: str | Path, colours: str = BGR) -> 
     fitting = {name: source for name, source in matched.items() if tensors[source].shape == wanted[name].shape}
     if not any(name.endswith(".weight") for name in fitting):
         raise UserError(f"{path} has no tensor that fits the detector: give a weight file of its architecture.")
-    state = {name: tensors[source].float() for name, source in fitting.items()}
+    state = {name: tensors[source].detach().float() for name, source in fitting.items()}
     _add_epsilon(state, fitting, tensors)
     if colours == RGB and STEM in state:
         state[STEM] = _taking_bgr(state[STEM])
