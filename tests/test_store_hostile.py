@@ -15,7 +15,10 @@ import pytest
 from store_samples import LABELS, make_regions, write
 
 from vinvl.data.store import LabelMap, RegionStore, RegionStoreWriter
+from vinvl.data.store.__main__ import summary
+from vinvl.data.store.comparison import compare_stores
 from vinvl.data.store.layout import _array_layout
+from vinvl.data.store.merging import merge_stores
 from vinvl.errors import UserError
 
 
@@ -238,7 +241,7 @@ def test_every_flipped_byte_is_read_or_refused(tmp_path: Path) -> None:
     path = sample(tmp_path / "coco.h5")
     content = path.read_bytes()
     random = np.random.default_rng(0)
-    for position in [*range(0, 96, 3), *random.integers(96, len(content), size=150).tolist()]:
+    for position in [*range(0, 96, 3), *random.integers(96, len(content), size=70).tolist()]:
         path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
         try:
             store = RegionStore(path)
@@ -246,6 +249,41 @@ def test_every_flipped_byte_is_read_or_refused(tmp_path: Path) -> None:
             store.at(0).rows()
         except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error)
+
+
+def mutated(random: np.random.Generator, content: bytes) -> bytes:
+    """Bytes changed, cut off, left out or put in, in one to three places."""
+    for _ in range(int(random.integers(1, 4))):
+        place = int(random.integers(len(content) + 1))
+        head, tail = content[:place], content[place:]
+        put = (b"\xff" * 8, bytes(8), (2**63 - 1).to_bytes(8, "little"), random.bytes(3))[int(random.integers(4))]
+        content = (head, head + put + tail[len(put) :], head + tail[1:], head + put + tail)[int(random.integers(4))]
+    return content
+
+
+def test_whatever_is_mutated_is_read_or_refused_by_everything(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    good = sample(tmp_path / "good.h5")
+    bases = [good, sample(tmp_path / "zip.h5", compression="gzip", chunk_rows=5)]
+    folder = sample(tmp_path / "folder", max_images_per_shard=3)
+    contents = [(tmp_path / "a.h5", tmp_path / "a.h5", base.read_bytes()) for base in bases]
+    contents += [(folder, path, path.read_bytes()) for path in sorted(folder.iterdir())]
+    for number in range(40):
+        store, path, content = contents[number % len(contents)]
+        path.write_bytes(mutated(random, content))
+        uses: list[Callable[[], object]] = [
+            lambda store=store: RegionStore(store).require_sound(),
+            lambda store=store: [RegionStore(store).at(index).rows() for index in range(6)],
+            lambda store=store: (RegionStore(store).verify(), summary(RegionStore(store))),
+            lambda store=store: merge_stores([store], tmp_path / "merged.h5", overwrite=True),
+            lambda store=store: compare_stores(RegionStore(store), RegionStore(good)),
+        ]
+        for use in uses:
+            try:
+                use()
+            except UserError as error:
+                assert "\n" not in str(error)
+        path.write_bytes(content)
 
 
 def test_a_damaged_compressed_block_is_told(tmp_path: Path) -> None:

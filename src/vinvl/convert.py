@@ -46,8 +46,10 @@ def convert_regions(config: DictConfig) -> Path:
     """Other people's region features → a store `config.to`, or a store → a folder in the format of others."""
     source, target = Path(str(config["from"])).expanduser(), Path(str(config.to)).expanduser()
     if config.format in STORE_FORMATS:
+        store = RegionStore(source)
+        store.require_sound()
         with new_folder(target) as folder:
-            STORE_FORMATS[config.format](RegionStore(source), folder)
+            STORE_FORMATS[config.format](store, folder)
         say(f"{target}: the features of {source} as {config.format}")
         return target
     if config.format != "transformers":

@@ -70,8 +70,10 @@ def compare_stores(first: RegionStore, second: RegionStore, most: int = 500, see
     """Compares up to `most` images that both hold, drawn at random.
 
     Raises:
-        UserError: no image is in both, or their features are of different dimensions.
+        UserError: no image is in both, their features are of different dimensions, or one is damaged.
     """
+    for store in (first, second):
+        store.require_sound()
     if first.feature_dim != second.feature_dim:
         raise UserError(
             f"{first!r} and {second!r} cannot hold the same features: their dimensions are {first.feature_dim} and "
