@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 from conftest import TINY_DEMO, refusal
-from door_in_process import refused_in_process
+from door_in_process import refused_in_process, run_in_process
 from door_runs import call_door, succeed
+
+from vinvl.data.commonest import commonest_for
+from vinvl.tasks.checkpoints import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +123,32 @@ def test_predict_writes_the_official_result_file(trained: Trained, predicted: Pa
     assert all(one.keys() == {"question_id", "answer"} and isinstance(one["answer"], str) for one in results)
     vocabulary = json.loads((trained.data / "demo" / "answers.json").read_text())
     assert {one["answer"] for one in results} <= set(vocabulary)
+
+
+def test_questions_about_images_without_regions_are_answered_too(
+    trained: Trained, predicted: Path, tmp_path: Path
+) -> None:
+    content = json.loads((trained.data / "demo" / "v2_OpenEnded_mscoco_test2014_questions.json").read_text())
+    for place in (3, 7):
+        content["questions"][place]["image_id"] = 999999
+    (tmp_path / "some.json").write_text(json.dumps(content))
+    split = f"data.splits.some=[{{questions: {tmp_path / 'some.json'}, annotations: null}}]"
+    given = [trained.checkpoint, "data.predict_split=some", "data.on_missing=skip", "trainer=cpu", f"+{split}"]
+    told = run_in_process("predict", trained.data, tmp_path / "out", *given)
+    assert "36 predictions" in told and "official result file" in told and "2 of them, of images without" in told
+    results, before = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "out", predicted))
+    assert [one["question_id"] for one in results] == trained.question_ids("test")
+    filled = [json.loads(line).get("filled_in", False) for line in (tmp_path / "out" / "predictions.jsonl").open()]
+    assert np.flatnonzero(filled).tolist() == [3, 7]
+    assert [one for one, new in zip(results, filled, strict=True) if not new] == [
+        one for one, new in zip(before, filled, strict=True) if not new
+    ]
+    commonest = read_checkpoint(trained.run / "checkpoints" / "best.ckpt")["vinvl"]["commonest"]
+    for place in (3, 7):
+        assert results[place]["answer"] == commonest_for(content["questions"][place]["question"], commonest)
+    # Not all of them, for whatever reason: nothing that a server would take.
+    told = run_in_process("predict", trained.data, tmp_path / "few", *given, "trainer.limit_predict_batches=0")
+    assert "official" not in told and "34 of the split's records have none" in told
 
 
 def test_predict_writes_the_five_best_answers(trained: Trained, predicted: Path) -> None:

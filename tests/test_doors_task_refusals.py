@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Door, refusal
-from door_in_process import CAPTIONING, TINY, checkpoint, refused_in_process, run_in_process
+from door_in_process import CAPTIONING, TINY, checkpoint, refused_in_process, run_in_process, scores
 
 pytestmark = pytest.mark.slow
 
@@ -214,15 +214,21 @@ def test_an_nlvr2_split_without_labels_cannot_be_trained_on(refused: Refused, de
         assert f"Split '{split}' has no annotations" in sentence
 
 
-def test_statements_whose_consistency_could_not_be_told(refused: Refused, demo_data: Path, tmp_path: Path) -> None:
-    """Refused before anything is trained, not by the first evaluation."""
+def test_statements_whose_consistency_cannot_be_told(demo_data: Path, tmp_path: Path) -> None:
+    """They are trained on and scored by accuracy alone, and that is said."""
     lines = (demo_data / "demo" / "nlvr2_dev.json").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     records[3]["identifier"] = "my-own"
     path = tmp_path / "dev.json"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert "'my-own' is not of the form" in refused("task=nlvr2", *TINY, f"data.splits.dev={path}")
-    train = [f"data.splits.train={path}", *SHORT]
-    run_in_process(
-        "train", demo_data, tmp_path / "run", "task=nlvr2", *TINY, *train
-    )  # to train on they are good enough
+    given = ["task=nlvr2", *TINY, "trainer.max_steps=1", f"data.splits.dev={path}", "data.test_split=dev"]
+    told = run_in_process("train", demo_data, tmp_path / "run", *given)
+    assert "consistency is not computed, for " in told and "line 4 (identifier my-own)" in told
+    assert scores(tmp_path / "run").keys() == {"accuracy", "loss"}
+
+
+def test_a_test_split_that_cannot_be_scored_is_told_before_the_training(refused: Refused) -> None:
+    sentence = refused("task=retrieval", *TINY, "data.test_candidates=1k", "data.test_images=null")
+    assert "test_candidates=1k asks for 1,000 images" in sentence and "pass test_after_fit=false" in sentence
+    sentence = refused("task=nlvr2", *TINY, "data.splits.test1=gone.json")
+    assert "gone.json does not exist" in sentence and "pass test_after_fit=false" in sentence

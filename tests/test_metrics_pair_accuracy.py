@@ -24,6 +24,13 @@ def test_groups_are_of_one_sentence() -> None:
     assert sentence_group("dev-7-3-1") == sentence_group("dev-7-0-1") != sentence_group("dev-7-3-0")
 
 
+@pytest.mark.parametrize(
+    "own", ["q17", "dev-1-0", "test1-769-2-0-1", "my-own-pair-0", "9c5b94b1-35ad-49bb-b118-8e8fc24abf80"]
+)
+def test_other_identifiers_have_an_accuracy_and_no_consistency(own: str) -> None:
+    assert scored([("dev-7-0-0", True), (own, False)]) == {"accuracy": 50.0}
+
+
 def test_false_predicted_false_is_right() -> None:
     metric = PairAccuracy()
     metric.update(["dev-1-0-0", "dev-2-0-0"], torch.tensor([False, True]), torch.tensor([False, False]))
@@ -55,8 +62,6 @@ def test_bad_input_is_told() -> None:
     metric = PairAccuracy()
     assert all(value.isnan() for value in metric.compute().values())
     yes = torch.tensor([True])
-    with pytest.raises(UserError, match="'dev-1-0' is not of the form"):
-        metric.update(["dev-1-0"], yes, yes)
     with pytest.raises(ValueError, match=r"Expected bool \(1,\), got torch.int64"):
         metric.update(["dev-1-0-0"], yes, yes.long())
     with pytest.raises(ValueError, match=r"Expected bool \(2,\)"):

@@ -176,6 +176,17 @@ class TestThroughTheDoor:
         encoder = [name for name in source if name.startswith("bert.")]
         assert encoder and all(torch.equal(after[name], source[name]) for name in encoder)
 
+    def test_answers_in_another_order(self, starts: dict[str, Path], demo_data: Path, tmp_path: Path) -> None:
+        """Each row follows its answer, and so does the baseline, which is no answer by its place in the file."""
+        answers = json.loads((starts["vqa"].parents[2] / "vqa.json").read_text())
+        (tmp_path / "reversed.json").write_text(json.dumps([*answers[::-1], "aardvark"]))
+        still = ["optim=adamw_constant", "optim.optimizer.lr=0", "trainer.max_steps=1", "trainer.limit_val_batches=1"]
+        given = [*TINY, *still, f"model.init={starts['vqa']}", f"data.answers={tmp_path / 'reversed.json'}"]
+        told = run_in_process("train", demo_data, tmp_path / "run", *given)
+        assert f"most frequent training answer ('{answers[0]}')" in told
+        source, after = (weights_of(path) for path in (starts["vqa"], tmp_path / "run" / "checkpoints" / "last.ckpt"))
+        assert torch.equal(after["classifier.weight"][:-1], source["classifier.weight"].flip(0))
+
     def test_another_size_of_model_is_refused(self, starts: dict[str, Path], demo_data: Path, tmp_path: Path) -> None:
         overrides = ["task=nlvr2", *self.SHORT, f"model.init={starts['vqa']}", "model.config.hidden_size=64"]
         sentence = refused_in_process("train", demo_data, tmp_path / "no", *overrides)

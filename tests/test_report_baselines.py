@@ -2,12 +2,24 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+
+from vinvl.data.answers import AnswerVocabulary
 from vinvl.data.caption_files import CaptionRecords, read_caption_jsonl
+from vinvl.data.captioning import CaptioningDataModule
+from vinvl.data.commonest import commonest_answers, commonest_for
 from vinvl.data.gqa_files import GQARecords, read_gqa
+from vinvl.data.nlvr2 import NLVR2DataModule
+from vinvl.data.nlvr2_files import read_nlvr2
+from vinvl.data.vqa_dataset import AnswerTargets
 from vinvl.data.vqa_files import VQARecords, read_jsonl
 from vinvl.metrics import evaluate_captions
 from vinvl.report.baselines import constant_caption, question_text_prior, question_type_prior
+from vinvl.tasks.captioning import CaptioningTask
+from vinvl.tasks.nlvr2 import NLVR2Task
 
 
 def records(path: Path, rows: list[tuple[str, str]]) -> VQARecords:
@@ -26,6 +38,25 @@ def test_each_type_gets_its_own_most_frequent_answer(tmp_path: Path) -> None:
     assert scores["question_type/is"] == 100.0
     assert scores["question_type/new"] == 100.0
     assert scores["overall"] == 75.0
+
+
+def test_the_commonest_answer_is_counted_and_not_the_first_of_the_file(tmp_path: Path) -> None:
+    """Of all questions, and of those that begin alike where there are enough of them."""
+    vocabulary = AnswerVocabulary(("rare", "no", "3", "2", "yes"))
+    asked = [("how many dogs?", "2"), ("how many cats?", "2"), ("how many men?", "3"), ("how high?", "rare")]
+    asked += [("how many?", "2"), ("How many cups?", "2"), ("what?", "unknown"), ("why?", "rare"), ("why?", "rare")]
+    asked += [("is it?", answer) for answer in ("yes", "no", "yes", "no", "no", "yes")]
+    asked += [("is it", "no"), ("can it?", "no"), ("was it?", "no")]
+    lines = [{"image_id": "1", "question": q, "answers": [a] * 6 + ["yes"] * 3} for q, a in asked]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    train = read_jsonl(tmp_path / "train.jsonl")
+    found = commonest_answers(
+        train.questions, AnswerTargets.of_people(train, vocabulary, "count/3").best(), vocabulary.answers
+    )
+    assert found == {"": "no", "how": "2", "how many": "2", "is": "no", "is it": "no"}
+    for question, answer in (("how many birds?", "2"), ("How tall", "2"), ("is she?", "no"), ("où est-il ?", "no")):
+        assert commonest_for(question, found) == answer
+    assert commonest_for("how", {}) is None and commonest_answers(["what?"], np.array([-1]), ("yes",)) == {}
 
 
 def test_the_same_words_get_the_same_answer(tmp_path: Path) -> None:
@@ -52,3 +83,20 @@ def test_the_best_constant_caption_is_found(tmp_path: Path) -> None:
     references = {str(n): test.captions_of(n) for n in range(3)}
     assert cider == 100 * evaluate_captions(dict.fromkeys(references, caption), references).corpus["CIDEr"] > 0
     assert constant_caption(train, test, candidates=1) == (caption, cider)
+
+
+def test_what_stands_for_a_statement_or_a_caption_about_pictures_without_regions(tmp_path: Path) -> None:
+    rows = [
+        {"identifier": f"q-{n}", "sentence": "x", "label": label} for n, label in enumerate(["True", "False", "False"])
+    ]
+    (tmp_path / "train.json").write_text("\n".join(map(json.dumps, rows)))
+    statements = read_nlvr2(tmp_path / "train.json")
+    captions = [{"image_id": f"0{n}", "captions": texts} for n, texts in enumerate([["b", "a"], ["a"]])]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, captions)))
+    captioned = read_caption_jsonl(tmp_path / "train.jsonl")
+    nobody: Any = None
+    known: Any = SimpleNamespace(commonest=NLVR2DataModule.commonest_of(nobody, statements))
+    assert NLVR2Task.filled_in(known, statements, 1) == (0, "q-1", False)
+    known = SimpleNamespace(commonest=CaptioningDataModule.commonest_of(nobody, captioned))
+    assert CaptioningTask.filled_in(known, captioned, 1) == (0, "01", ("a",), (0.0,), True)
+    assert CaptioningTask.filled_in(SimpleNamespace(commonest={}), captioned, 1) is None  # type: ignore[arg-type]

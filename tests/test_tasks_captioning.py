@@ -19,7 +19,7 @@ from vinvl.data.store import LabelMap, RegionStore, RegionStoreWriter
 from vinvl.errors import UserError
 from vinvl.models.generation import DecodingOptions
 from vinvl.tasks.caption_constraints import ConstraintOptions, DetectedConstraints
-from vinvl.tasks.captioning import CaptioningTask, caption_attention_mask
+from vinvl.tasks.captioning import CaptioningTask, as_number, caption_attention_mask
 
 MASK = "[MASK]"
 
@@ -214,3 +214,11 @@ class TestDetectedConstraints:
         options = {"hierarchy": self.written(tmp_path, {"dog": "umbrella", "umbrella": "dog"})}
         with pytest.raises(UserError, match="goes in a circle"):
             self.names(store, "a", **options)
+
+
+@pytest.mark.parametrize(
+    ("image_id", "number"),
+    [("391895", 391895), ("000042", "000042"), ("COCO_val2014_1", "COCO_val2014_1"), ("٣", "٣"), ("1²", "1²")],
+)
+def test_ids_in_the_result_file_are_numbers_where_they_are_written_so(image_id: str, number: int | str) -> None:
+    assert as_number(image_id) == number

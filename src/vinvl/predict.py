@@ -14,11 +14,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vinvl.callbacks import progress
+from vinvl.data.datamodule import RegionDataModule
 from vinvl.errors import UserError, say
 from vinvl.predictor.arguments import picture_arguments
 from vinvl.predictor.command import ONLY_WITH_PICTURES, ask_about_pictures
 from vinvl.restore import restore
 from vinvl.runs import config_directory, open_sections, register_resolvers, run_door, task_as_a_value
+from vinvl.tasks.base import VinVLTask
 
 register_resolvers()
 
@@ -37,11 +39,17 @@ def predict(config: DictConfig) -> list[Any]:
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=[progress()], logger=False, enable_checkpointing=False)
     batches = trainer.predict(restored.task, datamodule=restored.datamodule) or []
     predictions = in_file_order(gather([prediction for batch in batches for prediction in batch]))
+    predictions, filled_in = with_left_out(predictions, restored.task, restored.datamodule)
     if trainer.is_global_zero:
         files = restored.task.write_predictions(predictions, Path(config.paths.output_dir))
+        missing = records_to_predict(restored.datamodule) - len(predictions)
         say(f"{len(predictions):,} predictions for '{restored.data.predict_split}':")
         for what, path in files.items():
-            say(f"{what + ':':<22} {path}")
+            say(f"{(what.removeprefix('official ') if missing else what) + ':':<22} {path}")
+        if filled_in:
+            say(f"{filled_in:,} of them, of images without regions, are what the training split says most often.")
+        if missing:
+            say(f"{missing:,} of the split's records have none: a server that wants them all would refuse the file.")
     return predictions
 
 
@@ -58,6 +66,28 @@ def gather(predictions: list[Any]) -> list[Any]:
     parts: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(parts, predictions)
     return [prediction for part in parts for prediction in part]
+
+
+def with_left_out(predictions: list[Any], task: VinVLTask, data: RegionDataModule) -> tuple[list[Any], int]:
+    """The predictions with those of the records that data.on_missing=skip has left out, and how many these are.
+
+    A server wants an answer to every record; what the training split says most often is one, where that is known.
+    """
+    left_out = data.left_out
+    if left_out is None:
+        return predictions, 0
+    task.commonest = task.commonest or data.known_commonest()
+    found = [task.filled_in(left_out.records, index) for index in range(len(left_out.places))]
+    filled_in = [
+        one._replace(position=int(place)) for one, place in zip(found, left_out.places, strict=True) if one is not None
+    ]
+    own = [one._replace(position=int(left_out.kept[one.position])) for one in predictions]
+    return in_file_order(own + filled_in), len(filled_in)
+
+
+def records_to_predict(data: RegionDataModule) -> int:
+    """How many records the split has, with and without regions."""
+    return len(data.datasets["predict"]) + (0 if data.left_out is None else len(data.left_out.places))
 
 
 def in_file_order(predictions: list[Any]) -> list[Any]:

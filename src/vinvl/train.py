@@ -39,6 +39,7 @@ def train(config: DictConfig) -> dict[str, float]:
     datamodule = instantiate(config.data)
     datamodule.prepare_data()
     datamodule.setup("fit")
+    tested = config.test_after_fit and has_test_split(datamodule)
     task = instantiate(config.task, datamodule=datamodule)
     callbacks = list(instantiate(config.callbacks).values())
     loggers = make_loggers(config.logger)
@@ -54,7 +55,7 @@ def train(config: DictConfig) -> dict[str, float]:
         tidy_run_folder(output_dir)
         say(*datamodule.example_text("train").split("\n"))
     try:
-        return fit_and_test(trainer, task, datamodule, resume_from, config)
+        return fit_and_test(trainer, task, datamodule, resume_from, config, tested)
     except Stopped as stopped:
         if trainer.is_global_zero:
             say("", stopped)
@@ -62,15 +63,36 @@ def train(config: DictConfig) -> dict[str, float]:
         return {}
 
 
+def has_test_split(datamodule: RegionDataModule) -> bool:
+    """Whether there is a test split, or null in its place; it is read before the training, not after it.
+
+    Raises:
+        UserError: it is missing, damaged, or cannot be scored.
+    """
+    name = datamodule.split_of["test"]
+    if datamodule.splits.get(name, name) is None:
+        return False
+    try:
+        datamodule.setup("test")
+    except UserError as error:
+        raise UserError(f"{error} (Of the test split: pass test_after_fit=false to train without it.)") from None
+    return True
+
+
 def fit_and_test(
-    trainer: pl.Trainer, task: VinVLTask, datamodule: RegionDataModule, resume_from: Path | None, config: DictConfig
+    trainer: pl.Trainer,
+    task: VinVLTask,
+    datamodule: RegionDataModule,
+    resume_from: Path | None,
+    config: DictConfig,
+    tested: bool,
 ) -> dict[str, float]:
-    """Trains, then scores the best checkpoint on the test split; raises Stopped where a signal asks for it."""
+    """Trains; scores the best checkpoint on the test split if `tested`; raises Stopped where a signal asks for it."""
     trainer.fit(task, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     best = best_checkpoint(trainer)
     if best is not None:
         load_into(task, read_checkpoint(best), best)
-    if not config.test_after_fit:
+    if not tested:
         return {}
     trainer.test(task, datamodule=datamodule, verbose=False)
     if trainer.is_global_zero:

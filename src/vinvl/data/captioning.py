@@ -1,5 +1,6 @@
 """Captioning: images with captions over a RegionStore. COCO in Karpathy's split, NoCaps, the demo world, one's own."""
 
+from collections import Counter
 from typing import Any, Unpack
 
 import numpy as np
@@ -8,6 +9,7 @@ from vinvl.data.caption_datasets import CaptionContexts, CaptionDataset, Caption
 from vinvl.data.caption_masking import CaptionLimits, Replacements
 from vinvl.data.caption_records import CaptionRecords
 from vinvl.data.caption_splits import read_caption_split
+from vinvl.data.commonest import Commonest
 from vinvl.data.contracts import RegionDataArguments
 from vinvl.data.datamodule import RegionDataModule, no_annotations
 from vinvl.errors import UserError
@@ -49,6 +51,10 @@ class CaptioningDataModule(RegionDataModule):
 
     def read_split(self, split: str) -> CaptionRecords:
         return read_caption_split(self.split_files(split), split, self.on_missing_captions)
+
+    def commonest_of(self, records: CaptionRecords) -> Commonest:
+        """Under "" the commonest caption."""
+        return {} if records.captions is None else {"": Counter(records.captions).most_common(1)[0][0]}
 
     def make_dataset(
         self, records: CaptionRecords, images: np.ndarray, stage: str

@@ -1,6 +1,7 @@
 """What the base data module and the file of a dataset expect of each other, and what every data module is told."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NotRequired, Protocol, Self, TypedDict
 
 import numpy as np
@@ -23,6 +24,20 @@ class Records(Protocol):
 
     def select(self, keep: np.ndarray) -> Self:
         """The records where `keep` (N,) bool is True, in their order."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Records of a split whose images are not in the store: they stood at `places` (M,), the others at `kept`."""
+
+    records: Any
+    places: np.ndarray
+    kept: np.ndarray
+
+    @classmethod
+    def of(cls, records: Records, present: np.ndarray) -> Self:
+        """`present` (N,) bool: which of the records are not left out."""
+        return cls(records.select(~present), np.flatnonzero(~present), np.flatnonzero(present))
 
 
 class RegionDataset(Protocol):

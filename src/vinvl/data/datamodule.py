@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import Batch, Example
-from vinvl.data.contracts import Records, RegionDataset
+from vinvl.data.commonest import Commonest
+from vinvl.data.contracts import LeftOut, Records, RegionDataset
 from vinvl.data.device_features import DeviceFeatures
 from vinvl.data.loaders import Loaders
 from vinvl.data.region_text import InputLimits, RegionText
@@ -39,6 +41,8 @@ class RegionDataModule(pl.LightningDataModule):
     Attributes:
         batches_seen: batches of this rank trained on so far; the task restores it when a run is resumed.
         datasets: stage (train, val, test, predict) → dataset, filled by `setup`.
+        commonest: what the training split says most often, once it has been read.
+        left_out: of the split that is predicted, the records that on_missing=skip has left out; None if there are none.
     """
 
     def __init__(
@@ -90,6 +94,8 @@ class RegionDataModule(pl.LightningDataModule):
         self.seed = seed
         self.prepare = prepare
         self.datasets: dict[str, RegionDataset] = {}
+        self.commonest: Commonest = {}
+        self.left_out: LeftOut | None = None
         self._copies: SharedCopies | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._store: RegionStore | None = None
@@ -124,8 +130,8 @@ class RegionDataModule(pl.LightningDataModule):
         for name in STAGES_OF.get(stage or "fit", ()):
             if name not in self.datasets:
                 self.datasets[name] = self._dataset_of(name)
-            if stage in (None, "fit"):  # said now, not after the run has begun; what can be scored can be trained on
-                self.check_scorable(name)
+                if name != "predict":  # said now, not after the run has begun; what can be scored can be trained on
+                    self.check_scorable(name)
 
     def _open_store(self) -> RegionStore:
         store = RegionStore(self.regions)
@@ -153,10 +159,26 @@ class RegionDataModule(pl.LightningDataModule):
         same_split = [other for other in self.datasets if self.split_of[other] == self.split_of[stage]]
         if same_split and {stage, same_split[0]} == {"val", "test"}:
             return self.datasets[same_split[0]]
-        records = self.records_in_store(self.read_split(self.split_of[stage]))
+        whole = self.read_split(self.split_of[stage])
+        records = self.records_in_store(whole)
+        if stage == "train":
+            self.commonest = self.commonest_of(records)
+        if stage == "predict" and len(records) < len(whole):
+            self.left_out = LeftOut.of(whole, self._present(whole))
         lookup = self.store.index_of
         images = np.array([lookup(str(image_id)) for image_id in records.image_ids.flat], dtype=np.int64)
         return self.make_dataset(records, images.reshape(records.image_ids.shape), stage)
+
+    def commonest_of(self, records: Any) -> Commonest:
+        """What the records of the training split say most often, where a dataset knows of such; see `Commonest`."""
+        return {}
+
+    def known_commonest(self) -> Commonest:
+        """`commonest`, for which the training split is read where it has not been; {} where that cannot be."""
+        if not self.commonest:
+            with suppress(UserError, OSError):
+                self.commonest = self.commonest_of(self.read_split(self.split_of["train"]))
+        return self.commonest
 
     def split_files(self, split: str) -> Any:
         """What `data.splits` says of a split.
@@ -174,13 +196,11 @@ class RegionDataModule(pl.LightningDataModule):
         Raises:
             UserError: an image is missing; the sentence names the first record that asks for one.
         """
-        store, image_ids = self.store, records.image_ids
-        found = np.array([str(image_id) in store for image_id in image_ids.flat], dtype=bool).reshape(image_ids.shape)
-        present = found if found.ndim == 1 else found.all(axis=1)
+        store, present = self.store, self._present(records)
         if present.all():
             return records
         first = int(np.flatnonzero(~present)[0])
-        missing = str(image_ids[first][~found[first]][0]) if found.ndim > 1 else str(image_ids[first])
+        missing = next(str(image_id) for image_id in np.ravel(records.image_ids[first]) if str(image_id) not in store)
         if self.on_missing != "skip" or not present.any():
             raise UserError(
                 f"{store!r} has no image {missing} (asked for by {records.describe(first)}; "
@@ -192,6 +212,12 @@ class RegionDataModule(pl.LightningDataModule):
             f"{store!r}, the first being {records.describe(first)}."
         )
         return records.select(present)
+
+    def _present(self, records: Records) -> np.ndarray:
+        """(N,) bool: whether the store has all images of each record."""
+        image_ids = records.image_ids
+        found = np.array([str(image_id) in self.store for image_id in image_ids.flat], dtype=bool)
+        return np.asarray(found.reshape(len(image_ids), -1).all(axis=1))
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -247,8 +273,6 @@ class RegionDataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, stage: str) -> DataLoader[Example]:
         """Every example of a stage once over all ranks."""
-        if stage != "predict":
-            self.check_scorable(stage)
         return self.loaders.evaluation(self.datasets[stage], self.trainer)
 
     def check_scorable(self, stage: str) -> None:

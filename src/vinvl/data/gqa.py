@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from vinvl.data.answers import AnswerVocabulary
+from vinvl.data.commonest import Commonest, commonest_answers
 from vinvl.data.contracts import RegionDataArguments
 from vinvl.data.datamodule import RegionDataModule, no_annotations
 from vinvl.data.gqa_files import GQARecords, read_gqa
@@ -63,15 +64,20 @@ class GQADataModule(RegionDataModule):
         files = self.split_files(split)
         return read_gqa([Path(files)] if isinstance(files, str) else [Path(file) for file in files])
 
+    def targets_of(self, records: GQARecords) -> AnswerTargets:
+        if records.answers is None:
+            return AnswerTargets.none(self.vocabulary, len(records))
+        return AnswerTargets.of_one_answer(records.answers, self.vocabulary)
+
+    def commonest_of(self, records: GQARecords) -> Commonest:
+        return commonest_answers(records.questions, self.targets_of(records).best(), self.vocabulary.answers)
+
     def make_dataset(self, records: GQARecords, images: np.ndarray, stage: str) -> AnsweringDataset:
-        targets = AnswerTargets.none(self.vocabulary, len(records))
-        if records.answers is not None:
-            targets = AnswerTargets.of_one_answer(records.answers, self.vocabulary)
         return AnsweringDataset(
             self.tokens_of(records.questions),
             images,
             region_text=self.region_text,
-            targets=targets,
+            targets=self.targets_of(records),
             record_of=partial(question_record, records),
             scored=stage != "train",
         )

@@ -103,6 +103,10 @@ class RetrievalDataModule(RegionDataModule):
             records, table, images, self.region_text, attention_type=self.attention_type, seed=self.seed
         )
 
+    def check_scorable(self, stage: str) -> None:
+        if stage == "test":  # what `folds` would find after the training
+            self._fold_size(len(self.candidates(stage).images[: self.test_images]), self.split_of[stage])
+
     def candidates(self, stage: str) -> RetrievalCandidates:
         """The images and captions of val, test or predict, once `setup` has read them."""
         dataset = self.datasets[stage]

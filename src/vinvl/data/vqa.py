@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
+from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.answers import AnswerVocabulary
+from vinvl.data.commonest import Commonest, commonest_answers
 from vinvl.data.contracts import RegionDataArguments
 from vinvl.data.datamodule import RegionDataModule, no_annotations
 from vinvl.data.vqa_dataset import AnsweringDataset, AnswerTargets
@@ -72,12 +74,23 @@ class VQADataModule(RegionDataModule):
             ]
         )
 
+    def targets_of(self, records: VQARecords) -> AnswerTargets:
+        return AnswerTargets.of_people(records, self.vocabulary, self.target_rule)
+
+    def commonest_of(self, records: VQARecords) -> Commonest:
+        return commonest_answers(records.questions, self.targets_of(records).best(), self.vocabulary.answers)
+
     def make_dataset(self, records: VQARecords, images: np.ndarray, stage: str) -> AnsweringDataset:
+        if stage == "predict" and any("test-dev2015" in name for name in records.sources.files.names):
+            rank_zero_warn(
+                "The VQA server wants answers to all of test2015, for its test-dev phase too: pass "
+                "data.predict_split=test for a file that it takes."
+            )
         return AnsweringDataset(
             self.tokens_of(records.questions),
             images,
             region_text=self.region_text,
-            targets=AnswerTargets.of_people(records, self.vocabulary, self.target_rule),
+            targets=self.targets_of(records),
             record_of=partial(question_record, records),
             scored=stage != "train",
         )

@@ -53,6 +53,14 @@ class AnswerTargets:
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(index_of >= 0)])
         return cls(vocabulary.answers, True, label_ids, np.ones(len(label_ids), dtype=np.float32), offsets)
 
+    def best(self) -> np.ndarray:
+        """(Q,) int64: the number of the answer with the highest score to each question, -1 where there is none."""
+        questions = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        order = np.lexsort((-self.label_ids, self.label_scores))  # of equal scores the first answer is written last
+        best = np.full(len(self.offsets) - 1, -1, dtype=np.int64)
+        best[questions[order]] = self.label_ids[order]
+        return best
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         span = slice(self.offsets[index], self.offsets[index + 1])
         return self.label_ids[span], self.label_scores[span]

@@ -1,5 +1,6 @@
 """NLVR2: accuracy and consistency."""
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -10,24 +11,22 @@ from torchmetrics.utilities import dim_zero_cat
 from vinvl.errors import UserError
 from vinvl.metrics.byte_state import decode_lines, encode_lines
 
-NUM_FIELDS = 4  # split-set-pair-sentence
+OFFICIAL = re.compile(r"[^-]+-\d+-\d+-\d+")  # split-set-pair-sentence
 PAIR_FIELD = 2
 
 
-def sentence_group(identifier: str) -> str:
-    """The sentence that an example asks about: its identifier with the third field, the pair of images, blanked.
+def is_official(identifier: str) -> bool:
+    """Whether an identifier is of the form split-set-pair-sentence (dev-308-1-0), which consistency needs."""
+    return OFFICIAL.fullmatch(identifier) is not None
 
-    Raises UserError if the identifier is not of the form split-set-pair-sentence.
+
+def sentence_group(identifier: str) -> str:
+    """The sentence that an example asks about: its official identifier with the third field, the pair, blanked.
 
     >>> sentence_group("dev-308-1-0")
     'dev-308--0'
     """
     fields = identifier.split("-")
-    if len(fields) != NUM_FIELDS:
-        raise UserError(
-            f"The NLVR2 identifier {identifier!r} is not of the form split-set-pair-sentence (dev-308-1-0); "
-            "consistency needs it."
-        )
     fields[PAIR_FIELD] = ""
     return "-".join(fields)
 
@@ -35,9 +34,9 @@ def sentence_group(identifier: str) -> str:
 class PairAccuracy(Metric):
     """Accuracy and consistency of NLVR2 in percent, as float64 scalars "accuracy" and "consistency".
 
-    Consistency is the share of sentences all of whose examples are right (official NLVR2 evaluation). Every identifier
-    counts once, however often and on however many ranks it was seen; order and batches change nothing. Both are nan if
-    nothing was seen.
+    Consistency is the share of sentences all of whose examples are right (official NLVR2 evaluation); it is left out
+    where an identifier is not official, for then nobody knows the sentences. Every identifier counts once, however
+    often and on however many ranks it was seen; order and batches change nothing. Both are nan if nothing was seen.
     """
 
     full_state_update = False
@@ -62,18 +61,19 @@ class PairAccuracy(Metric):
     def update(self, identifiers: Sequence[str], predictions: Tensor, labels: Tensor) -> None:
         """Adds B examples: identifiers as in the NLVR2 files, predictions and labels (B,) bool.
 
-        Raises ValueError if lengths or types differ, UserError if an identifier is malformed.
+        Raises ValueError if lengths or types differ.
         """
         for tensor in (predictions, labels):
             if tensor.dtype != torch.bool or tensor.shape != (len(identifiers),):
                 raise ValueError(f"Expected bool ({len(identifiers)},), got {tensor.dtype} {tuple(tensor.shape)}.")
-        for identifier in identifiers:
-            sentence_group(identifier)
         self.identifiers.append(encode_lines([identifier] for identifier in identifiers).to(self.device))
         self.correct.append((predictions == labels).to(device=self.device, dtype=torch.uint8))
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns accuracy and consistency; UserError if an identifier was seen both right and wrong."""
+        """Returns accuracy and, of official identifiers, consistency.
+
+        Raises UserError if an identifier was seen both right and wrong.
+        """
         right: dict[str, bool] = {}
         answers = dim_zero_cat(self.correct).tolist()
         for (identifier,), answer in zip(decode_lines(self.identifiers), answers, strict=True):
@@ -82,6 +82,8 @@ class PairAccuracy(Metric):
                     f"NLVR2 example {identifier!r} was seen twice, once answered right and once wrong; give one "
                     "prediction per identifier."
                 )
+        if not all(map(is_official, right)):
+            return {"accuracy": self._percent(right)}
         groups: dict[str, bool] = {}
         for identifier, answer in right.items():
             group = sentence_group(identifier)

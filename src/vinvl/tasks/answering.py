@@ -1,7 +1,7 @@
 """What the tasks share that choose one answer of a fixed vocabulary: VQA and GQA."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vinvl.data.answers import AnswerVocabulary
 from vinvl.data.batch import Batch
+from vinvl.data.commonest import Commonest, commonest_for
 from vinvl.errors import UserError
 from vinvl.files import atomic_write
 
@@ -32,6 +33,7 @@ class Prediction(NamedTuple):
     question_id: int | str
     answers: tuple[str, ...]
     probabilities: tuple[float, ...]  # per answer, independent of each other for the bce loss
+    filled_in: bool = False  # without the model
 
 
 def best_answers(logits: Tensor, batch: Batch, answers: Sequence[str], loss_type: str) -> list[Prediction]:
@@ -65,6 +67,12 @@ def ranked_answers(
     ]
 
 
+def filled_in(record: Mapping[str, Any], commonest: Commonest) -> Prediction | None:
+    """What is answered to a question, `record`, whose picture the model cannot see; None where nothing is known."""
+    answer = commonest_for(record["question"], commonest)
+    return None if answer is None else Prediction(0, record["question_id"], (answer,), (0.0,), filled_in=True)
+
+
 def write_answers(predictions: Sequence[Prediction], folder: Path, *, id_key: str, answer_key: str) -> dict[str, Path]:
     """results.json, the official result file with the given keys, and predictions.jsonl with the five best answers."""
     official, top = folder / "results.json", folder / "predictions.jsonl"
@@ -73,7 +81,8 @@ def write_answers(predictions: Sequence[Prediction], folder: Path, *, id_key: st
     with atomic_write(top) as file:
         for one in predictions:
             best = [{"answer": a, "score": round(p, 6)} for a, p in zip(one.answers, one.probabilities, strict=True)]
-            file.write(json.dumps({"question_id": one.question_id, "top": best}, ensure_ascii=False) + "\n")
+            line = {"question_id": one.question_id, "top": best} | ({"filled_in": True} if one.filled_in else {})
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return {"official result file": official, "five best answers": top}
 
 

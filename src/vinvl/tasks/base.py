@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel
 
 from vinvl.data.batch import Batch
+from vinvl.data.commonest import Commonest
 from vinvl.data.datamodule import RegionDataModule
 from vinvl.data.feature_record import FeatureRecord
 from vinvl.data.store.regions import BOX_NUMBERS
@@ -56,6 +57,7 @@ class VinVLTask(pl.LightningModule):
         run_config: the composed configuration of the run in plain types, carried in checkpoints, so that
             `vinvl.evaluate` and `vinvl.predict` see the data as training did.
         features: how the features of its data were made, carried in checkpoints too.
+        commonest: what the training split says most often, carried too; {} where that is not known.
         scores: the figures of the last evaluation, by name.
     """
 
@@ -109,6 +111,7 @@ class VinVLTask(pl.LightningModule):
         self.batches_seen = 0
         self.run_config: dict[str, Any] = {}
         self.features = FeatureRecord()
+        self.commonest: Commonest = {}
         self.scores: dict[str, float] = {}
 
     @classmethod
@@ -164,6 +167,9 @@ class VinVLTask(pl.LightningModule):
         """
         task = cls(**{**checkpoint["hyper_parameters"], **own}, words=words_of_run(checkpoint))
         load_into(task, checkpoint, path)
+        carried = checkpoint[OUR_KEY].get("commonest")
+        if isinstance(carried, dict) and all(isinstance(text, str) for entry in carried.items() for text in entry):
+            task.commonest = carried
         return task
 
     @classmethod
@@ -207,6 +213,7 @@ class VinVLTask(pl.LightningModule):
                 "model.config.max_position_embeddings."
             )
         self.features = FeatureRecord.of_store(datamodule.store)
+        self.commonest = self.commonest or datamodule.commonest
 
     def positions_needed(self, datamodule: Any) -> int:
         """How many positions the longest text of these data may take."""
@@ -227,6 +234,10 @@ class VinVLTask(pl.LightningModule):
     @abstractmethod
     def result_rows(self) -> list[tuple[str, str]]:
         """The figures of the last evaluation for a person: (what, value) rows."""
+
+    def filled_in(self, records: Any, index: int) -> Any | None:
+        """A prediction for a record that the model cannot see; None where there is none to be made."""
+        return None
 
     def write_predictions(self, predictions: Sequence[Any], folder: Path) -> dict[str, Path]:
         """Writes what `predict_step` gave for every record, in the order of the records.
@@ -327,6 +338,7 @@ class VinVLTask(pl.LightningModule):
             "run_config": self.run_config,
             "features": self.features.plain(),
             "words": self.words,
+            "commonest": self.commonest,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from vinvl.data.batch import Batch
+from vinvl.data.caption_records import CaptionRecords
 from vinvl.data.captioning import CaptioningDataModule
 from vinvl.errors import UserError, say
 from vinvl.files import atomic_write
@@ -34,6 +35,7 @@ class Caption(NamedTuple):
     image_id: str
     captions: tuple[str, ...]
     scores: tuple[float, ...]  # log-probabilities as the search scores them
+    filled_in: bool = False  # without the model
 
 
 class CaptioningTask(VinVLTask):
@@ -238,19 +240,33 @@ class CaptioningTask(VinVLTask):
             for record, (texts, scores) in zip(batch.records, n_best(written, self.texts), strict=True)
         ]
 
+    def filled_in(self, records: CaptionRecords, index: int) -> Caption | None:
+        """The commonest training caption."""
+        known = self.commonest.get("")
+        return None if known is None else Caption(0, str(records.image_ids[index]), (known,), (0.0,), filled_in=True)
+
     def write_predictions(self, predictions: Sequence[Caption], folder: Path) -> dict[str, Path]:
         """captions.json, the COCO server's format, and predictions.jsonl with all captions and their scores."""
         official, all_of_them = folder / "captions.json", folder / "predictions.jsonl"
         with atomic_write(official) as file:
-            ids = [int(one.image_id) if one.image_id.isdecimal() else one.image_id for one in predictions]
+            ids = [as_number(one.image_id) for one in predictions]
             best = [one.captions[0] for one in predictions]
             rows = [{"image_id": i, "caption": caption} for i, caption in zip(ids, best, strict=True)]
             json.dump(rows, file, ensure_ascii=False)
         with atomic_write(all_of_them) as file:
             for one in predictions:
                 top = [{"caption": c, "score": round(s, 6)} for c, s in zip(one.captions, one.scores, strict=True)]
-                file.write(json.dumps({"image_id": one.image_id, "top": top}, ensure_ascii=False) + "\n")
-        return {"official caption file": official, "captions with scores": all_of_them}
+                line = {"image_id": one.image_id, "top": top} | ({"filled_in": True} if one.filled_in else {})
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        numbered = all(isinstance(image_id, int) for image_id in ids)  # as in the files of COCO and NoCaps
+        title = "official caption file" if numbered else "caption file, of ids that are no numbers"
+        return {title: official, "captions with scores": all_of_them}
+
+
+def as_number(image_id: str) -> int | str:
+    """An image id as COCO's server wants it, where it is a number in its usual spelling."""
+    number = int(image_id) if image_id.isascii() and image_id.isdecimal() else None
+    return number if number is not None and str(number) == image_id else image_id
 
 
 def in_percent(scores: Mapping[str, Tensor]) -> dict[str, float]:

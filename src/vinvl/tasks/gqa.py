@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from vinvl.data.batch import Batch
-from vinvl.data.gqa import GQADataModule
+from vinvl.data.gqa import GQADataModule, question_record
+from vinvl.data.gqa_files import GQARecords
 from vinvl.metrics import ExactMean, TypedAccuracy
 from vinvl.models import VinVLForAnswering, answer_loss_per_example
-from vinvl.tasks.answering import Prediction, best_answers, check_answers, write_answers
+from vinvl.tasks.answering import Prediction, best_answers, check_answers, filled_in, write_answers
 from vinvl.tasks.base import TaskArguments, VinVLTask
 
 
@@ -38,6 +39,7 @@ class GQATask(VinVLTask):
     def check_datamodule(self, datamodule: GQADataModule) -> None:
         super().check_datamodule(datamodule)
         check_answers(self.answers, datamodule)
+        self.commonest = self.commonest or datamodule.known_commonest()
 
     def training_loss(self, batch: Batch) -> Tensor:
         assert batch.labels is not None
@@ -46,6 +48,10 @@ class GQATask(VinVLTask):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """The five best answers to each question."""
         return best_answers(self(batch), batch, self.answers, "ce")
+
+    def filled_in(self, records: GQARecords, index: int) -> Prediction | None:
+        """The commonest training answer to questions that begin like this one."""
+        return filled_in(question_record(records, index), self.commonest)
 
     def write_predictions(self, predictions: Sequence[Prediction], folder: Path) -> dict[str, Path]:
         """The official submission, [{"questionId", "prediction"}], and the five best answers."""
@@ -61,11 +67,13 @@ class GQATask(VinVLTask):
         correct = torch.tensor([one == other for one, other in zip(given, right, strict=True)])
         types = {name: [record.get(name, "unknown") for record in batch.records] for name in ("structural", "semantic")}
         self.accuracy.update(correct, types["structural"], types["semantic"])
-        self.most_frequent_accuracy.update(torch.tensor([answer == self.answers[0] for answer in right]) * 100.0)
+        constant = self.commonest.get("")
+        self.most_frequent_accuracy.update(torch.tensor([answer == constant for answer in right]) * 100.0)
 
     def compute_scores(self) -> dict[str, float]:
         scores = {f"accuracy/{name}": value.item() for name, value in self.accuracy.compute().items()}
-        scores["most_frequent_answer"] = self.most_frequent_accuracy.compute().item()
+        if self.commonest:
+            scores["most_frequent_answer"] = self.most_frequent_accuracy.compute().item()
         scores["loss"] = self.evaluation_loss.compute().item()
         return scores
 
@@ -75,5 +83,7 @@ class GQATask(VinVLTask):
         for name, value in scores.items():
             if name.startswith("accuracy/") and name != "accuracy/overall":
                 rows.append((f"  {name.removeprefix('accuracy/')}", f"{value:.2f}"))
-        rows.append((f"most frequent answer ('{self.answers[0]}')", f"{scores['most_frequent_answer']:.2f}"))
+        if self.commonest:
+            what = f"most frequent training answer ('{self.commonest['']}')"
+            rows.append((what, f"{scores['most_frequent_answer']:.2f}"))
         return rows

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vinvl.data.batch import Batch
 from vinvl.data.nlvr2 import NLVR2DataModule
+from vinvl.data.nlvr2_files import NLVR2Records
 from vinvl.files import atomic_write
 from vinvl.metrics import ExactMean, PairAccuracy
 from vinvl.models import VinVLForPairs, answer_loss_per_example
@@ -53,16 +54,21 @@ class NLVR2Task(VinVLTask):
         return scores
 
     def result_rows(self) -> list[tuple[str, str]]:
-        return [
-            ("NLVR2 accuracy", f"{self.scores['accuracy']:.2f}"),
-            ("consistency (statements right on every pair)", f"{self.scores['consistency']:.2f}"),
-        ]
+        rows = [("NLVR2 accuracy", f"{self.scores['accuracy']:.2f}")]
+        if "consistency" in self.scores:
+            rows.append(("consistency (statements right on every pair)", f"{self.scores['consistency']:.2f}"))
+        return rows
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Judgement]:
         """True or False for each statement."""
         verdicts = self(batch).argmax(dim=-1).bool().tolist()
         records = batch.records[::2]
         return [Judgement(r["index"], r["identifier"], true) for r, true in zip(records, verdicts, strict=True)]
+
+    def filled_in(self, records: NLVR2Records, index: int) -> Judgement | None:
+        """What more of the training statements are."""
+        known = self.commonest.get("")
+        return None if known is None else Judgement(0, str(records.identifiers[index]), known == "True")
 
     def write_predictions(self, predictions: Sequence[Judgement], folder: Path) -> dict[str, Path]:
         """predictions.csv, lines of identifier,True or False: what the official metrics.py reads."""

@@ -7,10 +7,11 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from vinvl.data.batch import Batch
-from vinvl.data.vqa import VQADataModule
+from vinvl.data.vqa import VQADataModule, question_record
+from vinvl.data.vqa_records import VQARecords
 from vinvl.metrics import ExactMean, SoftTargetScore, VQAAccuracy
 from vinvl.models import VinVLForAnswering, answer_loss_per_example
-from vinvl.tasks.answering import Prediction, best_answers, check_answers, write_answers
+from vinvl.tasks.answering import Prediction, best_answers, check_answers, filled_in, write_answers
 from vinvl.tasks.base import TaskArguments, VinVLTask
 
 
@@ -39,6 +40,7 @@ class VQATask(VinVLTask):
     def check_datamodule(self, datamodule: VQADataModule) -> None:
         super().check_datamodule(datamodule)
         check_answers(self.answers, datamodule)
+        self.commonest = self.commonest or datamodule.known_commonest()
 
     def training_loss(self, batch: Batch) -> Tensor:
         assert batch.labels is not None
@@ -50,6 +52,10 @@ class VQATask(VinVLTask):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """The five best answers to each question."""
         return best_answers(self(batch), batch, self.answers, self.config.loss_type)
+
+    def filled_in(self, records: VQARecords, index: int) -> Prediction | None:
+        """The commonest training answer to questions that begin like this one."""
+        return filled_in(question_record(records, index), self.commonest)
 
     def write_predictions(self, predictions: Sequence[Prediction], folder: Path) -> dict[str, Path]:
         """The official VQA result format and the five best answers."""
@@ -66,12 +72,14 @@ class VQATask(VinVLTask):
         question_types = [record["question_type"] for record in batch.records] if typed else None
         predicted = [self.answers[index] for index in logits.argmax(dim=-1).tolist()]
         self.accuracy.update(predicted, people, answer_types, question_types)
-        self.most_frequent_accuracy.update([self.answers[0]] * len(people), people, answer_types)
+        if self.commonest:
+            self.most_frequent_accuracy.update([self.commonest[""]] * len(people), people, answer_types)
 
     def compute_scores(self) -> dict[str, float]:
         scores = {f"accuracy/{name}": value.item() for name, value in self.accuracy.compute().items()}
-        constant = self.most_frequent_accuracy.compute()
-        scores |= {f"most_frequent_answer/{name}": value.item() for name, value in constant.items()}
+        if self.commonest:
+            constant = self.most_frequent_accuracy.compute()
+            scores |= {f"most_frequent_answer/{name}": value.item() for name, value in constant.items()}
         scores["soft_score"] = self.soft_score.compute().item()
         scores["loss"] = self.evaluation_loss.compute().item()
         return scores
@@ -86,6 +94,8 @@ class VQATask(VinVLTask):
         for name, value in scores.items():
             if name.startswith("accuracy/question_type/"):
                 rows.append((f"    {name.removeprefix('accuracy/question_type/')}", f"{value:.2f}"))
-        rows.append((f"most frequent answer ('{self.answers[0]}')", f"{scores['most_frequent_answer/overall']:.2f}"))
+        if self.commonest:
+            what = f"most frequent training answer ('{self.commonest['']}')"
+            rows.append((what, f"{scores['most_frequent_answer/overall']:.2f}"))
         rows.append(("soft target of the arg-max (in-training score)", f"{scores['soft_score']:.2f}"))
         return rows
