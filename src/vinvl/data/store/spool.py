@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vinvl.data.store.layout import FEATURES, IMAGE_DTYPES, ROW_DTYPES
+from vinvl.errors import UserError
 
 _ID_BLOCK = 16384
 
@@ -144,10 +145,19 @@ class SpoolRows:
 
     def __init__(self, folder: Path, shapes: RowShapes, length: SpoolLength) -> None:
         self._folder, self._shapes, self._length = folder, shapes, length
-        self.offsets = self._map("offsets", np.dtype("<i8"), (length.images + 1,))
-        self.sizes = self._map("sizes", np.dtype("<i4"), (length.images, 2))
-        self._arrays = {name: self._row_array(name) for name in (FEATURES, *ROW_DTYPES)}
-        self.image_ids = self._read_ids()
+        damaged = f"{folder} is damaged: delete {folder.parent}, what it holds is lost."
+        try:
+            self.offsets = self._map("offsets", np.dtype("<i8"), (length.images + 1,))
+            self.sizes = self._map("sizes", np.dtype("<i4"), (length.images, 2))
+            self._arrays = {name: self._row_array(name) for name in (FEATURES, *ROW_DTYPES)}
+            lengths = self._map("id_lengths", np.dtype("<i4"), (length.images,))
+        except (OSError, ValueError, OverflowError):
+            raise UserError(damaged) from None
+        ends = (int(self.offsets[0]), int(self.offsets[-1]), int(lengths.sum(dtype=np.int64)))
+        rising = (np.diff(self.offsets) >= 0).all() and (lengths > 0).all()
+        if ends != (0, length.regions, length.id_bytes) or not rising:
+            raise UserError(damaged)
+        self.image_ids = self._read_ids(lengths)
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of one of the six row arrays."""
@@ -162,9 +172,8 @@ class SpoolRows:
             return np.empty(shape, dtype=dtype)
         return np.memmap(self._folder / f"{name}.raw", dtype=dtype, mode="r", shape=shape)
 
-    def _read_ids(self) -> np.ndarray:
-        """(N,) bytes of fixed width, padded with NUL."""
-        lengths = self._map("id_lengths", np.dtype("<i4"), (self._length.images,))
+    def _read_ids(self, lengths: np.ndarray) -> np.ndarray:
+        """(N,) bytes of fixed width, padded with NUL, of their lengths (N,)."""
         text = self._map("image_ids", np.dtype("u1"), (self._length.id_bytes,)).tobytes()
         ends = np.cumsum(lengths, dtype=np.int64)
         width = int(lengths.max()) if len(lengths) else 1
