@@ -277,7 +277,7 @@ def no_pooler(weights: Path, folder: Path) -> None:
         (damage, "is damaged or holds more than tensors"),
         (other_size, "contradicts itself: hidden_size is 32 in its configuration and 16 in its tensors"),
         (nonsense, "has hidden_dropout_prob 'much', which is no such number"),
-        (unknown_activation, "has the unknown hidden_act 'swoosh'"),
+        (unknown_activation, "has hidden_act 'swoosh'; choose one of"),
         (odd_head, "has no head for this task|another size|lacks 'classifier"),
         (foreign_vocabulary, "has 31 words and the model's embeddings 30"),
         (no_vocabulary, "No tokenizer lies beside"),

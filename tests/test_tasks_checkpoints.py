@@ -120,3 +120,57 @@ def test_only_task_classes_are_taken_from_a_checkpoint() -> None:
     ):
         with pytest.raises(UserError, match="which this version of vinvl has not"):
             task_class({"vinvl": {"task_class": name}}, path)
+
+
+SIZES = {
+    "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "max_position_embeddings": 20, "type_vocab_size": 2, "img_feature_dim": 14, "loss_type": "ce",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    task = VQATask(answers=["yes", "no", "left"], model_config=SIZES)
+    return OURS | {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("num_hidden_layers", 10**9, "must be a whole number of at least 1, and of 1,000 at most"),
+        ("num_hidden_layers", 900, "another number of layers than the 2 of its tensors"),
+        ("hidden_size", 2**15, "no tensor of that size"),
+        ("vocab_size", 2**24, "no tensor of that size"),
+        ("intermediate_size", 2**18, "no tensor of that size"),
+        ("hidden_size", "16", "must be a whole number"),
+        ("num_attention_heads", [2], "num_attention_heads a list"),
+        ("layer_norm_eps", float("nan"), "layer_norm_eps nan, which is no such number"),
+        ("hidden_dropout_prob", -0.1, "no such number"),
+        ("hidden_act", ["gelu"], "hidden_act a list; choose one of"),
+        ("classifier", {"mlp": 1}, "classifier a dict; choose one of"),
+        ("loss_type", [], r"loss_type is \[\]"),
+        ("attn_implementation", "some-one/kernel", "attn_implementation 'some-one/kernel'; choose one of"),
+        ("_attn_implementation_internal", "some-one/kernel", "no setting of a model"),
+    ],
+)
+def test_sizes_are_held_against_the_tensors(trained: dict[str, Any], field: str, value: Any, words: str) -> None:
+    assert VQATask.from_checkpoint(trained, "best.ckpt").config.num_labels == 3
+    parameters = trained["hyper_parameters"]
+    changed = parameters | {"model_config": parameters["model_config"] | {field: value}}
+    with pytest.raises(UserError, match=words):
+        VQATask.from_checkpoint(trained | {"hyper_parameters": changed}, "best.ckpt")
+
+
+@pytest.mark.parametrize("given", [{"init": "some-one/model"}, {"model_config": None}, {"answers": 3}, {"more": 1}])
+def test_what_else_a_checkpoint_may_say_of_its_model(trained: dict[str, Any], given: dict[str, Any]) -> None:
+    changed = trained | {"hyper_parameters": trained["hyper_parameters"] | given}
+    with pytest.raises(UserError, match=r"best.ckpt describes"):
+        VQATask.from_checkpoint(changed, "best.ckpt")
+
+
+def test_a_checkpoint_within_itself_and_half_characters(tmp_path: Path) -> None:
+    endless: dict[str, Any] = {}
+    endless["a"] = [endless]
+    for parameters, words in ((endless, "it contains itself"), ({"answers": ["\ud800"]}, "half a character")):
+        torch.save(OURS | {"hyper_parameters": parameters}, tmp_path / "last.ckpt")
+        assert words in refused(tmp_path / "last.ckpt")

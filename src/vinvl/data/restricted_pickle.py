@@ -73,7 +73,7 @@ def plain_array(kind: np.dtype, shape: tuple[int, ...], content: bytes, fortran:
     return np.ndarray(shape, kind, content, order="F" if fortran else "C")
 
 
-class _ForeignError(Exception):
+class _ForeignError(ValueError):
     """What a pickle wants to do and must not, as the end of "wants to …"."""
 
 
@@ -125,7 +125,7 @@ class _Machine:
             self._position += 1
             _STEPS[opcode](self)
         value = self._stack.pop()
-        _inspect((value,), EXPANSION * len(self._content) + 1000, {})
+        inspect_plain((value,), EXPANSION * len(self._content) + 1000)
         return value
 
     def _take(self, length: int) -> bytes:
@@ -277,26 +277,27 @@ def _quoted(line: bytes) -> str:
     return codecs.escape_decode(line[1:-1])[0].decode("latin1")
 
 
-def _inspect(value: Any, limit: int, sizes: dict[int, int], depth: int = 0) -> int:
-    """How large it would be if all that it names more than once were there as often; refuses what is no plain data.
+def inspect_plain(value: Any, limit: int = 10**7) -> None:
+    """Raises ValueError for what is no plain data, contains itself, or counted out has more values than `limit`."""
+    _inspect(value, limit, {})
 
-    `sizes` are those of the containers that are known, by id; 0 while one is looked into.
-    """
+
+def _inspect(value: Any, limit: int, sizes: dict[int, int], depth: int = 0) -> int:
+    """How many values it holds; `sizes` are those of the containers that are known, by id, 0 inside of one."""
     kind = type(value)
     if isinstance(value, np.generic) or (kind is np.ndarray and not value.dtype.hasobject):
         return 1 + int(value.nbytes) // 256
-    known = sizes.get(id(value))
-    if known is not None:
-        if known == 0:
+    if id(value) in sizes:
+        if sizes[id(value)] == 0:
             raise ValueError("it contains itself")
-        return known
+        return sizes[id(value)]
     if depth > DEEPEST:
         raise ValueError(f"more than {DEEPEST} containers within each other")
     if kind not in (list, tuple, dict, set, frozenset, np.ndarray):
         raise _ForeignError(f"give away a {kind.__name__}")
-    sizes[id(value)] = 0
-    items = value.values() if kind is dict else value.flat if kind is np.ndarray else value  # keys were looked at
-    total = 1
+    sizes[id(value)], total = 0, 1
+    _keys(value if kind is dict else ())
+    items = value.values() if kind is dict else value.flat if kind is np.ndarray else value
     for item in items:
         if type(item) in _SCALARS:
             total += 1

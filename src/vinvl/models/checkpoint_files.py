@@ -14,9 +14,11 @@ from torch import Tensor
 from vinvl.data.json_files import json_object
 from vinvl.errors import UserError
 from vinvl.models.key_names import mmf_tensors
+from vinvl.tensor_files import load_tensor_file, plain_tensors
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 TRAINING_CHECKPOINT = ".ckpt"
+LONGEST_NAME = 100  # of a shard
 OBJECTS_SHOWN = 5  # of a file that holds more than tensors
 WEIGHT_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -77,15 +79,11 @@ def load_published_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"There is no weight file {path}.")
     if path.name.endswith(".index.json"):
-        shards = _read_json(path).get("weight_map", {}).values()
-        tensors: dict[str, Tensor] = {}
-        for shard in sorted({Path(str(name)).name for name in shards}):  # bare names: an index may not point elsewhere
-            tensors.update(load_published_state_dict(path.parent / shard))
-        return tensors
+        return _of_shards(path)
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
+            return plain_tensors(load_file(path), str(path))
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} is not a sound safetensors file ({error}); copy or save it again.") from None
     content = _unpickled(path)
     of_mmf = mmf_tensors(content)
@@ -95,16 +93,26 @@ def load_published_state_dict(path: str | Path) -> dict[str, Tensor]:
         _refuse_foreign_training(path, content)
         names = [name for name in content["state_dict"] if str(name).startswith("model.")]
         content = {name.removeprefix("model."): content["state_dict"][name] for name in names}
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
+    if not isinstance(content, dict):
         raise UserError(f"{path} is no table of named tensors; give the weights alone, as save_pretrained writes them.")
-    return content
+    return plain_tensors(content, str(path))
+
+
+def _of_shards(path: Path) -> dict[str, Tensor]:
+    named = _read_json(path).get("weight_map")
+    # Bare names: an index may not point elsewhere, nor to an index.
+    shards = {Path(str(name)).name for name in named.values()} if isinstance(named, dict) else set()
+    if not shards or any(name.endswith(".json") or len(name) > LONGEST_NAME for name in shards):
+        raise UserError(f"{path} is no index of weight files; get the file again.")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(shards):
+        tensors.update(load_published_state_dict(path.parent / shard))
+    return tensors
 
 
 def _unpickled(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensor_file(path)
     except Exception:  # a hostile or damaged pickle may make the restricted loader raise anything
         objects = _objects_in(path)
         found = f" (objects of {', '.join(objects)}, which may run programs)" if objects else ""

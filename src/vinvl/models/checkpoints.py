@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from vinvl.errors import UserError, printable
 from vinvl.models.answer_rows import AnswerRows
 from vinvl.models.checkpoint_files import CheckpointFiles, find_checkpoint, load_published_state_dict
-from vinvl.models.configuration import VinVLConfig
+from vinvl.models.configuration import VinVLConfig, refuse_wrong_fields
 from vinvl.models.key_names import by_modern_names
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -23,8 +23,12 @@ logger = logging.getLogger(__name__)
 
 ENCODER_PARTS = ("embeddings.", "encoder.", "pooler.", "img_embedding.", "LayerNorm.")
 REQUIRED_PARTS = ("embeddings.", "encoder.")  # an encoder of which a part of these is random is a mistake, not a start
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size", "img_feature_dim",
+)  # fmt: skip
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 WORD_DECODER, WORD_BIAS = "cls.predictions.decoder.weight", "cls.predictions.bias"
+LAYER = re.compile(r"encoder\.layer\.(\d{1,9})\.")
 KNOWN_MODEL_TYPES = ("bert", "vinvl")
 
 
@@ -173,6 +177,9 @@ def encoder_is_there(files: CheckpointFiles, found: Mapping[str, Tensor]) -> Non
     model_type = files.config.get("model_type", "bert")
     if model_type not in KNOWN_MODEL_TYPES:
         raise UserError(f"{files.name} is a {model_type!r} model; VinVL starts from BERT, Oscar or VinVL weights.")
+    layers = {int(match[1]) for name in found if (match := LAYER.match(name))}
+    if layers != set(range(len(layers))) or any(not tensor.numel() for tensor in found.values()):
+        raise UserError(f"{files.name} lacks layers, or holds tensors without numbers; is the file whole?")
     if not any(name.startswith(REQUIRED_PARTS) for name in found):
         example = f" (its first is {next(iter(found))!r})" if found else ""
         raise UserError(f"{files.name}: none of the {len(found)} tensors is an encoder weight{example}; is it a BERT?")
@@ -214,7 +221,7 @@ def encoder_sizes(published: Mapping[str, Any], found: Mapping[str, Tensor]) -> 
     ):
         if name in found and found[name].dim() == 2:
             sizes[field] = found[name].shape[axis]
-    layers = {int(match[1]) for name in found if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
+    layers = {int(match[1]) for name in found if (match := LAYER.match(name))}
     return sizes | ({"num_hidden_layers": max(layers) + 1} if layers else {})
 
 
@@ -225,8 +232,33 @@ def _follow_image_layernorm(
         return config, None
     config = copy.deepcopy(config)
     config.use_img_layernorm = "LayerNorm.weight" in found
-    config.img_layer_norm_eps = files.config.get("img_layer_norm_eps", config.img_layer_norm_eps)
+    said = {"img_layer_norm_eps": files.config.get("img_layer_norm_eps", config.img_layer_norm_eps)}
+    refuse_wrong_fields(said, f"The configuration of {files.name}")
+    config.img_layer_norm_eps = said["img_layer_norm_eps"]
     return config, config.use_img_layernorm
+
+
+def refuse_other_sizes(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Holds fields of `VinVLConfig` in a training checkpoint against its tensors, before a model of them is built.
+
+    Raises:
+        UserError: a field cannot be, or no tensor is of the size that it says.
+    """
+    owner = f"The model in {path}"
+    refuse_wrong_fields(fields, owner)
+    hidden = [name for name in fields if not str(name).isidentifier() or str(name).startswith("_")]
+    if hidden:
+        raise UserError(f"{owner} has {str(hidden[0])[:60]!r}, which is no setting of a model: the file is damaged.")
+    lengths = {length for tensor in tensors.values() for length in tensor.shape if tensor.numel()}
+    sizes = {name: fields.get(name) for name in SIZES}
+    if fields.get("classifier") == "mlp":
+        sizes["cls_hidden_scale"] = fields.get("hidden_size", 768) * fields.get("cls_hidden_scale", 3)
+    layers = {match[1] for name in tensors if (match := LAYER.search(name))}
+    for name, value in sizes.items():
+        if value is not None and value not in lengths:
+            raise UserError(f"{owner} has {name} {fields[name]}, and no tensor of that size: the file is damaged.")
+    if fields.get("num_hidden_layers", 12) != len(layers):
+        raise UserError(f"{owner} is of another number of layers than the {len(layers)} of its tensors.")
 
 
 def _refuse_incomplete_encoder(

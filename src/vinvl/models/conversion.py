@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,7 +19,7 @@ from vinvl.models.checkpoints import (
 )
 from vinvl.models.encoder import VinVLModel
 from vinvl.models.heads import VinVLForAnswering
-from vinvl.models.key_names import by_modern_names
+from vinvl.models.key_names import by_modern_names, same_numbers
 from vinvl.models.model_kinds import model_of_task, recognise_model
 from vinvl.models.pretraining import VinVLForPreTraining
 from vinvl.models.published_configuration import configuration_of
@@ -82,7 +81,7 @@ def _refuse_own_decoder(
     decoder = found.get(WORD_DECODER)
     if model_class is not VinVLForPreTraining or decoder is None or WORD_EMBEDDINGS not in found:
         return
-    if not torch.equal(decoder, found[WORD_EMBEDDINGS]):
+    if not same_numbers(decoder, found[WORD_EMBEDDINGS]):
         raise UserError(
             f"{files.name} decodes words by weights of their own, and the pre-training model by the embeddings: "
             "pass task=captioning or task=encoder."

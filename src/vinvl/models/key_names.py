@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 DATA_PARALLEL = re.compile(r"^module\.")
@@ -40,9 +39,14 @@ def by_modern_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], d
         bias = originals.get(WORD_BIAS)
         if bias is None:
             originals[WORD_BIAS] = originals.pop(DECODER_BIAS)
-        elif torch.equal(tensors[originals[DECODER_BIAS]], tensors[bias]):
+        elif same_numbers(tensors[originals[DECODER_BIAS]], tensors[bias]):
             del originals[DECODER_BIAS]  # said under the other name already
     return {name: tensors[original] for name, original in originals.items()}, originals
+
+
+def same_numbers(first: Tensor, second: Tensor) -> bool:
+    """`torch.equal` for tensors of a file, which may be of two types."""
+    return first.shape == second.shape and bool((first == second).all())
 
 
 def modern_name(name: str) -> str:

@@ -4,25 +4,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
 
 from vinvl.errors import UserError
 from vinvl.models.checkpoint_files import CheckpointFiles
 from vinvl.models.checkpoints import WORD_DECODER, WORD_EMBEDDINGS, encoder_sizes
-from vinvl.models.configuration import VinVLConfig
+from vinvl.models.configuration import VinVLConfig, refuse_wrong_fields
+from vinvl.models.key_names import same_numbers
 from vinvl.models.pretraining import VinVLForPreTraining
 
 # Taken over as they stand; sizes and heads are read off the tensors.
 TAKEN = (
     "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "initializer_range",
     "layer_norm_eps", "pad_token_id", "num_attention_heads", "img_layer_norm_eps", "loss_type", "id2label",
-)  # fmt: skip
-NUMBERS = (
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "initializer_range", "layer_norm_eps",
-    "pad_token_id", "img_layer_norm_eps",
 )  # fmt: skip
 HEADS_OF_BERT = {768: 12, 1024: 16}  # attention heads of BERT base and large, by hidden size
 
@@ -46,7 +41,7 @@ def configuration_of(
     """
     published = files.config
     fields = {name: published[name] for name in TAKEN if published.get(name) is not None}
-    _refuse_wrong_kinds(files, fields)
+    refuse_wrong_fields(fields, f"The configuration of {files.name}")
     sizes = encoder_sizes(published, found)
     _refuse_contradictions(files, sizes)
     fields |= sizes
@@ -72,15 +67,6 @@ def configuration_of(
     except Exception as error:  # transformers checks the types of some fields, with errors of several kinds
         reason = " ".join(str(error).split())
         raise UserError(f"The configuration of {files.name} is no model's ({reason}); get the file again.") from error
-
-
-def _refuse_wrong_kinds(files: CheckpointFiles, fields: Mapping[str, Any]) -> None:
-    for field in NUMBERS:
-        value = fields.get(field, 0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise UserError(f"The configuration of {files.name} has {field} {value!r}, which is no such number.")
-    if fields.get("hidden_act", "gelu") not in ACT2FN:
-        raise UserError(f"The configuration of {files.name} has the unknown hidden_act {fields['hidden_act']!r}.")
 
 
 def _refuse_contradictions(files: CheckpointFiles, sizes: Mapping[str, Any]) -> None:
@@ -131,7 +117,7 @@ def _ties_words(published: Mapping[str, Any], found: Mapping[str, Tensor], model
     if model_class is VinVLForPreTraining:
         return True
     decoder, embeddings = found.get(WORD_DECODER), found.get(WORD_EMBEDDINGS)
-    if decoder is not None and embeddings is not None and not torch.equal(decoder, embeddings):
+    if decoder is not None and embeddings is not None and not same_numbers(decoder, embeddings):
         return False
     said = published.get("tie_word_embeddings", published.get("tie_weights"))
     return True if said is None else bool(said)
@@ -143,6 +129,6 @@ def _answers(id2label: Any, num_labels: Any) -> dict[int, str] | None:
         return None
     try:
         answers = {int(number): str(answer) for number, answer in id2label.items()}
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None
     return answers if sorted(answers) == list(range(len(answers))) else None

@@ -21,6 +21,7 @@ from vinvl.data.feature_record import FeatureRecord
 from vinvl.data.store.regions import BOX_NUMBERS
 from vinvl.errors import UserError
 from vinvl.models import VinVLConfig
+from vinvl.models.checkpoints import refuse_other_sizes
 from vinvl.tasks.checkpoints import OUR_KEY, load_into
 from vinvl.tasks.parameter_groups import parameter_groups
 from vinvl.tasks.row_names import start_model
@@ -165,7 +166,17 @@ class VinVLTask(pl.LightningModule):
         Raises:
             UserError: the weights do not fit the model that the checkpoint describes.
         """
-        task = cls(**{**checkpoint["hyper_parameters"], **own}, words=words_of_run(checkpoint))
+        given = {**checkpoint["hyper_parameters"], **own}
+        if not isinstance(given.get("model_config"), dict) or given.keys() & (
+            TaskArguments.__annotations__.keys() - {"model_config"}
+        ):
+            raise UserError(f"{path} describes no model, or more than one: it is damaged or from another program.")
+        refuse_other_sizes(given["model_config"], checkpoint["state_dict"], path)
+        try:
+            task = cls(**given, words=words_of_run(checkpoint))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:  # values of kinds that nobody has checked
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} describes a model that cannot be built ({reason}): it is damaged.") from error
         load_into(task, checkpoint, path)
         carried = checkpoint[OUR_KEY].get("commonest")
         if isinstance(carried, dict) and all(isinstance(text, str) for entry in carried.items() for text in entry):

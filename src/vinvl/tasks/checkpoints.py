@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from vinvl.data.json_files import refuse_half_characters
+from vinvl.data.restricted_pickle import inspect_plain
 from vinvl.errors import UserError
+from vinvl.tensor_files import load_tensor_file, plain_tensors
 
 OUR_KEY = "vinvl"  # where a Lightning checkpoint keeps what is ours
 
@@ -18,7 +20,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing, is no checkpoint, or is not one of ours.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load_tensor_file(path)
     except FileNotFoundError:
         raise UserError(f"The checkpoint {path} does not exist: give ckpt_path=FILE, or ckpt_path=last.") from None
     except Exception as error:  # torch raises pickle, zip, EOF and runtime errors alike for foreign files
@@ -33,6 +35,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     for key in ("state_dict", "hyper_parameters"):
         if not isinstance(checkpoint.get(key), dict):
             raise UserError(f"{path} is not a whole checkpoint of vinvl.train: it lacks '{key}'.")
+    plain_tensors(checkpoint["state_dict"], str(path))
+    plain = [ours, checkpoint["hyper_parameters"]]
+    try:
+        inspect_plain(plain)
+        refuse_half_characters(plain)
+    except ValueError as error:
+        raise UserError(f"{path} is not a checkpoint of vinvl.train ({error}): it is damaged.") from None
     return checkpoint
 
 
