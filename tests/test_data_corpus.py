@@ -177,7 +177,23 @@ def without_manifest(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
 
-@pytest.mark.parametrize("damage", [cut, other_format, without_manifest])
+def changed(name: str, content: bytes) -> Callable[[Path], None]:
+    """The first bytes of an array are others."""
+
+    def change(folder: Path) -> None:
+        path = folder / f"{name}.bin"
+        path.write_bytes(content + path.read_bytes()[len(content) :])
+
+    return change
+
+
+CHANGED = [
+    changed("starts", b"\xff" * 8), changed("starts", b"\xff" * 7 + b"\x7f"), changed("lengths", b"\xff\xff"),
+    changed("images", b"\0\1"), changed("image_ids", b"\xdc"), changed("kinds", b"\3"), changed("tokens", b"\xff\xff"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", [cut, other_format, without_manifest, *CHANGED])
 def test_a_damaged_index_is_refused_and_made_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     path = write_lines(tmp_path / "c.jsonl", mixed_rows(6))
     corpus = ensure_index(path, TOKENIZER)

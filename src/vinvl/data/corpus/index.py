@@ -53,7 +53,7 @@ REMEDY = "build it again with python -m vinvl.data.corpus build"
 
 
 class Corpus:
-    """The rows of one corpus file by number, 0 <= row < N; opening costs nothing, reading touches what is read.
+    """The rows of one corpus file by number, 0 <= row < N; opening looks at all of it once.
 
     Pickling keeps the folder alone; forked and spawned data workers share the pages of the maps.
 
@@ -70,7 +70,13 @@ class Corpus:
         Raises:
             UserError: there is no index, or it is damaged or of another version.
         """
-        self.folder = Path(folder)
+        self._open(Path(folder))
+        problem = self._problem()
+        if problem is not None:
+            raise UserError(f"{self.folder} is damaged: {problem}; {REMEDY}.")
+
+    def _open(self, folder: Path) -> None:
+        self.folder = folder
         self.manifest = _read_manifest(self.folder)
         self._tokens = self._map("tokens")
         self.lengths = self._map("lengths")
@@ -84,7 +90,7 @@ class Corpus:
         return self.folder
 
     def __setstate__(self, folder: Path) -> None:
-        self.__init__(folder)  # type: ignore[misc]
+        self._open(folder)  # which has been looked at
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -110,6 +116,25 @@ class Corpus:
         starts = self._starts[rows] + np.where(sides == 1, self.lengths[rows, 0], 0)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         return RaggedTokens(self._tokens[flat_ranges(starts, lengths)], offsets)
+
+    def _problem(self) -> str | None:
+        """What would be read past an array's end, or as no text, in an index whose bytes have changed."""
+        ends = self._starts + self.lengths.sum(axis=1, dtype=np.int64)
+        if self._starts.min() < 0 or self._starts.max() > len(self._tokens) or ends.max() > len(self._tokens):
+            return "rows begin or end where there are no tokens"
+        if self.images.min() < 0 or self.images.max() >= len(self.image_ids):
+            return "rows are of images that it has not"
+        if (
+            self.kinds.max() > max(RowKind)
+            or not 0 <= self._tokens.min() <= self._tokens.max() < self.manifest["vocab_size"]
+        ):
+            return "rows are of no kind, or have no words"
+        try:
+            for start in range(0, len(self.image_ids), 2**16):
+                np.char.decode(self.image_ids[start : start + 2**16], "utf-8")
+        except UnicodeDecodeError:
+            return "its ids of images are no text"
+        return None
 
     def problems(self) -> list[str]:
         """Reads everything; what is wrong, a sentence each; [] if the index is sound."""
