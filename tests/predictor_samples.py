@@ -98,7 +98,7 @@ def door_opened(path: Path, data: Path, output: Path, *overrides: str) -> Iterat
     """What `vinvl.predict` and `vinvl.evaluate` work with: the restored task with its data, and the trainer."""
     given = [checkpoint(path.parents[1]), "trainer.accelerator=cpu", *overrides]
     with composed("predict", data, output, *given) as config:
-        restored = restore(config)
+        restored = restore(config, "predict")
         trainer = instantiate(config.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)
         yield restored, trainer
 

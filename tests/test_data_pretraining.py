@@ -279,8 +279,10 @@ def test_tags_of_another_label_set_are_refused(tmp_path: Path) -> None:
     ("splits", "settings", "sentence"),
     [
         ({"train": []}, {}, "names no corpus"),
-        ({"train": [{"path": "x"}]}, {}, "has a corpus with path"),
-        ({"train": {"file": "x.jsonl", "weight": 2}}, {}, "has a corpus with file, weight"),
+        ({"train": [{"path": "x"}]}, {}, r"data.splits.train has no file: give \{file: …, loss_weight: …, passes: …\}"),
+        ({"train": {"file": "x.jsonl", "weight": 2}}, {}, "has the key weight, which nothing reads"),
+        ({"train": {"file": "x.jsonl", "passes": "two"}}, {}, "has the passes 'two': give a number"),
+        ({"train": [3]}, {}, "data.splits.train is 3: give"),
         ({"train": "missing.jsonl"}, {}, "missing.jsonl"),
         ({}, {"variant": "both"}, "data.variant is 'both'"),
         ({}, {"mask_probability": 1.5}, "data.mask_probability"),

@@ -99,7 +99,7 @@ def test_decoding_overrides_go_on_top_of_the_decoding_of_the_run(
 ) -> None:
     given = ["decoding.num_beams=3", "decoding.length_penalty=0.6"]
     with composed("evaluate", demo_data, tmp_path / "none", checkpoint(trained[0]), *given) as config:
-        task = restore(config).task
+        task = restore(config, "test").task
     assert isinstance(task, CaptioningTask)
     assert task.decoding == DecodingOptions(num_beams=3, length_penalty=0.6) != DecodingOptions(num_beams=2)
     _, two = predicted(demo_data, trained[0], tmp_path / "two")

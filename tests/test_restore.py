@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.errors import UserError
-from vinvl.restore import data_config, decoding_options
+from vinvl.overrides import given_values, replacing
+from vinvl.restore import check_splits, data_config, decoding_options
 from vinvl.runs import open_sections
 
 CHECKPOINT = Path("run/checkpoints/best.ckpt")
@@ -55,6 +57,60 @@ def test_overrides_may_add_a_split(sign: str) -> None:
     config = of_command(splits={"more": "more.jsonl"}, predict_split="more")
     data = data_config(config, OF_RUN, [f"{sign}data.splits.more=more.jsonl", "data.predict_split=more"], CHECKPOINT)
     assert data.splits.more == "more.jsonl" and data.splits.train == "train.jsonl" and data.predict_split == "more"
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "expected"),
+    [
+        (["++data.splits.train={jsonl: own.jsonl}"], "splits.train", {"jsonl": "own.jsonl"}),
+        (["++data.splits.train={jsonl: own.jsonl}"], "splits.test", OF_RUN["data"]["splits"]["test"]),
+        (["++data.splits.test={coco: own.json}"], "splits.test", {"coco": "own.json"}),  # a list before
+        (["++data.splits.own.jsonl=own.jsonl"], "splits.own", {"jsonl": "own.jsonl"}),
+        (["++data.splits={test: own.jsonl}"], "splits", {"test": "own.jsonl"}),
+        (["+data.regions=['${seed}.h5']"], "regions", ["7.h5"]),
+        (["data.regions.1=own.h5"], "regions", ["one.h5", "own.h5"]),
+        (["++data.prepare={seed: 5}"], "prepare", OF_RUN["data"]["prepare"] | {"seed": 5}),
+        (["data.prepare=null"], "prepare", None),
+    ],
+)
+def test_what_is_given_replaces_what_is_there(words: list[str], key: str, expected: object) -> None:
+    config = OmegaConf.create({"data": {"regions": ["1.h5", "2.h5", "3.h5"], "prepare": {"seed": 0}}, "seed": 7})
+    for override in OverridesParser.create().parse_overrides(replacing(words)):  # as Hydra does
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
+    data = data_config(config, OF_RUN, replacing(words), CHECKPOINT)
+    found = OmegaConf.select(data, key)
+    assert (OmegaConf.to_container(found) if OmegaConf.is_config(found) else found) == expected
+    others = OmegaConf.to_container(data)
+    assert isinstance(others, dict) and others["batch_size"] == 16  # of the run, not of the command's default
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("data.prepare.sed=1", "has no 'prepare.sed': did you mean seed"),
+        ("++data.prepare={sed: 1}", "has no 'prepare.sed': did you mean seed"),
+        ("data.regions.2=x.h5", "has no 'regions.2'"),
+        ("data.batch_size.x=1", "has no 'batch_size.x'"),
+        ("data.split.own=x", "has no 'split.own': did you mean splits"),
+        ("~data.splits.test", "nothing can be taken away"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(word: str, words: str) -> None:
+    config = of_command(prepare={"sed": 1}, regions=["a", "b", "c"], split={"own": "x"})
+    with pytest.raises(UserError, match=words):
+        data_config(config, OF_RUN, [word], CHECKPOINT)
+
+
+def test_a_split_that_the_door_does_not_read_is_refused() -> None:
+    data = OmegaConf.create({"train_split": "train", "val_split": "val", "test_split": "test", "predict_split": "own"})
+    check_splits(given_values(["data.splits.val=a", "data.splits.test=a"]), data, "test")
+    check_splits(given_values(["data.splits.own=a"]), data, "predict")
+    with pytest.raises(
+        UserError, match=r"data\.splits\.val is given, and data\.test_split is test, which is what is read"
+    ):
+        check_splits(given_values(["data.splits.val=a"]), data, "test")
+    with pytest.raises(UserError, match=r"did you mean data\.splits\.test\?"):
+        check_splits(given_values(["data.splits.tset=a"]), data, "test")
 
 
 def test_a_key_that_the_data_have_not_is_refused_with_the_nearest() -> None:

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vinvl.callbacks import progress
+from vinvl.overrides import replacing
 from vinvl.restore import restore
 from vinvl.runs import config_directory, open_sections, register_resolvers, run_door
 from vinvl.train import report
@@ -19,7 +20,7 @@ register_resolvers()
 def evaluate(config: DictConfig) -> dict[str, float]:
     """A checkpoint's scores on `data.test_split`; results.json goes to `config.paths.output_dir`."""
     pl.seed_everything(config.seed, verbose=False)
-    restored = restore(config)
+    restored = restore(config, "test")
     restored.datamodule.setup("test")
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=[progress()], logger=False, enable_checkpointing=False)
     trainer.test(restored.task, datamodule=restored.datamodule, verbose=False)
@@ -36,5 +37,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = open_sections(sys.argv[1:])
+    sys.argv[1:] = replacing(open_sections(sys.argv[1:]))
     main()

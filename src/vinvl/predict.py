@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from vinvl.callbacks import progress
 from vinvl.data.datamodule import RegionDataModule
 from vinvl.errors import UserError, say
+from vinvl.overrides import replacing
 from vinvl.predictor.arguments import picture_arguments
 from vinvl.predictor.command import ONLY_WITH_PICTURES, ask_about_pictures
 from vinvl.restore import restore
@@ -34,7 +35,7 @@ def predict(config: DictConfig) -> list[Any]:
         return ask_about_pictures(config)
     _refuse_without_pictures(config)
     pl.seed_everything(config.seed, verbose=False)
-    restored = restore(config)
+    restored = restore(config, "predict")
     restored.datamodule.setup("predict")
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=[progress()], logger=False, enable_checkpointing=False)
     batches = trainer.predict(restored.task, datamodule=restored.datamodule) or []
@@ -101,5 +102,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = open_sections(picture_arguments(task_as_a_value(sys.argv[1:])))
+    sys.argv[1:] = replacing(open_sections(picture_arguments(task_as_a_value(sys.argv[1:]))))
     main()

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.errors import UserError, say
+from vinvl.overrides import command_overrides, given_values, replaces, replacing
 from vinvl.preemption import INTERRUPTED, START_AGAIN, STOP_SIGNALS
 from vinvl.runs import AUTO, config_directory, register_resolvers, run_door, write_json
 
+STAGES = ("pretrain", "finetune")
 RESUME = f"ckpt_path={AUTO}"
 RESERVED_WORDS = ("true", "false", "null", "nan", "inf")  # of the grammar of overrides
 
@@ -39,15 +41,18 @@ def pretrain_finetune(config: DictConfig) -> dict[str, float]:
     """
     folder = Path(config.paths.output_dir)
     shared = [f"data.use_tags={str(bool(config.tags)).lower()}", f"seed={config.seed}"]
+    whole = replaced_keys(given_values(command_overrides()))
     summary: dict[str, float] = {}
     start: list[str] = []
     if config.objective.pretrain:
         own = config.objective.with_tags if config.tags else config.objective.without_tags
         pretraining = folder / "pretraining"
-        results = train_stage(pretraining, [*as_overrides(config.pretrain), *as_overrides(own), *shared])
+        results = train_stage(
+            pretraining, [*as_overrides(config.pretrain, whole["pretrain"]), *as_overrides(own), *shared]
+        )
         summary["pretraining"] = headline(results)
         start = [f"model.init={as_value(str(pretraining / 'checkpoints' / 'last.ckpt'))}"]
-    results = train_stage(folder / "finetuning", [*as_overrides(config.finetune), *start, *shared])
+    results = train_stage(folder / "finetuning", [*as_overrides(config.finetune, whole["finetune"]), *start, *shared])
     summary["finetuning"] = headline(results)
     write_json(folder / "results.json", {"summary": summary, "finetuning": results})
     return summary
@@ -62,7 +67,7 @@ def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
     results = folder / "results.json"
     known = folder / ".hydra" / "overrides.yaml"
     before = [str(one) for one in OmegaConf.load(known)] if known.is_file() else None
-    if before is not None and before != [*overrides, RESUME]:
+    if before is not None and not same_stage(before, replacing([*overrides, RESUME])):
         raise UserError(f"{folder} holds a run of other settings ({' '.join(before)}): choose another hydra.run.dir.")
     if not results.is_file():
         # The same command starts a run and goes on with it.
@@ -75,6 +80,16 @@ def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
             raise UserError(f"the run in {folder} failed; its own message stands above.")
     found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
     return found
+
+
+def same_stage(before: list[str], now: list[str]) -> bool:
+    """Whether these overrides are of one stage; the folder that it starts from may have moved together with its own."""
+
+    def unmoved(word: str) -> str:
+        key, _, value = word.partition("=")
+        return f"{key}={'/'.join(Path(value).parts[-3:])}" if key == "model.init" else word
+
+    return list(map(unmoved, before)) == list(map(unmoved, now))
 
 
 def run_passing_signals_on(command: list[str]) -> int:
@@ -99,15 +114,25 @@ def run_passing_signals_on(command: list[str]) -> int:
             signal.signal(number, handler)
 
 
-def as_overrides(section: DictConfig) -> list[str]:
-    """A section as the words of a command line: {trainer: {max_epochs: 3}} → ["trainer.max_epochs=3"]."""
+def replaced_keys(given: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Of each stage the keys that the command gives as a dict which takes the place of what is configured."""
+    dicts = [key for key, value in given.items() if isinstance(value, dict) and replaces(key, value)]
+    return {stage: {key.removeprefix(f"{stage}.") for key in dicts if key.startswith(f"{stage}.")} for stage in STAGES}
+
+
+def as_overrides(section: DictConfig, whole: Collection[str] = ()) -> list[str]:
+    """A section as the words of a command line: {trainer: {max_epochs: 3}} → ["trainer.max_epochs=3"].
+
+    The dicts of the keys in `whole` stay dicts.
+    """
 
     def leaves(node: dict[str, Any], prefix: str) -> Iterator[str]:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{key}.")
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict) and key not in whole:
+                yield from leaves(value, f"{key}.")
             else:
-                yield f"{prefix}{key}={as_value(value)}"
+                yield f"{key}={as_value(value)}"
 
     plain = OmegaConf.to_container(section, resolve=True)
     assert isinstance(plain, dict)
@@ -118,6 +143,8 @@ def as_value(value: object) -> str:
     """A value in Hydra's grammar of overrides; texts are quoted where they could be taken for something else."""
     if isinstance(value, list):
         return f"[{','.join(map(as_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{as_value(item)}' for key, item in value.items())}}}"
     if not isinstance(value, str):
         return json.dumps(value)
     plain = re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_/.]*", value) and value.lower() not in RESERVED_WORDS
@@ -136,5 +163,6 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     # The stages take any key that vinvl.train takes, and Hydra knows none of them here.
-    sys.argv[1:] = [f"++{word}" if word.startswith(("pretrain.", "finetune.")) else word for word in sys.argv[1:]]
+    opened = [f"++{word}" if word.startswith(tuple(f"{stage}." for stage in STAGES)) else word for word in sys.argv[1:]]
+    sys.argv[1:] = replacing(opened)
     main()

@@ -1,12 +1,12 @@
 """From a checkpoint to a task and the data it was trained on: the first half of `evaluate` and `predict`."""
 
+import copy
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_warn
@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from vinvl.data.datamodule import RegionDataModule
 from vinvl.data.feature_record import FeatureRecord
 from vinvl.errors import UserError
+from vinvl.overrides import command_overrides, given_splits, given_values, refuse_unread_splits
 from vinvl.predictor.same_features import OtherFeatures, unlike_store
 from vinvl.runs import resolve_checkpoint, task_class
 from vinvl.tasks.base import VinVLTask
@@ -23,6 +24,8 @@ PREPARATIONS = (  # what a checkpoint's data may ask to be called
     "vinvl.data.demo.ensure_demo_world",
     "vinvl.data.demo.pretraining.ensure_demo_corpus",
 )
+FILES = "data.splits"  # what is given there is one value, also where it is a dict
+GROWING = ("splits", "constraints")  # dicts whose keys need not be in the checkpoint; whoever reads them knows them
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,24 @@ class Restored:
     path: Path
 
 
-def restore(config: DictConfig) -> Restored:
+def restore(config: DictConfig, stage: str) -> Restored:
     """The task of `config.ckpt_path` with its data.
+
+    Args:
+        stage: `test` or `predict`, which of the data's splits is to be read.
 
     Warns:
         OtherFeatures: the data's features are not those that the task was trained on, as far as that is known.
 
     Raises:
-        UserError: no such checkpoint, or data that do not fit it.
+        UserError: no such checkpoint, data that do not fit it, or a split that is given and would not be read.
     """
     path = resolve_checkpoint(config.ckpt_path, config.paths.runs_dir, config.name)
     checkpoint = read_checkpoint(path)
     kind = task_class(checkpoint, path)
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    overrides = command_overrides()
     data = data_config(config, checkpoint["vinvl"]["run_config"], overrides, path)
+    check_splits(given_values(overrides), data, stage)
     own = decoding_options(config, checkpoint["hyper_parameters"], overrides, path)
     task = kind.from_checkpoint(checkpoint, path, **own)
     datamodule = instantiate(data)
@@ -67,31 +74,28 @@ def data_config(config: DictConfig, run_config: dict[str, Any], overrides: Seque
     Where the command chooses data itself (data=NAME), its own section stands.
 
     Raises:
-        UserError: the section in the checkpoint `path` is not one that vinvl.train writes.
+        UserError: the section in the checkpoint `path` is not one that vinvl.train writes, or has no such key.
     """
-    chosen = {override.split("=", 1)[0].lstrip("+~") for override in overrides if "=" in override}
-    if not run_config or "data" in chosen:
+    given = given_values(overrides)
+    if not run_config or "data" in given:
         return config.data
     check_calls(run_config.get("data"), path)
-    own = {key.removeprefix("data.") for key in chosen if key.startswith("data.")}
-    data = OmegaConf.create({"data": run_config["data"]})
-    apply(own, config.data, data.data, f"The data of {path}")
-    return data.data
+    return OmegaConf.create(overridden(run_config["data"], "data", given, config, path))
 
 
-def apply(keys: set[str], source: DictConfig, wanted: DictConfig, owner: str) -> None:
-    """Takes the values of the keys over from `source` to `wanted`.
+def check_splits(given: Mapping[str, Any], data: DictConfig, stage: str) -> None:
+    """Refuses splits that a command gives and that would not be read.
 
     Raises:
-        UserError: `wanted` has no such key; `owner` names it in the sentence.
+        UserError: no stage reads one of them, or they are all those of other stages.
     """
-    for key in sorted(keys):
-        name = key.split(".")[0]
-        if name not in wanted:
-            close = difflib.get_close_matches(name, [str(known) for known in wanted], n=1)
-            hint = f": did you mean {close[0]}?" if close else f"; it has {', '.join(sorted(map(str, wanted)))}."
-            raise UserError(f"{owner} has no '{name}'{hint}")
-        OmegaConf.update(wanted, key, OmegaConf.select(source, key), force_add=True)
+    refuse_unread_splits(given, data)
+    names = given_splits(given)
+    if names and data[f"{stage}_split"] not in names:
+        raise UserError(
+            f"data.splits.{names[-1]} is given, and data.{stage}_split is {data[f'{stage}_split']}, which is what is "
+            f"read: pass data.{stage}_split={names[-1]} with it, or give data.splits.{data[f'{stage}_split']}."
+        )
 
 
 def decoding_options(
@@ -102,21 +106,87 @@ def decoding_options(
     Where the command chooses decoding itself (decoding=NAME), its own section stands. Nothing if it says nothing.
 
     Raises:
-        UserError: the checkpoint is of a task that decodes nothing.
+        UserError: the checkpoint is of a task that decodes nothing, or has no such key.
     """
-    chosen = {override.split("=", 1)[0].lstrip("+~") for override in overrides if "=" in override}
-    own = {key.removeprefix("decoding.") for key in chosen if key.startswith("decoding.")}
-    if not own and "decoding" not in chosen:
+    given = given_values(overrides)
+    if not any(key.lstrip("~").split(".")[0] == "decoding" for key in given):
         return {}
     if "decoding" not in hyper_parameters:
         raise UserError(f"{path} is of a task that writes no captions, so decoding=… means nothing for it.")
-    section = OmegaConf.to_container(config.decoding, resolve=True)
-    assert isinstance(section, dict)
-    if "decoding" in chosen:
-        return {"decoding": section}
-    wanted = OmegaConf.create(hyper_parameters["decoding"])
-    apply(own, config.decoding, wanted, f"The decoding of {path}")
-    return {"decoding": OmegaConf.to_container(wanted)}
+    if "decoding" in given:
+        return {"decoding": OmegaConf.to_container(config.decoding, resolve=True)}
+    return {"decoding": overridden(hyper_parameters["decoding"], "decoding", given, config, path)}
+
+
+def overridden(
+    section: dict[str, Any], name: str, given: Mapping[str, Any], config: DictConfig, path: Path
+) -> dict[str, Any]:
+    """A section of a checkpoint with what the command gives for it.
+
+    What is given replaces what is there; of a dict of settings, such as `data.prepare`, the settings that are given.
+
+    Args:
+        section: in plain types.
+        name: of the section.
+        given: `given_values` of the command.
+        config: what Hydra composed for the command, in which what is given is resolved.
+        path: the checkpoint, for messages.
+
+    Raises:
+        UserError: the section has no such key, or something is to be taken away from it.
+    """
+    changed = copy.deepcopy(section)
+    for key, value in given.items():
+        if key.startswith(f"~{name}."):
+            raise UserError(
+                f"{key}: nothing can be taken away from the {name} of {path}; pass {key[1:]}=null, or {name}=NAME."
+            )
+        if key.startswith(f"{name}."):
+            for inner, _ in settings(key, value):
+                node = OmegaConf.select(config, inner)
+                found = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+                put(changed, inner.split(".")[1:], found, f"The {name} of {path}")
+    return changed
+
+
+def settings(key: str, value: object) -> Iterator[tuple[str, object]]:
+    """(key, value) of each setting of a dict of settings; a dict that says where files lie is one value."""
+    if isinstance(value, dict) and value and not key.startswith(FILES):
+        for name, item in value.items():
+            yield from settings(f"{key}.{name}", item)
+    else:
+        yield key, value
+
+
+def put(section: Any, names: Sequence[str], value: object, owner: str) -> None:
+    """Sets a value within nested dicts and lists; below a key of `GROWING` it may be new.
+
+    Raises:
+        UserError: there is no such place; `owner` names the section in the sentence.
+    """
+    *parents, last = names
+    grows = names[0] in GROWING
+    node = section
+    for name in parents:
+        if grows and isinstance(node, dict) and (node is not section or name in node) and node.get(name) is None:
+            node[name] = {}
+        node = _child(node, name, names, owner)
+    if isinstance(node, dict) and grows and parents:
+        node[last] = value
+    else:
+        _child(node, last, names, owner)
+        node[int(last) if isinstance(node, list) else last] = value
+
+
+def _child(node: Any, name: str, names: Sequence[str], owner: str) -> Any:
+    if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+        return node[int(name)]
+    if isinstance(node, dict) and name in node:
+        return node[name]
+    known = sorted(map(str, node)) if isinstance(node, dict) else []
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f": did you mean {close[0]}?" if close else f"; it has {', '.join(known)}." if known else "."
+    raise UserError(f"{owner} has no '{'.'.join(names)}'{hint}")
 
 
 def check_calls(data: object, path: Path) -> None:

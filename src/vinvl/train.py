@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import Logger
 
 from vinvl.data.datamodule import RegionDataModule
 from vinvl.errors import UserError, say
+from vinvl.overrides import command_overrides, given_values, refuse_unread_splits, replacing
 from vinvl.plan import plan
 from vinvl.preemption import Stopped
 from vinvl.report.table import print_results
@@ -36,6 +37,7 @@ def train(config: DictConfig) -> dict[str, float]:
     if config.torch_threads is not None:
         torch.set_num_threads(config.torch_threads)
     pl.seed_everything(config.seed, verbose=False)
+    refuse_unread_splits(given_values(command_overrides()), config.data)
     datamodule = instantiate(config.data)
     datamodule.prepare_data()
     datamodule.setup("fit")
@@ -146,4 +148,5 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     require_launcher(sys.argv[1:])
+    sys.argv[1:] = replacing(sys.argv[1:])
     main()

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from vinvl.data.detection import DetectionDataModule
 from vinvl.data.pictures.reading import EXIF_IGNORE
 from vinvl.errors import UserError, say
+from vinvl.overrides import command_overrides, given_values, refuse_unread_splits, replacing
 from vinvl.preemption import Stopped
 from vinvl.report.table import print_results
 from vinvl.resume import ORDER, refuse_another_run, resume_path, tidy_run_folder, training_order
@@ -47,9 +48,12 @@ def train_detector(config: DictConfig) -> dict[str, float]:
     if config.torch_threads is not None:
         torch.set_num_threads(config.torch_threads)
     pl.seed_everything(config.seed, verbose=False)
+    refuse_unread_splits(given_values(command_overrides()), config.data)
     datamodule: DetectionDataModule = instantiate(config.data)
     datamodule.prepare_data()
     datamodule.setup("fit")
+    if config.test_after_fit:
+        datamodule.split_files(config.data.test_split)  # it must be there: better said now
     labels = datamodule.label_map
     make_task = instantiate(config.task)
     task: DetectorTask = make_task(config=config_for(datamodule.detector, labels), label_map=labels.to_json())
@@ -133,4 +137,5 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     require_launcher(sys.argv[1:])
+    sys.argv[1:] = replacing(sys.argv[1:])
     main()

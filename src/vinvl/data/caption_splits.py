@@ -1,11 +1,11 @@
 """The captions of a split, in whichever form the configuration names its file."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.caption_files import CaptionRecords, read_caption_jsonl, read_coco_captions, read_karpathy
+from vinvl.data.split_files import NULL_REMOVES, plain
 from vinvl.errors import UserError
 
 
@@ -23,17 +23,19 @@ def read_caption_split(files: Any, split: str, on_missing_captions: str) -> Capt
     if on_missing_captions not in ("error", "skip"):
         raise UserError(f"data.on_missing_captions is '{on_missing_captions}': choose error or skip.")
     handling: Any = on_missing_captions
-    match dict(files) if isinstance(files, Mapping) else files:
-        case {"karpathy": str(path), "splits": names}:
-            records = read_karpathy(path, list(names), handling)
-        case {"coco": str(path)}:
+    match plain(files):
+        case {"karpathy": str(path), "splits": [*names], **others} if not others:
+            records = read_karpathy(path, names, handling)
+        case {"coco": str(path), **others} if not others:
             records = read_coco_captions(path, handling)
-        case {"jsonl": str(path)}:
+        case {"jsonl": str(path), **others} if not others:
             records = read_caption_jsonl(path, handling)
         case other:
+            several = isinstance(other, dict) and len({"karpathy", "coco", "jsonl"} & other.keys()) > 1
             raise UserError(
-                f"data.splits.{split} is {other!r}: give {{karpathy: FILE, splits: [NAME, …]}}, {{coco: FILE}} or "
-                "{jsonl: FILE}."
+                f"data.splits.{split} is {other!r}: give {'one of ' if several else ''}"
+                "{karpathy: FILE, splits: [NAME, …]}, {coco: FILE} or {jsonl: FILE}"
+                f"{f' ({NULL_REMOVES})' if several else ''}."
             )
     if records.skipped.images or records.skipped.blank_captions:
         rank_zero_warn(f"data.on_missing_captions=skip: split '{split}' goes without {records.skipped.describe()}.")

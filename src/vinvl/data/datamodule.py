@@ -186,6 +186,8 @@ class RegionDataModule(pl.LightningDataModule):
         Raises:
             UserError: there is no such split.
         """
+        if not isinstance(self.splits, Mapping):
+            raise UserError(f"data.splits is {self.splits!r}: give {{NAME: what its records lie in, …}}.")
         if split not in self.splits:
             raise UserError(f"There is no split '{split}' in data.splits; it has {', '.join(sorted(self.splits))}.")
         return self.splits[split]

@@ -13,6 +13,7 @@ from vinvl.data.commonest import Commonest, commonest_answers
 from vinvl.data.contracts import RegionDataArguments
 from vinvl.data.datamodule import RegionDataModule, no_annotations
 from vinvl.data.gqa_files import GQARecords, read_gqa
+from vinvl.data.split_files import file_names
 from vinvl.data.vqa_dataset import AnsweringDataset, AnswerTargets
 from vinvl.errors import UserError
 
@@ -61,8 +62,8 @@ class GQADataModule(RegionDataModule):
         return self._vocabulary
 
     def read_split(self, split: str) -> GQARecords:
-        files = self.split_files(split)
-        return read_gqa([Path(files)] if isinstance(files, str) else [Path(file) for file in files])
+        forms = "a question file, a folder of them, or a list of these"
+        return read_gqa(file_names(self.split_files(split), f"data.splits.{split}", forms))
 
     def targets_of(self, records: GQARecords) -> AnswerTargets:
         if records.answers is None:

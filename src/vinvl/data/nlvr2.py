@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,9 @@ from vinvl.data.datamodule import RegionDataModule, no_annotations
 from vinvl.data.nlvr2_files import NLVR2Records, read_nlvr2
 from vinvl.data.region_text import PlacedImage, RegionText
 from vinvl.data.sampling import Draw
+from vinvl.data.split_files import plain
 from vinvl.data.text import RaggedTokens, truncated_lengths
+from vinvl.errors import UserError
 from vinvl.metrics.pair_accuracy import is_official
 
 Pair = tuple[Example, Example]
@@ -103,7 +104,10 @@ class NLVR2DataModule(RegionDataModule):
     """Official JSON Lines, a RegionStore and a tokenizer → batches; a split is one file."""
 
     def read_split(self, split: str) -> NLVR2Records:
-        return read_nlvr2(Path(self.split_files(split)))
+        files = plain(self.split_files(split))
+        if not isinstance(files, str):
+            raise UserError(f"data.splits.{split} is {files!r}: give one file.")
+        return read_nlvr2(files)
 
     def make_dataset(self, records: NLVR2Records, images: np.ndarray, stage: str) -> NLVR2Dataset:
         return NLVR2Dataset(records, self.tokens_of(records.sentences), images, self.region_text)

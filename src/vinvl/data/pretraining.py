@@ -1,6 +1,5 @@
 """Oscar+ pre-training: corpora of (text, tags or answer, image) over a RegionStore → triplets with hidden tokens."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,10 +12,11 @@ from vinvl.data.datamodule import RegionDataModule
 from vinvl.data.pretraining_dataset import VARIANTS, PretrainingDataset
 from vinvl.data.pretraining_pairs import PairOptions
 from vinvl.data.pretraining_rows import CorpusRows
+from vinvl.data.split_files import checked_entry, plain
 from vinvl.data.text import load_tokenizer
 from vinvl.errors import UserError
 
-SHARE_KEYS = frozenset({"file", "loss_weight", "passes"})
+SHARES = ("loss_weight", "passes")
 
 
 class PretrainingDataModule(RegionDataModule):
@@ -152,23 +152,23 @@ class PretrainingDataModule(RegionDataModule):
         )
 
     def corpora_of(self, split: str) -> list[dict[str, Any]]:
-        """The corpora of a split as mappings of SHARE_KEYS, each of one file; nothing but folders is opened.
+        """The corpora of a split as mappings of file and SHARES, each of one file; nothing but folders is opened.
 
         Raises:
             UserError: there is no such split, or it names no corpus.
         """
-        files = self.split_files(split)
-        listed = [files] if isinstance(files, (str, Path, Mapping)) else list(files)
-        entries = [dict(entry) if isinstance(entry, Mapping) else {"file": str(entry)} for entry in listed]
-        for entry in entries:
-            if "file" not in entry or set(entry) - SHARE_KEYS:
-                raise UserError(
-                    f"data.splits.{split} has a corpus with {', '.join(sorted(entry)) or 'no keys'}: "
-                    f"give it a file and, if you like, {' and '.join(sorted(SHARE_KEYS - {'file'}))}."
-                )
+        files, place = plain(self.split_files(split)), f"data.splits.{split}"
+        entries = [
+            {"file": entry} if isinstance(entry, str) else checked_entry(entry, place, ("file",), SHARES)
+            for entry in (files if isinstance(files, list) else [files])
+        ]
         if not entries:
-            raise UserError(f"data.splits.{split} names no corpus; give it a file.")
-        return [{**entry, "file": file} for entry in entries for file in _files(str(entry["file"]))]
+            raise UserError(f"{place} names no corpus; give it a file.")
+        for entry in entries:
+            for key in SHARES:
+                if not isinstance(entry.get(key, 1.0), int | float):
+                    raise UserError(f"{place} has the {key} {entry[key]!r}: give a number.")
+        return [{**entry, "file": file} for entry in entries for file in _files(entry["file"])]
 
 
 def _files(path: str) -> list[str]:

@@ -11,6 +11,7 @@ from vinvl.data.answers import AnswerVocabulary
 from vinvl.data.commonest import Commonest, commonest_answers
 from vinvl.data.contracts import RegionDataArguments
 from vinvl.data.datamodule import RegionDataModule, no_annotations
+from vinvl.data.split_files import checked_entry, plain
 from vinvl.data.vqa_dataset import AnsweringDataset, AnswerTargets
 from vinvl.data.vqa_files import VQARecords, concatenate, read_jsonl, read_official
 from vinvl.errors import UserError
@@ -20,7 +21,7 @@ class VQADataModule(RegionDataModule):
     """Question and annotation files, a RegionStore, a tokenizer and an answer vocabulary → batches.
 
     A split is one JSONL file of one's own, or the list of official files that make it up, each
-    `{questions, annotations}` (annotations null for test splits).
+    `{questions, annotations}` (annotations null for test splits); one of these alone needs no list.
 
     Args:
         answers: file of the answer vocabulary, JSON or a published .pkl (`read_answers`); built from the training
@@ -63,14 +64,20 @@ class VQADataModule(RegionDataModule):
 
     def read_split(self, split: str) -> VQARecords:
         """The records of one split, from all of its files."""
-        files = self.split_files(split)
+        files = plain(self.split_files(split))
         if isinstance(files, str):
             return read_jsonl(Path(files))
-        annotations = [part.get("annotations") for part in files]
+        place = f"data.splits.{split}"
+        if not isinstance(files, list | dict) or not files:
+            raise UserError(f"{place} is {files!r}: give a JSONL file or [{{questions: FILE, annotations: FILE}}, …].")
+        parts = [
+            checked_entry(part, place, ("questions",), ("annotations",))
+            for part in (files if isinstance(files, list) else [files])
+        ]
         return concatenate(
             [
-                read_official(Path(str(part["questions"])), Path(path) if path else None)
-                for part, path in zip(files, annotations, strict=True)
+                read_official(Path(part["questions"]), Path(part["annotations"]) if "annotations" in part else None)
+                for part in parts
             ]
         )
 

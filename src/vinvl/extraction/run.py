@@ -13,7 +13,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -39,6 +38,7 @@ from vinvl.extraction.provenance import detector_text, feature_settings, provena
 from vinvl.extraction.recorder import Recorder, Stopped
 from vinvl.extraction.target import Target
 from vinvl.files import atomic_write
+from vinvl.overrides import command_overrides
 from vinvl.runs import process_rank
 
 REASONS_SHOWN = 20  # of broken pictures; the file lists all
@@ -63,7 +63,7 @@ def extract(config: DictConfig) -> Extracted:
     path, feed = target_path(config), feed_options(config)
     dtype = feature_dtype(config)
     pictures = find_pictures(str(config.images), picture_names(config)).part(*shard(config))
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    overrides = command_overrides()
     opened = open_detector(
         str(config.weights),
         None if config.labels is None else str(config.labels),

@@ -8,11 +8,11 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vinvl.errors import UserError, say
 from vinvl.extraction.options import detector_config, section
+from vinvl.overrides import command_overrides
 from vinvl.predictor.loading import load
 from vinvl.predictor.predictor import Predictor
 from vinvl.predictor.same_features import OtherFeatures
@@ -25,7 +25,7 @@ DTYPES = {"32-true": "float32", "32": "float32", "bf16-mixed": "bfloat16"}
 
 def predictor_of(config: DictConfig) -> Predictor:
     """The model with the settings that the command has given."""
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    overrides = command_overrides()
     named = {override.split("=", 1)[0].lstrip("+~") for override in overrides if "=" in override}
     name = str(config.ckpt_path)
     if name in NAMED_CHECKPOINTS:

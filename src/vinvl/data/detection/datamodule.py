@@ -15,6 +15,7 @@ from vinvl.data.detection.records import PictureRecords
 from vinvl.data.loaders import Loaders
 from vinvl.data.pictures import ReadingOptions
 from vinvl.data.sampling import Draw
+from vinvl.data.split_files import checked_entry
 from vinvl.data.store.labels import LabelMap
 from vinvl.detection.config import DetectorConfig
 from vinvl.errors import UserError, printable
@@ -141,16 +142,20 @@ class DetectionDataModule(pl.LightningDataModule):
         title = f"One example of '{self.split_of[stage]}' (of {len(dataset):,}):"
         return "\n".join(map(printable, [title, *dataset.show(dataset[Draw(0, index)])]))
 
-    def _dataset_of(self, stage: str) -> DetectionDataset:
-        split = self.split_of[stage]
+    def split_files(self, split: str) -> dict[str, str]:
+        """Where annotations and pictures of a split lie.
+
+        Raises:
+            UserError: there is no such split, or it does not say both.
+        """
         if split not in self.splits:
             raise UserError(f"There is no split '{split}' in data.splits; it has {', '.join(sorted(self.splits))}.")
+        return checked_entry(self.splits[split], f"data.splits.{split}", ("annotations", "pictures"))
+
+    def _dataset_of(self, stage: str) -> DetectionDataset:
+        files = self.split_files(self.split_of[stage])
         if self._label_map is None and self.label_map_file is not None:
             self._label_map = read_label_map_file(self.label_map_file)
-        files = self.splits[split]
-        for key in ("annotations", "pictures"):
-            if files.get(key) is None:
-                raise UserError(f"data.splits.{split} has no {key}: pass data.splits.{split}.{key}=PATH.")
         records, labels = read_instances(files["annotations"], files["pictures"], self._label_map, self.options)
         self._label_map = self._label_map or labels
         if stage == "train":
