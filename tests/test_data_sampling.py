@@ -1,12 +1,16 @@
 """Batch samplers: nothing lost, nothing twice, resumable at any batch, equal work for ranks."""
 
 from collections import Counter
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vinvl.data.loaders import repeated_batches
 from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler
 from vinvl.errors import UserError
 
@@ -61,6 +65,27 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert list(first) == list(again) != list(other)
     again.position = len(again)
     assert list(first) != list(again)
+
+
+@pytest.mark.parametrize(("asked", "count"), [(2, 2), (0.5, 4), (100, 8)])
+def test_the_same_batches_every_epoch_where_a_run_is_to_overfit(asked: float, count: int) -> None:
+    """Down to what is drawn in an item, and wherever in an epoch a run goes on."""
+    one = sampler(size=50, batch_size=7)
+    assert len(one) == 8
+    trainer: Any = SimpleNamespace(overfit_batches=asked)
+    one.repeated = repeated_batches(trainer, len(one))
+    expected = [batch.tolist() for batch in one.epoch_batches(0)[:count]]
+    first = [[draw.index for draw in batch] for batch in islice(one, len(expected))]
+    for one.position in (count * 3, count * 3 + 1):
+        again = list(islice(one, len(expected)))
+        assert {draw.epoch for batch in again for draw in batch} == {0}
+        shift = one.position % len(expected)
+        assert [[draw.index for draw in batch] for batch in again] == first[shift:] + first[
+            :shift
+        ] and first == expected
+    with pytest.raises(UserError, match=r"overfit_batches=0\.1 of 8 batches is none"):
+        repeated_batches(SimpleNamespace(overfit_batches=0.1), 8)  # type: ignore[arg-type]
+    assert repeated_batches(SimpleNamespace(overfit_batches=0.0), 8) is None  # type: ignore[arg-type]
 
 
 def test_batches_hold_like_lengths() -> None:

@@ -9,7 +9,7 @@ from conftest import TINY_DEMO, Door
 from omegaconf import OmegaConf
 
 from vinvl.errors import UserError
-from vinvl.multirun import MultirunTable, comparison, job_rows
+from vinvl.multirun import MultirunTable, comparison, job_rows, results_summary
 
 SCORES = {"headline": "accuracy", "scores": {"loss": 1.0, "accuracy": 61.5}}
 
@@ -50,6 +50,18 @@ def test_a_summary_is_shown_before_the_headline(tmp_path: Path) -> None:
     columns, rows = comparison(job_rows(tmp_path))
     assert columns == ["job", "objective", "pretraining", "finetuning", "gain over job 0"]
     assert rows == [("0", "none", "", "40.00", ""), ("1", "two_way", "70.00", "36.50", "-3.50")]
+
+
+def test_jobs_are_compared_by_their_validation(tmp_path: Path) -> None:
+    """A sweep that chose by the test score would be one that has seen the test split."""
+    for job, val in (("0", 30.0), ("1", 33.0)):
+        chosen_by = {"split": "dev", "figure": "accuracy", "score": val}
+        make_job(tmp_path, job, [f"lr={job}"], {**SCORES, "validation": chosen_by})
+    columns, rows = comparison(job_rows(tmp_path))
+    assert columns == ["job", "lr", "test accuracy", "val accuracy", "gain over job 0"]
+    assert rows[1] == ("1", "1", "61.50", "33.00", "+3.00")
+    chosen_by = {"split": "dev", "figure": "accuracy", "score": 30.0}
+    assert results_summary({"headline": "accuracy", "scores": {}, "validation": chosen_by}) == {"val accuracy": 30.0}
 
 
 def test_a_job_that_says_why_it_failed_fails_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,15 @@ from omegaconf import OmegaConf
 
 from vinvl import pretrain_finetune
 from vinvl.errors import UserError
-from vinvl.pretrain_finetune import as_overrides, headline, run_passing_signals_on, train_stage
+from vinvl.overrides import given_values, replacing
+from vinvl.pretrain_finetune import (
+    as_overrides,
+    figures,
+    replaced_keys,
+    run_passing_signals_on,
+    same_stage,
+    train_stage,
+)
 
 TINY = [
     *(f"data.prepare.{name}={value}" for name, value in TINY_WORLD.items()),
@@ -51,7 +59,8 @@ def test_objectives_are_compared_in_one_multirun(demo_data: Path, tmp_path: Path
     assert result.returncode == 0, result.stdout + result.stderr
     (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
     table = list(csv.reader((sweep / "multirun.csv").open()))
-    assert table[0] == ["job", "objective", "pretraining", "finetuning", "gain over job 0"]
+    figures = ["pretraining test", "pretraining val", "finetuning test", "finetuning val"]
+    assert table[0] == ["job", "objective", *figures, "gain over job 0"]
     assert [row[:2] for row in table[1:]] == [["0", "none"], ["1", "two_way"]] and "gain over" in result.stdout
     assert not (sweep / "0" / "pretraining").exists()
     given = {stage: OmegaConf.load(sweep / "1" / stage / ".hydra" / "config.yaml") for stage in STAGE_TASKS}
@@ -61,8 +70,11 @@ def test_objectives_are_compared_in_one_multirun(demo_data: Path, tmp_path: Path
     last = str(sweep.relative_to(tmp_path) / "1" / "pretraining" / "checkpoints" / "last.ckpt")
     assert given["finetuning"].model.init.endswith(last)
     summary = json.loads((sweep / "1" / "results.json").read_text())["summary"]
-    scores = results(sweep / "1" / "finetuning")["scores"]
-    assert summary["finetuning"] == scores["accuracy/overall"] and f"{summary['finetuning']:.2f}" == table[2][3]
+    found = results(sweep / "1" / "finetuning")
+    assert summary["finetuning test"] == found["scores"]["accuracy/overall"]
+    assert (
+        summary["finetuning val"] == found["validation"]["score"] and f"{summary['finetuning val']:.2f}" == table[2][5]
+    )
     assert not same_weights(sweep / "0" / "finetuning", sweep / "1" / "finetuning")
 
 
@@ -75,6 +87,23 @@ STAGE_TASKS = {
 def results(run: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((run / "results.json").read_text())
     return content
+
+
+def test_a_dict_for_a_split_reaches_the_stage_as_one() -> None:
+    words = replacing(["++finetune.data.splits.train={questions:q.json}", "++finetune.trainer={max_epochs:2}"])
+    given = given_values(words)
+    config = OmegaConf.create({"data": {"splits": {"train": {"questions": "q.json"}}}, "trainer": {"max_epochs": 2}})
+    assert replaced_keys(given) == {"pretrain": set(), "finetune": {"data.splits.train"}}
+    stage = as_overrides(config, replaced_keys(given)["finetune"])
+    assert stage == ["data.splits.train={questions:q.json}", "trainer.max_epochs=2"]
+    assert given_values(stage)["data.splits.train"] == {"questions": "q.json"}
+
+
+def test_a_folder_of_both_stages_may_be_moved() -> None:
+    start = "model.init=/old/run/pretraining/checkpoints/last.ckpt"
+    assert same_stage(["seed=1", start], ["seed=1", start.replace("/old/run", "/new/place")])
+    assert not same_stage(["seed=1", start], ["seed=1"])
+    assert not same_stage(["seed=1", start], ["seed=1", start.replace("last", "best")])
 
 
 class FakeRuns:
@@ -98,7 +127,7 @@ def test_a_stage_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: pyt
     runs = FakeRuns()
     monkeypatch.setattr(pretrain_finetune, "run_passing_signals_on", runs)
     folder = tmp_path / "stage"
-    assert headline(train_stage(folder, ["seed=1"])) == 2.5
+    assert figures("finetuning", train_stage(folder, ["seed=1"])) == {"finetuning loss": 2.5}  # of an earlier version
     train_stage(folder, ["seed=1"])
     assert runs.commands == [[f"hydra.run.dir={folder}", "seed=1", "ckpt_path=auto"]]
     with pytest.raises(

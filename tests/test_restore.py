@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from door_in_process import composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
@@ -50,6 +51,18 @@ def test_overrides_replace_just_their_keys() -> None:
     expected["splits"]["test"][0]["annotations"] = None
     assert OmegaConf.to_container(data) == expected
     assert before == OF_RUN
+
+
+def test_parts_of_a_split_are_held_against_the_checkpoint_and_not_the_default_dataset(tmp_path: Path) -> None:
+    """Of the default dataset, VQA, a split is a list; of captions it is none."""
+    run = copy.deepcopy(OF_RUN)
+    three = [{"questions": "q"} for _ in range(3)]
+    run["data"]["splits"] = {"train": {"karpathy": "a.json", "splits": ["train"]}, "test": three}
+    words = replacing(open_sections(["data.splits.train.karpathy=b.json", "data.splits.test.2.annotations=c.json"]))
+    with composed("evaluate", tmp_path, tmp_path / "run", *words) as config:
+        data = data_config(config, run, words, CHECKPOINT)
+    assert data.splits.train == {"karpathy": "b.json", "splits": ["train"]}
+    assert data.splits.test == [{"questions": "q"}, {"questions": "q"}, {"questions": "q", "annotations": "c.json"}]
 
 
 @pytest.mark.parametrize("sign", ["", "+", "++"])
@@ -120,7 +133,7 @@ def test_a_key_that_the_data_have_not_is_refused_with_the_nearest() -> None:
 
 def test_sections_are_opened_unless_the_command_names_them() -> None:
     given = ["ckpt_path=a", "data.splits.predict=x", "decoding.num_beams=2", "+data.y=1"]
-    opened = ["ckpt_path=a", "++data.splits.predict=x", "++decoding.num_beams=2", "+data.y=1"]
+    opened = ["++data.splits=null", "ckpt_path=a", "++data.splits.predict=x", "++decoding.num_beams=2", "+data.y=1"]
     assert open_sections(given) == opened
     assert open_sections(["data=gqa", "data.use_tags=false"]) == ["data=gqa", "data.use_tags=false"]
     assert open_sections(["decoding=caption", "data.a=1"]) == ["decoding=caption", "++data.a=1"]

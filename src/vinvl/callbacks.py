@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, ProgressBar, RichProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ProgressBar, RichProgressBar
 
 from vinvl.errors import say
 
@@ -41,6 +41,30 @@ class SamplesPerSecond(Callback):
             rate = self._samples / (now - self._since)
             pl_module.log("samples/s", rate, batch_size=len(batch))
             self._since, self._samples = now, 0
+
+
+class StopEarly(EarlyStopping):
+    """Lightning's early stopping, which goes on counting when a run goes on, with the patience that is asked for now.
+
+    Lightning's own would take the patience of the run before, and train on after an end that it had brought about.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """That of Lightning's callback, which earlier versions of vinvl used."""
+        return super().state_key.replace(type(self).__qualname__, EarlyStopping.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                say(
+                    f"{self.monitor} has not improved for {self.wait_count} evaluations, so nothing more is trained: "
+                    "pass a greater callbacks.early_stopping.patience to go on."
+                )
 
 
 def training_figures(trainer: pl.Trainer) -> dict[str, float]:

@@ -4,8 +4,10 @@ import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
@@ -13,9 +15,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
-from vinvl.errors import UserError
+from vinvl.errors import UserError, say
 from vinvl.files import atomic_write, remove_leftovers, system_error
 from vinvl.runs import how_to_go_on
+from vinvl.tasks.checkpoints import read_checkpoint
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -78,6 +81,9 @@ class RunCheckpoint(ModelCheckpoint):
     one saves at updates alone, and where an evaluation follows, at its beginning: see `save_now`.
     """
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing of the run before is needed; its file, which Lightning would replace, may be in another folder."""
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -95,6 +101,153 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was chosen by its evaluation.
+
+    Attributes:
+        score: of the evaluation.
+        step: updates before it; None where an earlier version of vinvl has not noted it.
+    """
+
+    score: float
+    step: int | None
+
+    @classmethod
+    def in_file(cls, path: Path, key: str) -> Self | None:
+        """What a file says of itself; None if there is none that can be read, or if it was chosen by another figure.
+
+        key: of the callback's state.
+        """
+        try:
+            content = read_checkpoint(path)
+        except UserError:
+            return None
+        state = content.get("callbacks", {}).get(key, {})
+        score = _as_number(state.get("current_score"))
+        return None if score is None else cls(score, int(content["global_step"]))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """The checkpoint of a run's best evaluation so far, wherever the run began and its folder lies now.
+
+    Lightning's own callback forgets the best score where the folder is not the one that the run began in, and then
+    writes the next evaluation over a better one. This one takes the score along: in a folder that was moved; from a
+    file of another folder, together with the best checkpoint beside it; and where a kill came after `best.ckpt` was
+    written and before `last.ckpt` was. A file in the way that is none of this run's best is kept under another name.
+    """
+
+    def __init__(self, *, filename: str, save_top_k: int = 1, **options: Any) -> None:
+        """
+        Args:
+            filename, save_top_k, options: see Lightning's ModelCheckpoint.
+
+        Raises:
+            UserError: several checkpoints would have one name.
+        """
+        if save_top_k not in (0, 1) and "{" not in filename:
+            raise UserError(
+                f"callbacks.best.save_top_k={save_top_k} would write all checkpoints to {filename}.ckpt: "
+                "pass callbacks.best.filename='best-{step}' with it."
+            )
+        super().__init__(filename=filename, save_top_k=save_top_k, **options)
+        self.best_step: int | None = None
+        self.is_here = False  # whether there is a file of the best score so far
+        self._carried: dict[str, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        """That of Lightning's callback, which earlier versions of vinvl used."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Looked into when all ranks are there: see `on_fit_start`."""
+        self._carried = state_dict
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        found = self._best_so_far(trainer.ckpt_path) if trainer.is_global_zero else ({}, False)
+        saved, self.is_here = trainer.strategy.broadcast(found)
+        self._adopt(saved, trainer.strategy.root_device)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        if filepath == self.best_model_path:
+            self.best_step, self.is_here = trainer.global_step, True
+        super()._save_checkpoint(trainer, filepath)
+
+    def _adopt(self, saved: dict[str, Saved], device: torch.device) -> None:
+        ranked = sorted(saved, key=lambda path: saved[path].score, reverse=self.mode == "max")
+        kept = ranked if self.save_top_k < 0 else ranked[: self.save_top_k]
+        if not kept:
+            return
+        self.best_k_models = {path: torch.tensor(saved[path].score, device=device) for path in kept}
+        self.best_model_path, self.kth_best_model_path = kept[0], kept[-1]
+        self.best_model_score, self.kth_value = self.best_k_models[kept[0]], self.best_k_models[kept[-1]]
+        self.best_step = saved[kept[0]].step
+
+    def _best_so_far(self, given: str | Path | None) -> tuple[dict[str, Saved], bool]:
+        """What a run that goes on from `given` has saved so far, by path in this folder; and whether the best is here.
+
+        A score whose file is not here is among them if it is the best: nothing worse may take its place.
+        """
+        folder, carried = Path(str(self.dirpath)), _carried_scores(self._carried)
+        same_folder = given is not None and Path(given).parent.resolve() == folder.resolve()
+        names = {*carried, *({f"{self.filename}.ckpt"} if "{" not in str(self.filename) else ())}
+        here: dict[str, Saved] = {}
+        for name in names:
+            own = folder / name
+            found = Saved.in_file(own, self.state_key) if same_folder else None
+            if found is None and own.is_file():
+                _keep_aside(own)
+            if found is None and given is not None and name in carried and not same_folder:
+                found = self._fetched(Path(given), name, carried[name], own)
+            if found is not None:
+                here[str(own)] = found
+        sign = 1 if self.mode == "max" else -1
+        lost = max(carried, key=lambda name: sign * carried[name].score, default=None)
+        if lost is None or any(sign * one.score >= sign * carried[lost].score for one in here.values()):
+            return here, bool(here)
+        return {**here, str(folder / lost): carried[lost]}, False
+
+    def _fetched(self, given: Path, name: str, wanted: Saved, own: Path) -> Saved | None:
+        """Copies the best checkpoint that lies beside the given one, or is the given one, to its place."""
+        for source in (given.parent / name, given):
+            found = Saved.in_file(source, self.state_key)
+            is_it = found is not None and found.score == wanted.score and wanted.step in (None, found.step)
+            if is_it and (wanted.step is not None or source.name == name):
+                with source.open("rb") as file, atomic_write(own, "wb") as copy:
+                    shutil.copyfileobj(file, copy)
+                return found
+        return None
+
+
+def _carried_scores(state: dict[str, Any]) -> dict[str, Saved]:
+    """The best checkpoints so far by file name, as a checkpoint has them; of what a file may say, nothing else."""
+    best, models = state.get("best_model_path"), state.get("best_k_models")
+    found = {}
+    for path, value in models.items() if isinstance(models, dict) else ():
+        score, step = _as_number(value), state.get("best_step") if path == best else None
+        if isinstance(path, str) and path.endswith(".ckpt") and score is not None:
+            found[Path(path).name] = Saved(score, step if isinstance(step, int) else None)
+    return found
+
+
+def _as_number(value: object) -> float | None:
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex():
+        return float(value)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _keep_aside(path: Path) -> None:
+    free = next(new for number in count(1) if not (new := path.with_stem(f"{path.stem}.{number}")).exists())
+    path.rename(free)
+    say(f"{path} is no best checkpoint of this run: it is kept as {free.name}.")
 
 
 def update_finished(trainer: pl.Trainer) -> bool:

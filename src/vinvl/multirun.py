@@ -57,7 +57,7 @@ def overrides_of(job: Path) -> dict[str, str]:
 
 
 def figures_of(job: Path) -> dict[str, float]:
-    """The figures of a job's results.json that a table of jobs shows: `summary` where there is one, else the headline.
+    """The figures of a job's results.json that a table of jobs shows: see `results_summary`.
 
     Raises:
         UserError: the file is not one that our doors write.
@@ -66,11 +66,22 @@ def figures_of(job: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        summary = results.get("summary") or {results["headline"]: results["scores"][results["headline"]]}
-        return {str(name): float(value) for name, value in summary.items()}
+        return results_summary(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no result file of vinvl ({error}); remove it or run the job again.") from error
+
+
+def results_summary(results: dict[str, Any]) -> dict[str, float]:
+    """Of a results.json the `summary`, else the headline at test and, last, the figure that jobs should be chosen by.
+
+    That is the score of the best checkpoint in validation; an evaluation has none, and its headline needs no more name.
+    """
+    summary = results.get("summary")
+    if summary is None:
+        chosen_by, scores, headline = results.get("validation"), results["scores"], results["headline"]
+        summary = {f"test {headline}" if chosen_by else headline: scores[headline]} if scores or not chosen_by else {}
+        summary |= {f"val {chosen_by['figure']}": chosen_by["score"]} if chosen_by else {}
+    return {str(name): float(value) for name, value in summary.items()}
 
 
 def comparison(

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.errors import UserError, say
+from vinvl.multirun import results_summary
 from vinvl.overrides import command_overrides, given_values, replaces, replacing
 from vinvl.preemption import INTERRUPTED, START_AGAIN, STOP_SIGNALS
 from vinvl.runs import AUTO, config_directory, register_resolvers, run_door, write_json
@@ -28,13 +29,14 @@ RESERVED_WORDS = ("true", "false", "null", "nan", "inf")  # of the grammar of ov
 register_resolvers()
 
 
-def pretrain_finetune(config: DictConfig) -> dict[str, float]:
+def pretrain_finetune(config: DictConfig) -> float:
     """Both stages, each a run of `vinvl.train` in a folder of its own below `config.paths.output_dir`.
 
     A stage that has ended is not repeated, and one that was stopped goes on from its last checkpoint.
 
     Returns:
-        the figures of the table, which results.json holds as `summary`: the headline of each stage.
+        the score of the fine-tuning's best checkpoint in validation, which is what a sweep should choose by. The table
+        has the figures of both stages, which results.json holds as `summary`.
 
     Raises:
         UserError: a stage failed, or the folder holds a stage of other settings.
@@ -50,12 +52,12 @@ def pretrain_finetune(config: DictConfig) -> dict[str, float]:
         results = train_stage(
             pretraining, [*as_overrides(config.pretrain, whole["pretrain"]), *as_overrides(own), *shared]
         )
-        summary["pretraining"] = headline(results)
+        summary |= figures("pretraining", results)
         start = [f"model.init={as_value(str(pretraining / 'checkpoints' / 'last.ckpt'))}"]
     results = train_stage(folder / "finetuning", [*as_overrides(config.finetune, whole["finetune"]), *start, *shared])
-    summary["finetuning"] = headline(results)
+    summary |= figures("finetuning", results)
     write_json(folder / "results.json", {"summary": summary, "finetuning": results})
-    return summary
+    return list(summary.values())[-1]
 
 
 def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -151,14 +153,14 @@ def as_value(value: object) -> str:
     return value if plain else QuotedString(value, Quote.double).with_quotes()
 
 
-def headline(results: dict[str, Any]) -> float:
-    """The figure by which the task of a results.json chooses its checkpoints."""
-    return float(results["scores"][results["headline"]])
+def figures(stage: str, results: dict[str, Any]) -> dict[str, float]:
+    """The figures of a stage by which ways of pre-training are compared: at test and, last, in validation."""
+    return {f"{stage} {name.split(' ')[0]}": value for name, value in results_summary(results).items()}
 
 
 @hydra.main(version_base="1.3", config_path=config_directory(), config_name="pretrain_finetune")
-def main(config: DictConfig) -> None:
-    run_door(pretrain_finetune, config)
+def main(config: DictConfig) -> float | None:
+    return run_door(pretrain_finetune, config)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def overridden(
             raise UserError(
                 f"{key}: nothing can be taken away from the {name} of {path}; pass {key[1:]}=null, or {name}=NAME."
             )
-        if key.startswith(f"{name}."):
+        if key.startswith(f"{name}.") and (key, value) != (FILES, None):  # which makes room for splits that follow
             for inner, _ in settings(key, value):
                 node = OmegaConf.select(config, inner)
                 found = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -33,6 +33,7 @@ SUBMITIT_LAUNCHERS = tuple(f"hydra/launcher={name}" for name in ("slurm", "submi
 HYDRA_LOG = re.compile(
     r"(train|train_detector|evaluate|predict)(_ddp_process_\d+)?\.log"
 )  # Hydra's, and a launched rank's
+Result = TypeVar("Result")
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -131,7 +132,10 @@ def open_sections(arguments: list[str]) -> list[str]:
     """
     named = {argument.split("=", 1)[0] for argument in arguments}
     prefixes = tuple(f"{section}." for section in ("data", "decoding") if section not in named)
-    return [f"++{argument}" if argument.startswith(prefixes) else argument for argument in arguments]
+    opened = [f"++{argument}" if argument.startswith(prefixes) else argument for argument in arguments]
+    # Parts of a split may be given, and the default dataset's splits may be of another form.
+    splits = "data" not in named and any(name.lstrip("+").startswith("data.splits.") for name in named)
+    return ["++data.splits=null", *opened] if splits else opened
 
 
 def task_as_a_value(arguments: list[str]) -> list[str]:
@@ -175,8 +179,8 @@ def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
     raise UserError(f"{path} is a checkpoint of '{module_name}.{class_name}', which this version of vinvl has not.")
 
 
-def run_door(run: Callable[[DictConfig], object], config: DictConfig) -> None:
-    """Runs a door's function; a UserError, however deep, becomes one sentence and exit code 1.
+def run_door(run: Callable[[DictConfig], Result], config: DictConfig) -> Result | None:
+    """Runs a door's function and gives its result; a UserError, however deep, becomes one sentence and exit code 1.
 
     In a --multirun the other jobs go on: the sentence is also kept in the job's folder, for the table at the end.
     """
@@ -190,7 +194,7 @@ def run_door(run: Callable[[DictConfig], object], config: DictConfig) -> None:
     formatted = warnings.formatwarning
     warnings.formatwarning = lambda *told, **more: printable(formatted(*told, **more).rstrip("\n")) + "\n"
     try:
-        run(config)
+        return run(config)
     except Exception as error:
         sentence = sentence_of(error) or sentence_of_missing(error, config) or sentence_of_full_disk(error, config)
         if sentence is None:
@@ -199,7 +203,7 @@ def run_door(run: Callable[[DictConfig], object], config: DictConfig) -> None:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             say(f"error: {sentence}", error=True)
             (folder / FAILURE).write_text(printable(sentence) + "\n", encoding="utf-8")
-            return
+            return None
         remove_empty_run(folder)
         sys.exit(f"error: {printable(sentence)}")
     finally:

@@ -1,8 +1,9 @@
 """Train a model: `python -m vinvl.train [experiment=NAME] [overrides]`. Without overrides: the demo world."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import hydra
 import pytorch_lightning as pl
@@ -26,10 +27,15 @@ from vinvl.tasks.checkpoints import load_into, read_checkpoint
 register_resolvers()
 
 
-def train(config: DictConfig) -> dict[str, float]:
-    """Composed configuration → a trained model in `config.paths.output_dir`, and its scores on the test split."""
+def train(config: DictConfig) -> float | None:
+    """Composed configuration → a trained model and results.json in `config.paths.output_dir`.
+
+    Returns:
+        the best checkpoint's score in validation, which is what a sweep should choose by; None where there is none.
+    """
     if config.get("plan"):  # +plan=true: what the run would cost, and no run
-        return plan(config)
+        plan(config)
+        return None
     output_dir = Path(config.paths.output_dir)
     # First of all: what is missing is told before any work.
     run_config: Any = OmegaConf.to_container(config, resolve=True)
@@ -55,6 +61,7 @@ def train(config: DictConfig) -> dict[str, float]:
         )
     if trainer.is_global_zero:
         tidy_run_folder(output_dir)
+        say_what_is_cut_short(trainer)
         say(*datamodule.example_text("train").split("\n"))
     try:
         return fit_and_test(trainer, task, datamodule, resume_from, config, tested)
@@ -62,7 +69,7 @@ def train(config: DictConfig) -> dict[str, float]:
         if trainer.is_global_zero:
             say("", stopped)
             sys.exit(stopped.exit_code)
-        return {}
+        return None
 
 
 def has_test_split(datamodule: RegionDataModule) -> bool:
@@ -88,18 +95,32 @@ def fit_and_test(
     resume_from: Path | None,
     config: DictConfig,
     tested: bool,
-) -> dict[str, float]:
+) -> float | None:
     """Trains; scores the best checkpoint on the test split if `tested`; raises Stopped where a signal asks for it."""
     trainer.fit(task, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     best = best_checkpoint(trainer)
     if best is not None:
         load_into(task, read_checkpoint(best), best)
-    if not tested:
-        return {}
-    trainer.test(task, datamodule=datamodule, verbose=False)
+    chosen_by = validation(trainer, task.headline, config.data.val_split)
+    if tested:
+        trainer.test(task, datamodule=datamodule, verbose=False)
     if trainer.is_global_zero:
-        report(task, Path(config.paths.output_dir), split=config.data.test_split, checkpoint=best)
-    return task.scores
+        split = config.data.test_split if tested else None
+        report(task, Path(config.paths.output_dir), split=split, checkpoint=best, chosen_by=chosen_by)
+    return chosen_by["score"] if chosen_by else None
+
+
+def say_what_is_cut_short(trainer: Any) -> None:
+    """Says what Lightning's settings for trying things out do to a run."""
+    if trainer.fast_dev_run:
+        say("trainer.fast_dev_run: a few batches of everything; nothing is saved, and the figures mean nothing.")
+    elif trainer.overfit_batches > 0:
+        say(
+            f"trainer.overfit_batches={trainer.overfit_batches}: each epoch has the same batches, down to the words "
+            "that are hidden and the pairs that are drawn; evaluations in training take the first ones of their split."
+        )
+    elif any(limit not in (None, 1.0) for limit in (trainer.limit_val_batches, trainer.limit_test_batches)):
+        say("trainer.limit_val_batches, limit_test_batches: figures are those of a part of the split.")
 
 
 def make_loggers(config: DictConfig) -> list[Logger]:
@@ -119,31 +140,90 @@ def make_loggers(config: DictConfig) -> list[Logger]:
         raise
 
 
+def choosing(trainer: pl.Trainer) -> ModelCheckpoint | None:
+    """What chooses the run's best checkpoint, None if nothing does."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint) and callback.monitor:
+            return callback
+    return None
+
+
 def best_checkpoint(trainer: pl.Trainer) -> str | None:
-    """The best checkpoint of the run as rank 0 knows it, or None if the run wrote none."""
-    monitoring = [
-        callback
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint) and callback.monitor
-    ]
-    path = monitoring[0].best_model_path if monitoring else ""
+    """The best checkpoint of the run as rank 0 knows it, or None if there is none; says so where it is lost."""
+    callback, path = choosing(trainer), ""
+    if callback is not None and trainer.is_global_zero:
+        path = callback.best_model_path
+        if path and not getattr(callback, "is_here", True):
+            score = float(callback.best_model_score or 0)
+            say(
+                f"No file of the best evaluation so far ({callback.monitor} {score:.4g}) is at hand, and none came "
+                "after it that was better: what follows is of the last weights."
+            )
+            path = ""
     return str(trainer.strategy.broadcast(path)) or None
 
 
-def report(task: VinVLTask, output_dir: Path, *, split: str, checkpoint: str | None) -> None:
-    """Writes results.json and prints the table of what came out and where it lies."""
+def validation(trainer: pl.Trainer, headline: str, split: str) -> dict[str, Any] | None:
+    """The figure by which the best checkpoint was chosen, for results.json; None if nothing was evaluated.
+
+    Returns:
+        `split`, `figure` (its name among the scores) and `score`.
+    """
+    callback = choosing(trainer)
+    if callback is None or callback.best_model_score is None:
+        return None
+    name = str(callback.monitor).removeprefix("val/")
+    return {
+        "split": split,
+        "figure": headline if name == "score" else name,
+        "score": float(callback.best_model_score),
+    }
+
+
+class Scored(Protocol):
+    """A task that has been evaluated."""
+
+    scores: dict[str, float]
+
+    @property
+    def headline(self) -> str: ...
+
+    def result_rows(self) -> list[tuple[str, str]]: ...
+
+
+def report(
+    task: Scored,
+    output_dir: Path,
+    *,
+    split: str | None,
+    checkpoint: str | None,
+    chosen_by: dict[str, Any] | None = None,
+    files: Mapping[str, Path] | None = None,
+) -> None:
+    """Writes results.json and prints the table of what came out and where it lies.
+
+    Args:
+        split: what was scored; None if nothing was.
+        checkpoint: the best one.
+        chosen_by: see `validation`.
+        files: what else there is.
+    """
     results = output_dir / "results.json"
-    content = {"split": split, "checkpoint": checkpoint, "headline": task.headline, "scores": task.scores}
-    write_json(results, content)
-    files = {"run folder": output_dir, "results": results}
+    scores = task.scores if split is not None else {}
+    content = {"split": split, "checkpoint": checkpoint, "headline": task.headline, "scores": scores}
+    write_json(results, {**content, "validation": chosen_by} if chosen_by else content)
+    shown = {"run folder": output_dir, **(files or {}), "results": results}
     if checkpoint is not None:
-        files["best checkpoint"] = Path(checkpoint)
-    print_results(f"Results on '{split}'", task.result_rows(), files)
+        shown["best checkpoint"] = Path(checkpoint)
+    rows = task.result_rows() if split is not None else []
+    if chosen_by:
+        rows.append((f"chosen on '{chosen_by['split']}' by {chosen_by['figure']}", f"{chosen_by['score']:.2f}"))
+    print_results(f"Results on '{split}'" if split is not None else "Trained", rows, shown)
 
 
 @hydra.main(version_base="1.3", config_path=config_directory(), config_name="train")
-def main(config: DictConfig) -> None:
-    run_door(train, config)
+def main(config: DictConfig) -> float | None:
+    return run_door(train, config)
 
 
 if __name__ == "__main__":

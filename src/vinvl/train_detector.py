@@ -15,12 +15,11 @@ from vinvl.data.pictures.reading import EXIF_IGNORE
 from vinvl.errors import UserError, say
 from vinvl.overrides import command_overrides, given_values, refuse_unread_splits, replacing
 from vinvl.preemption import Stopped
-from vinvl.report.table import print_results
 from vinvl.resume import ORDER, refuse_another_run, resume_path, tidy_run_folder, training_order
-from vinvl.runs import DETECTOR_TASK, config_directory, register_resolvers, require_launcher, run_door, write_json
+from vinvl.runs import DETECTOR_TASK, config_directory, register_resolvers, require_launcher, run_door
 from vinvl.tasks.checkpoints import load_into, read_checkpoint
 from vinvl.tasks.detection import DetectorTask, config_for
-from vinvl.train import best_checkpoint, make_loggers
+from vinvl.train import best_checkpoint, make_loggers, report, say_what_is_cut_short, validation
 
 WEIGHTS = "detector.pth"  # what a run makes, in its folder
 RECIPE = (  # what a run is made of: with another value it would be another run
@@ -39,8 +38,12 @@ RECIPE = (  # what a run is made of: with another value it would be another run
 register_resolvers()
 
 
-def train_detector(config: DictConfig) -> dict[str, float]:
-    """Composed configuration → a trained detector in `config.paths.output_dir`, and its scores on the test split."""
+def train_detector(config: DictConfig) -> float | None:
+    """Composed configuration → a trained detector and results.json in `config.paths.output_dir`.
+
+    Returns:
+        the best checkpoint's score in validation, which is what a sweep should choose by; None where there is none.
+    """
     output_dir = Path(config.paths.output_dir)
     # First of all: what is missing is told before any work.
     run_config: Any = OmegaConf.to_container(config, resolve=True)
@@ -64,6 +67,7 @@ def train_detector(config: DictConfig) -> dict[str, float]:
         check_resumable(task, resume_from)
     if trainer.is_global_zero:
         tidy_run_folder(output_dir)
+        say_what_is_cut_short(trainer)
         if task.started_from:
             say(task.started_from)
         say(*datamodule.example_text("train").split("\n"))
@@ -73,7 +77,7 @@ def train_detector(config: DictConfig) -> dict[str, float]:
         if trainer.is_global_zero:
             say("", stopped)
             sys.exit(stopped.exit_code)
-        return {}
+        return None
 
 
 def check_resumable(task: DetectorTask, path: Path) -> None:
@@ -100,39 +104,28 @@ def fit_and_test(
     datamodule: DetectionDataModule,
     resume_from: Path | None,
     config: DictConfig,
-) -> dict[str, float]:
+) -> float | None:
     """Trains, writes the best checkpoint's weight file and scores it; raises Stopped where a signal asks for it."""
     trainer.fit(task, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     best = best_checkpoint(trainer)
     if best is not None:
         load_into(task, read_checkpoint(best), best)
+    chosen_by = validation(trainer, task.headline, config.data.val_split)
     output_dir = Path(config.paths.output_dir)
     if trainer.is_global_zero:
         task.write_detector(output_dir / WEIGHTS)
     if config.test_after_fit:
         trainer.test(task, datamodule=datamodule, verbose=False)
     if trainer.is_global_zero:
-        report(task, output_dir, split=config.data.test_split if config.test_after_fit else None, checkpoint=best)
-    return task.scores if config.test_after_fit else {}
-
-
-def report(task: DetectorTask, output_dir: Path, *, split: str | None, checkpoint: str | None) -> None:
-    """Writes results.json and prints the table of what came out and where it lies; `split` None: nothing was scored."""
-    files = {"run folder": output_dir, "weight file": output_dir / WEIGHTS}
-    if checkpoint is not None:
-        files["best checkpoint"] = Path(checkpoint)
-    rows: list[tuple[str, str]] = []
-    if split is not None:
-        files["results"] = output_dir / "results.json"
-        content = {"split": split, "checkpoint": checkpoint, "headline": task.headline, "scores": task.scores}
-        write_json(files["results"], content)
-        rows = task.result_rows()
-    print_results(f"Results on '{split}'" if split else "Trained", rows, files)
+        split = config.data.test_split if config.test_after_fit else None
+        files = {"weight file": output_dir / WEIGHTS}
+        report(task, output_dir, split=split, checkpoint=best, chosen_by=chosen_by, files=files)
+    return chosen_by["score"] if chosen_by else None
 
 
 @hydra.main(version_base="1.3", config_path=config_directory(), config_name="train_detector")
-def main(config: DictConfig) -> None:
-    run_door(train_detector, config)
+def main(config: DictConfig) -> float | None:
+    return run_door(train_detector, config)
 
 
 if __name__ == "__main__":

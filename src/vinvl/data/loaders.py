@@ -12,6 +12,7 @@ from vinvl.data.batch import Batch
 from vinvl.data.device_features import DeviceFeatures
 from vinvl.data.sampling import EvaluationBatchSampler, LengthBucketBatchSampler
 from vinvl.data.store import RegionStore
+from vinvl.errors import UserError
 
 
 class RegionLoader(DataLoader[Any]):
@@ -84,6 +85,7 @@ class Loaders:
             dataset.lengths(), self.batch_size, seed=self.seed, rank=rank, world_size=world_size
         )
         self._sampler.position = self._batches_seen
+        self._sampler.repeated = repeated_batches(trainer, len(self._sampler))
         return self.loader(dataset, self._sampler)
 
     def evaluation(self, dataset: Any, trainer: pl.Trainer | None) -> DataLoader[Any]:
@@ -104,6 +106,19 @@ class Loaders:
             pin_memory=self.pin_memory,
             persistent_workers=persistent and self.num_workers > 0,
         )
+
+
+def repeated_batches(trainer: pl.Trainer | None, length: int) -> int | None:
+    """How many batches, of a pass of `length`, make up every epoch by `trainer.overfit_batches`; None for all."""
+    asked = 0 if trainer is None else trainer.overfit_batches  # type: ignore[attr-defined]
+    if not asked:
+        return None
+    batches = asked if isinstance(asked, int) else int(asked * length)
+    if batches < 1:
+        raise UserError(
+            f"trainer.overfit_batches={asked} of {length} batches is none: give 1 or more, or a greater share."
+        )
+    return min(batches, length)
 
 
 def rank_and_world_size(trainer: pl.Trainer | None) -> tuple[int, int]:

@@ -43,9 +43,20 @@ class LengthBucketBatchSampler(Sampler[list[Draw]]):
 
     Attributes:
         position: batches of this rank seen since training began. Whoever trains keeps it up to date.
+        repeated: the first so many batches of the first epoch come again and again, with what is drawn in their items;
+            None: all batches of all epochs. It stands for Lightning's `overfit_batches`.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeated: int | None = None,
+    ) -> None:
         """`lengths` (N,): cost of each example (tokens and regions)."""
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
@@ -53,6 +64,7 @@ class LengthBucketBatchSampler(Sampler[list[Draw]]):
         self.rank = rank
         self.world_size = world_size
         self.position = 0
+        self.repeated = repeated
 
     def __len__(self) -> int:
         batches = -(-len(self.lengths) // self.batch_size)
@@ -62,7 +74,7 @@ class LengthBucketBatchSampler(Sampler[list[Draw]]):
         length = len(self)
         planned_epoch, plan = -1, []
         for position in range(self.position, self.position + length):
-            epoch, index = divmod(position, length)
+            epoch, index = divmod(position, length) if self.repeated is None else (0, position % self.repeated)
             if epoch != planned_epoch:
                 planned_epoch, plan = epoch, self.epoch_batches(epoch)
             yield [Draw(epoch, item) for item in plan[index].tolist()]
