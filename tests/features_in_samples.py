@@ -6,11 +6,13 @@ import base64
 import copy
 import functools
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 import yaml
@@ -165,6 +167,16 @@ def write_npy_folder(folder: Path, images: Sequence[Sample]) -> Path:
         }
         np.save(path.with_name(f"{path.stem}_info.npy"), info)
     return folder
+
+
+def write_lmdb(path: Path, images: Sequence[Sample]) -> Path:
+    with lmdb.open(str(path), map_size=2**24) as database, database.begin(write=True) as transaction:
+        for i in images:
+            size = {"image_width": i.width, "image_height": i.height, "num_boxes": len(i.boxes)}
+            item = {"features": i.features, "bbox": i.boxes, "objects": i.classes, **size}
+            transaction.put(i.image_id.encode(), pickle.dumps(item))
+        transaction.put(b"keys", pickle.dumps([image.image_id.encode() for image in images]))
+    return path
 
 
 def renamed(image: Sample, image_id: str) -> Sample:

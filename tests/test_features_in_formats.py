@@ -15,7 +15,6 @@ import torch
 from features_in_samples import (
     CLASSES,
     COLOURS,
-    DIM,
     Sample,
     bottom_up_line,
     composed,
@@ -28,6 +27,7 @@ from features_in_samples import (
     run,
     samples,
     write_lines,
+    write_lmdb,
     write_npy_folder,
 )
 
@@ -164,14 +164,7 @@ def test_npy_files_of_mmf(tmp_path: Path) -> None:
 
 
 def test_lmdb_of_mmf(tmp_path: Path) -> None:
-    lmdb = pytest.importorskip("lmdb")
-    with lmdb.open(str(tmp_path / "in"), map_size=2**24) as database, database.begin(write=True) as transaction:
-        for image in IMAGES:
-            size = {"image_width": image.width, "image_height": image.height, "num_boxes": len(image.boxes)}
-            item = {"features": image.features, "bbox": image.boxes, "objects": image.classes, **size}
-            transaction.put(image.image_id.encode(), pickle.dumps(item))
-        transaction.put(b"keys", pickle.dumps([image.image_id.encode() for image in IMAGES]))
-    store = run(tmp_path / "in", tmp_path / "out.h5")
+    store = run(write_lmdb(tmp_path / "in", IMAGES), tmp_path / "out.h5")
     assert_features(store)
     np.testing.assert_array_equal(store["100"].classes, IMAGES[0].classes)
     (tmp_path / "in" / "data.mdb").write_bytes(b"x" * 9000)
@@ -236,14 +229,6 @@ def test_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.Monke
     run(folder, tmp_path / "two.h5", "workers=2")
     assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
     assert_features(RegionStore(tmp_path / "two.h5"), samples(200))
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_an_image_without_regions_is_kept(tmp_path: Path, first: bool) -> None:
-    rows = [bottom_up_line(IMAGES[0]), "9\t640\t480\t0\t\t\n"]
-    store = run(write_lines(tmp_path / "in.tsv", rows[::-1] if first else rows), tmp_path / "out.h5", "dim=null")
-    assert len(store["9"]) == 0 and store["9"].features.shape == (0, DIM)
-    np.testing.assert_array_equal(store["100"].features, IMAGES[0].features)
 
 
 def test_a_worker_that_is_killed_is_told_of() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from features_in_samples import (
     DIM,
@@ -17,7 +18,10 @@ from features_in_samples import (
     refused,
     samples,
     write_lines,
+    write_npy_folder,
 )
+
+from vinvl.data.features_in import ConversionOptions, ReadOptions, convert_features
 
 IMAGES = samples()
 
@@ -38,6 +42,18 @@ def cut_at_a_line(folder: Path) -> None:
 def cut_at_a_line_without_lineidx(folder: Path) -> None:
     cut_at_a_line(folder)
     (folder / "features.lineidx").unlink()
+
+
+def cut_at_a_line_without_indices(folder: Path) -> None:
+    cut_at_a_line_without_lineidx(folder)
+    (folder / "imageid2idx.json").unlink()
+
+
+def other_offset_map(folder: Path) -> None:
+    """As run_vqa.py wants it: the byte of each image."""
+    begins = (folder / "features.lineidx").read_text().split()
+    offsets = {image.image_id: int(begin) for image, begin in zip(IMAGES, begins, strict=True)}
+    (folder / "features_offset_map.json").write_text(json.dumps(offsets | {"107": int(begins[1]) + 1}))
 
 
 def exchanged_ids(folder: Path) -> None:
@@ -94,6 +110,8 @@ FOLDERS: dict[Callable[[Path], None], str] = {
     other_lineidx: r"features.lineidx is no list of numbers",
     cut_at_a_line: r"features.lineidx lists 5 lines, but .*features.tsv has 4",
     cut_at_a_line_without_lineidx: r"imageid2idx.json names 1 images that .*features.tsv does not have, such as '128'",
+    cut_at_a_line_without_indices: r"predictions.tsv has 1 images that .*features.tsv does not have, such as '128'",
+    other_offset_map: r"features_offset_map.json sends image '107' to byte 160 \(from 0\), but it is byte 159",
     exchanged_ids: r"imageid2idx.json sends image '100' to row 1 \(from 0\), but it is row 0",
     text_as_row: r"imageid2idx.json sends image '100' to row '0'",
     no_prediction: r"features.tsv line 1: .*predictions.tsv has no image '100'",
@@ -114,6 +132,22 @@ def test_files_that_are_at_odds_are_refused(tmp_path: Path, damage: Callable[[Pa
     sentence = refused(folder, tmp_path)
     assert re.search(words, sentence), sentence
     assert str(folder) in sentence
+
+
+def test_predictions_that_are_named_may_be_of_more_images(tmp_path: Path) -> None:
+    folder = published_folder(tmp_path / "in", IMAGES)
+    cut_at_a_line_without_indices(folder)
+    options = ConversionOptions(ReadOptions(DIM), predictions=folder / "predictions.tsv", workers=1)
+    done = convert_features(folder, tmp_path / "out.h5", options)
+    assert done.images == 4 and "has 1 images that" in done.notes[0] and not done.left_out
+
+
+def test_features_and_their_boxes_are_in_two_files(tmp_path: Path) -> None:
+    folder = write_npy_folder(tmp_path / "in", IMAGES)
+    (folder / "107.npy").unlink()
+    assert "107_info.npy has no 107.npy beside it" in refused(folder, tmp_path)
+    np.savez(folder / "1.npz", x=IMAGES[0].features)
+    assert "has both .npz and .npy files" in refused(folder, tmp_path)
 
 
 def test_a_class_that_the_label_map_lacks_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -246,7 +247,12 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.tsv").touch()
     (tmp_path / "words.tsv").write_text("a\tb\n")
+    with h5py.File(tmp_path / "coco", "w") as file:  # meshed-memory's, under any name
+        file["9_features"], file["9_boxes"] = np.zeros((2, 3)), np.zeros((2, 4))
+    (tmp_path / "cut.h5").write_bytes((tmp_path / "coco").read_bytes()[:900])
     for name, words in (("none", "does not exist"), ("empty", "has no file of features"), ("empty.tsv", "is empty"),
+                        ("coco", "is an HDF5 file of another program (of '9_boxes', '9_features' …)"),
+                        ("cut.h5", "truncated"),
                         ("words.tsv", "no TSV of features: its first line has 2 columns")):  # fmt: skip
         assert words in refused(tmp_path / name, tmp_path)
 

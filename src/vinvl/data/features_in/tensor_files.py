@@ -109,8 +109,8 @@ def _rows_of(tensor: Any, dim: int, file_bytes: int) -> np.ndarray:
 
     if not isinstance(tensor, torch.Tensor):
         raise UserError(f"is {type(tensor).__name__}, a tensor was expected.")
-    plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
-    if not plain or tensor.dtype.is_complex or tensor.dtype is torch.bool:
+    plain = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested or tensor.is_neg())
+    if not plain or tensor.device.type != "cpu" or tensor.dtype.is_complex or tensor.dtype is torch.bool:
         raise UserError(f"is a {tensor.dtype} tensor ({tensor.layout}), a plain one of numbers was expected.")
     size = tensor.numel() * tensor.element_size()
     if size > min(tensor.untyped_storage().nbytes(), file_bytes, MOST_BYTES):

@@ -17,7 +17,7 @@ def write_mmf_npy(store: RegionStore, folder: Path) -> None:
     ID.npy       (R, D) float32
     ID_info.npy  {"bbox" (R, 4) in pixels, "num_boxes", "objects" (R,), "cls_prob" (R,), "image_width", "image_height",
                  and of a store with attributes "attributes" and "attribute_scores" (R, K)}; classes as in the store,
-                 0 is the background
+                 0 is the background ("class_offset" 0 tells the way back so)
 
     Raises:
         UserError: an image id cannot be a path below the folder, or two would be one file.
@@ -32,6 +32,7 @@ def write_mmf_npy(store: RegionStore, folder: Path) -> None:
             "bbox": np.array(regions.boxes),
             "num_boxes": len(regions),
             "objects": np.array(regions.classes),
+            "class_offset": 0,
             "cls_prob": np.array(regions.class_scores),
             "image_width": regions.width,
             "image_height": regions.height,
