@@ -56,14 +56,15 @@ def plain_tensors(content: Mapping[Any, Any], place: str) -> dict[str, Tensor]:
                 f"{place} is no table of named tensors ({shown} is none); give the weights alone, as save_pretrained "
                 "writes them."
             )
-        problem = _problem(value)
+        problem = unlike_plain(value)
         if problem:
             raise UserError(f"{place}: the tensor {shown} {problem}; save its numbers as a dense tensor.")
     return dict(content)
 
 
-def _problem(tensor: Tensor) -> str | None:
-    if tensor.layout != torch.strided or tensor.is_quantized:
+def unlike_plain(tensor: Tensor) -> str | None:
+    """What keeps a tensor of a file from being dense, real and whole, as the end of a sentence; None for nothing."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         return "is sparse or quantised"
     if tensor.dtype not in KINDS or tensor.device.type != "cpu":
         return f"is of the kind {tensor.dtype} on {tensor.device.type}"

@@ -15,6 +15,7 @@ from vinvl.detection.config import Architecture, DetectorConfig
 from vinvl.detection.detector import Detector
 from vinvl.errors import UserError
 from vinvl.models.checkpoint_files import load_published_state_dict
+from vinvl.tensor_files import load_tensor_file, unlike_plain
 
 PARALLEL_PREFIX = "module."  # of every name in a file saved from a data-parallel model
 SHARED = ("attribute.feature_extractor.", "roi_heads.box.feature_extractor.")  # two names of one module
@@ -82,7 +83,7 @@ def read_detector_weights(path: str | Path) -> dict[str, Tensor]:
         if not Path(path).is_file():
             raise UserError(f"There is no detector weight file {path}: give weights=FILE, such as vinvl_vg_x152c4.pth.")
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensor_file(path)
         except Exception:  # a hostile or damaged pickle may make the restricted loader raise anything
             raise UserError(
                 f"{path} is damaged or holds more than tensors and plain values, so it was not opened: get it from its "
@@ -93,7 +94,7 @@ def read_detector_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds no tensors by name, nor such under 'model': give a detector's weight file.")
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value):
+        if not isinstance(name, str) or not isinstance(value, Tensor) or unlike_plain(value) is not None:
             raise UserError(f"{path}: {str(name)[:80]!r} is no tensor of plain numbers: give a detector's weight file.")
     tensors: dict[str, Tensor] = dict(content)
     for name, tensor in tensors.items():
@@ -102,13 +103,6 @@ def read_detector_weights(path: str | Path) -> dict[str, Tensor]:
     if all(name.startswith(PARALLEL_PREFIX) for name in tensors):
         return {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether it is dense, real and whole: a file may also hold sparse, quantised and other tensors, and promises."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu":
-        return False
-    return not tensor.is_complex() and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def match_names(wanted: Iterable[str], found: Iterable[str]) -> dict[str, str]:

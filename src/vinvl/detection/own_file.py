@@ -18,6 +18,7 @@ from vinvl.detection.config import Architecture, DetectorConfig
 from vinvl.detection.detector import Detector
 from vinvl.errors import UserError
 from vinvl.files import atomic_write
+from vinvl.tensor_files import load_tensor_file
 
 OUR_KEY = "vinvl_detector"
 LARGEST_NUMBER = 2**20  # that a setting may have: more is a damaged file, and would take for ever to build
@@ -62,7 +63,7 @@ def read_settings(path: str | Path) -> DetectorFileSettings | None:
     if not path.is_file() or not zipfile.is_zipfile(path):  # ours are always zip files; safetensors never are
         return None
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content: Any = load_tensor_file(path, mmap=True)
     except Exception:  # a hostile or damaged pickle may make the restricted loader raise anything
         return None
     own = content.get(OUR_KEY) if isinstance(content, Mapping) else None

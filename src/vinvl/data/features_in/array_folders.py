@@ -17,7 +17,7 @@ from vinvl.data.features_in.array_fields import FIELDS, regions_of_fields
 from vinvl.data.features_in.base64_arrays import MOST_BYTES
 from vinvl.data.features_in.lines import Found
 from vinvl.data.features_in.rows import KnownNames, ReadOptions
-from vinvl.data.restricted_pickle import load_restricted
+from vinvl.data.restricted_pickle import load_restricted, plain_array
 from vinvl.data.store import Regions
 from vinvl.data.worker_pool import in_order
 from vinvl.errors import UserError
@@ -163,8 +163,6 @@ def read_array(content: bytes, place: str) -> Any:
             raise UserError(
                 f"{place} has {len(content) - end:,} bytes of data, expected {expected:,}; it may be cut off."
             )
-        return np.frombuffer(content, dtype, offset=end).reshape(
-            shape, order="F" if head["fortran"] == b"True" else "C"
-        )
+        return plain_array(dtype, shape, content[end:], fortran=head["fortran"] == b"True")
     except (ValueError, TypeError) as error:
         raise UserError(f"{place} is no npy file that can be read ({error}); get the file again.") from None

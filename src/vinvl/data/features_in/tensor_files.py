@@ -81,10 +81,10 @@ def load_tensors(path: Path) -> dict[Any, Any]:
     Raises:
         UserError: the file is damaged, wants to run a program, or holds anything else.
     """
-    import torch  # the other formats do without
+    from vinvl.tensor_files import load_tensor_file  # torch, which the other formats do without
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
+        content = load_tensor_file(path, mmap=_can_be_mapped(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     except Exception as error:  # a hostile or damaged pickle may make the restricted loader raise anything
