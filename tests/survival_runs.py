@@ -24,7 +24,17 @@ from vinvl.tasks.checkpoints import read_checkpoint
 
 START_SERVER = multiprocessing.get_context("forkserver")
 START_SERVER.set_forkserver_preload(
-    ["vinvl.train", "vinvl.tasks.pretraining", "pytest", "hypothesis", "torch.utils.tensorboard.writer", "rich.table"]
+    [
+        "vinvl.train",
+        "vinvl.predict",
+        "vinvl.convert",
+        "vinvl.evaluate",
+        "vinvl.tasks.pretraining",
+        "pytest",
+        "hypothesis",
+        "torch.utils.tensorboard.writer",
+        "rich.table",
+    ]
 )
 # Dropout is on (TINY_MODEL), updates take two batches, corpora are mixed with passes that do not divide them; an
 # evaluation, a saved update and the end of a Lightning epoch fall on different batches.

@@ -18,7 +18,7 @@ from survival_runs import assert_same, ended, noted, output
 from vinvl.detection import load_detector
 from vinvl.detection.own_file import read_settings
 from vinvl.detection.training import TrainingSettings
-from vinvl.preemption import START_AGAIN
+from vinvl.signals import START_AGAIN
 from vinvl.tasks.checkpoints import load_into, read_checkpoint
 from vinvl.tasks.detection import DetectorTask
 

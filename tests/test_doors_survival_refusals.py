@@ -155,7 +155,7 @@ def test_a_run_folder_keeps_its_logs_and_loses_what_is_half_written(tmp_path: Pa
 def test_slurms_launcher_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     runs.require_launcher(["--multirun", "hydra/launcher=basic", "seed=1,2"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"error: hydra/launcher=slurm needs .*pip install 'vinvl\[slurm\]'"):
+    with pytest.raises(UserError, match=r"hydra/launcher=slurm needs .*pip install 'vinvl\[slurm\]'"):
         runs.require_launcher(["--multirun", "hydra/launcher=slurm", "seed=1,2"])
     runs.require_launcher(["--multirun", "seed=1,2"])
 

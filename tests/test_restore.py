@@ -139,6 +139,41 @@ def test_sections_are_opened_unless_the_command_names_them() -> None:
     assert open_sections(["decoding=caption", "data.a=1"]) == ["decoding=caption", "++data.a=1"]
 
 
+def test_what_a_checkpoint_names_for_writing_is_not_taken_over(tmp_path: Path) -> None:
+    """A forged one: its data come from where it says, and what is made for them goes where this command says."""
+    forged = copy.deepcopy(OF_RUN)
+    home = str(tmp_path / "home" / "demo")
+    forged["data"] |= {
+        "token_cache": f"{home}/../cache",
+        "scores_dir": f"{home}/../.ssh",
+        "regions": [f"{home}/train.h5", f"{home}er/other.h5"],
+        "answers": f"{home}/answers.json",
+    }
+    forged["data"]["prepare"]["folder"] = home
+    own = OmegaConf.merge(of_command(token_cache="own"), {"paths": {"data_dir": str(tmp_path / "data")}})
+    data = data_config(own, forged, [], CHECKPOINT)
+    assert data.token_cache == "own" and data.scores_dir is None
+    assert data.prepare.folder == str(tmp_path / "data" / "demo")
+    assert list(data.regions) == [str(tmp_path / "data" / "demo" / "train.h5"), f"{home}er/other.h5"]
+    assert data.answers == str(tmp_path / "data" / "demo" / "answers.json")
+    own = OmegaConf.merge(own, {"data": {"scores_dir": "here", "prepare": {"folder": "there"}, "token_cache": "x"}})
+    keys = ["++data.scores_dir=here", "++data.prepare.folder=there", "++data.token_cache=x"]
+    data = data_config(own, forged, keys, CHECKPOINT)
+    assert (data.scores_dir, data.prepare.folder, data.token_cache) == ("here", "there", "x")
+    forged["data"]["token_cache"] = None  # it went without
+    assert data_config(own, forged, [], CHECKPOINT).token_cache is None
+
+
+def test_no_answers_are_built_where_a_checkpoint_says(tmp_path: Path) -> None:
+    forged = copy.deepcopy(OF_RUN)
+    forged["data"]["answers"] = str(tmp_path / "home" / "answers.json")
+    own = OmegaConf.merge(of_command(), {"paths": {"data_dir": str(tmp_path / "data")}})
+    with pytest.raises(UserError, match=r"names .*home/answers.json as its answers, which is not there: pass data.an"):
+        data_config(own, forged, [], CHECKPOINT)
+    forged["data"]["answers"] = str(tmp_path / "data" / "new" / "answers.json")
+    assert data_config(own, forged, [], CHECKPOINT).answers == forged["data"]["answers"]
+
+
 def test_decoding_of_a_checkpoint_takes_overrides_and_refuses_others() -> None:
     parameters = {"decoding": {"num_beams": 5, "max_length": 20, "constraints": None}}
     config = OmegaConf.create({"decoding": {"num_beams": 2, "constraints": {"max_constraints": 1}, "x": 1}})

@@ -1,6 +1,5 @@
 """How a run saves: whole files or none, at the end of an update, and never in a way that forgets an evaluation."""
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +15,9 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
 from vinvl.errors import UserError, say
+from vinvl.faults import NO_ROOM, how_to_go_on
 from vinvl.files import atomic_write, remove_leftovers, system_error
-from vinvl.runs import how_to_go_on
 from vinvl.tasks.checkpoints import read_checkpoint
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

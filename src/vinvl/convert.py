@@ -15,6 +15,7 @@ from vinvl.data.features_in import run_conversion
 from vinvl.data.features_out import write_mmf_npy, write_oscar_tsv
 from vinvl.data.json_files import read_json
 from vinvl.data.store import RegionStore
+from vinvl.door import enter
 from vinvl.errors import UserError, say
 from vinvl.files import new_folder, refuse_existing
 from vinvl.models import VinVLForAnswering
@@ -158,5 +159,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = task_as_a_value(sys.argv[1:])
-    main()
+    enter(main, "convert", task_as_a_value(sys.argv[1:]))

@@ -2,6 +2,9 @@
 
 import re
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # What a terminal obeys or a reader is deceived by: control characters (the C1 block too), marks that turn the direction
 # of writing, separators of lines, and halves of surrogate pairs, which cannot be written at all.
@@ -34,3 +37,28 @@ def say(*lines: object, error: bool = False) -> None:
         error: to the standard error, not to the standard output.
     """
     print("\n".join(printable(str(line)) for line in lines), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """The sentence of the `UserError` at the root of an exception, None if there is none.
+
+    Hydra wraps what a constructor raises; a data worker's exception arrives as text with the worker's traceback.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            text, marker = str(cause), f"{UserError.__module__}.{UserError.__name__}: "
+            return text.rsplit(marker, 1)[-1].removesuffix(r"\n") if marker in text else text
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+@contextmanager
+def escaped_warnings() -> Iterator[None]:
+    """Within it warnings are printed on one line and escaped, as all else that a door prints."""
+    formatted = warnings.formatwarning
+    warnings.formatwarning = lambda *told, **more: printable(formatted(*told, **more).rstrip("\n")) + "\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = formatted

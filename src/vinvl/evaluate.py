@@ -9,7 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vinvl.callbacks import progress
-from vinvl.overrides import replacing
+from vinvl.door import enter
+from vinvl.preemption import StopAtOnce
 from vinvl.restore import restore
 from vinvl.runs import config_directory, open_sections, register_resolvers, run_door
 from vinvl.train import report
@@ -22,7 +23,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     pl.seed_everything(config.seed, verbose=False)
     restored = restore(config, "test")
     restored.datamodule.setup("test")
-    trainer: pl.Trainer = instantiate(config.trainer, callbacks=[progress()], logger=False, enable_checkpointing=False)
+    trainer: pl.Trainer = instantiate(
+        config.trainer, callbacks=[progress(), StopAtOnce()], logger=False, enable_checkpointing=False
+    )
     trainer.test(restored.task, datamodule=restored.datamodule, verbose=False)
     if trainer.is_global_zero:
         report(
@@ -37,5 +40,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = replacing(open_sections(sys.argv[1:]))
-    main()
+    enter(main, "evaluate", open_sections(sys.argv[1:]), restored=("data", "decoding"))

@@ -5,8 +5,9 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from vinvl.door import enter
 from vinvl.extraction.run import extract
-from vinvl.runs import config_directory, register_resolvers, require_launcher, run_door
+from vinvl.runs import config_directory, register_resolvers, run_door
 
 register_resolvers()
 
@@ -17,5 +18,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    require_launcher(sys.argv[1:])
-    main()
+    enter(main, "extract", sys.argv[1:])

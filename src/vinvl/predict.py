@@ -15,10 +15,11 @@ from omegaconf import DictConfig
 
 from vinvl.callbacks import progress
 from vinvl.data.datamodule import RegionDataModule
+from vinvl.door import enter
 from vinvl.errors import UserError, say
-from vinvl.overrides import replacing
 from vinvl.predictor.arguments import picture_arguments
 from vinvl.predictor.command import ONLY_WITH_PICTURES, ask_about_pictures
+from vinvl.preemption import StopAtOnce
 from vinvl.restore import restore
 from vinvl.runs import config_directory, open_sections, register_resolvers, run_door, task_as_a_value
 from vinvl.tasks.base import VinVLTask
@@ -37,7 +38,9 @@ def predict(config: DictConfig) -> list[Any]:
     pl.seed_everything(config.seed, verbose=False)
     restored = restore(config, "predict")
     restored.datamodule.setup("predict")
-    trainer: pl.Trainer = instantiate(config.trainer, callbacks=[progress()], logger=False, enable_checkpointing=False)
+    trainer: pl.Trainer = instantiate(
+        config.trainer, callbacks=[progress(), StopAtOnce()], logger=False, enable_checkpointing=False
+    )
     batches = trainer.predict(restored.task, datamodule=restored.datamodule) or []
     predictions = in_file_order(gather([prediction for batch in batches for prediction in batch]))
     predictions, filled_in = with_left_out(predictions, restored.task, restored.datamodule)
@@ -102,5 +105,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = replacing(open_sections(picture_arguments(task_as_a_value(sys.argv[1:]))))
-    main()
+    enter(
+        main, "predict", open_sections(picture_arguments(task_as_a_value(sys.argv[1:]))), restored=("data", "decoding")
+    )

@@ -1,10 +1,7 @@
 """Stopping in good order: a signal, a checkpoint at the end of the update, and a code that asks to be started again."""
 
-import os
 import signal
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,12 +9,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from vinvl.checkpointing import can_go_on_with_evaluation, evaluation_follows, save_now, update_finished
-from vinvl.runs import how_to_go_on
-
-START_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: what the launch scripts requeue for
-INTERRUPTED = 130  # what shells expect after Ctrl-C
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-STANDARD_ERROR = 2  # written to directly: a handler may interrupt a print, which does not bear a second one
+from vinvl.faults import how_to_go_on
+from vinvl.signals import Interrupted, StopRequest, stop_at_once
 
 
 class Stopped(Exception):  # noqa: N818, it is no error
@@ -27,37 +20,6 @@ class Stopped(Exception):  # noqa: N818, it is no error
         super().__init__(f"Stopped as asked to, and saved in {checkpoint}; {how_to_go_on(checkpoint.parents[1])}.")
         self.checkpoint = checkpoint
         self.exit_code = exit_code
-
-
-class StopRequest:
-    """Notes a SIGTERM, SIGUSR1 or Ctrl-C instead of ending the process.
-
-    Ctrl-C a second time ends the process on the spot; other signals may come repeatedly.
-
-    Args:
-        after: what is finished first, for a person who presses Ctrl-C: "this update".
-    """
-
-    def __init__(self, after: str) -> None:
-        self.received: int | None = None
-        self._message = f"\nStopping after {after}; Ctrl-C again stops at once.\n".encode()
-
-    def listen(self) -> None:
-        """Takes the place of the handlers that there are."""
-        if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
-            for number in STOP_SIGNALS:
-                signal.signal(number, self._note)
-
-    @property
-    def exit_code(self) -> int:
-        """What the process should end with."""
-        return INTERRUPTED if self.received == signal.SIGINT else START_AGAIN
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.write(STANDARD_ERROR, self._message)
-        self.received = number
 
 
 class StopOnSignal(Callback):
@@ -121,3 +83,21 @@ class StopOnSignal(Callback):
 
     def _stopped(self) -> Stopped:
         return Stopped(self.checkpoint, self.request.exit_code)
+
+
+class StopAtOnce(Callback):
+    """Lets a signal end a test or a prediction on the spot, on all ranks that this process has launched.
+
+    The handlers take the place of Lightning's, which start an exchange between the ranks inside the handler.
+    """
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        stop_at_once()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        stop_at_once()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        kill = getattr(trainer.strategy.launcher, "kill", None)
+        if isinstance(exception, Interrupted) and kill is not None:
+            kill(signal.SIGTERM)

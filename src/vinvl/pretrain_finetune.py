@@ -16,11 +16,12 @@ import hydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
+from vinvl.door import enter
 from vinvl.errors import UserError, say
 from vinvl.multirun import results_summary
 from vinvl.overrides import command_overrides, given_values, replaces, replacing
-from vinvl.preemption import INTERRUPTED, START_AGAIN, STOP_SIGNALS
 from vinvl.runs import AUTO, config_directory, register_resolvers, run_door, write_json
+from vinvl.signals import INTERRUPTED, START_AGAIN, STOP_SIGNALS
 
 STAGES = ("pretrain", "finetune")
 RESUME = f"ckpt_path={AUTO}"
@@ -89,7 +90,9 @@ def same_stage(before: list[str], now: list[str]) -> bool:
 
     def unmoved(word: str) -> str:
         key, _, value = word.partition("=")
-        return f"{key}={'/'.join(Path(value).parts[-3:])}" if key == "model.init" else word
+        if key == "model.init":
+            return f"{key}={'/'.join(Path(value).parts[-3:])}"
+        return word.lstrip("+")  # vinvl.train gives a key as many as Hydra wants
 
     return list(map(unmoved, before)) == list(map(unmoved, now))
 
@@ -166,5 +169,4 @@ def main(config: DictConfig) -> float | None:
 if __name__ == "__main__":
     # The stages take any key that vinvl.train takes, and Hydra knows none of them here.
     opened = [f"++{word}" if word.startswith(tuple(f"{stage}." for stage in STAGES)) else word for word in sys.argv[1:]]
-    sys.argv[1:] = replacing(opened)
-    main()
+    enter(main, "pretrain_finetune", opened)

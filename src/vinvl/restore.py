@@ -80,7 +80,50 @@ def data_config(config: DictConfig, run_config: dict[str, Any], overrides: Seque
     if not run_config or "data" in given:
         return config.data
     check_calls(run_config.get("data"), path)
-    return OmegaConf.create(overridden(run_config["data"], "data", given, config, path))
+    own = with_own_places(run_config["data"], config)
+    data = OmegaConf.create(overridden(own, "data", given, config, path))
+    refuse_missing_answers(data, config, path)
+    return data
+
+
+def with_own_places(data: dict[str, Any], config: DictConfig) -> dict[str, Any]:
+    """A checkpoint's data section with this command's places in it, wherever it names one to write to.
+
+    The demo world is generated in this command's data folder, and read from there.
+    """
+    data = dict(data)
+    if data.get("token_cache") is not None:
+        data["token_cache"] = config.data.get("token_cache")
+    if "scores_dir" in data:
+        data["scores_dir"] = None
+    prepare = data.get("prepare")
+    if isinstance(prepare, dict) and isinstance(folder := prepare.get("folder"), str):
+        data = moved(data, folder, str(Path(config.paths.data_dir) / "demo"))
+    return data
+
+
+def moved(value: Any, before: str, now: str) -> Any:
+    """Nested dicts and lists with the paths in them that lead to a folder or into it, led to another."""
+    if isinstance(value, dict):
+        return {key: moved(item, before, now) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [moved(item, before, now) for item in value]
+    if isinstance(value, str) and (value == before or value.startswith(f"{before}/")):
+        return now + value[len(before) :]
+    return value
+
+
+def refuse_missing_answers(data: DictConfig, config: DictConfig, path: Path) -> None:
+    """Refuses to have a vocabulary built, and written, where a checkpoint says, unless that is in the data folder.
+
+    Raises:
+        UserError: names the file that is missing.
+    """
+    answers = data.get("answers")
+    if not isinstance(answers, str) or Path(answers).exists():
+        return
+    if not Path(answers).resolve().is_relative_to(Path(config.paths.data_dir).resolve()):
+        raise UserError(f"{path} names {answers} as its answers, which is not there: pass data.answers=FILE.")
 
 
 def check_splits(given: Mapping[str, Any], data: DictConfig, stage: str) -> None:

@@ -11,7 +11,9 @@ from omegaconf import DictConfig
 
 from vinvl.checkpointing import remove_partial_checkpoints
 from vinvl.errors import UserError
-from vinvl.runs import AUTO, CHECKPOINTS, leaves, resolve_checkpoint, task_class
+from vinvl.faults import AUTO, CHECKPOINTS
+from vinvl.options import leaves
+from vinvl.runs import resolve_checkpoint, task_class
 from vinvl.tasks.base import VinVLTask
 from vinvl.tasks.checkpoints import load_into, read_checkpoint
 from vinvl.trained.tokenizers import refuse_other_words, words_of_run

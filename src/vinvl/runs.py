@@ -1,6 +1,5 @@
 """What the doors share: where configs, runs and checkpoints lie, and how an error reaches a person."""
 
-import errno
 import importlib
 import importlib.util
 import json
@@ -9,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -18,21 +17,29 @@ from typing import Any, TypeVar
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
-from vinvl.errors import UserError, printable, say
+from vinvl.errors import UserError, escaped_warnings, printable, say, sentence_of
+from vinvl.faults import AUTO, CHECKPOINTS, next_step, sentence_of_fault
 from vinvl.files import atomic_write
+from vinvl.signals import Interrupted, signal_behind, stopping_at_once
 from vinvl.tasks.base import VinVLTask
 
-CHECKPOINTS = "checkpoints"  # folder of a run
 NAMED_CHECKPOINTS = ("last", "best")  # what ckpt_path may say instead of a file
+LOCK = ".lock"  # in the folder of a run: see vinvl.run_folder
 FAILURE = "error.txt"  # in the folder of a --multirun's job that failed
-AUTO = "auto"  # the same, for a command that is given again and again: go on if there is something to go on from
 DETECTOR_TASK = "vinvl.tasks.detection.DetectorTask"  # whose checkpoints are the business of vinvl.train_detector
 SUBMITIT_LAUNCHERS = tuple(f"hydra/launcher={name}" for name in ("slurm", "submitit_slurm", "submitit_local"))
-HYDRA_LOG = re.compile(
-    r"(train|train_detector|evaluate|predict)(_ddp_process_\d+)?\.log"
-)  # Hydra's, and a launched rank's
+OF_HYDRA = re.compile(  # files in a run's folder that are Hydra's, a launched rank's, or the lock
+    r"(train|train_detector|evaluate|predict|pretrain_finetune)(_ddp_process_\d+)?\.log|\.lock"
+)
+NO_NEWS = (  # warnings of Lightning's about what is so on purpose
+    ".*does not have many workers.*",
+    ".*sync_dist=True.*",
+    ".*custom batch sampler.*for prediction.*",
+    ".*smaller than the logging interval.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*Previous log files in this directory.*",  # they are renamed
+)
 Result = TypeVar("Result")
 PACKAGE = Path(__file__).resolve().parent
 
@@ -146,13 +153,17 @@ def task_as_a_value(arguments: list[str]) -> list[str]:
     ]
 
 
-def require_launcher(arguments: list[str]) -> None:
-    """Ends the process with a sentence where the command asks for SLURM's launcher and its package is not installed."""
+def require_launcher(arguments: Sequence[str]) -> None:
+    """Refuses a command that asks for SLURM's launcher where its package is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
     asked = [argument for argument in arguments if argument in SUBMITIT_LAUNCHERS]
     plugins = importlib.util.find_spec("hydra_plugins")
     if asked and (plugins is None or importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None):
-        sys.exit(
-            f"error: {asked[0]} needs hydra-submitit-launcher, which is not installed: pip install 'vinvl[slurm]'."
+        raise UserError(
+            f"{asked[0]} needs hydra-submitit-launcher, which is not installed: pip install 'vinvl[slurm]'."
         )
 
 
@@ -180,79 +191,32 @@ def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
 
 
 def run_door(run: Callable[[DictConfig], Result], config: DictConfig) -> Result | None:
-    """Runs a door's function and gives its result; a UserError, however deep, becomes one sentence and exit code 1.
+    """Runs a door's function and gives its result; what goes wrong, however deep, becomes one sentence and exit code 1.
 
     In a --multirun the other jobs go on: the sentence is also kept in the job's folder, for the table at the end.
     """
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-    warnings.filterwarnings("ignore", message=".*custom batch sampler.*for prediction.*")
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*Previous log files in this directory.*")  # they are renamed
+    for message in NO_NEWS:
+        warnings.filterwarnings("ignore", message=message)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    formatted = warnings.formatwarning
-    warnings.formatwarning = lambda *told, **more: printable(formatted(*told, **more).rstrip("\n")) + "\n"
-    try:
-        return run(config)
-    except Exception as error:
-        sentence = sentence_of(error) or sentence_of_missing(error, config) or sentence_of_full_disk(error, config)
-        if sentence is None:
-            raise
-        folder = Path(config.paths.output_dir)
-        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-            say(f"error: {sentence}", error=True)
-            (folder / FAILURE).write_text(printable(sentence) + "\n", encoding="utf-8")
-            return None
-        remove_empty_run(folder)
-        sys.exit(f"error: {printable(sentence)}")
-    finally:
-        warnings.formatwarning = formatted
-
-
-def sentence_of(error: BaseException) -> str | None:
-    """The sentence of the UserError at the root of an exception, None if there is none.
-
-    Hydra wraps what a constructor raises; a data worker's exception arrives as text with the worker's traceback.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            text, marker = str(cause), f"{UserError.__module__}.{UserError.__name__}: "
-            return text.rsplit(marker, 1)[-1].removesuffix(r"\n") if marker in text else text
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
-def sentence_of_missing(error: BaseException, config: DictConfig) -> str | None:
-    """What the command had to say and did not (`???` in the configuration), None if the exception has another cause."""
-    if not isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
-        return None
-    unresolved = OmegaConf.to_container(config, resolve=False)
-    keys = sorted(key for key, value in leaves(unresolved) if value == "???")  # and not what refers to such a key
-    return f"{', '.join(keys)} must be given: pass {' '.join(f'{key}=VALUE' for key in keys)}."
-
-
-def sentence_of_full_disk(error: BaseException, config: DictConfig) -> str | None:
-    """What a log or results file that found no room says, None if the exception has another cause."""
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return None
-    place = error.filename or config.paths.output_dir
-    return f"{place} cannot be written ({error.strerror}): make room, then {how_to_go_on(config.paths.output_dir)}."
-
-
-def how_to_go_on(output_dir: str | Path) -> str:
-    """What a person is told to do once a run has ended before its time."""
-    return f"go on with the same command and hydra.run.dir={output_dir} ckpt_path={AUTO}"
-
-
-def leaves(value: object, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested dicts and lists that is neither."""
-    if isinstance(value, Mapping | list | tuple):
-        for name, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from leaves(item, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
+    with escaped_warnings(), stopping_at_once():
+        try:
+            return run(config)
+        except (Exception, Interrupted) as error:
+            folder = Path(config.paths.output_dir)
+            if (stopped := signal_behind(error)) is not None:
+                if process_rank() == 0:
+                    say(f"{stopped}; {next_step(folder)}.", error=True)
+                remove_empty_run(folder)
+                sys.exit(stopped.exit_code)
+            sentence = sentence_of(error) or sentence_of_fault(error, config)
+            if sentence is None:
+                raise
+            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                say(f"error: {sentence}", error=True)
+                (folder / FAILURE).write_text(printable(sentence) + "\n", encoding="utf-8")
+                return None
+            remove_empty_run(folder)
+            sys.exit(f"error: {printable(sentence)}")
 
 
 def remove_empty_run(folder: Path) -> None:
@@ -265,7 +229,7 @@ def remove_empty_run(folder: Path) -> None:
     entries = sorted(folder.rglob("*"), reverse=True)  # what is in a folder comes before it
     files = [path for path in entries if path.is_symlink() or not path.is_dir()]
     hydras = {path for path in files if path.parent == folder / ".hydra"}
-    hydras |= {path for path in files if path.parent == folder and HYDRA_LOG.fullmatch(path.name)}
+    hydras |= {path for path in files if path.parent == folder and OF_HYDRA.fullmatch(path.name)}
     if hydras == set(files):
         for path in files:
             path.unlink(missing_ok=True)

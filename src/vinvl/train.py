@@ -14,13 +14,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 from vinvl.data.datamodule import RegionDataModule
+from vinvl.door import enter
 from vinvl.errors import UserError, say
-from vinvl.overrides import command_overrides, given_values, refuse_unread_splits, replacing
+from vinvl.overrides import command_overrides, given_values, refuse_unread_splits
 from vinvl.plan import plan
 from vinvl.preemption import Stopped
 from vinvl.report.table import print_results
 from vinvl.resume import ORDER, check_resumable, resume_path, tidy_run_folder, training_order
-from vinvl.runs import config_directory, register_resolvers, require_launcher, run_door, write_json
+from vinvl.runs import config_directory, register_resolvers, run_door, write_json
 from vinvl.tasks.base import VinVLTask
 from vinvl.tasks.checkpoints import load_into, read_checkpoint
 
@@ -227,6 +228,4 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    require_launcher(sys.argv[1:])
-    sys.argv[1:] = replacing(sys.argv[1:])
-    main()
+    enter(main, "train", sys.argv[1:])

@@ -12,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from vinvl.data.detection import DetectionDataModule
 from vinvl.data.pictures.reading import EXIF_IGNORE
+from vinvl.door import enter
 from vinvl.errors import UserError, say
-from vinvl.overrides import command_overrides, given_values, refuse_unread_splits, replacing
+from vinvl.overrides import command_overrides, given_values, refuse_unread_splits
 from vinvl.preemption import Stopped
 from vinvl.resume import ORDER, refuse_another_run, resume_path, tidy_run_folder, training_order
-from vinvl.runs import DETECTOR_TASK, config_directory, register_resolvers, require_launcher, run_door
+from vinvl.runs import DETECTOR_TASK, config_directory, register_resolvers, run_door
 from vinvl.tasks.checkpoints import load_into, read_checkpoint
 from vinvl.tasks.detection import DetectorTask, config_for
 from vinvl.train import best_checkpoint, make_loggers, report, say_what_is_cut_short, validation
@@ -129,6 +130,4 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    require_launcher(sys.argv[1:])
-    sys.argv[1:] = replacing(sys.argv[1:])
-    main()
+    enter(main, "train_detector", sys.argv[1:])

@@ -19,7 +19,7 @@ from vinvl.errors import UserError
 from vinvl.extraction.feed import PictureBatch
 from vinvl.extraction.module import Detected
 from vinvl.extraction.progress import Show, picture_progress
-from vinvl.preemption import StopRequest
+from vinvl.signals import StopRequest
 
 LOOK_SECONDS = 2.0  # between two looks at how far other processes are
 

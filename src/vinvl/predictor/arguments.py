@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from vinvl.options import IN_QUOTES, as_text
+
 QUOTED = ("image", "question", "text", "weights", "labels", "features", "output")  # texts and file names
-IN_QUOTES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 ITEM = re.compile(rf"\s*({IN_QUOTES.pattern}|[^,]+)\s*(?:,|$)")  # of a list
 
 
@@ -30,17 +31,5 @@ def _quoted(argument: str) -> str:
         return argument
     if value.startswith("[") and value.endswith("]"):
         items = (one.strip() for one in ITEM.findall(value[1:-1]))
-        return f"{key}=[{','.join(_as_text(item) for item in items)}]"
-    return f"{key}={_as_text(value)}"
-
-
-def _as_text(value: str) -> str:
-    """In quotes of Hydra's, if it is not in quotes already.
-
-    To Hydra a backslash is one, but before a quote; to OmegaConf, which reads on, also before "${".
-    """
-    if IN_QUOTES.fullmatch(value):
-        return value
-    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    escaped = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), literal)
-    return f"'{escaped}'"
+        return f"{key}=[{','.join(as_text(item) for item in items)}]"
+    return f"{key}={as_text(value)}"

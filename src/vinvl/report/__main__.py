@@ -1,11 +1,13 @@
 """A page of pictures with their regions: `python -m vinvl.report store=features.h5 images=DIR`."""
 
+import sys
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.data.pictures import PictureNames
+from vinvl.door import enter
 from vinvl.errors import UserError, say
 from vinvl.report.regions import report_regions
 from vinvl.runs import config_directory, register_resolvers, run_door
@@ -42,4 +44,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    enter(main, "report", sys.argv[1:])

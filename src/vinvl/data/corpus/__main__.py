@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vinvl.command import run_command
 from vinvl.data.corpus.build import ensure_index
 from vinvl.data.corpus.index import ARRAYS, Corpus
 from vinvl.data.published_corpus.command import add_convert_command
@@ -18,12 +19,7 @@ from vinvl.errors import UserError, say
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 after an error or if problems were found."""
     options = _parser().parse_args(arguments)
-    try:
-        code: int = options.run(options)
-        return code
-    except UserError as error:
-        say(f"error: {error}", error=True)
-        return 1
+    return run_command(lambda: options.run(options))
 
 
 def _parser() -> argparse.ArgumentParser:

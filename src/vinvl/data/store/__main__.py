@@ -7,32 +7,33 @@ import json
 import sys
 from collections.abc import Sequence
 
+from vinvl.command import run_command
 from vinvl.data.store.comparison import compare_stores
 from vinvl.data.store.merging import merge_stores
 from vinvl.data.store.reader import RegionStore
-from vinvl.errors import UserError, say
+from vinvl.errors import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 after an error or if problems were found."""
     options = _parser().parse_args(arguments)
-    try:
-        if options.command == "merge":
-            merged = merge_stores(options.files, options.output, overwrite=options.overwrite)
-            say(f"{options.output}: {len(merged):,} images of {len(options.files):,} files")
-            return 0
-        if options.command == "compare":
-            compared = compare_stores(RegionStore(options.first), RegionStore(options.second), options.images)
-            say(*_table(compared.rows()))
-            return 0
-        store = RegionStore(options.files)
-        if options.command == "info":
-            say(*summary(store))
-            return 0
-        problems = store.verify()
-    except UserError as error:
-        say(f"error: {error}", error=True)
-        return 1
+    return run_command(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "merge":
+        merged = merge_stores(options.files, options.output, overwrite=options.overwrite)
+        say(f"{options.output}: {len(merged):,} images of {len(options.files):,} files")
+        return 0
+    if options.command == "compare":
+        compared = compare_stores(RegionStore(options.first), RegionStore(options.second), options.images)
+        say(*_table(compared.rows()))
+        return 0
+    store = RegionStore(options.files)
+    if options.command == "info":
+        say(*summary(store))
+        return 0
+    problems = store.verify()
     say(*(problems or [f"{', '.join(options.files)}: sound, {len(store):,} images"]))
     if bare := [header.path for header in store.headers if header.checksums is None]:
         say(f"{len(bare)} of {len(store.headers)} files have no checksums, as {bare[0]}: changed values pass")
