@@ -76,7 +76,7 @@ def test_test_split_without_labels(tmp_path: Path) -> None:
         ([{"identifier": "a-b"}], "dev.json line 1 has no sentence (it has identifier)"),
         ([statement(sentence=" ")], "line 1 has an empty sentence"),
         ([statement(sentence=float("nan"))], "line 1: sentence is nan, expected a text"),
-        ([statement(sentence="\ud800")], "line 1: sentence holds half of a surrogate pair"),
+        ([statement(sentence="\ud800")], "$.sentence holds half of a surrogate pair"),
         ([statement(identifier=True)], "line 1: identifier is True, expected an integer or a text"),
         ([statement(identifier="x-" * 200)], "line 1: identifier is longer than 256 characters"),
         ([statement(identifier=10**256)], "line 1: identifier is 1000"),

@@ -115,10 +115,10 @@ def test_configuration_round_trip(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"classifier": "deep"}, "classifier is 'deep'; choose one of linear, mlp"),
+        ({"classifier": "deep"}, "classifier 'deep'; choose one of linear, mlp"),
         ({"loss_type": "hinge"}, "loss_type is 'hinge'; choose one of bce, ce, kl"),
-        ({"img_feature_dim": 0}, "img_feature_dim is 0"),
-        ({"cls_hidden_scale": 1.5}, "cls_hidden_scale is 1.5"),
+        ({"img_feature_dim": 0}, "img_feature_dim 0"),
+        ({"cls_hidden_scale": 1.5}, "cls_hidden_scale 1.5"),
         ({"hidden_size": 100, "num_attention_heads": 12}, "hidden_size 100 cannot be split over .* 12"),
     ],
 )

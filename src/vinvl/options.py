@@ -243,26 +243,34 @@ def _target(node: DictConfig) -> Any:
 
 
 def _parameters(target: Any) -> dict[str, Any] | None:
-    """The parameters of a callable with what they are annotated as; None where it takes any."""
-    try:
-        signature = inspect.signature(target)
-    except (TypeError, ValueError):
-        return None
-    try:
-        annotated = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-        hints = typing.get_type_hints(annotated, include_extras=True)
-    except Exception:  # an annotation that only a type checker can resolve
-        hints = {}
+    """The parameters of a callable with what they are annotated as; None where it takes any.
+
+    What a constructor passes on as `**options` is what the class that it extends takes.
+    """
     names: dict[str, Any] = {}
-    for parameter in signature.parameters.values():
-        hint = hints.get(parameter.name, Any)
-        if parameter.kind is not parameter.VAR_KEYWORD:
-            names[parameter.name] = hint
-        elif get_origin(hint) is typing.Unpack:
-            names |= typing.get_type_hints(get_args(hint)[0])
-        else:
+    is_class = isinstance(target, type)
+    own = [vars(one)["__init__"] for one in target.__mro__ if "__init__" in vars(one)] if is_class else [target]
+    for function in own:
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):
             return None
-    return names
+        try:
+            hints = typing.get_type_hints(function, include_extras=True)
+        except Exception:  # an annotation that only a type checker can resolve
+            hints = {}
+        passes_on = False
+        for parameter in list(signature.parameters.values())[is_class:]:
+            hint = hints.get(parameter.name, Any)
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                names.setdefault(parameter.name, hint)
+            elif get_origin(hint) is typing.Unpack:
+                names |= typing.get_type_hints(get_args(hint)[0])
+            else:
+                passes_on = True
+        if not passes_on:
+            return names
+    return None
 
 
 def _plain(value: Any) -> Any:

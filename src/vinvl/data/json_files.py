@@ -62,18 +62,19 @@ def parse_json(content: bytes, place: str) -> Any:
 
 def refuse_half_characters(value: Any) -> None:
     """Raises ValueError where a text holds half of a surrogate pair, which no tokenizer, file or terminal takes."""
-    open_values = [value]
+    open_values = [("$", value)]
     while open_values:
-        one = open_values.pop()
+        where, one = open_values.pop()
         if isinstance(one, dict):
-            open_values += [*one, *one.values()]
+            open_values += [(f"a name in {where}", name) for name in one]
+            open_values += [(f"{where}.{name}", item) for name, item in one.items()]
         elif isinstance(one, list):
-            open_values += one
+            open_values += [(f"{where}[{index}]", item) for index, item in enumerate(one)]
         elif isinstance(one, str) and not one.isascii():
             try:
                 one.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(f"\\u{ord(one[error.start]):x} is half a character") from None
+            except UnicodeEncodeError:
+                raise ValueError(f"{where} holds half of a surrogate pair, \\ud800 to \\udfff") from None
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:

@@ -178,7 +178,7 @@ class VinVLTask(pl.LightningModule):
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} describes a model that cannot be built ({reason}): it is damaged.") from error
         load_into(task, checkpoint, path)
-        carried = checkpoint[OUR_KEY].get("commonest")
+        carried = checkpoint.get(OUR_KEY, {}).get("commonest")
         if isinstance(carried, dict) and all(isinstance(text, str) for entry in carried.items() for text in entry):
             task.commonest = carried
         return task
