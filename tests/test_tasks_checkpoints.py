@@ -171,6 +171,6 @@ def test_what_else_a_checkpoint_may_say_of_its_model(trained: dict[str, Any], gi
 def test_a_checkpoint_within_itself_and_half_characters(tmp_path: Path) -> None:
     endless: dict[str, Any] = {}
     endless["a"] = [endless]
-    for parameters, words in ((endless, "it contains itself"), ({"answers": ["\ud800"]}, "half a character")):
+    for parameters, words in ((endless, "it contains itself"), ({"answers": ["\ud800"]}, "half of a surrogate pair")):
         torch.save(OURS | {"hyper_parameters": parameters}, tmp_path / "last.ckpt")
         assert words in refused(tmp_path / "last.ckpt")
