@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,14 @@ from vinvl.data.store.assembly import StoreAttributes
 from vinvl.data.store.journal import (
     JournalPart,
     begin_journal,
+    committed_images,
     discard_journal,
     finish_journal,
     journal_folder,
     read_journal,
     read_journal_settings,
 )
-from vinvl.data.store.spool import RowShapes
+from vinvl.data.store.spool import SIDE_FILES, RowShapes
 from vinvl.errors import UserError
 
 SHAPES = RowShapes(3, np.dtype("<f2"), 2)
@@ -110,7 +112,7 @@ def test_whatever_a_disk_loses_the_rest_is_whole(
         written += count
     part.close()
     folder = journal_folder(target) / "part-00000"
-    for name, size in [*((f"{name}.raw", size) for name, size in damage), ("commits.raw", cut)]:
+    for name, size in [*((f"{name}.raw", size) for name, size in damage), ("commits.bin", cut)]:
         os.truncate(folder / name, max(0, (folder / name).stat().st_size - size))
     found = ids(target)
     assert found == [f"image {i}" for i in range(len(found))]
@@ -235,3 +237,80 @@ def test_who_opens_an_unfinished_store_is_told_how_to_go_on(tmp_path: Path) -> N
     open_part(tmp_path / "out.h5").close()
     with pytest.raises(UserError, match=r"the same vinvl\.extract command goes on with it"):
         RegionStore(tmp_path / "out.h5")
+
+
+def finished_part(target: Path) -> Path:
+    part = open_part(target)
+    part.add([image(1), image(2)])
+    part.commit()
+    part.add([image(3)])
+    part.commit()
+    part.close()
+    return journal_folder(target) / "part-00000"
+
+
+@pytest.mark.parametrize("name", [*(f"{name}.raw" for name in SIDE_FILES), "commits.bin", "lock"])
+def test_a_folder_in_place_of_a_file_is_told(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "out.h5"
+    folder = finished_part(target)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    for use in (lambda: open_part(target).close(), lambda: finish_journal(target, ATTRIBUTES, [], [])):
+        with suppress(UserError):
+            use()
+    assert not target.exists() or RegionStore(target).verify() == []
+
+
+def test_a_folder_in_place_of_the_list_of_commits_is_told_by_all_that_read_it(tmp_path: Path) -> None:
+    target = tmp_path / "out.h5"
+    commits = finished_part(target) / "commits.bin"
+    commits.unlink()
+    commits.mkdir()
+    for use in (open_part, ids, lambda path: committed_images(path, besides=1)):
+        with pytest.raises(UserError, match=r"commits\.bin cannot be read \(Is a directory\): delete .*part-00000 and"):
+            use(target)
+
+
+def test_work_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "out.h5"
+    (finished_part(target) / "commits.raw").touch()
+    with pytest.raises(UserError, match="was written by an earlier version"):
+        open_part(target)
+
+
+@pytest.mark.parametrize("name", SIDE_FILES)
+def test_one_bit_that_turned_makes_no_store(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "out.h5"
+    side_file = finished_part(target) / f"{name}.raw"
+    written = side_file.read_bytes()
+    for bit in range(0, 8 * len(written), 7):
+        content = bytearray(written)
+        content[bit // 8] ^= 1 << bit % 8
+        side_file.write_bytes(content)
+        with pytest.raises(UserError, match="part-00000 is damaged: delete it and give the same command again"):
+            finish_journal(target, ATTRIBUTES, [], [])
+    assert not target.exists()
+    side_file.write_bytes(written)
+    finish_journal(target, ATTRIBUTES, [], [])
+    assert RegionStore(target).verify() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("offsets", [0, 3, 1, 6]),  # falls
+        ("offsets", [1, 1, 3, 6]),  # begins behind the first row
+        ("offsets", [0, 1, 3, 5]),  # ends before the last
+        ("id_lengths", [7, 7, 8]),  # longer than the ids
+        ("id_lengths", [0, 14, 7]),
+        ("id_lengths", [-7, 21, 7]),
+    ],
+)
+def test_side_files_that_contradict_each_other_are_refused_before_anything_is_done(
+    tmp_path: Path, name: str, values: list[int]
+) -> None:
+    target = tmp_path / "out.h5"
+    side_file = finished_part(target) / f"{name}.raw"
+    side_file.write_bytes(np.array(values, dtype="<i8" if name == "offsets" else "<i4").tobytes())
+    with pytest.raises(UserError, match="part-00000 is damaged"):
+        read_journal(target, SHAPES)

@@ -1,11 +1,12 @@
 """Images on their way into a store over hours and days: what is committed outlives the process, however it ends.
 
     features.h5.partial/settings.json     what the features depend on, and whatever else must be the same to go on
-    features.h5.partial/part-00000/       side files of one process, and commits.raw: their length at each commit
+    features.h5.partial/part-00000/       side files of one process, and commits.bin: their length at each commit
     features.h5.partial/part-00001/       …
 
-A commit waits until the rows are on the disk, and only then adds its line to commits.raw. So the newest line is always
-true, and what was written after it is cut off when the work goes on.
+A commit waits until the rows are on the disk, and only then adds its line to commits.bin. So the newest line is always
+true, and what was written after it is cut off when the work goes on. It holds checksums of the side files as well,
+which must agree before a store is made of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,15 @@ from vinvl.data.store.checks import RegionChecker, encoded_id
 from vinvl.data.store.id_lookup import IdLookup
 from vinvl.data.store.labels import LabelMap
 from vinvl.data.store.regions import Regions
-from vinvl.data.store.spool import RowShapes, Spool, SpoolLength, SpoolRows, WorkFolder
+from vinvl.data.store.spool import SIDE_FILES, RowShapes, Spool, SpoolLength, SpoolRows, WorkFolder
 from vinvl.errors import UserError
 from vinvl.files import PARTIAL_SUFFIX, atomic_write, put_in_place, reason_of
 
-_SETTINGS, _COMMITS, _LOCK = "settings.json", "commits.raw", "lock"
-_COMMIT_DTYPE = np.dtype("<i8")  # three numbers: the fields of SpoolLength
-_RECORD_BYTES = 3 * _COMMIT_DTYPE.itemsize
+_SETTINGS, _COMMITS, _LOCK = "settings.json", "commits.bin", "lock"
+_EARLIER_COMMITS = "commits.raw"  # without checksums
+_COMMIT_DTYPE = np.dtype("<i8")
+_RECORD_NUMBERS = 3 + len(SIDE_FILES)  # the fields of SpoolLength
+_RECORD_BYTES = _RECORD_NUMBERS * _COMMIT_DTYPE.itemsize
 
 
 def journal_folder(target: Path) -> Path:
@@ -110,7 +114,7 @@ class JournalPart:
             self._commits = io.FileIO(folder / _COMMITS, "a+")
             self._commits.truncate((len(commits) - 1) * _RECORD_BYTES)
         except OSError as error:
-            raise UserError(f"{folder} cannot be written: {error.strerror}.") from None
+            raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}.") from None
         self._committed = length
         self._committed_at = time.monotonic()
 
@@ -139,8 +143,8 @@ class JournalPart:
         if length != self._committed:
             try:
                 self._spool.sync()
-                record = np.array([length.images, length.regions, length.id_bytes], dtype=_COMMIT_DTYPE)
-                self._commits.write(record.tobytes())
+                numbers = (length.images, length.regions, length.id_bytes, *length.checksums)
+                self._commits.write(np.array(numbers, dtype=_COMMIT_DTYPE).tobytes())
                 os.fsync(self._commits.fileno())
             except OSError as error:
                 raise self._failure(error) from error
@@ -169,13 +173,8 @@ def read_journal(target: Path, shapes: RowShapes) -> list[SpoolRows]:
 
 def committed_images(target: Path, besides: int) -> int:
     """How many images the parts of a journal hold, all but one part's."""
-    own, count = _part_folder(target, besides), 0
-    for path in journal_folder(target).glob(f"part-*/{_COMMITS}"):
-        if path.parent != own:
-            content = path.read_bytes()
-            last = len(content) // _RECORD_BYTES * _RECORD_BYTES
-            count += int(np.frombuffer(content[last - _RECORD_BYTES : last], dtype=_COMMIT_DTYPE)[0]) if last else 0
-    return count
+    folders = set(journal_folder(target).glob("part-*")) - {_part_folder(target, besides)}
+    return sum(_commits(folder)[-1].images for folder in folders)
 
 
 def finish_journal(
@@ -192,16 +191,20 @@ def finish_journal(
         the number of images.
 
     Raises:
-        UserError: the disk is full; journal and target are as they were then.
+        UserError: the journal is damaged, or the disk is full; journal and target are as they were then.
     """
-    sources: list[RowSource] = [*read_journal(target, attributes.shapes), *earlier]
+    parts = read_journal(target, attributes.shapes)
+    for part in parts:
+        part.require_sound()
+    sources: list[RowSource] = [*parts, *earlier]
     made = journal_folder(target) / "store.h5"
     wanted = _in_order(sources, order)
     try:
         write_store_file(made, attributes, sources, wanted)
         put_in_place(made, target)
     except OSError as error:
-        made.unlink(missing_ok=True)
+        with suppress(OSError):
+            made.unlink()
         raise UserError(
             f"{target} could not be written ({reason_of(error)}): make room and give the same command again; "
             f"all {len(wanted):,} images are safe in {made.parent}."
@@ -231,18 +234,33 @@ def _part_folder(target: Path, number: int) -> Path:
 
 def _true_commits(folder: Path, shapes: RowShapes) -> list[SpoolLength]:
     """The lengths at each commit, nothing first, up to the newest whose rows are there: a disk may have lost some."""
-    try:
-        content = (folder / _COMMITS).read_bytes()
-    except FileNotFoundError:
-        return [SpoolLength()]
-    whole = len(content) // _RECORD_BYTES * _RECORD_BYTES
-    records = np.frombuffer(content[:whole], dtype=_COMMIT_DTYPE).reshape(-1, 3).tolist()
-    commits = [SpoolLength(), *(SpoolLength(*record) for record in records)]
+    commits = _commits(folder)
     while any(_size(folder / f"{name}.raw") < size for name, size in commits[-1].file_bytes(shapes).items()):
         if len(commits) == 1:
             break
         commits.pop()
     return commits
+
+
+def _commits(folder: Path) -> list[SpoolLength]:
+    """The lengths at each commit, nothing first."""
+    if (folder / _EARLIER_COMMITS).exists():
+        raise UserError(
+            f"{folder} was written by an earlier version of vinvl: finish it with that one, or delete {folder.parent}."
+        )
+    try:
+        content = (folder / _COMMITS).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        content = b""
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}): delete {folder} and give the same command again, "
+            "which does its images anew."
+        ) from None
+    whole = len(content) // _RECORD_BYTES * _RECORD_BYTES
+    records = np.frombuffer(content[:whole], dtype=_COMMIT_DTYPE).reshape(-1, _RECORD_NUMBERS).tolist()
+    written = (SpoolLength(images, regions, size, tuple(sums)) for images, regions, size, *sums in records)
+    return [SpoolLength(), *written]
 
 
 def _size(path: Path) -> int:

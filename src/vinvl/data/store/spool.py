@@ -12,12 +12,15 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
-from vinvl.data.store.layout import FEATURES, IMAGE_DTYPES, ROW_DTYPES
+from vinvl.data.store.layout import FEATURES, IMAGE_DTYPES, MAX_ID_BYTES, ROW_DTYPES
 from vinvl.errors import UserError
 
+SIDE_FILES = (FEATURES, *ROW_DTYPES, "offsets", "sizes", "id_lengths", "image_ids")
+_FIRST_OFFSET = np.dtype(IMAGE_DTYPES["offsets"]).itemsize  # bytes, all zero and in no checksum
 _ID_BLOCK = 16384
 
 
@@ -77,11 +80,12 @@ class RowShapes:
 
 @dataclass(frozen=True)
 class SpoolLength:
-    """How much is in a spool: images, regions, and bytes of their ids."""
+    """How much is in a spool: images, regions, bytes of their ids, and the CRC-32 of each of `SIDE_FILES`."""
 
     images: int = 0
     regions: int = 0
     id_bytes: int = 0
+    checksums: tuple[int, ...] = (0,) * len(SIDE_FILES)
 
     def file_bytes(self, shapes: RowShapes) -> dict[str, int]:
         """The length of each side file, in bytes."""
@@ -115,14 +119,19 @@ class Spool:
 
     def append(self, encoded_id: bytes, arrays: dict[str, np.ndarray]) -> None:
         """Write one checked image: its row arrays and `sizes` as `RegionChecker.checked_arrays` returns them."""
-        for name, array in arrays.items():
-            _write_all(self._files[name], array)
         length = self.length
         regions = length.regions + len(arrays[FEATURES])
-        _write_all(self._files["offsets"], np.array([regions], dtype="<i8"))
-        _write_all(self._files["id_lengths"], np.array([len(encoded_id)], dtype="<i4"))
-        _write_all(self._files["image_ids"], np.frombuffer(encoded_id, dtype=np.uint8))
-        self.length = SpoolLength(length.images + 1, regions, length.id_bytes + len(encoded_id))
+        written = arrays | {
+            "offsets": np.array([regions], dtype="<i8"),
+            "id_lengths": np.array([len(encoded_id)], dtype="<i4"),
+            "image_ids": np.frombuffer(encoded_id, dtype=np.uint8),
+        }
+        for name, array in written.items():
+            _write_all(self._files[name], array)
+        checksums = (
+            crc32(_bytes(written[name]), before) for name, before in zip(SIDE_FILES, length.checksums, strict=True)
+        )
+        self.length = SpoolLength(length.images + 1, regions, length.id_bytes + len(encoded_id), tuple(checksums))
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
@@ -145,23 +154,35 @@ class SpoolRows:
 
     def __init__(self, folder: Path, shapes: RowShapes, length: SpoolLength) -> None:
         self._folder, self._shapes, self._length = folder, shapes, length
-        damaged = f"{folder} is damaged: delete {folder.parent}, what it holds is lost."
         try:
             self.offsets = self._map("offsets", np.dtype("<i8"), (length.images + 1,))
             self.sizes = self._map("sizes", np.dtype("<i4"), (length.images, 2))
             self._arrays = {name: self._row_array(name) for name in (FEATURES, *ROW_DTYPES)}
             lengths = self._map("id_lengths", np.dtype("<i4"), (length.images,))
+            text = self._map("image_ids", np.dtype("u1"), (length.id_bytes,))
         except (OSError, ValueError, OverflowError):
-            raise UserError(damaged) from None
+            raise self._damaged() from None
         ends = (int(self.offsets[0]), int(self.offsets[-1]), int(lengths.sum(dtype=np.int64)))
-        rising = (np.diff(self.offsets) >= 0).all() and (lengths > 0).all()
+        rising = (np.diff(self.offsets) >= 0).all() and ((lengths > 0) & (lengths <= MAX_ID_BYTES)).all()
         if ends != (0, length.regions, length.id_bytes) or not rising:
-            raise UserError(damaged)
-        self.image_ids = self._read_ids(lengths)
+            raise self._damaged()
+        self.image_ids = _ids(text.tobytes(), lengths)
+        self._arrays |= {"offsets": self.offsets, "sizes": self.sizes, "id_lengths": lengths, "image_ids": text}
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of one of the six row arrays."""
         return self._arrays[name][start:stop]
+
+    def require_sound(self) -> None:
+        """Reads everything. Raises UserError if it is not what was written."""
+        for name, checksum in zip(SIDE_FILES, self._length.checksums, strict=True):
+            if crc32(_bytes(self._arrays[name])[_FIRST_OFFSET if name == "offsets" else 0 :]) != checksum:
+                raise self._damaged()
+
+    def _damaged(self) -> UserError:
+        return UserError(
+            f"{self._folder} is damaged: delete it and give the same command again, which does its images anew."
+        )
 
     def _row_array(self, name: str) -> np.ndarray:
         dtype, shape = self._shapes.of(name)
@@ -172,21 +193,26 @@ class SpoolRows:
             return np.empty(shape, dtype=dtype)
         return np.memmap(self._folder / f"{name}.raw", dtype=dtype, mode="r", shape=shape)
 
-    def _read_ids(self, lengths: np.ndarray) -> np.ndarray:
-        """(N,) bytes of fixed width, padded with NUL, of their lengths (N,)."""
-        text = self._map("image_ids", np.dtype("u1"), (self._length.id_bytes,)).tobytes()
-        ends = np.cumsum(lengths, dtype=np.int64)
-        width = int(lengths.max()) if len(lengths) else 1
-        ids = np.zeros(len(lengths), dtype=f"S{max(1, width)}")
-        for first in range(0, len(ids), _ID_BLOCK):
-            stops = ends[first : first + _ID_BLOCK].tolist()
-            starts = [int(ends[first - 1]) if first else 0, *stops[:-1]]
-            ids[first : first + len(stops)] = [text[i:j] for i, j in zip(starts, stops, strict=True)]
-        return ids
+
+def _ids(text: bytes, lengths: np.ndarray) -> np.ndarray:
+    """(N,) bytes of fixed width, padded with NUL, that lie in `text` one after the other; of their lengths (N,)."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    width = int(lengths.max()) if len(lengths) else 1
+    ids = np.zeros(len(lengths), dtype=f"S{max(1, width)}")
+    for first in range(0, len(ids), _ID_BLOCK):
+        stops = ends[first : first + _ID_BLOCK].tolist()
+        starts = [int(ends[first - 1]) if first else 0, *stops[:-1]]
+        ids[first : first + len(stops)] = [text[i:j] for i, j in zip(starts, stops, strict=True)]
+    return ids
 
 
 def _write_all(file: io.FileIO, array: np.ndarray) -> None:
-    """Write the bytes of a C-contiguous array; an unbuffered file may take them in parts."""
-    remaining = array.reshape(-1).view(np.uint8).data
+    """Write a C-contiguous array; an unbuffered file may take it in parts."""
+    remaining = _bytes(array)
     while len(remaining):
         remaining = remaining[file.write(remaining) or 0 :]
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """The bytes of a C-contiguous array."""
+    return array.reshape(-1).view(np.uint8).data
