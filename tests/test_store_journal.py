@@ -271,6 +271,14 @@ def test_a_folder_in_place_of_the_list_of_commits_is_told_by_all_that_read_it(tm
             use(target)
 
 
+def test_a_commit_of_less_than_nothing_is_no_commit(tmp_path: Path) -> None:
+    target = tmp_path / "out.h5"
+    with (finished_part(target) / "commits.bin").open("ab") as file:
+        file.write(np.full(13, -(2**63), dtype="<i8").tobytes())
+    assert len(ids(target)) == 3
+    open_part(target).close()
+
+
 def test_work_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "out.h5"
     (finished_part(target) / "commits.raw").touch()

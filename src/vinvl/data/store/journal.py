@@ -235,7 +235,7 @@ def _part_folder(target: Path, number: int) -> Path:
 def _true_commits(folder: Path, shapes: RowShapes) -> list[SpoolLength]:
     """The lengths at each commit, nothing first, up to the newest whose rows are there: a disk may have lost some."""
     commits = _commits(folder)
-    while any(_size(folder / f"{name}.raw") < size for name, size in commits[-1].file_bytes(shapes).items()):
+    while not all(0 <= size <= _size(folder / f"{name}.raw") for name, size in commits[-1].file_bytes(shapes).items()):
         if len(commits) == 1:
             break
         commits.pop()
