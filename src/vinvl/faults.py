@@ -79,9 +79,11 @@ def _of_lost_process(told: str, config: DictConfig) -> str | None:
     if LOST_WORKER.search(told) is not None:
         key = "data.num_workers" if "data" in config else "workers"
         by = BY_SIGNAL.search(told)
+        signal = by[1].strip() if by else ""
+        cut = " or because a file that it reads was cut short" if signal == "Bus error" else ""
         return (
-            f"A data worker was ended from outside{f' ({by[1].strip()})' if by else ''}, perhaps for want of memory, "
-            f"also of shared memory (/dev/shm): pass a smaller {key}, or 0, and {then}."
+            f"A data worker was ended from outside{signal and f' ({signal})'}, perhaps for want of memory, also of "
+            f"shared memory (/dev/shm){cut}: pass a smaller {key}, or 0, and {then}."
         )
     if LOST_RANK.search(told) is not None:
         return (

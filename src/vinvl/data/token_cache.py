@@ -1,4 +1,4 @@
-"""Token ids of many texts on the disk: a split is tokenized once, and from then on mapped into memory."""
+"""Token ids of many texts on the disk: a split is tokenized once, and from then on read."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ PARALLELISM = "TOKENIZERS_PARALLELISM"
 def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path | None) -> RaggedTokens:
     """`encode_texts`, from a file in `folder` where these very texts were tokenized by this very tokenizer before.
 
-    The arrays are read-only maps of the file, so that ranks and data workers share its pages. One process tokenizes,
-    others wait for it. A file that is damaged is made anew. Where the folder cannot be written to, or there is none,
-    texts are tokenized in memory.
+    The file is read whole, some 50 bytes a text: where a mapped file is cut short the process ends without a word. One
+    process tokenizes, others wait for it. A file that is damaged is made anew. Where the folder cannot be written to,
+    or there is none, texts are tokenized in memory.
     """
     if folder is None or len(texts) < LEAST_TEXTS:
         return encode_texts(tokenizer, texts)
@@ -61,7 +61,7 @@ def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path
             "at every start: pass data.token_cache=DIR, or null."
         )
         return encode_texts(tokenizer, texts) if tokens is None else tokens
-    return _read(path, len(column), len(tokenizer)) or tokens
+    return tokens
 
 
 def cache_key(tokenizer: PreTrainedTokenizerBase, texts: TextColumn) -> str:
@@ -96,9 +96,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: TextColumn) -> RaggedToke
 def _read(path: Path, texts: int, words: int) -> RaggedTokens | None:
     """What the file holds; None if there is none, or none of so many texts with ids of so many words."""
     try:
-        data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        data = np.fromfile(path, dtype=np.uint8)
         header = data[:HEADER].tobytes()
-    except (OSError, ValueError):  # an empty file cannot be mapped
+    except (OSError, MemoryError):
         return None
     count, total, checksum = np.frombuffer(header[len(MAGIC) :].ljust(24, b"\0"), dtype="<i8").tolist()
     middle = HEADER + 8 * (texts + 1)
