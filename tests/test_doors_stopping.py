@@ -4,6 +4,7 @@ import os
 import re
 import runpy
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from door_in_process import run_in_process
 from store_samples import make_regions, write
 from survival_runs import PRETRAINING, START_SERVER, Kill, ended, output, start, start_ranks, wait_for, write_corpora
 
+import vinvl
 from vinvl.signals import INTERRUPTED, START_AGAIN
 
 pytestmark = pytest.mark.slow
@@ -113,6 +115,19 @@ def test_any_door(
     assert code == (INTERRUPTED if number == signal.SIGINT else START_AGAIN), printed
     assert "Stopped as asked to; give the same command again." in printed
     assert files_of(tmp_path) == {"store.h5"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("door", ["train", "extract", "pretrain_finetune", "data.corpus", "data.store", "report"])
+def test_a_door_that_is_still_being_imported(tmp_path: Path, door: str, number: int) -> None:
+    signalled = f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(9)\n"
+    for package in ("hydra", "numpy", "torch"):  # whichever comes first
+        (tmp_path / f"{package}.py").write_text(signalled)
+    path = os.pathsep.join([str(tmp_path), str(Path(vinvl.__file__).parents[1])])
+    command = [sys.executable, "-m", f"vinvl.{door}"]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert ended.returncode == (INTERRUPTED if number == signal.SIGINT else START_AGAIN)
+    assert ended.stderr == "Stopped as asked to; give the same command again.\n"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Train, evaluate and use VinVL / Oscar+ models over text tokens, object tags and region features."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -8,6 +9,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__", "load"]
+
+if sys.argv[:1] == ["-m"]:  # so while Python looks for `python -m vinvl.NAME`, which then takes seconds to import
+    from vinvl.signals import end_at_once
+
+    end_at_once()
 
 
 def __getattr__(name: str) -> Any:

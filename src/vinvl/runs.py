@@ -39,6 +39,7 @@ NO_NEWS = (  # warnings of Lightning's about what is so on purpose
     ".*smaller than the logging interval.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*Previous log files in this directory.*",  # they are renamed
+    "Checkpoint directory .* exists and is not empty.*",  # of a run that goes on
 )
 Result = TypeVar("Result")
 PACKAGE = Path(__file__).resolve().parent
