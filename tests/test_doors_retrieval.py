@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY_MODEL, TINY_WORLD, Door, door_environment
+from door_in_process import run_in_process
 from door_runs import ON_CPU, call_door, succeed
 
 pytestmark = pytest.mark.slow
@@ -166,6 +167,34 @@ def test_predictions_are_the_best_captions_and_images(trained: tuple[Path, str],
     assert first * 100 == pytest.approx(scores(run)["text_to_image/R@1"])
     first = sum(image["top"][0]["image_id"] == image["image_id"] for image in images) / 6
     assert first * 100 == pytest.approx(scores(run)["image_to_text/R@1"])
+
+
+def test_images_without_regions_have_first_candidates_and_are_counted(
+    trained: tuple[Path, str], demo_data: Path, tmp_path: Path
+) -> None:
+    run, _ = trained
+    content = json.loads((demo_data / "demo" / "dataset_demo.json").read_text())
+    images = [image for image in content["images"] if image["split"] == "test"]
+    for key in ("cocoid", "imgid", "filename"):
+        images[2].pop(key, None)
+    images[2]["cocoid"] = 424242
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"images": images}))
+    given = [checkpoint(run), "trainer.accelerator=cpu", "++data.on_missing=skip", f"++data.scores_dir={tmp_path}/all"]
+    given += [f"++data.splits.own={{karpathy:{own},splits:[test]}}"]
+    told = run_in_process("predict", demo_data, tmp_path / "out", *given, "++data.predict_split=own")
+    assert "6 predictions" in told and "1 of them, of images without regions, are the first candidates" in told
+    found = [json.loads(line) for line in (tmp_path / "out" / "image_to_text.jsonl").open()]
+    assert [one.get("filled_in", False) for one in found] == [place == 2 for place in range(6)]
+    assert found[2]["image_id"] == "424242" and len(found[2]["top"]) == 10
+    captions = [json.loads(line) for line in (tmp_path / "out" / "text_to_image.jsonl").open()]
+    filled = [one for one in captions if one.get("filled_in")]
+    assert len(captions) == 30 and len({one["caption_id"] for one in captions}) == 30
+    assert [one["caption"] for one in filled] == [one["raw"] for one in images[2]["sentences"]]
+    assert {one["image_id"] for one in filled} == {"424242"} and [len(one["top"]) for one in filled] == [5] * 5
+    told = run_in_process("evaluate", demo_data, tmp_path / "scored", *given, "++data.test_split=own")
+    assert "records without regions, not scored" in told
+    assert json.loads((tmp_path / "scored" / "results.json").read_text())["left_out"] == 1
 
 
 def test_two_ranks_validate_as_one(demo_data: Path, tmp_path: Path) -> None:

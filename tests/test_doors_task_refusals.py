@@ -126,6 +126,15 @@ class TestCaptions:
         sentence = refused(*karpathy(demo_data, tmp_path / "wordless.json", change))
         assert "No reference caption has a letter or a digit of any script (the first is '\\U0001f431" in sentence
 
+    def test_references_of_one_domain_without_words(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
+        lines = [
+            {"image_id": image["id"], "captions": ["a cat"] if number else ["…"], "domain": f"{number == 0}"}
+            for number, image in enumerate(json.loads((demo_data / "demo" / "nocaps_val.json").read_text())["images"])
+        ]
+        (tmp_path / "domains.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        sentence = refused(*CAPTIONING, f"+data.splits.own={{jsonl:{tmp_path / 'domains.jsonl'}}}", "data.val_split=own")
+        assert "No reference caption of domain 'True' has a letter" in sentence
+
     def test_a_caption_id_twice(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
         def change(images: list[Any]) -> None:
             images[3]["sentences"][0]["sentid"] = images[0]["sentences"][0]["sentid"]

@@ -28,8 +28,13 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     )
     trainer.test(restored.task, datamodule=restored.datamodule, verbose=False)
     if trainer.is_global_zero:
+        split = restored.data.test_split
         report(
-            restored.task, Path(config.paths.output_dir), split=restored.data.test_split, checkpoint=str(restored.path)
+            restored.task,
+            Path(config.paths.output_dir),
+            split=split,
+            checkpoint=str(restored.path),
+            left_out=restored.datamodule.skipped[split],
         )
     return restored.task.scores
 

@@ -51,7 +51,7 @@ def predict(config: DictConfig) -> list[Any]:
         for what, path in files.items():
             say(f"{(what.removeprefix('official ') if missing else what) + ':':<22} {path}")
         if filled_in:
-            say(f"{filled_in:,} of them, of images without regions, are what the training split says most often.")
+            say(f"{filled_in:,} of them, of images without regions, are {restored.task.filled_with}.")
         if missing:
             say(f"{missing:,} of the split's records have none: a server that wants them all would refuse the file.")
     return predictions
@@ -75,7 +75,7 @@ def gather(predictions: list[Any]) -> list[Any]:
 def with_left_out(predictions: list[Any], task: VinVLTask, data: RegionDataModule) -> tuple[list[Any], int]:
     """The predictions with those of the records that data.on_missing=skip has left out, and how many these are.
 
-    A server wants an answer to every record; what the training split says most often is one, where that is known.
+    A server wants an answer to every record, and the task may know one without the image.
     """
     left_out = data.left_out
     if left_out is None:

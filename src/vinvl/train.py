@@ -107,7 +107,15 @@ def fit_and_test(
         trainer.test(task, datamodule=datamodule, verbose=False)
     if trainer.is_global_zero:
         split = config.data.test_split if tested else None
-        report(task, Path(config.paths.output_dir), split=split, checkpoint=best, chosen_by=chosen_by)
+        left_out = datamodule.skipped[config.data.test_split] if tested else 0
+        report(
+            task,
+            Path(config.paths.output_dir),
+            split=split,
+            checkpoint=best,
+            chosen_by=chosen_by,
+            left_out=left_out,
+        )
     return chosen_by["score"] if chosen_by else None
 
 
@@ -200,6 +208,7 @@ def report(
     checkpoint: str | None,
     chosen_by: dict[str, Any] | None = None,
     files: Mapping[str, Path] | None = None,
+    left_out: int = 0,
 ) -> None:
     """Writes results.json and prints the table of what came out and where it lies.
 
@@ -208,15 +217,19 @@ def report(
         checkpoint: the best one.
         chosen_by: see `validation`.
         files: what else there is.
+        left_out: records of the split that are not among those scored, for want of regions.
     """
     results = output_dir / "results.json"
     scores = task.scores if split is not None else {}
     content = {"split": split, "checkpoint": checkpoint, "headline": task.headline, "scores": scores}
-    write_json(results, {**content, "validation": chosen_by} if chosen_by else content)
+    told = {"validation": chosen_by, "left_out": left_out}
+    write_json(results, content | {name: value for name, value in told.items() if value})
     shown = {"run folder": output_dir, **(files or {}), "results": results}
     if checkpoint is not None:
         shown["best checkpoint"] = Path(checkpoint)
     rows = task.result_rows() if split is not None else []
+    if left_out:
+        rows.append(("records without regions, not scored", f"{left_out:,}"))
     if chosen_by:
         rows.append((f"chosen on '{chosen_by['split']}' by {chosen_by['figure']}", f"{chosen_by['score']:.2f}"))
     print_results(f"Results on '{split}'" if split is not None else "Trained", rows, shown)

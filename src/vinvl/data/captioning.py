@@ -76,11 +76,15 @@ class CaptioningDataModule(RegionDataModule):
 
     def check_scorable(self, stage: str) -> None:
         dataset: Any = self.datasets[stage]
-        captions = dataset.contexts.records.captions
-        if captions is None:
+        records: CaptionRecords = dataset.contexts.records
+        if records.captions is None:
             raise no_annotations(self.split_of[stage])
-        if not any(any(regex_tokenize([text])) for text in captions):
-            raise no_words(captions[0])
+        whole = stage == "train" or records.domains is None
+        domains = [None] * len(records) if whole else list(records.domains)  # each is scored by itself
+        for domain in dict.fromkeys(domains):
+            images = [image for image, of in enumerate(domains) if of == domain]
+            if not any(any(regex_tokenize(records.captions_of(image))) for image in images):
+                raise no_words(records.captions_of(images[0])[0], domain)
 
     def training_references(self) -> dict[str, list[str]]:
         """Image id → captions of the training split, once `setup("fit")` has read it."""

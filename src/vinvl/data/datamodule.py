@@ -42,6 +42,7 @@ class RegionDataModule(pl.LightningDataModule):
         batches_seen: batches of this rank trained on so far; the task restores it when a run is resumed.
         datasets: stage (train, val, test, predict) → dataset, filled by `setup`.
         commonest: what the training split says most often, once it has been read.
+        skipped: split → how many of its records on_missing=skip has left out, once it has been read.
         left_out: of the split that is predicted, the records that on_missing=skip has left out; None if there are none.
     """
 
@@ -95,6 +96,7 @@ class RegionDataModule(pl.LightningDataModule):
         self.prepare = prepare
         self.datasets: dict[str, RegionDataset] = {}
         self.commonest: Commonest = {}
+        self.skipped: dict[str, int] = {}
         self.left_out: LeftOut | None = None
         self._copies: SharedCopies | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -161,6 +163,7 @@ class RegionDataModule(pl.LightningDataModule):
             return self.datasets[same_split[0]]
         whole = self.read_split(self.split_of[stage])
         records = self.records_in_store(whole)
+        self.skipped[self.split_of[stage]] = len(whole) - len(records)
         if stage == "train":
             self.commonest = self.commonest_of(records)
         if stage == "predict" and len(records) < len(whole):

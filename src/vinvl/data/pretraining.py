@@ -100,7 +100,9 @@ class PretrainingDataModule(RegionDataModule):
     def _dataset_of(self, stage: str) -> PretrainingDataset:
         split = self.split_of[stage]
         if split not in self._rows_of:  # read, and reported on, once for all stages
-            self._rows_of[split] = self._rows_in_store(self.read_split(split))
+            mixture = self.read_split(split)
+            self._rows_of[split] = self._rows_in_store(mixture)
+            self.skipped[split] = len(mixture) - len(self._rows_of[split][0])
         return self.make_dataset(*self._rows_of[split], stage)
 
     def _rows_in_store(self, mixture: Mixture) -> tuple[Mixture, np.ndarray]:

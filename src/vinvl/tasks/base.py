@@ -51,6 +51,7 @@ class VinVLTask(pl.LightningModule):
     Class attributes of a task file:
         model_class: the model; it is built from a `VinVLConfig`.
         datamodule_class: the data that the task understands.
+        filled_with: what `filled_in` predicts, for a person.
         headline: the name in `scores` of the figure that checkpoints are chosen by (logged as `val/score`).
 
     Attributes:
@@ -65,6 +66,7 @@ class VinVLTask(pl.LightningModule):
     model_class: ClassVar[type[PreTrainedModel]]
     datamodule_class: ClassVar[type[RegionDataModule]]
     headline: ClassVar[str]
+    filled_with: ClassVar[str] = "what the training split says most often"
 
     def __init__(
         self,
@@ -247,7 +249,7 @@ class VinVLTask(pl.LightningModule):
         """The figures of the last evaluation for a person: (what, value) rows."""
 
     def filled_in(self, records: Any, index: int) -> Any | None:
-        """A prediction for a record that the model cannot see; None where there is none to be made."""
+        """A prediction, `filled_with`, for a record that the model cannot see; None where there is none to be made."""
         return None
 
     def write_predictions(self, predictions: Sequence[Any], folder: Path) -> dict[str, Path]:

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from vinvl.data.batch import Batch
+from vinvl.data.caption_records import CaptionRecords
 from vinvl.data.retrieval import RetrievalDataModule
 from vinvl.data.retrieval_candidates import Block, Fold, ScoringBlock
 from vinvl.errors import UserError, say
@@ -37,6 +38,7 @@ class Matches(NamedTuple):
     position: int  # of the image in its split
     image_id: str
     top: list[dict[str, Any]]
+    filled_in: bool = False  # without the model
 
 
 class RetrievalTask(VinVLTask):
@@ -49,6 +51,7 @@ class RetrievalTask(VinVLTask):
     model_class = VinVLForAnswering
     datamodule_class = RetrievalDataModule
     headline = "recall_mean"
+    filled_with = "the first candidates, as the file has them"
 
     def __init__(self, **shared: Unpack[TaskArguments]) -> None:
         """`shared`: see `VinVLTask`."""
@@ -243,17 +246,31 @@ class RetrievalTask(VinVLTask):
         self._run.score(batch)
         return [Matches(**match) for match in self._run.image_matches(batch.number)]
 
+    def filled_in(self, records: CaptionRecords, index: int) -> Matches | None:
+        """The first captions of the first fold: of an image without regions no caption is more likely than another."""
+        if self._run is None:
+            return None
+        return Matches(0, str(records.image_ids[index]), self._run.first_captions(), filled_in=True)
+
     def write_predictions(self, predictions: Sequence[Matches], folder: Path) -> dict[str, Path]:
-        """image_to_text.jsonl and text_to_image.jsonl: the ten best captions of each image, images of each caption."""
+        """image_to_text.jsonl and text_to_image.jsonl: the ten best captions of each image, images of each caption.
+
+        Captions of images without regions get the first images.
+        """
         assert self._run is not None
         by_image, by_caption = folder / "image_to_text.jsonl", folder / "text_to_image.jsonl"
         with atomic_write(by_image) as file:
             for one in predictions:
-                file.write(json.dumps({"image_id": one.image_id, "top": one.top}, ensure_ascii=False) + "\n")
+                line = {"image_id": one.image_id, "top": one.top} | ({"filled_in": True} if one.filled_in else {})
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
         with atomic_write(by_caption) as file:
             for number in range(len(self._run.folds)):
                 for match in self._run.caption_matches(number):
                     file.write(json.dumps(match, ensure_ascii=False) + "\n")
+            data = self._datamodule()
+            if data.left_out is not None:
+                for match in self._run.first_images(data.left_out.records, data.captions_per_image):
+                    file.write(json.dumps({**match, "filled_in": True}, ensure_ascii=False) + "\n")
         return {"captions of images": by_image, "images of captions": by_caption, "all scores": self._run.files.folder}
 
 

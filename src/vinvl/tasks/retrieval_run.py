@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from vinvl.data.caption_records import CaptionRecords
 from vinvl.data.retrieval_candidates import Block, Fold, RetrievalCandidates, ScoringBlock
 from vinvl.tasks.retrieval_files import ScoreFiles
 from vinvl.tasks.retrieval_progress import ScoringProgress
@@ -94,15 +96,32 @@ class ScoringRun:
             top = [{"image_id": str(image_ids[fold.images[i]]), "score": probability(score)} for i, score in pairs]
             yield {**self._caption(fold, column), "top": top}
 
+    def first_captions(self) -> list[dict[str, Any]]:
+        """The first captions of the first fold, which stand for matches where there are no scores."""
+        fold = self.folds[0]
+        return [{**self._caption(fold, column), "score": 0.0} for column in range(len(fold.captions))[:TOP_MATCHES]]
+
+    def first_images(self, records: CaptionRecords, captions_per_image: int | None) -> Iterable[dict[str, Any]]:
+        """For each caption of images that were left out: what it is, and the first images of the first fold."""
+        image_ids = self.candidates.records.image_ids[self.folds[0].images[:TOP_MATCHES]]
+        top = [{"image_id": str(image_id), "score": 0.0} for image_id in image_ids]
+        for start, stop in pairwise(records.offsets.tolist()):
+            for row in range(start, stop)[:captions_per_image]:
+                yield {**described(records, row), "top": top}
+
     def _caption(self, fold: Fold, column: int) -> dict[str, Any]:
-        caption = int(fold.captions[column])
-        records = self.candidates.records
-        caption_id = records.caption_ids[self.candidates.captions.rows[caption]]
-        return {
-            "caption_id": int(caption_id) if isinstance(caption_id, np.integer) else str(caption_id),
-            "caption": self.candidates.caption_text(caption),
-            "image_id": str(records.image_ids[fold.images[fold.owner[column]]]),
-        }
+        return described(self.candidates.records, int(self.candidates.captions.rows[fold.captions[column]]))
+
+
+def described(records: CaptionRecords, row: int) -> dict[str, Any]:
+    """A caption of the records for the file of results."""
+    assert records.captions is not None
+    caption_id, image = records.caption_ids[row], np.searchsorted(records.offsets, row, side="right") - 1
+    return {
+        "caption_id": int(caption_id) if isinstance(caption_id, np.integer) else str(caption_id),
+        "caption": records.captions[row],
+        "image_id": str(records.image_ids[image]),
+    }
 
 
 def probability(score: float) -> float:
