@@ -132,7 +132,8 @@ class TestCaptions:
             for number, image in enumerate(json.loads((demo_data / "demo" / "nocaps_val.json").read_text())["images"])
         ]
         (tmp_path / "domains.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        sentence = refused(*CAPTIONING, f"+data.splits.own={{jsonl:{tmp_path / 'domains.jsonl'}}}", "data.val_split=own")
+        own = f"+data.splits.own={{jsonl:{tmp_path / 'domains.jsonl'}}}"
+        sentence = refused(*CAPTIONING, own, "data.val_split=own")
         assert "No reference caption of domain 'True' has a letter" in sentence
 
     def test_a_caption_id_twice(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:

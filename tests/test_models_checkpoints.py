@@ -235,6 +235,18 @@ def test_weights_in_shards(folders: dict[str, Path], tmp_path: Path) -> None:
     assert len(report.loaded) == 39
 
 
+def test_two_names_of_one_tensor(folders: dict[str, Path], tmp_path: Path) -> None:
+    tensors = load_file(folders["bert"] / "model.safetensors")
+    old, new = "encoder.layer.0.output.LayerNorm.gamma", "encoder.layer.0.output.LayerNorm.weight"
+    for name, other in (("same", tensors[new].clone()), ("other", tensors[new] + 1)):
+        shutil.copytree(folders["bert"], tmp_path / name)
+        save_file(tensors | {old: other}, tmp_path / name / "model.safetensors")
+    model = initialise(VinVLModel, config(), str(tmp_path / "same"))
+    assert torch.equal(model.state_dict()[new], tensors[new])
+    with pytest.raises(UserError, match=rf"{tmp_path / 'other'}: '{old}' and '{new}' mean the same tensor, and"):
+        initialise(VinVLModel, config(), str(tmp_path / "other"))
+
+
 def test_a_shard_index_cannot_point_out_of_its_folder(folders: dict[str, Path], tmp_path: Path) -> None:
     outside = str(folders["bert"] / "model.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": outside}}))

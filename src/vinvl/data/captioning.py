@@ -79,8 +79,9 @@ class CaptioningDataModule(RegionDataModule):
         records: CaptionRecords = dataset.contexts.records
         if records.captions is None:
             raise no_annotations(self.split_of[stage])
-        whole = stage == "train" or records.domains is None
-        domains = [None] * len(records) if whole else list(records.domains)  # each is scored by itself
+        domains: list[str | None] = [None] * len(records)
+        if stage != "train" and records.domains is not None:  # each is scored by itself
+            domains = list(records.domains)
         for domain in dict.fromkeys(domains):
             images = [image for image, of in enumerate(domains) if of == domain]
             if not any(any(regex_tokenize(records.captions_of(image))) for image in images):

@@ -1,5 +1,6 @@
 """Find and open other people's weight files: a folder, a single file, or a name on the Hugging Face hub."""
 
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from vinvl.data.json_files import json_object
 from vinvl.errors import UserError
-from vinvl.models.key_names import mmf_tensors
+from vinvl.models.key_names import mmf_tensors, same_numbers
 from vinvl.tensor_files import load_tensor_file, plain_tensors
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -106,13 +107,16 @@ def _of_shards(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is no index of weight files; get the file again.")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(shards):
-        tensors.update(load_published_state_dict(path.parent / shard))
+        for name, tensor in load_published_state_dict(path.parent / shard).items():
+            if name in tensors and not same_numbers(tensors[name], tensor):
+                raise UserError(f"{path.parent / shard} has other numbers for {name!r} than a shard before it.")
+            tensors[name] = tensor
     return tensors
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickled(path: Path, mmap: bool = False) -> Any:
     try:
-        return load_tensor_file(path)
+        return load_tensor_file(path, mmap=mmap)
     except Exception:  # a hostile or damaged pickle may make the restricted loader raise anything
         objects = _objects_in(path)
         found = f" (objects of {', '.join(objects)}, which may run programs)" if objects else ""
@@ -132,7 +136,7 @@ def _objects_in(path: Path) -> list[str]:
 
 
 def _training_records(path: Path) -> dict[str, Any]:
-    content = _unpickled(path)
+    content = _unpickled(path, mmap=zipfile.is_zipfile(path))  # the tensors are read later
     if mmf_tensors(content) is not None:
         return {}
     _refuse_foreign_training(path, content)

@@ -131,7 +131,7 @@ def initialise_from_tensors(
 
     `answers`: where the head's answers have their rows in the checkpoint's head; None: its rows stand as they are.
     """
-    found, originals = by_modern_names(tensors)
+    found, originals = by_modern_names(tensors, files.name)
     _refuse_other_encoder(files, found, config)
     config, follows = _follow_image_layernorm(files, found, config)
 

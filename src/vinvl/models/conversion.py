@@ -52,7 +52,7 @@ def convert_model(
         UserError: no such task; weights that do not make up a model, or not one of this task.
     """
     tensors = load_published_state_dict(files.weights)
-    found, _ = by_modern_names(tensors)
+    found, _ = by_modern_names(tensors, files.name)
     encoder_is_there(files, found)
     model_class = recognise_model(files.config, found) if task is None else model_of_task(task)
     if model_class is VinVLModel:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vinvl.errors import UserError
+
 DATA_PARALLEL = re.compile(r"^module\.")
 MMF_MODEL = re.compile(r"^(?:model\.)?vinvl\.")
 # MMF's `vinvl` model. Its projection of regions is a Sequential; its heads bring a pooler of their own, BERT's, which
@@ -28,13 +30,22 @@ OLD_NAMES = (
 WORD_BIAS, DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 
 
-def by_modern_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by our names without "bert.", and for each such name the one in the file."""
+def by_modern_names(tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by our names without "bert.", and for each such name the one in the file.
+
+    Raises:
+        UserError: two names in the file mean one tensor, and its numbers are not the same.
+    """
     originals: dict[str, str] = {}
     for original in tensors:
         name = modern_name(original).removeprefix("bert.")
         if not name.endswith("embeddings.position_ids"):  # a constant 0, 1, 2, … that older releases saved
-            originals[name] = original
+            other = originals.setdefault(name, original)
+            if other != original and not same_numbers(tensors[other], tensors[original]):
+                raise UserError(
+                    f"{file}: '{other}' and '{original}' mean the same tensor, and their numbers are not the same: "
+                    "leave one of the two out of the file."
+                )
     if DECODER_BIAS in originals:  # one tensor under two names in transformers' BERT
         bias = originals.get(WORD_BIAS)
         if bias is None:

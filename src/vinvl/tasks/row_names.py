@@ -45,15 +45,16 @@ def start_model(
     if words is not None:
         refuse_other_words(known_words(files), words, files.name, "data.tokenizer")
     tensors = load_published_state_dict(files.weights)
-    rows = _rows(files, _head_size(tensors), answers, init_answers) if model_class is VinVLForAnswering else None
+    size = _head_size(tensors, files.name)
+    rows = _rows(files, size, answers, init_answers) if model_class is VinVLForAnswering else None
     model, report = initialise_from_tensors(model_class, config, files, tensors, answers=rows)
     logger.info("%s", report)
     return model
 
 
-def _head_size(tensors: Mapping[str, Tensor]) -> int:
+def _head_size(tensors: Mapping[str, Tensor], name: str) -> int:
     """How many answers the head in a checkpoint has; 0 if there is none."""
-    found, _ = by_modern_names(tensors)
+    found, _ = by_modern_names(tensors, name)
     return next((len(found[name]) for name in output_layer(found)), 0)
 
 

@@ -42,7 +42,8 @@ def split_at_blanks(texts: Sequence[str]) -> list[list[str]]:
 
 def no_words(reference: str, domain: str | None = None) -> UserError:
     """What is raised where no reference caption has a word, for all that is held against them would score 0."""
+    where = "" if domain is None else f" of domain {domain!r}"
     return UserError(
-        f"No reference caption {f'of domain {domain!r} ' if domain is not None else ''}has a letter or a digit of any script (the first is {reference[:60]!a}), so every "
-        "caption would score 0: check the file and its encoding."
+        f"No reference caption{where} has a letter or a digit of any script (the first is {reference[:60]!a}), so "
+        "every caption would score 0: check the file and its encoding."
     )
