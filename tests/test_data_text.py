@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from vinvl.data.text import assemble_pair, encode_texts, gather_tokens, load_tokenizer, truncated_lengths
@@ -135,6 +135,9 @@ def test_code_of_a_folder_is_neither_run_nor_asked_for(
     assert not list(tmp_path.rglob("ran"))
 
 
+DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -142,6 +145,10 @@ def test_code_of_a_folder_is_neither_run_nor_asked_for(
         ({"model": {"vocab": {"[UNK]": 1, "huge": 2**30}}}, "numbers that no model has"),
         ({"normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}}, "No tokenizer could be loaded"),
         ({"model": {"type": "Unigram", "vocab": [], "unk_id": 7}}, "No tokenizer could be loaded"),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [DOUBLING] * 60}},
+            "its rules insert 120 characters, 8 may",
+        ),
     ],
 )
 def test_tokenizers_that_cannot_encode(change: dict, sentence: str, tmp_path: Path) -> None:
@@ -163,3 +170,22 @@ def test_a_configuration_of_millions_is_not_built_for_its_tokenizer(tmp_path: Pa
 def test_half_a_character_is_no_text() -> None:
     with pytest.raises(UserError, match="cannot encode one of the texts"):
         encode_texts(golden_tokenizer(), ["the dog", "half \ud800 a character"])
+
+
+def test_an_unknown_word_that_is_none(tmp_path: Path) -> None:
+    tokenizer_folder(tmp_path, unk_token="")
+    with pytest.raises(UserError, match="its special tokens are not in its vocabulary"):
+        load_tokenizer(tmp_path)
+
+
+def test_rules_in_a_file_of_another_name_are_not_taken(tmp_path: Path) -> None:
+    tokenizer_folder(tmp_path, fast_tokenizer_files=["tokenizer.4.0.0.json"])
+    with pytest.raises(UserError, match=r"it names another file than tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_search_without_end_is_no_crash() -> None:
+    tokenizer = golden_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    with pytest.raises(UserError, match=r"cannot encode one of the texts \(Onig: .*retry-limit"):
+        encode_texts(tokenizer, ["a" * 60 + " dog"])

@@ -3,6 +3,7 @@
 `[CLS] question [SEP] tags [SEP]` with segment (token type) 0 for the question part and 1 for the tags.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from vinvl.data.json_files import json_object
 from vinvl.errors import UserError
 
 NEEDED_TOKENS = ("cls_token", "sep_token", "pad_token", "mask_token")
+INSERTED = re.compile(r'"(?:content|prepend)": "((?:[^"\\]|\\.)*)"')  # by rules of a tokenizer.json
+MOST_INSERTED = 8  # characters; published rules insert up to 5, and each may double a text
 LARGEST_ID = 2**24  # there are published vocabularies of 2^18
 # Names in a tokenizer_config.json; "AutoTokenizer" and what is no tokenizer would be asked to load the folder too.
 TOKENIZER_CLASSES = re.compile(r"(?!Auto)\w*Tokenizer(Fast)?|TokenizersBackend|PythonBackend")
@@ -44,6 +47,9 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
             if class_name is not None and not TOKENIZER_CLASSES.fullmatch(str(class_name)):
                 raise ValueError(f"{class_name!r} is no tokenizer's class")
         config.tokenizer_class = model.get("tokenizer_class")
+        if "fast_tokenizer_files" in own:
+            raise ValueError("it names another file than tokenizer.json")
+        _check_growth(_said_in(name, "tokenizer.json").get("normalizer"))
         return AutoTokenizer.from_pretrained(name, config=config, trust_remote_code=False)
 
     return opened_tokenizer(load, name)
@@ -60,16 +66,15 @@ def opened_tokenizer(load: Callable[[], PreTrainedTokenizerBase], name: str) -> 
     try:
         tokenizer = load()
         missing = [token for token in NEEDED_TOKENS if getattr(tokenizer, token) is None]
-        numbers = [getattr(tokenizer, f"{token}_id") for token in NEEDED_TOKENS if token not in missing]
-        if not missing and not all(type(number) is int and 0 <= number < LARGEST_ID for number in numbers):
+        vocabulary = tokenizer.get_vocab()
+        special = [getattr(tokenizer, token) for token in (*NEEDED_TOKENS, "unk_token")]
+        if not missing and not all(word is None or word in vocabulary for word in special):
             raise ValueError("its special tokens are not in its vocabulary")
-        if not all(0 <= number < LARGEST_ID for number in tokenizer.get_vocab().values()):
+        if not all(0 <= number < LARGEST_ID for number in vocabulary.values()):
             raise ValueError("its vocabulary has numbers that no model has")
         _encoder(tokenizer)(["a \u16a0 token"])  # one of which is in no vocabulary
-    except BaseException as error:  # transformers raises many unrelated types; its Rust part panics
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    except BaseException as error:  # transformers raises many unrelated types
+        reason = _reason(error)
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, and no code from a model's folder is run"
         raise UserError(
@@ -79,6 +84,20 @@ def opened_tokenizer(load: Callable[[], PreTrainedTokenizerBase], name: str) -> 
     if missing:
         raise UserError(f"The tokenizer '{name}' has no {', '.join(missing)}: a BERT-style tokenizer is needed.")
     return tokenizer
+
+
+def _reason(error: BaseException) -> str:
+    """What a tokenizer's error says; raises it again where a person or the system ends the process."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of the Rust part
+        raise error
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _check_growth(normalizer: Any) -> None:
+    """Raises ValueError where rules of a tokenizer.json could make a text grow until it fills the memory."""
+    inserted = "".join(INSERTED.findall(json.dumps(normalizer, ensure_ascii=False)))
+    if len(inserted) > MOST_INSERTED:
+        raise ValueError(f"its rules insert {len(inserted):,} characters, {MOST_INSERTED} may be")
 
 
 def _said_in(name: str, file: str) -> dict[str, Any]:
@@ -155,9 +174,8 @@ def encode_texts(
         chunk = [texts[index] for index in range(start, min(start + ENCODE_CHUNK, len(texts)))]
         try:
             encoded = encode(chunk)
-        except Exception as error:  # a word without a number and no [UNK], or half of a character
-            reason = " ".join(str(error).split())[:100]
-            raise UserError(f"The tokenizer cannot encode one of the texts ({reason}).") from error
+        except BaseException as error:  # a word without a number and no [UNK], half of a character, an endless search
+            raise UserError(f"The tokenizer cannot encode one of the texts ({_reason(error)}).") from error
         counts_of_chunk = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
         lengths.append(counts_of_chunk)
         pieces.append(np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=int(counts_of_chunk.sum())))
