@@ -33,6 +33,13 @@ class RecordedRegions:
     def rows(self, limit: int | None = None) -> np.ndarray:
         return self.recorded[:limit]
 
+    @property
+    def feature_layout(self) -> tuple[int, np.dtype]:
+        return self.features.shape[1], self.features.dtype
+
+    def features_into(self, out: np.ndarray) -> None:
+        out[...] = self.features[: len(out)]
+
     def check_finite(self) -> None:
         assert np.isfinite(self.recorded).all()
 

@@ -37,12 +37,7 @@ class ImageRegions:
     @property
     def width(self) -> int:
         """Numbers of a region row, D + 6."""
-        return self.regions.features.shape[1] + BOX_NUMBERS
-
-    @property
-    def features(self) -> np.ndarray:
-        """(count, D) float16 or float32, a view."""
-        return self.regions.features[: self.count]
+        return self.regions.feature_layout[0] + BOX_NUMBERS
 
     def rows(self) -> np.ndarray:
         """(count, D + 6) float32 region rows: the feature followed by the six box numbers."""
@@ -78,7 +73,7 @@ class BatchRegions:
 
     def filled(self, store: RegionStore, pin_memory: bool = False) -> BatchRegions:
         """With the features that the store has, in page-locked memory if so asked."""
-        dtype = torch.float16 if store.feature_dtype == np.float16 else torch.float32
+        dtype = _tensor_type(store.feature_dtype)
         features = torch.empty((len(self.places), store.feature_dim), dtype=dtype, pin_memory=pin_memory)
         rows, start = features.numpy(), 0
         for position, count in self.stored.tolist():
@@ -123,10 +118,9 @@ def gather_regions(parts: Sequence[ImageRegions]) -> BatchRegions:
     stored = np.stack([np.array([part.position for part in parts], dtype=np.int64), counts], axis=1)
     features = None
     if get_worker_info() is None:
-        features = _joined([part.features for part in parts])
+        features = _features(parts, starts, total)
     else:
-        for part in parts:
-            _ = part.features  # read here, so that the training process finds it in memory
+        _read_ahead(parts, slots)
     return BatchRegions(
         features=features,
         geometry=torch.from_numpy(box_geometry(boxes, np.repeat(sizes, counts, axis=0))),
@@ -136,10 +130,23 @@ def gather_regions(parts: Sequence[ImageRegions]) -> BatchRegions:
     )
 
 
-def _joined(parts: Sequence[np.ndarray]) -> Tensor:
-    """(ΣR, D) of arrays (R, D), in their precision."""
-    dtype = torch.float16 if parts[0].dtype == np.float16 else torch.float32
-    rows = sum(len(part) for part in parts)
-    features = torch.empty((rows, parts[0].shape[1]), dtype=dtype)
-    np.concatenate(parts, out=features.numpy())
+def _features(parts: Sequence[ImageRegions], starts: np.ndarray, total: int) -> Tensor:
+    """(ΣR, D) in the store's precision."""
+    dim, dtype = parts[0].regions.feature_layout
+    features = torch.empty((total, dim), dtype=_tensor_type(dtype))
+    rows = features.numpy()
+    for part, start in zip(parts, starts.tolist(), strict=True):
+        part.regions.features_into(rows[start : start + part.count])
     return features
+
+
+def _read_ahead(parts: Sequence[ImageRegions], slots: int) -> None:
+    """Reads features and drops them, so that the training process finds them in memory."""
+    dim, dtype = parts[0].regions.feature_layout
+    dropped = np.empty((slots, dim), dtype=dtype)
+    for part in parts:
+        part.regions.features_into(dropped[: part.count])
+
+
+def _tensor_type(dtype: np.dtype) -> torch.dtype:
+    return torch.float16 if dtype == np.float16 else torch.float32

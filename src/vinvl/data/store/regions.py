@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 
@@ -60,6 +60,15 @@ class Regions:
         rows[:, -BOX_NUMBERS:] = self.box_geometry()[:count]
         return rows
 
+    @property
+    def feature_layout(self) -> tuple[int, np.dtype]:
+        """D and the data type of the features."""
+        return self.features.shape[1], self.features.dtype
+
+    def features_into(self, out: np.ndarray) -> None:
+        """Fills `out`, (r, D) of the features' data type, with the features of the first r regions, r <= R."""
+        out[...] = self.features[: len(out)]
+
     def check_finite(self) -> None:
         """Raise UserError if a feature or a box coordinate is NaN or infinite.
 
@@ -74,22 +83,41 @@ class Regions:
                 )
 
 
+class StoredImage(Protocol):
+    """What reads the arrays of one image of a file."""
+
+    @property
+    def feature_layout(self) -> tuple[int, np.dtype]: ...
+
+    def read(self, name: str, /) -> np.ndarray: ...
+
+    def features_into(self, out: np.ndarray, /) -> None: ...
+
+
 class StoredRegions(Regions):
     """The regions of an image in a store: an array is read when it is first asked for."""
 
     @classmethod
-    def of(
-        cls, read: Callable[[str], np.ndarray], image_id: str, width: int, height: int, source: str
-    ) -> StoredRegions:
-        """`read` gives the array of a name."""
+    def of(cls, stored: StoredImage, image_id: str, width: int, height: int, source: str) -> StoredRegions:
         regions = object.__new__(cls)
-        regions.__dict__.update(_read=read, image_id=image_id, width=width, height=height, source=source)
+        regions.__dict__.update(_stored=stored, image_id=image_id, width=width, height=height, source=source)
         return regions
 
+    @property
+    def feature_layout(self) -> tuple[int, np.dtype]:
+        layout: tuple[int, np.dtype] = self.__dict__["_stored"].feature_layout
+        return layout
+
+    def features_into(self, out: np.ndarray) -> None:
+        if "features" in self.__dict__:
+            super().features_into(out)
+        else:
+            self.__dict__["_stored"].features_into(out)
+
     def __getattr__(self, name: str) -> np.ndarray:
-        if name not in ROW_ARRAYS or "_read" not in self.__dict__:
+        if name not in ROW_ARRAYS or "_stored" not in self.__dict__:
             raise AttributeError(name)
-        array: np.ndarray = self.__dict__["_read"](name)
+        array: np.ndarray = self.__dict__["_stored"].read(name)
         self.__dict__[name] = array
         return array
 

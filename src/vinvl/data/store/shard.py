@@ -8,12 +8,11 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass
-from functools import partial
 
 import h5py
 import numpy as np
 
-from vinvl.data.store.layout import ArrayLayout, ShardHeader, open_hdf5
+from vinvl.data.store.layout import FEATURES, ArrayLayout, ShardHeader, open_hdf5
 from vinvl.data.store.regions import ROW_ARRAYS, Regions, StoredRegions
 from vinvl.errors import UserError
 
@@ -128,12 +127,7 @@ class Shard:
     def features_into(self, index: int, out: np.ndarray) -> None:
         """Fills `out`, (r, D), with the features of the first r regions of the image at `index` of this file."""
         start, stop = self._span(index)
-        if len(out) > stop - start:
-            raise UserError(f"{self._source}: image number {index} has {stop - start} regions, not {len(out)}.")
-        try:
-            self._open().rows["features"].read_into(start, out)
-        except _READ_ERRORS as error:
-            raise self._failure(index, error) from None
+        _ImageRows(self, index, start, stop).features_into(out)
 
     def regions(self, index: int) -> Regions:
         """The regions of the image at `index` of this file, 0 <= index < num_images."""
@@ -146,8 +140,7 @@ class Shard:
             image_id = opened.image_ids[index].decode()
         except UnicodeDecodeError:
             raise UserError(f"{self._source}: the id of image number {index} is not UTF-8; write it again.") from None
-        read = partial(self._read, index, start=start, stop=stop)
-        regions = StoredRegions.of(read, image_id, width, height, self._source)
+        regions = StoredRegions.of(_ImageRows(self, index, start, stop), image_id, width, height, self._source)
         if opened.handle is not None:  # whose reading may fail, and says more of the image
             for name in ROW_ARRAYS:
                 getattr(regions, name)
@@ -159,6 +152,13 @@ class Shard:
             return self._open().rows[name].read(start, stop)
         except _READ_ERRORS as error:
             raise self._failure(what, error) from None
+
+    def _read_into(self, index: int, start: int, out: np.ndarray) -> None:
+        """Fills `out` with rows of features, from `start` on; `index` is of their image, for a failure."""
+        try:
+            self._open().rows[FEATURES].read_into(start, out)
+        except _READ_ERRORS as error:
+            raise self._failure(index, error) from None
 
     def _failure(self, what: int | str, error: Exception) -> UserError:
         what = f"image number {what}" if isinstance(what, int) else what
@@ -179,6 +179,30 @@ class Shard:
                 opened.handle.close()
             opened = self._opened = _open_shard(self.header)
         return opened
+
+
+@dataclass(frozen=True, slots=True)
+class _ImageRows:
+    """Rows start..stop of a file, which are those of image number `index` (`StoredImage`)."""
+
+    shard: Shard
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def feature_layout(self) -> tuple[int, np.dtype]:
+        header = self.shard.header
+        return header.feature_dim, header.feature_dtype
+
+    def read(self, name: str) -> np.ndarray:
+        return self.shard._read(self.index, name, self.start, self.stop)
+
+    def features_into(self, out: np.ndarray) -> None:
+        count = self.stop - self.start
+        if len(out) > count:
+            raise UserError(f"{self.shard.header.path}: image number {self.index} has {count} regions, not {len(out)}.")
+        self.shard._read_into(self.index, self.start, out)
 
 
 def _open_shard(header: ShardHeader) -> _OpenShard:
