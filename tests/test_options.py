@@ -51,6 +51,8 @@ def held_against(word: str, door: str, *choices: str) -> str:
         ("train", "data.regions.first=a.h5", "data.regions is a list."),
         ("train_detector", "training.rpn_sample=3", "did you mean training.rpn_samples?"),
         ("pretrain_finetune", "tag=false", "did you mean tags?"),
+        ("pretrain_finetune", "reading.exif=apply", "There is no reading.exif; there are "),
+        ("train", "task.optimizer.lr=1", "task.optimizer is optim.optimizer: give optim.optimizer.lr in place of"),
     ],
 )
 def test_an_option_that_nobody_knows(plus: str, door: str, word: str, sentence: str) -> None:
@@ -226,3 +228,23 @@ def test_a_place_that_cannot_be_written(at_the_door: Callable[..., str], tmp_pat
 )
 def test_errors_of_hydra_are_sentences(at_the_door: Callable[..., str], name: str, words: list[str], told: str) -> None:
     assert told in at_the_door(name, *words)
+
+
+def test_a_key_that_is_taken_away_may_be_given_anew() -> None:
+    words = ["~data.splits.train", "+data.splits.train=own.jsonl"]
+    assert checked_arguments("train", words) == words
+    assert checked_arguments("train", ["~data.splits", words[1]])[1] == words[1]
+    assert checked_arguments("train", words[1:]) == [words[1].lstrip("+")]
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("logger=null", "logger=null will not do: choose of default, "),
+        ("--fo\x1bo", r"unrecognized arguments: --fo\x1bo; "),
+    ],
+)
+def test_what_hydra_and_argparse_would_tell_in_their_way(word: str, sentence: str) -> None:
+    with pytest.raises(UserError) as refused:
+        checked_arguments("train", [word])
+    assert sentence in str(refused.value)

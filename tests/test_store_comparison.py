@@ -94,3 +94,8 @@ def test_the_command(first: RegionStore, tmp_path: Path, capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     assert "10, 10 of them looked at" in printed and "the same features, rounding aside" in printed
     assert main(["compare", str(tmp_path / "first.h5"), str(tmp_path / "none.h5")]) == 1
+    capsys.readouterr()
+    for unread in (["comp\x1b[31m"], ["compare", "--images", "x\x1b[31m", "a", "b"], ["info", "a", "--\x1b[31m"]):
+        assert main(unread) == 1
+        (sentence,) = capsys.readouterr().err.splitlines()
+        assert sentence.startswith("error: ") and r"\x1b[31m" in sentence and sentence.isprintable()

@@ -1,13 +1,22 @@
 """What the doors without Hydra share: how an error, a full disk or a signal reaches a person."""
 
+from argparse import ArgumentParser
 from collections.abc import Callable
+from typing import NoReturn
 
-from vinvl.errors import escaped_warnings, say, sentence_of
+from vinvl.errors import UserError, escaped_warnings, say, sentence_of
 from vinvl.signals import Interrupted, signal_behind, stopping_at_once
 
 
+class Parser(ArgumentParser):
+    """Tells what is wrong with a command line as all else is told that is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help tells what there is.")
+
+
 def run_command(run: Callable[[], int]) -> int:
-    """Runs a command that has read its arguments; the exit code: its own, 1 after an error, or that of a signal."""
+    """Runs a command, reading its arguments included; the exit code: its own, 1 after an error, or that of a signal."""
     with escaped_warnings(), stopping_at_once():
         try:
             return run()

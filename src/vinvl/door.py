@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -67,7 +67,9 @@ def checked_arguments(name: str, arguments: Sequence[str], restored: Sequence[st
         UserError: one cannot be read, chooses what there is not, is an option that nobody knows, or of the wrong type.
     """
     arguments = sorted(arguments, key=lambda word: word not in MULTIRUN)  # argparse wants flags first, or last
-    flags = get_args_parser().parse_args(arguments)
+    parser = get_args_parser()
+    parser.error = _refuse_flags  # type: ignore[method-assign]
+    flags = parser.parse_args(arguments)
     words = {word: readable(word, bool(flags.multirun)) for word in flags.overrides}
     if not words or any(getattr(flags, flag, None) for flag in OWN_FILES):
         return [words.get(word, word) for word in arguments]
@@ -83,12 +85,17 @@ def checked_arguments(name: str, arguments: Sequence[str], restored: Sequence[st
             _refuse_other_choices(one, loader)
         bases = _bases(name, choosing)
     chosen = {one.key_or_group for one in choosing}
+    deleted = {one.key_or_group for one in parsed if one.is_delete()}
     elsewhere = ("hydra.", *(f"{section}." for section in restored if section not in chosen))
     for word, one in overrides.items():
         of_plan = name == "train" and one.key_or_group.partition(".")[0] == "plan"  # which no configuration has
         if one not in choosing and not one.key_or_group.startswith(elsewhere) and not of_plan:
-            words[word] = checked(one, bases)
+            words[word] = checked(one, bases, deleted)
     return [words.get(word, word) for word in arguments]
+
+
+def _refuse_flags(message: str) -> NoReturn:
+    raise UserError(f"{message}; options are given as KEY=VALUE, and --help shows them.")
 
 
 def _bases(name: str, choosing: Sequence[Override]) -> list[DictConfig]:
@@ -126,11 +133,13 @@ def _refuse_other_choices(override: Override, loader: ConfigLoader) -> None:
     group = override.key_or_group
     for choice in () if override.is_delete() else _choices(override):
         options = loader.get_group_options(group)
-        if choice is None or isinstance(choice, list) or str(choice) in options:
+        shown = [option for option in options if not option.startswith("_")]
+        if isinstance(choice, list) or str(choice) in options:
             continue
+        if choice is None:  # which Hydra takes for some, and would not merge with what lies in others
+            raise UserError(f"{group}=null will not do: choose of {', '.join(shown)}, or leave it out.")
         if isinstance(choice, dict):
             raise UserError(f"{group} is chosen by name, {group}=NAME; single values of it are {group}.KEY=VALUE.")
-        shown = [option for option in options if not option.startswith("_")]
         near = difflib.get_close_matches(str(choice), shown, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose of {', '.join(shown)}."
         raise UserError(f"There is no {group}={choice}; {hint}")

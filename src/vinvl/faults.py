@@ -56,7 +56,7 @@ def sentence_of_fault(error: BaseException, config: DictConfig | None = None) ->
     for one in found:
         if isinstance(one, OSError) and one.errno in NO_ROOM:
             return _of_full_disk(one, config)
-    return _of_configuration(error)
+    return _of_configuration(error, config)
 
 
 def _of_missing_values(config: DictConfig) -> str:
@@ -93,12 +93,12 @@ def _of_lost_process(told: str, config: DictConfig) -> str | None:
     return None
 
 
-def _of_configuration(error: BaseException) -> str | None:
+def _of_configuration(error: BaseException, config: DictConfig | None) -> str | None:
     """What Hydra, OmegaConf, or something that a `_target_` names, does not take."""
     if isinstance(error, InstantiationException):
         first, _, full_key = str(error).partition("full_key: ")
         cause = next((one for one in causes(error) if not isinstance(one, HydraException)), None)
-        where = f" in {full_key.strip()}" if full_key else ""
+        where = f" in {_given_as(full_key.strip(), config)}" if full_key else ""
         if cause is not None and not isinstance(cause, TOLD_BY_TARGETS):
             return None
         reason = first.partition(", set env var")[0].strip() if cause is None else _first_line(cause)
@@ -112,7 +112,17 @@ def _of_configuration(error: BaseException) -> str | None:
     return None
 
 
+def _given_as(key: str, config: DictConfig | None) -> str:
+    """The key that a person gives for one whose value is another's: optim.optimizer for task.optimizer."""
+    unresolved = {} if config is None else OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        unresolved = unresolved.get(part) if isinstance(unresolved, dict) else None
+    another = re.fullmatch(r"\$\{([\w.]+)\}", unresolved) if isinstance(unresolved, str) else None
+    return key if another is None else another[1]
+
+
 def _first_line(error: BaseException) -> str:
     """What an exception says, in one line and without the full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    first = lines[0] if lines else type(error).__name__
+    return (f"{first} {lines[1]}" if first.endswith(":") and len(lines) > 1 else first).rstrip(".")

@@ -7,7 +7,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -80,11 +80,12 @@ def readable(argument: str, sweeping: bool) -> str:
     return argument
 
 
-def checked(override: Override, bases: Sequence[DictConfig]) -> str:
+def checked(override: Override, bases: Sequence[DictConfig], deleted: Collection[str] = ()) -> str:
     """KEY=VALUE of a known option with as many plus signs as Hydra wants, however many a person gave.
 
     Args:
         bases: the configuration without any such values; one for each choice of what a sweep chooses.
+        deleted: keys that the command takes away.
 
     Raises:
         UserError: nobody knows the option, or it does not take the value.
@@ -95,7 +96,8 @@ def checked(override: Override, bases: Sequence[DictConfig]) -> str:
         raise UserError(str(problems[0]))
     if override.is_delete() or given.startswith("++"):
         return given
-    there = all(found(base, key.split(".")) for base in bases)
+    gone = any(f"{key}.".startswith(f"{one}.") for one in deleted)
+    there = not gone and all(found(base, key.split(".")) for base in bases)
     return given.lstrip("+") if there else f"+{given.lstrip('+')}"
 
 
@@ -133,8 +135,18 @@ def unknown(base: DictConfig, key: str) -> str | None:
             return f"There is no {key}{_hint(base, parts, depth, names)}"
         if part not in list(node) or depth + 1 == len(parts):
             return None
+        if (another := of_another(node, part)) is not None:
+            place, instead = ".".join(parts[: depth + 1]), ".".join([another, *parts[depth + 1 :]])
+            return f"{place} is {another}: give {instead} in place of {key}."
         node = OmegaConf.select(node, part, throw_on_missing=False)
     return None
+
+
+def of_another(node: DictConfig, name: str) -> str | None:
+    """The key whose value a key of a section has; None where it has a value of its own."""
+    unresolved: Any = OmegaConf.to_container(node, resolve=False)
+    found = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(name)))
+    return None if found is None else found[1]
 
 
 def known_names(node: DictConfig, section: str, base: DictConfig) -> set[str] | None:
@@ -221,8 +233,10 @@ def found(node: Any, parts: Sequence[str]) -> bool:
 def _hint(base: DictConfig, parts: list[str], depth: int, names: set[str]) -> str:
     """What may have been meant by a key whose part at `depth` is unknown."""
     own = sorted(names - OF_HYDRA)
-    if near := difflib.get_close_matches(parts[depth], own, n=1):
-        return f"; did you mean {'.'.join([*parts[:depth], near[0], *parts[depth + 1 :]])}?"
+    for near in difflib.get_close_matches(parts[depth], own):
+        meant = [*parts[:depth], near, *parts[depth + 1 :]]
+        if depth + 1 == len(parts) or found(base, meant):
+            return f"; did you mean {'.'.join(meant)}?"
     everywhere = [key for key, _ in leaves(OmegaConf.to_container(base, resolve=False))]
     elsewhere = [key for key in everywhere if key.rpartition(".")[2] == parts[-1] and not key.startswith("hydra.")]
     if elsewhere:

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 import hydra
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 from vinvl.data.datamodule import RegionDataModule
 from vinvl.door import enter
 from vinvl.errors import UserError, say
+from vinvl.made import made, made_of_each, refuse_unfit
 from vinvl.overrides import command_overrides, given_values, refuse_unread_splits
 from vinvl.plan import plan
 from vinvl.preemption import Stopped
@@ -45,14 +45,16 @@ def train(config: DictConfig) -> float | None:
         torch.set_num_threads(config.torch_threads)
     pl.seed_everything(config.seed, verbose=False)
     refuse_unread_splits(given_values(command_overrides()), config.data)
-    datamodule = instantiate(config.data)
+    datamodule: RegionDataModule = made(RegionDataModule, config.data, "data")
     datamodule.prepare_data()
     datamodule.setup("fit")
     tested = config.test_after_fit and has_test_split(datamodule)
-    task = instantiate(config.task, datamodule=datamodule)
-    callbacks = list(instantiate(config.callbacks).values())
-    loggers = make_loggers(config.logger)
-    trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    task: Any = made(VinVLTask, config.task, "task", datamodule=datamodule)
+    callbacks = made_of_each(Callback, config.callbacks, "callbacks")
+    trainer: pl.Trainer = made(
+        pl.Trainer, config.trainer, "trainer", callbacks=callbacks, logger=make_loggers(config.logger)
+    )
+    refuse_unfit(task, trainer)
     task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}
     if resume_from is not None:
         check_resumable(task, resume_from)
@@ -139,7 +141,7 @@ def make_loggers(config: DictConfig) -> list[Logger]:
         UserError: the package of one is not installed.
     """
     try:
-        return list(instantiate(config).values())
+        return made_of_each(Logger, config, "logger")
     except Exception as error:  # Hydra wraps what a constructor raises
         if isinstance(error.__cause__ or error, ImportError):
             missing = str(error.__cause__ or error).splitlines()[0]

@@ -9,11 +9,13 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
 
 from vinvl.data.detection import DetectionDataModule
 from vinvl.data.pictures.reading import EXIF_IGNORE
 from vinvl.door import enter
 from vinvl.errors import UserError, say
+from vinvl.made import made, made_of_each, refuse_unfit
 from vinvl.overrides import command_overrides, given_values, refuse_unread_splits
 from vinvl.preemption import Stopped
 from vinvl.resume import ORDER, refuse_another_run, resume_path, tidy_run_folder, training_order
@@ -53,7 +55,7 @@ def train_detector(config: DictConfig) -> float | None:
         torch.set_num_threads(config.torch_threads)
     pl.seed_everything(config.seed, verbose=False)
     refuse_unread_splits(given_values(command_overrides()), config.data)
-    datamodule: DetectionDataModule = instantiate(config.data)
+    datamodule: DetectionDataModule = made(DetectionDataModule, config.data, "data")
     datamodule.prepare_data()
     datamodule.setup("fit")
     if config.test_after_fit:
@@ -61,8 +63,11 @@ def train_detector(config: DictConfig) -> float | None:
     labels = datamodule.label_map
     make_task = instantiate(config.task)
     task: DetectorTask = make_task(config=config_for(datamodule.detector, labels), label_map=labels.to_json())
-    callbacks = list(instantiate(config.callbacks).values())
-    trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=make_loggers(config.logger))
+    callbacks = made_of_each(Callback, config.callbacks, "callbacks")
+    trainer: pl.Trainer = made(
+        pl.Trainer, config.trainer, "trainer", callbacks=callbacks, logger=make_loggers(config.logger)
+    )
+    refuse_unfit(task, trainer)
     task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}
     if resume_from is not None:
         check_resumable(task, resume_from)

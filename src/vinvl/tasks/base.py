@@ -20,6 +20,7 @@ from vinvl.data.datamodule import RegionDataModule
 from vinvl.data.feature_record import FeatureRecord
 from vinvl.data.store.regions import BOX_NUMBERS
 from vinvl.errors import UserError
+from vinvl.made import make_optimizer, make_scheduler
 from vinvl.models import VinVLConfig
 from vinvl.models.checkpoints import refuse_other_sizes
 from vinvl.tasks.checkpoints import OUR_KEY, load_into
@@ -302,10 +303,9 @@ class VinVLTask(pl.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in logged.items()}, rank_zero_only=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        assert self.make_optimizer is not None and self.make_scheduler is not None, "built for evaluation only"
-        optimizer = self.make_optimizer(parameter_groups(self.model, self.weight_decay))
+        optimizer = make_optimizer(self.make_optimizer, parameter_groups(self.model, self.weight_decay))
         total_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.make_scheduler(optimizer, total_steps=total_steps)
+        scheduler = make_scheduler(self.make_scheduler, optimizer, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(

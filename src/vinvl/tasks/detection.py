@@ -28,6 +28,7 @@ from vinvl.detection.training import (
     train_batch_norm,
 )
 from vinvl.errors import UserError
+from vinvl.made import make_optimizer, make_scheduler
 from vinvl.metrics import AttributeRecall, AveragePrecision
 from vinvl.metrics.detection_matching import FoundBoxes
 from vinvl.tasks.base import MakeOptimizer, MakeScheduler
@@ -205,13 +206,12 @@ class DetectorTask(pl.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in logged.items()}, rank_zero_only=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        assert self.make_optimizer is not None and self.make_scheduler is not None, "built for evaluation only"
-        optimizer = self.make_optimizer(
-            detector_parameter_groups(self.detector, self.weight_decay, self.bias_lr_factor)
+        optimizer = make_optimizer(
+            self.make_optimizer, detector_parameter_groups(self.detector, self.weight_decay, self.bias_lr_factor)
         )
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
-        scheduler = self.make_scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        scheduler = make_scheduler(self.make_scheduler, optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def exported(self) -> Detector:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vinvl.command import run_command
+from vinvl.command import Parser, run_command
 from vinvl.data.corpus.build import ensure_index
 from vinvl.data.corpus.index import ARRAYS, Corpus
 from vinvl.data.published_corpus.command import add_convert_command
@@ -18,12 +18,11 @@ from vinvl.errors import UserError, say
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 after an error or if problems were found."""
-    options = _parser().parse_args(arguments)
-    return run_command(lambda: options.run(options))
+    return run_command(lambda: _run(_parser().parse_args(arguments)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m vinvl.data.corpus", description="Make and index a pre-training corpus, or look at an index."
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -41,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("files", nargs="+", metavar="INDEX", help="folder of an index, or the JSONL beside it")
         command.set_defaults(run=run)
     return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    code: int = options.run(options)
+    return code
 
 
 def _build(options: argparse.Namespace) -> int:

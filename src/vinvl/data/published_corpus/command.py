@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vinvl.data.published_corpus.convert import TRAIN, VALIDATION, Conversion, convert_published_corpus
 from vinvl.errors import UserError, say
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, _SubParsersAction
+    from argparse import _SubParsersAction
 
 HELP = "the published Oscar+ corpus (yaml and TSV files) → a JSONL for each of its datasets"
 MORE = """\
@@ -20,7 +20,7 @@ features are looked up by image id in the region store. Not covered: corpora of 
 documents, without this yaml)."""
 
 
-def add_convert_command(commands: _SubParsersAction[ArgumentParser]) -> None:
+def add_convert_command(commands: _SubParsersAction[Any]) -> None:
     """Adds the command; what it runs is in `options.run`."""
     parser = commands.add_parser("convert", help=HELP, description=f"{HELP[0].upper()}{HELP[1:]}. {MORE}")
     parser.add_argument("yaml", metavar="YAML", help="names corpus_file, corpus and image_label_path")

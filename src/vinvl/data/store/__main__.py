@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from vinvl.command import run_command
+from vinvl.command import Parser, run_command
 from vinvl.data.store.comparison import compare_stores
 from vinvl.data.store.merging import merge_stores
 from vinvl.data.store.reader import RegionStore
@@ -16,8 +16,7 @@ from vinvl.errors import say
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 after an error or if problems were found."""
-    options = _parser().parse_args(arguments)
-    return run_command(lambda: _run(options))
+    return run_command(lambda: _run(_parser().parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -40,8 +39,8 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m vinvl.data.store", description="Look at stores of region features, check or join them."
     )
     commands = parser.add_subparsers(dest="command", required=True)
