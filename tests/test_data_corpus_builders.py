@@ -96,6 +96,7 @@ LIES = {
     "negative": edited(lambda m: m["arrays"]["tokens"].update(shape=[-1])),
     "no shape": edited(lambda m: m["arrays"]["tokens"].pop("shape")),
     "fewer rows": edited(lambda m: m.update(rows=5)),
+    "no counts": edited(lambda m: m.update(kinds={"caption": [1]})),
     "no tags": edited(lambda m: m.pop("tags")),
     "no size": edited(lambda m: m.pop("file_bytes")),
     "no tokenizer": edited(lambda m: m.pop("tokenizer")),

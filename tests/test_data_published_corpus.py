@@ -176,6 +176,7 @@ YAML, COCO, GQA = "corpus.yaml", "labels/coco/predictions_gt.tsv", "labels/gqa/Q
         (replaced(GQA, '["the", "door"]', '"door"'), "labels is 'door', expected a list of answers"),
         (replaced(YAML, "labels/coco", "labels/no"), "predictions_gt.tsv does not exist"),
         (replaced(YAML, "  coco: labels/coco\n", ""), "image_label_path has no folder for coco"),
+        (replaced(YAML, "labels/coco", r'"lab\0els"'), "image_label_path has no folder for coco"),
         (replaced(YAML, "text/corpus.tsv", "text/no.tsv"), r"its corpus_file .*no.tsv does not exist"),
         (replaced(YAML, "coco_googlecc_gqa", "coco_../../x"), "names the dataset '../../x'"),
         (replaced(YAML, "coco_googlecc_gqa", "[coco]"), "has no corpus, or one that is no text"),

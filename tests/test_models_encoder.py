@@ -291,6 +291,12 @@ def test_shapes_that_do_not_fit(changes: dict[str, Any], sentence: str) -> None:
         small_model()(**example(3, 2) | changes)
 
 
+@pytest.mark.parametrize("fields", [{"hidden_size": None}, {"use_cache": [1]}, {"eos_token_id": 0.5}])
+def test_configurations_of_other_types(fields: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"configuration cannot be used .*{next(iter(fields))}"):
+        VinVLConfig(**fields)
+
+
 def test_history_that_cannot_be_used() -> None:
     model, row = small_model(), example(3, 0)
     history = model.project_history([torch.zeros(1, 2, 16)] * 2)

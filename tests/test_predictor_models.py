@@ -169,6 +169,7 @@ class TestHostileCheckpoints:
             ("vqa", change(f"{DATA}.use_tags", SHELL), "use_tags is a dict"),
             ("vqa", change(f"{DATA}.tags", ["a"]), "tags is a list"),
             ("vqa", change(f"{DATA}.tokenizer", "${oc.env:HOME}"), "No tokenizer could be loaded"),
+            ("vqa", change(f"{DATA}.tokenizer", "a" * 5000), "No tokenizer could be loaded"),
             ("vqa", change("vinvl.run_config", []), "lacks the 'vinvl' record"),
             ("vqa", change("vinvl.task_class", "os.system"), "checkpoint of 'os.system'"),
             ("vqa", change("vinvl.task_class", "vinvl.tasks.base.VinVLTask"), "There is no task 'base'"),

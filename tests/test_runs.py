@@ -157,6 +157,21 @@ def test_other_errors_have_no_sentence() -> None:
     assert runs.sentence_of(ValueError("vinvl.errors.UserError: not one")) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("a" * 300, rf"No file can have the name '{'a' * 60}'…, which is too long: give another\."),
+        ("a\0b", r"a name that no file can have \(embedded null byte\)"),
+        ("a\ud800b", r"a name that no file can have \('utf-8' codec .* surrogates not allowed\)"),
+        ("", "a name that no file can have .*empty name"),
+    ],
+)
+def test_a_door_says_which_name_no_file_can_have(name: str, sentence: str, tmp_path: Path) -> None:
+    config = OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run")}})
+    with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
+        runs.run_door(lambda _: Path(name).with_name(Path(name).name or "b").with_suffix("").stat(), config)
+
+
 def test_a_door_says_the_sentence_and_keeps_other_tracebacks(tmp_path: Path) -> None:
     config = OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run")}})
     with pytest.raises(SystemExit) as left:

@@ -15,6 +15,7 @@ from vinvl.options import leaves
 AUTO = "auto"  # ckpt_path of a command that is given again and again: go on if there is something to go on from
 CHECKPOINTS = "checkpoints"  # folder of a run
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_NAME = re.compile("embedded null (byte|character)|has an empty name|surrogates not allowed")
 LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)? .*(?:killed by signal|exited unexpectedly)")
 BY_SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
 LOST_RANK = re.compile(r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited", re.I)
@@ -56,6 +57,10 @@ def sentence_of_fault(error: BaseException, config: DictConfig | None = None) ->
     for one in found:
         if isinstance(one, OSError) and one.errno in NO_ROOM:
             return _of_full_disk(one, config)
+        if isinstance(one, OSError) and one.errno == errno.ENAMETOOLONG:
+            return f"No file can have the name {str(one.filename)[:60]!r}…, which is too long: give another."
+        if isinstance(one, ValueError) and NO_NAME.search(str(one)):
+            return f"A file is given a name that no file can have ({one}): give another."
     return _of_configuration(error, config)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import BertConfig
 from transformers.activations import ACT2FN
 
@@ -67,7 +68,10 @@ class VinVLConfig(BertConfig):
         own["attn_implementation"] = attn_implementation
         refuse_wrong_fields(bert_fields | own, "The model")
         bert_fields["attn_implementation"] = PACKED if attn_implementation == "auto" else attn_implementation
-        super().__init__(**bert_fields)
+        try:
+            super().__init__(**bert_fields)
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise UserError(f"The model's configuration cannot be used ({' '.join(str(error).split())}).") from None
         self.img_feature_dim = img_feature_dim
         self.use_img_layernorm = bool(use_img_layernorm)  # published config.json files hold 0 and 1
         self.img_layer_norm_eps = img_layer_norm_eps

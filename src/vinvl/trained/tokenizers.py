@@ -1,5 +1,6 @@
 """The tokenizer that belongs to a model."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,7 +104,7 @@ def _find(name: str | None, files: CheckpointFiles) -> tuple[str, PreTrainedToke
 
 def _open(name: str) -> tuple[str, PreTrainedTokenizerBase]:
     folder = Path(name).expanduser()
-    if not any((folder / one).is_file() for one in TOKENIZER_FILES) and (folder / VOCABULARY).is_file():
+    if not any(os.path.isfile(folder / one) for one in TOKENIZER_FILES) and os.path.isfile(folder / VOCABULARY):
         return str(folder), tokenizer_of_vocabulary(folder / VOCABULARY)  # as Oscar was published
     return name, load_tokenizer(name)
 

@@ -191,7 +191,9 @@ def _describes_an_index(manifest: dict[str, Any]) -> bool:
     texts = [manifest.get(name) for name in ("file", "file_digest", "tokenizer")]
     numbers = [manifest.get(name) for name in ("rows", "vocab_size", "file_bytes", "file_modified_ns")]
     arrays = manifest.get("arrays")
-    if not all(isinstance(entry, dict) for entry in counts) or not all(isinstance(entry, str) for entry in texts):
+    if not all(isinstance(entry, dict) and {int}.issuperset(map(type, entry.values())) for entry in counts):
+        return False
+    if not all(isinstance(entry, str) for entry in texts):
         return False
     if not all(type(entry) is int for entry in numbers) or not isinstance(arrays, dict):
         return False

@@ -60,9 +60,9 @@ def read_settings(path: str | Path, datasets: Sequence[str] | None = None) -> Pu
     folders = content.get("image_label_path")
     if not isinstance(folders, dict):
         raise UserError(f"{path} has no image_label_path; it should map each dataset to the folder of its labels.")
-    missing = [name for name in used if not isinstance(folders.get(name), str)]
-    if missing:
-        raise UserError(f"{path}: image_label_path has no folder for {missing[0]}; add it or leave the dataset out.")
+    for name in used:
+        if not isinstance(folders.get(name), str) or "\0" in folders[name]:
+            raise UserError(f"{path}: image_label_path has no folder for {name}; add it or leave the dataset out.")
     rows = path.parent / _text(content, "corpus_file", path)
     if not rows.is_file():
         raise UserError(f"{path}: its corpus_file {rows} does not exist; check the path.")
