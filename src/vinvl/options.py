@@ -293,7 +293,9 @@ def _plain(value: Any) -> Any:
 
 
 def _told(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, list) else "[…]"
+    if isinstance(value, list | dict):
+        return "[…]" if isinstance(value, list) else "{…}"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 def _kind(wanted: Any) -> str:
