@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from door_runs import call, door_environment
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded at test time
@@ -54,25 +54,12 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def door_environment(demo_data: Path) -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    return environment | {"VINVL_DATA": str(demo_data), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-
-
 @pytest.fixture
 def door(demo_data: Path, tmp_path: Path) -> Door:
     """Runs `python -m vinvl.DOOR overrides` in an empty folder and returns what it did."""
 
-    def run(name: str, *overrides: str, launcher: tuple[str, ...] = ("-m",)) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *launcher, f"vinvl.{name}", *overrides],
-            cwd=tmp_path,
-            env=door_environment(demo_data),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+    def run(name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+        return call(tmp_path, f"vinvl.{name}", *overrides, environment=door_environment(demo_data))
 
     return run
 

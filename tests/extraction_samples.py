@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import door_environment
 from detection_samples import GOLDEN, SMALL, SMALL_WEIGHTS
+from door_runs import door_environment
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import door_environment
 from door_in_process import (
     CAPTIONING,
     WORLD,
@@ -23,7 +22,7 @@ from door_in_process import (
     same_weights,
     scores,
 )
-from door_runs import ON_CPU, succeed
+from door_runs import ON_CPU, door_environment, succeed
 
 from vinvl.data.store import RegionStore
 from vinvl.models import VinVLConfig, VinVLForCaptioning, initialise_with_report

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import door_runs
 import pytest
 import torch
 from conftest import refusal
@@ -20,15 +21,16 @@ from vinvl.data.store import RegionStore
 from vinvl.data.store.journal import committed_images, journal_folder
 
 
+def arguments(folder: Path, *given: str) -> list[str]:
+    return [*overrides(folder), f"images={folder / 'pictures'}", f"output={folder / 'f.h5'}", *given]
+
+
 def command(folder: Path, *given: str) -> list[str]:
-    place = [f"images={folder / 'pictures'}", f"output={folder / 'f.h5'}"]
-    return [sys.executable, "-m", "vinvl.extract", *overrides(folder), *place, *given]
+    return [sys.executable, "-m", "vinvl.extract", *arguments(folder, *given)]
 
 
 def call(folder: Path, *given: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(folder, *given), cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=200
-    )
+    return door_runs.call(folder, "vinvl.extract", *arguments(folder, *given), environment=environment(folder))
 
 
 def uninterrupted(folder: Path) -> bytes:
@@ -186,21 +188,13 @@ def test_unfinished_work_with_other_settings_is_kept_unless_it_is_to_be_overwrit
 
 
 def test_missing_settings_are_asked_for(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "vinvl.extract"], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
-    )
+    result = door_runs.call(tmp_path, "vinvl.extract", environment=environment(tmp_path))
     sentence = refusal(result)
     assert all(f"{name}=VALUE" in sentence for name in ("images", "weights", "output"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_help_tells_how(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "vinvl.extract", "--help"],
-        cwd=tmp_path,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-    )
+    result = door_runs.call(tmp_path, "vinvl.extract", "--help", environment=environment(tmp_path))
     assert result.returncode == 0
     assert "python -m vinvl.extract images=DIR" in result.stdout and "exif_orientation" in result.stdout

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY_MODEL, TINY_WORLD, Door, door_environment
+from conftest import TINY_MODEL, TINY_WORLD, Door
 from door_in_process import run_in_process
-from door_runs import ON_CPU, call_door, succeed
+from door_runs import ON_CPU, call_door, door_environment, succeed
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_DEMO, Door, door_environment
-from door_runs import succeed
+from conftest import TINY_DEMO, Door
+from door_runs import door_environment, succeed
 
 from vinvl.tasks.checkpoints import read_checkpoint
 
@@ -105,11 +105,11 @@ def test_accumulation_precision_and_early_stopping_are_overrides(door: Door, tmp
 
 
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
-def test_two_ranks_train_and_score_as_one_would(door: Door, tmp_path: Path, launcher: str) -> None:
+def test_two_ranks_train_and_score_as_one_would(door: Door, demo_data: Path, tmp_path: Path, launcher: str) -> None:
     ranks = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-    run_with = ("-m",) if launcher == "lightning" else torchrun
-    result = door("train", *TINY_DEMO, *ranks, launcher=run_with)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *(torchrun if launcher == "torchrun" else []), "-m", "vinvl.train", *TINY_DEMO, *ranks]
+    result = subprocess.run(command, cwd=tmp_path, env=door_environment(demo_data), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path)
     alone = door("evaluate", f"ckpt_path={run / 'checkpoints/best.ckpt'}", "trainer.accelerator=cpu")

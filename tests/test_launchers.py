@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import door_environment
+from door_runs import door_environment
 from survival_runs import PRETRAINING, wait_for, write_corpora
 
 from vinvl.runs import repository_root

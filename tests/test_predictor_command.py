@@ -1,16 +1,14 @@
 """`python -m vinvl.predict image=…`: what it prints and writes, what it takes from the command, and what it leaves."""
 
 import json
-import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import door_environment
 from door_in_process import composed, refused_in_process
+from door_runs import call, door_environment
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,10 +64,10 @@ def test_the_command_as_a_person_gives_it(folder: Path, runs: dict[str, Path], d
     """A question with everything in it that Hydra reads as its own; no run folder is left."""
     question = 'what\'s left (of it), and is {it} "red" [or] 50% ${blue}?'
     picture = save(tmp_path / "photo (1), mine.png")
-    result = subprocess.run(
-        [sys.executable, "-m", "vinvl.predict", f"ckpt_path={runs['vqa']}", f"weights={folder / 'detector.pth'}",
-         f"image={picture}", f"question={question}", "output=answers.jsonl", "task=vqa", ON_CPU],
-        cwd=tmp_path, env=door_environment(demo_data), capture_output=True, text=True, timeout=300, check=False,
+    result = call(
+        tmp_path, "vinvl.predict", f"ckpt_path={runs['vqa']}", f"weights={folder / 'detector.pth'}",
+        f"image={picture}", f"question={question}", "output=answers.jsonl", "task=vqa", ON_CPU,
+        environment=door_environment(demo_data),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     title, *lines = result.stdout.splitlines()

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import door_runs
 import pytest
-from conftest import TINY_MODEL, TINY_WORLD, door_environment
+from conftest import TINY_MODEL, TINY_WORLD
 from door_in_process import same_weights
+from door_runs import door_environment
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,15 +44,7 @@ STAGES = [*(f"pretrain.{one}" for one in TINY), *(f"finetune.{one}" for one in T
 
 
 def call(folder: Path, data: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vinvl.pretrain_finetune", *overrides],
-        cwd=folder,
-        env=door_environment(data),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return door_runs.call(folder, "vinvl.pretrain_finetune", *overrides, environment=door_environment(data))
 
 
 @pytest.mark.slow

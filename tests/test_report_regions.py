@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
+import door_runs
 import numpy as np
 import pytest
-from conftest import door_environment, refusal
+from conftest import refusal
+from door_runs import door_environment
 from picture_samples import gradient, save, with_orientation
 from store_samples import LABELS, write
 from test_report_caption_page import Reader
@@ -165,10 +166,7 @@ def test_the_door(tmp_path: Path) -> None:
     save(tmp_path / "p" / "a.png")
 
     def call(*given: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "vinvl.report", *given],
-            cwd=tmp_path, env=door_environment(tmp_path), capture_output=True, text=True,
-        )  # fmt: skip
+        return door_runs.call(tmp_path, "vinvl.report", *given, environment=door_environment(tmp_path))
 
     result = call("store=f.h5", "images=p")
     assert result.returncode == 0 and "f.html: 1 pictures" in result.stdout, result.stderr
