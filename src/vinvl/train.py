@@ -17,7 +17,7 @@ from vinvl.door import enter
 from vinvl.errors import UserError, say
 from vinvl.made import made, made_of_each, refuse_unfit
 from vinvl.overrides import command_overrides, given_values, refuse_unread_splits
-from vinvl.plan import plan
+from vinvl.plan import plan, wants_plan
 from vinvl.preemption import Stopped
 from vinvl.report.table import print_results
 from vinvl.resume import ORDER, check_resumable, resume_path, tidy_run_folder, training_order
@@ -34,9 +34,7 @@ def train(config: DictConfig) -> float | None:
     Returns:
         the best checkpoint's score in validation, which is what a sweep should choose by; None where there is none.
     """
-    if config.get("plan"):  # +plan=true: what the run would cost, and no run
-        plan(config)
-        return None
+    planned = wants_plan(config)
     output_dir = Path(config.paths.output_dir)
     # First of all: what is missing is told before any work.
     run_config: Any = OmegaConf.to_container(config, resolve=True)
@@ -50,6 +48,9 @@ def train(config: DictConfig) -> float | None:
     datamodule.setup("fit")
     tested = config.test_after_fit and has_test_split(datamodule)
     task: Any = made(VinVLTask, config.task, "task", datamodule=datamodule)
+    if planned:
+        plan(config, task, datamodule)
+        return None
     callbacks = made_of_each(Callback, config.callbacks, "callbacks")
     trainer: pl.Trainer = made(
         pl.Trainer, config.trainer, "trainer", callbacks=callbacks, logger=make_loggers(config.logger)
