@@ -18,7 +18,7 @@ from vinvl.data.gqa_files import read_gqa
 from vinvl.data.nlvr2_files import read_nlvr2
 from vinvl.data.vqa_files import read_official
 from vinvl.report.baselines import constant_caption, question_text_prior, question_type_prior
-from vinvl.report.caption_page import CaptionedPicture, write_caption_page
+from vinvl.report.pages import CaptionedPicture, write_caption_page
 from vinvl.report.table import print_results
 from vinvl.runs import data_root
 

@@ -67,7 +67,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_all_modules_and_all_configs_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
-    modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
+    files = [path for kind in ("*.py", "*.html") for path in (ROOT / "src").rglob(kind)]
+    modules = {path.relative_to(ROOT / "src").as_posix() for path in files}
     configs = {f"vinvl/conf/{path.relative_to(ROOT / 'conf').as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert packed == modules | configs | {"vinvl/py.typed"}
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vinvl.errors import UserError
-from vinvl.report.caption_page import CaptionedPicture, write_caption_page
+from vinvl.report.pages import CaptionedPicture, write_caption_page
 
 
 class Reader(HTMLParser):

@@ -13,7 +13,7 @@ from vinvl.data.pictures.reading import EXIF_APPLY, EXIF_IGNORE, PILLOWS_LIMIT
 from vinvl.data.store import RegionStore
 from vinvl.data.store.id_lookup import IdLookup
 from vinvl.errors import UserError
-from vinvl.report.region_page import RegionPicture, write_region_page
+from vinvl.report.pages import RegionPicture, write_region_page
 from vinvl.report.region_summary import summarise
 
 
