@@ -36,14 +36,14 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     path = Path(path)
     with failure_told(path, "check folder, permissions and room"):
-        partial, lock = _reserve(path, is_folder=False)
+        partial, descriptor = _reserve(path, is_folder=False)
         try:
-            with open(lock, mode, encoding=None if "b" in mode else "utf-8", closefd=False) as file:
+            with open(descriptor, mode, encoding=None if "b" in mode else "utf-8", closefd=False) as file:
                 yield file
             put_in_place(partial, path)
         finally:
             _remove(partial)
-            os.close(lock)
+            os.close(descriptor)
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
@@ -75,12 +75,12 @@ def work_folder(target: Path) -> Iterator[Path]:
         UserError: what is written into it, or the folder itself, finds no place.
     """
     with failure_told(target, "nothing is left of it"):
-        folder, lock = reserve_folder(target)
+        folder, descriptor = reserve_folder(target)
         try:
             yield folder
         finally:
             _remove(folder)
-            os.close(lock)
+            os.close(descriptor)
 
 
 def reserve_folder(target: Path) -> tuple[Path, int]:
@@ -136,6 +136,29 @@ def remove_leftovers(folder: Path, names: str) -> None:
                 _remove_unlocked(folder / name)
 
 
+def lock(descriptor: int, *, wait: bool = False, shared: bool = False, inherited: bool = True) -> bool | None:
+    """Whether the lock of an open file is ours now; None on a network folder without locks, where nobody has one.
+
+    It lasts until the file is closed or the process ends, however it ends. Processes that are forked keep it too unless
+    it is not `inherited`: data workers outlive a killed run by seconds.
+    """
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        (fcntl.flock if inherited else fcntl.lockf)(descriptor, how)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def is_open_file(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one of that name: a lock on a removed file guards nothing."""
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
 def system_error(error: BaseException | None) -> OSError | None:
     """The operating system's error behind an exception: torch reports a failed write as an error of its own."""
     while error is not None and not isinstance(error, OSError):
@@ -170,29 +193,18 @@ def _reserve(target: Path, is_folder: bool) -> tuple[Path, int]:
         partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
         if is_folder:
             partial.mkdir()
-        lock = os.open(partial, os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if _lock(lock) is not False and partial.exists():  # else it was taken for a leftover before it was locked
-            return partial, lock
-        os.close(lock)
+        descriptor = os.open(partial, os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if lock(descriptor) is not False and partial.exists():  # else it was taken for a leftover before it was locked
+            return partial, descriptor
+        os.close(descriptor)
 
 
 def _remove_unlocked(partial: Path) -> None:
     with suppress(OSError):
-        lock = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if _lock(lock):
+        descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if lock(descriptor):
             _remove(partial)
-        os.close(lock)
-
-
-def _lock(descriptor: int) -> bool | None:
-    """Whether the lock of an open file is ours now; None on a network folder without locks, where nobody has one."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -1,6 +1,5 @@
 """A run folder before Hydra writes into it: there is room in it, and no other process at work."""
 
-import fcntl
 import os
 import sys
 from contextlib import suppress
@@ -12,6 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.errors import printable
+from vinvl.files import lock
 from vinvl.runs import LOCK, process_rank
 
 ROOM = 1 << 16  # bytes for configuration and logs
@@ -42,7 +42,7 @@ class RunFolder(Callback):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-            if not locked(self._lock):
+            if lock(self._lock, inherited=False) is False:
                 told = "wait for it, or stop it first, or pass another place with"
                 sys.exit(printable(f"error: Another process is at work in {folder}: {told} {key}=FOLDER."))
             os.write(self._lock, bytes(ROOM))
@@ -58,17 +58,3 @@ class RunFolder(Callback):
                     f"or pass another place with {key}=FOLDER."
                 )
             )
-
-
-def locked(descriptor: int) -> bool:
-    """Whether this process has the lock of an open file now, or nobody can know, on a network folder without locks.
-
-    Other than those of `vinvl.files`, it is not inherited by data workers, which outlive a killed run by seconds.
-    """
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return True
-    return True

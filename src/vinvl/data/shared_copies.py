@@ -6,7 +6,6 @@ processes left, the next one takes away.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vinvl.errors import UserError, say
-from vinvl.files import put_in_place
+from vinvl.files import is_open_file, lock, put_in_place
 
 MEMORY = Path("/dev/shm")
 WORTH_TELLING = 10**8  # bytes
@@ -68,21 +67,21 @@ def _identity(file: Path) -> str:
 def _copied(file: Path, copy: Path) -> int:
     """Makes the copy if there is none; a shared lock on it, as an open file."""
     while True:
-        lock = os.open(_lock_of(copy), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(_lock_of(copy), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH)  # waits for who is copying
-            if not copy.exists() and _is_at(lock, _lock_of(copy)):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not copy.exists() and _is_at(lock, _lock_of(copy)):
+            lock(descriptor, wait=True, shared=True)  # waits for who is copying
+            if not copy.exists() and is_open_file(_lock_of(copy), descriptor):
+                lock(descriptor, wait=True)
+                if not copy.exists() and is_open_file(_lock_of(copy), descriptor):
                     _copy(file, copy)
-                fcntl.flock(lock, fcntl.LOCK_SH)
+                lock(descriptor, wait=True, shared=True)
             # Between one lock and the other there is none, and who took the copy away took the lock's file with it.
-            if copy.exists() and _is_at(lock, _lock_of(copy)):
-                return lock
+            if copy.exists() and is_open_file(_lock_of(copy), descriptor):
+                return descriptor
         except BaseException:
-            os.close(lock)
+            os.close(descriptor)
             raise
-        os.close(lock)
+        os.close(descriptor)
 
 
 def _copy(file: Path, copy: Path) -> None:
@@ -107,9 +106,9 @@ def _copy(file: Path, copy: Path) -> None:
 def _release(owner: int, locks: list[int], copies: list[Path]) -> None:
     if os.getpid() != owner:  # a forked data worker
         return
-    for lock, copy in zip(locks, copies, strict=True):
-        _take_away_if_unused(lock, copy)
-        os.close(lock)
+    for descriptor, copy in zip(locks, copies, strict=True):
+        _take_away_if_unused(descriptor, copy)
+        os.close(descriptor)
     locks.clear()
     copies.clear()
 
@@ -118,17 +117,15 @@ def _take_away_unused(folder: Path) -> None:
     """What killed processes have left."""
     for path in folder.glob("*.lock"):
         try:
-            lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             continue
-        _take_away_if_unused(lock, path.with_suffix(".h5"))
-        os.close(lock)
+        _take_away_if_unused(descriptor, path.with_suffix(".h5"))
+        os.close(descriptor)
 
 
-def _take_away_if_unused(lock: int, copy: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+def _take_away_if_unused(descriptor: int, copy: Path) -> None:
+    if not lock(descriptor):
         return
     for path in (copy, copy.with_suffix(".partial"), _lock_of(copy)):
         path.unlink(missing_ok=True)
@@ -136,11 +133,3 @@ def _take_away_if_unused(lock: int, copy: Path) -> None:
 
 def _lock_of(copy: Path) -> Path:
     return copy.with_suffix(".lock")
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
-    try:
-        return os.fstat(descriptor).st_ino == path.stat().st_ino
-    except OSError:
-        return False

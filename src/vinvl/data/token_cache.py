@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -23,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from vinvl.data.columns import TextColumn
 from vinvl.data.text import RaggedTokens, Texts, encode_texts, plain_backend
 from vinvl.errors import UserError
-from vinvl.files import atomic_write, system_error
+from vinvl.files import atomic_write, lock, system_error
 
 LEAST_TEXTS = 50_000  # fewer are tokenized faster than a person notices
 MAGIC = b"vinvltk1"
@@ -124,8 +123,8 @@ def _write(path: Path, tokens: RaggedTokens) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process of all at a time."""
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (folder / ".lock").open("w") as file:
+        lock(file.fileno(), wait=True)
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from vinvl.data.demo.paths import SPLITS, DemoWorld, DemoWorldSizes, read_marker
 from vinvl.data.demo.write import MAX_IMAGES_PER_SPLIT, write_world
 from vinvl.errors import UserError, say
-from vinvl.files import put_in_place, work_folder
+from vinvl.files import is_open_file, lock, put_in_place, work_folder
 
 NUM_TRAIN_IMAGES = 3000
 NUM_VAL_IMAGES = 300
@@ -132,9 +131,8 @@ def _locked(folder: Path) -> Iterator[None]:
     path = folder.parent / f".{folder.name}.lock"
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # The holder before us removes the file: a lock on a removed file guards nothing, so open it anew.
-        if _is_open_file(path, descriptor):
+        lock(descriptor, wait=True)
+        if is_open_file(path, descriptor):  # else the holder before us has removed it
             break
         os.close(descriptor)
     try:
@@ -142,10 +140,3 @@ def _locked(folder: Path) -> Iterator[None]:
     finally:
         path.unlink()
         os.close(descriptor)
-
-
-def _is_open_file(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

@@ -11,7 +11,6 @@ which must agree before a store is made of them.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -31,7 +30,7 @@ from vinvl.data.store.labels import LabelMap
 from vinvl.data.store.regions import Regions
 from vinvl.data.store.spool import SIDE_FILES, RowShapes, Spool, SpoolLength, SpoolRows, WorkFolder
 from vinvl.errors import UserError
-from vinvl.files import PARTIAL_SUFFIX, atomic_write, put_in_place, reason_of
+from vinvl.files import PARTIAL_SUFFIX, atomic_write, lock, put_in_place, reason_of
 
 _SETTINGS, _COMMITS, _LOCK = "settings.json", "commits.bin", "lock"
 _EARLIER_COMMITS = "commits.raw"  # without checksums
@@ -273,13 +272,9 @@ def _size(path: Path) -> int:
 def _locked(path: Path, target: Path) -> int:
     """A descriptor that holds the lock until it is closed or the process ends."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if lock(descriptor) is False:
         os.close(descriptor)
         raise UserError(
             f"Another process is working on {target}: wait for it, or stop it first, or give another output."
-        ) from None
-    except OSError:  # a network folder without locks: nothing can be known, so the work goes on
-        pass
+        )
     return descriptor
