@@ -19,7 +19,6 @@ from vinvl.data.store import RegionStore
 from vinvl.data.store.merging import merge_stores
 from vinvl.detection import Detector
 from vinvl.extraction import module as module_module
-from vinvl.extraction.progress import time_left
 
 
 def store_of(folder: Path, *given: str, name: str = "f.h5") -> RegionStore:
@@ -216,10 +215,3 @@ def test_the_label_map_beside_the_weights_is_found(tmp_path: Path) -> None:
     weights.write_bytes(SMALL_WEIGHTS.read_bytes())
     (weights.parent / "VG-SGG-dicts-vgoi6-clipped.json").write_text(json.dumps(LABELS))
     assert store_of(tmp_path, f"weights={weights}", "labels=null").label_map.classes[80] == "class 80"
-
-
-@pytest.mark.parametrize(
-    ("left", "speed", "text"), [(10, 0.0, "some time"), (10, 1, "10 s"), (600, 2, "5 min"), (80_000, 10, "2 h 13 min")]
-)
-def test_time_left(left: int, speed: float, text: str) -> None:
-    assert time_left(left, speed) == text

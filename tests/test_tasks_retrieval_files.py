@@ -1,6 +1,5 @@
 """Score files: whole or absent, known as one's own, refused with a sentence; and an honest estimate of time left."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 from vinvl.data.retrieval_candidates import Block, Fold
 from vinvl.errors import UserError
 from vinvl.tasks.retrieval_files import ScoreFiles
-from vinvl.tasks.retrieval_progress import ScoringProgress, duration
 
 FOLD = Fold(np.arange(5), np.arange(7), np.array([0, 0, 1, 2, 3, 4, 4]))
 BLOCKS = [Block(0, 0, 2), Block(0, 2, 4), Block(0, 4, 5)]
@@ -84,31 +82,3 @@ def test_a_candidate_set_that_the_disk_cannot_hold_is_refused(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"The scores need 2000000\.0 GB and .* free: make room"):
         store.check_room(frozenset())
     store.check_room(frozenset({0}))
-
-
-def test_the_estimate_is_the_measured_cost_of_what_is_left() -> None:
-    now = 0.0
-    lines: list[str] = []
-    costs = {0: 500.0, 1: 10.0, 2: 30.0, 3: 20.0}
-    pairs = dict.fromkeys(costs, 100)
-    progress = ScoringProgress(costs, pairs, note="  (note)", clock=lambda: now, say=lines.append)
-    now = 1000.0  # workers and device take their time to start
-    progress.add(0)
-    assert math.isnan(progress.seconds_left(now)) and lines == []
-    now = 1020.0
-    progress.add(1)
-    assert progress.seconds_left(now) == pytest.approx(100.0)  # 50 left at 2 seconds each
-    now = 1025.0
-    progress.add(2)  # too soon for another line
-    now = 1031.0
-    progress.add(3)
-    assert progress.seconds_left(now) == 0
-    assert lines == [
-        "scored 2 of 4 blocks  5 pairs/s  about 2 min left  (note)",
-        "scored 4 of 4 blocks  10 pairs/s  done  (note)",
-    ]
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(7.2, "7 s"), (99.0, "99 s"), (150.0, "2 min"), (9000.0, "2.5 h")])
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

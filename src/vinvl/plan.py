@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vinvl.data.datamodule import RegionDataModule
 from vinvl.errors import UserError
 from vinvl.made import made, refuse_unfit
+from vinvl.progress import duration
 from vinvl.report.table import print_results
 from vinvl.runs import remove_empty_run
 from vinvl.tasks.base import VinVLTask
@@ -241,14 +242,6 @@ def size(number: float) -> str:
         if number >= unit:
             return f"{number / unit:,.3g} {name}"
     return f"{number / 1e3:,.3g} kB"
-
-
-def duration(seconds: float) -> str:
-    """For a person: "1,234 h", "2.5 h", "30 min" or "36 s"."""
-    for name, unit in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= unit:
-            return f"{seconds / unit:,.{0 if seconds >= 100 * unit else 1}f} {name}"
-    return f"{seconds:.3g} s"
 
 
 def _now() -> float:

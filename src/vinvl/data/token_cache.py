@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import tokenizers
 from pytorch_lightning.utilities import rank_zero_warn
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.columns import TextColumn
 from vinvl.data.text import RaggedTokens, Texts, encode_texts, plain_backend
 from vinvl.errors import UserError
 from vinvl.files import atomic_write, lock, system_error
+from vinvl.progress import progress
 
 LEAST_TEXTS = 50_000  # fewer are tokenized faster than a person notices
 MAGIC = b"vinvltk1"
@@ -86,7 +85,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: TextColumn) -> RaggedToke
     if multiprocessing.parent_process() is None:  # threads that the parent had are gone in a forked process
         os.environ[PARALLELISM] = "true"
     try:
-        with _progress(len(texts)) as tell:
+        with progress("texts", len(texts)) as tell:
             return encode_texts(tokenizer, texts, tell)
     finally:  # data workers are forked later, and the threads do not survive that
         os.environ[PARALLELISM] = "false" if before is None else before
@@ -126,16 +125,3 @@ def _alone(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         lock(file.fileno(), wait=True)
         yield
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A function that is told how many texts are done."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done: None
-        return
-    columns = ("Tokenizing", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.update(task, completed=done)

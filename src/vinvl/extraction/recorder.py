@@ -18,7 +18,7 @@ from vinvl.data.store.spool import RowShapes
 from vinvl.errors import UserError
 from vinvl.extraction.feed import PictureBatch
 from vinvl.extraction.module import Detected
-from vinvl.extraction.progress import Show, picture_progress
+from vinvl.progress import Show, progress
 from vinvl.signals import StopRequest
 
 LOOK_SECONDS = 2.0  # between two looks at how far other processes are
@@ -66,7 +66,7 @@ class Recorder(Callback):
         self._request = StopRequest("these pictures")
         self._others: _Others | None = None
         self._stack = ExitStack()
-        self._show: Show = lambda now, broken: None
+        self._show: Show = lambda now, note="": None
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._request.listen()
@@ -78,7 +78,7 @@ class Recorder(Callback):
         )
         if trainer.is_global_zero:
             self._others = _Others(self._target, trainer.global_rank)
-            self._show = self._stack.enter_context(picture_progress(self._total, self._done))
+            self._show = self._stack.enter_context(progress("images", self._total, self._done))
 
     def on_predict_batch_end(
         self,
@@ -103,7 +103,7 @@ class Recorder(Callback):
                 self.unusable.append(Unusable(paths[regions.image_id], str(error)))
         if self._others is not None:
             now = self._done + self._added + len(self.unusable) + self._others.added()
-            self._show(now, len(self.unusable))
+            self._show(now, f", {len(self.unusable):,} broken" if self.unusable else "")
         if self._request.received is not None:
             raise Stopped(self._request.exit_code)
 

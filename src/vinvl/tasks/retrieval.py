@@ -19,12 +19,12 @@ from vinvl.errors import UserError, say
 from vinvl.files import atomic_write
 from vinvl.metrics.recall import RECALL_AT, RecallAtK
 from vinvl.models import VinVLForAnswering, answer_loss_per_example
+from vinvl.progress import progress_lines
 from vinvl.tasks.base import TaskArguments, VinVLTask
 from vinvl.tasks.retrieval_files import ScoreFiles
 from vinvl.tasks.retrieval_fingerprint import scores_fingerprint
-from vinvl.tasks.retrieval_progress import ScoringProgress
 from vinvl.tasks.retrieval_ranks import FoldRanks, fold_ranks
-from vinvl.tasks.retrieval_run import FoldScorer, ScoringRun, block_costs, chance, scores_folder
+from vinvl.tasks.retrieval_run import FoldScorer, ScoringRun, chance, scores_folder
 from vinvl.tasks.retrieval_scoring import PairScorer
 
 SCORES = "retrieval_scores"  # folder beside the checkpoints
@@ -110,7 +110,8 @@ class RetrievalTask(VinVLTask):
         self._announce(folds, blocks, files, finished, bad)
         data.finished = finished
         scorer = FoldScorer(self._pair_scorer(data), candidates, folds)
-        progress = self._progress(*block_costs(candidates, folds, blocks), finished)
+        pairs = [(block.stop - block.start) * len(folds[block.fold].captions) for block in blocks]
+        progress = self._progress(pairs, finished)
         return ScoringRun(candidates, folds, blocks, files, scorer, progress)
 
     def _on_rank_zero(self, work: Callable[[], Result]) -> Result:
@@ -161,16 +162,20 @@ class RetrievalTask(VinVLTask):
         if finished:
             say(f"{len(finished):,} blocks are scored already in {files.folder}.")
 
-    def _progress(
-        self, costs: Sequence[float], pairs: Sequence[int], finished: frozenset[int]
-    ) -> ScoringProgress | None:
-        """Of rank 0's share; the others have as much to do."""
+    def _progress(self, pairs: Sequence[int], finished: frozenset[int]) -> Callable[[int], None]:
+        """What is told of each block that rank 0 has scored; the other ranks are as far as it is."""
         if not self.trainer.is_global_zero:
-            return None
-        own = [number for number in range(len(costs)) if number not in finished][:: self.trainer.world_size]
+            return lambda number: None
         ranks = self.trainer.world_size
-        note = f"  (this is one of {ranks} ranks with like shares)" if ranks > 1 else ""
-        return ScoringProgress({n: costs[n] for n in own}, {n: pairs[n] for n in own}, note=note, say=say)
+        done, total = 0, sum(count for number, count in enumerate(pairs) if number not in finished)
+        show = progress_lines("pairs", total)
+
+        def tell(number: int) -> None:
+            nonlocal done
+            done = min(done + pairs[number] * ranks, total)
+            show(done)
+
+        return tell
 
     def _pair_scorer(self, data: RetrievalDataModule) -> PairScorer:
         return PairScorer(

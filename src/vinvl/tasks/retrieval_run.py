@@ -1,6 +1,6 @@
 """One scoring run over the test candidates: what is scored, where the scores lie, what they say."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -13,7 +13,6 @@ from torch import Tensor
 from vinvl.data.caption_records import CaptionRecords
 from vinvl.data.retrieval_candidates import Block, Fold, RetrievalCandidates, ScoringBlock
 from vinvl.tasks.retrieval_files import ScoreFiles
-from vinvl.tasks.retrieval_progress import ScoringProgress
 from vinvl.tasks.retrieval_ranks import FoldRanks, best_columns, best_images, fold_ranks
 from vinvl.tasks.retrieval_scoring import CaptionChunk, PairScorer, caption_chunks
 
@@ -47,14 +46,14 @@ class FoldScorer:
 
 @dataclass(frozen=True, eq=False)
 class ScoringRun:
-    """Candidates, their division, the files of the scores, and what scores them."""
+    """Candidates, their division, the files of the scores, what scores them, and what is told of each scored block."""
 
     candidates: RetrievalCandidates
     folds: Sequence[Fold]
     blocks: Sequence[Block]
     files: ScoreFiles
     scorer: FoldScorer
-    progress: ScoringProgress | None
+    progress: Callable[[int], None]
 
     def score(self, images: ScoringBlock) -> None:
         """Scores a block and saves it; nothing for a block that comes empty."""
@@ -62,8 +61,7 @@ class ScoringRun:
             return
         scores = self.scorer.score(images, self.blocks[images.number])
         self.files.write(images.number, scores.cpu().numpy())
-        if self.progress is not None:
-            self.progress.add(images.number)
+        self.progress(images.number)
 
     def blocks_of(self, fold: int) -> Iterable[tuple[Block, np.ndarray]]:
         """The blocks of a fold with their scores, read one at a time."""
@@ -127,23 +125,6 @@ def described(records: CaptionRecords, row: int) -> dict[str, Any]:
 def probability(score: float) -> float:
     """The softmax probability of "matched" for a score."""
     return round(float(1 / (1 + np.exp(-np.float64(score)))), 6)
-
-
-def block_costs(
-    candidates: RetrievalCandidates, folds: Sequence[Fold], blocks: Sequence[Block]
-) -> tuple[list[float], list[int]]:
-    """Tokens and regions of all pairs of each block, near enough to weigh them by, and the number of its pairs."""
-    text, images = candidates.region_text, candidates.images
-    limits, lengths = text.limits, candidates.lengths()
-    regions = np.minimum(text.store.num_regions[images], limits.max_regions if limits.use_regions else 0)
-    caption = float(candidates.captions.tokens.lengths().mean()) + 3  # special tokens
-    sizes = np.minimum(caption + lengths - regions, limits.max_tokens) + regions
-    costs, pairs = [], []
-    for block in blocks:
-        fold = folds[block.fold]
-        costs.append(float(sizes[fold.images[block.start : block.stop]].sum()) * len(fold.captions))
-        pairs.append((block.stop - block.start) * len(fold.captions))
-    return costs, pairs
 
 
 def chance(fold: Fold, k: int) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,6 @@ import numpy as np
 from vinvl.data.features_in.left_out import ON_DAMAGED, REFUSE, LeftOut
 from vinvl.data.features_in.lines import Found
 from vinvl.data.features_in.objects import with_background
-from vinvl.data.features_in.progress import progress_bar
 from vinvl.data.features_in.rows import OSCAR_DIM, ReadOptions
 from vinvl.data.features_in.sniff import find_features
 from vinvl.data.features_in.source import SourceFiles, open_source
@@ -23,6 +22,7 @@ from vinvl.data.json_files import read_bytes
 from vinvl.data.store import LabelMap, Regions, RegionStoreWriter
 from vinvl.errors import UserError
 from vinvl.files import refuse_existing, work_folder
+from vinvl.progress import Show, progress
 
 LEADING = 8  # images with regions that are looked at before the shape of the store is settled
 LONGEST_FEATURE = 2**20  # numbers a region
@@ -118,7 +118,7 @@ def convert_features(source: str | Path, target: str | Path, options: Conversion
             provenance=left_out.provenance,
         )
         with writer:
-            with progress_bar(opened.total_bytes) as show:
+            with progress("MB", opened.total_bytes / 1e6) as show:
                 images, regions = _write(chain(leading, usable), writer, shape, left_out, show)
             if not images:
                 first = f": {left_out.first[0]}" if left_out.first else "."
@@ -177,7 +177,7 @@ def _write(
     writer: RegionStoreWriter,
     shape: _Shape,
     left_out: LeftOut,
-    show: Callable[[int, int], None],
+    show: Show,
 ) -> tuple[int, int]:
     """(images, regions) that were added."""
     added = regions = 0
@@ -191,7 +191,7 @@ def _write(
             continue
         added += 1
         regions += len(image)
-        show(position, added)
+        show(position / 1e6, f", {added:,} images")
     return added, regions
 
 
