@@ -19,8 +19,7 @@ NO_NAME = re.compile("embedded null (byte|character)|has an empty name|surrogate
 LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)? .*(?:killed by signal|exited unexpectedly)")
 BY_SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
 LOST_RANK = re.compile(
-    r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited|Connection was likely closed",
-    re.I,
+    r"Connection (?:closed by peer|reset by peer|was likely closed)|Broken pipe|remote process exited", re.I
 )
 TOLD_BY_TARGETS = (TypeError, ValueError, ImportError, MisconfigurationException)  # of values that they do not take
 
