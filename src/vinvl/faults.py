@@ -18,7 +18,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_NAME = re.compile("embedded null (byte|character)|has an empty name|surrogates not allowed")
 LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)? .*(?:killed by signal|exited unexpectedly)")
 BY_SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
-LOST_RANK = re.compile(r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited", re.I)
+LOST_RANK = re.compile(
+    r"Connection (?:closed by peer|reset by peer|was likely closed)|Broken pipe|remote process exited", re.I
+)
 TOLD_BY_TARGETS = (TypeError, ValueError, ImportError, MisconfigurationException)  # of values that they do not take
 
 

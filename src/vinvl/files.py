@@ -74,7 +74,7 @@ def work_folder(target: Path) -> Iterator[Path]:
     Raises:
         UserError: what is written into it, or the folder itself, finds no place.
     """
-    with failure_told(target, "nothing is left of it"):
+    with failure_told(target, "nothing is left of it; make room or see to permissions, and give the command again"):
         folder, descriptor = reserve_folder(target)
         try:
             yield folder

@@ -22,7 +22,16 @@ class Stopped(Exception):  # noqa: N818, it is no error
         self.exit_code = exit_code
 
 
-class StopOnSignal(Callback):
+class _WithRanks(Callback):
+    """Ends the ranks that this process has launched where a signal ends it in the midst of its work."""
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        kill = getattr(trainer.strategy.launcher, "kill", None)
+        if isinstance(exception, Interrupted) and kill is not None:
+            kill(signal.SIGTERM)
+
+
+class StopOnSignal(_WithRanks):
     """Stops a run on SIGTERM, SIGUSR1 or Ctrl-C: the update is finished, `checkpoint` saved, `Stopped` raised.
 
     A signal to one rank stops all of them after the same update: the ranks ask each other at the end of every update
@@ -85,7 +94,7 @@ class StopOnSignal(Callback):
         return Stopped(self.checkpoint, self.request.exit_code)
 
 
-class StopAtOnce(Callback):
+class StopAtOnce(_WithRanks):
     """Lets a signal end a test or a prediction on the spot, on all ranks that this process has launched.
 
     The handlers take the place of Lightning's, which start an exchange between the ranks inside the handler.
@@ -96,8 +105,3 @@ class StopAtOnce(Callback):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stop_at_once()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        kill = getattr(trainer.strategy.launcher, "kill", None)
-        if isinstance(exception, Interrupted) and kill is not None:
-            kill(signal.SIGTERM)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vinvl.door import enter
 from vinvl.errors import UserError, say
+from vinvl.faults import how_to_go_on
 from vinvl.multirun import results_summary
 from vinvl.overrides import command_overrides, given_values, replaces, replacing
 from vinvl.runs import AUTO, config_directory, register_resolvers, run_door, write_json
@@ -78,7 +79,8 @@ def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
         say("", "$ python " + " ".join(command[1:]))
         code = run_passing_signals_on(command)
         if code in (START_AGAIN, INTERRUPTED):
-            sys.exit(code)  # it has said how to go on
+            say(f"Of both stages: {how_to_go_on(folder.parent)}.")  # the stage has told it of itself
+            sys.exit(code)
         if code != 0 or not results.is_file():
             raise UserError(f"the run in {folder} failed; its own message stands above.")
     found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from collections import deque
@@ -9,12 +10,45 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, TypeVar
 
 from vinvl.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+ENDED_FROM_OUTSIDE = "A worker process was ended from outside, perhaps for want of memory; pass a smaller {}."
+
+
+class SpawnedPool(ProcessPoolExecutor):
+    """Processes that begin anew; an error in this process, or what stops it, ends them at once.
+
+    Ctrl-C reaches them as well, and is for this process to answer: they have it blocked from their first moment.
+
+    Raises:
+        UserError: at its end, where a process ended before its job.
+    """
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers, mp_context=get_context("spawn"))
+
+    def submit(self, *call: Any, **named: Any) -> Future[Any]:
+        """As it is inherited; it may start a process, which has the same signals blocked."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*call, **named)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            for process in list((self._processes or {}).values()):
+                process.terminate()
+        self.shutdown(wait=True, cancel_futures=error is not None)
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(ENDED_FROM_OUTSIDE.format("workers")) from None
 
 
 def in_order(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
@@ -41,8 +75,6 @@ def in_order(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise UserError(
-            "A worker process was ended from outside, perhaps for want of memory; pass a smaller features.workers."
-        ) from None
+        raise UserError(ENDED_FROM_OUTSIDE.format("features.workers")) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -3,10 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from vinvl.data.corpus.fingerprint import tokenizer_fingerprint
 from vinvl.data.corpus.index import FORMAT, MANIFEST, Corpus, file_digest
 from vinvl.data.corpus.rows import RowKind
 from vinvl.data.line_chunks import Chunk, split_file
+from vinvl.data.worker_pool import SpawnedPool
 from vinvl.errors import UserError, say
 from vinvl.files import put_in_place, work_folder
 
@@ -151,7 +150,7 @@ def _tokenized(
     if workers < 2 or len(chunks) < 2:
         return map(work, chunks)
     # Spawned, not forked: the caller may hold threads and locks of torch or HDF5.
-    pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+    pool = stack.enter_context(SpawnedPool(workers))
     return pool.map(work, chunks)
 
 

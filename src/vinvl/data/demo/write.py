@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +32,7 @@ from vinvl.data.demo.scene import Scene
 from vinvl.data.demo.statements import Statement, state
 from vinvl.data.demo.tokenizer import write_tokenizer
 from vinvl.data.store import LabelMap, Regions, RegionStoreWriter
+from vinvl.data.worker_pool import SpawnedPool
 
 DETECTOR = "vinvl demo detector"
 FIRST_IMAGE_IDS = {"train": 100_001, "val": 200_001, "test": 300_001}
@@ -67,7 +66,7 @@ def write_world(world: DemoWorld, sizes: DemoWorldSizes, workers: int) -> None:
         pool = None
         if workers > 1:
             # Spawned, not forked: the caller may hold threads and locks of torch or HDF5.
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+            pool = stack.enter_context(SpawnedPool(workers))
         for split in SPLITS:
             jobs = _jobs(split, sizes, world.images)
             pieces = pool.map(make_piece, jobs) if pool else map(make_piece, jobs)

@@ -9,6 +9,7 @@ from vinvl.errors import UserError
 from vinvl.files import put_in_place
 
 REFUSE, SKIP = ON_DAMAGED = ("refuse", "skip")
+HOW_TO_SKIP = f"features.on_damaged={SKIP} leaves out what is damaged, and names it."
 NAMED = 5  # told at the end and kept in the store; if there are more, all are listed in a file beside it
 LONGEST_REASON = 400
 
@@ -32,7 +33,7 @@ class LeftOut:
     def add(self, reason: UserError) -> None:
         """Raises the reason unless what is damaged is skipped."""
         if self.provenance is None:
-            raise reason
+            raise UserError(f"{reason} ({HOW_TO_SKIP})") from None
         sentence = str(reason)[:LONGEST_REASON]
         self.provenance["left_out"] += 1
         if len(self.first) < NAMED:

@@ -6,11 +6,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +17,7 @@ from vinvl.data.published_corpus.rows import dataset_of, published_row
 from vinvl.data.published_corpus.second_text import LabelFiles, SecondTexts
 from vinvl.data.published_corpus.settings import read_settings
 from vinvl.data.published_corpus.shared_images import refuse_shared_ids
+from vinvl.data.worker_pool import SpawnedPool
 from vinvl.errors import UserError
 from vinvl.files import put_in_place, work_folder
 
@@ -177,5 +176,5 @@ def _converted(
 ) -> Iterator[ConvertedChunk]:
     if workers < 2 or len(chunks) < 2:
         return map(work, chunks)
-    pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+    pool = stack.enter_context(SpawnedPool(workers))
     return pool.map(work, chunks)

@@ -1,0 +1,100 @@
+"""Checkpoints, model folders, stores and corpora that an earlier version has written are read as they were."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from door_in_process import run_in_process, scores
+from store_samples import assert_same, make_regions
+
+import vinvl
+from vinvl.data.corpus import Corpus
+from vinvl.data.store import RegionStore
+from vinvl.detection import load_detector
+from vinvl.detection.own_file import read_settings
+from vinvl.models import VinVLForAnswering
+from vinvl.tasks.checkpoints import read_checkpoint
+
+EARLIER = Path(__file__).parent / "data" / "earlier"
+PREDICTED = {
+    "vqa": ("predictions.jsonl", "results.json"),
+    "gqa": ("predictions.jsonl", "results.json"),
+    "nlvr2": ("predictions.csv",),
+    "retrieval": ("image_to_text.jsonl", "text_to_image.jsonl"),
+    "captioning": ("predictions.jsonl", "captions.json"),
+}
+
+
+def content(path: Path) -> Any:
+    if path.suffix == ".csv":
+        return list(csv.reader(path.open()))
+    lines = path.read_text().splitlines()
+    return [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(path.read_text())
+
+
+def close(value: Any) -> Any:
+    """With numbers of floating point that another machine may round otherwise."""
+    if isinstance(value, dict):
+        return {key: close(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [close(item) for item in value]
+    return pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [*PREDICTED, "pretraining"])
+def test_a_checkpoint_scores_and_predicts_as_it_did(task: str, demo_data: Path, tmp_path: Path) -> None:
+    folder = EARLIER / task
+    given = [f"ckpt_path={folder / 'best.ckpt'}", "trainer.accelerator=cpu"]
+    run_in_process("evaluate", demo_data, tmp_path / "scored", *given)
+    assert scores(tmp_path / "scored") == close(content(folder / "expected.json")["scores"])
+    if task in PREDICTED:
+        run_in_process("predict", demo_data, tmp_path / "predicted", *given)
+    for name in PREDICTED.get(task, ()):
+        assert content(tmp_path / "predicted" / name) == close(content(folder / name)), name
+
+
+@pytest.mark.slow
+def test_a_model_folder_is_the_model_of_its_checkpoint(tmp_path: Path) -> None:
+    model = VinVLForAnswering.from_pretrained(EARLIER / "model")
+    own = {name: tensor for name, tensor in model.state_dict().items() if "position_ids" not in name}
+    trained = read_checkpoint(EARLIER / "vqa" / "best.ckpt")["state_dict"]
+    for name, tensor in own.items():
+        torch.testing.assert_close(tensor, trained[f"model.{name}"], rtol=0, atol=0)
+    vinvl.load(EARLIER / "model", device="cpu")
+
+
+def test_a_detector_is_the_detector_of_its_checkpoint() -> None:
+    path = EARLIER / "detector" / "detector.pth"
+    settings = read_settings(path)
+    assert settings is not None and settings.label_map.classes[1:] == ("circle", "square", "triangle", "star")
+    detector, _ = load_detector(path, settings.config)
+    trained = read_checkpoint(EARLIER / "detector" / "best.ckpt")["state_dict"]
+    for name in ("cls_embedding.weight", "fc_attr.weight", "attr_score.bias"):  # batch norm is folded into others
+        name = f"attribute.predictor.{name}"
+        torch.testing.assert_close(detector.state_dict()[name], trained[f"detector.{name}"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["regions.h5", "shards"])
+def test_a_store(name: str) -> None:
+    store = RegionStore(EARLIER / "store" / name)
+    store.require_sound(contents=True)
+    images = [make_regions(key, count, 5, attributes=2, seed=count) for key, count in (("7", 3), ("b é", 0), ("c", 2))]
+    assert list(store.image_ids) == ["7", "b é", "c"]
+    for image in images:
+        assert_same(store[image.image_id], image)
+
+
+def test_a_corpus() -> None:
+    corpus = Corpus(next(path for path in (EARLIER / "corpus").iterdir() if path.is_dir()))
+    expected = content(EARLIER / "corpus" / "expected.json")
+    assert corpus.problems() == [] and len(corpus) == len(expected) == 12
+    rows = np.arange(len(corpus))
+    texts = [corpus.texts(rows, np.full(len(rows), side)) for side in (0, 1)]
+    for row, one in enumerate(expected):
+        found = {"image_id": corpus.image_id(row), "kind": int(corpus.kinds[row])}
+        assert found | {"texts": [side[row].tolist() for side in texts]} == one
