@@ -1,16 +1,29 @@
 """The recordings of published caption decoding, and random small captioning models, for several test files."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vinvl.models import VinVLConfig, VinVLForCaptioning, load_published_state_dict
-from vinvl.models.generation import CaptionContext, SpecialTokens
+from vinvl.models.captioning import seq2seq_attention_mask
+from vinvl.models.generation import (
+    CaptionContext,
+    DecodingOptions,
+    GeneratedCaptions,
+    SpecialTokens,
+    constrained_beam,
+    generate,
+)
+from vinvl.models.generation.distribution import adjusted_logits, sampling_logits
+from vinvl.models.generation.stepping import WordStepper
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
 RECORDED_SWITCHES = (  # of the recording's training or data, not of the model
@@ -105,3 +118,82 @@ def one_image(context: CaptionContext, image: int) -> CaptionContext:
         one.region_features[:, :regions],
         one.region_mask[:, :regions],
     )
+
+
+@contextmanager
+def reencoding(wanted: bool = True) -> Iterator[None]:
+    """Within it captions are decoded without memory of earlier words, if that is wanted."""
+    used = ReencodingStepper if wanted else WordStepper
+    with mock.patch.object(generate, "WordStepper", used), mock.patch.object(constrained_beam, "WordStepper", used):
+        yield
+
+
+class ReencodingStepper:
+    """Every step encodes caption, tags and regions from scratch, for each caption: slow, but plainly right."""
+
+    def __init__(self, model: VinVLForCaptioning, context: CaptionContext, mask_token_id: int) -> None:
+        self._model = model
+        self._mask_token_id = mask_token_id
+        self._context = context
+        self._words: Tensor | None = None  # (B, N, P)
+
+    def next_logits(self, words: Tensor) -> Tensor:
+        earlier = [] if self._words is None else [self._words]
+        self._words = torch.cat([*earlier, words[..., None]], dim=-1)
+        captions = torch.cat([self._words, torch.full_like(words, self._mask_token_id)[..., None]], dim=-1).flatten(
+            0, 1
+        )
+        count, length = captions.shape
+        context = self._context.select(torch.arange(count, device=words.device) // words.shape[1])
+        positions = torch.arange(length, device=words.device).expand(count, -1)
+        output = self._model(
+            torch.cat([captions, context.tag_ids], dim=1),
+            token_type_ids=torch.cat([torch.zeros_like(captions), context.tag_token_type_ids], dim=1),
+            attention_mask=self._mask(context, count, length),
+            region_features=context.region_features,
+            position_ids=torch.cat([positions, context.tag_position_ids], dim=1),
+            masked_positions=self._mask_places(context, count, length),
+        )
+        return output.logits.view(*words.shape, -1).float()
+
+    def _mask_places(self, context: CaptionContext, count: int, length: int) -> Tensor:
+        places = torch.arange(length + context.tag_ids.shape[1], device=context.device) == length - 1
+        return places.expand(count, -1)
+
+    def _mask(self, context: CaptionContext, count: int, length: int) -> Tensor:
+        tags, regions = context.tag_ids.shape[1], context.region_features.shape[1]
+        captions = torch.full((count,), length, device=context.device)
+        full = seq2seq_attention_mask(
+            captions,
+            torch.full_like(captions, tags),
+            torch.full_like(captions, regions),
+            length + tags,
+            regions,
+        )
+        exists = torch.cat(
+            [torch.ones_like(captions, dtype=torch.bool)[:, None].expand(-1, length), context.mask], dim=1
+        )
+        return full & exists[:, None, :]
+
+    def choose(self, parents: Tensor) -> None:
+        assert self._words is not None
+        self._words = self._words.gather(1, parents[..., None].expand(-1, -1, self._words.shape[2]))
+
+    def keep_images(self, images: Tensor) -> None:
+        self._context = self._context.select(images)
+        self._words = None if self._words is None else self._words[images]
+
+
+def word_log_probs(
+    model: VinVLForCaptioning, context: CaptionContext, found: GeneratedCaptions, options: DecodingOptions
+) -> tuple[Tensor, Tensor]:
+    """Summed log-probabilities (B, N) of captions' words by re-encoding, and which (B, N) ended before max_length."""
+    stepper, ids = ReencodingStepper(model, context, SPECIAL.mask), found.ids
+    sums = torch.zeros(found.lengths.shape)
+    for length in range(1, ids.shape[-1]):
+        logits = adjusted_logits(stepper.next_logits(ids[..., length - 1]), ids[..., :length], options, SPECIAL.end)
+        if options.sample:
+            logits = sampling_logits(logits, options)
+        word = logits.log_softmax(dim=-1).gather(-1, ids[..., length, None]).squeeze(-1)
+        sums = sums + torch.where(length < found.lengths, word, 0.0)
+    return sums, (found.lengths > 0) & (found.lengths < ids.shape[-1])

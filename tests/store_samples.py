@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from vinvl.data.store import LabelMap, Regions, RegionStoreWriter
@@ -37,7 +38,16 @@ def assert_same(read: Regions, written: Regions) -> None:
         np.testing.assert_array_equal(array, expected)
 
 
-def write(path: Path, images: list[Regions], feature_dim: int = 3, attributes: int = 0, **layout: Any) -> Path:
+def write(
+    path: Path,
+    images: list[Regions],
+    feature_dim: int = 3,
+    attributes: int = 0,
+    compression: str | None = None,
+    chunk_rows: int | None = None,
+    **layout: Any,
+) -> Path:
+    """A store of ours; with a compression, or rows a chunk, its features are laid out anew as other writers may."""
     writer = RegionStoreWriter(
         path,
         feature_dim=feature_dim,
@@ -49,4 +59,21 @@ def write(path: Path, images: list[Regions], feature_dim: int = 3, attributes: i
     with writer:
         for regions in images:
             writer.add(regions)
+    if compression is not None or chunk_rows is not None:
+        for file in path.glob("*.h5") if path.is_dir() else [path]:
+            _chunk_features(file, compression, chunk_rows or 32)
     return path
+
+
+def _chunk_features(path: Path, compression: str | None, chunk_rows: int) -> None:
+    made = path.with_name(f"{path.name}.chunked")
+    with h5py.File(path) as source, h5py.File(made, "w", libver=("v108", "v108")) as target:
+        target.attrs.update(dict(source.attrs))
+        for name, dataset in source.items():
+            if name != "features" or len(dataset) == 0:
+                source.copy(dataset, target)
+                continue
+            chunks = (min(chunk_rows, len(dataset)), *dataset.shape[1:])
+            shuffle = compression is not None
+            target.create_dataset(name, data=dataset[...], chunks=chunks, compression=compression, shuffle=shuffle)
+    made.replace(path)

@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from caption_cases import GOLDEN, MAX_LENGTH, SPECIAL, decoding_model, read_case, recorded_context, recorded_model
+from caption_cases import (
+    GOLDEN,
+    MAX_LENGTH,
+    SPECIAL,
+    ReencodingStepper,
+    decoding_model,
+    read_case,
+    recorded_context,
+    recorded_model,
+    reencoding,
+)
 from torch import Tensor
 
 from vinvl.models.generation import (
@@ -15,12 +25,10 @@ from vinvl.models.generation import (
     constraint_from_words,
     constraint_machine,
     generate_captions,
-    score_captions,
 )
 from vinvl.models.generation.constraints import dense_table
 from vinvl.models.generation.hypotheses import NBestLists
-from vinvl.models.generation.scoring import next_word_logits
-from vinvl.models.generation.stepping import word_stepper
+from vinvl.models.generation.stepping import WordStepper
 
 torch.set_num_threads(1)
 
@@ -45,9 +53,9 @@ def test_greedy_and_beam_search(case: dict[str, Any], use_cache: bool) -> None:
         num_return_sequences=recorded["num_keep_best"],
         length_penalty=recorded["length_penalty"],
         repetition_penalty=recorded["repetition_penalty"],
-        use_cache=use_cache,
     )
-    found = generate_captions(decoding_model(), recorded_context(tensors, case["mode"]), options, special=SPECIAL)
+    with reencoding(not use_cache):
+        found = generate_captions(decoding_model(), recorded_context(tensors, case["mode"]), options, special=SPECIAL)
     assert torch.equal(found.ids, tensors[f"outputs.{case['name']}.ids"])
     close(found.log_probs, tensors[f"outputs.{case['name']}.logprobs"])
     assert torch.equal(found.lengths, (found.ids == SPECIAL.end).int().argmax(dim=-1) + 1)
@@ -55,7 +63,7 @@ def test_greedy_and_beam_search(case: dict[str, Any], use_cache: bool) -> None:
 
 @pytest.mark.parametrize("case", SAMPLES, ids=lambda case: case["name"])
 def test_samples_their_scores_and_gradients(case: dict[str, Any]) -> None:
-    """With the recorded seed the very samples; their scores again from the ids alone; gradients of both."""
+    """With the recorded seed the very samples, their scores, and gradients of these."""
     facts, tensors = read_case("caption_sample")
     recorded = case["params"]
     options = DecodingOptions(
@@ -71,30 +79,25 @@ def test_samples_their_scores_and_gradients(case: dict[str, Any]) -> None:
     found = generate_captions(model, context, options, special=SPECIAL, generator=generator)
     assert torch.equal(found.ids.flatten(0, 1), tensors[f"outputs.{case['name']}.ids"][:, 0])
 
-    scored = score_captions(model, context, found.scored_ids, SPECIAL, options)
-    close(scored.token_log_probs.sum(dim=-1) / (found.lengths - 1), found.log_probs)
-    for log_probs in (found.log_probs, scored.log_probs):
-        flat = log_probs.flatten()
-        close(flat, tensors[f"outputs.{case['name']}.logprobs"][:, 0])
-        model.zero_grad()
-        loss = -(flat * torch.linspace(-1, 1, len(flat))).mean()
-        close(loss, tensors[f"outputs.{case['name']}.weighted_loss"])
-        loss.backward()
-        norms = {key: None if p.grad is None else p.grad.norm().item() for key, p in model.named_parameters()}
-        for key, norm in case["grad_norms"].items():
-            if norm is None:  # the pooler
-                assert not norms[key], key
-            else:
-                assert norms[key] == pytest.approx(norm, rel=1e-3, abs=1e-6), key
+    flat = found.log_probs.flatten()
+    close(flat, tensors[f"outputs.{case['name']}.logprobs"][:, 0])
+    loss = -(flat * torch.linspace(-1, 1, len(flat))).mean()
+    close(loss, tensors[f"outputs.{case['name']}.weighted_loss"])
+    loss.backward()
+    norms = {key: None if p.grad is None else p.grad.norm().item() for key, p in model.named_parameters()}
+    for key, norm in case["grad_norms"].items():
+        if norm is None:  # the pooler
+            assert not norms[key], key
+        else:
+            assert norms[key] == pytest.approx(norm, rel=1e-3, abs=1e-6), key
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("stepper_class", [WordStepper, ReencodingStepper])
 @torch.no_grad()
-def test_logits_of_every_step(use_cache: bool) -> None:
+def test_logits_of_every_step(stepper_class: Any) -> None:
     _, tensors = read_case("caption_step_logits")
     context, prefix = recorded_context(tensors), tensors["inputs.prefix_ids"][:, None]
-    close(next_word_logits(decoding_model(), context, prefix, SPECIAL)[:, 0], tensors["outputs.step_logits"])
-    stepper = word_stepper(decoding_model(), context, SPECIAL.mask, use_cache)
+    stepper = stepper_class(decoding_model(), context, SPECIAL.mask)
     for step in range(MAX_LENGTH - 1):
         logits = stepper.next_logits(prefix[..., step])
         close(logits[:, 0], tensors["outputs.step_logits"][:, step])
@@ -149,12 +152,11 @@ def test_constrained_beam_search(run: dict[str, Any], use_cache: bool) -> None:
         max_length=MAX_LENGTH,
         num_beams=run["beams"],
         min_constraints=run["min_constraints"],
-        use_cache=use_cache,
     )
     constraints = recorded_constraints()
-    found = generate_captions(
-        decoding_model(), recorded_context(tensors), options, special=SPECIAL, constraints=constraints
-    )
+    context = recorded_context(tensors)
+    with reencoding(not use_cache):
+        found = generate_captions(decoding_model(), context, options, special=SPECIAL, constraints=constraints)
     name = f"outputs.single.beam{run['beams']}.min{run['min_constraints']}"
     # Published: without the begin token, and padded with end tokens.
     words = torch.cat([found.ids[..., 1:], torch.full((4, 1, 1), SPECIAL.end)], dim=-1)

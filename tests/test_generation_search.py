@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from caption_cases import SPECIAL, one_image, random_context, random_model
+from caption_cases import SPECIAL, one_image, random_context, random_model, reencoding, word_log_probs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,10 +16,9 @@ from vinvl.models.generation import (
     GeneratedCaptions,
     SpecialTokens,
     generate_captions,
-    score_captions,
 )
 from vinvl.models.generation.distribution import adjusted_logits, sampling_logits
-from vinvl.models.generation.stepping import CachedStepper
+from vinvl.models.generation.stepping import WordStepper
 
 torch.set_num_threads(1)
 
@@ -52,7 +51,8 @@ def test_batches_decode_like_single_images_and_with_cache_like_without(
     model = random_model(seed)
     context = random_context([tags for tags, _ in sizes], [regions for _, regions in sizes], seed)
     together = decode(model, context, **SEARCHES[search])
-    same(together, decode(model, context, use_cache=False, **SEARCHES[search]))
+    with reencoding():
+        same(together, decode(model, context, **SEARCHES[search]))
     for image in range(len(sizes)):
         alone = decode(model, one_image(context, image), **SEARCHES[search])
         torch.testing.assert_close(together.log_probs[image], alone.log_probs[0], rtol=1e-4, atol=1e-4)
@@ -74,9 +74,9 @@ def test_greedy_scores_are_those_of_the_words(seed: int, captions: int) -> None:
     model, context = random_model(seed), random_context([2, 0], [0, 3], seed)
     options = DecodingOptions(max_length=7, num_return_sequences=captions, sample=True, temperature=1.5, top_k=5)
     found = generate_captions(model, context, options, special=SPECIAL, generator=torch.Generator().manual_seed(seed))
-    scored = score_captions(model, context, found.scored_ids, SPECIAL, options)
-    torch.testing.assert_close(scored.log_probs, found.log_probs, rtol=1e-4, atol=1e-4)
-    assert torch.equal(scored.lengths, found.lengths - 1)
+    sums, ended = word_log_probs(model, context, found, options)
+    means = sums / (found.lengths - 1)
+    torch.testing.assert_close(found.log_probs[ended], means[ended], rtol=1e-4, atol=1e-4)
 
 
 @given(seed=st.integers(0, 10_000))
@@ -85,15 +85,15 @@ def test_greedy_scores_are_those_of_the_words(seed: int, captions: int) -> None:
 def test_beam_scores_are_those_of_the_words(seed: int) -> None:
     model, context = random_model(seed), random_context([2, 3], [1, 3], seed)
     found = decode(model, context, num_beams=3, num_return_sequences=3, length_penalty=0.8)
-    scored = score_captions(model, context, found.scored_ids, SPECIAL)
-    sums = scored.token_log_probs.sum(dim=-1)
-    torch.testing.assert_close(found.log_probs, sums / (found.lengths - 1) ** 0.8, rtol=1e-4, atol=1e-4)
+    sums, ended = word_log_probs(model, context, found, DecodingOptions())
+    scores = sums / (found.lengths - 1) ** 0.8
+    torch.testing.assert_close(found.log_probs[ended], scores[ended], rtol=1e-4, atol=1e-4)
     assert (found.log_probs.diff(dim=1) <= 0).all()
 
 
 class TestAutograd:
-    def sample(self, model: Any, use_cache: bool = True) -> GeneratedCaptions:
-        options = DecodingOptions(max_length=6, sample=True, num_return_sequences=3, use_cache=use_cache)
+    def sample(self, model: Any) -> GeneratedCaptions:
+        options = DecodingOptions(max_length=6, sample=True, num_return_sequences=3)
         generator = torch.Generator().manual_seed(1)
         return generate_captions(model, random_context([2, 3], [3, 1]), options, special=SPECIAL, generator=generator)
 
@@ -101,7 +101,8 @@ class TestAutograd:
         gradients = []
         for use_cache in (True, False):
             model = random_model(3)
-            found = self.sample(model, use_cache)
+            with reencoding(not use_cache):
+                found = self.sample(model)
             (found.log_probs * torch.tensor([1.0, -2.0, 0.5])).sum().backward()
             gradients.append({name: p.grad for name, p in model.named_parameters()})
         for name, with_cache in gradients[0].items():
@@ -128,9 +129,11 @@ class TestAutograd:
         for layer in model.bert.encoder.layer:
             layer.attention.self.dropout.p = 0.5
         context = random_context([0], [0])  # nothing to encode: only the captions' own attention drops anything
-        ids = torch.tensor([[[2, 5, 6, 7, 3]]])
-        scores = [score_captions(model, context, ids, SPECIAL).log_probs for _ in range(2)]
-        assert not torch.allclose(scores[0], scores[1])
+        logits = []
+        for _ in range(2):
+            stepper = WordStepper(model, context, SPECIAL.mask)
+            logits.append(torch.stack([stepper.next_logits(torch.tensor([[word]])) for word in (2, 5, 6, 7)]))
+        assert not torch.allclose(*logits)
 
 
 class TestDistribution:
@@ -175,13 +178,13 @@ class TestDistribution:
 
 def test_done_images_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    step = CachedStepper.next_logits
+    step = WordStepper.next_logits
 
-    def counted(self: CachedStepper, words: Tensor) -> Tensor:
+    def counted(self: WordStepper, words: Tensor) -> Tensor:
         rows.append(len(words))
         return step(self, words)
 
-    monkeypatch.setattr(CachedStepper, "next_logits", counted)
+    monkeypatch.setattr(WordStepper, "next_logits", counted)
     for options in ({}, {"num_beams": 3}):
         dropped = False
         for seed in range(12):

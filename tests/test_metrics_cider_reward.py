@@ -1,19 +1,21 @@
 """CIDEr-D as a reward, and the self-critical loss, against recordings of the published code."""
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from vinvl.errors import UserError
 from vinvl.metrics import CiderReward, greedy_baseline, mean_of_others_baseline, scst_loss
-from vinvl.metrics.captions import DocumentFrequencies
+from vinvl.metrics.captions.ngrams import NgramIndex
 from vinvl.metrics.cider_reward import wrap_sentence
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden" / "oscar" / "cider_scst.json").read_text())
 REFERENCES = dict(enumerate(GOLDEN["references"]))
-TABLE = DocumentFrequencies(GOLDEN["df_ref_len"], {" ".join(ngram): count for ngram, count in GOLDEN["df"]})
 SCST = GOLDEN["scst"]
 
 
@@ -21,10 +23,29 @@ def unchanged(text: str) -> str:
     return text
 
 
+def recorded_frequencies(index: NgramIndex) -> dict[int, float]:
+    """The recorded document frequencies of the n-grams that an index knows, by their ids."""
+    ngrams = [ngram for ngram, _ in GOLDEN["df"]]
+    found = index.count(ngrams)
+    whole = (found.orders == found.lengths[found.sentences] - 1) & (found.ids >= 0)
+    rows = found.sentences[whole].tolist()
+    return {ngram: GOLDEN["df"][row][1] for ngram, row in zip(found.ids[whole].tolist(), rows, strict=True)}
+
+
+def recorded_reward(prepare: Callable[[str], str] = wrap_sentence) -> CiderReward:
+    """Weighs n-grams by the document frequencies with which the recordings were made."""
+    reward = CiderReward(REFERENCES, prepare)
+    frequencies = np.zeros(len(reward._cider._index))
+    for ngram, frequency in recorded_frequencies(reward._cider._index).items():
+        frequencies[ngram] = frequency
+    sentences = [prepare(text).split() for texts in REFERENCES.values() for text in texts]
+    reward._cider._weigh(sentences, GOLDEN["df_ref_len"], frequencies)
+    return reward
+
+
 @pytest.mark.parametrize(("prepare", "kind"), [(unchanged, "raw"), (wrap_sentence, "wrapped")])
-def test_scores_with_a_given_table(prepare: object, kind: str) -> None:
-    reward = CiderReward(REFERENCES, TABLE, prepare)  # type: ignore[arg-type]
-    scores = reward(GOLDEN["hyp_image"], GOLDEN["hypotheses"])
+def test_scores_with_recorded_frequencies(prepare: Callable[[str], str], kind: str) -> None:
+    scores = recorded_reward(prepare)(GOLDEN["hyp_image"], GOLDEN["hypotheses"])
     assert scores.tolist() == pytest.approx(GOLDEN[f"scores_{kind}"], abs=1e-12)
     assert scores.mean().item() == pytest.approx(GOLDEN[f"mean_{kind}"], abs=1e-12)
 
@@ -36,9 +57,11 @@ def test_scores_with_frequencies_of_the_references() -> None:
 
 
 def test_frequencies_of_wrapped_references() -> None:
-    counted = CiderReward(REFERENCES).document_frequencies()
-    shared = {ngram: count for ngram, count in TABLE.frequencies.items() if count > 1}
-    assert counted == DocumentFrequencies(len(REFERENCES), shared)
+    counted = CiderReward(REFERENCES)._cider
+    recorded = recorded_frequencies(counted._index)
+    assert len(recorded) == len(GOLDEN["df"]) == len(counted._index)
+    for ngram, frequency in recorded.items():
+        assert counted._weights[ngram] == pytest.approx(math.log(len(REFERENCES) / frequency), abs=1e-12)
 
 
 def test_sentences_are_wrapped_as_published() -> None:
@@ -52,7 +75,7 @@ def test_sentences_are_wrapped_as_published() -> None:
 def test_loss_and_gradient(kind: str, dtype: torch.dtype) -> None:
     recorded = SCST["baselines"][kind]
     per_image = SCST["samples_per_image"]
-    reward = CiderReward(REFERENCES, TABLE)
+    reward = recorded_reward()
     rewards = reward([row // per_image for row in range(len(SCST["samples"]))], SCST["samples"])
     assert rewards.mean().item() == pytest.approx(recorded["mean_sample_score"], rel=1e-9)
     if kind == "greedy":

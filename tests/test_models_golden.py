@@ -1,6 +1,7 @@
 """The models against recordings of the published Oscar implementation (tests/data/golden/oscar)."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLModel, load_published_state_dict
 
@@ -62,6 +64,23 @@ def assert_recorded_where_real(actual: Tensor, recorded: Tensor, mask: Tensor, a
     assert_recorded(actual, recorded)
 
 
+def scale_heads(scales: Tensor, module: Any, _: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    read = output[0].unflatten(-1, (module.num_attention_heads, -1)) * scales[:, None]
+    return read.flatten(-2), output[1]
+
+
+def keys_and_values(model: VinVLModel, hidden_states: list[Tensor]) -> DynamicCache:
+    """What the layers of a model make of the hidden states (B, P, H) that they got: a cache of P earlier positions."""
+    cache = DynamicCache()
+    layer: Any
+    for index, (layer, states) in enumerate(zip(model.encoder.layer, hidden_states, strict=False)):
+        attention = layer.attention.self
+        heads = (attention.num_attention_heads, attention.attention_head_size)
+        parts = (part(states).unflatten(-1, heads).transpose(1, 2) for part in (attention.key, attention.value))
+        cache.update(*parts, index)
+    return cache
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 @pytest.mark.parametrize("name", ENCODER_CASES)
 class TestEncoder:
@@ -107,8 +126,11 @@ class TestEncoder:
         alone = model(**text).last_hidden_state
         assert_recorded_where_real(alone, case.outputs["sequence_output_text_only"], mask[:, :length], attention)
 
-        masked = model(**case.batch(), head_mask=case.inputs["head_mask"])
-        assert_recorded(masked.last_hidden_state, case.outputs["sequence_output_head_mask"])
+        # Scaling a head's weights is scaling what the head reads.
+        for layer, scales in zip(model.encoder.layer, case.inputs["head_mask"].expand(2, -1), strict=True):
+            layer.attention.self.register_forward_hook(partial(scale_heads, scales))
+        masked = model(**case.batch()).last_hidden_state
+        assert_recorded_where_real(masked, case.outputs["sequence_output_head_mask"], mask, attention)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
@@ -126,7 +148,7 @@ def test_full_size_region_rows(attention: str) -> None:
 def test_history_of_hidden_states(attention: str) -> None:
     case = Case("bert_img_model__history")
     model = case.model(VinVLModel, attention)
-    history = model.project_history([case.inputs[f"history_{layer}"] for layer in range(3)])
+    history = keys_and_values(model, [case.inputs[f"history_{layer}"] for layer in range(3)])
     batch = case.batch(position_ids=case.inputs["position_ids"])
     output = model(**batch, past_key_values=history)
     assert_recorded(output.last_hidden_state, case.outputs["sequence_output"])

@@ -13,56 +13,47 @@ from vinvl.predictor.pairing import checked_text, is_many, paired
 ARRAY, IMAGE = np.zeros((2, 2), dtype=np.uint8), Image.new("L", (2, 2))
 
 
-@pytest.mark.parametrize("one", ["a.jpg", b"a", ARRAY, IMAGE, {"a": 1}, 3, None])
+@pytest.mark.parametrize("one", ["a.jpg", b"a", ARRAY, IMAGE, {"a": 1}, 3, None, (one for one in "ab")])
 def test_single_things(one: Any) -> None:
     assert not is_many(one)
 
 
-@pytest.mark.parametrize("many", [[], ["a"], ("a", "b"), (one for one in "ab"), {"a": 1}.keys(), map(str, [1])])
+@pytest.mark.parametrize("many", [[], ["a"], ("a", "b")])
 def test_many_things(many: Any) -> None:
     assert is_many(many)
 
 
-LISTS: list[Callable[[list[Any]], Any]] = [list, tuple, iter, lambda items: (one for one in items)]
+LISTS: list[Callable[[list[Any]], Any]] = [list, tuple]
 
 
 @pytest.mark.parametrize("as_images", LISTS)
 @pytest.mark.parametrize("as_texts", LISTS)
 def test_lists_of_one_length_belong_together(as_images: Any, as_texts: Any) -> None:
     pairs = paired(as_images(["a", "b"]), as_texts(["x", "y"]))
-    assert list(pairs.items) == [("a", "x"), ("b", "y")] and not pairs.single
-    assert pairs.lasting == (as_images in (list, tuple))
-    assert isinstance(pairs.items, list) == (as_images in (list, tuple) and as_texts in (list, tuple))
+    assert pairs.items == [("a", "x"), ("b", "y")] and not pairs.single
 
 
 @pytest.mark.parametrize("many", LISTS)
 def test_one_goes_with_all(many: Any) -> None:
     of_one_picture, of_one_text = paired("a", many(["x", "y"])), paired(many(["a", "b"]), "x")
-    assert list(of_one_picture.items) == [("a", "x"), ("a", "y")] and of_one_picture.lasting
-    assert list(of_one_text.items) == [("a", "x"), ("b", "x")] and of_one_text.lasting == (many in (list, tuple))
+    assert of_one_picture.items == [("a", "x"), ("a", "y")] and of_one_text.items == [("a", "x"), ("b", "x")]
     assert not of_one_picture.single and not of_one_text.single
     assert paired("a", "x").single and paired("a", "x").items == [("a", "x")]
-    assert next(iter(paired(ARRAY, many(["x"])).items))[0] is ARRAY
-    assert paired(ARRAY, many(["x"])).lasting and paired(IMAGE, many(["x"])).lasting
+    assert paired(ARRAY, many(["x"])).items[0][0] is ARRAY
 
 
 @pytest.mark.parametrize("many", LISTS)
 def test_nothing_gives_nothing(many: Any) -> None:
     for pairs in (paired(many([]), "x"), paired("a", many([])), paired(many([]), many([]))):
-        assert list(pairs.items) == [] and not pairs.single
+        assert pairs.items == [] and not pairs.single
 
 
 @pytest.mark.parametrize("as_images", LISTS)
 @pytest.mark.parametrize("as_texts", LISTS)
 @pytest.mark.parametrize(("images", "texts"), [("abc", "xy"), ("a", "xy"), ("", "x"), ("a", "")])
 def test_lists_of_other_lengths_are_refused(images: str, texts: str, as_images: Any, as_texts: Any) -> None:
-    with pytest.raises(UserError, match="give as many of the one as of the other") as refused:
-        list(paired(as_images(list(images)), as_texts(list(texts))).items)
-    if as_images in (list, tuple) and as_texts in (list, tuple):
-        assert f"{len(images)} pictures and {len(texts)} texts" in str(refused.value)
-    else:
-        fewer = "pictures" if len(images) < len(texts) else "texts"
-        assert f"There are {min(len(images), len(texts))} {fewer} and more" in str(refused.value)
+    with pytest.raises(UserError, match=f"{len(images)} pictures and {len(texts)} texts: give as many of the one as"):
+        paired(as_images(list(images)), as_texts(list(texts)))
 
 
 @pytest.mark.parametrize(

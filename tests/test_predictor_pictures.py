@@ -1,7 +1,6 @@
 """Pictures in every form: what the detector sees in them is what extraction stores, and answers follow from that."""
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ class TestWhatIsSeen:
             return pixels_of(pixels, sizes)
 
         monkeypatch.setattr(detector.detector, "detect_pixels", counted)
-        found = together.regions(picture_paths(folder).values())
+        found = together.regions(list(picture_paths(folder).values()))
         assert max(map(len, batches)) > 1 and sum(map(len, batches)) == 6
         assert all(len(set(one)) == 1 for one in batches)  # padded to multiples of 32
         for one, other in zip(found, alone, strict=True):
@@ -109,14 +108,14 @@ class TestAnswers:
         given: dict[str, Any] = {"detector": folder / "detector.pth", "features": store, "device": "cpu"}
         short = ["task.options.java_metrics=false", "data.max_caption_tokens=12", "decoding.max_length=9"]
         writer = vinvl.load(train_on(store, "captioning", demo_data, folder / "captioning", *short), **given)
-        one, other = writer.caption(paths.values()), writer.caption(list(paths))
+        one, other = writer.caption(list(paths.values())), writer.caption(list(paths))
         assert [caption.text for caption in one] == [caption.text for caption in other]
         close([caption.score for caption in one], [caption.score for caption in other])
         matcher = vinvl.load(
             train_on(store, "retrieval", demo_data, folder / "retrieval", "data.val_images=2"), **given
         )
         texts = [f"a red circle {i}" for i in range(len(paths))]
-        close(matcher.score(paths.values(), texts), matcher.score(list(paths), texts))
+        close(matcher.score(list(paths.values()), texts), matcher.score(list(paths), texts))
 
     def test_half_precision_answers_nearly_the_same(self, model: vinvl.Predictor, folder: Path, vqa: Path) -> None:
         half = vinvl.load(vqa, features=folder / "features.h5", device="cpu", dtype="bfloat16")
@@ -199,6 +198,7 @@ class TestRefusals:
             (torch.zeros(4, 4, 3, dtype=torch.uint8), "A Tensor is no picture"),
             (Image.new("F", (4, 4)), "floating-point"),
             (b"photo.jpg", "A bytes is no picture"),
+            ((path for path in ["a.jpg"]), "A generator is no picture: give"),
             (42, "A int is no picture, and image ids are text"),
             (None, "A NoneType is no picture"),
             ({"a.jpg": 1}, "A dict is no picture"),
@@ -208,7 +208,7 @@ class TestRefusals:
         ],
     )
     def test_what_is_no_picture(self, image: Any, sentence: str, model: vinvl.Predictor) -> None:
-        for given in (image, [image], iter([image])):
+        for given in (image, [image]):
             with pytest.raises(UserError, match=sentence) as refused:
                 model.regions(given)
             assert "\n" not in str(refused.value)
@@ -251,10 +251,6 @@ class TestMany:
         for one, other in zip(model.regions(many), single * 3, strict=True):
             assert_same_regions(one, other)
         assert looked_at == paths
-        looked_at.clear()
-        for one, other in zip(model.regions(path for path in many), single * 3, strict=True):
-            assert_same_regions(one, other)
-        assert looked_at == paths  # no more than KEPT others came in between
 
     def test_lists_need_no_room_for_what_they_have_seen(
         self, model: vinvl.Predictor, folder: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
@@ -277,38 +273,8 @@ class TestMany:
         assert_same_regions(found[4], model.regions(path))
         assert_same_regions(found[3], model.regions(other))
         looked_at.clear()
-        model.ask(image, (question for question in QUESTIONS * 3))
+        model.ask(image, QUESTIONS * 3)
         assert len(looked_at) == 1
-
-    def test_a_generator_may_change_what_it_gave(self, model: vinvl.Predictor, folder: Path) -> None:
-        """A camera's loop hands out one buffer again and again."""
-        images = [np.asarray(Image.open(path).convert("RGB")) for path in picture_paths(folder).values()]
-        images = [image[:100, :100] for image in images if image.shape[0] >= 100 and image.shape[1] >= 100]
-        expected = [model.regions(image) for image in images]
-
-        def frames() -> Iterator[np.ndarray]:
-            buffer = np.empty((100, 100, 3), dtype=np.uint8)
-            for image in images:
-                buffer[:] = image
-                yield buffer
-
-        assert len(expected) > 2
-        for one, other in zip(model.regions(frames()), expected, strict=True):
-            assert_same_regions(one, other)
-
-    def test_generators_are_drawn_from_as_the_work_goes_on(
-        self, model: vinvl.Predictor, folder: Path, looked_at: list[str]
-    ) -> None:
-        paths = list(picture_paths(folder).values())
-        ahead = []
-
-        def drawn() -> Iterator[Path]:
-            for number, path in enumerate(paths):
-                ahead.append(number - len(looked_at))
-                yield path
-
-        assert len(model.ask(drawn(), QUESTIONS[0])) == 6
-        assert max(ahead) <= 2  # the window
 
 
 def test_the_settings_of_the_features_may_be_overridden_and_then_it_warns(vqa: Path, folder: Path) -> None:

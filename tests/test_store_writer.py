@@ -87,8 +87,6 @@ def test_duplicate_image_ids_are_refused_also_across_shards(tmp_path: Path, imag
         ({"feature_dim": 0}, "feature_dim is 0"),
         ({"num_attributes": -1}, "num_attributes is -1"),
         ({"feature_dtype": "int8"}, "feature_dtype is 'int8', choose one of float16, float32"),
-        ({"compression": "zip"}, "compression is 'zip', choose one of gzip, lzf"),
-        ({"chunk_rows": 0}, "chunk_rows is 0"),
         ({"max_images_per_shard": 0}, "max_images_per_shard is 0"),
     ],
 )
@@ -113,7 +111,7 @@ def test_targets_that_cannot_be_written_are_refused_at_once(tmp_path: Path) -> N
         open_writer(tmp_path / "a.partial")
 
 
-@pytest.mark.parametrize("layout", [{}, {"compression": "gzip"}, {"max_images_per_shard": 2}])
+@pytest.mark.parametrize("layout", [{}, {"max_images_per_shard": 2}])
 def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, layout: dict[str, Any]) -> None:
     with pytest.raises(KeyboardInterrupt), open_writer(tmp_path / "a", **layout) as writer:
         for number in range(5):
@@ -189,15 +187,12 @@ def test_rewriting_a_file_replaces_it_whole(tmp_path: Path) -> None:
     assert RegionStore(path).image_ids.tolist() == ["2"]
 
 
-@pytest.mark.parametrize("compression", [None, "lzf"])
-def test_memory_does_not_grow_with_the_data(tmp_path: Path, compression: str | None) -> None:
+def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     image = make_regions("", 100, feature_dim=2048)
     written = 0
     tracemalloc.start()
     try:
-        with RegionStoreWriter(
-            tmp_path / "a.h5", feature_dim=2048, detector="", label_map=LABELS, compression=compression
-        ) as writer:
+        with RegionStoreWriter(tmp_path / "a.h5", feature_dim=2048, detector="", label_map=LABELS) as writer:
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
             for number in range(200):

@@ -174,3 +174,9 @@ def test_a_checkpoint_within_itself_and_half_characters(tmp_path: Path) -> None:
     for parameters, words in ((endless, "it contains itself"), ({"answers": ["\ud800"]}, "half of a surrogate pair")):
         torch.save(OURS | {"hyper_parameters": parameters}, tmp_path / "last.ckpt")
         assert words in refused(tmp_path / "last.ckpt")
+
+
+def test_a_deleted_option_of_an_earlier_version_is_passed_over(tmp_path: Path) -> None:
+    decoding = {"num_beams": 3, "constraints": None}
+    torch.save(OURS | {"hyper_parameters": {"decoding": decoding | {"use_cache": True}}}, tmp_path / "old.ckpt")
+    assert read_checkpoint(tmp_path / "old.ckpt")["hyper_parameters"]["decoding"] == decoding

@@ -38,12 +38,12 @@ def test_what_is_written_is_read_and_known_as_finished(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "bit", "fingerprint", "other block", "text"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "magic", "shape", "header", "fingerprint", "other block", "text"])
 def test_damaged_and_foreign_files_are_not_taken_for_finished(tmp_path: Path, damage: str) -> None:
     store = files(tmp_path)
     store.write(0, scores(0))
     path = store.path(0)
-    content = bytearray(path.read_bytes())
+    content = path.read_bytes()
     if damage == "fingerprint":
         ScoreFiles(tmp_path, "b" * 24, [FOLD], BLOCKS).write(0, scores(0))
     elif damage == "other block":
@@ -51,8 +51,17 @@ def test_damaged_and_foreign_files_are_not_taken_for_finished(tmp_path: Path, da
         path.write_bytes(store.path(2).read_bytes())
         store.path(2).unlink()
     else:
-        content[140] ^= 1
-        path.write_bytes({"cut": bytes(content[:-9]), "empty": b"", "bit": bytes(content), "text": b"hello"}[damage])
+        assert b"(2, 7)" in content
+        path.write_bytes(
+            {
+                "cut": content[:-9],
+                "empty": b"",
+                "magic": b"PK" + content[2:],
+                "shape": content.replace(b"(2, 7)", b"(7, 2)"),
+                "header": content.replace(b"(2, 7)", b"(((((("),
+                "text": b"hello",
+            }[damage]
+        )
     assert store.finished() == (frozenset(), [path.name])
     with pytest.raises(UserError, match="missing or damaged"):
         store.read(0)

@@ -8,7 +8,7 @@ from vinvl.metrics.cider_reward import CiderReward, greedy_baseline, mean_of_oth
 from vinvl.metrics.exact_mean import ExactMean
 from vinvl.metrics.grouped_accuracy import GroupedAccuracy
 from vinvl.metrics.pair_accuracy import PairAccuracy
-from vinvl.metrics.recall import RecallAtK, image_to_text_ranks, ranks_of_first_match, text_to_image_ranks
+from vinvl.metrics.recall import RecallAtK
 from vinvl.metrics.soft_target_score import SoftTargetScore
 from vinvl.metrics.typed_accuracy import TypedAccuracy, answer_distribution_distance
 from vinvl.metrics.vqa_accuracy import VQAAccuracy, leave_one_out_points, official_accuracy
@@ -29,12 +29,9 @@ __all__ = [
     "answer_distribution_distance",
     "evaluate_captions",
     "greedy_baseline",
-    "image_to_text_ranks",
     "leave_one_out_points",
     "mean_of_others_baseline",
     "normalise_answer",
     "official_accuracy",
-    "ranks_of_first_match",
     "scst_loss",
-    "text_to_image_ranks",
 ]

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from vinvl.errors import UserError
 from vinvl.metrics.captions.cider import Cider
-from vinvl.metrics.captions.document_frequencies import DocumentFrequencies
 from vinvl.metrics.captions.evaluation import ImageId
 
 END_OF_SENTENCE = "<eos>"
@@ -30,15 +29,12 @@ class CiderReward:
     """
 
     def __init__(
-        self,
-        references: Mapping[ImageId, Sequence[str]],
-        document_frequencies: DocumentFrequencies | None = None,
-        prepare: Callable[[str], str] = wrap_sentence,
+        self, references: Mapping[ImageId, Sequence[str]], prepare: Callable[[str], str] = wrap_sentence
     ) -> None:
         """references: image id → its reference captions, for all training images.
 
-        Document frequencies are counted over these references unless a table is given, which must have been made from
-        texts prepared in the same way. Raises UserError if there are no images or one has no references.
+        Document frequencies are counted over these references. Raises UserError if there are no images or one has no
+        references.
         """
         if not references:
             raise UserError("The CIDEr reward was given no images; it needs the training references.")
@@ -53,7 +49,7 @@ class CiderReward:
             [[once.setdefault(word, word) for word in prepare(text).split()] for text in texts]
             for texts in references.values()
         ]
-        self._cider = Cider(words, document_frequencies)
+        self._cider = Cider(words)
 
     def __call__(self, image_ids: Sequence[ImageId], captions: Sequence[str]) -> Tensor:
         """Rewards (C,) float64 on the CPU, 0 to about 10, of C captions of the images image_ids[c] (repeats are fine).
@@ -65,10 +61,6 @@ class CiderReward:
             raise UserError(f"Image {unknown[0]!r} has no reference captions; the CIDEr reward cannot be computed.")
         words = [self._prepare(caption).split() for caption in captions]
         return torch.from_numpy(self._cider.cider_d([self._rows[image_id] for image_id in image_ids], words))
-
-    def document_frequencies(self) -> DocumentFrequencies:
-        """The table in use, for `DocumentFrequencies.write`."""
-        return self._cider.document_frequencies()
 
 
 def greedy_baseline(greedy_rewards: Tensor, samples_per_image: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""BERT's self-attention with what the encoder needs: packed sequences, head masks, weights, the first position alone.
+"""BERT's self-attention with what the encoder needs: packed sequences, weights, the first position alone.
 
 Shapes: B batch, S the joint sequence, P cached earlier positions, T real positions, H hidden size.
 """
@@ -14,25 +14,20 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 from vinvl.models.packing import PackedSequences
 
 
-class HeadMaskedSelfAttention(BertSelfAttention):
-    """BERT's self-attention that can also scale its heads and hand out its weights.
-
-    Recent transformers releases have no head mask. Multiplying a head's weights by a factor is the same as multiplying
-    what it reads by that factor, so this needs nothing from inside the attention.
-    """
+class VinVLSelfAttention(BertSelfAttention):
+    """BERT's self-attention that can also hand out its weights and attend within packed sequences."""
 
     def forward(  # type: ignore[override]  # transformers types the options as a TypedDict
         self,
         hidden_states: Tensor,
         attention_mask: Any = None,
         past_key_values: Cache | None = None,
-        head_scale: Tensor | None = None,
         attention_record: list[Tensor] | None = None,
         cache: Cache | None = None,
         packed: PackedSequences | None = None,
         **attention_options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend; `head_scale` is (heads,), and the weights (B, heads, S, P+S) are appended to `attention_record`.
+        """Attend; the weights (B, heads, S, P+S) are appended to `attention_record`.
 
         What older releases of transformers name past_key_values, newer ones name cache. With `packed`, the states are
         (1, T, H) of sequences end to end, and nothing but they counts.
@@ -45,9 +40,6 @@ class HeadMaskedSelfAttention(BertSelfAttention):
         context, weights = super().forward(  # type: ignore[misc]  # transformers' annotation forgets the weights
             hidden_states, attention_mask, earlier, **attention_options
         )
-        if head_scale is not None:
-            context = (context.unflatten(-1, (self.num_attention_heads, -1)) * head_scale[:, None]).flatten(-2)
-            weights = None if weights is None else weights * head_scale[:, None, None]
         if attention_record is not None:
             attention_record.append(weights)
         return context, weights

@@ -4,19 +4,19 @@ Shapes: B batch, L text and tag tokens, R regions, D numbers per region row, H h
 S = L + R the joint sequence.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel, BertPreTrainedModel, Cache, DynamicCache
+from transformers import BertModel, BertPreTrainedModel, Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler
 
 from vinvl.errors import UserError
-from vinvl.models.attention import HeadMaskedSelfAttention
+from vinvl.models.attention import VinVLSelfAttention
 from vinvl.models.configuration import VinVLConfig
-from vinvl.models.layers import keys_and_values, run_layer, run_layer_at_first
+from vinvl.models.layers import run_layer, run_layer_at_first
 from vinvl.models.masks import check_mask, layer_mask
 from vinvl.models.packing import PACKED, PackedLayout, PackedSequences
 
@@ -44,7 +44,7 @@ class VinVLModel(BertPreTrainedModel):
         self.encoder = BertEncoder(config)
         layer: Any  # a BertLayer; torch types what a ModuleList holds no closer than Module
         for index, layer in enumerate(self.encoder.layer):
-            layer.attention.self = HeadMaskedSelfAttention(config, layer_idx=index)
+            layer.attention.self = VinVLSelfAttention(config, layer_idx=index)
         self.pooler = BertPooler(config)
         self.img_embedding = nn.Linear(config.img_feature_dim, config.hidden_size)
         self.LayerNorm: nn.LayerNorm | None = None
@@ -80,7 +80,6 @@ class VinVLModel(BertPreTrainedModel):
         attention_mask: Tensor | None = None,
         region_features: Tensor | None = None,
         position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -97,9 +96,8 @@ class VinVLModel(BertPreTrainedModel):
             region_features: (B, R, D) float region rows, or None for text alone. R may be 0. With a layout also the
                 (T_regions, D) rows of the regions that exist, without padding.
             position_ids: (B, L) int64 positions of the tokens; 0 … L-1 if not given.
-            head_mask: (layers, heads) or (heads,) float factors on each head's attention.
-            past_key_values: keys and values of P earlier positions (see `project_history`). They come before the
-                current positions, and the cache grows by the current ones. Needs `position_ids`.
+            past_key_values: keys and values of P earlier positions. They come before the current positions, and the
+                cache grows by the current ones. Needs `position_ids`.
             output_hidden_states: also return the layers+1 hidden states; the configuration's value if not given.
             output_attentions: also return each layer's weights (B, heads, S, P+S); "eager" attention only.
             layout: `PackedLayout.of_mask` of the positions that exist, for "packed" attention; made from
@@ -122,7 +120,7 @@ class VinVLModel(BertPreTrainedModel):
             raise UserError("Region rows without padding were given without a layout; give (B, R, D) rows, or both.")
         self._check_history(past_key_values, position_ids)
 
-        plain = not record_states and not record_attentions and head_mask is None and past_key_values is None
+        plain = not record_states and not record_attentions and past_key_values is None
         layers = list(self.encoder.layer)
         # "eager" computes each layer whole, for the others are held against it.
         short = only_first and plain and implementation != "eager"
@@ -138,7 +136,7 @@ class VinVLModel(BertPreTrainedModel):
                 assert layout is not None and attention_mask is not None
                 padded = layout.padded_regions(region_features, attention_mask, input_ids.shape[1])
                 inputs = (input_ids, token_type_ids, padded, position_ids)
-            hidden = self._encode_padded(inputs, attention_mask, layers, head_mask, past_key_values, states, attentions)
+            hidden = self._encode_padded(inputs, attention_mask, layers, past_key_values, states, attentions)
         if short:
             hidden = self._last_layer_at_first(hidden, attention_mask)
         return BaseModelOutputWithPooling(
@@ -153,7 +151,6 @@ class VinVLModel(BertPreTrainedModel):
         inputs: Inputs,
         attention_mask: Tensor | None,
         layers: list[Any],
-        head_mask: Tensor | None,
         past_key_values: Cache | None,
         states: list[Tensor] | None,
         attentions: list[Tensor] | None,
@@ -162,22 +159,14 @@ class VinVLModel(BertPreTrainedModel):
         hidden = self.embed(*inputs)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         mask = layer_mask(self.config, attention_mask, hidden, past_length)
-        scales = None if head_mask is None else head_mask.expand(len(layers), -1)
-        for index, layer in enumerate(layers):
+        for layer in layers:
             if states is not None:
                 states.append(hidden)
-            if scales is None and past_key_values is None and attentions is None:
+            if past_key_values is None and attentions is None:
                 hidden = self._run_layer(layer, hidden, mask)
                 continue
-            hidden = layer(
-                hidden,
-                mask,
-                None,
-                None,
-                past_key_values,  # by its place, as its name differs between releases of transformers
-                head_scale=None if scales is None else scales[index],
-                attention_record=attentions,
-            )
+            # The cache goes by its place, as its name differs between releases of transformers.
+            hidden = layer(hidden, mask, None, None, past_key_values, attention_record=attentions)
         if states is not None:
             states.append(hidden)
         return hidden
@@ -290,14 +279,6 @@ class VinVLModel(BertPreTrainedModel):
             hidden = layer(hidden, mask)
         pooled: Tensor = self.pooler(self._last_layer_at_first(hidden, attention_mask))
         return pooled
-
-    def project_history(self, hidden_states: Sequence[Tensor]) -> DynamicCache:
-        """Keys and values of P earlier positions from their hidden states, for `past_key_values`.
-
-        `hidden_states[i]` (B, P, H) is what layer i got at those positions, as `forward` returns it; further entries
-        are ignored. This is the published `encoder_history_states`.
-        """
-        return keys_and_values(self.encoder.layer, hidden_states)
 
     def _check_weights_are_computed(self) -> None:
         implementation = self.config._attn_implementation

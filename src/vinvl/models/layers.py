@@ -1,13 +1,11 @@
 """One layer of BERT, run in the ways that the encoder needs; each can be compiled.
 
-Shapes: B batch, S the joint sequence, T real positions, P earlier positions, H hidden size.
+Shapes: B batch, S the joint sequence, T real positions, H hidden size.
 """
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from vinvl.models.packing import PackedSequences
 
@@ -23,16 +21,3 @@ def run_layer_at_first(layer: Any, hidden: Tensor, seen: Tensor | None) -> Tenso
     attended = layer.attention.output(layer.attention.self.attend_from_first(hidden, seen), hidden[:, :1])
     after: Tensor = layer.output(layer.intermediate(attended), attended)
     return after
-
-
-def keys_and_values(layers: Iterable[nn.Module], hidden_states: Sequence[Tensor]) -> DynamicCache:
-    """What the layers make of the hidden states (B, P, H) that they got; further entries are ignored."""
-    cache = DynamicCache()
-    layer: Any
-    for index, (layer, states) in enumerate(zip(layers, hidden_states, strict=False)):
-        attention = layer.attention.self
-        heads = (*states.shape[:2], attention.num_attention_heads, attention.attention_head_size)
-        key = attention.key(states).view(heads).transpose(1, 2)  # (B, heads, P, H / heads)
-        value = attention.value(states).view(heads).transpose(1, 2)
-        cache.update(key, value, index)
-    return cache

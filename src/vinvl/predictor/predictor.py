@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, TypeVar, overload
 
 from vinvl.data.region_source import RegionSource
@@ -24,8 +24,8 @@ NEEDED = {
     "caption": "caption needs a captioning model",
     "score": "score needs one that was trained for image-text retrieval or, for statements about two pictures, NLVR2",
 }
-Pictures = Iterable[Picture]
-Texts = Iterable[str]
+Pictures = Sequence[Picture]
+Texts = Sequence[str]
 PicturePair = tuple[Picture, Picture]
 Skill = Answering | Captioning | Judging | Matching
 Kind = TypeVar("Kind", Answering, Captioning, Matching)
@@ -37,10 +37,9 @@ class Predictor:
 
     Wherever a picture is asked for, it may be the id of an image in `features` (an id goes before a file of that name),
     the path of a file, a Pillow image of any mode, or a NumPy array, uint8 (H, W, 3) in the order red, green, blue, or
-    (H, W). Wherever one picture or text is asked for, there may be many, in a list or a generator: the result is then a
-    list. One picture goes with all texts, one text with all pictures, and lists of one length belong together. Of many,
-    `working.WINDOW` are worked on at a time. A picture that comes again in a call is looked at once; of a generator,
-    only if it gives out paths, and no more than `finding.KEPT` others came in between.
+    (H, W). Wherever one picture or text is asked for, there may be many, in a list: the result is then a list. One
+    picture goes with all texts, one text with all pictures, and lists of one length belong together. Of many,
+    `working.WINDOW` are worked on at a time. A picture that comes again in a call is looked at once.
 
     All methods raise UserError for what is no picture or no text, for a broken file, and where the model is of another
     task.
@@ -69,7 +68,7 @@ class Predictor:
         sources += [] if store is None else [f"features={store!r}"]
         return f"Predictor({', '.join([repr(self.trained.name), f'task={self.trained.task!r}', *sources])})"
 
-    @overload  # a text is an Iterable of texts too, and one picture or text is meant first
+    @overload  # a text is a Sequence of texts too, and one picture or text is meant first
     def ask(self, image: Picture, question: str, *, top: int = 5) -> Answer: ...  # type: ignore[overload-overlap]
 
     @overload
@@ -106,7 +105,7 @@ class Predictor:
 
     @overload
     def score(
-        self, image: Picture | PicturePair | Pictures | Iterable[PicturePair], text: str | Texts
+        self, image: Picture | PicturePair | Pictures | Sequence[PicturePair], text: str | Texts
     ) -> list[float]: ...
 
     def score(self, image: Any, text: Any) -> float | list[float]:

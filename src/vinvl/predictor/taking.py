@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +56,16 @@ class Taking:
 
     def __init__(self, store: RegionStore | None, config: DetectorConfig | None, reading: ReadingOptions) -> None:
         self._store, self._config, self._reading = store, config, reading
-        self._numbers = count()
 
     def key(self, image: object) -> Hashable:
         """Tells pictures apart while the caller holds them: text by its content, objects by which they are."""
         return str(image) if isinstance(image, str | os.PathLike) else id(image)
 
-    def take(self, image: Any, *, lasting: bool) -> Taken:
-        """A picture as it is now.
+    def take(self, image: Any) -> Taken:
+        """A picture, which if it is in memory stays as it is as long as the call goes on.
 
         Args:
             image: see `Picture`.
-            lasting: the object stays as it is as long as the call goes on; what a generator gives out may be the same
-                object with other pixels the next time.
 
         Raises:
             UserError: it is no picture, there is none of that name, or there is no detector to look at it with.
@@ -82,9 +78,7 @@ class Taking:
         name = str(getattr(image, "filename", "") or "the picture")
         if self._config is None:
             raise self._no_detector(name)
-        if lasting:
-            return Taken(("object", id(image)), name, image=image)
-        return self._resized(Taken(("drawn", next(self._numbers)), name, image=image))
+        return Taken(("object", id(image)), name, image=image)
 
     def measured(self, taken: Taken) -> Taken:
         """A picture that is not from the store with its size; what is in memory is also resized.
@@ -95,7 +89,9 @@ class Taking:
         if taken.size is not None:
             return taken
         if taken.path is None:
-            return self._resized(taken)
+            assert taken.image is not None and self._config is not None
+            rgb = rgb_of(taken.image, self._reading, taken.name)
+            return Taken(taken.key, taken.name, pixels=resized_pixels(rgb, self._config), size=rgb.size)
         return replace(taken, size=picture_size(taken.path, self._reading))
 
     def pixels(self, taken: Taken) -> Tensor:
@@ -104,11 +100,6 @@ class Taking:
             return taken.pixels
         assert taken.path is not None and self._config is not None
         return resized_pixels(read_picture(taken.path, self._reading), self._config)
-
-    def _resized(self, taken: Taken) -> Taken:
-        assert taken.image is not None and self._config is not None
-        rgb = rgb_of(taken.image, self._reading, taken.name)
-        return Taken(taken.key, taken.name, pixels=resized_pixels(rgb, self._config), size=rgb.size)
 
     def _of_path(self, image: str | os.PathLike[str]) -> Taken:
         path = Path(image).expanduser()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Any, TypeVar
 
 from vinvl.predictor.finding import Finder, Looking, Place
 from vinvl.predictor.pairing import Pairs, checked_text
-from vinvl.predictor.taking import Taken, Taking
+from vinvl.predictor.taking import Taking
 
 WINDOW = 128  # pictures, or pairs of picture and text, that are in memory at a time
 Result = TypeVar("Result")
@@ -35,33 +34,17 @@ def worked(
     Raises:
         UserError: what is no picture or no text, or a broken picture.
     """
-    if not isinstance(pairs.items, list):
-        return _in_windows(looking, pairs, text_is, work, pictures_of)
     order = _by_picture(pairs.items, looking.taking, pictures_of)
-    ordered = Pairs([pairs.items[index] for index in order], pairs.single, pairs.lasting)
-    results = dict(zip(order, _in_windows(looking, ordered, text_is, work, pictures_of), strict=True))
-    return [results[index] for index in range(len(order))]
-
-
-def _in_windows(
-    looking: Looking,
-    pairs: Pairs,
-    text_is: str | None,
-    work: Work[Result],
-    pictures_of: Callable[[Any], Sequence[Any]],
-) -> list[Result]:
-    finder, drawn = Finder(looking), iter(pairs.items)
+    finder = Finder(looking)
     results: list[Result] = []
-    while True:
-        taken: list[list[Taken]] = []
-        texts: list[str] = []
-        for image, text in islice(drawn, WINDOW):
-            texts.append("" if text_is is None else checked_text(text, text_is))
-            taken.append([looking.taking.take(one, lasting=pairs.lasting) for one in pictures_of(image)])
-        if not taken:
-            return results
+    for start in range(0, len(order), WINDOW):
+        window = [pairs.items[index] for index in order[start : start + WINDOW]]
+        texts = ["" if text_is is None else checked_text(text, text_is) for _, text in window]
+        taken = [[looking.taking.take(one) for one in pictures_of(image)] for image, _ in window]
         places = iter(finder.find([one for pictures in taken for one in pictures]))
         results += work([[next(places) for _ in pictures] for pictures in taken], texts)
+    by_index = dict(zip(order, results, strict=True))
+    return [by_index[index] for index in range(len(order))]
 
 
 def _by_picture(items: list[tuple[Any, Any]], taking: Taking, pictures_of: Callable[[Any], Sequence[Any]]) -> list[int]:

@@ -11,6 +11,7 @@ from vinvl.errors import UserError
 from vinvl.tensor_files import load_tensor_file, plain_tensors
 
 OUR_KEY = "vinvl"  # where a Lightning checkpoint keeps what is ours
+DELETED_DECODING = ("use_cache",)  # options of earlier versions, without which the same captions are written
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -42,6 +43,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         refuse_half_characters(plain)
     except ValueError as error:
         raise UserError(f"{path} is not a checkpoint of vinvl.train ({error}): it is damaged.") from None
+    if isinstance(decoding := checkpoint["hyper_parameters"].get("decoding"), dict):
+        for name in DELETED_DECODING:
+            decoding.pop(name, None)
     return checkpoint
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,14 @@ from vinvl.errors import UserError
 from vinvl.files import atomic_write, write_text_atomically
 
 DESCRIPTION = "candidates.json"  # beside the blocks: what they are scores of
-CHECKSUM_BYTES = 4
 HEADER_BYTES = 128  # of a .npy file of a small shape
 
 
 class ScoreFiles:
     """The score matrices of the folds, (I, C) float32 each, in blocks of rows.
 
-    A block is a .npy file that appears under its name only when it is whole, and is followed by the fingerprint and a
-    checksum (which np.load does not look at), so that a damaged file and one of another run are known as such.
+    A block is a .npy file that appears under its name only when it is whole, and is followed by the fingerprint (which
+    np.load does not look at), so that a file that is cut short and one of another run are known as such.
     """
 
     def __init__(self, folder: Path, fingerprint: str, folds: Sequence[Fold], blocks: Sequence[Block]) -> None:
@@ -70,7 +68,7 @@ class ScoreFiles:
     def bytes_of(self, number: int) -> int:
         """Size of a block's file."""
         rows, columns = self.shape(number)
-        return HEADER_BYTES + 4 * rows * columns + len(self.fingerprint) + CHECKSUM_BYTES
+        return HEADER_BYTES + 4 * rows * columns + len(self.fingerprint)
 
     def shape(self, number: int) -> tuple[int, int]:
         """(images, captions) of a block."""
@@ -105,7 +103,6 @@ class ScoreFiles:
         content = io.BytesIO()
         np.save(content, np.ascontiguousarray(scores, dtype=np.float32))
         content.write(self.fingerprint.encode())
-        content.write(zlib.crc32(content.getvalue()).to_bytes(CHECKSUM_BYTES, "little"))
         with atomic_write(self.path(number), "wb") as file:
             file.write(content.getvalue())
 
@@ -128,9 +125,10 @@ class ScoreFiles:
             content = self.path(number).read_bytes()
         except OSError:
             return None
-        body, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
-        intact = zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "little") == checksum
-        if not intact or not body.endswith(self.fingerprint.encode()):
+        if len(content) != self.bytes_of(number) or not content.endswith(self.fingerprint.encode()):
             return None
-        scores = np.load(io.BytesIO(body), allow_pickle=False)
+        try:
+            scores: np.ndarray = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        except Exception:  # of a damaged header NumPy raises whatever its parsing does
+            return None
         return scores if scores.shape == self.shape(number) and scores.dtype == np.float32 else None

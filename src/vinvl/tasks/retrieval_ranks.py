@@ -1,6 +1,8 @@
 """Ranks and best matches from scores that come block by block: memory for the captions, never for all pairs.
 
-The order is that of `vinvl.metrics.recall`: falling score, of equal ones the later first.
+Items are ordered by falling score, of equal ones the later first. That is what the published code's ascending sort,
+reversed, gives where the sort is stable. (It sorts with NumPy's default, which beyond 16 items leaves the order of ties
+open: there, the rule is ours.)
 """
 
 from collections.abc import Callable, Iterable

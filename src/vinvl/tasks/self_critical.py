@@ -49,7 +49,7 @@ class SelfCritical:
         self.reward = reward
         self.options = options
         self.special = special
-        plain = DecodingOptions(max_length=decoding.max_length, use_cache=decoding.use_cache)
+        plain = DecodingOptions(max_length=decoding.max_length)
         self.greedy = plain
         self.sampling = replace(plain, sample=True, num_return_sequences=options.samples)
 

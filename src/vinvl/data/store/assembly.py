@@ -44,14 +44,12 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class StoreAttributes:
-    """What a store file says about all of its images, and how its features are laid out."""
+    """What a store file says about all of its images."""
 
     shapes: RowShapes
     detector: str
     label_map: LabelMap
     provenance: str | None = None  # JSON text
-    compression: str | None = None
-    chunk_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,9 @@ def write_store_file(
             file.attrs[PROVENANCE] = _fixed_text(attributes.provenance)
         spans = list(_spans(wanted.sources, starts, stops))
         checksums = {
-            name: _copy(_row_dataset(file, name, int(offsets[-1]), attributes), name, sources, spans)
+            name: _copy(file.create_dataset(name, (int(offsets[-1]), *tail), dtype=dtype), name, sources, spans)
             for name in (FEATURES, *ROW_DTYPES)
+            for dtype, tail in [attributes.shapes.of(name)]
         }
         file.create_dataset("offsets", data=offsets)
         file.create_dataset("sizes", data=sizes)
@@ -151,28 +150,13 @@ def _spans(sources: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Iterat
             yield _Span(int(source), int(start), int(stop))
 
 
-def _row_dataset(file: h5py.File, name: str, regions: int, attributes: StoreAttributes) -> h5py.Dataset:
-    dtype, tail = attributes.shapes.of(name)
-    if name != FEATURES or attributes.chunk_rows is None or regions == 0:
-        return file.create_dataset(name, (regions, *tail), dtype=dtype)
-    return file.create_dataset(
-        name,
-        (regions, *tail),
-        dtype=dtype,
-        chunks=(min(attributes.chunk_rows, regions), *tail),
-        compression=attributes.compression,
-        shuffle=attributes.compression is not None,
-    )
-
-
 def _copy(dataset: h5py.Dataset, name: str, sources: Sequence[RowSource], spans: Sequence[_Span]) -> int:
-    """Fill a dataset some megabytes at a time, in whole chunks where it has chunks. Returns the checksum."""
+    """Fill a dataset some megabytes at a time. Returns the checksum."""
     row_bytes = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
     checksum = 0
     if row_bytes == 0 or len(dataset) == 0:
         return checksum
-    chunk_rows = dataset.chunks[0] if dataset.chunks else 1
-    block_rows = max(1, _BLOCK_BYTES // (row_bytes * chunk_rows)) * chunk_rows
+    block_rows = max(1, _BLOCK_BYTES // row_bytes)
     block = np.empty((min(block_rows, len(dataset)), *dataset.shape[1:]), dtype=dataset.dtype)
     written = filled = 0
     for span in spans:

@@ -1,6 +1,6 @@
 """The HDF5 layout, version 1: its names, its data types, and the checks that a file must pass before it is read.
 
-    features          (ΣR, D)  float16 or float32, contiguous and uncompressed by default
+    features          (ΣR, D)  float16 or float32; other writers may have chunked and compressed it
     boxes             (ΣR, 4)  float32, absolute x1 y1 x2 y2 in pixels
     classes           (ΣR,)    int32
     class_scores      (ΣR,)    float32

@@ -22,8 +22,6 @@ from vinvl.data.store.spool import RowShapes, Spool, WorkFolder
 from vinvl.errors import UserError
 from vinvl.files import PARTIAL_SUFFIX, failure_told, put_in_place, reserve_folder
 
-COMPRESSIONS = ("gzip", "lzf")
-_DEFAULT_CHUNK_ROWS = 32
 HOW_TO_GO_ON = "check folder and permissions, or make room for the store twice, then write it again"
 
 
@@ -43,8 +41,6 @@ class RegionStoreWriter:
     label_map             names of classes and attributes
     num_attributes        K, attributes a region
     feature_dtype         "float16" or "float32"
-    compression           None, "gzip", or "lzf" (which only h5py reads), for the features; slower to read
-    chunk_rows            rows a chunk; None is contiguous, or 32 with a compression
     max_images_per_shard  None writes one file
     provenance            what else is known of how the features were made, of types that JSON has; as it is when a file
                           is finished
@@ -61,28 +57,17 @@ class RegionStoreWriter:
         label_map: LabelMap,
         num_attributes: int = 0,
         feature_dtype: str = "float16",
-        compression: str | None = None,
-        chunk_rows: int | None = None,
         max_images_per_shard: int | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
-        _check_arguments(self.path, feature_dim, num_attributes, feature_dtype, compression, chunk_rows)
+        _check_arguments(self.path, feature_dim, num_attributes, feature_dtype)
         if max_images_per_shard is not None and max_images_per_shard < 1:
             raise UserError(f"{path}: max_images_per_shard is {max_images_per_shard}, it must be at least 1.")
         _check_target(self.path, is_folder=max_images_per_shard is not None)
         dtype = np.dtype(feature_dtype).newbyteorder("<")
         self._checker = RegionChecker(feature_dim, dtype, num_attributes, label_map)
-        if compression is not None and chunk_rows is None:
-            chunk_rows = _DEFAULT_CHUNK_ROWS
-        self._attributes = StoreAttributes(
-            RowShapes(feature_dim, dtype, num_attributes),
-            detector,
-            label_map,
-            None,
-            compression,
-            chunk_rows,
-        )
+        self._attributes = StoreAttributes(RowShapes(feature_dim, dtype, num_attributes), detector, label_map)
         self._provenance = provenance
         self._max_images_per_shard = max_images_per_shard
         self._seen: set[bytes] = set()
@@ -171,24 +156,13 @@ class RegionStoreWriter:
             put_in_place(store, self.path)
 
 
-def _check_arguments(
-    path: Path,
-    feature_dim: int,
-    num_attributes: int,
-    feature_dtype: str,
-    compression: str | None,
-    chunk_rows: int | None,
-) -> None:
+def _check_arguments(path: Path, feature_dim: int, num_attributes: int, feature_dtype: str) -> None:
     if feature_dim < 1:
         raise UserError(f"{path}: feature_dim is {feature_dim}, it must be at least 1.")
     if num_attributes < 0:
         raise UserError(f"{path}: num_attributes is {num_attributes}, it must not be negative.")
     if feature_dtype not in FEATURE_DTYPES:
         raise UserError(f"{path}: feature_dtype is {feature_dtype!r}, choose one of {', '.join(FEATURE_DTYPES)}.")
-    if compression is not None and compression not in COMPRESSIONS:
-        raise UserError(f"{path}: compression is {compression!r}, choose one of {', '.join(COMPRESSIONS)} or none.")
-    if chunk_rows is not None and chunk_rows < 1:
-        raise UserError(f"{path}: chunk_rows is {chunk_rows}, it must be at least 1.")
 
 
 def _check_target(path: Path, is_folder: bool) -> None:

@@ -2,7 +2,6 @@
 
 from vinvl.metrics.captions.caption_scores import CaptionScores
 from vinvl.metrics.captions.cider import Cider
-from vinvl.metrics.captions.document_frequencies import DocumentFrequencies, read_document_frequencies
 from vinvl.metrics.captions.evaluation import CaptionEvaluation, evaluate_captions
 from vinvl.metrics.captions.tokenizer import CaptionTokenizer, regex_tokenize, split_at_blanks
 
@@ -11,9 +10,7 @@ __all__ = [
     "CaptionScores",
     "CaptionTokenizer",
     "Cider",
-    "DocumentFrequencies",
     "evaluate_captions",
-    "read_document_frequencies",
     "regex_tokenize",
     "split_at_blanks",
 ]

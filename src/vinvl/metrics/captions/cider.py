@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vinvl.metrics.captions.document_frequencies import DocumentFrequencies
 from vinvl.metrics.captions.ngrams import MAX_N, UNKNOWN, IntArray, NgramCounts, NgramIndex
 
 SIGMA = 6.0
@@ -25,41 +24,28 @@ class Cider:
     n-grams. COCO's 113,287 training images take an estimated 250 MB.
     """
 
-    def __init__(
-        self, references: Sequence[Sequence[Words]], document_frequencies: DocumentFrequencies | None = None
-    ) -> None:
+    def __init__(self, references: Sequence[Sequence[Words]]) -> None:
         """references[i] are the references of image i as words, at least one per image.
 
-        Document frequencies are counted over these images unless given. Raises ValueError if an image has none.
+        Document frequencies are counted over these images. Raises ValueError if an image has no reference.
         """
         if not all(references):
             raise ValueError("Every image needs a reference caption.")
         sentences = [sentence for image in references for sentence in image]
-        listed = [] if document_frequencies is None else [ngram.split() for ngram in document_frequencies.frequencies]
-        self._index = NgramIndex([*sentences, *listed])
+        self._index = NgramIndex(sentences)
         self._reference_starts = np.cumsum([0, *(len(image) for image in references)])  # (images + 1,)
         self._reference_lengths = np.array([_length(sentence) for sentence in sentences], dtype=np.int64)
-        frequencies = self._count_references(references)
-        if document_frequencies is None:
-            self.num_images: float = len(references)
-        else:
-            self.num_images = document_frequencies.num_images
-            frequencies = self._listed_frequencies(document_frequencies)
-        self._frequencies = frequencies
+        self._weigh(sentences, len(references), self._count_references(references))
+
+    def _weigh(self, sentences: Sequence[Words], num_images: float, frequencies: FloatArray) -> None:
+        """Weights of the index's n-grams that are in the references of so many images, and the sentences' norms."""
         # One weight more at the end, for n-grams that are nowhere: UNKNOWN is −1, the last place.
-        self._weights = math.log(max(1.0, self.num_images)) - np.log(np.maximum(1.0, np.append(frequencies, 0.0)))
+        self._weights = math.log(max(1.0, num_images)) - np.log(np.maximum(1.0, np.append(frequencies, 0.0)))
         norms = [np.zeros((0, MAX_N))]
         for start in range(0, len(sentences), _SENTENCES_AT_A_TIME):
             counts = self._index.count(sentences[start : start + _SENTENCES_AT_A_TIME])
             norms.append(_norms(counts, self._weights[counts.ids]))
         self._reference_norms = np.concatenate(norms)  # (references, 4)
-
-    def document_frequencies(self) -> DocumentFrequencies:
-        """The table in use; n-grams of a single image are left out, which changes no score."""
-        shared = np.flatnonzero(self._frequencies > 1)
-        counts = self._frequencies[shared].tolist()
-        whole = [int(count) if count == int(count) else count for count in counts]
-        return DocumentFrequencies(self.num_images, dict(zip(self._index.texts(shared), whole, strict=True)))
 
     def cider_d(self, images: Sequence[int], captions: Sequence[Words]) -> FloatArray:
         """CIDEr-D (C,) of C captions as words, each against the references of image images[c] (0 to about 10).
@@ -67,7 +53,7 @@ class Cider:
         Cosine of tf-idf vectors, counts clipped to the reference's, times exp(−Δ²/2σ²) with Δ the difference in
         bigrams and σ = 6; averaged over n = 1 … 4 and the references; times 10.
 
-        This is what the COCO evaluation calls "CIDEr". All scores are 0 where document frequencies are of one image.
+        This is what the COCO evaluation calls "CIDEr". All scores are 0 where there is one image.
         """
         return self._scores(images, captions, clipped=True)
 
@@ -142,14 +128,6 @@ class Cider:
         self._entry_references = np.concatenate(owners) if owners else np.zeros(0, dtype=np.uint16)
         self._entry_counts = np.concatenate(counts) if counts else np.zeros(0, dtype=np.uint16)
         self._entry_starts = np.cumsum(np.concatenate(sizes))  # (images + 1,)
-        return frequencies
-
-    def _listed_frequencies(self, table: DocumentFrequencies) -> FloatArray:
-        counts = self._index.count([ngram.split() for ngram in table.frequencies])
-        listed = np.array(list(table.frequencies.values()), dtype=np.float64)
-        whole = counts.orders == counts.lengths[counts.sentences] - 1  # the n-gram itself, not the shorter ones in it
-        frequencies = np.zeros(len(self._index))
-        frequencies[counts.ids[whole]] = listed[counts.sentences[whole]]
         return frequencies
 
 

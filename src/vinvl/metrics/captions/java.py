@@ -1,46 +1,112 @@
 """METEOR, SPICE and the PTB tokenizer: Java programs that come with `pycocoevalcap`.
 
-Scores need Java and the package `pycocoevalcap` (extra "captions"); without them every function here raises a
-UserError that says which is missing. A score is never 0 for want of a program.
+They need Java and the package `pycocoevalcap` (extra "captions"); without them every function here raises a UserError
+that says which is missing. A score is never 0 for want of a program.
 """
 
-import json
+import importlib.util
 import math
-import tempfile
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from vinvl.errors import UserError
 from vinvl.metrics.captions.evaluation import ImageId, evaluate_captions
-from vinvl.metrics.captions.java_process import conversation, java_folder, run_java, why_unavailable
 from vinvl.metrics.captions.tokenizer import split_at_blanks
 
-TIMEOUT = 600.0  # seconds; METEOR and the tokenizer take a few per thousand images, SPICE minutes
-
-PTB_PUNCTUATION = frozenset(
-    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
-)
-"""Tokens that the COCO evaluation drops after tokenising and lower-casing: the four brackets therefore never match, and
-stay as "-lrb-" and so on. Published numbers contain that."""
-
-_TOKENIZER_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
-_METEOR_JAR = "meteor/meteor-1.5.jar"
-_SPICE_JAR = "spice/spice-1.0.jar"
-_SPICE_MODELS = ("spice/lib/stanford-corenlp-3.6.0.jar", "spice/lib/stanford-corenlp-3.6.0-models.jar")
-# SPICE looks into classes of the Java library that Java 16 and later close to it; Java 8 would stumble over the option
-# on the command line, but does not read the variable that this goes into.
-_OPEN_PACKAGES = " ".join(
+_SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+# SPICE looks into classes of the Java library that Java 16 and later close to it.
+_OPTIONS = "-Dfile.encoding=UTF-8 -Dstdout.encoding=UTF-8 " + " ".join(
     f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in ("lang", "math", "util", "net", "text")
 )
+_LAST = "a"  # a text after all others, whose words tell whether the tokenizer gave a line for each
+
+
+def why_unavailable() -> str | None:
+    """One sentence saying what METEOR and the PTB tokenizer lack here; None if they can run."""
+    if shutil.which("java") is None:
+        return (
+            "METEOR, SPICE and the PTB tokenizer need Java, and there is no java on the PATH; install a Java runtime."
+        )
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        return "METEOR, SPICE and the PTB tokenizer need pycocoevalcap; pip install 'vinvl[captions]'."
+    return None
+
+
+@contextmanager
+def _running(name: str) -> Iterator[None]:
+    """Gives Java its options; what cannot run or fails within it is one sentence that names the program."""
+    if (problem := why_unavailable()) is not None:
+        raise UserError(problem)
+    before = os.environ.get("JDK_JAVA_OPTIONS")
+    os.environ["JDK_JAVA_OPTIONS"] = f"{before or ''} {_OPTIONS}".strip()
+    try:
+        yield
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+        raise UserError(f"{name} stopped without a result ({type(error).__name__}: {error}).") from None
+    finally:
+        del os.environ["JDK_JAVA_OPTIONS"]
+        if before is not None:
+            os.environ["JDK_JAVA_OPTIONS"] = before
+
+
+def ptb_tokenize(texts: Sequence[str]) -> list[list[str]]:
+    """Words of each text as the COCO evaluation sees them: Penn Treebank tokens, lower case, without punctuation.
+
+    Fits `evaluate_captions(tokenize=…)`. Brackets stay as "-lrb-" and so on, in published numbers too. Raises UserError
+    if it cannot run or fails.
+    """
+    if not texts:
+        return []
+    with _running("The PTB tokenizer"):
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+        lines = {row: [{"caption": _one_line(text)}] for row, text in enumerate([*texts, _LAST])}
+        found = PTBTokenizer().tokenize(lines)
+        if found.get(len(texts)) != [_LAST]:
+            raise ValueError(f"it did not answer with a line for each of {len(texts)} texts")
+    return [found[row][0].split() for row in range(len(texts))]
+
+
+def meteor_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+    """METEOR 1.5 (English, normalised), 0 to 1: of the corpus, and of each caption against its references.
+
+    The COCO evaluation passes texts through the PTB tokenizer first: give " ".join of `ptb_tokenize` for its numbers.
+    Raises UserError if it cannot run or fails, ValueError if the lengths differ.
+    """
+    if not captions:
+        return math.nan, []
+    if not all(references):
+        raise UserError(f"Caption {list(map(bool, references)).index(False) + 1} has no references for METEOR.")
+    rows = list(enumerate(zip(captions, references, strict=True)))
+    with _running("METEOR"):
+        from pycocoevalcap.meteor.meteor import Meteor
+
+        meteor = Meteor()
+        try:
+            corpus, scores = meteor.compute_score(
+                {row: [_meteor_text(text) for text in texts] for row, (_, texts) in rows},
+                {row: [_meteor_text(caption)] for row, (caption, _) in rows},
+            )
+        finally:
+            with suppress(OSError):  # closing sends what an ended program did not take
+                meteor.meteor_p.stdin.close()
+            if meteor.lock.locked():  # after a failure; its __del__ would wait for it for ever
+                meteor.lock.release()
+    return corpus, scores
 
 
 def why_spice_unavailable() -> str | None:
-    """One sentence saying what SPICE lacks here; None if it can run."""
-    problem = why_unavailable()
-    if problem is not None:
+    """One sentence saying what SPICE lacks here; None if it can run. Looked at first, as `Spice` would download it."""
+    if (problem := why_unavailable()) is not None:
         return problem
-    if not all((java_folder() / name).is_file() for name in _SPICE_MODELS):
+    from pycocoevalcap.spice import spice
+
+    if not all((Path(spice.__file__).parent / "lib" / name).is_file() for name in _SPICE_MODELS):
         return (
             "SPICE needs the Stanford CoreNLP 3.6.0 models (about 400 MB), which are not there; where there is a "
             "network, run python -m pycocoevalcap.spice.get_stanford_models once."
@@ -48,80 +114,24 @@ def why_spice_unavailable() -> str | None:
     return None
 
 
-def ptb_tokenize(texts: Sequence[str], timeout: float = TIMEOUT) -> list[list[str]]:
-    """Words of each text as the COCO evaluation sees them: Penn Treebank tokens, lower case, without punctuation.
-
-    Fits `evaluate_captions(tokenize=…)`. Raises UserError if it cannot run, fails or takes longer than `timeout`
-    seconds.
-    """
-    if not texts:
-        return []
-    lines = "".join(_one_line(text) + "\n" for text in texts)
-    command = ["-cp", _TOKENIZER_JAR, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    output = run_java("The PTB tokenizer", command, lines, timeout).split("\n")
-    if len(output) < len(texts) or any(output[len(texts) :]):
-        raise UserError(f"The PTB tokenizer returned {len(output) - 1} lines for {len(texts)} texts.")
-    return [[word for word in line.split() if word not in PTB_PUNCTUATION] for line in output[: len(texts)]]
-
-
-def meteor_scores(
-    captions: Sequence[str], references: Sequence[Sequence[str]], timeout: float = TIMEOUT
-) -> tuple[float, list[float]]:
-    """METEOR 1.5 (English, normalised), 0 to 1: of the corpus, and of each caption against its references.
-
-    The COCO evaluation passes texts through the PTB tokenizer first: give " ".join of `ptb_tokenize` for its numbers.
-    Raises UserError if it cannot run, fails or takes longer than `timeout` seconds, ValueError if
-    the lengths differ.
-    """
-    if not captions:
-        return math.nan, []
-    command = ["-Xmx2G", "-jar", _METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
-    if not all(references):
-        raise UserError(f"Caption {list(map(bool, references)).index(False) + 1} has no references for METEOR.")
-    questions = [
-        " ||| ".join(["SCORE", *(map(_meteor_text, texts)), _meteor_text(caption)])
-        for caption, texts in zip(captions, references, strict=True)
-    ]
-    with conversation("METEOR", command, timeout) as ask:
-        # METEOR answers each question with a line of statistics, and all of these, handed back, with a line per score.
-        statistics = [ask(question, 1)[0] for question in questions]
-        output = ask(" ||| ".join(["EVAL", *statistics]), len(captions) + 1)
-    try:
-        *scores, corpus = [float(line) for line in output]
-    except ValueError:
-        raise UserError(f"METEOR did not answer with numbers: {' '.join(output)[:100]!r}.") from None
-    return corpus, scores
-
-
-def spice_scores(
-    captions: Sequence[str], references: Sequence[Sequence[str]], timeout: float = TIMEOUT
-) -> tuple[float, list[float]]:
+def spice_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
     """SPICE F-scores, 0 to 1: the mean, and each caption's against its references.
 
     nan where SPICE finds nothing to compare in a caption; the mean is then nan too, as in the COCO evaluation. Raises
-    UserError if it cannot run, fails or takes longer than `timeout` seconds, ValueError if the lengths differ.
+    UserError if it cannot run or fails, ValueError if the lengths differ.
     """
-    problem = why_spice_unavailable()
-    if problem is not None:
+    if (problem := why_spice_unavailable()) is not None:
         raise UserError(problem)
     if not captions:
         return math.nan, []
-    rows = [
-        {"image_id": row, "test": caption, "refs": list(texts)}
-        for row, (caption, texts) in enumerate(zip(captions, references, strict=True))
-    ]
-    with tempfile.TemporaryDirectory(prefix="vinvl-spice-") as folder:
-        questions, answers = Path(folder, "in.json"), Path(folder, "out.json")
-        questions.write_text(json.dumps(rows), encoding="utf-8")
-        paths = [str(questions), "-cache", folder, "-out", str(answers)]
-        command = ["-Xmx8G", "-jar", _SPICE_JAR, *paths, "-subset", "-silent"]
-        run_java("SPICE", command, "", timeout, {"JDK_JAVA_OPTIONS": _OPEN_PACKAGES})
-        try:
-            found = {row["image_id"]: row["scores"]["All"]["f"] for row in json.loads(answers.read_text("utf-8"))}
-            scores = [float("nan" if found[row] is None else found[row]) for row in range(len(captions))]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"SPICE ended without a usable result ({type(error).__name__}: {error}).") from None
-    return math.fsum(scores) / len(scores), scores
+    rows = list(enumerate(zip(captions, references, strict=True)))
+    with _running("SPICE"):
+        from pycocoevalcap.spice.spice import Spice
+
+        mean, scores = Spice().compute_score(
+            {row: list(texts) for row, (_, texts) in rows}, {row: [caption] for row, (caption, _) in rows}
+        )
+        return float(mean), [score["All"]["f"] for score in scores]
 
 
 class JavaScores(NamedTuple):
@@ -131,9 +141,7 @@ class JavaScores(NamedTuple):
     missing: dict[str, str]  # for each of METEOR and SPICE that is not in `scores`, one sentence that says why
 
 
-def evaluate_in_java(
-    captions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]], timeout: float = TIMEOUT
-) -> JavaScores:
+def evaluate_in_java(captions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> JavaScores:
     """Scores of one caption per image after the PTB tokenizer, to the digit as the COCO evaluation computes them.
 
     Never raises for want of Java or a package: what could not be computed is in `missing`, with the reason. Raises
@@ -144,9 +152,7 @@ def evaluate_in_java(
             raise UserError(f"Image {image_id!r} has a caption but no reference captions; add them or leave it out.")
     result = JavaScores({}, {})
     try:
-        words = iter(
-            ptb_tokenize([*captions.values(), *(text for key in captions for text in references[key])], timeout)
-        )
+        words = iter(ptb_tokenize([*captions.values(), *(text for key in captions for text in references[key])]))
     except UserError as error:
         result.missing.update(METEOR=str(error), SPICE=str(error))
         return result
@@ -158,7 +164,7 @@ def evaluate_in_java(
     result.scores.update({f"ptb/{name}": value for name, value in by_ptb.corpus.items()})
     for name, score in (("METEOR", meteor_scores), ("SPICE", spice_scores)):
         try:
-            result.scores[name] = score(candidates, gold, timeout)[0]
+            result.scores[name] = score(candidates, gold)[0]
         except UserError as error:
             result.missing[name] = str(error)
     return result

@@ -52,20 +52,6 @@ class NgramIndex:
     def __len__(self) -> int:
         return int(self._first_ids[-1])
 
-    def texts(self, ids: IntArray) -> list[str]:
-        """The n-grams of some ids, words joined by single blanks."""
-        vocabulary = list(self._word_ids)  # in the order of the ids
-        texts = []
-        for ngram in ids.tolist():
-            n = int(np.searchsorted(self._first_ids, ngram, side="right"))
-            place = ngram - int(self._first_ids[n - 1])
-            words = []
-            for table in reversed(self._tables[: n - 1]):
-                place, last = divmod(int(table[place]), len(vocabulary))
-                words.append(vocabulary[last])
-            texts.append(" ".join([vocabulary[place], *reversed(words)]))
-        return texts
-
     def count(self, sentences: Sequence[Sequence[str]]) -> NgramCounts:
         """The distinct n-grams of each sentence with their counts."""
         words, lengths = self._words(sentences)

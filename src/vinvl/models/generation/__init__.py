@@ -6,11 +6,9 @@ from vinvl.models.generation.detections import constraints_from_detections
 from vinvl.models.generation.generate import generate_captions
 from vinvl.models.generation.options import DecodingOptions, SpecialTokens
 from vinvl.models.generation.result import GeneratedCaptions
-from vinvl.models.generation.scoring import CaptionScores, score_captions
 
 __all__ = [
     "CaptionContext",
-    "CaptionScores",
     "Constraint",
     "DecodingOptions",
     "GeneratedCaptions",
@@ -19,5 +17,4 @@ __all__ = [
     "constraint_machine",
     "constraints_from_detections",
     "generate_captions",
-    "score_captions",
 ]

@@ -17,7 +17,7 @@ from vinvl.models.generation.context import CaptionContext
 from vinvl.models.generation.distribution import adjusted_logits
 from vinvl.models.generation.options import DecodingOptions, SpecialTokens
 from vinvl.models.generation.result import GeneratedCaptions
-from vinvl.models.generation.stepping import WordStepper, word_stepper
+from vinvl.models.generation.stepping import WordStepper
 
 
 @torch.no_grad()
@@ -44,13 +44,13 @@ def constrained_beam_search(
     for images in groups.values():
         chosen = torch.tensor(images, device=device)
         group = [machines[image] for image in images]
-        stepper = word_stepper(model, context.select(chosen), special.mask, options.use_cache)
+        stepper = WordStepper(model, context.select(chosen), special.mask)
         found, sums = _search(stepper, _Transitions(group, device), options, special)
         ids[chosen, 0], log_probs[chosen, 0], met[chosen] = _select(found, sums, group, options, special)
     is_end = ids == special.end
     is_after_end = is_end.cumsum(dim=-1) - is_end.long() > 0
     ids = ids.masked_fill(is_after_end, special.pad)
-    return GeneratedCaptions(ids, (~is_after_end).sum(dim=-1), log_probs, ids, met)
+    return GeneratedCaptions(ids, (~is_after_end).sum(dim=-1), log_probs, met)
 
 
 class _Transitions:

@@ -13,7 +13,7 @@ from vinvl.models.generation.context import CaptionContext
 from vinvl.models.generation.options import DecodingOptions, SpecialTokens
 from vinvl.models.generation.result import GeneratedCaptions
 from vinvl.models.generation.sampling import decode_stepwise
-from vinvl.models.generation.stepping import word_stepper
+from vinvl.models.generation.stepping import WordStepper
 
 
 def generate_captions(
@@ -27,9 +27,9 @@ def generate_captions(
 ) -> GeneratedCaptions:
     """Write captions as `options` say; constrained beam search where constraints are given.
 
-    The result is the same whatever else is in the batch (samples excepted: they share one generator), and with or
-    without the cache. The model is used as it is: call `model.eval()` for captions without dropout. In training mode
-    the context's dropout is drawn once per call. Sampling and greedy decoding are differentiable; the searches are not.
+    The result is the same whatever else is in the batch (samples excepted: they share one generator). The model
+    is used as it is: call `model.eval()` for captions without dropout. In training mode the context's dropout is drawn
+    once per call. Sampling and greedy decoding are differentiable; the searches are not.
 
     Args:
         context: tags and regions of B images; tag positions start at max(40, max_length) in published models.
@@ -46,9 +46,9 @@ def generate_captions(
         return constrained_beam_search(model, context, machines, options, special)
     if options.num_beams > 1:
         with torch.no_grad():
-            stepper = word_stepper(model, context, special.mask, options.use_cache)
+            stepper = WordStepper(model, context, special.mask)
         return beam_search(stepper, len(context), options, special, context.device)
-    stepper = word_stepper(model, context, special.mask, options.use_cache)
+    stepper = WordStepper(model, context, special.mask)
     return decode_stepwise(stepper, len(context), options, special, context.device, generator)
 
 

@@ -49,8 +49,6 @@ class DecodingOptions:
         top_k: sample from the k best words only; 0 for all.
         top_p: sample from the fewest best words that together are likelier than this.
         min_constraints: a constrained caption meets at least so many constraints, or all of an image that has fewer.
-        use_cache: keep keys and values of earlier words; without it every step encodes everything again, to the same
-            result.
 
     Raises:
         UserError: values that make no search.
@@ -68,7 +66,6 @@ class DecodingOptions:
     top_k: int = 0
     top_p: float = 1.0
     min_constraints: int = 2
-    use_cache: bool = True
 
     def __post_init__(self) -> None:
         self._check_counts()

@@ -24,12 +24,11 @@ class GeneratedCaptions:
     ids: Tensor  # (B, N, max_length) int64: begin token, words, end token, padding
     lengths: Tensor  # (B, N) int64: begin and end token included
     log_probs: Tensor  # (B, N) float32
-    scored_ids: Tensor  # (B, N, max_length) int64: as ids, but with the replaced last words, for `score_captions`
     constraints_met: Tensor | None = None  # (B,) int64: of constrained beam search
 
 
-def finish(scored_ids: Tensor, lengths: Tensor, log_probs: Tensor, special: SpecialTokens) -> GeneratedCaptions:
+def finish(ids: Tensor, lengths: Tensor, log_probs: Tensor, special: SpecialTokens) -> GeneratedCaptions:
     """The result, given captions (B, N, max_length) that may lack their end token at max_length."""
-    places = torch.arange(scored_ids.shape[-1], device=scored_ids.device)
-    ids = torch.where(places == lengths[..., None] - 1, special.end, scored_ids)
-    return GeneratedCaptions(ids, lengths, log_probs, scored_ids)
+    places = torch.arange(ids.shape[-1], device=ids.device)
+    ids = torch.where(places == lengths[..., None] - 1, special.end, ids)
+    return GeneratedCaptions(ids, lengths, log_probs)
