@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from vinvl.models import VinVLConfig, VinVLForCaptioning
-from vinvl.models.generation import CaptionContext, DecodingOptions, SpecialTokens, generate_captions
+from vinvl.models.decoding import CaptionContext, DecodingOptions, SpecialTokens
+from vinvl.models.generate import generate_captions
 
 MAX_LENGTH, TAG_START, ROW = 20, 40, 2054
 SPECIAL = SpecialTokens(begin=101, end=102, pad=0, mask=103)

@@ -21,17 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from vinvl.data.corpus import Corpus, CorpusShare, Mixture, RowKind
-from vinvl.data.corpus.build import write_parts
-from vinvl.data.corpus.chunks import Part
-from vinvl.data.pretraining_dataset import PretrainingDataset
-from vinvl.data.pretraining_pairs import PairOptions
-from vinvl.data.pretraining_rows import CorpusRows
-from vinvl.data.region_text import InputLimits, RegionText
+from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import LengthBucketBatchSampler
-from vinvl.data.store import LabelMap, Regions
 from vinvl.data.tags import StoreTags, TagTokens
 from vinvl.data.text import RaggedTokens, SpecialTokens
+from vinvl.pretraining.corpus import Corpus, CorpusShare, Mixture, RowKind
+from vinvl.pretraining.corpus.build import write_parts
+from vinvl.pretraining.corpus.chunks import Part
+from vinvl.pretraining.data import CorpusRows, PretrainingDataset
+from vinvl.pretraining.triplets import PairOptions
+from vinvl.regions import LabelMap, Regions
 
 PART_ROWS = 100_000
 VOCABULARY = 30_522

@@ -25,10 +25,9 @@ from pretraining_feed import make_tokenizer
 from vqa_feed import ANSWERS, datamodule_of, write_questions, write_store
 from vqa_step import NUM_ANSWERS, ROW
 
-from vinvl.data.batch import Batch, Example, collate, soft_targets
-from vinvl.data.image_regions import ImageRegions
+from vinvl.data.batch import Batch, Example, ImageRegions, collate, soft_targets
 from vinvl.models import VinVLConfig, VinVLForAnswering, answer_loss
-from vinvl.tasks.parameter_groups import parameter_groups
+from vinvl.task import parameter_groups
 
 PLOT = Path(__file__).parent / "plots" / "cost.png"
 REGIONS, ASKED_ABOUT = 36, 500

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vqa_step import NUM_ANSWERS, batches_of
 
 from vinvl.models import VinVLConfig, VinVLForAnswering, answer_loss
-from vinvl.tasks.parameter_groups import parameter_groups
+from vinvl.task import parameter_groups
 
 
 def free_port() -> int:

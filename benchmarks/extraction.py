@@ -25,15 +25,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vinvl.data.pictures import ReadingOptions, read_picture
-from vinvl.data.store import LabelMap, RegionStoreWriter
-from vinvl.detection import DetectedRegions, Detector, DetectorConfig, pad_batch
-from vinvl.detection import resnext as resnext_module
-from vinvl.detection.heads import RegionFeatures, RegionMaps
-from vinvl.detection.preprocessing import normalised, resized_pixels
-from vinvl.detection.resnext import FrozenBatchNorm2d
-from vinvl.detection.roi_align import box_bins
-from vinvl.extraction.module import store_regions
+from vinvl.detector import DetectedRegions, Detector, DetectorConfig, pad_batch
+from vinvl.detector import backbone as resnext_module
+from vinvl.detector.backbone import FrozenBatchNorm2d
+from vinvl.detector.detector import normalised, resized_pixels
+from vinvl.detector.heads import RegionFeatures, RegionMaps
+from vinvl.detector.roi_align import box_bins
+from vinvl.extraction.run import store_regions
+from vinvl.pictures import ReadingOptions, read_picture
+from vinvl.regions import LabelMap, RegionStoreWriter
 
 Result = TypeVar("Result")
 STAGES = ("decode, resize", "backbone", "RPN, its NMS", "RoIAlign, C5 head", "classes, NMS", "attributes", "write")

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vinvl.data.features_in import ConversionOptions, ReadOptions, convert_features
+from vinvl.regions.formats.convert import ConversionOptions, convert_features
+from vinvl.regions.formats.rows import ReadOptions
 
 REGIONS, FEATURES = 36, 2048
 WIDTH, HEIGHT = 640, 480

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from vinvl.data.store import Regions
 from vinvl.models import VinVLForAnswering
+from vinvl.regions import Regions
 
 
 def made_regions(count: int, feature_dim: int, rng: np.random.Generator) -> Regions:

@@ -26,15 +26,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from vinvl.data.batch import Batch, Example, collate
-from vinvl.data.corpus import CorpusShare, Mixture, ensure_index
-from vinvl.data.pretraining_dataset import PretrainingDataset
-from vinvl.data.pretraining_pairs import PairOptions
-from vinvl.data.pretraining_rows import CorpusRows
-from vinvl.data.region_text import InputLimits, RegionText
+from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw, LengthBucketBatchSampler
-from vinvl.data.store import RegionStore
 from vinvl.data.tags import tag_source
 from vinvl.data.text import SpecialTokens, assemble_pair
+from vinvl.pretraining.corpus import CorpusShare, Mixture, ensure_index
+from vinvl.pretraining.data import CorpusRows, PretrainingDataset
+from vinvl.pretraining.triplets import PairOptions
+from vinvl.regions import RegionStore
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(f"w{number}" for number in range(2000))

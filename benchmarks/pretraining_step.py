@@ -28,12 +28,11 @@ from pretraining_feed import make_dataset, row_by_row
 from store_reads import write_images
 from torch.nn import functional as F
 
-from vinvl.data.batch import Batch
-from vinvl.data.image_regions import BatchRegions
-from vinvl.data.pretraining_dataset import PretrainingDataset
+from vinvl.data.batch import Batch, BatchRegions
 from vinvl.data.sampling import Draw, LengthBucketBatchSampler
 from vinvl.models import VinVLConfig, VinVLForPreTraining
-from vinvl.tasks.parameter_groups import parameter_groups
+from vinvl.pretraining.data import PretrainingDataset
+from vinvl.task import parameter_groups
 
 MAX_TOKENS, MAX_REGIONS, ROW = 35, 50, 2054
 NOT_HIDDEN = -100

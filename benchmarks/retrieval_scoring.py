@@ -17,12 +17,11 @@ import torch
 from made_data import made_regions, whole_layers
 from torch import Tensor
 
-from vinvl.data.batch import Example, collate
-from vinvl.data.image_regions import ImageRegions
-from vinvl.data.retrieval_text import caption_first
+from vinvl.data.batch import Example, ImageRegions, collate
 from vinvl.data.text import RaggedTokens, SpecialTokens
 from vinvl.models import VinVLConfig, VinVLForAnswering
-from vinvl.tasks.retrieval_scoring import PairScorer, caption_chunks
+from vinvl.retrieval.candidates import caption_first
+from vinvl.retrieval.scoring import PairScorer, caption_chunks
 
 MAX_TOKENS = MAX_REGIONS = 70
 ROW_WIDTH = 2054

@@ -19,7 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from vinvl.data.store import LabelMap, Regions, RegionStore, RegionStoreWriter
+from vinvl.regions import LabelMap, Regions, RegionStore, RegionStoreWriter
 
 Reader = Callable[[int], np.ndarray]
 

@@ -13,8 +13,7 @@ import numpy as np
 from pretraining_feed import WORDS, make_tokenizer
 
 from vinvl.data.columns import TextColumn
-from vinvl.data.text import encode_texts
-from vinvl.data.token_cache import cached_tokens
+from vinvl.data.text import cached_tokens, encode_texts
 
 
 def main() -> None:

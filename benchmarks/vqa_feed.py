@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from pretraining_feed import WORDS, make_tokenizer
 
-from vinvl.data.store import LabelMap, Regions, RegionStoreWriter
-from vinvl.data.vqa import VQADataModule
+from vinvl.regions import LabelMap, Regions, RegionStoreWriter
+from vinvl.vqa.data import VQADataModule
 
 ANSWERS = tuple(f"answer{number}" for number in range(3129))
 CLASSES, DIMENSION = WORDS[:1594], 2048

@@ -31,11 +31,10 @@ from made_data import made_regions, whole_layers
 from torch import Tensor, nn
 from transformers import VisualBertConfig, VisualBertForQuestionAnswering
 
-from vinvl.data.batch import Batch, Example, collate, soft_targets
-from vinvl.data.image_regions import BatchRegions, ImageRegions
+from vinvl.data.batch import Batch, BatchRegions, Example, ImageRegions, collate, soft_targets
 from vinvl.data.sampling import LengthBucketBatchSampler
 from vinvl.models import VinVLConfig, VinVLForAnswering, answer_loss
-from vinvl.tasks.parameter_groups import parameter_groups
+from vinvl.task import parameter_groups
 
 NUM_ANSWERS, MAX_TOKENS, MAX_REGIONS, ROW = 3129, 128, 50, 2054
 PADDED, PADDED_FLOAT32, BUCKETED, OURS, VISUALBERT = "padded", "padded_float32", "bucketed", "ours", "visualbert"

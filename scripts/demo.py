@@ -9,11 +9,11 @@ from pathlib import Path
 
 from doors import call, scores_of
 
-from vinvl.data.demo import DemoWorld
-from vinvl.data.vqa_files import read_official
-from vinvl.report.baselines import question_type_prior
-from vinvl.report.table import print_results
-from vinvl.runs import data_root
+from vinvl.demo import DemoWorld
+from vinvl.demo.baselines import question_type_prior
+from vinvl.run.folders import data_root
+from vinvl.run.progress import print_results
+from vinvl.vqa.files import read_official
 
 RUNS = {
     "full model": [],

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from doors import call, scores_of
 
-from vinvl.data.caption_files import read_coco_captions, read_karpathy
-from vinvl.data.demo import DemoWorld
-from vinvl.data.gqa_files import read_gqa
-from vinvl.data.nlvr2_files import read_nlvr2
-from vinvl.data.vqa_files import read_official
-from vinvl.report.baselines import constant_caption, question_text_prior, question_type_prior
-from vinvl.report.pages import CaptionedPicture, write_caption_page
-from vinvl.report.table import print_results
-from vinvl.runs import data_root
+from vinvl.captioning.files import read_coco_captions, read_karpathy
+from vinvl.demo import DemoWorld
+from vinvl.demo.baselines import constant_caption, question_text_prior, question_type_prior
+from vinvl.gqa.files import read_gqa
+from vinvl.nlvr2.files import read_nlvr2
+from vinvl.pages.pages import CaptionedPicture, write_caption_page
+from vinvl.run.folders import data_root
+from vinvl.run.progress import print_results
+from vinvl.vqa.files import read_official
 
 PICTURES_SHOWN = 24
 COLUMNS = ("task", "metric", "without looking", "", "ours")

@@ -14,9 +14,9 @@ from doors import call, scores_of
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vinvl.files import atomic_write, write_text_atomically
-from vinvl.report.table import print_results
-from vinvl.runs import config_directory, data_root, register_resolvers
+from vinvl.run.files import atomic_write, write_text_atomically
+from vinvl.run.folders import config_directory, data_root, register_resolvers
+from vinvl.run.progress import print_results
 
 DEPENDS_ON = ("seed", "detector", "training", "start", "optim", "data", "trainer.max_epochs", "trainer.max_steps")
 ROWS = {

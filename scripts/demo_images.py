@@ -15,11 +15,11 @@ from pathlib import Path
 from demo_detector import ensure_demo_detector, read_stamp
 from doors import call, scores_of
 
-from vinvl.data.demo import DemoWorld
-from vinvl.data.vqa_files import read_official
-from vinvl.detection.own_file import read_settings
-from vinvl.report.table import print_results
-from vinvl.runs import data_root
+from vinvl.demo import DemoWorld
+from vinvl.detector.weights import read_settings
+from vinvl.run.folders import data_root
+from vinvl.run.progress import print_results
+from vinvl.vqa.files import read_official
 
 TITLE = "Demo world, held-out test split, %"
 COLUMNS = ("", "detector's regions", "rendered regions")

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vinvl.data.json_files import read_json
-from vinvl.runs import write_json
+from vinvl.run.files import read_json
+from vinvl.run.folders import write_json
 
 
 def parents(node: dict[str, Any], names: dict[str, str]) -> Iterator[tuple[str, str]]:

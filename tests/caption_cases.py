@@ -12,18 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vinvl.models import VinVLConfig, VinVLForCaptioning, load_published_state_dict
+from vinvl.models import VinVLConfig, VinVLForCaptioning, generate, load_published_state_dict
+from vinvl.models import constrained as constrained_beam
 from vinvl.models.captioning import seq2seq_attention_mask
-from vinvl.models.generation import (
-    CaptionContext,
-    DecodingOptions,
-    GeneratedCaptions,
-    SpecialTokens,
-    constrained_beam,
-    generate,
-)
-from vinvl.models.generation.distribution import adjusted_logits, sampling_logits
-from vinvl.models.generation.stepping import WordStepper
+from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, SpecialTokens, WordStepper
+from vinvl.models.search import adjusted_logits, sampling_logits
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
 RECORDED_SWITCHES = (  # of the recording's training or data, not of the model

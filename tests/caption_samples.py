@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vinvl.data.caption_files import CaptionRecords, read_karpathy
+from vinvl.captioning.files import read_karpathy
+from vinvl.captioning.records import CaptionRecords
 
 Reader = Callable[..., CaptionRecords]
 read_train = partial(read_karpathy, splits=["train"])

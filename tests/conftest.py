@@ -39,9 +39,9 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The first run would make the vocabulary, from its own `data.min_answer_count`: which test is first must not matter.
     """
-    from vinvl.data.answers import AnswerVocabulary
-    from vinvl.data.demo import ensure_demo_world
-    from vinvl.data.vqa_files import read_official
+    from vinvl.demo import ensure_demo_world
+    from vinvl.vqa.answers import AnswerVocabulary
+    from vinvl.vqa.files import read_official
 
     folder = tmp_path_factory.mktemp("data")
     world = ensure_demo_world(folder / "demo", seed=0, workers=1, **TINY_WORLD)

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vinvl.detection import Architecture, DetectedRegions, Detector, DetectorConfig
+from vinvl.detector import Architecture, DetectedRegions, Detector, DetectorConfig
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "detector"
 SMALL_WEIGHTS = GOLDEN / "small_state_dict.safetensors"

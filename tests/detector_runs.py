@@ -55,7 +55,7 @@ def detector_process(
     os.dup2(output, 1)
     os.dup2(output, 2)
     from vinvl import train_detector
-    from vinvl.tasks.detection import DetectorTask
+    from vinvl.detector.task import DetectorTask
 
     whole, worked_on = DetectorTask.training_step, count()
 

@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from vinvl.evaluate import evaluate
 from vinvl.extraction.run import extract
 from vinvl.predict import predict
-from vinvl.report.__main__ import report
-from vinvl.runs import config_directory, run_door
-from vinvl.tasks.checkpoints import read_checkpoint
+from vinvl.report import report
+from vinvl.run.checkpoint import read_checkpoint
+from vinvl.run.folders import config_directory, run_door
 from vinvl.train import train
 from vinvl.train_detector import train_detector
 

@@ -19,7 +19,7 @@ import json, os, runpy, sys
 import h5py, hydra, pytorch_lightning, torch, torchmetrics, transformers
 import pytorch_lightning.callbacks, pytorch_lightning.loggers, torch._dynamo, torch.utils.tensorboard
 from transformers import BertModel, BertTokenizerFast
-import vinvl.plan, vinvl.restore, vinvl.tasks.captioning, vinvl.tasks.pretraining, vinvl.tasks.retrieval
+import vinvl.plan, vinvl.restore, vinvl.captioning.task, vinvl.pretraining.task, vinvl.retrieval.task
 
 while line := sys.stdin.readline():
     process = os.fork()

@@ -14,7 +14,7 @@ from picture_samples import gradient, save
 from PIL import Image
 
 from vinvl.extraction.run import extract
-from vinvl.runs import config_directory, run_door
+from vinvl.run.folders import config_directory, run_door
 
 ARCHITECTURE = {name: value for name, value in vars(SMALL.architecture).items()}
 LABELS = {

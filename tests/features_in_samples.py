@@ -20,9 +20,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.convert import convert
-from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
-from vinvl.runs import config_directory
+from vinvl.regions import RegionStore
+from vinvl.run.errors import UserError
+from vinvl.run.folders import config_directory
 
 DIM = 8
 CLASSES = ("cat", "dog", "tree")

@@ -17,8 +17,8 @@ from door_in_process import TINY, checkpoint, composed, run_in_process
 from extraction_samples import LABELS, pictures, run_extract
 from hydra.utils import instantiate
 
-from vinvl.data.store import LabelMap, RegionStore
-from vinvl.detection.own_file import save_detector
+from vinvl.detector.weights import save_detector
+from vinvl.regions import LabelMap, RegionStore
 from vinvl.restore import Restored, restore
 
 # A few updates at a high rate: no model learns anything, but its outputs differ from example to example.

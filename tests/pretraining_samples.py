@@ -9,15 +9,14 @@ import numpy as np
 from store_samples import make_regions, write
 from test_data_text import golden_tokenizer
 
-from vinvl.data.corpus import Corpus, CorpusShare, Mixture, ensure_index
-from vinvl.data.pretraining_dataset import PretrainingDataset
-from vinvl.data.pretraining_pairs import PairOptions
-from vinvl.data.pretraining_rows import CorpusRows
-from vinvl.data.region_text import InputLimits, RegionText
+from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw
-from vinvl.data.store import RegionStore
 from vinvl.data.tags import tag_source
 from vinvl.data.text import SpecialTokens
+from vinvl.pretraining.corpus import Corpus, CorpusShare, Mixture, ensure_index
+from vinvl.pretraining.data import CorpusRows, PretrainingDataset
+from vinvl.pretraining.triplets import PairOptions
+from vinvl.regions import RegionStore
 
 TOKENIZER = golden_tokenizer()
 SPECIAL = SpecialTokens.of(TOKENIZER)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from vinvl.errors import UserError
+from vinvl.run.errors import UserError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 sentences = texts.filter(str.strip)

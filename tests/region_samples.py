@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vinvl.data.image_regions import ImageRegions
-from vinvl.data.store.regions import box_geometry
+from vinvl.data.batch import ImageRegions
+from vinvl.regions.regions import box_geometry
 
 
 @dataclass(frozen=True)

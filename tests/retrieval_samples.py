@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vinvl.data.retrieval import RetrievalDataModule
+from vinvl.retrieval.data import RetrievalDataModule
 
 
 def retrieval_data(demo_data: Path, **changes: Any) -> RetrievalDataModule:

@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from vinvl.data.store import LabelMap, Regions, RegionStoreWriter
+from vinvl.regions import LabelMap, Regions, RegionStoreWriter
 
 LABELS = LabelMap(("__background__", "cat", "chien 🐕"), ("__no_attribute__", "red"))
 ROW_NAMES = ("features", "boxes", "classes", "class_scores", "attributes", "attribute_scores")

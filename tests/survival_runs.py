@@ -19,8 +19,8 @@ import torch
 from conftest import TINY_MODEL, TINY_WORLD
 
 from vinvl.data.batch import Batch
-from vinvl.data.demo.pretraining import ensure_demo_corpus
-from vinvl.tasks.checkpoints import read_checkpoint
+from vinvl.demo.world import ensure_demo_corpus
+from vinvl.run.checkpoint import read_checkpoint
 
 START_SERVER = multiprocessing.get_context("forkserver")
 START_SERVER.set_forkserver_preload(
@@ -29,7 +29,7 @@ START_SERVER.set_forkserver_preload(
         "vinvl.predict",
         "vinvl.convert",
         "vinvl.evaluate",
-        "vinvl.tasks.pretraining",
+        "vinvl.pretraining.task",
         "pytest",
         "hypothesis",
         "torch.utils.tensorboard.writer",
@@ -96,7 +96,7 @@ def train_process(
     os.dup2(output, 1)
     os.dup2(output, 2)
     from vinvl import train
-    from vinvl.tasks.base import VinVLTask
+    from vinvl.task import VinVLTask
 
     rank = environment.get("LOCAL_RANK", "")
     scored = VinVLTask.on_validation_epoch_end

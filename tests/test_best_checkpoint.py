@@ -8,9 +8,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from vinvl.callbacks import StopEarly
-from vinvl.checkpointing import AtomicCheckpointIO, BestCheckpoint, RunCheckpoint
-from vinvl.errors import UserError
+from vinvl.run.callbacks import StopEarly
+from vinvl.run.checkpoint import AtomicCheckpointIO, BestCheckpoint, RunCheckpoint
+from vinvl.run.errors import UserError
 from vinvl.train import best_checkpoint
 
 

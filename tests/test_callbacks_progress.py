@@ -8,8 +8,8 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
 
-from vinvl import callbacks
-from vinvl.callbacks import LineProgress, MovingProgress, progress, training_figures
+from vinvl.run import callbacks
+from vinvl.run.callbacks import LineProgress, MovingProgress, progress, training_figures
 
 
 def trainer(**figures: float) -> Any:

@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from transformers import BertConfig, PretrainedConfig
 
+from vinvl.captioning.constraints import ConstraintOptions
 from vinvl.models import VinVLConfig
-from vinvl.models.generation import DecodingOptions
+from vinvl.models.decoding import DecodingOptions
 from vinvl.pretrain_finetune import as_overrides
-from vinvl.runs import config_directory, register_resolvers
-from vinvl.tasks.caption_constraints import ConstraintOptions
+from vinvl.run.folders import config_directory, register_resolvers
 
 CONF = Path(config_directory())
 GROUPS = {  # names with an underscore are what choices have in common, no choices themselves
@@ -60,11 +60,11 @@ GIVEN_LATER = {
     **{f"vinvl.tasks.{name}.build": ("datamodule",) for name in TASKS},
     "torch.optim.AdamW": ("params",),
     "torch.optim.SGD": ("params",),
-    "vinvl.tasks.detection.DetectorTask": ("config", "label_map"),
-    "vinvl.tasks.schedules.multistep_schedule": ("optimizer", "total_steps"),
-    "vinvl.tasks.schedules.linear_schedule": ("optimizer", "total_steps"),
-    "vinvl.tasks.schedules.cosine_schedule": ("optimizer", "total_steps"),
-    "vinvl.tasks.schedules.constant_schedule": ("optimizer", "total_steps"),
+    "vinvl.detector.task.DetectorTask": ("config", "label_map"),
+    "vinvl.schedules.multistep_schedule": ("optimizer", "total_steps"),
+    "vinvl.schedules.linear_schedule": ("optimizer", "total_steps"),
+    "vinvl.schedules.cosine_schedule": ("optimizer", "total_steps"),
+    "vinvl.schedules.constant_schedule": ("optimizer", "total_steps"),
 }
 
 
@@ -227,7 +227,7 @@ def test_doors_agree_on_what_they_share() -> None:
 # What several of them have in common.
 FINE_TUNING: dict[str, Any] = {
     "optim.optimizer._target_": "torch.optim.AdamW", "optim.weight_decay": 0.05, "trainer.gradient_clip_val": 1.0,
-    "optim.scheduler._target_": "vinvl.tasks.schedules.linear_schedule", "trainer.max_steps": -1, "seed": 88,
+    "optim.scheduler._target_": "vinvl.schedules.linear_schedule", "trainer.max_steps": -1, "seed": 88,
     "trainer.accumulate_grad_batches": 1, "model.config.img_feature_dim": 2054,
     "model.config.attention_probs_dropout_prob": 0.1,
 }  # fmt: skip
@@ -235,20 +235,20 @@ PAIRS: dict[str, Any] = {
     **FINE_TUNING, "optim.optimizer.lr": 3e-5, "trainer.max_epochs": 20, "model.config.hidden_dropout_prob": 0.3,
     "data.max_tokens": 55, "data.max_regions": 40, "data.use_tags": False, "model.config.classifier": "mlp",
     "model.config.loss_type": "ce", "data.train_split": "train", "data.val_split": "dev", "data.test_split": "test1",
-    "task._target_": "vinvl.tasks.nlvr2.NLVR2Task.build",
+    "task._target_": "vinvl.nlvr2.task.NLVR2Task.build",
 }  # fmt: skip
 RETRIEVAL: dict[str, Any] = {
     **FINE_TUNING, "data.batch_size": 16, "trainer.devices": 8, "trainer.max_epochs": 30, "data.max_tokens": 70,
     "optim.scheduler.warmup_steps": 0, "model.config.hidden_dropout_prob": 0.1, "data.max_regions": 70,
     "model.config.classifier": "linear", "model.config.loss_type": "ce",
-    "task._target_": "vinvl.tasks.retrieval.RetrievalTask.build",
+    "task._target_": "vinvl.retrieval.task.RetrievalTask.build",
 }  # fmt: skip
 CAPTIONS: dict[str, Any] = {
     **FINE_TUNING, "optim.scheduler.warmup_steps": 0, "trainer.devices": 8, "model.config.hidden_dropout_prob": 0.1,
     "data.max_tokens": 70, "data.max_caption_tokens": 40, "data.max_regions": 50, "decoding.num_beams": 5,
     "decoding.max_length": 20, "model.config.tie_word_embeddings": True, "task.options.freeze_embedding": True,
     "data.mask_probability": 0.15, "data.max_masked_tokens": 3, "data.test_split": "test",
-    "task._target_": "vinvl.tasks.captioning.CaptioningTask.build",
+    "task._target_": "vinvl.captioning.task.CaptioningTask.build",
 }  # fmt: skip
 WORDS: dict[str, Any] = {  # cross-entropy over hidden words
     "data.training_items": "captions", "data.batch_size": 64, "trainer.max_epochs": 60,
@@ -259,7 +259,7 @@ PRETRAINING: dict[str, Any] = {
     "optim.scheduler.first_step": 0, "trainer.gradient_clip_val": 10.0, "trainer.max_steps": 1_000_000,
     "trainer.max_epochs": -1, "trainer.devices": 8, "data.max_tokens": 35, "data.max_regions": 50,
     "model.config.use_img_layernorm": True, "model.config.hidden_dropout_prob": 0.1, "data.variant": "oscar",
-    "data.mask_probability": 0.15, "task._target_": "vinvl.tasks.pretraining.PretrainingTask.build",
+    "data.mask_probability": 0.15, "task._target_": "vinvl.pretraining.task.PretrainingTask.build",
 }  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "oscarplus_base": {
@@ -277,7 +277,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "vqa2_base": {
         "optim.optimizer._target_": "torch.optim.AdamW", "optim.optimizer.lr": 5e-5, "data.batch_size": 32,
         "data.eval_batch_size": 256, "trainer.max_epochs": 25, "trainer.max_steps": -1, "optim.weight_decay": 0.05,
-        "optim.scheduler._target_": "vinvl.tasks.schedules.linear_schedule", "optim.scheduler.warmup_steps": 0,
+        "optim.scheduler._target_": "vinvl.schedules.linear_schedule", "optim.scheduler.warmup_steps": 0,
         "model.config.hidden_dropout_prob": 0.3, "model.config.attention_probs_dropout_prob": 0.1,
         "data.max_tokens": 128, "data.max_regions": 50, "model.config.classifier": "linear",
         "model.config.loss_type": "bce", "data.train_split": "train", "seed": 88, "trainer.gradient_clip_val": 1.0,
@@ -288,7 +288,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "vqa2_large": {
         "optim.optimizer._target_": "torch.optim.AdamW", "optim.optimizer.lr": 3e-5, "data.batch_size": 24,
         "trainer.max_epochs": 25, "trainer.max_steps": -1, "optim.weight_decay": 0.05,
-        "optim.scheduler._target_": "vinvl.tasks.schedules.linear_schedule", "optim.scheduler.warmup_steps": 0,
+        "optim.scheduler._target_": "vinvl.schedules.linear_schedule", "optim.scheduler.warmup_steps": 0,
         "model.config.hidden_dropout_prob": 0.3, "model.config.attention_probs_dropout_prob": 0.1,
         "data.max_tokens": 128, "data.max_regions": 50, "model.config.classifier": "linear",
         "model.config.cls_hidden_scale": 3, "model.config.loss_type": "bce", "data.train_split": "trainval",
@@ -299,12 +299,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "gqa_base": {
         "optim.optimizer._target_": "torch.optim.AdamW", "optim.optimizer.lr": 5e-5, "data.batch_size": 48,
         "trainer.max_epochs": 5, "optim.weight_decay": 0.05, "trainer.gradient_clip_val": 1.0, "seed": 88,
-        "optim.scheduler._target_": "vinvl.tasks.schedules.linear_schedule", "optim.scheduler.warmup_steps": 0,
+        "optim.scheduler._target_": "vinvl.schedules.linear_schedule", "optim.scheduler.warmup_steps": 0,
         "model.config.hidden_dropout_prob": 0.3, "model.config.attention_probs_dropout_prob": 0.1,
         "data.max_tokens": 165, "data.max_regions": 45, "model.config.classifier": "linear",
         "model.config.loss_type": "ce", "data.train_split": "train_all", "data.val_split": "val",
         "data.test_split": "testdev", "model.config.hidden_size": 768, "model.config.img_feature_dim": 2054,
-        "task._target_": "vinvl.tasks.gqa.GQATask.build", "data._target_": "vinvl.data.gqa.GQADataModule",
+        "task._target_": "vinvl.gqa.task.GQATask.build", "data._target_": "vinvl.gqa.data.GQADataModule",
     },
     "nlvr2_base": {
         **PAIRS, "data.batch_size": 72, "optim.scheduler.warmup_steps": 10_000, "model.config.cls_hidden_scale": 3,
@@ -351,12 +351,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "nocaps_base_scst": {
         **CAPTIONS, "data.training_items": "images", "optim.optimizer.lr": 5e-6, "data.batch_size": 14,
         "trainer.max_epochs": 50, "model.config.hidden_size": 768, "data.test_split": "nocaps_val",
-        "optim.scheduler._target_": "vinvl.tasks.schedules.constant_schedule", "decoding.min_constraints": 2,
+        "optim.scheduler._target_": "vinvl.schedules.constant_schedule", "decoding.min_constraints": 2,
         "optim.scheduler.warmup_steps": "(no such key)",
     },
     "vqa2_mmf": {
         "optim.optimizer._target_": "torch.optim.AdamW", "optim.optimizer.lr": 1e-4, "optim.weight_decay": 0.01,
-        "optim.scheduler._target_": "vinvl.tasks.schedules.cosine_schedule", "optim.scheduler.warmup_steps": 4400,
+        "optim.scheduler._target_": "vinvl.schedules.cosine_schedule", "optim.scheduler.warmup_steps": 4400,
         "trainer.max_steps": 44_000, "trainer.max_epochs": -1, "trainer.gradient_clip_val": None,
         "trainer.val_check_interval": 4000, "trainer.check_val_every_n_epoch": None, "trainer.strategy": "ddp",
         "model.config.hidden_dropout_prob": 0.1, "data.max_tokens": 70, "data.max_regions": 70,

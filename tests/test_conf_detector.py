@@ -8,10 +8,10 @@ import pytest
 from hydra.utils import instantiate
 from test_conf import GROUPS, assert_callable_as_written, composed
 
-from vinvl.data.detection import DetectionDataModule
-from vinvl.detection import Detector, DetectorConfig
-from vinvl.detection.training import TrainingSettings
-from vinvl.tasks.detection import DetectorTask
+from vinvl.detector import Detector, DetectorConfig
+from vinvl.detector.config import TrainingSettings
+from vinvl.detector.data import DetectionDataModule
+from vinvl.detector.task import DetectorTask
 
 OWN = [f"data.splits.{split}={{annotations: a.json, pictures: folder}}" for split in ("train", "val")]
 INIT = {"faster_rcnn_c4": ["start.init=FILE"], "vinvl": ["start.init=FILE"]}

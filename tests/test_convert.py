@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining, BertTokenizer, PreTrainedModel
 
-from vinvl.convert import convert, task_as_a_value
+from vinvl.convert import convert
 from vinvl.data.text import load_tokenizer
-from vinvl.errors import UserError
 from vinvl.models import (
     VinVLConfig,
     VinVLForAnswering,
@@ -27,7 +26,8 @@ from vinvl.models import (
     VinVLModel,
     initialise_with_report,
 )
-from vinvl.runs import config_directory
+from vinvl.run.errors import UserError
+from vinvl.run.folders import config_directory, task_as_a_value
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(25))]
@@ -390,7 +390,7 @@ def test_a_model_on_the_hub_brings_its_own_tokenizer(tmp_path: Path, monkeypatch
         asked.append(name)
         return BertTokenizer.from_pretrained(folder)
 
-    monkeypatch.setattr("vinvl.models.checkpoint_files.hf_hub_download", lambda _, file_name: str(folder / file_name))
-    monkeypatch.setattr("vinvl.trained.tokenizers.load_tokenizer", load)
+    monkeypatch.setattr("vinvl.models.weight_files.hf_hub_download", lambda _, file_name: str(folder / file_name))
+    monkeypatch.setattr("vinvl.trained.load_tokenizer", load)
     there = run(Path("someone/bert"), tmp_path / "out")
     assert asked == ["someone/bert"] and "converted from `someone/bert`" in (there / "README.md").read_text()

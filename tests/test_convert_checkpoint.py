@@ -11,11 +11,11 @@ from door_runs import call_door, succeed
 from test_convert import run
 
 from vinvl.convert import results_of
-from vinvl.errors import UserError
-from vinvl.files import new_folder
 from vinvl.models import VinVLConfig, VinVLForAnswering
-from vinvl.models.checkpoint_files import find_checkpoint
-from vinvl.trained.usage import published_inputs
+from vinvl.models.weight_files import find_checkpoint
+from vinvl.predictor.usage import published_inputs
+from vinvl.run.errors import UserError
+from vinvl.run.files import new_folder
 
 SIZES = {
     "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
@@ -32,14 +32,14 @@ def checkpoint(tmp_path: Path) -> Path:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(25))]
     (words / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary))
     data = {
-        "_target_": "vinvl.data.gqa.GQADataModule", "tokenizer": str(words), "regions": "/secret/home/gqa.h5",
+        "_target_": "vinvl.gqa.data.GQADataModule", "tokenizer": str(words), "regions": "/secret/home/gqa.h5",
         "max_tokens": 20, "use_tags": False, "tags": "/secret/home/tags.json",
     }  # fmt: skip
     content = {
         "state_dict": {f"model.{n}": t for n, t in VinVLForAnswering(VinVLConfig(**SIZES)).state_dict().items()},
         "hyper_parameters": {"model_config": SIZES, "answers": ["yes", "no", "left"]},
         "vinvl": {
-            "task_class": "vinvl.tasks.gqa.GQATask", "batches_seen": 3, "run_config": {"name": "my_gqa", "data": data},
+            "task_class": "vinvl.gqa.task.GQATask", "batches_seen": 3, "run_config": {"name": "my_gqa", "data": data},
             "features": {"detector": "X152", "feature_dtype": "float16", "provenance": {"boxes": "regressed"}},
         },
     }  # fmt: skip

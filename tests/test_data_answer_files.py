@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vinvl.data.answer_files import read_answers
-from vinvl.data.answers import AnswerVocabulary
-from vinvl.errors import UserError
+from vinvl.run.errors import UserError
+from vinvl.vqa.answers import AnswerVocabulary, read_answers
 
 ANSWERS = ["net", "", "T-shirt", "café", "2"]  # as they are: neither normalised nor sorted
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.answers import AnswerVocabulary
 from vinvl.data.columns import RaggedTextColumn
-from vinvl.errors import UserError
-from vinvl.metrics import normalise_answer, official_accuracy
+from vinvl.run.errors import UserError
+from vinvl.vqa.accuracy import normalise_answer, official_accuracy
+from vinvl.vqa.answers import AnswerVocabulary
 
 
 def targets(vocabulary: AnswerVocabulary, answers: list[str], rule: str = "leave_one_out") -> dict[str, float]:

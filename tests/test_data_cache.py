@@ -14,16 +14,15 @@ import torch
 from door_in_process import TINY, assert_same_weights, refused_in_process, run_in_process
 from store_samples import make_regions, write
 
-from vinvl.data.device_features import DeviceFeatures
-from vinvl.data.shared_copies import SharedCopies
-from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
+from vinvl.regions import RegionStore
+from vinvl.regions.caches import DeviceFeatures, SharedCopies
+from vinvl.run.errors import UserError
 
 USER = f"vinvl-{os.getuid()}"
 HOLDER = """
 import sys, time
 from pathlib import Path
-from vinvl.data.shared_copies import SharedCopies
+from vinvl.regions.caches import SharedCopies
 copies = SharedCopies([Path(sys.argv[1])], memory=Path(sys.argv[2]))
 print(copies.paths[0], flush=True)
 time.sleep(60)
@@ -148,7 +147,7 @@ class TestOnTheDevice:
     def test_a_store_of_several_files(self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         other = write(tmp_path / "other.h5", [make_regions(f"more {n}", 3, seed=n + 9) for n in range(3)])
         regions = RegionStore([store, other])
-        monkeypatch.setattr("vinvl.data.device_features.CHUNK", 12)  # two rows at once
+        monkeypatch.setattr("vinvl.regions.caches.CHUNK", 12)  # two rows at once
         table = DeviceFeatures(regions)
         stored = torch.tensor([[7, 3], [4, 2], [5, 3]])
         expected = torch.cat([torch.tensor(regions.at(i).features[:count]) for i, count in stored.tolist()])

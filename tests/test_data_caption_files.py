@@ -23,14 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reader_checks import refusal, sentences, unique_ids
 
-from vinvl.data.caption_files import (
-    CaptionRecords,
-    SkippedCaptions,
-    concatenate,
-    read_caption_jsonl,
-    read_coco_captions,
-    read_karpathy,
-)
+from vinvl.captioning.files import read_caption_jsonl, read_coco_captions, read_karpathy
+from vinvl.captioning.records import CaptionRecords, SkippedCaptions, concatenate
 
 SAMPLES = Path(__file__).parent / "data/samples"
 KARPATHY_LINES = SAMPLES / "coco_karpathy/karpathy_test_50.jsonl"

@@ -17,7 +17,7 @@ from caption_samples import (
 )
 from reader_checks import BROKEN_FILES, refusal
 
-from vinvl.data.caption_files import read_caption_jsonl, read_coco_captions
+from vinvl.captioning.files import read_caption_jsonl, read_coco_captions
 
 
 @pytest.mark.parametrize(

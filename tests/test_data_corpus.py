@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pretraining_samples import TOKENIZER, mixed_rows, write_lines
 
-from vinvl.data import line_chunks
-from vinvl.data.corpus import Corpus, RowKind, build, ensure_index, index_folder, tokenizer_fingerprint
-from vinvl.data.corpus.__main__ import main
-from vinvl.errors import UserError
+from vinvl.pretraining.corpus import Corpus, RowKind, build, ensure_index, index_folder, tokenizer_fingerprint
+from vinvl.pretraining.corpus.__main__ import main
+from vinvl.run import lines as line_chunks
+from vinvl.run.errors import UserError
 
 words = st.lists(st.sampled_from(["dog", "table", "umbrellas", "zyx", "[MASK]", "é"]), min_size=1, max_size=5)
 rows_of_any_kind = st.lists(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pretraining_samples import TOKENIZER, mixed_rows, write_lines
 
-from vinvl.data import line_chunks
-from vinvl.data.corpus import Corpus, build, ensure_index, index_folder, tokenizer_fingerprint
-from vinvl.errors import UserError
+from vinvl.pretraining.corpus import Corpus, build, ensure_index, index_folder, tokenizer_fingerprint
+from vinvl.run import lines as line_chunks
+from vinvl.run.errors import UserError
 
 
 def in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ from pytorch_lightning.utilities import rank_zero_only
 from store_samples import make_regions, write
 from test_data_pretraining import datamodule
 
-from vinvl.data.corpus import ensure_index, mixture
-from vinvl.data.pretraining import PretrainingDataModule
-from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
+from vinvl.pretraining.corpus import ensure_index, mixture
+from vinvl.pretraining.data import PretrainingDataModule
+from vinvl.regions import RegionStore
+from vinvl.run.errors import UserError
 
 
 def write_shards(folder: Path, images: range, per_shard: int = 3) -> RegionStore:

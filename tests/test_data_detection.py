@@ -13,19 +13,13 @@ from hypothesis import strategies as st
 from picture_samples import gradient, save, truncated, with_orientation
 from reader_checks import BROKEN_FILES, refusal
 
-from vinvl.data.detection import (
-    Augmentation,
-    DetectionDataModule,
-    DetectionDataset,
-    InstanceOptions,
-    PictureRecords,
-    read_instances,
-)
-from vinvl.data.detection.dataset import mirrored, network_boxes
-from vinvl.data.pictures import ReadingOptions
 from vinvl.data.sampling import Draw
-from vinvl.data.store.labels import LabelMap
-from vinvl.detection import DetectorConfig
+from vinvl.detector import DetectorConfig
+from vinvl.detector.data import Augmentation, DetectionDataModule, DetectionDataset, mirrored, network_boxes
+from vinvl.detector.instances import InstanceOptions, read_instances
+from vinvl.detector.records import PictureRecords
+from vinvl.pictures import ReadingOptions
+from vinvl.regions.regions import LabelMap
 
 NAMES = LabelMap(("__background__", "cat", "dog"), ("__no_attribute__", "black", "small"))
 STRICT, LENIENT = InstanceOptions(), InstanceOptions(bad_boxes="clip", on_missing="skip")
@@ -443,8 +437,8 @@ def test_module_refusals(tmp_path: Path) -> None:
 def test_the_demo_world_as_instances(demo_data: Path) -> None:
     from conftest import TINY_WORLD
 
-    from vinvl.data.demo.instances import ensure_demo_instances
-    from vinvl.data.json_files import read_json
+    from vinvl.demo.world import ensure_demo_instances
+    from vinvl.run.files import read_json
 
     world = ensure_demo_instances(demo_data / "demo", seed=0, **TINY_WORLD)
     found, labels = read_instances(world.instances("val"), world.images, None, STRICT)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from store_samples import write
 
-from vinvl.data.feature_record import FeatureRecord
-from vinvl.data.store import RegionStore
+from vinvl.regions import RegionStore
+from vinvl.regions.feature_record import FeatureRecord
 
 MADE = {"boxes": "regressed", "architecture": {"blocks": [3, 8, 36, 3]}, "score_threshold": 0.2}
 

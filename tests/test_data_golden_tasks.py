@@ -12,19 +12,26 @@ from region_samples import RecordedRegions
 from safetensors.numpy import load_file
 from test_data_text import golden_tokenizer
 
-from vinvl.data.answers import AnswerVocabulary
+from vinvl.captioning.data import (
+    CaptionContexts,
+    CaptionDataset,
+    CaptionedImageDataset,
+    CaptionLimits,
+    Replacements,
+    choose_positions,
+    with_caption,
+)
+from vinvl.captioning.files import read_caption_jsonl
 from vinvl.data.batch import Example
-from vinvl.data.caption_datasets import CaptionContexts, CaptionDataset, CaptionedImageDataset, with_caption
-from vinvl.data.caption_jsonl import read_caption_jsonl
-from vinvl.data.caption_masking import CaptionLimits, Replacements, choose_positions
 from vinvl.data.columns import CategoricalColumn, TextColumn
-from vinvl.data.nlvr2 import NLVR2Dataset
-from vinvl.data.nlvr2_files import read_nlvr2
-from vinvl.data.region_text import InputLimits, RegionText
+from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw
 from vinvl.data.tags import FileTags
 from vinvl.data.text import SpecialTokens, encode_texts
-from vinvl.data.vqa_dataset import AnsweringDataset, AnswerTargets
+from vinvl.nlvr2.data import NLVR2Dataset
+from vinvl.nlvr2.files import read_nlvr2
+from vinvl.vqa.answers import AnswerVocabulary
+from vinvl.vqa.data import AnsweringDataset, AnswerTargets
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
 TOKENIZER = golden_tokenizer()

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reader_checks import BROKEN_FILES, refusal, sentences
 
-from vinvl.data import gqa_files, json_members
-from vinvl.data.gqa_files import GQARecords, concatenate, read_gqa
+from vinvl.data import records as json_members
+from vinvl.gqa import files as gqa_files
+from vinvl.gqa.files import GQARecords, concatenate, read_gqa
 
 SAMPLES = Path(__file__).parent / "data/samples/gqa"
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reader_checks import BROKEN_FILES, ids, refusal, sentences, unique_ids
 
-from vinvl.data.nlvr2_files import NLVR2Records, concatenate, read_nlvr2
+from vinvl.nlvr2.files import NLVR2Records, concatenate, read_nlvr2
 
 SAMPLES = Path(__file__).parent / "data/samples/nlvr2"
 

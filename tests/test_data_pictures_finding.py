@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vinvl.data.columns import TextColumn
-from vinvl.data.pictures import PictureNames, Pictures, find_pictures
-from vinvl.errors import UserError
+from vinvl.pictures import PictureNames, Pictures, find_pictures
+from vinvl.run.errors import UserError
 
 
 def touch(folder: Path, *names: str) -> Path:

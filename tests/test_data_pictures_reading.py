@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from picture_samples import bomb, broken_pictures, gradient, save, sixteen_bit, truncated, with_orientation
 from PIL import Image
 
-from vinvl.data.pictures import ReadingOptions, picture_size, read_picture, rgb_picture
-from vinvl.errors import UserError
+from vinvl.pictures import ReadingOptions, picture_size, read_picture, rgb_picture
+from vinvl.run.errors import UserError
 
 PLAIN, IGNORE = ReadingOptions(), ReadingOptions(exif_orientation="ignore")
 

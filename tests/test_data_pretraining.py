@@ -20,12 +20,11 @@ from store_samples import make_regions, write
 from torch.utils.data import DataLoader
 
 from vinvl.data.batch import Batch
-from vinvl.data.corpus import CorpusShare, ensure_index
-from vinvl.data.pretraining import PretrainingDataModule
-from vinvl.data.pretraining_dataset import PretrainingDataset
-from vinvl.data.pretraining_pairs import PairOptions
 from vinvl.data.sampling import LengthBucketBatchSampler
-from vinvl.errors import UserError
+from vinvl.pretraining.corpus import CorpusShare, ensure_index
+from vinvl.pretraining.data import PretrainingDataModule, PretrainingDataset
+from vinvl.pretraining.triplets import PairOptions
+from vinvl.run.errors import UserError
 
 
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:

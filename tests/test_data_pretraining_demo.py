@@ -5,8 +5,8 @@ from pathlib import Path
 
 from conftest import TINY_WORLD
 
-from vinvl.data.demo.paths import DemoWorld
-from vinvl.data.demo.pretraining import ensure_demo_corpus
+from vinvl.demo.files import DemoWorld
+from vinvl.demo.world import ensure_demo_corpus
 
 
 def test_the_corpus_is_captions_descriptions_and_questions_with_true_answers(demo_data: Path) -> None:

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from pretraining_samples import SPECIAL, TOKENIZER
 
-from vinvl.data.pretraining_assembly import assemble_pairs
-from vinvl.data.pretraining_masking import mask_tokens
-from vinvl.data.pretraining_pairs import TRIES, PairDraws, PairOptions, Triplets, mismatch
 from vinvl.data.text import encode_texts
+from vinvl.pretraining.triplets import TRIES, PairDraws, PairOptions, Triplets, assemble_pairs, mask_tokens, mismatch
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
 

@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pretraining_samples import SPECIAL
 
-from vinvl.data.pretraining_assembly import assemble_pairs, truncated_pairs
-from vinvl.data.pretraining_pairs import TRIES, PairDraws, PairOptions, mismatch
 from vinvl.data.text import RaggedTokens, assemble_pair, truncated_lengths
-from vinvl.errors import UserError
+from vinvl.pretraining.triplets import TRIES, PairDraws, PairOptions, assemble_pairs, mismatch, truncated_pairs
+from vinvl.run.errors import UserError
 
 
 def ragged(texts: list[list[int]]) -> RaggedTokens:

@@ -7,7 +7,7 @@ import pytest
 from pretraining_samples import TOKENIZER, mixed_rows, store_of, write_lines
 from test_data_pretraining import datamodule
 
-from vinvl.errors import UserError
+from vinvl.run.errors import UserError
 
 ONE_IMAGE = [{"image_id": 3, "text": f"a {word}"} for word in ("dog", "table", "park")]
 CAPTIONS = [{"image_id": image, "text": "a dog"} for image in range(4)]

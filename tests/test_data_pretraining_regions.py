@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 import torch
 from pretraining_samples import draws, mixed_dataset
 
-from vinvl.callbacks import SamplesPerSecond
-from vinvl.data.region_text import InputLimits, RegionText
-from vinvl.errors import UserError
+from vinvl.data.inputs import InputLimits, RegionText
+from vinvl.run.callbacks import SamplesPerSecond
+from vinvl.run.errors import UserError
 
 
 @pytest.mark.parametrize("variant", ["oscar", "mmf"])
@@ -67,7 +67,7 @@ def test_samples_are_items_whatever_is_made_of_them(
     module, trainer = pl.LightningModule(), pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
     seconds = iter([10.0, 13.0])
-    monkeypatch.setattr("vinvl.callbacks.time.perf_counter", lambda: next(seconds))
+    monkeypatch.setattr("vinvl.run.callbacks.time.perf_counter", lambda: next(seconds))
     callback = SamplesPerSecond(every_n_steps=2)
     callback.on_train_epoch_start(trainer, module)
     callback.on_train_batch_end(trainer, module, None, batch, 0)

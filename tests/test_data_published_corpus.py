@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from pretraining_samples import TOKENIZER
 from published_samples import ROWS, objects, write_labels, write_published, write_tsv
 
-from vinvl.data.corpus import ensure_index
-from vinvl.data.corpus.__main__ import main
-from vinvl.data.published_corpus import convert, convert_published_corpus, labels
-from vinvl.errors import UserError
+from vinvl.pretraining import published as convert
+from vinvl.pretraining import published_rows as labels
+from vinvl.pretraining.corpus import ensure_index
+from vinvl.pretraining.corpus.__main__ import main
+from vinvl.pretraining.published import convert_published_corpus
+from vinvl.run.errors import UserError
 
 
 def converted(settings: Path, output: Path, **options: Any) -> dict[str, list[dict[str, Any]]]:

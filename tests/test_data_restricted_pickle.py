@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vinvl.data.restricted_pickle import load_restricted, plain_array
-from vinvl.errors import UserError
+from vinvl.run.errors import UserError
+from vinvl.run.restricted_pickle import load_restricted, plain_array
 
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR"
 OBJECTS = b"cnumpy\ndtype\n(U\x01OI0\nI1\ntR"

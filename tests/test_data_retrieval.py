@@ -15,15 +15,22 @@ from retrieval_samples import retrieval_data
 from safetensors.numpy import load_file
 from transformers import BertTokenizerFast
 
+from vinvl.captioning.splits import read_caption_split
 from vinvl.data.batch import Batch, Example, collate
-from vinvl.data.caption_splits import read_caption_split
-from vinvl.data.retrieval_candidates import BlockSampler, blocks_of, folds_of
-from vinvl.data.retrieval_captions import CaptionTable
-from vinvl.data.retrieval_pairs import RetrievalPairs
-from vinvl.data.retrieval_text import attention_mask_of, caption_first, parts_of, segment_lengths
 from vinvl.data.sampling import Draw
 from vinvl.data.text import RaggedTokens, SpecialTokens, encode_texts
-from vinvl.errors import UserError
+from vinvl.retrieval.candidates import (
+    BlockSampler,
+    CaptionTable,
+    attention_mask_of,
+    blocks_of,
+    caption_first,
+    folds_of,
+    parts_of,
+    segment_lengths,
+)
+from vinvl.retrieval.data import RetrievalPairs
+from vinvl.run.errors import UserError
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
 FACTS = json.loads((GOLDEN / "data__retrieval_tensorize.json").read_text())["meta"]

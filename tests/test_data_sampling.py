@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.loaders import repeated_batches
+from vinvl.data.module import repeated_batches
 from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler
-from vinvl.errors import UserError
+from vinvl.run.errors import UserError
 
 sizes = st.integers(1, 300)
 batch_sizes = st.integers(1, 20)

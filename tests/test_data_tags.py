@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from store_samples import make_regions, write
 from test_data_text import golden_tokenizer
 
-from vinvl.data.store import LabelMap, RegionStore, RegionStoreWriter
 from vinvl.data.tags import FileTags, StoreTags, TagSource, tag_source
-from vinvl.errors import UserError
+from vinvl.regions import LabelMap, RegionStore, RegionStoreWriter
+from vinvl.run.errors import UserError
 
 TOKENIZER = golden_tokenizer()
 OTHER_LABELS = LabelMap(("__background__", "dog", "red bike"), ("__no_attribute__",))

@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from vinvl.data.text import assemble_pair, encode_texts, gather_tokens, load_tokenizer, truncated_lengths
-from vinvl.errors import UserError
+from vinvl.run.errors import UserError
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
 CLS, SEP = 2, 3

@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
-from vinvl.data import token_cache
+from vinvl.data import text as token_cache
 from vinvl.data.columns import TextColumn
-from vinvl.data.text import encode_texts
-from vinvl.data.token_cache import HEADER, MAGIC, cache_key, cached_tokens
+from vinvl.data.text import HEADER, MAGIC, cache_key, cached_tokens, encode_texts
 
 TEXTS = ["a red star", "", "Blue CIRCLE?", "star star", "über [SEP] a"]
 

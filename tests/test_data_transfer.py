@@ -15,14 +15,12 @@ from retrieval_samples import retrieval_data
 from store_samples import make_regions, write
 from torch import Tensor
 
-from vinvl.data import image_regions as module
-from vinvl.data.batch import Batch, Example, collate
-from vinvl.data.image_regions import BatchRegions, gather_regions
-from vinvl.data.region_text import FiniteImages
-from vinvl.data.store import RegionStore
-from vinvl.data.transfer import SMALL, packed
-from vinvl.errors import UserError
+from vinvl.data import batch as module
+from vinvl.data.batch import SMALL, Batch, BatchRegions, Example, collate, gather_regions, packed
+from vinvl.data.inputs import FiniteImages
 from vinvl.models import VinVLConfig, VinVLForAnswering
+from vinvl.regions import RegionStore
+from vinvl.run.errors import UserError
 
 
 def batch_of(sizes: list[tuple[int, int]], width: int = 9) -> Batch:

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.vqa_files import VQARecords, concatenate, read_jsonl, read_official
-from vinvl.data.vqa_records import guess_answer_type
-from vinvl.errors import UserError
+from vinvl.run.errors import UserError
+from vinvl.vqa.files import VQARecords, concatenate, guess_answer_type, read_jsonl, read_official
 
 SAMPLES = Path(__file__).parent / "data/samples/vqa"
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from vinvl.data.worker_pool import SpawnedPool
-from vinvl.errors import UserError
+from vinvl.run.errors import UserError
+from vinvl.run.lines import SpawnedPool
 
 
 def test_workers_leave_ctrl_c_alone_and_end_with_an_error() -> None:

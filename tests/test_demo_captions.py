@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vinvl.data.demo import NUM_VAL_IMAGES, DemoWorld
-from vinvl.data.demo.captions import describe_shape
-from vinvl.data.demo.karpathy import CaptionedImage, karpathy_layout
-from vinvl.data.demo.nocaps import NOVEL_SHAPE, domain, nocaps_layout
-from vinvl.data.demo.scene import COLOURS, SHAPES, Scene, sample_scene
+from vinvl.demo import NUM_VAL_IMAGES, DemoWorld
+from vinvl.demo.scene import COLOURS, SHAPES, Scene, sample_scene
+from vinvl.demo.sentences import describe_shape
+from vinvl.demo.task_files import NOVEL_SHAPE, CaptionedImage, domain, karpathy_layout, nocaps_layout
 
 SPLITS = ("train", "val", "test")
 

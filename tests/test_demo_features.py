@@ -8,17 +8,24 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.demo.detection import (
+from vinvl.demo.scene import (
     ATTRIBUTES,
     CLASSES,
+    COLOURS,
+    FEATURE_DIM,
     MISSED_RATE,
+    SHAPES,
     SPURIOUS_RATE,
     WRONG_RATE,
+    Scene,
+    SceneObject,
+    crop_features,
+    crop_pixels,
     detect,
+    overlap,
+    render_scene,
+    sample_scene,
 )
-from vinvl.data.demo.features import FEATURE_DIM, crop_features, crop_pixels
-from vinvl.data.demo.render import render_scene
-from vinvl.data.demo.scene import COLOURS, SHAPES, Scene, SceneObject, overlap, sample_scene
 
 
 def _scenes(count: int) -> list[Scene]:

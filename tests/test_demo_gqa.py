@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vinvl.data.demo import DemoWorld
-from vinvl.data.demo.gqa import TYPES, gqa_id, gqa_only_families, gqa_records, without_answers
-from vinvl.data.demo.question_kinds import question_families
-from vinvl.data.demo.questions import Question, ask
-from vinvl.data.demo.scene import COLOURS, SHAPES, Scene, sample_scene
+from vinvl.demo import DemoWorld
+from vinvl.demo.questions import Question, ask, question_families
+from vinvl.demo.scene import COLOURS, SHAPES, Scene, sample_scene
+from vinvl.demo.sentences import TYPES, gqa_id, gqa_only_families, gqa_records, without_answers
 
 SPLITS = {"train": "train", "val": "val", "test": "testdev"}
 KEYS = {

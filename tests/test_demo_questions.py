@@ -8,11 +8,9 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from vinvl.data.demo.answers import VARIANTS, human_answers, most_common_answer
-from vinvl.data.demo.captions import describe
-from vinvl.data.demo.question_kinds import question_families
-from vinvl.data.demo.questions import Question, ask
-from vinvl.data.demo.scene import COLOURS, SHAPES, Scene, SceneObject, sample_scene
+from vinvl.demo.questions import VARIANTS, Question, ask, human_answers, most_common_answer, question_families
+from vinvl.demo.scene import COLOURS, SHAPES, Scene, SceneObject, sample_scene
+from vinvl.demo.sentences import describe
 
 KINDS = {"existence", "count", "attribute", "spatial", "comparison", "which"}
 

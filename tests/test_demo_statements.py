@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.demo import DemoWorld
-from vinvl.data.demo.nlvr2 import nlvr2_records
-from vinvl.data.demo.scene import SHAPES, Scene, sample_scene
-from vinvl.data.demo.statements import PairsOfCase, state, statement_families
+from vinvl.demo import DemoWorld
+from vinvl.demo.scene import SHAPES, Scene, sample_scene
+from vinvl.demo.sentences import PairsOfCase, state, statement_families
+from vinvl.demo.task_files import nlvr2_records
 
 Things = list[dict[str, object]]
 Record = dict[str, object]

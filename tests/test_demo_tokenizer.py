@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vinvl.data.demo.tokenizer import SPECIAL_TOKENS, SPELLING, write_tokenizer
+from vinvl.demo.tokenizer import SPECIAL_TOKENS, SPELLING, write_tokenizer
 
 
 def _vocabulary(folder: Path) -> list[str]:

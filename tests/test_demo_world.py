@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vinvl.data.demo import DemoWorld, ensure_demo_world, generate_demo_world, write
-from vinvl.data.demo.features import crop_features, crop_pixels
-from vinvl.data.demo.scene import SHAPES
-from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
+from vinvl.demo import DemoWorld, ensure_demo_world, generate_demo_world
+from vinvl.demo import files as write
+from vinvl.demo.scene import SHAPES, crop_features, crop_pixels
+from vinvl.regions import RegionStore
+from vinvl.run.errors import UserError
 
 SPLITS = {"train": 14, "val": 4, "test": 6}
 SIZES = {"num_train_images": 14, "num_val_images": 4, "num_test_images": 6, "questions_per_image": 5}

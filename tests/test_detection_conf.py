@@ -7,8 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from vinvl.detection import DetectorConfig, published_config
-from vinvl.runs import config_directory
+from vinvl.detector import DetectorConfig, published_config
+from vinvl.run.folders import config_directory
 
 FOLDER = Path(config_directory()) / "detector"
 PIPELINES = {"x152c4": "demo", "x152c4_mmf": "mmf", "x152c4_readme": "readme", "x152c4_released": "released"}

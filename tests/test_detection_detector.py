@@ -21,10 +21,10 @@ from detection_samples import (
 from PIL import Image
 from torch import Tensor
 
-from vinvl.detection import Detector, DetectorConfig, network_input, pad_batch, published_config
-from vinvl.detection.heads import RegionFeatures
-from vinvl.detection.roi_align import roi_align
-from vinvl.errors import UserError
+from vinvl.detector import Detector, DetectorConfig, network_input, pad_batch, published_config
+from vinvl.detector.heads import RegionFeatures
+from vinvl.detector.roi_align import roi_align
+from vinvl.run.errors import UserError
 
 
 @pytest.fixture(scope="module")

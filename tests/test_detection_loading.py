@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vinvl.detection import load_detector, read_label_map
-from vinvl.detection.loading import match_names
-from vinvl.detection.training import load_what_fits
-from vinvl.errors import UserError
+from vinvl.detector import load_detector, read_label_map
+from vinvl.detector.starting import load_what_fits
+from vinvl.detector.weights import match_names
+from vinvl.run.errors import UserError
 
 SHARED_NAME, OTHER_NAME = "roi_heads.box.feature_extractor.", "attribute.feature_extractor."
 

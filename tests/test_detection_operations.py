@@ -11,14 +11,23 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from vinvl.detection import DetectorConfig, network_input, pad_batch
-from vinvl.detection.anchors import cell_anchors, grid_anchors
-from vinvl.detection.boxes import BOX_HEAD_WEIGHTS, RPN_WEIGHTS, clip, decode, encode, iou
-from vinvl.detection.nms import nms, nms_within_classes
-from vinvl.detection.preprocessing import resized_size
-from vinvl.detection.resnext import FrozenBatchNorm2d
-from vinvl.detection.roi_align import box_bins, roi_align
-from vinvl.detection.selection import select_attributes, select_regions
+from vinvl.detector import DetectorConfig, network_input, pad_batch
+from vinvl.detector.backbone import FrozenBatchNorm2d
+from vinvl.detector.boxes import (
+    BOX_HEAD_WEIGHTS,
+    RPN_WEIGHTS,
+    cell_anchors,
+    clip,
+    decode,
+    encode,
+    grid_anchors,
+    iou,
+    nms,
+    nms_within_classes,
+)
+from vinvl.detector.detector import resized_size
+from vinvl.detector.heads import select_attributes, select_regions
+from vinvl.detector.roi_align import box_bins, roi_align
 
 OPS = recorded("ops")
 
@@ -162,7 +171,7 @@ def test_nms_is_greedy(seed: int, number: int, threshold: float, block: int) -> 
     boxes = random_boxes(generator, number, extent=12)
     scores = (torch.rand(number, generator=generator) * 10).round()  # equal scores occur
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vinvl.detection.nms.BLOCK", block)
+        patch.setattr("vinvl.detector.boxes.BLOCK", block)
         assert nms(boxes, scores, threshold).tolist() == greedy_loop(boxes, scores, threshold)
 
 
@@ -179,7 +188,7 @@ def test_nms_within_classes_is_greedy_in_each(seed: int, number: int, shared: bo
     scores = torch.rand(number, 4, generator=generator)
     boxes = random_boxes(generator, number, 1 if shared else 4, extent=12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vinvl.detection.nms.PAIRS_AT_ONCE", pairs)
+        patch.setattr("vinvl.detector.boxes.PAIRS_AT_ONCE", pairs)
         survives = nms_within_classes(boxes, scores, 0.3, floor)
     for index in range(4):
         kept = greedy_loop(boxes[:, 0 if shared else index], scores[:, index], 0.3)

@@ -10,10 +10,10 @@ from detection_samples import SMALL, SMALL_WEIGHTS, small_detector, small_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.store.labels import LabelMap
-from vinvl.detection import Architecture, Detector, DetectorConfig, load_detector
-from vinvl.detection.own_file import OUR_KEY, read_settings, save_detector
-from vinvl.errors import UserError
+from vinvl.detector import Architecture, Detector, DetectorConfig, load_detector
+from vinvl.detector.weights import OUR_KEY, read_settings, save_detector
+from vinvl.regions.regions import LabelMap
+from vinvl.run.errors import UserError
 
 NAMES = LabelMap(
     ("__background__", *(f"thing {index}" for index in range(80))),

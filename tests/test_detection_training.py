@@ -11,22 +11,23 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vinvl.detection import Architecture, Detector
-from vinvl.detection.boxes import BOX_HEAD_WEIGHTS, RPN_WEIGHTS, encode, iou
-from vinvl.detection.heads import AttributePredictor
-from vinvl.detection.training import Objects, TrainingSettings, detector_losses, initialise
-from vinvl.detection.training.matching import BACKGROUND, NEITHER, inside, match
-from vinvl.detection.training.region_losses import (
+from vinvl.detector import Architecture, Detector
+from vinvl.detector.boxes import BACKGROUND, BOX_HEAD_WEIGHTS, NEITHER, RPN_WEIGHTS, encode, inside, iou, match, sample
+from vinvl.detector.config import TrainingSettings
+from vinvl.detector.heads import AttributePredictor
+from vinvl.detector.losses import (
+    Objects,
     SampledRegions,
     attribute_loss,
     box_loss,
     class_loss,
+    detector_losses,
     joined,
+    rpn_losses,
     sample_regions,
 )
-from vinvl.detection.training.rpn_losses import rpn_losses
-from vinvl.detection.training.sampling import sample
-from vinvl.errors import UserError
+from vinvl.detector.starting import initialise
+from vinvl.run.errors import UserError
 
 Box = tuple[float, float, float, float]
 RECORDED = load_file(GOLDEN.parent / "detector_training" / "losses.safetensors")

@@ -9,20 +9,13 @@ from detection_samples import SMALL, SMALL_WEIGHTS, small_detector, small_images
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vinvl.detection import Architecture, Detector, DetectorConfig, load_detector, network_input
-from vinvl.detection.boxes import iou
-from vinvl.detection.resnext import FrozenBatchNorm2d
-from vinvl.detection.training import (
-    Objects,
-    TrainingSettings,
-    detector_losses,
-    freeze_batch_norm,
-    freeze_stages,
-    initialise,
-    load_what_fits,
-    train_batch_norm,
-)
-from vinvl.errors import UserError
+from vinvl.detector import Architecture, Detector, DetectorConfig, load_detector, network_input
+from vinvl.detector.backbone import FrozenBatchNorm2d
+from vinvl.detector.boxes import iou
+from vinvl.detector.config import TrainingSettings
+from vinvl.detector.losses import Objects, detector_losses
+from vinvl.detector.starting import freeze_batch_norm, freeze_stages, initialise, load_what_fits, train_batch_norm
+from vinvl.run.errors import UserError
 
 
 def generator(seed: int) -> torch.Generator:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from door_in_process import TINY, refused_in_process, run_in_process, scores
 
-from vinvl.tasks.checkpoints import read_checkpoint
+from vinvl.run.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
 

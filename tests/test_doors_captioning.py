@@ -24,11 +24,11 @@ from door_in_process import (
 )
 from door_runs import ON_CPU, door_environment, succeed
 
-from vinvl.data.store import RegionStore
+from vinvl.captioning.task import CaptioningTask
 from vinvl.models import VinVLConfig, VinVLForCaptioning, initialise_with_report
-from vinvl.models.generation import DecodingOptions
+from vinvl.models.decoding import DecodingOptions
+from vinvl.regions import RegionStore
 from vinvl.restore import restore
-from vinvl.tasks.captioning import CaptioningTask
 
 pytestmark = pytest.mark.slow
 

@@ -15,12 +15,12 @@ from door_in_process import refused_in_process, run_in_process, scores
 from PIL import Image
 from survival_runs import assert_same, ended, noted, output
 
-from vinvl.detection import load_detector
-from vinvl.detection.own_file import read_settings
-from vinvl.detection.training import TrainingSettings
-from vinvl.signals import START_AGAIN
-from vinvl.tasks.checkpoints import load_into, read_checkpoint
-from vinvl.tasks.detection import DetectorTask
+from vinvl.detector import load_detector
+from vinvl.detector.config import TrainingSettings
+from vinvl.detector.task import DetectorTask
+from vinvl.detector.weights import read_settings
+from vinvl.run.checkpoint import load_into, read_checkpoint
+from vinvl.run.signals import START_AGAIN
 
 pytestmark = pytest.mark.slow
 
@@ -175,7 +175,7 @@ def test_other_checkpoints_are_told_apart(whole: Path, demo_data: Path, tmp_path
     sentence = refused_in_process("evaluate", demo_data, tmp_path / "run", f"ckpt_path={checkpoint}")
     assert "a detector's checkpoint, which python -m vinvl.train_detector goes on with" in sentence
     content = read_checkpoint(checkpoint)
-    content["vinvl"]["task_class"] = "vinvl.tasks.vqa.VQATask"
+    content["vinvl"]["task_class"] = "vinvl.vqa.task.VQATask"
     torch.save(content, tmp_path / "vqa.ckpt")
     arguments = [*TINY, f"ckpt_path={tmp_path / 'vqa.ckpt'}"]
     assert "this run trains a detector" in refused_in_process("train_detector", demo_data, tmp_path / "run", *arguments)

@@ -14,7 +14,7 @@ from door_in_process import refused_in_process, run_in_process
 from door_runs import call_door, succeed
 
 from vinvl.data.commonest import commonest_for
-from vinvl.tasks.checkpoints import read_checkpoint
+from vinvl.run.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
 

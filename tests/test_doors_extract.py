@@ -17,8 +17,8 @@ from conftest import refusal
 from extraction_samples import environment, overrides, pictures, run_extract
 from picture_samples import broken_pictures
 
-from vinvl.data.store import RegionStore
-from vinvl.data.store.journal import committed_images, journal_folder
+from vinvl.regions import RegionStore
+from vinvl.regions.journal import committed_images, journal_folder
 
 
 def arguments(folder: Path, *given: str) -> list[str]:

@@ -7,8 +7,8 @@ import pytest
 from door_in_process import TINY, WORLD, checkpoint, composed, refused_in_process, run_in_process, scores
 from hydra.utils import instantiate
 
-from vinvl.errors import UserError
-from vinvl.tasks.pretraining import PretrainingTask
+from vinvl.pretraining.task import PretrainingTask
+from vinvl.run.errors import UserError
 
 pytestmark = pytest.mark.slow
 

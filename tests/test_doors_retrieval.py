@@ -94,7 +94,7 @@ def test_a_killed_scoring_run_goes_on_where_it_was(
     overrides = [checkpoint(run), "trainer.accelerator=cpu", f"++data.scores_dir={tmp_path / 'scores'}"]
     # A worker that is slow with its second block, so that the kill finds the first on the disk.
     script = (
-        "import sys, time, vinvl.tasks.retrieval_files as files\n"
+        "import sys, time, vinvl.retrieval.run as files\n"
         "write, seen = files.ScoreFiles.write, []\n"
         "def slow(self, number, scores):\n"
         "    time.sleep(60 * len(seen)); seen.append(number); write(self, number, scores)\n"

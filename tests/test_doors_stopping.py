@@ -19,7 +19,7 @@ from store_samples import make_regions, write
 from survival_runs import PRETRAINING, START_SERVER, Kill, ended, output, start, start_ranks, wait_for, write_corpora
 
 import vinvl
-from vinvl.signals import INTERRUPTED, START_AGAIN
+from vinvl.run.signals import INTERRUPTED, START_AGAIN
 
 pytestmark = pytest.mark.slow
 KILLED = -signal.SIGKILL
@@ -80,10 +80,10 @@ def trained(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("door", "arguments", "place", "number"),
     [
-        ("evaluate", ["data.num_workers=1"], "vinvl.tasks.base.VinVLTask.test_step", signal.SIGTERM),
+        ("evaluate", ["data.num_workers=1"], "vinvl.task.VinVLTask.test_step", signal.SIGTERM),
         ("evaluate", [], "vinvl.restore.read_checkpoint", signal.SIGINT),
-        ("predict", ["data.num_workers=1"], "vinvl.tasks.vqa.VQATask.predict_step", signal.SIGUSR1),
-        ("predict", [], "vinvl.tasks.vqa.VQATask.write_predictions", signal.SIGTERM),
+        ("predict", ["data.num_workers=1"], "vinvl.vqa.task.VQATask.predict_step", signal.SIGUSR1),
+        ("predict", [], "vinvl.vqa.task.VQATask.write_predictions", signal.SIGTERM),
     ],
 )
 def test_a_door_with_a_checkpoint(
@@ -100,10 +100,10 @@ def test_a_door_with_a_checkpoint(
     ("door", "arguments", "place", "number"),
     [
         ("convert", ["weights={model}", "to=new"], "vinvl.models.export.write_transformers", signal.SIGTERM),
-        ("convert", ["from={store}", "to=new", "format=mmf_npy"], "vinvl.data.store.RegionStore.at", signal.SIGINT),
-        ("report", ["store={store}", "output=page.html"], "vinvl.report.regions.write_region_page", signal.SIGTERM),
-        ("data.store", ["merge", "{store}", "--output", "new.h5"], "vinvl.data.store.merging.write_store_file", 15),
-        ("train", ["trainer=cpu", *TINY_DEMO], "vinvl.data.vqa.VQADataModule.prepare_data", signal.SIGTERM),
+        ("convert", ["from={store}", "to=new", "format=mmf_npy"], "vinvl.regions.RegionStore.at", signal.SIGINT),
+        ("report", ["store={store}", "output=page.html"], "vinvl.pages.regions.write_region_page", signal.SIGTERM),
+        ("data.store", ["merge", "{store}", "--output", "new.h5"], "vinvl.regions.writer.write_store_file", 15),
+        ("train", ["trainer=cpu", *TINY_DEMO], "vinvl.vqa.data.VQADataModule.prepare_data", signal.SIGTERM),
     ],
 )
 def test_any_door(
@@ -135,7 +135,7 @@ def test_a_door_that_is_still_being_imported(tmp_path: Path, door: str, number: 
 )
 def test_a_data_worker_that_is_killed(trained: Path, demo_data: Path, tmp_path: Path, number: int, why: str) -> None:
     given = [f"ckpt_path={trained}", "trainer=cpu", "data.num_workers=1"]
-    place = "worker:vinvl.data.vqa_dataset.AnsweringDataset.__getitem__"
+    place = "worker:vinvl.vqa.data.AnsweringDataset.__getitem__"
     code, printed = befalls(tmp_path, demo_data, "evaluate", given, place, number)
     assert code == 1
     (sentence,) = [line for line in printed.splitlines() if "error: " in line]  # PyTorch's own ends with a NUL

@@ -25,7 +25,7 @@ from survival_runs import (
     write_corpora,
 )
 
-from vinvl.signals import INTERRUPTED, START_AGAIN
+from vinvl.run.signals import INTERRUPTED, START_AGAIN
 
 pytestmark = pytest.mark.slow
 BATCHES = 35  # of the whole run: 21 in the first pass over the data, whose last update has a single one, then 14

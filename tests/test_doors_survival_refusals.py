@@ -10,11 +10,11 @@ from door_in_process import TINY, checkpoint, composed, refused_in_process, run_
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinvl import runs
-from vinvl.checkpointing import AtomicCheckpointIO, remove_partial_checkpoints
-from vinvl.errors import UserError
-from vinvl.resume import differences, leaves, resume_path, tidy_run_folder
-from vinvl.tasks.checkpoints import read_checkpoint
+from vinvl.run import folders as runs
+from vinvl.run.checkpoint import AtomicCheckpointIO, read_checkpoint, remove_partial_checkpoints
+from vinvl.run.errors import UserError
+from vinvl.run.options import leaves
+from vinvl.run.survival import differences, resume_path, tidy_run_folder
 
 PRETRAINING = ["task=pretraining", *TINY, "data.num_workers=0", "trainer.max_epochs=-1", "test_after_fit=false"]
 FIRST = [*PRETRAINING, "trainer.max_steps=2", "trainer.accumulate_grad_batches=2"]

@@ -13,7 +13,7 @@ import torch
 from conftest import TINY_DEMO, Door
 from door_runs import door_environment, succeed
 
-from vinvl.tasks.checkpoints import read_checkpoint
+from vinvl.run.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -12,12 +12,12 @@ from door_in_process import run_in_process, scores
 from store_samples import assert_same, make_regions
 
 import vinvl
-from vinvl.data.corpus import Corpus
-from vinvl.data.store import RegionStore
-from vinvl.detection import load_detector
-from vinvl.detection.own_file import read_settings
+from vinvl.detector import load_detector
+from vinvl.detector.weights import read_settings
 from vinvl.models import VinVLForAnswering
-from vinvl.tasks.checkpoints import read_checkpoint
+from vinvl.pretraining.corpus import Corpus
+from vinvl.regions import RegionStore
+from vinvl.run.checkpoint import read_checkpoint
 
 EARLIER = Path(__file__).parent / "data" / "earlier"
 PREDICTED = {

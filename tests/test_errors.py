@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 from store_samples import make_regions, write
 
-from vinvl.data.store import LabelMap, RegionStoreWriter
-from vinvl.data.store.__main__ import main as store_door
-from vinvl.errors import UserError, printable, say
-from vinvl.models.checkpoints import LoadingReport
+from vinvl.models.weights import LoadingReport
 from vinvl.predictor.command import Said
-from vinvl.predictor.results import Answer, Caption
-from vinvl.report.table import print_results
-from vinvl.runs import sentence_of
+from vinvl.predictor.skills import Answer, Caption
+from vinvl.regions import LabelMap, RegionStoreWriter
+from vinvl.regions.__main__ import main as store_door
+from vinvl.run.errors import UserError, printable, say, sentence_of
+from vinvl.run.progress import print_results
 
 # Title, colours and bell of a terminal, lines, directions and half a character: none of it is a file's to choose.
 HOSTILE = "a\x1b]0;owned\x07\x1b[31mb\nc\rd\x9b2Je\x85f\u202eg\u2066h\u2028i\udcffj\x00[red]k[/]"

@@ -15,10 +15,10 @@ from extraction_samples import LABELS, pictures, run_extract
 from picture_samples import broken_pictures, gradient, save, with_orientation
 from PIL import Image
 
-from vinvl.data.store import RegionStore
-from vinvl.data.store.merging import merge_stores
-from vinvl.detection import Detector
-from vinvl.extraction import module as module_module
+from vinvl.detector import Detector
+from vinvl.extraction import run as module_module
+from vinvl.regions import RegionStore
+from vinvl.regions.writer import merge_stores
 
 
 def store_of(folder: Path, *given: str, name: str = "f.h5") -> RegionStore:

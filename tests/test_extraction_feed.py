@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from picture_samples import broken_pictures, gradient, save
 
-from vinvl.data.pictures import PictureNames, ReadingOptions, find_pictures
-from vinvl.detection.preprocessing import network_input, normalised, pad_batch, padded_size
-from vinvl.errors import UserError
+from vinvl.detector.detector import network_input, normalised, pad_batch, padded_size
 from vinvl.extraction import feed as feed_module
 from vinvl.extraction.feed import FeedOptions, PictureFeed, alike, window_size
+from vinvl.pictures import PictureNames, ReadingOptions, find_pictures
+from vinvl.run.errors import UserError
 
 SIZES = st.lists(st.one_of(st.none(), st.tuples(st.sampled_from([32, 64, 96]), st.sampled_from([32, 64]))), max_size=40)
 

@@ -32,10 +32,11 @@ from features_in_samples import (
 )
 
 from vinvl.convert import convert
-from vinvl.data.features_in import ConversionOptions, ReadOptions, convert_features, run_conversion
-from vinvl.data.features_in.lmdb_pages import read_records, read_value
-from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
+from vinvl.regions import RegionStore
+from vinvl.regions.formats.convert import ConversionOptions, convert_features, run_conversion
+from vinvl.regions.formats.lmdb_folder import read_records, read_value
+from vinvl.regions.formats.rows import ReadOptions
+from vinvl.run.errors import UserError
 
 IMAGES = samples(8)
 READ = ReadOptions(feature_dim=DIM)

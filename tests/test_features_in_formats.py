@@ -32,10 +32,10 @@ from features_in_samples import (
 )
 
 from vinvl.convert import convert
-from vinvl.data import worker_pool
-from vinvl.data.features_in import lines, source
-from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
+from vinvl.regions import RegionStore
+from vinvl.regions.formats import lines, source
+from vinvl.run import lines as worker_pool
+from vinvl.run.errors import UserError
 
 IMAGES = samples()
 

@@ -30,8 +30,9 @@ from features_in_samples import (
     write_npy_folder,
 )
 
-from vinvl.data.features_in import ConversionOptions, ReadOptions, convert_features
-from vinvl.data.store import RegionStore
+from vinvl.regions import RegionStore
+from vinvl.regions.formats.convert import ConversionOptions, convert_features
+from vinvl.regions.formats.rows import ReadOptions
 
 IMAGES = samples()
 

@@ -12,8 +12,8 @@ from features_in_samples import DIM, bottom_up_line, composed, published_folder,
 from store_samples import make_regions, write
 
 from vinvl.convert import convert
-from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
+from vinvl.regions import RegionStore
+from vinvl.run.errors import UserError
 
 IMAGES = samples(20)
 

@@ -31,10 +31,10 @@ from features_in_samples import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.features_in import base64_arrays
-from vinvl.data.restricted_pickle import load_restricted
-from vinvl.data.store import spool
-from vinvl.errors import UserError
+from vinvl.regions import spool
+from vinvl.regions.formats import fields as base64_arrays
+from vinvl.run.errors import UserError
+from vinvl.run.restricted_pickle import load_restricted
 
 IMAGES = samples()
 

@@ -20,24 +20,23 @@ from pretraining_samples import TOKENIZER, write_lines
 from published_samples import write_published
 from store_samples import LABELS, make_regions, write
 
-from vinvl import runs
-from vinvl.checkpointing import AtomicCheckpointIO
-from vinvl.data import token_cache
-from vinvl.data.corpus import ensure_index
-from vinvl.data.demo import generate_demo_world
-from vinvl.data.features_out import write_oscar_tsv
-from vinvl.data.published_corpus import convert_published_corpus
-from vinvl.data.retrieval_candidates import Block, Fold
-from vinvl.data.shared_copies import SharedCopies
-from vinvl.data.store import LabelMap, RegionStore
-from vinvl.data.store.assembly import StoreAttributes
-from vinvl.data.store.journal import JournalPart, begin_journal, finish_journal
-from vinvl.data.store.merging import merge_stores
-from vinvl.data.store.spool import RowShapes
-from vinvl.detection.own_file import save_detector
-from vinvl.errors import UserError
-from vinvl.files import atomic_write, new_folder, remove_leftovers, work_folder, write_text_atomically
-from vinvl.tasks.retrieval_files import ScoreFiles
+from vinvl.data import text as token_cache
+from vinvl.demo import generate_demo_world
+from vinvl.detector.weights import save_detector
+from vinvl.pretraining.corpus import ensure_index
+from vinvl.pretraining.published import convert_published_corpus
+from vinvl.regions import LabelMap, RegionStore
+from vinvl.regions.caches import SharedCopies
+from vinvl.regions.formats.export import write_oscar_tsv
+from vinvl.regions.journal import JournalPart, begin_journal, finish_journal
+from vinvl.regions.spool import RowShapes
+from vinvl.regions.writer import StoreAttributes, merge_stores
+from vinvl.retrieval.candidates import Block, Fold
+from vinvl.retrieval.run import ScoreFiles
+from vinvl.run import folders as runs
+from vinvl.run.checkpoint import AtomicCheckpointIO
+from vinvl.run.errors import UserError
+from vinvl.run.files import atomic_write, new_folder, remove_leftovers, work_folder, write_text_atomically
 
 DETECTOR_NAMES = LabelMap(tuple(map(str, range(81))), tuple(map(str, range(41))))
 IMAGES = [make_regions(str(number), 3) for number in range(4)]
@@ -190,8 +189,8 @@ def test_a_full_disk_is_told_by_every_writer(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vinvl.files import atomic_write, work_folder
-from vinvl.data.store import LabelMap, RegionStoreWriter
+from vinvl.run.files import atomic_write, work_folder
+from vinvl.regions import LabelMap, RegionStoreWriter
 target = Path(sys.argv[1])
 with atomic_write(target) as file, work_folder(target) as folder:
     writer = RegionStoreWriter(target, feature_dim=3, detector="", label_map=LabelMap((), ()))

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vinvl.errors import UserError
-from vinvl.models.generation import (
+from vinvl.models.constrained import (
     Constraint,
-    DecodingOptions,
+    box_overlaps,
     constraint_from_words,
     constraint_machine,
     constraints_from_detections,
-    generate_captions,
+    dense_table,
 )
-from vinvl.models.generation.constraints import dense_table
-from vinvl.models.generation.detections import box_overlaps
+from vinvl.models.decoding import DecodingOptions
+from vinvl.models.generate import generate_captions
+from vinvl.run.errors import UserError
 
 torch.set_num_threads(1)
 

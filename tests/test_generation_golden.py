@@ -19,16 +19,10 @@ from caption_cases import (
 )
 from torch import Tensor
 
-from vinvl.models.generation import (
-    Constraint,
-    DecodingOptions,
-    constraint_from_words,
-    constraint_machine,
-    generate_captions,
-)
-from vinvl.models.generation.constraints import dense_table
-from vinvl.models.generation.hypotheses import NBestLists
-from vinvl.models.generation.stepping import WordStepper
+from vinvl.models.constrained import Constraint, constraint_from_words, constraint_machine, dense_table
+from vinvl.models.decoding import DecodingOptions, WordStepper
+from vinvl.models.generate import generate_captions
+from vinvl.models.search import NBestLists
 
 torch.set_num_threads(1)
 

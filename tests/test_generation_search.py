@@ -9,16 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vinvl.errors import UserError
-from vinvl.models.generation import (
-    CaptionContext,
-    DecodingOptions,
-    GeneratedCaptions,
-    SpecialTokens,
-    generate_captions,
-)
-from vinvl.models.generation.distribution import adjusted_logits, sampling_logits
-from vinvl.models.generation.stepping import WordStepper
+from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, SpecialTokens, WordStepper
+from vinvl.models.generate import generate_captions
+from vinvl.models.search import adjusted_logits, sampling_logits
+from vinvl.run.errors import UserError
 
 torch.set_num_threads(1)
 

@@ -10,7 +10,7 @@ import pytest
 from door_runs import door_environment
 from survival_runs import PRETRAINING, wait_for, write_corpora
 
-from vinvl.runs import repository_root
+from vinvl.run.folders import repository_root
 
 SCRIPTS = (repository_root() or Path()) / "scripts"
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.metrics.answer_text import CONTRACTIONS, PUNCTUATION, normalise_answer
+from vinvl.vqa.accuracy import CONTRACTIONS, PUNCTUATION, normalise_answer
 
 GOLDEN = json.loads((Path(__file__).parent / "data/golden/vqa_eval/cases.json").read_text(encoding="utf-8"))
 

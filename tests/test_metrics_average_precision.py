@@ -14,8 +14,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.metrics import AttributeRecall, AveragePrecision
-from vinvl.metrics.detection_matching import FoundBoxes, TrueBoxes
+from vinvl.detector.average_precision import AttributeRecall, AveragePrecision, FoundBoxes, TrueBoxes
 
 NUM_CLASSES = 5
 Picture = tuple[FoundBoxes, TrueBoxes]

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.errors import UserError
-from vinvl.metrics import CaptionScores, evaluate_captions
-from vinvl.metrics.captions import Cider, regex_tokenize, split_at_blanks
-from vinvl.metrics.captions.ngrams import UNKNOWN, NgramIndex
-from vinvl.metrics.captions.rouge import longest_common_subsequence
+from vinvl.captioning.cider import UNKNOWN, Cider, NgramIndex
+from vinvl.captioning.scores import CaptionScores, evaluate_captions, longest_common_subsequence
+from vinvl.captioning.tokenizer import regex_tokenize, split_at_blanks
+from vinvl.run.errors import UserError
 
 SAMPLE = Path(__file__).parent / "data" / "samples" / "coco_caption"
 RAW = json.loads((SAMPLE / "captions_100.json").read_text())

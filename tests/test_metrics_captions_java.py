@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vinvl.errors import UserError
-from vinvl.metrics import evaluate_captions
-from vinvl.metrics.captions import java
+from vinvl.captioning import java
+from vinvl.captioning.scores import evaluate_captions
+from vinvl.run.errors import UserError
 
 SAMPLE = Path(__file__).parent / "data" / "samples" / "coco_caption"
 RAW = json.loads((SAMPLE / "captions_100.json").read_text())

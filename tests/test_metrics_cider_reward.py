@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from vinvl.errors import UserError
-from vinvl.metrics import CiderReward, greedy_baseline, mean_of_others_baseline, scst_loss
-from vinvl.metrics.captions.ngrams import NgramIndex
-from vinvl.metrics.cider_reward import wrap_sentence
+from vinvl.captioning.cider import NgramIndex
+from vinvl.captioning.self_critical import (
+    CiderReward,
+    greedy_baseline,
+    mean_of_others_baseline,
+    scst_loss,
+    wrap_sentence,
+)
+from vinvl.run.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden" / "oscar" / "cider_scst.json").read_text())
 REFERENCES = dict(enumerate(GOLDEN["references"]))

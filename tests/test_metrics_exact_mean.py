@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.metrics import ExactMean
+from vinvl.exact import ExactMean
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.metrics import GroupedAccuracy
+from vinvl.exact import GroupedAccuracy
 
 
 @settings(max_examples=40, deadline=None)

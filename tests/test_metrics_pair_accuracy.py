@@ -5,9 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.errors import UserError
-from vinvl.metrics import PairAccuracy
-from vinvl.metrics.pair_accuracy import sentence_group
+from vinvl.nlvr2.metric import PairAccuracy, sentence_group
+from vinvl.run.errors import UserError
 
 
 def scored(rows: list[tuple[str, bool]]) -> dict[str, float]:

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vinvl.metrics import ExactMean, SoftTargetScore, VQAAccuracy
+from vinvl.exact import ExactMean
+from vinvl.vqa.accuracy import SoftTargetScore, VQAAccuracy
 
 NUM_RANKS = 2
 

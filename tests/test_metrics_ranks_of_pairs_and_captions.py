@@ -8,7 +8,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vinvl.metrics import CaptionScores, PairAccuracy, RecallAtK, TypedAccuracy
+from vinvl.captioning.scores import CaptionScores
+from vinvl.gqa.metric import TypedAccuracy
+from vinvl.nlvr2.metric import PairAccuracy
+from vinvl.retrieval.recall import RecallAtK
 
 NUM_RANKS = 2
 NUM_ROWS = 6

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.metrics import RecallAtK
+from vinvl.retrieval.recall import RecallAtK
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden" / "oscar" / "data__retrieval_ranks.json").read_text())
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vinvl.metrics import SoftTargetScore
+from vinvl.vqa.accuracy import SoftTargetScore
 
 GOLDEN = Path(__file__).parent / "data/golden/oscar"
 

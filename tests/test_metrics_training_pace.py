@@ -7,9 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from triplet_samples import SIZES
 
-from vinvl.metrics.model_flops import BACKWARD_AND_FORWARD, StepCosts, peak_flops
-from vinvl.metrics.training_pace import TrainingPace
 from vinvl.models import VinVLConfig, VinVLForPreTraining
+from vinvl.pretraining.task import BACKWARD_AND_FORWARD, StepCosts, TrainingPace, peak_flops
 
 
 def counted_by_torch(step: Callable[[], object]) -> int:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.metrics import TypedAccuracy, answer_distribution_distance
+from vinvl.gqa.metric import TypedAccuracy, answer_distribution_distance
 
 rows_strategy = st.lists(
     st.tuples(st.booleans(), st.sampled_from(["query", "verify", "choose"]), st.sampled_from(["rel", "obj", "query"])),

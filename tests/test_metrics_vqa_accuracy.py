@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.metrics import VQAAccuracy, leave_one_out_points, official_accuracy
+from vinvl.vqa.accuracy import VQAAccuracy, leave_one_out_points, official_accuracy
 
 CASES = json.loads((Path(__file__).parent / "data/golden/vqa_eval/cases.json").read_text(encoding="utf-8"))["cases"]
 

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from vinvl.errors import UserError
 from vinvl.models import (
     VinVLConfig,
     VinVLForCaptioning,
@@ -22,6 +21,7 @@ from vinvl.models import (
     masked_word_loss,
     seq2seq_attention_mask,
 )
+from vinvl.run.errors import UserError
 
 torch.set_num_threads(1)
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from vinvl.errors import UserError
 from vinvl.models import load_published_state_dict
+from vinvl.run.errors import UserError
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
 
@@ -95,7 +95,7 @@ def test_a_deep_tuple_as_a_key_does_not_end_the_interpreter(tmp_path: Path) -> N
     heads = (torch.serialization.MAGIC_NUMBER, 1001, {})
     (tmp_path / "old.bin").write_bytes(b"".join(pickle.dumps(head, 2) for head in heads) + deep + pickle.dumps([], 2))
     program = (
-        "import sys\nfrom vinvl.errors import UserError\nfrom vinvl.models import load_published_state_dict\n"
+        "import sys\nfrom vinvl.run.errors import UserError\nfrom vinvl.models import load_published_state_dict\n"
         "for path in sys.argv[1:]:\n    try: load_published_state_dict(path)\n"
         "    except UserError as error: print(error)\n"
     )

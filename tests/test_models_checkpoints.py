@@ -11,14 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining, BertModel
 
-from vinvl.errors import UserError
-from vinvl.models import (
-    VinVLConfig,
-    VinVLForAnswering,
-    VinVLModel,
-    initialise,
-    initialise_with_report,
-)
+from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLModel, initialise, initialise_with_report
+from vinvl.run.errors import UserError
 
 SIZES: dict[str, Any] = {
     "vocab_size": 30,
@@ -273,6 +267,6 @@ def test_a_name_on_the_hub(folders: dict[str, Path], tmp_path: Path, monkeypatch
             raise EntryNotFoundError(f"404: no {file_name}")
         return str(folder / file_name)
 
-    monkeypatch.setattr("vinvl.models.checkpoint_files.hf_hub_download", downloaded)
+    monkeypatch.setattr("vinvl.models.weight_files.hf_hub_download", downloaded)
     _, report = initialise_with_report(VinVLForAnswering, config(), "someone/oscar")
     assert report.source == "someone/oscar" and len(report.loaded) == 45

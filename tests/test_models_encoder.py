@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from vinvl.errors import UserError
 from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLModel
-from vinvl.models.masks import dense_attention_mask
+from vinvl.models.encoder import dense_attention_mask
+from vinvl.run.errors import UserError
 
 torch.set_num_threads(1)  # threads cost more than they give at these sizes
 

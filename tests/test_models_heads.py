@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vinvl.errors import UserError
 from vinvl.models import VinVLConfig, VinVLForAnswering, answer_loss, answer_loss_per_example
+from vinvl.run.errors import UserError
 
 SIZES: dict[str, Any] = {
     "vocab_size": 20,

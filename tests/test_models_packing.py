@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn import functional
 
-from vinvl.errors import UserError
 from vinvl.models import (
     VinVLConfig,
     VinVLForAnswering,
@@ -22,6 +21,7 @@ from vinvl.models import (
     seq2seq_attention_mask,
 )
 from vinvl.models.packing import LEAST_FILL, PackedLayout
+from vinvl.run.errors import UserError
 
 torch.set_num_threads(1)
 

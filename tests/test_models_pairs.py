@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vinvl.errors import UserError
 from vinvl.models import VinVLConfig, VinVLForPairs, initialise, load_published_state_dict
+from vinvl.run.errors import UserError
 
 torch.set_num_threads(1)
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
-from vinvl.errors import UserError
 from vinvl.models import (
     VinVLConfig,
     VinVLForAnswering,
@@ -22,6 +21,7 @@ from vinvl.models import (
     load_published_state_dict,
 )
 from vinvl.models.pretraining import NO_PAIR_LABEL, contrastive_loss, masked_token_loss
+from vinvl.run.errors import UserError
 
 torch.set_num_threads(1)
 

@@ -12,7 +12,6 @@ import torch
 from door_in_process import CAPTIONING, TINY, refused_in_process, run_in_process
 from torch import Tensor
 
-from vinvl.errors import UserError
 from vinvl.models import (
     VinVLConfig,
     VinVLForAnswering,
@@ -22,8 +21,9 @@ from vinvl.models import (
     initialise_with_report,
     load_published_state_dict,
 )
-from vinvl.models.checkpoint_files import find_checkpoint
-from vinvl.tasks.row_names import start_model
+from vinvl.models.weight_files import find_checkpoint
+from vinvl.row_names import start_model
+from vinvl.run.errors import UserError
 
 SIZES = {
     "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
@@ -43,7 +43,7 @@ def saved(path: Path, **changes: Any) -> Path:
     content = {
         "state_dict": {f"model.{name}": tensor for name, tensor in weights.items()},
         "hyper_parameters": {"model_config": dict(SIZES), "answers": ["a", "b", "c", "d", "e"]},
-        "vinvl": {"task_class": "vinvl.tasks.gqa.GQATask", "batches_seen": 3, "run_config": {}},
+        "vinvl": {"task_class": "vinvl.gqa.task.GQATask", "batches_seen": 3, "run_config": {}},
     }
     torch.save({**content, **changes}, path)
     return path
@@ -296,7 +296,7 @@ WORDS = dict(enumerate(["[PAD]", "[unused0]", "[CLS]", "cat", "dog", "red"]))
 
 class TestWords:
     def of_run(self, path: Path, words: dict[int, str] | None) -> Path:
-        record = {"task_class": "vinvl.tasks.gqa.GQATask", "run_config": {}, "words": words}
+        record = {"task_class": "vinvl.gqa.task.GQATask", "run_config": {}, "words": words}
         return saved(path, vinvl=record)
 
     @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from conftest import TINY_DEMO, Door
 from omegaconf import OmegaConf
 
-from vinvl.errors import UserError
-from vinvl.multirun import MultirunTable, comparison, job_rows, results_summary
+from vinvl.run.errors import UserError
+from vinvl.run.multirun import MultirunTable, comparison, job_rows, results_summary
 
 SCORES = {"headline": "accuracy", "scores": {"loss": 1.0, "accuracy": 61.5}}
 

@@ -9,8 +9,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from vinvl.errors import UserError
-from vinvl.overrides import given_values, refuse_unread_splits, replacing
+from vinvl.run.errors import UserError
+from vinvl.run.overrides import given_values, refuse_unread_splits, replacing
 
 
 def section(tmp_path: Path, door: str, key: str, *words: str) -> Any:
@@ -109,7 +109,7 @@ def test_a_configuration_file_may_take_a_form_away(demo_data: Path, tmp_path: Pa
         own = {"jsonl": str(tmp_path / "own.jsonl"), "karpathy": None, "splits": None}
         (tmp_path / "own.jsonl").write_text('{"image_id": 1, "captions": ["a star"]}\n')
         merged = OmegaConf.merge(config.data.splits.train, own)
-    from vinvl.data.caption_splits import read_caption_split
+    from vinvl.captioning.splits import read_caption_split
 
     assert len(read_caption_split(merged, "train", "error")) == 1
 

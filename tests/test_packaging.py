@@ -75,7 +75,7 @@ def test_the_wheel_holds_all_modules_and_all_configs_and_nothing_else(wheel: Pat
 
 def test_the_installed_copy_is_the_one_that_runs(installed: Path, tmp_path: Path) -> None:
     # An editable installation of the clone lies in this environment too.
-    code = "import vinvl, vinvl.runs as runs; print(vinvl.__file__); print(runs.config_directory())"
+    code = "import vinvl, vinvl.run.folders as runs; print(vinvl.__file__); print(runs.config_directory())"
     printed = run(tmp_path, "-c", code, PYTHONPATH=str(installed)).stdout.splitlines()
     assert printed == [str(installed / "vinvl" / "__init__.py"), str(installed / "vinvl" / "conf")]
 

@@ -8,9 +8,9 @@ from conftest import Door
 from door_in_process import TINY, refused_in_process, run_in_process
 
 from vinvl import train
-from vinvl.errors import UserError
 from vinvl.plan import number_of_devices, plan, run_length, size
-from vinvl.tasks.checkpoints import read_checkpoint
+from vinvl.run.checkpoint import read_checkpoint
+from vinvl.run.errors import UserError
 
 PRETRAINING = ["task=pretraining", *TINY]
 

@@ -18,9 +18,9 @@ from predictor_samples import QUESTIONS, extracted, picture_paths, train_on
 
 import vinvl
 from vinvl.predict import predict
-from vinvl.predictor.arguments import IN_QUOTES, picture_arguments
-from vinvl.predictor.command import pictures_at
-from vinvl.runs import config_directory
+from vinvl.predictor.command import picture_arguments, pictures_at
+from vinvl.run.folders import config_directory
+from vinvl.run.options import IN_QUOTES
 
 pytestmark = pytest.mark.slow
 

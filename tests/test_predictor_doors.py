@@ -10,9 +10,9 @@ import pytest
 from predictor_samples import close, door_opened, predictions, store_of, train
 
 import vinvl
-from vinvl.data.answers import AnswerVocabulary
-from vinvl.data.json_files import json_lines
-from vinvl.tasks.retrieval import RetrievalTask
+from vinvl.retrieval.task import RetrievalTask
+from vinvl.run.files import json_lines
+from vinvl.vqa.answers import AnswerVocabulary
 
 pytestmark = pytest.mark.slow
 

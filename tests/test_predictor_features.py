@@ -22,9 +22,9 @@ from predictor_samples import (
 from store_samples import write
 
 import vinvl
-from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
 from vinvl.predictor import OtherFeatures
+from vinvl.regions import RegionStore
+from vinvl.run.errors import UserError
 
 pytestmark = pytest.mark.slow
 

@@ -17,11 +17,11 @@ from test_convert import as_mmf
 from test_convert import run as convert
 
 import vinvl
-from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
 from vinvl.models import VinVLForPreTraining
 from vinvl.predictor import OtherFeatures
-from vinvl.trained.usage import Usage, published_inputs
+from vinvl.predictor.usage import Usage, published_inputs
+from vinvl.regions import RegionStore
+from vinvl.run.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -172,7 +172,7 @@ class TestHostileCheckpoints:
             ("vqa", change(f"{DATA}.tokenizer", "a" * 5000), "No tokenizer could be loaded"),
             ("vqa", change("vinvl.run_config", []), "lacks the 'vinvl' record"),
             ("vqa", change("vinvl.task_class", "os.system"), "checkpoint of 'os.system'"),
-            ("vqa", change("vinvl.task_class", "vinvl.tasks.base.VinVLTask"), "There is no task 'base'"),
+            ("vqa", change("vinvl.task_class", "vinvl.task.VinVLTask"), "There is no task 'base'"),
             ("vqa", change("hyper_parameters.answers", ["yes"]), "does not carry the texts of its"),
             ("vqa", change("hyper_parameters.answers", SHELL), "does not carry the texts of its"),
             ("vqa", change("hyper_parameters.model_config.num_attention_heads", 10**9), "must be a whole number"),

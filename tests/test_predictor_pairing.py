@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vinvl.errors import UserError
-from vinvl.predictor.pairing import checked_text, is_many, paired
+from vinvl.predictor.skills import checked_text, is_many, paired
+from vinvl.run.errors import UserError
 
 ARRAY, IMAGE = np.zeros((2, 2), dtype=np.uint8), Image.new("L", (2, 2))
 

@@ -13,9 +13,11 @@ from PIL import Image
 from predictor_samples import QUESTIONS, USED_AS, close, extracted, picture_paths, train_on
 
 import vinvl
-from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
-from vinvl.predictor import PictureRegions, finding, working
+from vinvl.predictor import PictureRegions
+from vinvl.predictor import pictures as finding
+from vinvl.predictor import predictor as working
+from vinvl.regions import RegionStore
+from vinvl.run.errors import UserError
 
 pytestmark = pytest.mark.slow
 

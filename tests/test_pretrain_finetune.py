@@ -22,8 +22,6 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from vinvl import pretrain_finetune
-from vinvl.errors import UserError
-from vinvl.overrides import given_values, replacing
 from vinvl.pretrain_finetune import (
     as_overrides,
     figures,
@@ -32,6 +30,8 @@ from vinvl.pretrain_finetune import (
     same_stage,
     train_stage,
 )
+from vinvl.run.errors import UserError
+from vinvl.run.overrides import given_values, replacing
 
 TINY = [
     *(f"data.prepare.{name}={value}" for name, value in TINY_WORLD.items()),
@@ -73,8 +73,8 @@ def test_objectives_are_compared_in_one_multirun(demo_data: Path, tmp_path: Path
 
 
 STAGE_TASKS = {
-    "pretraining": "vinvl.tasks.pretraining.PretrainingTask.build",
-    "finetuning": "vinvl.tasks.vqa.VQATask.build",
+    "pretraining": "vinvl.pretraining.task.PretrainingTask.build",
+    "finetuning": "vinvl.vqa.task.VQATask.build",
 }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vinvl.progress import progress, progress_lines, time_left
+from vinvl.run.progress import progress, progress_lines, time_left
 
 
 @pytest.mark.parametrize(

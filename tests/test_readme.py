@@ -8,8 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vinvl.convert import task_as_a_value
-from vinvl.runs import config_directory, open_sections, register_resolvers
+from vinvl.run.folders import config_directory, open_sections, register_resolvers, task_as_a_value
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from vinvl.data.answers import AnswerVocabulary
-from vinvl.data.caption_files import CaptionRecords, read_caption_jsonl
-from vinvl.data.captioning import CaptioningDataModule
+from vinvl.captioning.data import CaptioningDataModule
+from vinvl.captioning.files import read_caption_jsonl
+from vinvl.captioning.records import CaptionRecords
+from vinvl.captioning.scores import evaluate_captions
+from vinvl.captioning.task import CaptioningTask
 from vinvl.data.commonest import commonest_answers, commonest_for
-from vinvl.data.gqa_files import GQARecords, read_gqa
-from vinvl.data.nlvr2 import NLVR2DataModule
-from vinvl.data.nlvr2_files import read_nlvr2
-from vinvl.data.vqa_dataset import AnswerTargets
-from vinvl.data.vqa_files import VQARecords, read_jsonl
-from vinvl.metrics import evaluate_captions
-from vinvl.report.baselines import constant_caption, question_text_prior, question_type_prior
-from vinvl.tasks.captioning import CaptioningTask
-from vinvl.tasks.nlvr2 import NLVR2Task
+from vinvl.demo.baselines import constant_caption, question_text_prior, question_type_prior
+from vinvl.gqa.files import GQARecords, read_gqa
+from vinvl.nlvr2.data import NLVR2DataModule
+from vinvl.nlvr2.files import read_nlvr2
+from vinvl.nlvr2.task import NLVR2Task
+from vinvl.vqa.answers import AnswerVocabulary
+from vinvl.vqa.data import AnswerTargets
+from vinvl.vqa.files import VQARecords, read_jsonl
 
 
 def records(path: Path, rows: list[tuple[str, str]]) -> VQARecords:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vinvl.errors import UserError
-from vinvl.report.pages import CaptionedPicture, write_caption_page
+from vinvl.pages.pages import CaptionedPicture, write_caption_page
+from vinvl.run.errors import UserError
 
 
 class Reader(HTMLParser):

@@ -14,10 +14,10 @@ from picture_samples import gradient, save, with_orientation
 from store_samples import LABELS, write
 from test_report_caption_page import Reader
 
-from vinvl.data.store import LabelMap, Regions, RegionStore, RegionStoreWriter
-from vinvl.errors import UserError
-from vinvl.report.region_summary import summarise
-from vinvl.report.regions import report_regions
+from vinvl.pages.regions import report_regions
+from vinvl.pages.summary import summarise
+from vinvl.regions import LabelMap, Regions, RegionStore, RegionStoreWriter
+from vinvl.run.errors import UserError
 
 
 def regions(image_id: str, count: int = 3, size: tuple[int, int] = (40, 30), score: float = 0.5) -> Regions:

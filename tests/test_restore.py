@@ -9,13 +9,13 @@ from door_in_process import composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.errors import UserError
-from vinvl.overrides import given_values, replacing
 from vinvl.restore import check_splits, data_config, decoding_options
-from vinvl.runs import open_sections
+from vinvl.run.errors import UserError
+from vinvl.run.folders import open_sections
+from vinvl.run.overrides import given_values, replacing
 
 CHECKPOINT = Path("run/checkpoints/best.ckpt")
-TARGET = "vinvl.data.vqa.VQADataModule"
+TARGET = "vinvl.vqa.data.VQADataModule"
 OF_RUN: dict[str, Any] = {
     "data": {
         "_target_": TARGET,
@@ -24,7 +24,7 @@ OF_RUN: dict[str, Any] = {
         "use_tags": True,
         "batch_size": 16,
         "predict_split": "test",
-        "prepare": {"_target_": "vinvl.data.demo.ensure_demo_world", "_partial_": True, "seed": 3},
+        "prepare": {"_target_": "vinvl.demo.ensure_demo_world", "_partial_": True, "seed": 3},
     },
     "seed": 1,
 }
@@ -205,7 +205,7 @@ SHELL = {"_target_": "os.system", "command": "touch owned"}
     [
         SHELL,
         {"_target_": "vinvl.data.text.os.system", "command": "touch owned"},  # a path through our own module
-        {"_target_": "vinvl.data.json_files.write_text_atomically", "path": "owned", "text": ""},
+        {"_target_": "vinvl.run.files.write_text_atomically", "path": "owned", "text": ""},
         {"_target_": "vinvl.data.nothing_there"},
         {"_target_": 3},
         {"_target_": TARGET, "prepare": SHELL | {"_partial_": True}},
@@ -214,7 +214,7 @@ SHELL = {"_target_": "os.system", "command": "touch owned"}
         {"_target_": TARGET, "splits": {"train": ["${oc.env:HOME}"]}},
         {"_target_": TARGET, "splits": {"train": (SHELL,)}},
         {"_target_": TARGET, "${oc.env:HOME}": 1},
-        {"_target_": TARGET, "prepare": {"_target_": "vinvl.data.demo.os.system"}},
+        {"_target_": TARGET, "prepare": {"_target_": "vinvl.demo.os.system"}},
         {"use_tags": True},
         ["_target_"],
         None,

@@ -11,9 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
-from vinvl import runs
-from vinvl.errors import UserError
-from vinvl.files import atomic_write
+from vinvl.run import folders as runs
+from vinvl.run.errors import UserError
+from vinvl.run.files import atomic_write
 
 LAUNCHERS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
@@ -154,7 +154,7 @@ def test_sentence_of_another_process() -> None:
 
 def test_other_errors_have_no_sentence() -> None:
     assert runs.sentence_of(wrap(KeyError("a"))) is None
-    assert runs.sentence_of(ValueError("vinvl.errors.UserError: not one")) is None
+    assert runs.sentence_of(ValueError("vinvl.run.errors.UserError: not one")) is None
 
 
 @pytest.mark.parametrize(

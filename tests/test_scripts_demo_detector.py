@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 from detector_runs import TINY
 
-from vinvl.detection import load_detector
-from vinvl.detection.own_file import read_settings
+from vinvl.detector import load_detector
+from vinvl.detector.weights import read_settings
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 COMMAND = [*TINY, "trainer.max_epochs=1", "seed=4"]

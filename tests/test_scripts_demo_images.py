@@ -11,7 +11,7 @@ import pytest
 from detector_runs import TINY_DETECTOR
 from door_in_process import TINY, run_in_process
 
-from vinvl.data.store import RegionStore
+from vinvl.regions import RegionStore
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from store_samples import LABELS, make_regions
 
-from vinvl.data.store import LabelMap, Regions, RegionStore, RegionStoreWriter
-from vinvl.data.store.__main__ import main
-from vinvl.data.store.comparison import compare_stores
-from vinvl.errors import UserError
+from vinvl.regions import LabelMap, Regions, RegionStore, RegionStoreWriter
+from vinvl.regions.__main__ import main
+from vinvl.regions.comparison import compare_stores
+from vinvl.run.errors import UserError
 
 IMAGES = [make_regions(f"{i}", 6, feature_dim=16, seed=i) for i in range(10)]
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from store_samples import LABELS, make_regions, write
 
-from vinvl.data.store import LabelMap, RegionStore, RegionStoreWriter
-from vinvl.data.store.__main__ import summary
-from vinvl.data.store.comparison import compare_stores
-from vinvl.data.store.layout import _array_layout
-from vinvl.data.store.merging import merge_stores
-from vinvl.errors import UserError
+from vinvl.regions import LabelMap, RegionStore, RegionStoreWriter
+from vinvl.regions.__main__ import summary
+from vinvl.regions.comparison import compare_stores
+from vinvl.regions.layout import _array_layout
+from vinvl.regions.writer import merge_stores
+from vinvl.run.errors import UserError
 
 
 def sample(path: Path, **layout: Any) -> Path:

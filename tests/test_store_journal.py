@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_samples import LABELS, assert_same, make_regions, write
 
-from vinvl.data.store import Regions, RegionStore
-from vinvl.data.store import journal as journal_module
-from vinvl.data.store.assembly import StoreAttributes
-from vinvl.data.store.journal import (
+from vinvl.regions import Regions, RegionStore
+from vinvl.regions import journal as journal_module
+from vinvl.regions.journal import (
     JournalPart,
     begin_journal,
     committed_images,
@@ -28,8 +27,9 @@ from vinvl.data.store.journal import (
     read_journal,
     read_journal_settings,
 )
-from vinvl.data.store.spool import SIDE_FILES, RowShapes
-from vinvl.errors import UserError
+from vinvl.regions.spool import SIDE_FILES, RowShapes
+from vinvl.regions.writer import StoreAttributes
+from vinvl.run.errors import UserError
 
 SHAPES = RowShapes(3, np.dtype("<f2"), 2)
 ATTRIBUTES = StoreAttributes(SHAPES, "X152-C4", LABELS, '{"weights": "abc"}')

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from store_samples import assert_same, make_regions, write
 
-from vinvl.data.store import RegionStore
-from vinvl.data.store import merging as merging_module
-from vinvl.data.store.__main__ import main
-from vinvl.data.store.merging import merge_stores, shard_path
-from vinvl.errors import UserError
+from vinvl.regions import RegionStore
+from vinvl.regions import writer as merging_module
+from vinvl.regions.__main__ import main
+from vinvl.regions.writer import merge_stores, shard_path
+from vinvl.run.errors import UserError
 
 IMAGES = [make_regions(f"image {i}", i % 5, attributes=1, seed=i) for i in range(12)]
 

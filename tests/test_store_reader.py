@@ -11,8 +11,8 @@ import pytest
 from store_samples import LABELS, ROW_NAMES, assert_same, make_regions, write
 from torch.utils.data import DataLoader, Dataset
 
-from vinvl.data.store import RegionStore
-from vinvl.errors import UserError
+from vinvl.regions import RegionStore
+from vinvl.run.errors import UserError
 
 LAYOUTS: list[dict[str, Any]] = [{}, {"compression": "gzip", "chunk_rows": 2}, {"max_images_per_shard": 4}]
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_samples import LABELS, ROW_NAMES, assert_same, make_regions, write
 
-from vinvl.data.store import LabelMap, RegionStore
-from vinvl.errors import UserError
+from vinvl.regions import LabelMap, RegionStore
+from vinvl.run.errors import UserError
 
 image_ids = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=12)
 

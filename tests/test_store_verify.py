@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from store_samples import make_regions, write
 
-from vinvl.data.store import RegionStore
-from vinvl.data.store.merging import merge_stores
-from vinvl.errors import UserError
+from vinvl.regions import RegionStore
+from vinvl.regions.writer import merge_stores
+from vinvl.run.errors import UserError
 
 
 def sample(path: Path, **layout: Any) -> Path:
@@ -55,7 +55,7 @@ def test_damage_is_found_and_named(
     layout: dict[str, Any],
 ) -> None:
     # Blocks of a few rows, so that the counting crosses block boundaries.
-    monkeypatch.setattr("vinvl.data.store.verify._BLOCK_BYTES", 20)
+    monkeypatch.setattr("vinvl.regions.verify._BLOCK_BYTES", 20)
     path = sample(tmp_path / "coco.h5", **layout)
     assert RegionStore(path).verify() == []
     with h5py.File(path, "r+") as file:
@@ -91,7 +91,7 @@ VALUES: dict[str, object] = {  # every one allowed where it goes
 def test_a_value_that_was_changed_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, layout: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("vinvl.data.store.verify._BLOCK_BYTES", 20)
+    monkeypatch.setattr("vinvl.regions.verify._BLOCK_BYTES", 20)
     path = sample(tmp_path / "coco.h5", **layout)
     assert RegionStore(path).has_checksums
     with h5py.File(path, "r+") as file:
@@ -191,7 +191,7 @@ def test_a_file_repacked_in_chunks_is_read_the_same(tmp_path: Path) -> None:
 
 
 def run_command(*arguments: object) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "vinvl.data.store", *map(str, arguments)]
+    command = [sys.executable, "-m", "vinvl.regions", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 

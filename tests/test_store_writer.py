@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from store_samples import LABELS, assert_same, make_regions, write
 
-from vinvl.data.store import Regions, RegionStore, RegionStoreWriter
-from vinvl.errors import UserError
+from vinvl.regions import Regions, RegionStore, RegionStoreWriter
+from vinvl.run.errors import UserError
 
 
 def open_writer(path: Path, **layout: Any) -> RegionStoreWriter:
@@ -141,7 +141,7 @@ def test_a_disk_that_fills_up_is_told_and_nothing_is_finished(tmp_path: Path, mo
 
     writer = open_writer(tmp_path / "a.h5")
     with monkeypatch.context() as patch:
-        patch.setattr("vinvl.data.store.spool._write_all", fail)
+        patch.setattr("vinvl.regions.spool._write_all", fail)
         with pytest.raises(UserError, match="No space left"):
             writer.add(make_regions("1", 1, attributes=1))
     with pytest.raises(UserError, match="has failed"):
@@ -159,7 +159,7 @@ def test_a_writer_that_is_lost_or_left_at_exit_cleans_up(tmp_path: Path) -> None
     gc.collect()
     assert list(tmp_path.iterdir()) == []
     code = (
-        "from vinvl.data.store import LabelMap, RegionStoreWriter as Writer\n"
+        "from vinvl.regions import LabelMap, RegionStoreWriter as Writer\n"
         "import sys; w = Writer(sys.argv[1], feature_dim=3, detector='', label_map=LabelMap((), ()))\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "b.h5")], check=True)

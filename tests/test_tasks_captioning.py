@@ -13,13 +13,13 @@ from hydra.utils import instantiate
 from store_samples import LABELS, make_regions, write
 from test_data_text import golden_tokenizer
 
+from vinvl.captioning.constraints import ConstraintOptions, DetectedConstraints
+from vinvl.captioning.data import CaptioningDataModule
+from vinvl.captioning.task import CaptioningTask, as_number, caption_attention_mask
 from vinvl.data.batch import Batch
-from vinvl.data.captioning import CaptioningDataModule
-from vinvl.data.store import LabelMap, RegionStore, RegionStoreWriter
-from vinvl.errors import UserError
-from vinvl.models.generation import DecodingOptions
-from vinvl.tasks.caption_constraints import ConstraintOptions, DetectedConstraints
-from vinvl.tasks.captioning import CaptioningTask, as_number, caption_attention_mask
+from vinvl.models.decoding import DecodingOptions
+from vinvl.regions import LabelMap, RegionStore, RegionStoreWriter
+from vinvl.run.errors import UserError
 
 MASK = "[MASK]"
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from vinvl.errors import UserError
-from vinvl.runs import task_class
-from vinvl.tasks.checkpoints import read_checkpoint
-from vinvl.tasks.vqa import VQATask
+from vinvl.run.checkpoint import read_checkpoint
+from vinvl.run.errors import UserError
+from vinvl.run.folders import task_class
+from vinvl.vqa.task import VQATask
 
 
 class Attack:
@@ -25,7 +25,7 @@ class Attack:
 
 
 OURS: dict[str, Any] = {
-    "vinvl": {"task_class": "vinvl.tasks.vqa.VQATask", "batches_seen": 0, "run_config": {}},
+    "vinvl": {"task_class": "vinvl.vqa.task.VQATask", "batches_seen": 0, "run_config": {}},
     "state_dict": {"weight": torch.zeros(1)},
     "hyper_parameters": {},
 }
@@ -90,7 +90,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
         torch.zeros(3),
         {"state_dict": {}, "pytorch-lightning_version": "2.0.0"},
         OURS | {"vinvl": "yes"},
-        OURS | {"vinvl": {"task_class": "vinvl.tasks.vqa.VQATask"}},
+        OURS | {"vinvl": {"task_class": "vinvl.vqa.task.VQATask"}},
         OURS | {"vinvl": OURS["vinvl"] | {"run_config": [1]}},
         {key: value for key, value in OURS.items() if key != "state_dict"},
         OURS | {"state_dict": [torch.zeros(1)]},
@@ -107,11 +107,11 @@ def test_only_task_classes_are_taken_from_a_checkpoint() -> None:
     assert task_class(OURS, path) is VQATask
     for name in (
         "os.system",
-        "vinvl.tasks.vqa.torch",
-        "vinvl.tasks.vqa.Prediction",
-        "vinvl.tasks.base.read_checkpoint",
+        "vinvl.vqa.task.torch",
+        "vinvl.vqa.task.Prediction",
+        "vinvl.task.read_checkpoint",
         "vinvl.tasks.nothing.Task",
-        "vinvl.tasks.vqa.nothing",
+        "vinvl.vqa.task.nothing",
         "vinvl.tasks..vqa.VQATask",
         "vinvl.tasks.",
         "",

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from vinvl.data.store.labels import LabelMap
-from vinvl.detection import Architecture, DetectedRegions, DetectorConfig
-from vinvl.detection.training import TrainingSettings
-from vinvl.errors import UserError
-from vinvl.metrics.detection_matching import TrueBoxes
-from vinvl.tasks.detection import DetectorTask, config_for, found_boxes
+from vinvl.detector import Architecture, DetectedRegions, DetectorConfig
+from vinvl.detector.average_precision import TrueBoxes
+from vinvl.detector.config import TrainingSettings
+from vinvl.detector.task import DetectorTask, config_for, found_boxes
+from vinvl.regions.regions import LabelMap
+from vinvl.run.errors import UserError
 
 LABELS = LabelMap(("__background__", "cat", "dog"), ("__no_attribute__", "black"))
 SMALL = DetectorConfig(

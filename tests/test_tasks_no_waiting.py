@@ -9,7 +9,7 @@ import torch
 from door_in_process import TINY, run_in_process
 from torch import Tensor
 
-from vinvl.tasks.base import VinVLTask
+from vinvl.task import VinVLTask
 
 ASKING = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero")
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from triplet_samples import changed, joined, plain_forward, rows_of, task_of, triplets, unlabelled
 
 from vinvl.data.batch import Batch
-from vinvl.errors import UserError
-from vinvl.tasks.pretraining import PretrainingTask
+from vinvl.pretraining.task import PretrainingTask
+from vinvl.run.errors import UserError
 
 torch.set_num_threads(1)
 

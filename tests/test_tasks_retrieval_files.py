@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vinvl.data.retrieval_candidates import Block, Fold
-from vinvl.errors import UserError
-from vinvl.tasks.retrieval_files import ScoreFiles
+from vinvl.retrieval.candidates import Block, Fold
+from vinvl.retrieval.run import ScoreFiles
+from vinvl.run.errors import UserError
 
 FOLD = Fold(np.arange(5), np.arange(7), np.array([0, 0, 1, 2, 3, 4, 4]))
 BLOCKS = [Block(0, 0, 2), Block(0, 2, 4), Block(0, 4, 5)]

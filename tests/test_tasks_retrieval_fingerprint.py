@@ -9,7 +9,7 @@ import torch
 from retrieval_samples import retrieval_data
 from torch import Tensor
 
-from vinvl.tasks.retrieval_fingerprint import scores_fingerprint
+from vinvl.retrieval.run import scores_fingerprint
 
 WEIGHTS = {"a": torch.arange(4.0), "b": torch.ones(2, 2, dtype=torch.bfloat16), "c": torch.tensor(1)}
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.retrieval_candidates import Block, Fold
-from vinvl.tasks.retrieval_ranks import Blocks, best_columns, best_images, fold_ranks
-from vinvl.tasks.retrieval_run import chance
+from vinvl.retrieval.candidates import Block, Fold
+from vinvl.retrieval.recall import Blocks, best_columns, best_images, fold_ranks
+from vinvl.retrieval.run import chance
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "oscar"
 

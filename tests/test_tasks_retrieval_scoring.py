@@ -14,10 +14,10 @@ from region_samples import image_regions, made_rows
 from safetensors.torch import load_file
 
 from vinvl.data.batch import Example, collate
-from vinvl.data.retrieval_text import attention_mask_of, caption_first, parts_of
 from vinvl.data.text import RaggedTokens, SpecialTokens
 from vinvl.models import VinVLConfig, VinVLForAnswering, load_published_state_dict
-from vinvl.tasks.retrieval_scoring import PairScorer, caption_chunks
+from vinvl.retrieval.candidates import attention_mask_of, caption_first, parts_of
+from vinvl.retrieval.scoring import PairScorer, caption_chunks
 
 torch.set_num_threads(1)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from vinvl.tasks.parameter_groups import detector_parameter_groups, parameter_groups
-from vinvl.tasks.schedules import cosine_schedule, linear_schedule, multistep_schedule
+from vinvl.schedules import cosine_schedule, linear_schedule, multistep_schedule
+from vinvl.task import detector_parameter_groups, parameter_groups
 
 
 def rates(make, steps: int, **settings: int) -> list[float]:

@@ -10,10 +10,10 @@ import torch
 from detector_runs import TINY as TINY_DETECTOR
 from door_in_process import CAPTIONING, TINY, composed, run_in_process
 
-from vinvl.multirun import job_rows
-from vinvl.tasks.base import VinVLTask
-from vinvl.tasks.checkpoints import read_checkpoint
-from vinvl.tasks.detection import DetectorTask
+from vinvl.detector.task import DetectorTask
+from vinvl.run.checkpoint import read_checkpoint
+from vinvl.run.multirun import job_rows
+from vinvl.task import VinVLTask
 from vinvl.train import train
 
 TWO_EPOCHS = ["data.num_workers=0", "data.batch_size=4", "trainer.max_epochs=2", "test_after_fit=false"]

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vinvl.data.batch import Batch
-from vinvl.data.image_regions import BatchRegions
-from vinvl.tasks.pretraining import PretrainingTask
+from vinvl.data.batch import Batch, BatchRegions
+from vinvl.pretraining.task import PretrainingTask
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,

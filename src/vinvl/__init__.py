@@ -5,13 +5,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vinvl.predictor import Predictor, load
+    from vinvl.predictor.loading import load
+    from vinvl.predictor.predictor import Predictor
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__", "load"]
 
 if sys.argv[:1] == ["-m"]:  # so while Python looks for `python -m vinvl.NAME`, which then takes seconds to import
-    from vinvl.signals import end_at_once
+    from vinvl.run.signals import end_at_once
 
     end_at_once()
 

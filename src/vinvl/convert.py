@@ -11,25 +11,30 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
-from vinvl.data.features_in import run_conversion
-from vinvl.data.features_out import write_mmf_npy, write_oscar_tsv
-from vinvl.data.json_files import read_json
-from vinvl.data.store import RegionStore
-from vinvl.door import enter
-from vinvl.errors import UserError, say
-from vinvl.files import new_folder, refuse_existing
-from vinvl.models import VinVLForAnswering
-from vinvl.models.checkpoint_files import CheckpointFiles, find_checkpoint
-from vinvl.models.conversion import convert_model
-from vinvl.models.export import FORMATS, check_tokenizer, name_answers, named_answers, write_oscar, write_transformers
-from vinvl.models.model_card import Provenance, model_card
-from vinvl.models.model_kinds import ENCODER, MODEL_OF_TASK
-from vinvl.runs import CHECKPOINTS, config_directory, register_resolvers, run_door, task_as_a_value, write_json
-from vinvl.tasks.checkpoints import OUR_KEY
-from vinvl.trained.answers import find_answers, rows_of_given
-from vinvl.trained.reading import only_task_of, read_ours, task_of
-from vinvl.trained.tokenizers import find_tokenizer
-from vinvl.trained.use_file import USE_FILE, record_of_use
+from vinvl.models.answering import VinVLForAnswering
+from vinvl.models.export import (
+    FORMATS,
+    Provenance,
+    check_tokenizer,
+    model_card,
+    name_answers,
+    named_answers,
+    write_oscar,
+    write_transformers,
+)
+from vinvl.models.published import ENCODER, MODEL_OF_TASK, convert_model
+from vinvl.models.weight_files import CheckpointFiles, find_checkpoint
+from vinvl.predictor.opening import USE_FILE, only_task_of, read_ours, record_of_use, task_of
+from vinvl.regions.formats.convert import run_conversion
+from vinvl.regions.formats.export import write_mmf_npy, write_oscar_tsv
+from vinvl.regions.store import RegionStore
+from vinvl.run.checkpoint import OUR_KEY
+from vinvl.run.door import enter
+from vinvl.run.errors import UserError, say
+from vinvl.run.faults import CHECKPOINTS
+from vinvl.run.files import new_folder, read_json, refuse_existing
+from vinvl.run.folders import config_directory, register_resolvers, run_door, task_as_a_value, write_json
+from vinvl.trained import find_answers, find_tokenizer, rows_of_given
 
 STORE_FORMATS = {"oscar_tsv": write_oscar_tsv, "mmf_npy": write_mmf_npy}
 

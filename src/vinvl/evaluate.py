@@ -8,11 +8,11 @@ import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vinvl.callbacks import progress
-from vinvl.door import enter
-from vinvl.preemption import StopAtOnce
 from vinvl.restore import restore
-from vinvl.runs import config_directory, open_sections, register_resolvers, run_door
+from vinvl.run.callbacks import progress
+from vinvl.run.door import enter
+from vinvl.run.folders import config_directory, open_sections, register_resolvers, run_door
+from vinvl.run.survival import StopAtOnce
 from vinvl.train import report
 
 register_resolvers()

@@ -5,9 +5,9 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from vinvl.door import enter
 from vinvl.extraction.run import extract
-from vinvl.runs import config_directory, register_resolvers, run_door
+from vinvl.run.door import enter
+from vinvl.run.folders import config_directory, register_resolvers, run_door
 
 register_resolvers()
 

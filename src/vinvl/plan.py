@@ -18,13 +18,12 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vinvl.data.datamodule import RegionDataModule
-from vinvl.errors import UserError
-from vinvl.made import made, refuse_unfit
-from vinvl.progress import duration
-from vinvl.report.table import print_results
-from vinvl.runs import remove_empty_run
-from vinvl.tasks.base import VinVLTask
+from vinvl.data.module import RegionDataModule
+from vinvl.run.errors import UserError
+from vinvl.run.folders import remove_empty_run
+from vinvl.run.made import made, refuse_unfit
+from vinvl.run.progress import duration, print_results
+from vinvl.task import VinVLTask
 
 WARM_UP, UPDATES, EVALUATION_BATCHES = 2, 20, 10
 SECONDS = 20.0  # no more updates after so long

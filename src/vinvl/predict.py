@@ -13,16 +13,15 @@ import torch.distributed
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vinvl.callbacks import progress
-from vinvl.data.datamodule import RegionDataModule
-from vinvl.door import enter
-from vinvl.errors import UserError, say
-from vinvl.predictor.arguments import picture_arguments
-from vinvl.predictor.command import ONLY_WITH_PICTURES, ask_about_pictures
-from vinvl.preemption import StopAtOnce
+from vinvl.data.module import RegionDataModule
+from vinvl.predictor.command import ONLY_WITH_PICTURES, ask_about_pictures, picture_arguments
 from vinvl.restore import restore
-from vinvl.runs import config_directory, open_sections, register_resolvers, run_door, task_as_a_value
-from vinvl.tasks.base import VinVLTask
+from vinvl.run.callbacks import progress
+from vinvl.run.door import enter
+from vinvl.run.errors import UserError, say
+from vinvl.run.folders import config_directory, open_sections, register_resolvers, run_door, task_as_a_value
+from vinvl.run.survival import StopAtOnce
+from vinvl.task import VinVLTask
 
 register_resolvers()
 

@@ -16,13 +16,13 @@ import hydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.door import enter
-from vinvl.errors import UserError, say
-from vinvl.faults import how_to_go_on
-from vinvl.multirun import results_summary
-from vinvl.overrides import command_overrides, given_values, replaces, replacing
-from vinvl.runs import AUTO, config_directory, register_resolvers, run_door, write_json
-from vinvl.signals import INTERRUPTED, START_AGAIN, STOP_SIGNALS
+from vinvl.run.door import enter
+from vinvl.run.errors import UserError, say
+from vinvl.run.faults import AUTO, how_to_go_on
+from vinvl.run.folders import config_directory, register_resolvers, run_door, write_json
+from vinvl.run.multirun import results_summary
+from vinvl.run.overrides import command_overrides, given_values, replaces, replacing
+from vinvl.run.signals import INTERRUPTED, START_AGAIN, STOP_SIGNALS
 
 STAGES = ("pretrain", "finetune")
 RESUME = f"ckpt_path={AUTO}"

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,18 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_warn
 
-from vinvl.data.datamodule import RegionDataModule
-from vinvl.data.feature_record import FeatureRecord
-from vinvl.errors import UserError
-from vinvl.overrides import command_overrides, given_splits, given_values, refuse_unread_splits
-from vinvl.predictor.same_features import OtherFeatures, unlike_store
-from vinvl.runs import resolve_checkpoint, task_class
-from vinvl.tasks.base import VinVLTask
-from vinvl.tasks.checkpoints import read_checkpoint
+from vinvl.data.module import RegionDataModule
+from vinvl.extraction.provenance import OtherFeatures, unlike_store
+from vinvl.regions.feature_record import FeatureRecord
+from vinvl.run.checkpoint import read_checkpoint
+from vinvl.run.errors import UserError
+from vinvl.run.folders import resolve_checkpoint, task_class
+from vinvl.run.overrides import command_overrides, given_splits, given_values, refuse_unread_splits
+from vinvl.task import VinVLTask
 
 PREPARATIONS = (  # what a checkpoint's data may ask to be called
-    "vinvl.data.demo.ensure_demo_world",
-    "vinvl.data.demo.pretraining.ensure_demo_corpus",
+    "vinvl.demo.ensure_demo_world",
+    "vinvl.demo.world.ensure_demo_corpus",
 )
 FILES = "data.splits"  # what is given there is one value, also where it is a dict
 GROWING = ("splits", "constraints")  # dicts whose keys need not be in the checkpoint; whoever reads them knows them
@@ -251,8 +252,8 @@ def check_calls(data: object, path: Path) -> None:
 
 
 def is_datamodule(name: object) -> bool:
-    """Whether this is the full name of a datamodule class of `vinvl.data`."""
-    if not isinstance(name, str) or not name.startswith("vinvl.data."):
+    """Whether this is the full name of a datamodule class of a task."""
+    if not isinstance(name, str) or not re.fullmatch(r"vinvl\.\w+\.data\.\w+", name):
         return False
     try:
         found = get_object(name)

@@ -12,18 +12,17 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
-from vinvl.data.datamodule import RegionDataModule
-from vinvl.door import enter
-from vinvl.errors import UserError, say
-from vinvl.made import made, made_of_each, refuse_unfit
-from vinvl.overrides import command_overrides, given_values, refuse_unread_splits
+from vinvl.data.module import RegionDataModule
 from vinvl.plan import plan, wants_plan
-from vinvl.preemption import Stopped
-from vinvl.report.table import print_results
-from vinvl.resume import ORDER, check_resumable, resume_path, tidy_run_folder, training_order
-from vinvl.runs import config_directory, register_resolvers, run_door, write_json
-from vinvl.tasks.base import VinVLTask
-from vinvl.tasks.checkpoints import load_into, read_checkpoint
+from vinvl.run.checkpoint import load_into, read_checkpoint
+from vinvl.run.door import enter
+from vinvl.run.errors import UserError, say
+from vinvl.run.folders import config_directory, register_resolvers, run_door, write_json
+from vinvl.run.made import made, made_of_each, refuse_unfit
+from vinvl.run.overrides import command_overrides, given_values, refuse_unread_splits
+from vinvl.run.progress import print_results
+from vinvl.run.survival import ORDER, Stopped, check_resumable, resume_path, tidy_run_folder, training_order
+from vinvl.task import VinVLTask
 
 register_resolvers()
 

@@ -11,17 +11,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
-from vinvl.data.detection import DetectionDataModule
-from vinvl.data.pictures.reading import EXIF_IGNORE
-from vinvl.door import enter
-from vinvl.errors import UserError, say
-from vinvl.made import made, made_of_each, refuse_unfit
-from vinvl.overrides import command_overrides, given_values, refuse_unread_splits
-from vinvl.preemption import Stopped
-from vinvl.resume import ORDER, refuse_another_run, resume_path, tidy_run_folder, training_order
-from vinvl.runs import DETECTOR_TASK, config_directory, register_resolvers, run_door
-from vinvl.tasks.checkpoints import load_into, read_checkpoint
-from vinvl.tasks.detection import DetectorTask, config_for
+from vinvl.detector.data import DetectionDataModule
+from vinvl.detector.task import DetectorTask, config_for
+from vinvl.pictures import EXIF_IGNORE
+from vinvl.run.checkpoint import load_into, read_checkpoint
+from vinvl.run.door import enter
+from vinvl.run.errors import UserError, say
+from vinvl.run.folders import DETECTOR_TASK, config_directory, register_resolvers, run_door
+from vinvl.run.made import made, made_of_each, refuse_unfit
+from vinvl.run.overrides import command_overrides, given_values, refuse_unread_splits
+from vinvl.run.survival import ORDER, Stopped, refuse_another_run, resume_path, tidy_run_folder, training_order
 from vinvl.train import best_checkpoint, make_loggers, report, say_what_is_cut_short, validation
 
 WEIGHTS = "detector.pth"  # what a run makes, in its folder

@@ -9,11 +9,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.columns import TextColumn
-from vinvl.data.json_files import read_json
-from vinvl.data.region_source import RegionSource
-from vinvl.data.store import LabelMap, RegionStore
 from vinvl.data.text import RaggedTokens, encode_texts, gather_tokens
-from vinvl.errors import UserError
+from vinvl.regions.regions import LabelMap, RegionSource
+from vinvl.regions.store import RegionStore
+from vinvl.run.errors import UserError
+from vinvl.run.files import read_json
 
 BACKGROUND = 0
 

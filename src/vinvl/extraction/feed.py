@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vinvl.data.pictures import Pictures, ReadingOptions, Unusable, picture_size, read_picture
-from vinvl.detection.config import DetectorConfig
-from vinvl.detection.preprocessing import padded_size, resized_pixels
-from vinvl.errors import UserError
+from vinvl.detector.config import DetectorConfig
+from vinvl.detector.detector import padded_size, resized_pixels
+from vinvl.pictures import Pictures, ReadingOptions, Unusable, picture_size, read_picture
+from vinvl.run.errors import UserError
 
 WINDOW = 512  # pictures whose sizes are looked at together, to make batches of those that are alike
 HEAD_READERS = 8  # threads: it is waiting for the disk, not work

@@ -6,16 +6,20 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vinvl.data.pictures import PictureNames, ReadingOptions
-from vinvl.data.store import LabelMap
-from vinvl.detection.config import DetectorConfig
-from vinvl.detection.preprocessing import COLOUR_ORDER, MEAN
+from vinvl.detector.config import DetectorConfig
+from vinvl.detector.detector import COLOUR_ORDER, MEAN
+from vinvl.detector.weights import OpenedDetector
+from vinvl.pictures import PictureNames, ReadingOptions
+from vinvl.regions.feature_record import FeatureRecord
+from vinvl.regions.regions import LabelMap
+from vinvl.regions.store import RegionStore
+from vinvl.run.errors import UserError
 
 PACKAGES = ("vinvl", "torch", "pillow", "numpy")
 UNDECIDED = ("boxes_per_pass",)  # settings of a detector that change no result
@@ -101,3 +105,109 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
+
+
+# Are the features that a model is given those that it was trained on? It cannot tell, and answers worse if not.
+#
+# Features of other settings have the right shape and look fine; one user's cost 45 points of CIDEr
+# (docs/features.md). What can be known is known from the store that the model was trained on, whose settings its
+# checkpoint carries.
+
+
+# What may differ without a difference to speak of in the features, or is no setting of the detector's at all. How
+# batches were padded is left out because nobody who asks about one picture can do anything about it.
+HARMLESS = ("weights", "image_id", "batches", "precision", "feature_dtype", "transparency")
+NAMES_SHOWN = 3  # of the settings in which two differ
+
+
+class OtherFeatures(UserWarning):
+    """The features are not those that the model was trained on."""
+
+
+def trained_config(record: FeatureRecord, weights_sha256: str, own: DetectorConfig | None) -> DetectorConfig | None:
+    """How the detector was used that made the features a model was trained on, where these are its weights.
+
+    Args:
+        record: what the model's checkpoint carries.
+        weights_sha256: of the detector's weight file.
+        own: what the weight file says of itself; None where it says nothing.
+
+    Returns:
+        `own` where the features are another detector's, or it is not known how they were made.
+    """
+    if record.provenance.get("weights_sha256") != weights_sha256:
+        return own
+    config = own or DetectorConfig()
+    known = {name: value for name, value in asdict(config).items() if name != "architecture"}
+    found = {name: record.provenance[name] for name in known if _alike(record.provenance.get(name), known[name])}
+    try:
+        return replace(config, **found)
+    except UserError:  # a record that somebody has changed
+        return own
+
+
+def _alike(value: object, example: object) -> bool:
+    """Whether a value of a file may stand where the example stands."""
+    if isinstance(example, str) or isinstance(value, bool):
+        return isinstance(value, str) and isinstance(example, str)
+    return isinstance(value, int if isinstance(example, int) else int | float)
+
+
+def trained_reading(record: FeatureRecord) -> ReadingOptions:
+    """How pictures became pixels for the features a model was trained on; as published where that is not known."""
+    exif, colour = (record.provenance.get(name) for name in ("exif_orientation", "transparency"))
+    usual = ReadingOptions()
+    try:
+        return ReadingOptions(
+            exif_orientation=exif if isinstance(exif, str) else usual.exif_orientation,
+            transparency=colour if isinstance(colour, str) else usual.transparency,
+        )
+    except UserError:  # a record that somebody has changed
+        return usual
+
+
+def unlike_detector(
+    record: FeatureRecord, opened: OpenedDetector, weights_sha256: str, reading: ReadingOptions
+) -> str | None:
+    """One sentence where a detector does not make the features that a model was trained on; None if it may."""
+    if "weights_sha256" not in record.provenance:
+        return None
+    now = feature_settings(
+        weights=opened.weights,
+        weights_sha256=weights_sha256,
+        detector=opened.detector.config,
+        label_map=opened.label_map,
+        reading=reading,
+        names=PictureNames(),
+        mixed_sizes=False,
+        feature_dtype=record.feature_dtype,
+        precision="",
+    )
+    return _sentence(settings_of(record.provenance), now, f"{opened.weights} makes")
+
+
+def unlike_store(record: FeatureRecord, store: RegionStore) -> str | None:
+    """The same of a store's features; where no settings are known the names of the detectors are compared."""
+    own = FeatureRecord.of_store(store)
+    if "weights_sha256" in record.provenance and "weights_sha256" in own.provenance:
+        return _sentence(settings_of(record.provenance), settings_of(own.provenance), f"{store!r} has")
+    if not record.detector or record.detector == own.detector:
+        return None
+    return (
+        f"The model was trained on features of {record.detector!r}, and {store!r} has those of {own.detector!r}: "
+        "unless these are two names of one thing, answers will be worse."
+    )
+
+
+def _sentence(before: Mapping[str, Any], now: Mapping[str, Any], which: str) -> str | None:
+    found = differences(
+        {name: value for name, value in before.items() if name not in HARMLESS},
+        {name: value for name, value in now.items() if name not in HARMLESS},
+    )
+    if not found:
+        return None
+    more = f"; and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
+    return (
+        f"{which} other features than those that the model was trained on ({'; '.join(found[:NAMES_SHOWN])}{more}): "
+        "they look fine and give worse answers; use the detector and the settings of the training's features."
+    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,18 +18,15 @@ import torch
 import torch.distributed
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
 
-from vinvl.data.pictures import Pictures, Unusable, find_pictures
-from vinvl.data.store import RegionStore
-from vinvl.data.store.assembly import StoreAttributes
-from vinvl.data.store.journal import finish_journal, read_journal
-from vinvl.data.store.spool import RowShapes
-from vinvl.detection import sha256_of_file
-from vinvl.detection.opening import OpenedDetector, open_detector
-from vinvl.errors import UserError, printable, say
-from vinvl.extraction.feed import FeedOptions, PictureFeed
-from vinvl.extraction.module import DetectionModule
-from vinvl.extraction.options import (
+from vinvl.detector.detector import DetectedRegions, Detector
+from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
+from vinvl.extraction.feed import FeedOptions, PictureBatch, PictureFeed
+from vinvl.extraction.provenance import detector_text, feature_settings, provenance
+from vinvl.extraction.settings import (
+    Target,
     detector_config,
     feature_dtype,
     feed_options,
@@ -34,12 +34,207 @@ from vinvl.extraction.options import (
     shard,
     target_path,
 )
-from vinvl.extraction.provenance import detector_text, feature_settings, provenance
-from vinvl.extraction.recorder import Recorder, Stopped
-from vinvl.extraction.target import Target
-from vinvl.files import atomic_write
-from vinvl.overrides import command_overrides
-from vinvl.runs import process_rank
+from vinvl.pictures import Pictures, Unusable, find_pictures
+from vinvl.regions.journal import JournalPart, committed_images, finish_journal, read_journal
+from vinvl.regions.regions import LabelMap, Regions
+from vinvl.regions.spool import RowShapes
+from vinvl.regions.store import RegionStore
+from vinvl.regions.writer import StoreAttributes
+from vinvl.run.errors import UserError, printable, say
+from vinvl.run.files import atomic_write
+from vinvl.run.folders import process_rank
+from vinvl.run.overrides import command_overrides
+from vinvl.run.progress import Show, progress
+from vinvl.run.signals import StopRequest
+
+# The detector as Lightning runs it: devices, precision and processes are its Trainer's.
+
+
+Detected = tuple[list[Regions], list[Unusable]]
+
+
+class DetectionModule(pl.LightningModule):
+    """Batches of pixels → regions in memory of the host, in the data types of a store.
+
+    Args:
+        detector: with its weights.
+        feature_dtype: of the features, rounded on the device.
+        make_feed: makes the batches of one process: `PictureFeed` but for rank, world_size and pin_memory.
+    """
+
+    def __init__(self, detector: Detector, feature_dtype: torch.dtype, make_feed: Callable[..., PictureFeed]) -> None:
+        super().__init__()
+        self.detector = detector.eval()
+        self.feature_dtype = feature_dtype
+        self.make_feed = make_feed
+
+    def predict_dataloader(self) -> PictureFeed:
+        trainer = self.trainer
+        pin_memory = self.device.type == "cuda"
+        return self.make_feed(rank=trainer.global_rank, world_size=trainer.world_size, pin_memory=pin_memory)
+
+    @torch.no_grad()
+    def predict_step(self, batch: PictureBatch, batch_idx: int = 0) -> Detected:
+        """The regions of each picture, and the pictures that gave none because they are broken or do not fit."""
+        unusable = list(batch.unusable)
+        if len(batch) == 0:
+            return [], unusable
+        try:
+            return self._detect(batch), unusable
+        except torch.OutOfMemoryError:  # one after the other takes less; what does not fit then, never will
+            regions = []
+            for one in batch.single():
+                try:
+                    regions += self._detect(one)
+                except torch.OutOfMemoryError:
+                    unusable.append(
+                        Unusable(one.paths[0], f"{one.paths[0]} does not fit into the memory of the device.")
+                    )
+            return regions, unusable
+
+    def _detect(self, batch: PictureBatch) -> list[Regions]:
+        found = self.detector.detect_pixels(list(batch.pixels), list(batch.original_sizes))
+        return [store_regions(name, one, self.feature_dtype) for name, one in zip(batch.ids, found, strict=True)]
+
+
+def store_regions(image_id: str, found: DetectedRegions, feature_dtype: torch.dtype) -> Regions:
+    """The detector's regions as a store has them; attributes of no probability are attribute 0, none."""
+    attributes = torch.where(found.attribute_scores > 0, found.attribute_labels, 0)
+    return Regions(
+        image_id=image_id,
+        features=_array(found.features, feature_dtype),
+        boxes=_array(found.boxes, torch.float32),
+        classes=_array(found.labels, torch.int32),
+        class_scores=_array(found.scores, torch.float32),
+        attributes=_array(attributes, torch.int32),
+        attribute_scores=_array(found.attribute_scores, torch.float32),
+        width=found.image_size[0],
+        height=found.image_size[1],
+    )
+
+
+def _array(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
+    return tensor.to(dtype).cpu().numpy()
+
+
+# What the devices find goes into the journal of the store; what is broken is kept for the report.
+
+
+LOOK_SECONDS = 2.0  # between two looks at how far other processes are
+
+
+class Stopped(Exception):  # noqa: N818, it is no error
+    """The process was asked to stop and did; what was done is committed."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("Stopped as asked to; what was done is kept, and the same command goes on with the rest.")
+        self.exit_code = exit_code
+
+
+class Recorder(Callback):
+    """Adds every batch's regions to this process's part of the journal; stops on SIGTERM, SIGUSR1 and Ctrl-C.
+
+    Args:
+        target: the store; its journal has begun when prediction starts.
+        begin: called first, on rank 0 alone; the others wait for it.
+        shapes, label_map: of the store.
+        total: pictures in all.
+        done: pictures that were in the store or its journal before.
+        commit_seconds: see `JournalPart`.
+
+    Attributes:
+        unusable: pictures of this process that could not be used.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        begin: Callable[[], None],
+        shapes: RowShapes,
+        label_map: LabelMap,
+        *,
+        total: int,
+        done: int,
+        commit_seconds: float,
+    ) -> None:
+        self._target, self._begin, self._shapes, self._label_map = target, begin, shapes, label_map
+        self._total, self._done, self._commit_seconds = total, done, commit_seconds
+        self.unusable: list[Unusable] = []
+        self._journal: JournalPart | None = None
+        self._added = 0
+        self._request = StopRequest("these pictures")
+        self._others: _Others | None = None
+        self._stack = ExitStack()
+        self._show: Show = lambda now, note="": None
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._request.listen()
+        if trainer.is_global_zero:
+            self._begin()
+        trainer.strategy.barrier()
+        self._journal = JournalPart(
+            self._target, trainer.global_rank, self._shapes, self._label_map, self._commit_seconds
+        )
+        if trainer.is_global_zero:
+            self._others = _Others(self._target, trainer.global_rank)
+            self._show = self._stack.enter_context(progress("images", self._total, self._done))
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: PictureBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        found: Detected = outputs
+        assert self._journal is not None
+        self.unusable.extend(found[1])
+        paths = dict(zip(batch.ids, batch.paths, strict=True))
+        for regions in found[0]:
+            try:
+                self._journal.add([regions])
+                self._added += 1
+            except UserError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise
+                self.unusable.append(Unusable(paths[regions.image_id], str(error)))
+        if self._others is not None:
+            now = self._done + self._added + len(self.unusable) + self._others.added()
+            self._show(now, f", {len(self.unusable):,} broken" if self.unusable else "")
+        if self._request.received is not None:
+            raise Stopped(self._request.exit_code)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.finish()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Commit what has been added."""
+        self._stack.close()
+        if self._journal is not None:
+            journal, self._journal = self._journal, None
+            journal.commit()
+            journal.close()
+
+
+class _Others:
+    """How many images the other processes have committed since this one began."""
+
+    def __init__(self, target: Path, own: int) -> None:
+        self._target, self._own = target, own
+        self._before = self._now = committed_images(target, besides=own)
+        self._looked = time.monotonic()
+
+    def added(self) -> int:
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._now = committed_images(self._target, besides=self._own)
+        return self._now - self._before
+
 
 REASONS_SHOWN = 20  # of broken pictures; the file lists all
 

@@ -1,13 +1,12 @@
 """The VinVL models in plain torch and transformers; they know nothing of training, data or Hydra."""
 
+from vinvl.models.answering import VinVLForAnswering, VinVLForPairs, answer_loss, answer_loss_per_example
 from vinvl.models.captioning import VinVLForCaptioning, masked_word_loss, seq2seq_attention_mask
-from vinvl.models.checkpoint_files import load_published_state_dict
-from vinvl.models.checkpoints import LoadingReport, initialise, initialise_with_report
-from vinvl.models.configuration import VinVLConfig
+from vinvl.models.config import VinVLConfig
 from vinvl.models.encoder import VinVLModel
-from vinvl.models.heads import VinVLForAnswering, answer_loss, answer_loss_per_example
-from vinvl.models.pairs import VinVLForPairs
 from vinvl.models.pretraining import VinVLForPreTraining
+from vinvl.models.weight_files import load_published_state_dict
+from vinvl.models.weights import LoadingReport, initialise, initialise_with_report
 
 __all__ = [
     "LoadingReport",

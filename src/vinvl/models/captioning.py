@@ -13,10 +13,10 @@ from transformers import BertPreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-from vinvl.errors import UserError
-from vinvl.models.configuration import VinVLConfig
+from vinvl.models.config import VinVLConfig
 from vinvl.models.encoder import VinVLModel
 from vinvl.models.packing import PackedLayout
+from vinvl.run.errors import UserError
 
 
 class MaskedWordPredictions(nn.Module):

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from transformers import BertPreTrainedModel
 from transformers.utils import ModelOutput
 
-from vinvl.errors import UserError
 from vinvl.models.captioning import MaskedWordPredictions, masked_rows
-from vinvl.models.configuration import VinVLConfig
+from vinvl.models.config import VinVLConfig
 from vinvl.models.encoder import VinVLModel
 from vinvl.models.packing import PackedLayout
+from vinvl.run.errors import UserError
 
 NO_PAIR_LABEL = -1  # a row that has no part in the contrastive loss
 

@@ -9,14 +9,15 @@ Shapes: T positions of B sequences, d numbers a head. Needs Triton, which torch 
 file and goes without where there is none.
 """
 
-# ruff: noqa: N803  (constants of a kernel are written large, as in Triton's own code)
-
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+# ruff: noqa: N803  (constants of a kernel are written large, as in Triton's own code)
+
 
 LONGEST = 128  # positions; the scores of longer sequences do not fit
 HEAD_SIZES = (16, 32, 64)  # larger ones would need more shared memory than many cards have

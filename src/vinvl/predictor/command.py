@@ -3,22 +3,121 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vinvl.data.pictures.finding import SUFFIXES
-from vinvl.data.store import RegionStore
-from vinvl.errors import UserError, say
-from vinvl.files import atomic_write
-from vinvl.predictor.configured import paths_of, predictor_of
+from vinvl.extraction.provenance import OtherFeatures
+from vinvl.extraction.settings import detector_config, section
+from vinvl.pictures import SUFFIXES
+from vinvl.predictor.loading import load
 from vinvl.predictor.predictor import Predictor
-from vinvl.predictor.results import Answer, Caption
+from vinvl.predictor.skills import Answer, Caption
+from vinvl.predictor.usage import Usage
+from vinvl.regions.store import RegionStore
+from vinvl.run.errors import UserError, say
+from vinvl.run.files import atomic_write
+from vinvl.run.folders import NAMED_CHECKPOINTS, resolve_checkpoint
+from vinvl.run.options import IN_QUOTES, as_text
+from vinvl.run.overrides import command_overrides
+
+# Command lines about pictures, as Hydra takes them.
+
+
+QUOTED = ("image", "question", "text", "weights", "labels", "features", "output")  # texts and file names
+ITEM = re.compile(rf"\s*({IN_QUOTES.pattern}|[^,]+)\s*(?:,|$)")  # of a list
+
+
+def picture_arguments(arguments: list[str]) -> list[str]:
+    """Command-line arguments of a call about pictures, so that Hydra takes texts as they are and leaves no run folder.
+
+    Others come back as they are. Questions and file names hold commas, quotes and brackets, which mean something to
+    Hydra.
+    """
+    if not any(argument.startswith("image=") for argument in arguments):
+        return arguments
+    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    quoted = [argument if sweep else _quoted(argument) for argument in arguments]
+    settings = {"hydra.run.dir": ".", "hydra.output_subdir": "null", "hydra/job_logging": "none"}
+    said = {argument.split("=", 1)[0] for argument in arguments}
+    return [*quoted, *(f"{key}={value}" for key, value in settings.items() if key not in said)]
+
+
+def _quoted(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if key not in QUOTED or not equals or value in ("", "null"):
+        return argument
+    if value.startswith("[") and value.endswith("]"):
+        items = (one.strip() for one in ITEM.findall(value[1:-1]))
+        return f"{key}=[{','.join(as_text(item) for item in items)}]"
+    return f"{key}={as_text(value)}"
+
+
+# The configuration of `python -m vinvl.predict` → a predictor.
+
+
+DEVICES = {"auto": None, "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
+DTYPES = {"32-true": "float32", "32": "float32", "bf16-mixed": "bfloat16"}
+
+
+def predictor_of(config: DictConfig) -> Predictor:
+    """The model with the settings that the command has given."""
+    overrides = command_overrides()
+    named = {override.split("=", 1)[0].lstrip("+~") for override in overrides if "=" in override}
+    name = str(config.ckpt_path)
+    if name in NAMED_CHECKPOINTS:
+        name = str(resolve_checkpoint(name, config.paths.runs_dir, config.name))
+    data, decoding = _given(config, named, "data"), _given(config, named, "decoding")
+    others = {key: data.pop(key) for key in ("tokenizer", "answers") if f"data.{key}" in named}
+    if "data" in named:  # a whole section: what of it is no business of pictures is left alone
+        data = {field.name: data[field.name] for field in fields(Usage) if field.name in data}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", OtherFeatures)
+        model = load(
+            name,
+            detector=None if config.weights is None else str(config.weights),
+            labels=None if config.labels is None else str(config.labels),
+            detector_config=partial(detector_config, config.detector, overrides),
+            features=None if config.features is None else paths_of(config.features),
+            task=config.task_name,
+            inputs=data,
+            decoding=decoding,
+            reading={key: value for key, value in section(config, "reading").items() if value is not None},
+            device=_of(DEVICES, config.trainer.accelerator, "trainer.accelerator"),
+            dtype=str(_of(DTYPES, config.trainer.precision, "trainer.precision")),
+            **others,
+        )
+    for one in told:
+        if issubclass(one.category, OtherFeatures):
+            say(f"warning: {one.message}", error=True)
+    return model
+
+
+def _given(config: DictConfig, named: set[str], part: str) -> dict[str, Any]:
+    """Of a part of the configuration what the command has said; all of it where it has chosen the part."""
+    whole = OmegaConf.to_container(config[part], resolve=part in named)
+    assert isinstance(whole, dict)
+    keys = {name.split(".")[1] for name in named if name.startswith(f"{part}.")}
+    return {str(key): value for key, value in whole.items() if part in named or key in keys}
+
+
+def paths_of(features: Any) -> str | list[str]:
+    return [str(one) for one in features] if isinstance(features, ListConfig) else str(features)
+
+
+def _of(known: Mapping[str, str | None], value: object, key: str) -> str | None:
+    if str(value) not in known:
+        raise UserError(f"{key}={value} is not for pictures one by one: give {', '.join(known)}.")
+    return known[str(value)]
+
 
 ONLY_WITH_PICTURES = ("question", "text", "weights", "labels", "features", "output", "task_name")
 LISTS = (".txt", ".tsv", ".lst", ".list")

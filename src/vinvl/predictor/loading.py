@@ -11,23 +11,21 @@ from typing import Any, cast
 
 import torch
 
-from vinvl.data.pictures import ReadingOptions
-from vinvl.data.region_text import RegionText
-from vinvl.data.store import RegionStore
-from vinvl.data.store.regions import BOX_NUMBERS
+from vinvl.captioning.constraints import DetectedConstraints
+from vinvl.data.inputs import RegionText
 from vinvl.data.tags import tag_source
 from vinvl.data.text import SpecialTokens
-from vinvl.detection import DetectorConfig, sha256_of_file
-from vinvl.detection.opening import OpenedDetector, open_detector
-from vinvl.errors import UserError, printable
-from vinvl.predictor.computing import Computing
-from vinvl.predictor.finding import Looking
+from vinvl.detector.config import DetectorConfig
+from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
+from vinvl.extraction.provenance import OtherFeatures, trained_config, trained_reading, unlike_detector, unlike_store
+from vinvl.pictures import ReadingOptions
+from vinvl.predictor.opening import TrainedModel, Used, open_trained
+from vinvl.predictor.pictures import Computing, Looking, Taking
 from vinvl.predictor.predictor import Predictor, Skill
-from vinvl.predictor.same_features import OtherFeatures, trained_config, trained_reading, unlike_detector, unlike_store
 from vinvl.predictor.skills import Answering, Captioning, Judging, Matching
-from vinvl.predictor.taking import Taking
-from vinvl.tasks.caption_constraints import DetectedConstraints
-from vinvl.trained.opening import TrainedModel, Used, open_trained
+from vinvl.regions.regions import BOX_NUMBERS
+from vinvl.regions.store import RegionStore
+from vinvl.run.errors import UserError, printable
 
 PICTURES_ON_GPU = 8  # through the detector at once; on a CPU one at a time is as fast
 Configure = Callable[[DetectorConfig | None], DetectorConfig]

@@ -1,0 +1,335 @@
+"""Captioned images as items: a caption to hide words of and train on, or an image to write a caption for."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from vinvl.captioning.records import CaptionRecords
+from vinvl.captioning.splits import read_caption_split
+from vinvl.captioning.tokenizer import no_words, regex_tokenize
+from vinvl.data.batch import Batch, Example, collate
+from vinvl.data.commonest import Commonest
+from vinvl.data.contracts import RegionDataArguments
+from vinvl.data.inputs import PlacedImage, RegionText
+from vinvl.data.module import RegionDataModule, no_annotations
+from vinvl.data.sampling import Draw, uniform_numbers
+from vinvl.data.text import RaggedTokens
+from vinvl.run.errors import UserError
+
+# Which words of captions are hidden for training, and the layout of captions and tags, as in published Oscar.
+#
+# Words are hidden in a whole batch at once. Shapes: B captions of at most C tokens, [CLS] and [SEP] counted.
+
+
+MASK_SHARE, RANDOM_SHARE = 0.8, 0.5  # of the chosen words 80 % become [MASK]; of the others half a random word
+
+
+@dataclass(frozen=True)
+class CaptionLimits:
+    """Sizes of the published captioning input.
+
+    Attributes:
+        max_caption_tokens: caption with [CLS] and [SEP]; tags begin at this position (published `max_seq_a_length`).
+        max_tokens: caption places and tags with their [SEP] together.
+        mask_probability: share of the caption's tokens that is hidden.
+        max_masked_tokens: at most so many.
+    """
+
+    max_caption_tokens: int
+    max_tokens: int
+    mask_probability: float
+    max_masked_tokens: int
+
+    def caption(self, words: np.ndarray, cls_token_id: int, sep_token_id: int) -> np.ndarray:
+        """(n,) int64 `[CLS] words [SEP]`, the words cut to fit."""
+        kept = words[: self.max_caption_tokens - 2]
+        return np.concatenate([[cls_token_id], kept, [sep_token_id]]).astype(np.int64)
+
+    def tags(self, tags: np.ndarray, sep_token_id: int) -> np.ndarray:
+        """(m,) int64 `tags [SEP]`, the tags cut to what the caption's places leave; nothing where there are no tags."""
+        if len(tags) == 0:
+            return np.zeros(0, dtype=np.int64)
+        room = max(self.max_tokens - self.max_caption_tokens - 1, 0)
+        return np.concatenate([tags[:room], [sep_token_id]]).astype(np.int64)
+
+    def num_masked(self, caption_lengths: np.ndarray) -> np.ndarray:
+        """(B,) int64: how many of the captions' tokens are hidden. Halves round to even."""
+        wanted = np.rint(self.mask_probability * caption_lengths).astype(np.int64)
+        return np.minimum(np.clip(wanted, 1, self.max_masked_tokens), caption_lengths - 1)
+
+
+def choose_positions(limits: CaptionLimits, caption_lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """(B, C) bool: the places of each caption that come first in its `order`, (B, C) numbers, as many as are hidden.
+
+    Any place but [CLS]'s; the final [SEP] may be hidden too, so that the model learns to end.
+    """
+    place = np.arange(order.shape[1])
+    allowed = (place > 0) & (place < caption_lengths[:, None])
+    ranked = np.argsort(np.where(allowed, order, np.inf), axis=1, kind="stable")
+    masked = np.zeros(order.shape, dtype=bool)
+    np.put_along_axis(masked, ranked, place < limits.num_masked(caption_lengths)[:, None], axis=1)
+    return masked
+
+
+@dataclass(frozen=True)
+class Replacements:
+    """What may stand in a hidden word's place: [MASK], or a random word with an id in 0 … vocab_size inclusive.
+
+    The published code draws that far, and its tokenizer reads the id beyond the last one as [UNK].
+    """
+
+    mask_token_id: int
+    unk_token_id: int
+    vocab_size: int
+
+    def of(self, tokens: np.ndarray, first: np.ndarray, second: np.ndarray, random_ids: np.ndarray) -> np.ndarray:
+        """What replaces tokens, int64, by two draws from [0, 1) and a random id for each."""
+        known = np.where(random_ids == self.vocab_size, self.unk_token_id, random_ids)
+        others = np.where(second <= RANDOM_SHARE, known, tokens)
+        return np.where(first <= MASK_SHARE, self.mask_token_id, others)
+
+    def by_chance(self, tokens: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """What replaces tokens (k,), by numbers (k, 3) from [0, 1)."""
+        random_ids = (numbers[:, 2] * (self.vocab_size + 1)).astype(np.int64)
+        return self.of(tokens, numbers[:, 0], numbers[:, 1], random_ids)
+
+
+def hide_words(
+    captions: np.ndarray, lengths: np.ndarray, numbers: np.ndarray, limits: CaptionLimits, replacements: Replacements
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hides words of captions.
+
+    Args:
+        captions: (B, C) int64; what lies beyond a caption's length is left alone.
+        lengths: (B,) int64.
+        numbers: (B, C, 4) float64 from [0, 1): which places, and what replaces each.
+
+    Returns:
+        the captions with what replaces the hidden words, (B, C) int64, and where words are hidden, (B, C) bool.
+    """
+    masked = choose_positions(limits, lengths, numbers[:, :, 0])
+    shown = captions.copy()
+    shown[masked] = replacements.by_chance(captions[masked], numbers[masked][:, 1:])
+    return shown, masked
+
+
+class CaptionContexts:
+    """Tags and regions of images: what captions are written about.
+
+    Tags stand at the positions from `limits.max_caption_tokens` on, as if the caption had been padded up to there.
+    """
+
+    def __init__(self, records: CaptionRecords, images: np.ndarray, region_text: RegionText, limits: CaptionLimits):
+        """`images` (N,) int64: where the records' images lie in the store."""
+        self.records = records
+        self.images = images
+        self.region_text = region_text
+        self.limits = limits
+
+    def __getitem__(self, index: int) -> Example:
+        """The context of image `index`: `tags [SEP]` with the image's regions; without a caption."""
+        image, records = int(self.images[index]), self.records
+        record: dict[str, Any] = {
+            "index": index,
+            "image_id": str(records.image_ids[index]),
+            "store_index": image,
+            "references": records.captions_of(index),
+        }
+        if records.domains is not None:
+            record["domain"] = records.domains[index]
+        return caption_context(PlacedImage(self.region_text, image), self.limits, record)
+
+    def lengths(self) -> np.ndarray:
+        """(N,) int64: tags and regions of each image."""
+        return self.region_text.image_lengths(self.images)
+
+
+def caption_context(placed: PlacedImage, limits: CaptionLimits, record: dict[str, Any]) -> Example:
+    """`tags [SEP]` of an image with its regions, at the positions from `limits.max_caption_tokens` on."""
+    text = placed.region_text
+    tags = limits.tags(text.tag_ids(placed.image), text.special.sep_token_id)
+    return Example(
+        input_ids=tags,
+        token_type_ids=np.ones(len(tags), dtype=np.int64),
+        regions=text.image_regions(placed.image),
+        position_ids=limits.max_caption_tokens + np.arange(len(tags)),
+        record=record,
+    )
+
+
+class CaptionDataset(Dataset[Example]):
+    """One split to train on: item i is caption i; `collate` hides some of the words, others in each epoch."""
+
+    def __init__(self, contexts: CaptionContexts, caption_tokens: RaggedTokens, replacements: Replacements, seed: int):
+        """`caption_tokens`: of the M captions, image by image."""
+        self.contexts = contexts
+        self.caption_tokens = caption_tokens
+        self.caption_image = contexts.records.caption_image
+        self.replacements = replacements
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.caption_tokens)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        context = self.contexts[int(self.caption_image[draw.index])]
+        limits, special = self.contexts.limits, self.contexts.region_text.special
+        caption = limits.caption(self.caption_tokens[draw.index], special.cls_token_id, special.sep_token_id)
+        record = {**context.record, "caption_index": draw.index, "epoch": draw.epoch}
+        return with_caption(context, caption, record)
+
+    def lengths(self) -> np.ndarray:
+        """(M,) int64: tokens and regions of each caption with its image, before truncation."""
+        return self.caption_tokens.lengths() + self.contexts.lengths()[self.caption_image]
+
+    def collate(self, items: Sequence[Example]) -> Batch:
+        whole = collate(items, pad_token_id=self.contexts.region_text.special.pad_token_id)
+        lengths = np.array([item.caption_length for item in items])
+        captions = whole.input_ids[:, : lengths.max()].numpy()
+        epochs, indices = (np.array([item.record[name] for item in items]) for name in ("epoch", "caption_index"))
+        numbers = uniform_numbers(self.seed, epochs, indices, 4 * captions.shape[1]).reshape(*captions.shape, 4)
+        shown, masked = hide_words(captions, lengths, numbers, self.contexts.limits, self.replacements)
+        beyond = whole.input_ids[:, captions.shape[1] :]
+        return replace(
+            whole,
+            input_ids=torch.cat([torch.from_numpy(shown), beyond], dim=1),
+            labels=torch.from_numpy(captions[masked]),
+            masked_positions=torch.cat([torch.from_numpy(masked), torch.zeros_like(beyond, dtype=torch.bool)], dim=1),
+        )
+
+    def show(self, item: Example, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        captions, batch = self.contexts.records.captions, self.collate([item])
+        assert captions is not None and batch.labels is not None
+        return [
+            f"  image id  {item.record['image_id']}",
+            f"  caption   {captions[item.record['caption_index']]}",
+            *self.contexts.region_text.describe(item, item.record["store_index"], words(batch.input_ids[0].numpy())),
+            f"  hidden    {' '.join(words(batch.labels.numpy()))}",
+        ]
+
+
+def with_caption(context: Example, caption: np.ndarray, record: dict[str, Any]) -> Example:
+    """A context with a caption (c,) before its tags, at the positions 0, 1, 2 …"""
+    assert context.position_ids is not None
+    return replace(
+        context,
+        input_ids=np.concatenate([caption, context.input_ids]),
+        token_type_ids=np.concatenate([np.zeros(len(caption), dtype=np.int64), context.token_type_ids]),
+        position_ids=np.concatenate([np.arange(len(caption)), context.position_ids]),
+        caption_length=len(caption),
+        record=record,
+    )
+
+
+class CaptionedImageDataset(Dataset[Example]):
+    """One split to write captions for: item i is the context of image i, its references in the record."""
+
+    def __init__(self, contexts: CaptionContexts) -> None:
+        self.contexts = contexts
+
+    def __len__(self) -> int:
+        return len(self.contexts.records)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        return self.contexts[draw.index]
+
+    def lengths(self) -> np.ndarray:
+        return self.contexts.lengths()
+
+    def collate(self, items: Sequence[Example]) -> Batch:
+        return collate(items, pad_token_id=self.contexts.region_text.special.pad_token_id)
+
+    def show(self, item: Example, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        references = item.record["references"]
+        return [
+            f"  image id  {item.record['image_id']}",
+            *self.contexts.region_text.describe(item, item.record["store_index"], words(item.input_ids)),
+            f"  captions  {references[0] if references else '(none)'}",
+        ]
+
+
+# Captioning: images with captions over a RegionStore. COCO in Karpathy's split, NoCaps, the demo world, one's own.
+
+
+TRAINING_ITEMS = ("captions", "images")
+
+
+class CaptioningDataModule(RegionDataModule):
+    """Caption files, a RegionStore and a tokenizer → batches.
+
+    A split is one of `{karpathy: FILE, splits: [train, restval]}`, `{coco: FILE}` (also NoCaps) and `{jsonl: FILE}`.
+
+    Args:
+        training_items: `captions` with hidden words for cross-entropy, or `images` for self-critical training.
+        max_caption_tokens, mask_probability, max_masked_tokens: see `CaptionLimits`.
+        on_missing_captions: `error` or `skip` images without captions and blank captions.
+        shared: see `RegionDataArguments`.
+    """
+
+    def __init__(
+        self,
+        *,
+        training_items: str,
+        max_caption_tokens: int,
+        mask_probability: float,
+        max_masked_tokens: int,
+        on_missing_captions: str,
+        **shared: Unpack[RegionDataArguments],
+    ) -> None:
+        super().__init__(**shared)
+        if training_items not in TRAINING_ITEMS:
+            raise UserError(f"data.training_items is '{training_items}': choose one of {', '.join(TRAINING_ITEMS)}.")
+        self.training_items = training_items
+        self.caption_limits = CaptionLimits(
+            max_caption_tokens, shared["max_tokens"], mask_probability, max_masked_tokens
+        )
+        self.on_missing_captions = on_missing_captions
+
+    def read_split(self, split: str) -> CaptionRecords:
+        return read_caption_split(self.split_files(split), split, self.on_missing_captions)
+
+    def commonest_of(self, records: CaptionRecords) -> Commonest:
+        """Under "" the commonest caption."""
+        return {} if records.captions is None else {"": Counter(records.captions).most_common(1)[0][0]}
+
+    def make_dataset(
+        self, records: CaptionRecords, images: np.ndarray, stage: str
+    ) -> CaptionDataset | CaptionedImageDataset:
+        contexts = CaptionContexts(records, images, self.region_text, self.caption_limits)
+        if stage != "train" or self.training_items == "images":
+            if stage == "train" and records.captions is None:
+                raise no_annotations(self.split_of[stage])
+            return CaptionedImageDataset(contexts)
+        if records.captions is None:
+            raise no_annotations(self.split_of[stage])
+        special = self.region_text.special
+        return CaptionDataset(
+            contexts,
+            self.tokens_of(records.captions),
+            Replacements(special.mask_token_id, special.unk_token_id, len(self.tokenizer)),
+            self.seed,
+        )
+
+    def check_scorable(self, stage: str) -> None:
+        dataset: Any = self.datasets[stage]
+        records: CaptionRecords = dataset.contexts.records
+        if records.captions is None:
+            raise no_annotations(self.split_of[stage])
+        domains: list[str | None] = [None] * len(records)
+        if stage != "train" and records.domains is not None:  # each is scored by itself
+            domains = list(records.domains)
+        for domain in dict.fromkeys(domains):
+            images = [image for image, of in enumerate(domains) if of == domain]
+            if not any(any(regex_tokenize(records.captions_of(image))) for image in images):
+                raise no_words(records.captions_of(images[0])[0], domain)
+
+    def training_references(self) -> dict[str, list[str]]:
+        """Image id → captions of the training split, once `setup("fit")` has read it."""
+        dataset: Any = self.datasets["train"]
+        records: CaptionRecords = dataset.contexts.records
+        return {str(image_id): records.captions_of(index) for index, image_id in enumerate(records.image_ids)}

@@ -1,0 +1,185 @@
+"""Self-critical sequence training: captions are sampled, and those better than a baseline are made likelier."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vinvl.captioning.cider import Cider
+from vinvl.captioning.scores import ImageId
+from vinvl.models.captioning import VinVLForCaptioning
+from vinvl.models.decoding import CaptionContext, DecodingOptions, SpecialTokens
+from vinvl.models.generate import generate_captions
+from vinvl.run.errors import UserError
+
+# Self-critical sequence training: CIDEr-D as the reward, and the loss.
+
+
+END_OF_SENTENCE = "<eos>"
+
+
+def wrap_sentence(text: str) -> str:
+    """Strips a text, drops one final "." and appends " <eos>", so that ending in the right place earns reward.
+
+    Source: published Oscar, which does this to samples and references before scoring.
+    """
+    return f"{text.strip().removesuffix('.')} {END_OF_SENTENCE}"
+
+
+class CiderReward:
+    """CIDEr-D of sampled captions against the references of their images.
+
+    The references are read once, at the start; each training step is then a few array operations for all its captions
+    (see `Cider` for memory). Texts are split at blanks after `prepare`, with no other normalisation: give
+    references in the form the model writes, lower case for an uncased one.
+    """
+
+    def __init__(
+        self, references: Mapping[ImageId, Sequence[str]], prepare: Callable[[str], str] = wrap_sentence
+    ) -> None:
+        """references: image id → its reference captions, for all training images.
+
+        Document frequencies are counted over these references. Raises UserError if there are no images or one has no
+        references.
+        """
+        if not references:
+            raise UserError("The CIDEr reward was given no images; it needs the training references.")
+        for image_id, texts in references.items():
+            if not texts:
+                raise UserError(f"Image {image_id!r} has no reference captions; the CIDEr reward needs at least one.")
+        self._prepare = prepare
+        self._rows = {image_id: row for row, image_id in enumerate(references)}
+        # One string object per distinct word: the millions of words of COCO's references would otherwise fill 400 MB.
+        once: dict[str, str] = {}
+        words = [
+            [[once.setdefault(word, word) for word in prepare(text).split()] for text in texts]
+            for texts in references.values()
+        ]
+        self._cider = Cider(words)
+
+    def __call__(self, image_ids: Sequence[ImageId], captions: Sequence[str]) -> Tensor:
+        """Rewards (C,) float64 on the CPU, 0 to about 10, of C captions of the images image_ids[c] (repeats are fine).
+
+        Raises UserError for an image without references, ValueError if the lengths differ.
+        """
+        unknown = [image_id for image_id in image_ids if image_id not in self._rows]
+        if unknown:
+            raise UserError(f"Image {unknown[0]!r} has no reference captions; the CIDEr reward cannot be computed.")
+        words = [self._prepare(caption).split() for caption in captions]
+        return torch.from_numpy(self._cider.cider_d([self._rows[image_id] for image_id in image_ids], words))
+
+
+def greedy_baseline(greedy_rewards: Tensor, samples_per_image: int) -> Tensor:
+    """Baseline (B·n,) of n samples of each of B images: the reward (B,) of the image's greedy caption.
+
+    Source: Rennie et al. 2017.
+    """
+    return greedy_rewards.repeat_interleave(samples_per_image)
+
+
+def mean_of_others_baseline(rewards: Tensor, samples_per_image: int) -> Tensor:
+    """Baseline (B·n,) of each sample: the mean reward of the other n−1 samples of its image; rewards (B·n,).
+
+    Samples of an image are neighbours. Raises UserError if n is below 2. Source: published Oscar ("sample" baseline).
+    """
+    if samples_per_image < 2:
+        raise UserError(
+            f"The mean-of-others baseline needs 2 samples per image or more, not {samples_per_image}; "
+            "draw more samples or use the greedy baseline."
+        )
+    grouped = rewards.view(-1, samples_per_image)
+    return ((grouped.sum(dim=1, keepdim=True) - grouped) / (samples_per_image - 1)).view(-1)
+
+
+def scst_loss(log_probs: Tensor, rewards: Tensor, baseline: Tensor) -> Tensor:
+    """Self-critical loss, a scalar: −mean(log p · (reward − baseline)).
+
+    log_probs (C,) of the sampled captions, length-normalised in the published code; rewards and baseline (C,), any
+    float type and device: they are constants here, moved to where log_probs is. Raises ValueError if the shapes differ.
+
+    Source: Rennie et al. 2017; published Oscar.
+    """
+    if not log_probs.shape == rewards.shape == baseline.shape:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (log_probs, rewards, baseline))
+        raise ValueError(f"Expected log-probabilities, rewards and baseline of one shape (C,), got {shapes}.")
+    advantage = (rewards.detach() - baseline.detach().to(rewards.device)).to(log_probs)
+    return -(log_probs * advantage).mean()
+
+
+BASELINES = ("greedy", "sample")
+
+
+@dataclass(frozen=True)
+class SelfCriticalOptions:
+    """Settings of self-critical training.
+
+    Attributes:
+        samples: captions sampled per image.
+        baseline: "greedy", the reward of the image's greedy caption without dropout (Rennie et al. 2017), or
+            "sample", the mean reward of the image's other samples.
+
+    Raises:
+        UserError: another baseline, or too few samples for it.
+    """
+
+    samples: int
+    baseline: str
+
+    def __post_init__(self) -> None:
+        if self.baseline not in BASELINES:
+            raise UserError(f"task.options.scst_baseline is '{self.baseline}': choose one of {', '.join(BASELINES)}.")
+        least = 2 if self.baseline == "sample" else 1
+        if self.samples < least:
+            raise UserError(
+                f"task.options.scst_samples is {self.samples}; the {self.baseline} baseline needs {least} or more."
+            )
+
+
+class SelfCritical:
+    """The loss of a batch of images (published Oscar; Rennie et al. 2017)."""
+
+    def __init__(
+        self, reward: CiderReward, options: SelfCriticalOptions, decoding: DecodingOptions, special: SpecialTokens
+    ) -> None:
+        self.reward = reward
+        self.options = options
+        self.special = special
+        plain = DecodingOptions(max_length=decoding.max_length)
+        self.greedy = plain
+        self.sampling = replace(plain, sample=True, num_return_sequences=options.samples)
+
+    def loss(
+        self,
+        model: VinVLForCaptioning,
+        context: CaptionContext,
+        image_ids: Sequence[str],
+        texts: Callable[[Tensor], list[str]],
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of B images, a scalar, and the mean reward of their samples.
+
+        Captions are sampled in training mode, with dropout, as published. `texts` decodes (C, length) token ids.
+        """
+        count = self.options.samples
+        sampled = generate_captions(model, context, self.sampling, special=self.special)
+        rewards = self.reward([i for i in image_ids for _ in range(count)], texts(sampled.ids.flatten(0, 1)))
+        if self.options.baseline == "greedy":
+            baseline = greedy_baseline(self._greedy_rewards(model, context, image_ids, texts), count)
+        else:
+            baseline = mean_of_others_baseline(rewards, count)
+        return scst_loss(sampled.log_probs.flatten(), rewards, baseline), rewards.mean()
+
+    @torch.no_grad()
+    def _greedy_rewards(
+        self,
+        model: VinVLForCaptioning,
+        context: CaptionContext,
+        image_ids: Sequence[str],
+        texts: Callable[[Tensor], list[str]],
+    ) -> Tensor:
+        model.eval()
+        try:
+            written = generate_captions(model, context, self.greedy, special=self.special)
+        finally:
+            model.train()
+        return self.reward(list(image_ids), texts(written.ids[:, 0]))

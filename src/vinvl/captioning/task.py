@@ -1,0 +1,330 @@
+"""Captioning: hidden words are guessed from left to right, or whole captions are sampled and rewarded."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack, cast
+
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from vinvl.captioning.constraints import ConstraintOptions, DetectedConstraints
+from vinvl.captioning.data import CaptioningDataModule, CaptionLimits
+from vinvl.captioning.java import JavaScores, evaluate_in_java
+from vinvl.captioning.records import CaptionRecords
+from vinvl.captioning.scores import CaptionScores
+from vinvl.captioning.self_critical import CiderReward, SelfCritical, SelfCriticalOptions
+from vinvl.data.batch import Batch
+from vinvl.models.captioning import VinVLForCaptioning, seq2seq_attention_mask
+from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, SpecialTokens
+from vinvl.models.generate import generate_captions
+from vinvl.run.errors import UserError, say
+from vinvl.run.files import atomic_write
+from vinvl.task import TaskArguments, VinVLTask
+
+# From a batch of images to what captions are decoded from, and from what was decoded to texts.
+
+
+def tag_shift(decoding: DecodingOptions, max_caption_tokens: int) -> int:
+    """How far the tags' positions at decoding are behind those in training.
+
+    There they stand after the longest caption there may be; the data put them after the longest that is read.
+    """
+    return max(0, decoding.max_length - max_caption_tokens)
+
+
+def positions_needed(limits: CaptionLimits, decoding: DecodingOptions) -> int:
+    """Positions of caption and tags, as training reads them or, if longer, as captions are written."""
+    tags = max(limits.max_tokens - limits.max_caption_tokens, 0)
+    return max(limits.max_caption_tokens, decoding.max_length) + tags
+
+
+def context_of(batch: Batch, shift: int) -> CaptionContext:
+    """The tags and regions of a batch of images, the tags' positions shifted (`tag_shift`)."""
+    assert batch.position_ids is not None
+    text = batch.input_ids.shape[1]
+    return CaptionContext(
+        tag_ids=batch.input_ids,
+        tag_position_ids=batch.position_ids + shift,
+        tag_token_type_ids=batch.token_type_ids,
+        tag_mask=batch.attention_mask[:, :text],
+        region_features=batch.region_features,
+        region_mask=batch.attention_mask[:, text:],
+    )
+
+
+def caption_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
+    """Captions (C, length) as texts."""
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def n_best(
+    written: GeneratedCaptions, texts: Callable[[Tensor], list[str]]
+) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
+    """The captions and scores of each image, best first; an n-best list may not have been filled."""
+    for ids, lengths, scores in zip(written.ids, written.lengths, written.log_probs, strict=True):
+        count = max(int((lengths > 0).sum()), 1)
+        yield tuple(texts(ids[:count])), tuple(scores[:count].tolist())
+
+
+SHOWN = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+
+
+class Caption(NamedTuple):
+    """The captions of an image, best first."""
+
+    position: int  # of the image in its split
+    image_id: str
+    captions: tuple[str, ...]
+    scores: tuple[float, ...]  # log-probabilities as the search scores them
+    filled_in: bool = False  # without the model
+
+
+class CaptioningTask(VinVLTask):
+    """VinVLForCaptioning; scores are the COCO caption metrics in percent (CIDEr is the COCO server's, CIDEr-D)."""
+
+    model_class = VinVLForCaptioning
+    datamodule_class = CaptioningDataModule
+    headline = "CIDEr"
+    model: VinVLForCaptioning
+
+    def __init__(
+        self,
+        *,
+        decoding: Mapping[str, Any],
+        label_smoothing: float = 0.0,
+        drop_worst_ratio: float = 0.0,
+        drop_worst_after: int = 0,
+        freeze_embedding: bool = False,
+        validation_beams: int = 1,
+        scst_samples: int = 5,
+        scst_baseline: str = "greedy",
+        java_metrics: bool = True,
+        **shared: Unpack[TaskArguments],
+    ) -> None:
+        """
+        Args:
+            decoding: fields of `DecodingOptions`, and under "constraints" of `ConstraintOptions` or None.
+            label_smoothing, drop_worst_ratio: see `masked_word_loss`.
+            drop_worst_after: batches seen before the worst words are dropped.
+            freeze_embedding: keep the word embeddings as they are.
+            validation_beams: beams of the evaluations during training, which are never constrained.
+            scst_samples, scst_baseline: see `SelfCriticalOptions`.
+            java_metrics: METEOR and SPICE at test, where Java is present.
+            shared: see `VinVLTask`.
+
+        Raises:
+            UserError: values that could not be trained or decoded with, before anything has been trained.
+        """
+        for name, share in (("label_smoothing", label_smoothing), ("drop_worst_ratio", drop_worst_ratio)):
+            if not 0 <= share < 1:
+                raise UserError(f"task.options.{name} is {share}; give a share from 0 up to, but not including, 1.")
+        own = {
+            "decoding": dict(decoding),
+            "label_smoothing": label_smoothing,
+            "drop_worst_ratio": drop_worst_ratio,
+            "drop_worst_after": drop_worst_after,
+            "freeze_embedding": freeze_embedding,
+            "validation_beams": validation_beams,
+            "scst_samples": scst_samples,
+            "scst_baseline": scst_baseline,
+            "java_metrics": java_metrics,
+        }
+        super().__init__(own, **shared)
+        plain = {name: value for name, value in decoding.items() if name != "constraints"}
+        self.decoding = DecodingOptions(**plain)
+        self.validation_decoding = replace(self.decoding, num_beams=validation_beams, num_return_sequences=1)
+        constraints = decoding.get("constraints")
+        self.constraint_options = None if constraints is None else ConstraintOptions.of(constraints)
+        if constraints is not None and (self.decoding.sample or self.decoding.num_return_sequences > 1):
+            raise UserError(
+                "Constrained search gives one caption per image: with decoding=constrained pass "
+                "decoding.num_return_sequences=1 and decoding.sample=false."
+            )
+        self.label_smoothing = label_smoothing
+        self.drop_worst_ratio = drop_worst_ratio
+        self.drop_worst_after = drop_worst_after
+        self.self_critical_options = SelfCriticalOptions(scst_samples, scst_baseline)
+        self.java_metrics = java_metrics
+        if freeze_embedding:
+            self.model.freeze_word_embeddings()
+        # Captions are written without the pooled vector; a parameter without gradient would make DDP wait for one.
+        self.model.bert.pooler.requires_grad_(False)
+        self.caption_scores = CaptionScores()
+        self._self_critical: SelfCritical | None = None
+        self._constraints: DetectedConstraints | None = None
+
+    def check_datamodule(self, datamodule: CaptioningDataModule) -> None:
+        """Also takes from the data what decoding needs: tokenizer, places of the tags, constraints, references."""
+        super().check_datamodule(datamodule)
+        self.tokenizer = datamodule.tokenizer
+        self.special = SpecialTokens.from_tokenizer(datamodule.tokenizer)
+        self.tag_shift = tag_shift(self.decoding, datamodule.caption_limits.max_caption_tokens)
+        if self.constraint_options is not None:
+            self._constraints = DetectedConstraints(
+                self.constraint_options, datamodule.store, self.tokenizer, self.decoding.max_length
+            )
+        if datamodule.training_items == "images" and "train" in datamodule.datasets:
+            reward = CiderReward(self._as_written(datamodule.training_references()))
+            self._self_critical = SelfCritical(reward, self.self_critical_options, self.decoding, self.special)
+
+    def positions_needed(self, datamodule: CaptioningDataModule) -> int:
+        """Those of caption and tags, as training reads them or, if longer, as captions are written."""
+        return positions_needed(datamodule.caption_limits, self.decoding)
+
+    def _as_written(self, references: Mapping[str, Sequence[str]]) -> dict[int | str, list[str]]:
+        """References as the model would write them, lower case and with its blanks, so that words can match."""
+        flat = [text for texts in references.values() for text in texts]
+        ids = self.tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"]
+        written = iter(self.tokenizer.batch_decode(ids))
+        return {image_id: [next(written) for _ in texts] for image_id, texts in references.items()}
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        if self._self_critical is not None:
+            image_ids = [record["image_id"] for record in batch.records]
+            critical_loss, reward = self._self_critical.loss(self.model, self.context(batch), image_ids, self.texts)
+            self.log("train/reward", reward, batch_size=len(batch))
+            return critical_loss
+        dropping = self.batches_seen > self.drop_worst_after
+        output = self.model(
+            **{**batch.inputs(), "attention_mask": caption_attention_mask(batch)},
+            position_ids=batch.position_ids,
+            masked_positions=batch.masked_positions,
+            masked_ids=batch.labels,
+            label_smoothing=self.label_smoothing,
+            drop_worst_ratio=self.drop_worst_ratio if dropping else 0.0,
+        )
+        loss: Tensor = output.loss
+        return loss
+
+    def context(self, batch: Batch) -> CaptionContext:
+        """The tags and regions of a batch of images."""
+        return context_of(batch, self.tag_shift)
+
+    def texts(self, ids: Tensor) -> list[str]:
+        """Captions (C, length) as texts."""
+        return caption_texts(self.tokenizer, ids)
+
+    @torch.no_grad()
+    def write_captions(self, batch: Batch, options: DecodingOptions, constrained: bool) -> GeneratedCaptions:
+        """Captions of a batch of images."""
+        constraints = None
+        if constrained and self._constraints is not None:
+            constraints = self._constraints([record["image_id"] for record in batch.records])
+        return generate_captions(
+            self.model, self.context(batch), options, special=self.special, constraints=constraints
+        )
+
+    def evaluate_batch(self, batch: Batch) -> None:
+        training = self.trainer.state.fn == "fit"
+        options = self.validation_decoding if training else self.decoding
+        best = self.write_captions(batch, options, constrained=not training).ids[:, 0]
+        image_ids = [record["image_id"] for record in batch.records]
+        self.caption_scores.update(image_ids, self.texts(best), [record["references"] for record in batch.records])
+
+    def compute_scores(self) -> dict[str, float]:
+        scores = in_percent(self.caption_scores.compute())
+        for domain, image_ids in self._domains().items():
+            in_domain = in_percent(self.caption_scores.compute_for(image_ids))
+            scores |= {f"{domain}/{name}": value for name, value in in_domain.items()}
+        if self.java_metrics and self.trainer.state.fn != "fit":
+            scores |= self._java_scores()
+        self._tell_losses()
+        return scores
+
+    def on_predict_epoch_end(self) -> None:
+        self._tell_losses()
+
+    def _tell_losses(self) -> None:
+        """Says how many constraints were left out, over all ranks."""
+        if self._constraints is None:
+            return
+        counts = torch.tensor([self._constraints.dropped, self._constraints.without_regions], device=self.device)
+        dropped, without_regions = cast(Tensor, self.trainer.strategy.reduce(counts, reduce_op="sum")).tolist()
+        told = self._constraints.describe_losses(dropped, without_regions)
+        if told is not None:
+            rank_zero_warn(told)
+
+    def _domains(self) -> dict[str, list[str]]:
+        """Domain → image ids of the split that is evaluated, where it has domains (NoCaps); the same on every rank."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        records = data.datasets["val" if self.trainer.state.fn in ("fit", "validate") else "test"].contexts.records
+        if records.domains is None:
+            return {}
+        domains = list(records.domains)
+        return {
+            name: [str(i) for i, domain in zip(records.image_ids, domains, strict=True) if domain == name]
+            for name in sorted(set(domains))
+        }
+
+    def _java_scores(self) -> dict[str, float]:
+        captions, references = self.caption_scores.seen()
+        on_one_rank = evaluate_in_java(captions, references) if self.trainer.is_global_zero else None
+        result = cast(JavaScores, self.trainer.strategy.broadcast(on_one_rank))
+        for name, why in result.missing.items():
+            if self.trainer.is_global_zero:
+                say(f"{name} was not computed: {why}")
+        return {name: 100 * value for name, value in result.scores.items()}
+
+    def result_rows(self) -> list[tuple[str, str]]:
+        """The figures that papers print; results.json has all."""
+        rows = [(name, f"{self.scores[name]:.2f}") for name in SHOWN if name in self.scores]
+        if "ptb/CIDEr" in self.scores:
+            rows.append(("CIDEr of PTB tokens, as the COCO server's", f"{self.scores['ptb/CIDEr']:.2f}"))
+        domains = [name for name in self.scores if name.endswith("-domain/CIDEr")]
+        return [*rows, *((f"  {name}", f"{self.scores[name]:.2f}") for name in domains)]
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Caption]:
+        """The captions of each image."""
+        written = self.write_captions(batch, self.decoding, constrained=True)
+        return [
+            Caption(record["index"], record["image_id"], texts, scores)
+            for record, (texts, scores) in zip(batch.records, n_best(written, self.texts), strict=True)
+        ]
+
+    def filled_in(self, records: CaptionRecords, index: int) -> Caption | None:
+        """The commonest training caption."""
+        known = self.commonest.get("")
+        return None if known is None else Caption(0, str(records.image_ids[index]), (known,), (0.0,), filled_in=True)
+
+    def write_predictions(self, predictions: Sequence[Caption], folder: Path) -> dict[str, Path]:
+        """captions.json, the COCO server's format, and predictions.jsonl with all captions and their scores."""
+        official, all_of_them = folder / "captions.json", folder / "predictions.jsonl"
+        with atomic_write(official) as file:
+            ids = [as_number(one.image_id) for one in predictions]
+            best = [one.captions[0] for one in predictions]
+            rows = [{"image_id": i, "caption": caption} for i, caption in zip(ids, best, strict=True)]
+            json.dump(rows, file, ensure_ascii=False)
+        with atomic_write(all_of_them) as file:
+            for one in predictions:
+                top = [{"caption": c, "score": round(s, 6)} for c, s in zip(one.captions, one.scores, strict=True)]
+                line = {"image_id": one.image_id, "top": top} | ({"filled_in": True} if one.filled_in else {})
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        numbered = all(isinstance(image_id, int) for image_id in ids)  # as in the files of COCO and NoCaps
+        title = "official caption file" if numbered else "caption file, of ids that are no numbers"
+        return {title: official, "captions with scores": all_of_them}
+
+
+def as_number(image_id: str) -> int | str:
+    """An image id as COCO's server wants it, where it is a number in its usual spelling."""
+    number = int(image_id) if image_id.isascii() and image_id.isdecimal() else None
+    return number if number is not None and str(number) == image_id else image_id
+
+
+def in_percent(scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scores as they are published: times 100."""
+    return {name: 100 * value.item() for name, value in scores.items()}
+
+
+def caption_attention_mask(batch: Batch) -> Tensor:
+    """(B, S, S) bool: the left-to-right mask of a batch of captions before tags and regions."""
+    assert batch.caption_lengths is not None
+    text, regions = batch.input_ids.shape[1], batch.regions.slots
+    text_lengths = batch.attention_mask[:, :text].sum(dim=1)
+    region_lengths = batch.attention_mask[:, text:].sum(dim=1)
+    return seq2seq_attention_mask(
+        batch.caption_lengths, text_lengths - batch.caption_lengths, region_lengths, text, regions
+    )

@@ -1,0 +1,142 @@
+"""What every dataset shares: a text and an image of the store → the tokens, tags and regions that a model sees."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vinvl.data.batch import Example, ImageRegions
+from vinvl.data.tags import TagSource
+from vinvl.data.text import SpecialTokens, assemble_pair
+from vinvl.regions.regions import Regions, RegionSource
+
+
+@dataclass(frozen=True)
+class InputLimits:
+    """What of an example the model gets to see.
+
+    Attributes:
+        max_tokens: text and tags and special tokens together.
+        max_regions: regions kept, from the most confident on.
+        use_tags: False withholds the object tags.
+        use_regions: False withholds the region features.
+    """
+
+    max_tokens: int
+    max_regions: int
+    use_tags: bool = True
+    use_regions: bool = True
+
+
+class FiniteImages:
+    """Which images have been found to be of finite numbers: reading them all to look is as much as copying them."""
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+
+    def check(self, image: int, regions: Regions) -> None:
+        """
+        Raises:
+            UserError: a number of the image is not finite.
+        """
+        if image not in self._known:
+            regions.check_finite()
+            self._known.add(image)
+
+
+@dataclass(frozen=True)
+class RegionText:
+    """Puts texts and images together.
+
+    Attributes:
+        store: the regions: a RegionStore, or what a detector has just found.
+        tags: the object tags of its images, by their position in the store.
+        limits: what the model gets to see.
+        special: ids of the tokenizer's special tokens.
+        finite: which images have been looked at.
+    """
+
+    store: RegionSource
+    tags: TagSource
+    limits: InputLimits
+    special: SpecialTokens
+    finite: FiniteImages = field(default_factory=FiniteImages, compare=False)
+
+    def example(self, text: np.ndarray, image: int, max_tokens: int | None = None) -> Example:
+        """`[CLS] text [SEP] tags [SEP]` with the image's regions; the caller adds labels and record.
+
+        Args:
+            text: (n,) token ids without special tokens.
+            image: position in the store.
+            max_tokens: where it is not the general limit.
+
+        Raises:
+            UserError: a feature of the image is not finite.
+        """
+        input_ids, token_type_ids = assemble_pair(
+            text,
+            self.tag_ids(image) if self.limits.use_tags else None,
+            max_tokens=self.limits.max_tokens if max_tokens is None else max_tokens,
+            cls_token_id=self.special.cls_token_id,
+            sep_token_id=self.special.sep_token_id,
+        )
+        return Example(input_ids, token_type_ids, self.image_regions(image))
+
+    def tag_ids(self, image: int) -> np.ndarray:
+        """(n,) int32 token ids of an image's tags; none where tags are withheld."""
+        if not self.limits.use_tags:
+            return np.zeros(0, dtype=np.int32)
+        return self.tags.encode(image, self.limits.max_regions)
+
+    def image_regions(self, image: int) -> ImageRegions:
+        """The regions of an image, at most `max_regions`; none where regions are withheld.
+
+        Raises:
+            UserError: a feature or box is not finite; looked at when this process sees the image for the first time.
+        """
+        regions = self.store.at(image)
+        count = min(len(regions), self.limits.max_regions) if self.limits.use_regions else 0
+        if count:
+            self.finite.check(image, regions)
+        return ImageRegions(regions, count, image)
+
+    def region_rows(self, image: int) -> np.ndarray:
+        """(R, D) float32 region rows of `image_regions`."""
+        return self.image_regions(image).rows()
+
+    def image_lengths(self, images: np.ndarray) -> np.ndarray:
+        """(N,) int64: tags and regions of each image, before truncation of the text."""
+        distinct, inverse = np.unique(images, return_inverse=True)
+        lengths = np.zeros(len(distinct), dtype=np.int64)
+        if self.limits.use_regions:
+            lengths += np.minimum(self.store.num_regions[distinct], self.limits.max_regions)
+        if self.limits.use_tags:
+            lengths += self.tags.counts(distinct, self.limits.max_regions)
+        return lengths[inverse]
+
+    def tags_as_text(self, image: int) -> str:
+        """The tags as people read them."""
+        if not self.limits.use_tags:
+            return "(withheld: data.use_tags=false)"
+        return self.tags.text(image, self.limits.max_regions) or "(none)"
+
+    def describe(self, example: Example, image: int, words: Sequence[str]) -> list[str]:
+        """Lines that show a person what the model sees of an example; `words` are its tokens decoded."""
+        return [
+            f"  tokens    {' '.join(words)}",
+            f"  tags      {self.tags_as_text(image)}",
+            f"  regions   {len(example.regions)} rows of {example.regions.width} numbers",
+        ]
+
+
+@dataclass(frozen=True)
+class PlacedImage:
+    """An image, with what puts texts and it together.
+
+    Attributes:
+        region_text: of the store, or the detector's finds, that the image is in.
+        image: its position there.
+    """
+
+    region_text: RegionText
+    image: int

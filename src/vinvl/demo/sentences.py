@@ -1,0 +1,412 @@
+"""Statements on two pictures at once, each true of exactly half of the pairs of pictures it is put to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import numpy as np
+
+from vinvl.demo.questions import Fillings, Question, QuestionFamily, only_ones, plural
+from vinvl.demo.scene import COLOURS, SHAPES, Scene, SceneObject
+
+# Five captions a picture.
+
+
+CAPTIONS_PER_IMAGE = 5
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def describe(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Five different sentences that are all true of the scene."""
+    order = [scene.objects[int(index)] for index in rng.permutation(len(scene.objects))]
+    commonest = Counter(thing.shape for thing in scene.objects).most_common(1)[0][0]
+    return _sentences(scene, order, counted=commonest, singled_out=order[1])
+
+
+def describe_shape(scene: Scene, shape: str, more_of_it: bool, rng: np.random.Generator) -> list[str]:
+    """Five different true sentences that all name a shape of which the scene holds at least one.
+
+    Args:
+        scene: what the picture shows.
+        shape: the shape to name.
+        more_of_it: whether the other objects named are of that shape too, as far as there are more; if not, they are
+            of other shapes as far as there are any.
+        rng: decides which objects are named.
+    """
+    drawn = [scene.objects[int(index)] for index in rng.permutation(len(scene.objects))]
+    first = next(thing for thing in drawn if thing.shape == shape)
+    others = [thing for thing in drawn if thing is not first]
+    others.sort(key=lambda thing: (thing.shape == shape) != more_of_it)  # stable: the drawn order otherwise
+    return _sentences(scene, [first, *others], counted=shape, singled_out=first)
+
+
+def _sentences(scene: Scene, order: list[SceneObject], counted: str, singled_out: SceneObject) -> list[str]:
+    count = sum(thing.shape == counted for thing in scene.objects)
+    many = f"{_NUMBERS[count]} {plural(counted) if count > 1 else counted}"
+    total = _NUMBERS[len(scene.objects)]
+    return [
+        f"a {_short(order[0])} and a {_short(order[1])} on a light background",
+        f"a picture of {many} among {total} objects",
+        f"a {order[0].size} {_short(order[0])} {_relation(order[0], order[2])} a {_short(order[2])}",
+        f"there are {total} objects, one of them is a {singled_out.texture} {_short(singled_out)}",
+        f"a {order[2].size} {order[2].texture} {order[2].shape} with a {_short(order[0])} and a {_short(order[1])}",
+    ]
+
+
+def _short(thing: SceneObject) -> str:
+    return f"{thing.colour} {thing.shape}"
+
+
+def _relation(first: SceneObject, second: SceneObject) -> str:
+    if abs(first.x - second.x) > abs(first.y - second.y):
+        return "to the left of" if first.x < second.x else "to the right of"
+    return "above" if first.y < second.y else "below"
+
+
+# Questions of the demo world as the records of GQA: the world's own, without counting, and kinds that only GQA has.
+
+
+GQA_ONLY_PER_IMAGE = 3
+FIRST_GQA_ONLY_NUMBER = 1000  # above every number of the world's own questions
+TYPES = {  # family -> GQA's structural and semantic type; counting is missing, as in GQA
+    "exists_shape": ("verify", "obj"),
+    "exists_colour": ("verify", "obj"),
+    "colour_of": ("query", "attr"),
+    "is_colour": ("verify", "attr"),
+    "is_left": ("verify", "rel"),
+    "is_right": ("verify", "rel"),
+    "is_above": ("verify", "rel"),
+    "is_below": ("verify", "rel"),
+    "more_shapes": ("compare", "obj"),
+    "larger": ("compare", "attr"),
+    "shape_of": ("query", "cat"),
+    "shape_left": ("query", "rel"),
+    "shape_right": ("query", "rel"),
+    "shape_above": ("query", "rel"),
+    "shape_below": ("query", "rel"),
+    "choose_colour": ("choose", "attr"),
+    "choose_shape": ("choose", "cat"),
+    "exists_both": ("logical", "obj"),
+    "exists_either": ("logical", "obj"),
+    "most_colour": ("query", "global"),
+    "most_shape": ("query", "global"),
+}
+ANSWER_GROUPS = {"color": tuple(COLOURS), "shape": SHAPES}  # GQA's `groups.global`; null for yes and no
+
+
+def gqa_records(questions: Iterable[Question]) -> dict[str, dict[str, object]]:
+    """Question id to record, with all keys of GQA's balanced question files and the true answer.
+
+    Questions of families that are not in `TYPES` (those that count) are left out.
+    """
+    return {gqa_id(question): _record(question) for question in questions if question.family in TYPES}
+
+
+def without_answers(records: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """The records as GQA's submission file has them: nothing in them gives the answer."""
+    # The group names what kind of answer is right, so it goes as well.
+    hidden = {"answer", "fullAnswer", "groups"}
+    return {number: {key: value for key, value in record.items() if key not in hidden}
+            for number, record in records.items()}  # fmt: skip
+
+
+def gqa_id(question: Question) -> str:
+    """A number as text: image id, then four digits that number the question within the picture."""
+    number = question.number
+    if question.family in _GQA_ONLY_NAMES:
+        number += FIRST_GQA_ONLY_NUMBER
+    return str(question.image_id * 10_000 + number)
+
+
+def gqa_only_families() -> tuple[QuestionFamily, ...]:
+    """Kinds of questions that the world's VQA files do not ask: choices, logic and the picture as a whole."""
+    choose_colour = ("is the {0} {1} or {2}?", "which color is the {0}, {1} or {2}?")
+    choose_shape = ("is the {0} a {1} or a {2}?", "what is the {0}, a {1} or a {2}?")
+    both = ("is there a {0} and a {1}?", "does the picture show both a {0} and a {1}?")
+    either = ("is there a {0} or a {1}?", "does the picture show either a {0} or a {1}?")
+    return (
+        QuestionFamily("choose_colour", "choose", "other", 2, choose_colour, _choose("shape", "colour")),
+        QuestionFamily("choose_shape", "choose", "other", 2, choose_shape, _choose("colour", "shape")),
+        QuestionFamily("exists_both", "logical", "yes/no", 2, both, _exists_two(all)),
+        QuestionFamily("exists_either", "logical", "yes/no", 2, either, _exists_two(any)),
+        QuestionFamily("most_colour", "global", "other", 1, ("what color are most of the objects?",), _most("colour")),
+        QuestionFamily("most_shape", "global", "other", 1, ("what shape are most of the objects?",), _most("shape")),
+    )
+
+
+def _choose(named_by: str, asked: str) -> Callable[[Scene], Fillings]:
+    """Which of two values of `asked` the only thing of a shape or colour has."""
+    values = tuple(COLOURS) if asked == "colour" else SHAPES
+
+    def fillings(scene: Scene) -> Fillings:
+        result: Fillings = {}
+        for value, thing in only_ones(scene, named_by).items():
+            noun = value if named_by == "shape" else f"{value} object"
+            truth = getattr(thing, asked)
+            words = [(noun, *offered) for offered in permutations(values, 2) if truth in offered]
+            result.setdefault(truth, []).extend(words)
+        return result
+
+    return fillings
+
+
+def _exists_two(combine: Callable[[tuple[bool, bool]], bool]) -> Callable[[Scene], Fillings]:
+    """Whether a shape and a colour are both (`all`) or not both missing (`any`) in the scene."""
+
+    def fillings(scene: Scene) -> Fillings:
+        shapes = {thing.shape for thing in scene.objects}
+        colours = {thing.colour for thing in scene.objects}
+        result: Fillings = {"yes": [], "no": []}
+        for shape, colour in product(SHAPES, COLOURS):
+            truth = combine((shape in shapes, colour in colours))
+            result["yes" if truth else "no"].append((shape, f"{colour} object"))
+        return result
+
+    return fillings
+
+
+def _most(asked: str) -> Callable[[Scene], Fillings]:
+    """What more than half of the objects are."""
+
+    def fillings(scene: Scene) -> Fillings:
+        value, count = Counter(getattr(thing, asked) for thing in scene.objects).most_common(1)[0]
+        return {value: [()]} if 2 * count > len(scene.objects) else {}
+
+    return fillings
+
+
+_GQA_ONLY_NAMES = frozenset(family.name for family in gqa_only_families())
+
+
+def _record(question: Question) -> dict[str, object]:
+    structural, semantic = TYPES[question.family]
+    group = next((name for name, words in ANSWER_GROUPS.items() if question.answer in words), None)
+    return {
+        "semantic": [],
+        "entailed": [],
+        "equivalent": [gqa_id(question)],
+        "question": question.text,
+        "imageId": str(question.image_id),
+        "isBalanced": True,
+        "groups": {"global": group, "local": question.family},
+        "answer": question.answer,
+        "semanticStr": "",
+        "annotations": {"answer": {}, "question": {}, "fullAnswer": {}},
+        "types": {"detailed": question.family, "semantic": semantic, "structural": structural},
+        "fullAnswer": f"the answer is {question.answer}",
+    }
+
+
+PAIRS_PER_STATEMENT = 4  # two true, two false: the words of a statement tell nothing of its truth
+
+Case = Callable[[int, int], bool]  # whether what is so of the left and of the right picture makes the case
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that is so of every single picture to some degree, under the words that a statement uses for it."""
+
+    kind: str  # shape | colour | coloured_shape | two | shape_count | colour_count
+    words: str
+    values: np.ndarray  # (pictures,) int64: 1 where it holds and 0 elsewhere, or a count
+
+
+@dataclass(frozen=True)
+class StatementFamily:
+    """Statements that share their logic: `phrasings` have a gap {0} for the words of a fact of one of `kinds`."""
+
+    name: str
+    weight: float  # relative share among the statements
+    kinds: dict[str, float]  # kind of fact -> relative share inside the family
+    phrasings: tuple[str, ...]
+    true_cases: tuple[Case, Case]
+    false_cases: tuple[Case, Case]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence and the pairs of pictures it is put to; a pair is (left, right, truth), pictures by position."""
+
+    sentence: str
+    family: str
+    subject: str
+    pairs: tuple[tuple[int, int, bool], ...]
+
+
+class PairsOfCase:
+    """All ordered pairs of different pictures that make a case, drawn uniformly without listing them.
+
+    Args:
+        values: (pictures,) int64 values of a fact.
+        case: which (left, right) values belong.
+    """
+
+    def __init__(self, values: np.ndarray, case: Case) -> None:
+        pools = {int(value): np.flatnonzero(values == value) for value in np.unique(values)}
+        self._blocks = [(pools[a], pools[b], a == b) for a, b in product(pools, pools) if case(a, b)]
+        sizes = [len(left) * (len(right) - same) for left, right, same in self._blocks]
+        self._ends = np.cumsum([0, *sizes])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """One pair as positions (left, right); there must be one."""
+        number = int(rng.integers(len(self)))
+        block = int(np.searchsorted(self._ends, number, side="right")) - 1
+        left, right, same = self._blocks[block]
+        first, second = divmod(number - int(self._ends[block]), len(right) - same)
+        second += same and second >= first  # inside one pool no picture stands beside itself
+        return int(left[first]), int(right[second])
+
+
+def state(scenes: Sequence[Scene], count: int, rng: np.random.Generator) -> list[Statement]:
+    """`count` statements on pairs of scenes; none where the scenes are too few or too much alike.
+
+    A statement comes only with a fact for which every case of its family has enough different pairs.
+    """
+    facts = picture_facts(scenes)
+    choices: list[tuple[StatementFamily, Fact, list[PairsOfCase]]] = []
+    weights: list[float] = []
+    for family in statement_families():
+        found = [(fact, _pairs_of_cases(family, fact)) for fact in facts if fact.kind in family.kinds]
+        usable = [(family, fact, pairs) for fact, pairs in found if pairs is not None]
+        per_kind = Counter(fact.kind for _, fact, _ in usable)
+        shares = [family.kinds[fact.kind] / per_kind[fact.kind] for _, fact, _ in usable]
+        choices.extend(usable)
+        weights.extend(family.weight * share / sum(shares) for share in shares)
+    if not choices:
+        return []
+    # Evenly spaced in the line of shares, then shuffled: families get their shares in small worlds too.
+    ends = np.cumsum(np.array(weights) / sum(weights))
+    places = (rng.permutation(count) + rng.random()) / count
+    drawn = np.minimum(np.searchsorted(ends, places, side="right"), len(choices) - 1)
+    return [_state_one(*choices[int(index)], rng) for index in drawn]
+
+
+def picture_facts(scenes: Sequence[Scene]) -> list[Fact]:
+    """Everything that statements may mention, with its value for each of the scenes, in a fixed order."""
+    looks = [Counter((thing.colour, thing.shape) for thing in scene.objects) for scene in scenes]
+    counts = np.array(
+        [[[look[colour, shape] for shape in SHAPES] for colour in COLOURS] for look in looks], dtype=np.int64
+    ).reshape(len(scenes), len(COLOURS), len(SHAPES))
+    facts: list[Fact] = []
+    for number, shape in enumerate(SHAPES):
+        of_shape = counts[:, :, number].sum(axis=1)
+        facts.append(Fact("shape", f"a {shape}", _as_values(of_shape > 0)))
+        facts.append(Fact("two", f"exactly two {plural(shape)}", _as_values(of_shape == 2)))
+        facts.append(Fact("shape_count", plural(shape), of_shape))
+    for number, colour in enumerate(COLOURS):
+        of_colour = counts[:, number].sum(axis=1)
+        facts.append(Fact("colour", f"a {colour} object", _as_values(of_colour > 0)))
+        facts.append(Fact("colour_count", f"{colour} objects", of_colour))
+    for (row, colour), (column, shape) in product(enumerate(COLOURS), enumerate(SHAPES)):
+        facts.append(Fact("coloured_shape", f"a {colour} {shape}", _as_values(counts[:, row, column] > 0)))
+    return facts
+
+
+def statement_families() -> tuple[StatementFamily, ...]:
+    """All kinds of statements with their shares, in a fixed order."""
+    # The false cases are close to the true ones, so that one picture of the two seldom decides.
+    return (*_quantified(), *_one_sided("left", "right"), *_one_sided("right", "left"))
+
+
+# Most of what is stated is simple, so that a small model finds out from random weights what the words refer to; the
+# harder kinds (two pictures as an exclusive or, colour and shape of one thing, counts) are fewer.
+_KINDS = {"shape": 5.0, "colour": 4.0, "coloured_shape": 1.5, "two": 0.5}
+_COUNT_KINDS = {"shape_count": 1.0, "colour_count": 1.0}
+
+
+def _quantified() -> list[StatementFamily]:
+    both, left, right, none = _is(1, 1), _is(1, 0), _is(0, 1), _is(0, 0)
+    return [
+        StatementFamily(
+            "both", 5, _KINDS, ("both pictures show {0}", "each picture contains {0}"), (both, both), (left, right)
+        ),
+        StatementFamily(
+            "at_least_one",
+            5,
+            _KINDS,
+            ("at least one picture shows {0}", "one or both of the pictures contain {0}"),
+            (left, right),
+            (none, none),
+        ),
+        StatementFamily(
+            "neither",
+            3,
+            _KINDS,
+            ("neither picture shows {0}", "neither of the two pictures contains {0}"),
+            (none, none),
+            (left, right),
+        ),
+        StatementFamily(
+            "exactly_one",
+            2,
+            _KINDS,
+            ("exactly one of the two pictures shows {0}", "only one picture contains {0}"),
+            (left, right),
+            (both, none),
+        ),
+    ]
+
+
+def _one_sided(side: str, other: str) -> list[StatementFamily]:
+    """Statements that `side` has something that `other` has not, or more of it."""
+    only = (f"the {side} picture shows {{0}} and the {other} one does not", f"only the {side} picture contains {{0}}")
+    more = (
+        f"there are more {{0}} in the {side} picture than in the {other} one",
+        f"the {side} picture shows more {{0}} than the {other} one",
+    )
+    here, larger = (_is(1, 0), _larger) if side == "left" else (_is(0, 1), _smaller)
+    smaller = _smaller if side == "left" else _larger
+    return [
+        StatementFamily(f"only_{side}", 2, _KINDS, only, (here, here), (_is(1, 1), _is(0, 0))),
+        StatementFamily(f"more_{side}", 0.5, _COUNT_KINDS, more, (larger, larger), (smaller, _equal)),
+    ]
+
+
+def _is(left_value: int, right_value: int) -> Case:
+    return lambda left, right: (left, right) == (left_value, right_value)
+
+
+def _larger(left: int, right: int) -> bool:
+    return left > right
+
+
+def _smaller(left: int, right: int) -> bool:
+    return left < right
+
+
+def _equal(left: int, right: int) -> bool:
+    return left == right
+
+
+def _as_values(holds: np.ndarray) -> np.ndarray:
+    return holds.astype(np.int64)
+
+
+def _pairs_of_cases(family: StatementFamily, fact: Fact) -> list[PairsOfCase] | None:
+    """Pairs for the two true and the two false cases, or None where a case has too few."""
+    cases = (*family.true_cases, *family.false_cases)
+    by_case = {case: PairsOfCase(fact.values, case) for case in cases}
+    if any(len(by_case[case]) < wanted for case, wanted in Counter(cases).items()):
+        return None
+    return [by_case[case] for case in cases]
+
+
+def _state_one(
+    family: StatementFamily, fact: Fact, pairs_of_cases: list[PairsOfCase], rng: np.random.Generator
+) -> Statement:
+    pairs: list[tuple[int, int, bool]] = []
+    for number, pairs_of_case in enumerate(pairs_of_cases):
+        truth = number < len(family.true_cases)
+        pair = (*pairs_of_case.draw(rng), truth)
+        while pair in pairs:
+            pair = (*pairs_of_case.draw(rng), truth)
+        pairs.append(pair)
+    order = rng.permutation(len(pairs))
+    phrasing = family.phrasings[int(rng.integers(len(family.phrasings)))]
+    return Statement(phrasing.format(fact.words), family.name, fact.words, tuple(pairs[int(index)] for index in order))

@@ -1,0 +1,264 @@
+"""Arithmetic on boxes (x1, y1, x2, y2) in pixels, with the published conventions.
+
+Two conventions meet here, as in the published code: clipping, the box coder and the matching of training count a box's
+last pixel in (width x2 - x1 + 1), non-maximum suppression does not (width x2 - x1).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# Where half precision ends.
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """A context in which a surrounding autocast, if there is one, does not lower anything on the tensor's device."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+# A few of many, drawn at random with a bounded share of positives.
+
+
+def sample(
+    positive: Tensor, negative: Tensor, number: int, positive_fraction: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Indices, int64, of the drawn positives and of the drawn negatives, each in random order.
+
+    Args:
+        positive, negative: bool (N,), never both True.
+        number: how many are drawn of both together; of positives at most `positive_fraction` of it. Negatives take the
+            places that positives leave; where they are too few, fewer are drawn.
+        generator: on the device of the tensors.
+    """
+    positives = _shuffled(positive, generator)[: int(number * positive_fraction)]
+    return positives, _shuffled(negative, generator)[: number - len(positives)]
+
+
+def _shuffled(chosen: Tensor, generator: torch.Generator) -> Tensor:
+    indices = chosen.nonzero().squeeze(1)
+    return indices[torch.randperm(len(indices), generator=generator, device=chosen.device)]
+
+
+RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+BOX_HEAD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+LARGEST_LOG_SCALE = math.log(1000 / 16)  # of a width or height, against overflow
+
+CoderWeights = tuple[float, float, float, float]
+
+
+def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) moved into an image of (height, width): x in [0, width - 1], y in [0, height - 1]."""
+    height, width = image_size
+    largest = boxes.new_tensor([width - 1, height - 1, width - 1, height - 1])
+    return torch.minimum(boxes.clamp(min=0), largest)
+
+
+def iou(first: Tensor, second: Tensor, *, last_pixel: bool = False) -> Tensor:
+    """Intersection over union of boxes (..., N, 4) with boxes (..., M, 4): (..., N, M); NaN between empty boxes.
+
+    last_pixel: whether it counts in.
+    """
+    extra = 1.0 if last_pixel else 0.0
+    top_left = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
+    bottom_right = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
+    width, height = (bottom_right - top_left + extra).clamp_(min=0).unbind(-1)
+    intersection = width * height
+    return intersection / (_area(first, extra)[..., :, None] + _area(second, extra)[..., None, :] - intersection)
+
+
+def _area(boxes: Tensor, extra: float) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0] + extra) * (boxes[..., 3] - boxes[..., 1] + extra)
+
+
+def encode(targets: Tensor, references: Tensor, weights: CoderWeights) -> Tensor:
+    """What moves reference boxes (..., 4) onto target boxes (..., 4): deltas (..., 4) as (dx, dy, dw, dh)."""
+    reference_centre, reference_size = _centre_and_size(references)
+    target_centre, target_size = _centre_and_size(targets)
+    shift = (target_centre - reference_centre) / reference_size
+    scale = torch.log(target_size / reference_size)
+    return torch.cat([shift, scale], dim=-1) * targets.new_tensor(weights)
+
+
+def decode(deltas: Tensor, references: Tensor, weights: CoderWeights) -> Tensor:
+    """Reference boxes (..., 4) moved by deltas (..., 4): the inverse of `encode`, with a largest scale.
+
+    The two broadcast: a reference box can have deltas for many classes.
+    """
+    centre, size = _centre_and_size(references)
+    shift, log_scale = (deltas / deltas.new_tensor(weights)).split(2, dim=-1)
+    centre = shift * size + centre
+    half = 0.5 * torch.exp(log_scale.clamp(max=LARGEST_LOG_SCALE)) * size
+    return torch.cat([centre - half, centre + half - 1], dim=-1)
+
+
+def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    size = boxes[..., 2:] - boxes[..., :2] + 1
+    return boxes[..., :2] + 0.5 * size, size
+
+
+# Which object an anchor or a region belongs to.
+
+
+BACKGROUND, NEITHER = -1, -2  # instead of an object's index
+
+
+def match(
+    boxes: Tensor, objects: Tensor, *, foreground: float, background: float, best_of_each: bool = False
+) -> Tensor:
+    """For each box the index of the object that it overlaps most, or BACKGROUND, or NEITHER: (N,) int64.
+
+    Overlaps count the last pixel in, as in maskrcnn-benchmark's boxlist_iou.
+
+    Args:
+        boxes: (N, 4).
+        objects: (M, 4), perhaps none.
+        foreground: the least IoU with an object to belong to it.
+        background: boxes whose IoU with all objects is lower are BACKGROUND; those between the two are NEITHER.
+        best_of_each: the boxes that overlap an object most of all boxes, be it little, belong to an object too, so that
+            no object goes without. Of several that overlap it equally much all do. As published, it is the object that
+            *they* overlap most, which may be another one.
+    """
+    if len(objects) == 0 or len(boxes) == 0:
+        return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
+    overlaps = iou(objects, boxes, last_pixel=True)  # (M, N)
+    largest, nearest = overlaps.max(dim=0)
+    matched = nearest.masked_fill(largest < foreground, NEITHER).masked_fill(largest < background, BACKGROUND)
+    if best_of_each:
+        best = overlaps.max(dim=1, keepdim=True).values  # (M, 1)
+        # The published code takes an object that no box overlaps to be best overlapped by all of them.
+        is_best = ((overlaps == best) & (best > 0)).any(dim=0)
+        matched = torch.where(is_best, nearest, matched)
+    return matched
+
+
+def inside(anchors: Tensor, image_size: tuple[int, int], straddle: int = 0) -> Tensor:
+    """Which anchors (N, 4) lie in an image of (height, width), bool (N,).
+
+    straddle: pixels that they may reach out of it; negative: any number.
+    """
+    height, width = image_size
+    if straddle < 0:
+        return torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+    low = (anchors[:, :2] >= -straddle).all(dim=1)
+    return low & (anchors[:, 2] < width + straddle) & (anchors[:, 3] < height + straddle)
+
+
+# The boxes that the region proposal network starts from.
+
+
+STRIDE = 16  # pixels of the image per cell of the C4 map
+
+
+def cell_anchors(sizes: Sequence[int], ratios: Sequence[float]) -> Tensor:
+    """Anchors of the cell at the origin: (ratios · sizes, 4) float32, the sizes of the first ratio first.
+
+    Widths and heights are rounded at the scale of one cell before they are enlarged, as published Faster R-CNN does.
+    """
+    boxes = []
+    for ratio in ratios:
+        width = round(math.sqrt(STRIDE * STRIDE / ratio))
+        height = round(width * ratio)
+        for size in sizes:
+            half_width = (width * size / STRIDE - 1) / 2
+            half_height = (height * size / STRIDE - 1) / 2
+            centre = (STRIDE - 1) / 2
+            boxes.append((centre - half_width, centre - half_height, centre + half_width, centre + half_height))
+    return torch.tensor(boxes, dtype=torch.float32, device="cpu")
+
+
+def grid_anchors(of_a_cell: Tensor, height: int, width: int) -> Tensor:
+    """Anchors of every cell of a map: (height · width · A, 4), in the order (y, x, anchor).
+
+    Args:
+        of_a_cell: (A, 4), from `cell_anchors`.
+        height, width: cells of the map.
+    """
+    x = torch.arange(width, device=of_a_cell.device, dtype=of_a_cell.dtype) * STRIDE
+    y = torch.arange(height, device=of_a_cell.device, dtype=of_a_cell.dtype) * STRIDE
+    shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")
+    shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=-1)  # (height, width, 4)
+    return (shifts[:, :, None, :] + of_a_cell).reshape(-1, 4)
+
+
+class AnchorGenerator(nn.Module):
+    """Holds the anchors of a cell where published checkpoints have them: `cell_anchors.0`."""
+
+    def __init__(self, sizes: Sequence[int], ratios: Sequence[float]) -> None:
+        super().__init__()
+        self.cell_anchors = nn.Module()
+        self.cell_anchors.register_buffer("0", cell_anchors(sizes, ratios))
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """Anchors (height · width · A, 4) of a map."""
+        return grid_anchors(self.cell_anchors.get_buffer("0"), height, width)
+
+
+# Non-maximum suppression in plain torch: exactly the greedy result, without a loop over boxes or classes.
+#
+# Greedy suppression keeps a box unless an earlier *kept* box overlaps it. Asking that of all boxes at once, again and
+# again until the answer stays, ends in the greedy answer: after n rounds the first n boxes are right, since nothing
+# but earlier boxes decides about them. Real boxes need a handful of rounds.
+
+
+BLOCK = 1024  # boxes compared at once by `nms`
+PAIRS_AT_ONCE = 2**23  # overlaps held at once by `nms_within_classes`
+
+
+def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int | None = None) -> Tensor:
+    """Indices, int64, of the boxes that greedy suppression keeps, by descending score; equal scores by index.
+
+    Args:
+        boxes: (N, 4).
+        scores: (N,).
+        threshold: a box whose IoU with a kept one is larger is dropped.
+        limit: how many to keep at most; boxes beyond are not looked at.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    limit = len(order) if limit is None else limit
+    kept = order[:0]
+    for block in order.split(BLOCK):
+        free = block[~(iou(boxes[kept], boxes[block]) > threshold).any(dim=0)]
+        overlapping = iou(boxes[free], boxes[free]) > threshold
+        kept = torch.cat([kept, free[_greedy(overlapping, torch.ones_like(free, dtype=torch.bool))]])
+        if len(kept) >= limit:
+            break
+    return kept[:limit]
+
+
+def nms_within_classes(boxes: Tensor, scores: Tensor, threshold: float, floor: float = 0.0) -> Tensor:
+    """Which boxes survive suppression among the boxes of their class: bool (N, C).
+
+    Args:
+        boxes: (N, C, 4), a box for every class, or (N, 1, 4), the same for all.
+        scores: (N, C), not negative.
+        threshold: a box whose IoU with a kept one of its class is larger is dropped.
+        floor: boxes of a lower score are left out, marked False. They cannot decide about better ones, so what is said
+            of the others is exact; a high floor makes this many times faster.
+    """
+    counts = (scores >= floor).sum(dim=0)  # (C,)
+    classes = counts.nonzero().squeeze(1)
+    survives = torch.zeros_like(scores, dtype=torch.bool)
+    if len(classes) == 0:
+        return survives
+    most = int(counts.max())
+    for part in classes.split(max(1, PAIRS_AT_ONCE // most**2)):
+        order = scores[:, part].argsort(dim=0, descending=True, stable=True)[:most].T  # (c, K)
+        own = boxes[order, part[:, None] if boxes.shape[1] > 1 else 0]  # (c, K, 4)
+        ranked = torch.arange(most, device=scores.device) < counts[part][:, None]  # (c, K), padding False
+        keep = _greedy(iou(own, own) > threshold, ranked)
+        survives[order, part[:, None]] = keep
+    return survives
+
+
+def _greedy(overlapping: Tensor, candidates: Tensor) -> Tensor:
+    """The greedy choice, bool (..., K), from candidates (..., K) by descending score and their overlaps (..., K, K)."""
+    suppresses = overlapping.triu(diagonal=1)  # [i, j]: i comes before j and overlaps it
+    keep = candidates
+    while True:
+        suppressed = (suppresses & keep.unsqueeze(-1)).any(dim=-2)
+        remaining = candidates & ~suppressed
+        if torch.equal(remaining, keep):
+            return keep
+        keep = remaining

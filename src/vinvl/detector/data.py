@@ -1,0 +1,415 @@
+"""Annotated pictures as a LightningDataModule: splits, label map, samplers, loaders and ranks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vinvl.data.module import STAGES_OF, Loaders
+from vinvl.data.records import checked_entry
+from vinvl.data.sampling import Draw
+from vinvl.detector.average_precision import TrueBoxes
+from vinvl.detector.config import DetectorConfig
+from vinvl.detector.detector import resized_pixels, resized_size
+from vinvl.detector.instances import InstanceOptions, read_instances
+from vinvl.detector.losses import Objects
+from vinvl.detector.records import PictureRecords, read_label_map_file
+from vinvl.pictures import ReadingOptions, read_picture
+from vinvl.regions.regions import LabelMap
+from vinvl.run.errors import UserError, printable
+
+# Pictures with their objects, as they flow from data to the detector.
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is annotated in a picture, in pixels of the original; it stays on the host."""
+
+    boxes: TrueBoxes
+    attributes: np.ndarray  # (m, K) int64, 0 for none
+
+
+@dataclass(frozen=True)
+class DetectionExample:
+    """One picture, resized."""
+
+    pixels: Tensor  # (H, W, 3) uint8, red-green-blue
+    objects: Objects  # those to learn from, in pixels of the network's input
+    truth: Truth
+    index: int  # of the picture in its split
+    original_size: tuple[int, int]  # (width, height)
+
+
+@dataclass(frozen=True)
+class DetectionBatch:
+    """B pictures, in few tensors, for each costs a handle on its way out of a data worker."""
+
+    padded: Tensor  # (B, H, W, 3) uint8, 0 at the bottom and right of smaller pictures
+    boxes: Tensor  # (sum of objects, 4) float32
+    labels: Tensor  # (sum of objects,) int64
+    attributes: Tensor  # (sum of objects, K) int64
+    counts: tuple[int, ...]  # (B,) objects of each picture
+    sizes: tuple[tuple[int, int], ...]  # (B,) (height, width) of each picture, resized
+    original_sizes: tuple[tuple[int, int], ...]  # (B,) (width, height)
+    truths: tuple[Truth, ...]
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def num_items(self) -> int:
+        """Pictures: what `data.batch_size` and epochs count."""
+        return len(self)
+
+    def pictures(self) -> list[Tensor]:
+        """Each picture (h, w, 3) without the padding."""
+        return [one[:height, :width] for one, (height, width) in zip(self.padded.unbind(), self.sizes, strict=True)]
+
+    def objects(self) -> list[Objects]:
+        """The objects to learn from of each picture."""
+        parts = (tensor.split(list(self.counts)) for tensor in (self.boxes, self.labels, self.attributes))
+        return [Objects(*of_picture) for of_picture in zip(*parts, strict=True)]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "DetectionBatch":
+        """The batch with every tensor on `device`."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "DetectionBatch":
+        """The batch in page-locked memory (called by the DataLoader)."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "DetectionBatch":
+        return replace(
+            self,
+            padded=change(self.padded),
+            boxes=change(self.boxes),
+            labels=change(self.labels),
+            attributes=change(self.attributes),
+        )
+
+
+def collate(examples: Sequence[DetectionExample]) -> DetectionBatch:
+    """Pads pictures to the largest of the batch, and attributes to the most."""
+    sizes = tuple((example.pixels.shape[0], example.pixels.shape[1]) for example in examples)
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    padded = torch.zeros(len(examples), height, width, 3, dtype=torch.uint8)
+    for row, example in zip(padded, examples, strict=True):
+        row[: example.pixels.shape[0], : example.pixels.shape[1]] = example.pixels
+    counts = tuple(len(example.objects) for example in examples)
+    most = max(example.objects.attributes.shape[1] for example in examples)
+    attributes = torch.zeros(sum(counts), most, dtype=torch.int64)
+    for rows, example in zip(attributes.split(list(counts)), examples, strict=True):
+        rows[:, : example.objects.attributes.shape[1]] = example.objects.attributes
+    return DetectionBatch(
+        padded=padded,
+        boxes=torch.cat([example.objects.boxes for example in examples]),
+        labels=torch.cat([example.objects.labels for example in examples]),
+        attributes=attributes,
+        counts=counts,
+        sizes=sizes,
+        original_sizes=tuple(example.original_size for example in examples),
+        truths=tuple(example.truth for example in examples),
+        indices=tuple(example.index for example in examples),
+    )
+
+
+# Annotated pictures as examples: read, resized and, for training, flipped.
+
+
+OBJECTS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is changed at random in a picture that is trained on.
+
+    Args:
+        flip_probability: of left and right changing places.
+        min_sizes: the shorter side becomes one of these, each as likely, instead of the detector's min_size.
+    """
+
+    flip_probability: float = 0.0
+    min_sizes: tuple[int, ...] = ()
+
+
+class DetectionDataset:
+    """One split as examples.
+
+    Args:
+        records: the pictures and their objects.
+        config: min_size and max_size are read.
+        labels: the names of classes and attributes.
+        augmentation: None where nothing is left to chance.
+        seed: of the augmentation.
+        reading: how pictures are read, as for `records`.
+    """
+
+    def __init__(
+        self,
+        records: PictureRecords,
+        config: DetectorConfig,
+        labels: LabelMap,
+        augmentation: Augmentation | None,
+        seed: int,
+        reading: ReadingOptions = ReadingOptions(),  # noqa: B008, it is immutable
+    ) -> None:
+        self.reading = reading
+        self.records = records
+        self.config = config
+        self.labels = labels
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def lengths(self) -> np.ndarray:
+        """(N,) int64, by which pictures of like shape come into one batch: from the tallest to the widest."""
+        sizes = (
+            resized_size(width, height, self.config.min_size, self.config.max_size)
+            for width, height in self.records.sizes.tolist()
+        )
+        return np.array([width - height for width, height in sizes], dtype=np.int64) + self.config.max_size
+
+    def __getitem__(self, draw: Draw) -> DetectionExample:
+        """
+        Raises:
+            UserError: the picture cannot be read, or has not the size that the annotations say.
+        """
+        index = draw.index
+        picture = read_picture(self.records.path(index), self.reading)
+        size = (int(self.records.sizes[index, 0]), int(self.records.sizes[index, 1]))
+        if picture.size != size:
+            raise UserError(
+                f"{self.records.path(index)} is {picture.width} × {picture.height} pixels, and {self.records.source} "
+                f"says {size[0]} × {size[1]}: its boxes are of another picture, or of this one resized or not turned "
+                "as EXIF says (data.reading.exif_orientation=ignore)."
+            )
+        config, flipped = self._drawn(draw)
+        pixels = resized_pixels(picture, config)
+        boxes, attributes = self.records.true_boxes(index), self.records.true_attributes(index)
+        learnt_from = learnable(boxes)
+        objects = Objects(
+            boxes=network_boxes(boxes.boxes[learnt_from], size, (pixels.shape[1], pixels.shape[0])),
+            labels=torch.from_numpy(boxes.labels[learnt_from]),
+            attributes=torch.from_numpy(attributes[learnt_from]),
+        )
+        if flipped:
+            pixels, objects = pixels.flip(1), replace(objects, boxes=mirrored(objects.boxes, pixels.shape[1]))
+        return DetectionExample(pixels, objects, Truth(boxes, attributes), index, size)
+
+    def collate(self, examples: Sequence[DetectionExample]) -> DetectionBatch:
+        """Runs in the data workers."""
+        return collate(examples)
+
+    def show(self, example: DetectionExample) -> list[str]:
+        """Lines that show a person one example."""
+        height, width = example.pixels.shape[:2]
+        original = " × ".join(str(side) for side in example.original_size)
+        lines = [f"  {self.records.path(example.index)}: {original}, resized to {width} × {height}"]
+        boxes = example.truth.boxes
+        objects = zip(boxes.boxes, boxes.labels, example.truth.attributes, strict=True)
+        for box, label, attributes in islice(objects, OBJECTS_SHOWN):
+            words = [self.labels.attributes[one] for one in attributes.tolist() if one > 0]
+            corners = ", ".join(f"{side:.0f}" for side in box)
+            lines.append(f"  {' '.join([*words, self.labels.classes[label]])} at {corners}")
+        more = len(boxes.labels) - OBJECTS_SHOWN
+        return [*lines, f"  and {more} more"] if more > 0 else lines
+
+    def _drawn(self, draw: Draw) -> tuple[DetectorConfig, bool]:
+        """The settings to resize with, and whether the picture is flipped."""
+        if self.augmentation is None:
+            return self.config, False
+        generator = draw.generator(self.seed)
+        flipped = bool(generator.random() < self.augmentation.flip_probability)
+        if not self.augmentation.min_sizes:
+            return self.config, flipped
+        return replace(self.config, min_size=int(generator.choice(self.augmentation.min_sizes))), flipped
+
+
+def learnable(boxes: TrueBoxes) -> np.ndarray:
+    """Which objects can be learnt from, bool (n,): single ones of more than a pixel in both directions."""
+    kept: np.ndarray = ~boxes.crowd & (boxes.boxes[:, 2:] - boxes.boxes[:, :2] > 1).all(axis=1)
+    return kept
+
+
+def network_boxes(boxes: np.ndarray, size: tuple[int, int], resized: tuple[int, int]) -> Tensor:
+    """Float32 boxes (n, 4) of a resized picture; they count their last pixel in, as published, those given do not.
+
+    Args:
+        boxes: (n, 4) float64, pixels of the original picture.
+        size, resized: (width, height) of the picture before and after.
+    """
+    scale = np.array([resized[0] / size[0], resized[1] / size[1]] * 2)
+    return torch.from_numpy((boxes - np.array([0, 0, 1, 1])) * scale).float()
+
+
+def mirrored(boxes: Tensor, width: int) -> Tensor:
+    """Boxes (n, 4), their last pixel counted in, of a picture whose left and right have changed places."""
+    x1, y1, x2, y2 = boxes.unbind(dim=1)
+    return torch.stack([width - 1 - x2, y1, width - 1 - x1, y2], dim=1)
+
+
+KEEP, SKIP = "keep", "skip"
+
+
+class DetectionDataModule(pl.LightningDataModule):
+    """COCO-style annotations and their pictures → batches of pictures of like shape.
+
+    Attributes:
+        datasets: stage (train, val, test) → dataset, filled by `setup`.
+        batches_seen: batches of this rank trained on so far; the task restores it when a run is resumed.
+    """
+
+    def __init__(
+        self,
+        *,
+        splits: Mapping[str, Mapping[str, str]],
+        detector: DetectorConfig,
+        label_map: str | None,
+        train_split: str,
+        val_split: str,
+        test_split: str,
+        empty_pictures: str,
+        bad_boxes: str,
+        on_missing: str,
+        flip_probability: float,
+        min_sizes: Sequence[int] | None,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        pin_memory: bool,
+        seed: int,
+        prepare: Callable[[], object] | None,
+        reading: ReadingOptions = ReadingOptions(),  # noqa: B008, it is immutable
+    ) -> None:
+        """
+        Args:
+            splits: split name → `annotations`, a COCO instances file, and `pictures`, the folder of its file names.
+            detector: how pictures are resized.
+            label_map: a label-map file whose order of classes and attributes the detector gets; None: the training
+                file's own.
+            train_split, val_split, test_split: which of `splits` each stage reads.
+            empty_pictures: "keep" or "skip" pictures without objects in training.
+            bad_boxes, on_missing: see `InstanceOptions`.
+            flip_probability, min_sizes: see `Augmentation`; min_sizes None for the detector's.
+            batch_size, eval_batch_size: pictures, per device.
+            num_workers, pin_memory: of the loaders.
+            seed: of the order of the batches and of the augmentation.
+            prepare: called before anything is read; the demo makes its annotations here.
+            reading: how picture files become pixels.
+
+        Raises:
+            UserError: an option is none of its choices.
+        """
+        super().__init__()
+        if empty_pictures not in (KEEP, SKIP):
+            raise UserError(f"data.empty_pictures={empty_pictures!r} is unknown: give {KEEP} or {SKIP}.")
+        if not 0 <= flip_probability <= 1:
+            raise UserError(f"data.flip_probability={flip_probability} must be between 0 and 1.")
+        self.splits = splits
+        self.split_of = {"train": train_split, "val": val_split, "test": test_split}
+        self.detector = detector
+        self.label_map_file = label_map
+        self.empty_pictures = empty_pictures
+        self.options = InstanceOptions(bad_boxes=bad_boxes, on_missing=on_missing, reading=reading)
+        self.augmentation = Augmentation(flip_probability, tuple(min_sizes or ()))
+        self.loaders = Loaders(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            seed=seed,
+        )
+        self.seed = seed
+        self.prepare = prepare
+        self.datasets: dict[str, DetectionDataset] = {}
+        self._label_map: LabelMap | None = None
+
+    def prepare_data(self) -> None:
+        """Makes what can be made."""
+        if self.prepare is not None:
+            self.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the splits of a stage; what is read stays. The training split comes first: it says what there is.
+
+        Raises:
+            UserError: a file cannot be used, or a split has no objects to learn from or to find.
+        """
+        for name in ("train", *STAGES_OF.get(stage or "fit", ())):
+            if name not in self.datasets:
+                self.datasets[name] = self._dataset_of(name)
+
+    @property
+    def label_map(self) -> LabelMap:
+        """What classes and attributes stand for, once `setup` has read it."""
+        assert self._label_map is not None, "setup() comes first"
+        return self._label_map
+
+    @property
+    def batches_seen(self) -> int:
+        return self.loaders.batches_seen
+
+    @batches_seen.setter
+    def batches_seen(self, count: int) -> None:
+        self.loaders.batches_seen = count
+
+    def train_dataloader(self) -> DataLoader[DetectionExample]:
+        """Shuffled batches of this rank, of pictures of like shape, from `batches_seen` on."""
+        return self.loaders.training(self.datasets["train"], self.trainer)
+
+    def val_dataloader(self) -> DataLoader[DetectionExample]:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[DetectionExample]:
+        return self._evaluation_loader("test")
+
+    def example_text(self, stage: str, index: int = 0) -> str:
+        """One example, for a person to read before a run starts."""
+        dataset = self.datasets[stage]
+        title = f"One example of '{self.split_of[stage]}' (of {len(dataset):,}):"
+        return "\n".join(map(printable, [title, *dataset.show(dataset[Draw(0, index)])]))
+
+    def split_files(self, split: str) -> dict[str, str]:
+        """Where annotations and pictures of a split lie.
+
+        Raises:
+            UserError: there is no such split, or it does not say both.
+        """
+        if split not in self.splits:
+            raise UserError(f"There is no split '{split}' in data.splits; it has {', '.join(sorted(self.splits))}.")
+        return checked_entry(self.splits[split], f"data.splits.{split}", ("annotations", "pictures"))
+
+    def _dataset_of(self, stage: str) -> DetectionDataset:
+        files = self.split_files(self.split_of[stage])
+        if self._label_map is None and self.label_map_file is not None:
+            self._label_map = read_label_map_file(self.label_map_file)
+        records, labels = read_instances(files["annotations"], files["pictures"], self._label_map, self.options)
+        self._label_map = self._label_map or labels
+        if stage == "train":
+            records = self._to_learn_from(records)
+        if not (~records.crowd).any():
+            raise UserError(f"{records.source} has no annotated objects, so it can be neither trained on nor scored.")
+        if stage == "train" and not learnable(TrueBoxes(records.boxes, records.labels, records.crowd)).any():
+            raise UserError(f"{records.source} has no object of more than a pixel, so there is nothing to learn.")
+        augmentation = self.augmentation if stage == "train" else None
+        return DetectionDataset(records, self.detector, self.label_map, augmentation, self.seed, self.options.reading)
+
+    def _to_learn_from(self, records: PictureRecords) -> PictureRecords:
+        """Without the pictures that have no objects, if so asked."""
+        if self.empty_pictures == KEEP:
+            return records
+        owners = np.repeat(np.arange(len(records)), np.diff(records.offsets))
+        counts = np.bincount(owners[~records.crowd], minlength=len(records))
+        return records if counts.all() else records.select(counts > 0)
+
+    def _evaluation_loader(self, stage: str) -> DataLoader[DetectionExample]:
+        """Every picture of a stage once over all ranks."""
+        return self.loaders.evaluation(self.datasets[stage], self.trainer)

@@ -1,0 +1,296 @@
+"""The detector: pictures in, regions with features, classes and attributes out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vinvl.detector.backbone import Body
+from vinvl.detector.boxes import BOX_HEAD_WEIGHTS, clip, decode, full_precision
+from vinvl.detector.config import PROPOSALS, Architecture, DetectorConfig
+from vinvl.detector.heads import (
+    AttributeHead,
+    BoxHead,
+    RegionFeatures,
+    RegionMaps,
+    Selection,
+    select_attributes,
+    select_regions,
+)
+from vinvl.detector.rpn import RPN
+
+# What the detector says of one image.
+
+
+@dataclass(frozen=True)
+class DetectedRegions:
+    """The regions of one image by descending score; n of them."""
+
+    boxes: Tensor  # (n, 4) float32, pixels of the original image; where regressed, at most a pixel outside it
+    network_boxes: Tensor  # (n, 4) float32, pixels of the network's input
+    labels: Tensor  # (n,) int64, class from 1
+    scores: Tensor  # (n,) float32, probability of the class
+    features: Tensor  # (n, 2048) float32, of the proposals that the boxes were refined from
+    attribute_labels: Tensor  # (n, 16) int64, by descending probability; where that is 0 the index means nothing
+    attribute_scores: Tensor  # (n, 16) float32
+    image_size: tuple[int, int]  # (width, height) of the original image
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def geometry(self) -> Tensor:
+        """(n, 6) float32: x1/W, y1/H, x2/W, y2/H, (x2 - x1)/W, (y2 - y1)/H."""
+        size = self.boxes.new_tensor(self.image_size).repeat(2)
+        corners = self.boxes / size
+        return torch.cat([corners, corners[:, 2:] - corners[:, :2]], dim=1)
+
+    def region_rows(self) -> Tensor:
+        """(n, 2054) float32, as VinVL's models take regions: the feature vector, then the geometry."""
+        return torch.cat([self.features, self.geometry()], dim=1)
+
+
+# From a picture to the network's input, exactly as the published extractor does it.
+
+
+COLOUR_ORDER = "BGR"
+MEAN = (103.530, 116.280, 123.675)  # of blue, green and red, 0 to 255; the standard deviation is not divided by
+
+
+def resized_size(width: int, height: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """(width, height) that an image of this (width, height) is resized to.
+
+    The shorter side becomes min_size, or less where the longer would exceed max_size; the longer is truncated to a
+    whole pixel. Both roundings are the published ones, which leave the longer side a little off max_size.
+    """
+    short, long = min(width, height), max(width, height)
+    size = min_size
+    if long / short * min_size > max_size:
+        size = max(1, round(max_size * short / long))
+    other = int(size * long / short)
+    return (size, other) if width <= height else (other, size)
+
+
+def padded_size(width: int, height: int, config: DetectorConfig) -> tuple[int, int]:
+    """(width, height) of the batch that an image of this (width, height) makes alone: resized, then padded."""
+    resized = resized_size(width, height, config.min_size, config.max_size)
+    across, down = (-(-side // config.pad_multiple) * config.pad_multiple for side in resized)
+    return across, down
+
+
+def resized_pixels(image: Image.Image, config: DetectorConfig) -> Tensor:
+    """Uint8 (height, width, 3) of a picture, red-green-blue, resized; the part that needs no device.
+
+    Args:
+        image: of any mode that Pillow converts to RGB; an EXIF orientation is not looked at (`rgb_picture` turns
+            it).
+        config: min_size and max_size are read.
+    """
+    size = resized_size(image.width, image.height, config.min_size, config.max_size)
+    resized = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized))
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Float32 (3, height, width), blue-green-red less the mean, of `resized_pixels`, on their device."""
+    return (pixels.flip(-1).float() - pixels.new_tensor(MEAN, dtype=torch.float32)).permute(2, 0, 1).contiguous()
+
+
+def network_input(image: Image.Image, config: DetectorConfig) -> Tensor:
+    """Float32 (3, height, width) of a picture: resized, blue-green-red, 0 to 255 less the mean."""
+    return normalised(resized_pixels(image, config))
+
+
+def pad_batch(images: list[Tensor], multiple: int = 1) -> tuple[Tensor, list[tuple[int, int]]]:
+    """(B, 3, H, W), zero at the bottom and right of smaller images, and each image's (height, width) in it.
+
+    Args:
+        images: each (3, height, width), from `network_input`.
+        multiple: H and W are rounded up to a multiple of it.
+    """
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
+    batch = images[0].new_zeros(len(images), 3, height, width)
+    for row, image in zip(batch, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return batch, sizes
+
+
+ImageSize = tuple[int, int]
+
+
+class Backbone(nn.Module):
+    """`backbone` of published checkpoints."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.body = Body(architecture)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.body(images)
+        return features
+
+
+class RoIHeads(nn.Module):
+    """`roi_heads` of published checkpoints."""
+
+    def __init__(self, box: BoxHead) -> None:
+        super().__init__()
+        self.box = box
+
+
+class Detector(nn.Module):
+    """AttrRCNN: an RPN on C4 features, and a C5 head that classifies, refines and describes each proposal.
+
+    Parameters have the names of the published checkpoints. What may make it faster, at the caller's choice:
+    `detector.to(memory_format=torch.channels_last)`; `torch.autocast(device, torch.bfloat16)` around a call, in which
+    boxes, scores and choices are still computed in float32 (never `detector.bfloat16()`, which would round the batch
+    norms' constants); `detector.compile_networks()`.
+
+    Args:
+        config: the architecture, and how it is used; `detector.config` may be replaced by one of the same architecture.
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.architecture)
+        self.rpn = RPN(config.architecture)
+        features = RegionFeatures(config.architecture)
+        self.roi_heads = RoIHeads(BoxHead(features, config.architecture))
+        self.attribute = AttributeHead(features, config.architecture)
+
+    @property
+    def device(self) -> torch.device:
+        return self.rpn.head.conv.weight.device
+
+    def compile_networks(self, **options: Any) -> None:
+        """torch.compile, at their first use, of the two networks that take nearly all the time.
+
+        options: of `torch.compile`, such as dynamic=True for pictures of many sizes.
+        """
+        head = self.roi_heads.box.feature_extractor.head
+        self.backbone.compile(**options)
+        head.after_pooling = torch.compile(head.after_pooling, **options)  # type: ignore[method-assign]
+
+    def detect(self, images: list[Image.Image]) -> list[DetectedRegions]:
+        """The regions of pictures, which go through the network as one batch, on the detector's device."""
+        pixels = [resized_pixels(image, self.config) for image in images]
+        return self.detect_pixels(pixels, [(image.width, image.height) for image in images])
+
+    def detect_pixels(self, pixels: list[Tensor], original_sizes: list[ImageSize]) -> list[DetectedRegions]:
+        """The same of pictures that `resized_pixels` has made ready: each uint8 (height, width, 3), on any device.
+
+        original_sizes: (width, height) of each picture before it was resized.
+        """
+        images = [normalised(one.to(self.device, non_blocking=True)) for one in pixels]
+        batch, sizes = pad_batch(images, self.config.pad_multiple)
+        return self(batch, sizes, original_sizes)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, sizes: list[ImageSize], original_sizes: list[ImageSize]) -> list[DetectedRegions]:
+        """The regions of a batch; for losses, call the parts.
+
+        Args:
+            images: (B, 3, H, W) float32, from `pad_batch`.
+            sizes: (height, width) of each image in the batch, without the padding.
+            original_sizes: (width, height) of each picture before it was resized.
+        """
+        if self.rpn.head.conv.weight.is_contiguous(memory_format=torch.channels_last):
+            images = images.contiguous(memory_format=torch.channels_last)
+        c4 = self.backbone(images)
+        proposals = self.propose(c4, sizes)
+        maps = self.roi_heads.box.feature_extractor.maps(c4)
+        vectors = self.roi_heads.box.feature_extractor.of_boxes(maps, proposals, self.config.boxes_per_pass).float()
+        selections, boxes = self.classify(vectors, proposals, sizes)
+        attributes = self.describe(maps, vectors, proposals, selections, boxes)
+        chosen = _per_image(vectors, proposals)
+        return [
+            DetectedRegions(
+                boxes=boxes[i] * _rescaling(sizes[i], original_sizes[i], boxes[i]),
+                network_boxes=boxes[i],
+                labels=selections[i].labels,
+                scores=selections[i].scores,
+                features=chosen[i][selections[i].proposals],
+                attribute_labels=attributes[i][0],
+                attribute_scores=attributes[i][1],
+                image_size=original_sizes[i],
+            )
+            for i in range(len(sizes))
+        ]
+
+    def propose(self, c4: Tensor, sizes: list[ImageSize]) -> list[Tensor]:
+        """The RPN's boxes (N, 4) of each image, pixels of the network's input, of C4 features (B, C, H, W)."""
+        logits, deltas = self.rpn(c4)
+        anchors = self.rpn.anchors(c4)
+        return [
+            self.rpn.propose(logits[image], deltas[image], anchors, size, self.config).boxes
+            for image, size in enumerate(sizes)
+        ]
+
+    def classify(
+        self, vectors: Tensor, proposals: list[Tensor], sizes: list[ImageSize]
+    ) -> tuple[list[Selection], list[Tensor]]:
+        """Which proposals of each image are kept as what, and their boxes (n, 4), refined where the config says so.
+
+        Args:
+            vectors: (sum of N, c5_channels), of the proposals of all images in turn.
+            proposals: for each image (N, 4).
+            sizes: (height, width) of each image.
+        """
+        predictor = self.roi_heads.box.predictor
+        with full_precision(vectors):
+            probabilities = _per_image(predictor.class_logits(vectors).softmax(dim=1), proposals)
+            regressed = self.config.boxes != PROPOSALS
+            deltas = _per_image(predictor.box_deltas(vectors), proposals) if regressed else []
+        candidates = [boxes[:, None] for boxes in proposals]
+        if regressed:
+            candidates = [
+                clip(decode(of_image, boxes, BOX_HEAD_WEIGHTS), size)
+                for of_image, boxes, size in zip(deltas, candidates, sizes, strict=True)
+            ]
+        selections = [
+            select_regions(scores, boxes, self.config) for scores, boxes in zip(probabilities, candidates, strict=True)
+        ]
+        return selections, [
+            boxes[chosen.proposals, chosen.labels if boxes.shape[1] > 1 else 0]
+            for boxes, chosen in zip(candidates, selections, strict=True)
+        ]
+
+    def describe(
+        self,
+        maps: RegionMaps,
+        vectors: Tensor,
+        proposals: list[Tensor],
+        selections: list[Selection],
+        boxes: list[Tensor],
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Attribute indices and probabilities (n, attributes_per_box) of each image's kept regions.
+
+        They are read off the final boxes. Where those are the proposals, their feature vectors are known already.
+
+        Args:
+            maps: of the images' C4 features, from `RegionFeatures.maps`.
+            vectors, proposals, selections, boxes: as in and from `classify`.
+        """
+        if self.config.boxes == PROPOSALS:
+            of_images = _per_image(vectors, proposals)
+            of_boxes = torch.cat([of_images[i][chosen.proposals] for i, chosen in enumerate(selections)])
+        else:
+            of_boxes = self.attribute.feature_extractor.of_boxes(maps, boxes, self.config.boxes_per_pass).float()
+        with full_precision(of_boxes):
+            logits = self.attribute.predictor(of_boxes, torch.cat([chosen.labels for chosen in selections]))
+        return [select_attributes(of_image, self.config) for of_image in _per_image(logits, boxes)]
+
+
+def _per_image(rows: Tensor, boxes: list[Tensor]) -> list[Tensor]:
+    """Rows of all boxes, in turn, split into those of each image."""
+    return list(rows.split([len(of_image) for of_image in boxes]))
+
+
+def _rescaling(size: ImageSize, original_size: ImageSize, like: Tensor) -> Tensor:
+    """What boxes of the network's input are multiplied with, (4,), to be in pixels of the original image."""
+    height, width = size
+    return like.new_tensor([original_size[0] / width, original_size[1] / height]).repeat(2)

@@ -1,0 +1,184 @@
+"""What lies where the store is to go, and what that means for the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vinvl.detector.config import Architecture, DetectorConfig
+from vinvl.extraction.feed import FeedOptions
+from vinvl.extraction.provenance import differences, settings_of
+from vinvl.pictures import PictureNames, ReadingOptions
+from vinvl.regions.journal import begin_journal, discard_journal, journal_folder, read_journal, read_journal_settings
+from vinvl.regions.layout import FEATURE_DTYPES
+from vinvl.regions.shard import IdLookup
+from vinvl.regions.spool import RowShapes
+from vinvl.regions.store import RegionStore
+from vinvl.regions.writer import shard_path
+from vinvl.run.errors import UserError
+
+# The configuration of `python -m vinvl.extract` → checked settings.
+
+
+def reading_options(config: DictConfig) -> ReadingOptions:
+    """The section `reading`. Raises UserError for a value that is not usable."""
+    return ReadingOptions(**section(config, "reading"))
+
+
+def picture_names(config: DictConfig) -> PictureNames:
+    """The section `id`. Raises UserError for a value that is not usable."""
+    return PictureNames(**section(config, "id"))
+
+
+def feed_options(config: DictConfig) -> FeedOptions:
+    """How pictures become batches. Raises UserError for a value that is not usable."""
+    for name, value in (("batch_size", config.batch_size), ("workers", config.workers)):
+        if type(value) is not int:
+            raise UserError(f"{name}={value!r} must be a whole number.")
+    return FeedOptions(reading_options(config), config.batch_size, bool(config.mixed_sizes), config.workers)
+
+
+def feature_dtype(config: DictConfig) -> str:
+    """The data type of the features. Raises UserError for any that a store has not."""
+    if config.dtype not in FEATURE_DTYPES:
+        raise UserError(f"dtype={config.dtype!r} is unknown: give {' or '.join(FEATURE_DTYPES)}.")
+    return str(config.dtype)
+
+
+def shard(config: DictConfig) -> tuple[int, int]:
+    """(index, count) of the part of the pictures to work on. Raises UserError if there is no such part."""
+    index, count = config.shard.index, config.shard.count
+    if type(index) is not int or type(count) is not int or not 0 <= index < count <= 99_999:
+        raise UserError(f"shard.index={index!r} shard.count={count!r}: give an index from 0 below the count.")
+    return index, count
+
+
+def target_path(config: DictConfig) -> Path:
+    """The store to write: `output`, or where the work is shared out, this part of it."""
+    path = Path(str(config.output)).expanduser()
+    return shard_path(path, *shard(config))
+
+
+def detector_config(section: DictConfig, overrides: Sequence[str], carried: DetectorConfig | None) -> DetectorConfig:
+    """The detector's settings: as its own weight file carries them, with `detector.KEY=VALUE` of the command on top.
+
+    Where the file carries none, or the command chooses (detector=NAME), the section of the configuration stands.
+
+    Raises:
+        UserError: settings that contradict each other.
+    """
+    named = {override.split("=", 1)[0].lstrip("+~") for override in overrides if "=" in override}
+    if carried is None or "detector" in named:
+        config: DetectorConfig = instantiate(section)
+        return config
+    own = {name.removeprefix("detector.") for name in named if name.startswith("detector.")}
+    values = {name: plain_value(OmegaConf.select(section, name)) for name in own}
+    inner = {name.removeprefix("architecture."): values.pop(name) for name in own if name.startswith("architecture.")}
+    architecture: Architecture = replace(carried.architecture, **inner)
+    return replace(carried, **values, architecture=architecture)
+
+
+def section(config: DictConfig, name: str) -> dict[str, Any]:
+    """A section in plain types."""
+    value = OmegaConf.to_container(config[name], resolve=True)
+    assert isinstance(value, Mapping)
+    return {str(key): item for key, item in value.items()}
+
+
+def plain_value(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+SHOWN = 3
+
+
+class Target:
+    """The store to write, with what was done for it before.
+
+    Args:
+        path: of the store.
+        settings: all that its features follow from, in plain types.
+        shapes: of its rows.
+        overwrite: whether what is there with other settings, or is complete, is to be replaced.
+
+    Attributes:
+        earlier: the finished store at `path` if it was made with these settings, to which pictures may be added.
+
+    Raises:
+        UserError: there is something else at `path`, or work that was begun with other settings, and `overwrite` is
+            False; or a folder.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], shapes: RowShapes, *, overwrite: bool) -> None:
+        self.path, self.settings, self._shapes = path, settings, shapes
+        if path.is_dir():
+            raise UserError(f"output={path} is a folder: name a file to write, such as features.h5.")
+        self._stale = self._begun_otherwise(overwrite)
+        self.earlier = None if overwrite or not path.exists() else self._same_store()
+
+    def _begun_otherwise(self, overwrite: bool) -> bool:
+        begun = read_journal_settings(self.path)
+        if begun is None or begun == self.settings:
+            return False
+        if overwrite:
+            return True
+        raise UserError(
+            f"{journal_folder(self.path)} holds work that was begun with other settings ({self._differing(begun)}): "
+            "give the same, or another output, or overwrite=true to begin anew."
+        )
+
+    def _same_store(self) -> RegionStore:
+        try:
+            store = RegionStore(self.path)
+            made = settings_of(store.provenance)
+        except UserError as error:
+            raise UserError(
+                f"output={self.path} exists and is no region store that could be added to ({error}) Give another name, "
+                "or overwrite=true to replace it."
+            ) from None
+        if made == self.settings:
+            return store
+        reason = self._differing(made) if made else "it does not say how its features were made"
+        raise UserError(
+            f"output={self.path} exists with other settings ({reason}): give another name, or overwrite=true to "
+            "replace it."
+        )
+
+    def _differing(self, before: Mapping[str, Any]) -> str:
+        found = differences(before, self.settings)
+        if len(found) == 1 and "exif_orientation" in before and found[0].startswith("exif_orientation"):
+            return f"{found[0]}; reading.exif_orientation={before['exif_orientation']} goes on as it was begun"
+        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        return "; ".join(found[:SHOWN]) + more
+
+    def done(self) -> DoneImages:
+        """The images that are in the store or its journal."""
+        lookups = [IdLookup(self.earlier.encoded_ids)] if self.earlier is not None else []
+        if not self._stale:
+            lookups += [IdLookup(part.image_ids) for part in read_journal(self.path, self._shapes)]
+        return DoneImages(lookups)
+
+    def begin(self) -> None:
+        """Makes the journal; work that was begun with other settings is removed."""
+        if self._stale:
+            discard_journal(self.path)
+        begin_journal(self.path, self.settings)
+
+    def discard(self) -> None:
+        """Removes the journal."""
+        discard_journal(self.path)
+
+
+class DoneImages:
+    """Whether an image id is among those done; called for every picture."""
+
+    def __init__(self, lookups: list[IdLookup]) -> None:
+        self._lookups = lookups
+
+    def __call__(self, image_id: str) -> bool:
+        return any(lookup.find(image_id) >= 0 for lookup in self._lookups)

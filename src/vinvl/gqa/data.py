@@ -1,0 +1,104 @@
+"""GQA: questions with one right answer of a closed vocabulary over a RegionStore."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+
+from vinvl.data.commonest import Commonest, commonest_answers
+from vinvl.data.contracts import RegionDataArguments
+from vinvl.data.module import RegionDataModule, no_annotations
+from vinvl.data.records import file_names
+from vinvl.gqa.files import GQARecords, read_gqa
+from vinvl.run.errors import UserError
+from vinvl.vqa.answers import AnswerVocabulary
+from vinvl.vqa.data import AnsweringDataset, AnswerTargets
+
+
+class GQADataModule(RegionDataModule):
+    """Official question files, a RegionStore, a tokenizer and the closed answer vocabulary → batches.
+
+    A split is one question file, a folder of them (train_all comes in ten parts), or a list of these.
+
+    Args:
+        answers: file of the answer vocabulary, JSON or a published .pkl; all answers of `answer_splits`, by falling
+            count, where it is missing.
+        answer_splits: the splits whose answers make up a vocabulary that is built.
+        shared: see `RegionDataArguments`.
+    """
+
+    def __init__(self, *, answers: str, answer_splits: Sequence[str], **shared: Unpack[RegionDataArguments]) -> None:
+        super().__init__(**shared)
+        self.answers_path = Path(answers)
+        self.answer_splits = answer_splits
+        self._vocabulary: AnswerVocabulary | None = None
+
+    def prepare_data(self) -> None:
+        """Generates the demo world, and the answer vocabulary where its file is missing."""
+        super().prepare_data()
+        if self.answers_path.exists():
+            return
+        counts: Counter[str] = Counter()
+        for split in self.answer_splits:
+            records = self.read_split(split)
+            if records.answers is None:
+                raise UserError(
+                    f"The answer vocabulary {self.answers_path} does not exist and split '{split}' has no answers to "
+                    "build it from: pass data.answers=FILE, or data.answer_splits=[SPLIT] with answers."
+                )
+            times = np.bincount(records.answers.codes, minlength=len(records.answers.names)).tolist()
+            counts.update(dict(zip(records.answers.names, times, strict=True)))
+        ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
+        AnswerVocabulary(tuple(ranked)).save(self.answers_path)
+
+    @property
+    def vocabulary(self) -> AnswerVocabulary:
+        """The answer vocabulary; its file must be there."""
+        if self._vocabulary is None:
+            self._vocabulary = AnswerVocabulary.load(self.answers_path)
+        return self._vocabulary
+
+    def read_split(self, split: str) -> GQARecords:
+        forms = "a question file, a folder of them, or a list of these"
+        return read_gqa(file_names(self.split_files(split), f"data.splits.{split}", forms))
+
+    def targets_of(self, records: GQARecords) -> AnswerTargets:
+        if records.answers is None:
+            return AnswerTargets.none(self.vocabulary, len(records))
+        return AnswerTargets.of_one_answer(records.answers, self.vocabulary)
+
+    def commonest_of(self, records: GQARecords) -> Commonest:
+        return commonest_answers(records.questions, self.targets_of(records).best(), self.vocabulary.answers)
+
+    def make_dataset(self, records: GQARecords, images: np.ndarray, stage: str) -> AnsweringDataset:
+        return AnsweringDataset(
+            self.tokens_of(records.questions),
+            images,
+            region_text=self.region_text,
+            targets=self.targets_of(records),
+            record_of=partial(question_record, records),
+            scored=stage != "train",
+        )
+
+    def check_scorable(self, stage: str) -> None:
+        dataset = self.datasets[stage]
+        if isinstance(dataset, AnsweringDataset) and not dataset.targets.annotated:
+            raise no_annotations(self.split_of[stage])
+
+
+def question_record(records: GQARecords, index: int) -> dict[str, Any]:
+    """What metrics and result files need of question `index`."""
+    record: dict[str, Any] = {
+        "question_id": str(records.question_ids[index]),
+        "image_id": str(records.image_ids[index]),
+        "question": records.questions[index],
+    }
+    if records.answers is not None:
+        record["answer"] = records.answers[index]
+    for name, column in (("structural", records.structural_types), ("semantic", records.semantic_types)):
+        if column is not None:
+            record[name] = column[index]
+    return record

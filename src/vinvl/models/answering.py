@@ -1,0 +1,222 @@
+"""Models that answer: the VinVL encoder with a classifier over answers, and its losses.
+
+Shapes: B batch, L text and tag tokens, R regions, D numbers per region row, H hidden size, A answers.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertPreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from vinvl.models.config import VinVLConfig, canonical_loss_type
+from vinvl.models.encoder import VinVLModel
+from vinvl.models.packing import PackedLayout
+from vinvl.run.errors import UserError
+
+
+class VinVLForAnswering(BertPreTrainedModel):
+    """A classifier over A = `config.num_labels` answers on the pooled vector (VQA, GQA, image-text matching).
+
+    Head and losses are those of the published Oscar sequence classifier, and so are the parameter names.
+    """
+
+    config_class = VinVLConfig
+    config: VinVLConfig
+    base_model_prefix = "bert"
+
+    def __init__(self, config: VinVLConfig) -> None:
+        super().__init__(config)
+        self.bert = VinVLModel(config)
+        own_rate = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if own_rate is None else own_rate)
+        self.classifier = answer_classifier(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        region_features: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        layout: PackedLayout | None = None,
+    ) -> SequenceClassifierOutput:
+        """Score the answers.
+
+        Args:
+            labels: what `answer_loss` takes for `config.loss_type`; no loss if not given.
+            input_ids: (B, L) int64. This and the other arguments are described in `VinVLModel.forward`.
+
+        Returns:
+            logits (B, A), loss () if labels were given, hidden_states and attentions as asked for.
+
+        Raises:
+            UserError: shapes that do not fit together.
+        """
+        encoded = self.bert(
+            input_ids,
+            token_type_ids=token_type_ids,
+            attention_mask=attention_mask,
+            region_features=region_features,
+            position_ids=position_ids,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            layout=layout,
+            only_first=True,
+        )
+        logits = self.classifier(self.dropout(encoded.pooler_output))  # (B, A)
+        return SequenceClassifierOutput(
+            loss=None if labels is None else answer_loss(logits, labels, self.config.loss_type),
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+def answer_classifier(config: VinVLConfig) -> nn.Module:
+    """The module from a pooled vector (B, H) to answer logits (B, A) that `config.classifier` names."""
+    answers, width = config.num_labels, config.hidden_size * config.cls_hidden_scale
+    assert answers is not None  # transformers fills it in
+    if config.classifier == "linear":
+        return nn.Linear(config.hidden_size, answers)
+    return nn.Sequential(nn.Linear(config.hidden_size, width), nn.ReLU(), nn.Linear(width, answers))
+
+
+def answer_loss(logits: Tensor, labels: Tensor, loss_type: str) -> Tensor:
+    """The mean of `answer_loss_per_example` over the batch, a scalar."""
+    return answer_loss_per_example(logits, labels, loss_type).mean()
+
+
+def answer_loss_per_example(logits: Tensor, labels: Tensor, loss_type: str) -> Tensor:
+    """The loss of each example, (B,) float32, so that any split of the data into batches sums to the same.
+
+    Args:
+        logits: (B, A) float. With A = 1 the loss is the squared error, whatever `loss_type` says.
+        labels: "bce" and "kl": (B, A) float target scores. "ce": (B,) or (B, 1) int64 answer numbers, or (B, A) float
+            weights of the answers. One logit: (B,) or (B, 1) float.
+        loss_type: "bce" is the mean binary cross-entropy times A, thus its sum over the answers; "kl" the divergence of
+            the softmax from the targets, as summed by torch's "batchmean"; "ce" the cross-entropy.
+
+    Raises:
+        UserError: an unknown loss, or labels for another number of answers or examples.
+    """
+    loss_type = canonical_loss_type(loss_type)
+    logits = logits.float()  # sums over thousands of answers need more than half precision
+    if logits.shape[-1] == 1:
+        _check_labels(labels.view(-1, 1), logits, loss_type)
+        return (logits.view(-1) - labels.view(-1).float()).square()
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    if loss_type == "ce" and not labels.is_floating_point():
+        _check_labels(labels.view(-1, 1).expand(-1, logits.shape[-1]), logits, loss_type)
+        # Not torch's cross-entropy: it skips labels of -100 silently, and the mean would then be over fewer examples.
+        return -log_probabilities.gather(-1, labels.view(-1, 1)).squeeze(-1)
+    _check_labels(labels, logits, loss_type)
+    labels = labels.float()
+    if loss_type == "bce":
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(dim=-1)
+    if loss_type == "kl":
+        return F.kl_div(log_probabilities, labels, reduction="none").sum(dim=-1)
+    return -(labels * log_probabilities).sum(dim=-1)
+
+
+def _check_labels(labels: Tensor, logits: Tensor, loss_type: str) -> None:
+    if labels.shape != logits.shape:
+        raise UserError(
+            f"Labels of shape {tuple(labels.shape)} do not fit the {loss_type} loss on logits of shape "
+            f"{tuple(logits.shape)} (examples, answers); the data and the classifier must share one answer vocabulary."
+        )
+
+
+# Models that judge a statement about two pictures (NLVR2): the VinVL encoder with a classifier over both.
+#
+# Shapes: B examples, so 2B rows; L text and tag tokens, R regions, D numbers per region row, H hidden size, A
+# answers.
+
+
+class VinVLForPairs(BertPreTrainedModel):
+    """A classifier over A = `config.num_labels` answers on the pooled vectors of two pictures, put side by side.
+
+    Each picture goes through the encoder with the statement; only the classifier sees both. Head, losses and
+    parameter names are those of the published Oscar model for NLVR2 in paired mode.
+    """
+
+    config_class = VinVLConfig
+    config: VinVLConfig
+    base_model_prefix = "bert"
+
+    def __init__(self, config: VinVLConfig) -> None:
+        super().__init__(config)
+        self.bert = VinVLModel(config)
+        own_rate = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if own_rate is None else own_rate)
+        self.classifier = pair_classifier(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        region_features: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        layout: PackedLayout | None = None,
+    ) -> SequenceClassifierOutput:
+        """Score the answers.
+
+        Args:
+            input_ids: (2B, L) int64; rows 2i and 2i + 1 are the left and the right picture of example i. This and the
+                other arguments are described in `VinVLModel.forward`; all have 2B rows.
+            labels: for the B examples, what `answer_loss` takes for `config.loss_type`; no loss if not given.
+
+        Returns:
+            logits (B, A), loss () if labels were given, hidden_states and attentions (of the 2B rows) as asked for.
+
+        Raises:
+            UserError: an odd number of rows, or shapes that do not fit together.
+        """
+        if input_ids.shape[0] % 2:
+            raise UserError(
+                f"A batch of pairs holds {input_ids.shape[0]} rows, which is odd; give two rows per example, the left "
+                "picture's and the right one's."
+            )
+        encoded = self.bert(
+            input_ids,
+            token_type_ids=token_type_ids,
+            attention_mask=attention_mask,
+            region_features=region_features,
+            position_ids=position_ids,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            layout=layout,
+            only_first=True,
+        )
+        pooled = self.dropout(encoded.pooler_output)  # (2B, H)
+        logits = self.classifier(pooled.reshape(-1, 2 * pooled.shape[-1]))  # (B, A)
+        return SequenceClassifierOutput(
+            loss=None if labels is None else answer_loss(logits, labels, self.config.loss_type),
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+def pair_classifier(config: VinVLConfig) -> nn.Module:
+    """The module from two pooled vectors (B, 2H) to answer logits (B, A) that `config.classifier` names.
+
+    As published, the "mlp" has a layer norm before its last layer exactly where the projected regions have one.
+    """
+    answers, width = config.num_labels, config.hidden_size * config.cls_hidden_scale
+    assert answers is not None  # transformers fills it in
+    if config.classifier == "linear":
+        return nn.Linear(2 * config.hidden_size, answers)
+    hidden: list[nn.Module] = [nn.Linear(2 * config.hidden_size, width), nn.ReLU()]
+    if config.use_img_layernorm:
+        hidden.append(nn.LayerNorm(width, eps=config.layer_norm_eps))
+    return nn.Sequential(*hidden, nn.Linear(width, answers))

@@ -1,0 +1,383 @@
+"""The encoder's layers over caption tokens that share the memory of their image's context.
+
+Shapes: B images, N captions per image, Q new tokens per caption, P earlier ones, C context length, H hidden size.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from vinvl.models.captioning import VinVLForCaptioning
+from vinvl.run.errors import UserError
+
+# What may be chosen when captions are decoded.
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The ids of the tokens that begin, end, pad and ask for a word."""
+
+    begin: int
+    end: int
+    pad: int
+    mask: int
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "SpecialTokens":
+        """[CLS], [SEP], [PAD] and [MASK] of a BERT-style tokenizer (`vinvl.data.text.load_tokenizer`)."""
+        return cls(
+            begin=int(tokenizer.cls_token_id),
+            end=int(tokenizer.sep_token_id),
+            pad=int(tokenizer.pad_token_id),
+            mask=int(tokenizer.mask_token_id),
+        )
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How captions are decoded: greedily (the default), by beam search, by sampling, or by constrained beam search.
+
+    The defaults of the published code, except `max_length`, which is the 20 of its recipes. Lengths count the begin
+    and the end token. The penalties and bans, temperature, `top_k` and `top_p` change the distribution, which is then
+    normalised again: log-probabilities are those of the changed distribution, as published.
+
+    Args:
+        max_length: longest caption. At this length a caption is ended by force.
+        min_length: the end token is banned before this length (not in the published code).
+        num_beams: beams per image, or per state of a constrained search; 1 is no beam search.
+        num_return_sequences: captions per image. Beam search keeps an n-best list of just this length, as published,
+            and is over sooner with a short one (published: `num_keep_best`). For samples: how many are drawn.
+        length_penalty: beam search ranks by Σ log p / length^length_penalty.
+        repetition_penalty: logits of words that the caption has are divided by it where positive, else multiplied.
+        no_repeat_ngram_size: no n words in a row occur twice; 0 for no such ban (not in the published code).
+        sample: draw words instead of taking the best.
+        temperature: of samples; logits are divided by it.
+        top_k: sample from the k best words only; 0 for all.
+        top_p: sample from the fewest best words that together are likelier than this.
+        min_constraints: a constrained caption meets at least so many constraints, or all of an image that has fewer.
+
+    Raises:
+        UserError: values that make no search.
+    """
+
+    max_length: int = 20
+    min_length: int = 0
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_constraints: int = 2
+
+    def __post_init__(self) -> None:
+        self._check_counts()
+        for name in ("repetition_penalty", "temperature"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0 (1 changes nothing).")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; give a share above 0 and up to 1 (1 keeps every word).")
+        if self.min_length > self.max_length:
+            raise UserError(f"min_length {self.min_length} is above max_length {self.max_length}; lower one of them.")
+        if self.sample and self.num_beams > 1:
+            raise UserError(
+                f"sample is on and num_beams is {self.num_beams}; sample with num_beams 1 (num_return_sequences says "
+                "how many) or search with sample off."
+            )
+        if not self.sample and self.num_return_sequences > self.num_beams:
+            raise UserError(
+                f"num_return_sequences {self.num_return_sequences} is above num_beams {self.num_beams}; a search keeps "
+                "no more captions than it has beams."
+            )
+        if not self.sample and (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0):
+            raise UserError("temperature, top_k and top_p are for samples; set sample, or leave them at 1, 0 and 1.")
+
+    def _check_counts(self) -> None:
+        for name, least in (
+            ("max_length", 2),  # the begin and the end token
+            ("min_length", 0),
+            ("num_beams", 1),
+            ("num_return_sequences", 1),
+            ("no_repeat_ngram_size", 0),
+            ("top_k", 0),
+            ("min_constraints", 0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+
+
+# What decoding hands back.
+
+
+@dataclass(frozen=True)
+class GeneratedCaptions:
+    """N captions for each of B images, the best first; samples are in the order in which they were drawn.
+
+    `log_probs` compares captions of one search only, because searches score differently, as published: greedy
+    decoding and sampling give the mean log-probability of the words, end token included; beam search gives
+    Σ log p / length^length_penalty, where the length counts the begin but not the end token; constrained beam search
+    gives Σ log p / (words + 1). A caption that reached max_length ends in an end token that replaced its last word, but
+    the word's log-probability is what was counted; a constrained caption just lacks the end token then.
+
+    Where an n-best list could not be filled, ids are padding, the length is 0 and the score −∞.
+    """
+
+    ids: Tensor  # (B, N, max_length) int64: begin token, words, end token, padding
+    lengths: Tensor  # (B, N) int64: begin and end token included
+    log_probs: Tensor  # (B, N) float32
+    constraints_met: Tensor | None = None  # (B,) int64: of constrained beam search
+
+
+def finish(ids: Tensor, lengths: Tensor, log_probs: Tensor, special: SpecialTokens) -> GeneratedCaptions:
+    """The result, given captions (B, N, max_length) that may lack their end token at max_length."""
+    places = torch.arange(ids.shape[-1], device=ids.device)
+    ids = torch.where(places == lengths[..., None] - 1, special.end, ids)
+    return GeneratedCaptions(ids, lengths, log_probs)
+
+
+# What captions are written about: tags and regions of a batch of images, and the encoder's memory of them.
+
+
+@dataclass(frozen=True)
+class CaptionContext:
+    """Tags and regions of B images, padded: T tag tokens and R regions each, either of which may be 0.
+
+    Published captioning gives tags token type 1 and, at decoding, the positions from max(40, max_length) on.
+    """
+
+    tag_ids: Tensor  # (B, T) int64, the final [SEP] included
+    tag_position_ids: Tensor  # (B, T) int64
+    tag_token_type_ids: Tensor  # (B, T) int64
+    tag_mask: Tensor  # (B, T), 1 = exists
+    region_features: Tensor  # (B, R, D) float
+    region_mask: Tensor  # (B, R), 1 = exists
+
+    def __post_init__(self) -> None:
+        tags, regions = self.tag_ids.shape, self.region_features.shape[:2]
+        for name, shape in (
+            ("tag_position_ids", tags),
+            ("tag_token_type_ids", tags),
+            ("tag_mask", tags),
+            ("region_mask", regions),
+        ):
+            if getattr(self, name).shape != shape:
+                raise UserError(
+                    f"A caption context has {name} of shape {tuple(getattr(self, name).shape)}, but its tags or "
+                    f"regions are {tuple(shape)}; give one value for each."
+                )
+        if tags[0] != regions[0]:
+            raise UserError(f"A caption context has tags of {tags[0]} images and regions of {regions[0]}; match them.")
+
+    def __len__(self) -> int:
+        return self.tag_ids.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.tag_ids.device
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, T + R) bool: which tags and regions exist."""
+        return torch.cat([self.tag_mask.bool(), self.region_mask.bool()], dim=1)
+
+    def select(self, images: Tensor) -> "CaptionContext":
+        """The images of these numbers, (n,) int64, in their order; numbers may repeat."""
+        return CaptionContext(**{field.name: getattr(self, field.name)[images] for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class ContextMemory:
+    """Keys and values of the context in every layer, each (B, heads, C, H / heads), and which are real, (B, C)."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor
+
+    def select(self, images: Tensor) -> "ContextMemory":
+        """The images of these numbers, (n,) int64."""
+        return ContextMemory(
+            tuple(key[images] for key in self.keys), tuple(value[images] for value in self.values), self.mask[images]
+        )
+
+
+def encode_context(model: VinVLForCaptioning, context: CaptionContext) -> ContextMemory:
+    """Encode tags and regions, once per image: they attend to no caption, so no word will ever change them.
+
+    Raises:
+        UserError: region rows of another width, or training with gradient checkpointing, which keeps no memory.
+    """
+    mask = context.mask
+    if mask.shape[1] == 0:
+        return _empty_memory(model, mask)
+    cache = DynamicCache()
+    model.bert(
+        context.tag_ids,
+        token_type_ids=context.tag_token_type_ids,
+        # The three-dimensional form is the one that is safe for an image with neither tags nor regions.
+        attention_mask=mask[:, None, :].expand(-1, mask.shape[1], -1),
+        region_features=context.region_features,
+        position_ids=context.tag_position_ids,
+        past_key_values=cache,
+    )
+    layers: list[Any] = list(cache.layers)
+    return ContextMemory(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers), mask)
+
+
+def _empty_memory(model: VinVLForCaptioning, mask: Tensor) -> ContextMemory:
+    config, weight = model.config, model.bert.embeddings.word_embeddings.weight
+    heads = config.num_attention_heads
+    nothing = weight.new_zeros(mask.shape[0], heads, 0, config.hidden_size // heads)
+    return ContextMemory((nothing,) * config.num_hidden_layers, (nothing,) * config.num_hidden_layers, mask)
+
+
+# Keys and values of caption tokens in one layer, each (B, N, heads, P, H / heads).
+KeysValues = tuple[Tensor, Tensor]
+
+
+def embed_words(model: VinVLForCaptioning, words: Tensor, positions: Tensor) -> Tensor:
+    """Embedded caption tokens (B, N, Q, H) of ids (B, N, Q) at positions (Q,); captions have token type 0."""
+    flat = words.flatten(0, 1)  # (B·N, Q)
+    embedded = model.bert.embeddings(input_ids=flat, position_ids=positions[None].expand(len(flat), -1))
+    return embedded.unflatten(0, words.shape[:2])
+
+
+def run_layers(
+    model: VinVLForCaptioning,
+    hidden: Tensor,
+    memory: ContextMemory,
+    earlier: tuple[KeysValues, ...] | None,
+    caption_mask: Tensor,
+) -> tuple[Tensor, tuple[KeysValues, ...]]:
+    """Pass new caption tokens through all layers.
+
+    Nothing is written in place, so that gradients flow through any number of calls, and the context is never copied:
+    all captions of an image read one set of keys and values.
+
+    Args:
+        hidden: (B, N, Q, H) embedded tokens.
+        memory: of the B images.
+        earlier: for each layer what this function returned for the P tokens before, or None where P = 0.
+        caption_mask: (Q, P + Q) bool, which caption tokens each new token attends to; all attend to the whole context.
+
+    Returns:
+        hidden states (B, N, Q, H), and for each layer keys and values of the P + Q tokens.
+    """
+    context_bias = _bias(memory.mask, hidden.dtype)[:, None, None, None, :]  # (B, 1, 1, 1, C)
+    caption_bias = _bias(caption_mask, hidden.dtype)  # (Q, P + Q)
+    bias = torch.cat(
+        [
+            context_bias.expand(-1, -1, -1, hidden.shape[2], -1),
+            caption_bias.expand(len(hidden), 1, 1, *caption_bias.shape),
+        ],
+        dim=-1,
+    )  # (B, 1, 1, Q, C + P + Q)
+    kept: list[KeysValues] = []
+    layer: Any  # a BertLayer
+    for index, layer in enumerate(model.bert.encoder.layer):
+        attended, keys_values = _attend(
+            layer.attention.self,
+            hidden,
+            memory.keys[index],
+            memory.values[index],
+            None if earlier is None else earlier[index],
+            bias,
+        )
+        hidden = layer.feed_forward_chunk(layer.attention.output(attended, hidden))
+        kept.append(keys_values)
+    return hidden, tuple(kept)
+
+
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to attention scores: 0 where `mask` is true, else the lowest number."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask.bool(), torch.finfo(dtype).min)
+
+
+def _attend(
+    attention: Any,
+    hidden: Tensor,
+    context_keys: Tensor,
+    context_values: Tensor,
+    earlier: KeysValues | None,
+    bias: Tensor,
+) -> tuple[Tensor, KeysValues]:
+    """One layer's self-attention, before its output projection: one softmax over the context and the own caption.
+
+    Scores over the context come from one product per image, with the N·Q queries of its captions as rows; those over
+    the captions from one product per caption. Only the scores are joined.
+    """
+    images, captions, new = hidden.shape[:3]
+    heads, size = attention.num_attention_heads, attention.attention_head_size
+
+    def split(states: Tensor) -> Tensor:  # (B, N, Q, H) → (B, N, heads, Q, H / heads)
+        return states.view(images, captions, new, heads, size).transpose(2, 3)
+
+    query, keys, values = (split(part(hidden)) for part in (attention.query, attention.key, attention.value))
+    query = query / math.sqrt(size)
+    if earlier is not None:
+        keys, values = torch.cat([earlier[0], keys], dim=3), torch.cat([earlier[1], values], dim=3)
+
+    by_image = query.transpose(1, 2).reshape(images, heads, captions * new, size)
+    on_context = (by_image @ context_keys.transpose(-1, -2)).view(images, heads, captions, new, -1).transpose(1, 2)
+    on_caption = query @ keys.transpose(-1, -2)  # (B, N, heads, Q, P + Q)
+    scores = torch.cat([on_context, on_caption], dim=-1) + bias
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+    weights = F.dropout(weights, attention.dropout.p, attention.training)
+
+    length = context_keys.shape[2]
+    for_context = weights[..., :length].transpose(1, 2).reshape(images, heads, captions * new, length)
+    from_context = (for_context @ context_values).view(images, heads, captions, new, size).transpose(1, 2)
+    attended = from_context + weights[..., length:] @ values  # (B, N, heads, Q, H / heads)
+    return attended.transpose(2, 3).reshape(images, captions, new, heads * size), (keys, values)
+
+
+# One word at a time: the logits of the next word after given captions, with memory of the earlier words.
+#
+# The caption so far is followed by a [MASK] whose logits are those of the next word. The mask itself is forgotten.
+
+
+class WordStepper:
+    """Captions of B images under construction, N of each image; N may change from step to step.
+
+    Tags and regions are encoded once, and each step feeds the last word and a mask.
+    """
+
+    def __init__(self, model: VinVLForCaptioning, context: CaptionContext, mask_token_id: int) -> None:
+        self._model = model
+        self._mask_token_id = mask_token_id
+        self._memory = encode_context(model, context)
+        self._words: tuple[KeysValues, ...] | None = None
+        self._length = 0
+
+    def next_logits(self, words: Tensor) -> Tensor:
+        """Append `words` (B, N) int64, the begin token first, and return the next word's logits (B, N, V) float32."""
+        new = torch.stack([words, torch.full_like(words, self._mask_token_id)], dim=-1)  # (B, N, 2)
+        positions = torch.arange(self._length, self._length + 2, device=words.device)
+        caption_mask = torch.ones(2, self._length + 2, dtype=torch.bool, device=words.device)
+        caption_mask[0, -1] = False  # the word does not see the mask after it
+        hidden, kept = run_layers(
+            self._model, embed_words(self._model, new, positions), self._memory, self._words, caption_mask
+        )
+        self._words = tuple((keys[..., :-1, :], values[..., :-1, :]) for keys, values in kept)
+        self._length += 1
+        return self._model.cls(hidden[:, :, 1]).float()
+
+    def choose(self, parents: Tensor) -> None:
+        """Continue with captions `parents` (B, n) int64, numbers within each image; they may repeat or be left out."""
+        assert self._words is not None
+        images = torch.arange(len(parents), device=parents.device)[:, None]
+        self._words = tuple((keys[images, parents], values[images, parents]) for keys, values in self._words)
+
+    def keep_images(self, images: Tensor) -> None:
+        """Go on with the images of these numbers, (b,) int64, only."""
+        self._memory = self._memory.select(images)
+        if self._words is not None:
+            self._words = tuple((keys[images], values[images]) for keys, values in self._words)

@@ -1,0 +1,253 @@
+"""Find and open other people's weight files: a folder, a single file, or a name on the Hugging Face hub."""
+
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vinvl.run.errors import UserError
+from vinvl.run.files import json_object
+from vinvl.run.tensor_files import load_tensor_file, plain_tensors
+
+# The names that tensors have in published, older and MMF's weight files, as the names of our models.
+
+
+DATA_PARALLEL = re.compile(r"^module\.")
+MMF_MODEL = re.compile(r"^(?:model\.)?vinvl\.")
+# MMF's `vinvl` model. Its projection of regions is a Sequential; its heads bring a pooler of their own, BERT's, which
+# stands where the encoder's does here; without hidden layers (num_layers 0) a head is that pooler and one Linear.
+# A head with hidden layers (dropout, dense, GELU, layer norm, before the Linear) is none of ours: its names stay as
+# they are and nothing takes them. The layer norm of MMF's word head has the epsilon 1e-5, ours the encoder's.
+MMF_NAMES = (
+    (re.compile(r"^bert\.img_embedding\.0\."), "bert.img_embedding."),
+    (re.compile(r"^bert\.img_embedding\.1\."), "bert.LayerNorm."),
+    (re.compile(r"^classifier\.pooler\."), "bert.pooler."),
+    (re.compile(r"^classifier\.classifier\.0\."), "classifier."),
+    (re.compile(r"^mlm_head\.cls\."), "cls."),
+    (re.compile(r"^contrast_head\.contrast_head\.pooler\."), "bert.pooler."),
+    (re.compile(r"^contrast_head\.contrast_head\.classifier\.0\."), "cls.seq_relationship."),
+)
+OLD_NAMES = (
+    (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
+    (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
+)
+WORD_BIAS, DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
+
+
+def by_modern_names(tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by our names without "bert.", and for each such name the one in the file.
+
+    Raises:
+        UserError: two names in the file mean one tensor, and its numbers are not the same.
+    """
+    originals: dict[str, str] = {}
+    for original in tensors:
+        name = modern_name(original).removeprefix("bert.")
+        if not name.endswith("embeddings.position_ids"):  # a constant 0, 1, 2, … that older releases saved
+            other = originals.setdefault(name, original)
+            if other != original and not same_numbers(tensors[other], tensors[original]):
+                raise UserError(
+                    f"{file}: '{other}' and '{original}' mean the same tensor, and their numbers are not the same: "
+                    "leave one of the two out of the file."
+                )
+    if DECODER_BIAS in originals:  # one tensor under two names in transformers' BERT
+        bias = originals.get(WORD_BIAS)
+        if bias is None:
+            originals[WORD_BIAS] = originals.pop(DECODER_BIAS)
+        elif same_numbers(tensors[originals[DECODER_BIAS]], tensors[bias]):
+            del originals[DECODER_BIAS]  # said under the other name already
+    return {name: tensors[original] for name, original in originals.items()}, originals
+
+
+def same_numbers(first: Tensor, second: Tensor) -> bool:
+    """`torch.equal` for tensors of a file, which may be of two types."""
+    return first.shape == second.shape and bool((first == second).all())
+
+
+def modern_name(name: str) -> str:
+    """Our name of a tensor; a name that is nobody's comes back as it is."""
+    name = DATA_PARALLEL.sub("", name)
+    renamings: tuple[tuple[re.Pattern[str], str], ...] = OLD_NAMES
+    if MMF_MODEL.match(name):
+        name, renamings = MMF_MODEL.sub("", name), (*MMF_NAMES, *OLD_NAMES)
+    for pattern, ours in renamings:
+        name = pattern.sub(ours, name)
+    return name
+
+
+def mmf_tensors(content: object) -> dict[str, Any] | None:
+    """The tensors, with MMF's names, in what a checkpoint of MMF's `vinvl` holds; None if it is no such checkpoint."""
+    if not isinstance(content, dict):
+        return None
+    for table in (content.get("state_dict"), content.get("model"), content):
+        if isinstance(table, dict) and any(MMF_MODEL.match(DATA_PARALLEL.sub("", str(name))) for name in table):
+            return table
+    return None
+
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+TRAINING_CHECKPOINT = ".ckpt"
+LONGEST_NAME = 100  # of a shard
+OBJECTS_SHOWN = 5  # of a file that holds more than tensors
+WEIGHT_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where a checkpoint lies, and what is said of it.
+
+    Attributes:
+        config: its config.json, {} if it has none; of a training checkpoint of ours its `model_config`.
+        training: of a training checkpoint of ours the records "hyper_parameters" and "vinvl"; {} of others.
+    """
+
+    name: str
+    weights: Path
+    config: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def find_checkpoint(init: str | Path) -> CheckpointFiles:
+    """The files of a checkpoint.
+
+    Args:
+        init: a folder with config.json and weights (model.safetensors or pytorch_model.bin, whole or in shards), one
+            weight file, a training checkpoint (.ckpt) that `vinvl.train` or MMF wrote, or the name of a model on the
+            Hugging Face hub, which is downloaded once and then cached (the environment variable HF_HUB_OFFLINE=1 allows
+            only cached ones).
+
+    Raises:
+        UserError: there is no such folder, file or model, or it holds no weights.
+    """
+    path = Path(init).expanduser()
+    if path.is_file() and path.suffix == TRAINING_CHECKPOINT:
+        training = _training_records(path)
+        return CheckpointFiles(str(init), path, training.get("hyper_parameters", {}).get("model_config", {}), training)
+    if path.is_file():
+        return CheckpointFiles(str(init), path, _read_json(path.parent / "config.json"))
+    if path.is_dir():
+        for name in WEIGHT_FILES + WEIGHT_INDEX_FILES:
+            if (path / name).is_file():
+                return CheckpointFiles(str(init), path / name, _read_json(path / "config.json"))
+        raise UserError(f"{path} holds no weights; it needs a file {' or '.join(WEIGHT_FILES)}.")
+    if isinstance(init, Path) or path.is_absolute() or init.startswith((".", "~")) or init.count("/") > 1:
+        raise UserError(f"There is no model folder {path}; give one that exists or a name on the Hugging Face hub.")
+    return _download(init)
+
+
+def load_published_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .bin or .ckpt file (or of a .index.json over shards), by name, on the CPU.
+
+    Of a training checkpoint, ours (.ckpt) or MMF's, the model's tensors. Pickled files (.bin, .ckpt) are read by
+    torch's restricted loader, which builds tensors and runs no code of the file.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds anything but named tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no weight file {path}.")
+    if path.name.endswith(".index.json"):
+        return _of_shards(path)
+    if path.suffix == ".safetensors":
+        try:
+            return plain_tensors(load_file(path), str(path))
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} is not a sound safetensors file ({error}); copy or save it again.") from None
+    content = _unpickled(path)
+    of_mmf = mmf_tensors(content)
+    if of_mmf is not None:
+        content = of_mmf
+    elif path.suffix == TRAINING_CHECKPOINT:
+        _refuse_foreign_training(path, content)
+        names = [name for name in content["state_dict"] if str(name).startswith("model.")]
+        content = {name.removeprefix("model."): content["state_dict"][name] for name in names}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no table of named tensors; give the weights alone, as save_pretrained writes them.")
+    return plain_tensors(content, str(path))
+
+
+def _of_shards(path: Path) -> dict[str, Tensor]:
+    named = _read_json(path).get("weight_map")
+    # Bare names: an index may not point elsewhere, nor to an index.
+    shards = {Path(str(name)).name for name in named.values()} if isinstance(named, dict) else set()
+    if not shards or any(name.endswith(".json") or len(name) > LONGEST_NAME for name in shards):
+        raise UserError(f"{path} is no index of weight files; get the file again.")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(shards):
+        for name, tensor in load_published_state_dict(path.parent / shard).items():
+            if name in tensors and not same_numbers(tensors[name], tensor):
+                raise UserError(f"{path.parent / shard} has other numbers for {name!r} than a shard before it.")
+            tensors[name] = tensor
+    return tensors
+
+
+def _unpickled(path: Path, mmap: bool = False) -> Any:
+    try:
+        return load_tensor_file(path, mmap=mmap)
+    except Exception:  # a hostile or damaged pickle may make the restricted loader raise anything
+        objects = _objects_in(path)
+        found = f" (objects of {', '.join(objects)}, which may run programs)" if objects else ""
+        raise UserError(
+            f"{path} is damaged or holds more than tensors{found}, so it was not opened; get it from its source again "
+            "or, where you trust it and the code that wrote it, save its weights alone with torch.save or as "
+            "model.safetensors."
+        ) from None
+
+
+def _objects_in(path: Path) -> list[str]:
+    """Names of what a pickled file would have called or made, [] where it cannot be told; nothing is run."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:OBJECTS_SHOWN]
+    except Exception:  # as above
+        return []
+
+
+def _training_records(path: Path) -> dict[str, Any]:
+    content = _unpickled(path, mmap=zipfile.is_zipfile(path))  # the tensors are read later
+    if mmf_tensors(content) is not None:
+        return {}
+    _refuse_foreign_training(path, content)
+    return {name: content[name] for name in ("hyper_parameters", "vinvl") if isinstance(content.get(name), dict)}
+
+
+def _refuse_foreign_training(path: Path, content: Any) -> None:
+    parameters = content.get("hyper_parameters") if isinstance(content, dict) else None
+    configured = isinstance(parameters, dict) and isinstance(parameters.get("model_config"), dict)
+    if not configured or not isinstance(content.get("state_dict"), dict):
+        raise UserError(f"{path} is no training checkpoint of vinvl.train: give one, or a model folder.")
+
+
+def _download(name: str) -> CheckpointFiles:
+    missing = ""
+    for file_name in WEIGHT_FILES:
+        try:
+            config = _read_json(Path(hf_hub_download(name, "config.json")))
+            return CheckpointFiles(name, Path(hf_hub_download(name, file_name)), config)
+        except EntryNotFoundError as error:  # this file is not there (or not cached), the next may be
+            missing = _first_line(error)
+        except (OSError, ValueError, RuntimeError) as error:  # what the hub's client raises: network, name, access
+            missing = _first_line(error)
+            break
+    raise UserError(
+        f"{name!r} is no folder here and could not be had from the Hugging Face hub either ({missing}); check the name "
+        "or give the path of a model folder."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json_object(path) if path.is_file() else {}

@@ -1,0 +1,417 @@
+"""Start a model from other weights: plain BERT, a published Oscar or VinVL checkpoint, or a folder of ours."""
+
+import copy
+import logging
+import re
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vinvl.models.config import VinVLConfig, refuse_wrong_fields
+from vinvl.models.weight_files import CheckpointFiles, by_modern_names, find_checkpoint, load_published_state_dict
+from vinvl.run.errors import UserError, printable
+
+# An answer head's rows are answers: from a checkpoint's head to another list of answers, by their texts.
+
+
+NEW = -1  # no row there
+NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class AnswerRows:
+    """Which row of a checkpoint's head each answer takes.
+
+    Attributes:
+        there: the answers of the checkpoint's head, by row.
+        here: those of the model to build.
+        rows: for each of `here` its row there, or `NEW`.
+    """
+
+    there: tuple[str, ...]
+    here: tuple[str, ...]
+    rows: tuple[int, ...]
+
+    @classmethod
+    def anew(cls, answers: Sequence[str]) -> Self:
+        """All of them new."""
+        return cls((), tuple(answers), (NEW,) * len(answers))
+
+    @property
+    def new(self) -> list[str]:
+        """Answers without a row there: theirs are random."""
+        return [answer for answer, row in zip(self.here, self.rows, strict=True) if row == NEW]
+
+    @property
+    def kept(self) -> int:
+        """How many answers have a row there."""
+        return len(self.here) - len(self.new)
+
+    @property
+    def dropped(self) -> list[str]:
+        """Answers of the checkpoint whose rows are not used."""
+        used = set(self.rows)
+        return [answer for row, answer in enumerate(self.there) if row not in used]
+
+    def place(self, source: str, found: MutableMapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        """Puts the head's rows of `found`, a checkpoint's tensors by our names, into the order of `here`.
+
+        New rows are those of `own`, the model's fresh tensors. Where no answer is kept the head is left out altogether.
+
+        Raises:
+            UserError: the checkpoint `source` names more or fewer answers than its head has rows.
+        """
+        if not self.kept:
+            for name in [name for name in found if name.startswith("classifier.")]:
+                del found[name]
+            return
+        target = torch.tensor([number for number, row in enumerate(self.rows) if row != NEW])
+        row_there = torch.tensor([row for row in self.rows if row != NEW])
+        for name in output_layer(found):
+            if len(found[name]) != len(self.there):
+                raise UserError(
+                    f"{source} has a head of {len(found[name]):,} answers and names {len(self.there):,}: get it again."
+                )
+            if name in own and own[name].shape == (len(self.here), *found[name].shape[1:]):
+                rows = own[name].detach().clone()
+                rows[target] = found[name][row_there].to(rows.dtype)
+                found[name] = rows
+
+    def __str__(self) -> str:
+        if not self.kept:
+            return "none of those there, the head begins anew"
+        parts = [f"{self.kept:,} kept by their texts"]
+        for what, names in (("new, randomly initialised", self.new), ("not used", self.dropped)):
+            if names:
+                more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+                parts.append(f"{len(names):,} {what} ({', '.join(map(repr, names[:NAMES_SHOWN]))}{more})")
+        return ", ".join(parts)
+
+
+def output_layer(found: Mapping[str, Tensor]) -> list[str]:
+    """The tensors of an answer head that have a row per answer: of its only or last linear layer."""
+    layers = {int(match[1] or -1) for name in found if (match := re.match(r"classifier\.(?:(\d+)\.)?weight$", name))}
+    if not layers:
+        return []
+    prefix = "classifier." if max(layers) < 0 else f"classifier.{max(layers)}."
+    return [name for name in (f"{prefix}weight", f"{prefix}bias") if name in found and found[name].dim() > 0]
+
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+logger = logging.getLogger(__name__)
+
+ENCODER_PARTS = ("embeddings.", "encoder.", "pooler.", "img_embedding.", "LayerNorm.")
+REQUIRED_PARTS = ("embeddings.", "encoder.")  # an encoder of which a part of these is random is a mistake, not a start
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size", "img_feature_dim",
+)  # fmt: skip
+WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+WORD_DECODER, WORD_BIAS = "cls.predictions.decoder.weight", "cls.predictions.bias"
+LAYER = re.compile(r"encoder\.layer\.(\d{1,9})\.")
+KNOWN_MODEL_TYPES = ("bert", "vinvl")
+
+
+@dataclass(frozen=True)
+class LoadingReport:
+    """What became of every tensor: names as in the model (`loaded`, `missing`, `resized`) or the file (`unused`)."""
+
+    source: str
+    loaded: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # randomly initialised: the file has no such tensor
+    resized: tuple[str, ...] = ()  # randomly initialised: the head in the file is of another size
+    unused: tuple[str, ...] = ()
+    image_layernorm: bool | None = None  # set from the checkpoint, where it has an image projection
+    renamed: tuple[tuple[str, str], ...] = ()  # of the loaded, those with another name there: (there, here)
+    answers: AnswerRows | None = None  # how the head's rows were matched, where they were
+
+    def __str__(self) -> str:
+        lines = [f"started from {self.source}: {len(self.loaded)} tensors loaded"]
+        if self.image_layernorm is not None:
+            lines.append(f"  image layer norm, as in the checkpoint: {'on' if self.image_layernorm else 'off'}")
+        if self.answers is not None:
+            lines.append(f"  answers: {self.answers}")
+        # That a file writes "bert." before its names, or does not, tells nobody anything.
+        renamed = [f"{old} → {new}" for old, new in self.renamed if _bare(old) != _bare(new)]
+        for title, names in (
+            ("under another name there", renamed),
+            ("new, randomly initialised", self.missing),
+            ("of another size there, randomly initialised", self.resized),
+            ("not used", self.unused),
+        ):
+            if names:
+                rest = f" and {len(names) - 6} more" if len(names) > 6 else ""
+                lines.append(f"  {title} ({len(names)}): {', '.join(names[:6])}{rest}")
+        return "\n".join(map(printable, lines))
+
+    def rows(self) -> list[str]:
+        """What became of every tensor, a line each: the word for it, a tab, and its name (old → new where renamed)."""
+        old = {new: old for old, new in self.renamed}
+        loaded = [f"renamed\t{old[name]} → {name}" if name in old else f"loaded\t{name}" for name in self.loaded]
+        rest: tuple[tuple[str, Sequence[str]], ...]
+        rest = (("missing", self.missing), ("resized", self.resized), ("unused", self.unused))
+        if self.answers is not None:
+            rest += (("new answer", self.answers.new), ("answer not used", self.answers.dropped))
+        rows = loaded + [f"{word}\t{name}" for word, names in rest for name in names]
+        return ["\t".join(map(printable, row.split("\t", 1))) for row in rows]
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("bert.")
+
+
+def initialise(
+    model_class: type[Model], config: VinVLConfig, init: str | Path | None, *, strict_head: bool = False
+) -> Model:
+    """`initialise_with_report` for callers who read the report in the log (level INFO)."""
+    model, report = initialise_with_report(model_class, config, init, strict_head=strict_head)
+    if init is not None:
+        logger.info("%s", report)
+    return model
+
+
+def initialise_with_report(
+    model_class: type[Model], config: VinVLConfig, init: str | Path | None, *, strict_head: bool = False
+) -> tuple[Model, LoadingReport]:
+    """A new model with the weights of `init` wherever it has them.
+
+    Keys may be the published ones, older or MMF's (see `key_names`), with or without the prefix "bert.". A head is
+    taken whole or not at all; `cls.predictions` and `cls.seq_relationship` are two heads. Whether the projected regions
+    are layer-normed, and its epsilon, follow a checkpoint that has an image projection, as in the published
+    fine-tuning; `model.config` then says so.
+
+    Args:
+        model_class: `VinVLModel`, `VinVLForAnswering`, or another model whose encoder is called `bert`.
+        config: the model to build; not changed.
+        init: None for BERT's random initialisation, else what `find_checkpoint` takes.
+        strict_head: refuse, instead of starting the head at random, where the checkpoint's head does not fit.
+
+    Raises:
+        UserError: a configuration that cannot be built, no such checkpoint, another architecture or size, no or only
+            some encoder weights, or (with `strict_head`) another head.
+    """
+    if init is None:
+        model = _build(model_class, config)
+        return model, LoadingReport("random weights", missing=tuple(sorted(model.state_dict())))
+    files = find_checkpoint(init)
+    tensors = load_published_state_dict(files.weights)
+    return initialise_from_tensors(model_class, config, files, tensors, strict_head=strict_head)
+
+
+def initialise_from_tensors(
+    model_class: type[Model],
+    config: VinVLConfig,
+    files: CheckpointFiles,
+    tensors: Mapping[str, Tensor],
+    *,
+    strict_head: bool = False,
+    answers: AnswerRows | None = None,
+) -> tuple[Model, LoadingReport]:
+    """`initialise_with_report` for a checkpoint whose tensors have been read already.
+
+    `answers`: where the head's answers have their rows in the checkpoint's head; None: its rows stand as they are.
+    """
+    found, originals = by_modern_names(tensors, files.name)
+    _refuse_other_encoder(files, found, config)
+    config, follows = _follow_image_layernorm(files, found, config)
+
+    model = _build(model_class, config)
+    # The model's names without "bert.", each with its full name and tensor.
+    own = {name.removeprefix("bert."): (name, tensor) for name, tensor in model.state_dict().items()}
+    _share_word_decoder(config, found, originals, own)
+    _refuse_incomplete_encoder(files, found, own)
+    if answers is not None:
+        answers.place(files.name, found, {name: tensor for name, (_, tensor) in own.items()})
+    missing, resized = _unfit(files, found, {name: tensor for name, (_, tensor) in own.items()})
+    if strict_head:
+        _refuse_other_head(files, found, own, missing, resized)
+
+    loaded = {full: found[name] for name, (full, _) in own.items() if name not in missing and name not in resized}
+    model.load_state_dict(loaded, strict=False)
+    used = {name for name, (full, _) in own.items() if full in loaded}
+    return model, LoadingReport(
+        files.name,
+        loaded=tuple(sorted(loaded)),
+        missing=tuple(sorted(own[name][0] for name in missing)),
+        resized=tuple(sorted(own[name][0] for name in resized)),
+        unused=tuple(sorted(original for name, original in originals.items() if name not in used | set(resized))),
+        image_layernorm=follows,
+        renamed=tuple(sorted((originals[_bare(full)], full) for full in loaded if originals[_bare(full)] != full)),
+        answers=answers,
+    )
+
+
+def _build(model_class: type[Model], config: VinVLConfig) -> Model:
+    try:
+        return model_class(config)
+    except (ValueError, ImportError) as error:  # an attention implementation that is unknown or not installed
+        raise UserError(f"The model cannot be built from its configuration: {' '.join(str(error).split())}") from error
+
+
+def encoder_is_there(files: CheckpointFiles, found: Mapping[str, Tensor]) -> None:
+    """Refuses weights of which none is an encoder's, or that another architecture has.
+
+    Raises:
+        UserError: names the architecture, or a tensor.
+    """
+    model_type = files.config.get("model_type", "bert")
+    if model_type not in KNOWN_MODEL_TYPES:
+        raise UserError(f"{files.name} is a {model_type!r} model; VinVL starts from BERT, Oscar or VinVL weights.")
+    layers = {int(match[1]) for name in found if (match := LAYER.match(name))}
+    if layers != set(range(len(layers))) or any(not tensor.numel() for tensor in found.values()):
+        raise UserError(f"{files.name} lacks layers, or holds tensors without numbers; is the file whole?")
+    if not any(name.startswith(REQUIRED_PARTS) for name in found):
+        example = f" (its first is {next(iter(found))!r})" if found else ""
+        raise UserError(f"{files.name}: none of the {len(found)} tensors is an encoder weight{example}; is it a BERT?")
+
+
+def _refuse_other_encoder(files: CheckpointFiles, found: Mapping[str, Tensor], config: VinVLConfig) -> None:
+    encoder_is_there(files, found)
+    differences = [
+        f"{field} is {value} there and {getattr(config, field)} here"
+        for field, value in encoder_sizes(files.config, found).items()
+        if value != getattr(config, field)
+    ]
+    if differences:
+        raise UserError(
+            f"The encoder in {files.name} does not fit the model: {'; '.join(differences)}; choose the model "
+            "configuration that fits the checkpoint, or another checkpoint."
+        )
+
+
+def encoder_sizes(published: Mapping[str, Any], found: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint says of its encoder, by configuration field: its tensors first, config.json for the rest.
+
+    Args:
+        published: its config.json.
+        found: its tensors, as `by_modern_names` calls them.
+    """
+    sizes = {
+        field: published[field]
+        for field in ("num_attention_heads", "hidden_act", "layer_norm_eps")
+        if published.get(field) is not None
+    }
+    for name, axis, field in (
+        ("embeddings.word_embeddings.weight", 0, "vocab_size"),
+        ("embeddings.word_embeddings.weight", 1, "hidden_size"),
+        ("embeddings.position_embeddings.weight", 0, "max_position_embeddings"),
+        ("embeddings.token_type_embeddings.weight", 0, "type_vocab_size"),
+        ("encoder.layer.0.intermediate.dense.weight", 0, "intermediate_size"),
+        ("img_embedding.weight", 1, "img_feature_dim"),
+    ):
+        if name in found and found[name].dim() == 2:
+            sizes[field] = found[name].shape[axis]
+    layers = {int(match[1]) for name in found if (match := LAYER.match(name))}
+    return sizes | ({"num_hidden_layers": max(layers) + 1} if layers else {})
+
+
+def _follow_image_layernorm(
+    files: CheckpointFiles, found: Mapping[str, Tensor], config: VinVLConfig
+) -> tuple[VinVLConfig, bool | None]:
+    if "img_embedding.weight" not in found:
+        return config, None
+    config = copy.deepcopy(config)
+    config.use_img_layernorm = "LayerNorm.weight" in found
+    said = {"img_layer_norm_eps": files.config.get("img_layer_norm_eps", config.img_layer_norm_eps)}
+    refuse_wrong_fields(said, f"The configuration of {files.name}")
+    config.img_layer_norm_eps = said["img_layer_norm_eps"]
+    return config, config.use_img_layernorm
+
+
+def refuse_other_sizes(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Holds fields of `VinVLConfig` in a training checkpoint against its tensors, before a model of them is built.
+
+    Raises:
+        UserError: a field cannot be, or no tensor is of the size that it says.
+    """
+    owner = f"The model in {path}"
+    refuse_wrong_fields(fields, owner)
+    hidden = [name for name in fields if not str(name).isidentifier() or str(name).startswith("_")]
+    if hidden:
+        raise UserError(f"{owner} has {str(hidden[0])[:60]!r}, which is no setting of a model: the file is damaged.")
+    lengths = {length for tensor in tensors.values() for length in tensor.shape if tensor.numel()}
+    sizes = {name: fields.get(name) for name in SIZES}
+    if fields.get("classifier") == "mlp":
+        sizes["cls_hidden_scale"] = fields.get("hidden_size", 768) * fields.get("cls_hidden_scale", 3)
+    layers = {match[1] for name in tensors if (match := LAYER.search(name))}
+    for name, value in sizes.items():
+        if value is not None and value not in lengths:
+            raise UserError(f"{owner} has {name} {fields[name]}, and no tensor of that size: the file is damaged.")
+    if fields.get("num_hidden_layers", 12) != len(layers):
+        raise UserError(f"{owner} is of another number of layers than the {len(layers)} of its tensors.")
+
+
+def _refuse_incomplete_encoder(
+    files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str, tuple[str, Tensor]]
+) -> None:
+    required = [name for name in own if name.startswith(REQUIRED_PARTS)]
+    absent = [name for name in required if name not in found]
+    if absent:
+        raise UserError(
+            f"{files.name} lacks {len(absent)} of the {len(required)} encoder weights, among them {absent[0]!r}; is "
+            "the file whole?"
+        )
+
+
+def _share_word_decoder(
+    config: VinVLConfig, found: dict[str, Tensor], originals: dict[str, str], own: dict[str, tuple[str, Tensor]]
+) -> None:
+    """Settle which tensor decodes words, for files and models that do and do not tie it to the word embeddings."""
+    if WORD_DECODER not in own:
+        return
+    if config.tie_word_embeddings:  # it is the embeddings, whatever else the file holds under its name
+        own.pop(WORD_DECODER)
+        originals.pop(WORD_DECODER, None)
+    elif WORD_BIAS in found and WORD_DECODER not in found and WORD_EMBEDDINGS in found:
+        found[WORD_DECODER] = found[WORD_EMBEDDINGS]  # a tied model, saved without the second name
+        originals[WORD_DECODER] = originals[WORD_EMBEDDINGS]
+
+
+def _unfit(files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[set[str], set[str]]:
+    """Names of the model that the checkpoint cannot fill: those it lacks, and heads that it has in another size."""
+    missing = {name for name in own if name not in found}
+    other_shape = {name for name in own if name in found and found[name].shape != own[name].shape}
+    encoder_mismatch = sorted(name for name in other_shape if name.startswith(ENCODER_PARTS))
+    if encoder_mismatch:
+        name = encoder_mismatch[0]
+        raise UserError(
+            f"The encoder in {files.name} does not fit the model: {name!r} is {tuple(found[name].shape)} there and "
+            f"{tuple(own[name].shape)} here; choose another checkpoint."
+        )
+    # A head of which one part does not fit is of no use in the other parts.
+    heads = {_head_of(name) for name in missing | other_shape if not name.startswith(ENCODER_PARTS)}
+    resized = {name for name in own if _head_of(name) in heads and name in found}
+    return missing, resized
+
+
+def _head_of(name: str) -> str:
+    """The head that a tensor belongs to; `cls` holds two, for words and for pairs, each of use without the other."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "cls" else parts[0]
+
+
+def _refuse_other_head(
+    files: CheckpointFiles,
+    found: Mapping[str, Tensor],
+    own: Mapping[str, tuple[str, Tensor]],
+    missing: set[str],
+    resized: set[str],
+) -> None:
+    for name in sorted(resized):
+        there, here = tuple(found[name].shape), tuple(own[name][1].shape)
+        if there != here:
+            raise UserError(
+                f"The head in {files.name} is of another size: {name!r} is {there} there and {here} here; use the "
+                "answer vocabulary and classifier that the checkpoint was trained with."
+            )
+    absent = sorted(name for name in missing if not name.startswith(ENCODER_PARTS))
+    if absent:
+        raise UserError(
+            f"{files.name} has no head for this task: {absent[0]!r} is not in it; give a checkpoint that was trained "
+            "for the task."
+        )

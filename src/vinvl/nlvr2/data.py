@@ -1,0 +1,135 @@
+"""NLVR2: statements over two images, true or false."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vinvl.data.batch import Batch, Example, class_labels, collate
+from vinvl.data.commonest import Commonest
+from vinvl.data.inputs import PlacedImage, RegionText
+from vinvl.data.module import RegionDataModule, no_annotations
+from vinvl.data.records import plain
+from vinvl.data.sampling import Draw
+from vinvl.data.text import RaggedTokens, truncated_lengths
+from vinvl.nlvr2.files import NLVR2Records, read_nlvr2
+from vinvl.nlvr2.metric import is_official
+from vinvl.run.errors import UserError
+
+Pair = tuple[Example, Example]
+
+
+class NLVR2Dataset(Dataset[Pair]):
+    """One split: item i is statement i with its left and with its right image."""
+
+    def __init__(
+        self, records: NLVR2Records, statement_tokens: RaggedTokens, images: np.ndarray, region_text: RegionText
+    ) -> None:
+        """`images` (N, 2) int64: where left and right image lie in the store."""
+        self.records = records
+        self.statement_tokens = statement_tokens
+        self.images = images
+        self.region_text = region_text
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, draw: Draw) -> Pair:
+        index = draw.index
+        left, right = (PlacedImage(self.region_text, int(image)) for image in self.images[index])
+        first, second = statement_pair(self.statement_tokens[index], left, right)
+        labels, record = self._labels(index), self.record(index)
+        return replace(first, label_ids=labels, record=record), replace(second, label_ids=labels, record=record)
+
+    def _labels(self, index: int) -> np.ndarray:
+        labels = self.records.labels
+        return np.zeros(0, dtype=np.int64) if labels is None else labels[index : index + 1].astype(np.int64)
+
+    def record(self, index: int) -> dict[str, Any]:
+        """What metrics and result files need of statement `index`."""
+        records = self.records
+        return {
+            "index": index,
+            "identifier": str(records.identifiers[index]),
+            "image_ids": [str(image_id) for image_id in records.image_ids[index]],
+            "sentence": records.sentences[index],
+        }
+
+    def lengths(self) -> np.ndarray:
+        """(N,) int64: tokens and regions of the longer of the two sequences, before truncation of the text."""
+        sides = [self.region_text.image_lengths(self.images[:, side]) for side in (0, 1)]
+        return self.statement_tokens.lengths() + np.maximum(*sides)
+
+    def collate(self, items: Sequence[Pair]) -> Batch:
+        """2B rows, left and right image of each statement in turn, and B labels."""
+        labels = class_labels([left for left, _ in items]) if self.records.labels is not None else None
+        return collate_statements(items, self.region_text.special.pad_token_id, labels)
+
+    def show(self, item: Pair, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        record = item[0].record
+        lines = [f"  identifier  {record['identifier']}", f"  statement  {record['sentence']}"]
+        for side, example in enumerate(item):
+            lines.append(f"  {('left', 'right')[side]} image {record['image_ids'][side]}")
+            image = int(self.images[record["index"], side])
+            lines.extend(f"  {line}" for line in self.region_text.describe(example, image, words(example.input_ids)))
+        label = {0: "False", 1: "True"}.get(int(item[0].label_ids[0]), "") if len(item[0].label_ids) else "(none)"
+        return [*lines, f"  label  {label}"]
+
+
+def statement_pair(statement: np.ndarray, left: PlacedImage, right: PlacedImage) -> Pair:
+    """A statement, (n,) token ids, with each of its images; without labels and record.
+
+    As published: what the tags of the first image cut off the statement stays cut for the second.
+    """
+    text = left.region_text
+    tags = text.tag_ids(left.image)
+    room = text.limits.max_tokens - (3 if len(tags) else 2)
+    kept, _ = truncated_lengths(len(statement), len(tags), room)
+    second = right.region_text.example(statement[:kept], right.image)
+    return text.example(statement, left.image), second
+
+
+def collate_statements(pairs: Sequence[Pair], pad_token_id: int, labels: Tensor | None = None) -> Batch:
+    """2B rows, left and right image of each of B statements in turn."""
+    rows = list(chain.from_iterable(pairs))
+    return replace(collate(rows, pad_token_id=pad_token_id, labels=labels), items=len(pairs))
+
+
+class NLVR2DataModule(RegionDataModule):
+    """Official JSON Lines, a RegionStore and a tokenizer → batches; a split is one file."""
+
+    def read_split(self, split: str) -> NLVR2Records:
+        files = plain(self.split_files(split))
+        if not isinstance(files, str):
+            raise UserError(f"data.splits.{split} is {files!r}: give one file.")
+        return read_nlvr2(files)
+
+    def make_dataset(self, records: NLVR2Records, images: np.ndarray, stage: str) -> NLVR2Dataset:
+        return NLVR2Dataset(records, self.tokens_of(records.sentences), images, self.region_text)
+
+    def commonest_of(self, records: NLVR2Records) -> Commonest:
+        """Under "": True or False, whatever more of the statements are."""
+        labels = records.labels
+        return {} if labels is None else {"": str(bool(2 * np.count_nonzero(labels) >= len(labels)))}
+
+    def check_scorable(self, stage: str) -> None:
+        dataset = self.datasets[stage]
+        if not isinstance(dataset, NLVR2Dataset):
+            return
+        records = dataset.records
+        if records.labels is None:
+            raise no_annotations(self.split_of[stage])
+        own = (
+            [] if stage == "train" else [i for i, name in enumerate(records.identifiers) if not is_official(str(name))]
+        )
+        if own:
+            rank_zero_warn(
+                f"Split '{self.split_of[stage]}': consistency is not computed, for {records.describe(own[0])} does not "
+                "tell by its identifier which statements are one sentence about several pairs of pictures "
+                f"({len(own):,} of {len(records):,} do not read split-set-pair-sentence, dev-308-1-0)."
+            )

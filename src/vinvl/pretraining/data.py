@@ -1,0 +1,460 @@
+"""Pre-training batches: triplets, matched and mismatched, with hidden tokens; all of a batch is made at once."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch.utils.data import Dataset
+
+from vinvl.data.batch import Batch, gather_regions
+from vinvl.data.contracts import RegionDataArguments
+from vinvl.data.inputs import RegionText
+from vinvl.data.module import RegionDataModule
+from vinvl.data.records import checked_entry, plain
+from vinvl.data.sampling import Draw
+from vinvl.data.text import RaggedTokens, load_tokenizer
+from vinvl.models.packing import PackedLayout
+from vinvl.pretraining.corpus.build import ensure_index
+from vinvl.pretraining.corpus.index import Corpus, flat_ranges
+from vinvl.pretraining.corpus.mixture import CorpusShare, Mixture
+from vinvl.pretraining.corpus.rows import RowKind
+from vinvl.pretraining.triplets import (
+    ANSWER,
+    NO_PAIR_LABEL,
+    PairDraws,
+    PairOptions,
+    TokenRows,
+    Triplets,
+    assemble_pairs,
+    mask_tokens,
+    matched_triplets,
+    mismatch,
+)
+from vinvl.run.errors import UserError
+
+# The rows of a corpus mixture with their images: what triplets are made of.
+
+
+BLOCK_ROWS = 1_000_000  # whose lengths are added up at once: bounds the memory of what lies between
+SPECIAL_TOKENS = 3  # [CLS], and a [SEP] after each text
+
+
+class CorpusRows:
+    """Rows of a mixture, all of whose images are in the store; answers questions about many rows at once."""
+
+    def __init__(self, mixture: Mixture, images: np.ndarray, region_text: RegionText) -> None:
+        """`images` (N,) int32: where the image of each row lies in the store."""
+        self.mixture = mixture
+        self.images = images
+        self.region_text = region_text
+        self._lengths = mixture.column("lengths")
+        self._kinds = mixture.column("kinds")
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    @cached_property
+    def _num_regions(self) -> np.ndarray:
+        """(images,) int16, of the store's images; more than it can count are more than any limit anyway."""
+        return np.minimum(self.region_text.store.num_regions, np.iinfo(np.int16).max).astype(np.int16)
+
+    def image_of(self, rows: np.ndarray) -> np.ndarray:
+        """Where the images of rows of any shape lie in the store."""
+        images: np.ndarray = self.images[rows]
+        return images
+
+    def has_second(self, rows: np.ndarray) -> np.ndarray:
+        """Whether rows of any shape have a second text; tags may be withheld."""
+        kinds, given = self._kinds[rows], self._lengths[rows, 1] > 0
+        if not self.region_text.limits.use_tags:
+            return np.asarray(given & (kinds == RowKind.ANSWER))
+        return np.asarray(np.where(kinds == RowKind.STORE_TAGS, self._num_regions[self.images[rows]] > 0, given))
+
+    @cached_property
+    def answer_rows(self) -> np.ndarray:
+        """(A,) int64: the questions."""
+        return np.flatnonzero(self._kinds == RowKind.ANSWER)
+
+    def texts(self, rows: np.ndarray, sides: np.ndarray) -> RaggedTokens:
+        """Token ids of the text (side 0) or the second text (side 1) of each of n rows; tags may be withheld."""
+        kinds = np.where(sides == 1, self._kinds[rows], RowKind.ANSWER)  # a first text is never withheld
+        found = self.mixture.texts(rows, sides)
+        if not self.region_text.limits.use_tags:
+            return _replaced(found, np.flatnonzero(kinds != RowKind.ANSWER), [])
+        from_store = np.flatnonzero(kinds == RowKind.STORE_TAGS)
+        if len(from_store) == 0:
+            return found
+        return _replaced(found, from_store, [self.region_text.tag_ids(int(i)) for i in self.images[rows[from_store]]])
+
+    def lengths(self) -> np.ndarray:
+        """(N,) int16: tokens, cut to the limit, and regions of each row.
+
+        Tags of the store are counted as a token a region, which is enough to put like rows together and spares reading
+        the regions of millions of images.
+        """
+        limits, lengths = self.region_text.limits, np.empty(len(self), dtype=np.int16)
+        for start in range(0, len(self), BLOCK_ROWS):
+            rows = np.arange(start, min(start + BLOCK_ROWS, len(self)))
+            regions = np.minimum(self._num_regions[self.images[rows]], limits.max_regions)
+            second = np.where(self._kinds[rows] == RowKind.STORE_TAGS, regions, self._lengths[rows, 1])
+            second = np.where(self.has_second(rows), second, 0)
+            tokens = np.minimum(self._lengths[rows, 0] + second + SPECIAL_TOKENS, limits.max_tokens)
+            lengths[rows] = tokens + (regions if limits.use_regions else 0)
+        return lengths
+
+
+def _replaced(texts: RaggedTokens, which: np.ndarray, by: list[np.ndarray]) -> RaggedTokens:
+    """The texts with the rows `which` (k,) replaced by `by`, or emptied where that is an empty list."""
+    old = texts.lengths()
+    lengths = old.copy()
+    lengths[which] = [len(tokens) for tokens in by] if by else 0
+    stay = np.ones(len(texts), dtype=bool)
+    stay[which] = False
+    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+    values = np.empty(int(offsets[-1]), dtype=np.int32)
+    values[flat_ranges(offsets[:-1][stay], lengths[stay])] = texts.values[
+        flat_ranges(texts.offsets[:-1][stay], old[stay])
+    ]
+    for row, tokens in zip(which.tolist(), by, strict=False):
+        values[offsets[row] : offsets[row + 1]] = tokens
+    return RaggedTokens(values, offsets)
+
+
+VARIANTS = ("oscar", "mmf", "matched")
+
+
+class PretrainingDataset(Dataset[Draw]):
+    """One split; what is random in a batch depends on (seed, epoch, first item of the batch) alone.
+
+    An item is its draw, and `collate` makes the batch of the draws: a step over the batch costs what a step over one
+    example would.
+
+    Variants: "oscar" makes one triplet of a row, which may be mismatched, with hidden tokens. "mmf" makes 2B of B rows:
+    first the matched ones with hidden tokens and no label, then those that may be mismatched, with labels and nothing
+    hidden. "matched" makes matched ones with hidden tokens alone, for training without contrast.
+    """
+
+    def __init__(
+        self,
+        rows: CorpusRows,
+        *,
+        options: PairOptions,
+        variant: str,
+        mask_probability: float,
+        vocab_size: int,
+        seed: int,
+        one_pass: bool,
+    ) -> None:
+        """
+        Args:
+            rows: the corpus.
+            options: how triplets are mismatched.
+            variant: see the class.
+            mask_probability: share of the tokens that are hidden.
+            vocab_size: random tokens are drawn from 0 … vocab_size - 1.
+            seed: of all draws.
+            one_pass: take every row once, as evaluation does, whatever passes the corpora are given.
+
+        Raises:
+            UserError: mode 2 without questions, or contrast over the rows of a single image.
+        """
+        if options.textb_sample_mode == ANSWER and options.texta_false_prob < 0.5 and not len(rows.answer_rows):
+            raise UserError(
+                "data.textb_sample_mode=2 takes wrong second texts from answers, and no corpus of the split has any: "
+                "add one with questions, or choose mode 0 or 1."
+            )
+        if variant != "matched" and (rows.images == rows.images[0]).all():
+            raise UserError(
+                f"All {len(rows):,} rows of the split are of one image ({rows.mixture.describe(0)} is the first), so "
+                "that none can be mismatched: add rows of other images, or pass data.variant=matched."
+            )
+        self.rows = rows
+        self.options = options
+        self.variant = variant
+        self.mask_probability = mask_probability
+        self.vocab_size = vocab_size
+        self.seed = seed
+        sizes = np.diff(rows.mixture.starts)
+        passes = np.array([1.0 if one_pass else share.passes for share in rows.mixture.shares])
+        # A corpus that is not empty gives an item at least.
+        self._items = np.where(sizes > 0, np.maximum(np.rint(sizes * passes), 1), 0).astype(np.int64)
+        self._item_starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self._items)])
+        weights = np.array([share.loss_weight for share in rows.mixture.shares], dtype=np.float32)
+        self._weights = None if (weights == 1).all() else weights
+
+    @property
+    def num_pair_classes(self) -> int:
+        """Classes of the contrastive label."""
+        return self.options.num_classes(self.rows.region_text.limits.use_tags)
+
+    def __len__(self) -> int:
+        return int(self._item_starts[-1])
+
+    def __getitem__(self, draw: Draw) -> Draw:
+        return draw
+
+    def lengths(self) -> np.ndarray:
+        """(items,) int16: tokens and regions of each item as it is in epoch 0; see `CorpusRows.lengths`."""
+        lengths = self.rows.lengths()
+        if np.array_equal(self._items, np.diff(self.rows.mixture.starts)):
+            return lengths
+        return lengths[self.row_of(np.arange(len(self)), 0)]
+
+    def row_of(self, items: np.ndarray, epoch: int) -> np.ndarray:
+        """(n,) int64: the row behind each item of an epoch; epochs go round a corpus where they left it."""
+        number = np.searchsorted(self._item_starts, items, side="right") - 1
+        starts = self.rows.mixture.starts
+        turned = items - self._item_starts[number] + epoch * self._items[number]
+        return np.asarray(starts[number] + turned % np.diff(starts)[number])
+
+    def collate(self, items: Sequence[Draw]) -> Batch:
+        """The batch of B draws of one epoch: B triplets, or 2B; see `Batch` for the fields, and the class."""
+        epoch, first = items[0].epoch, items[0].index
+        generator = np.random.default_rng((self.seed, epoch, first))
+        rows = self.row_of(np.array([draw.index for draw in items], dtype=np.int64), epoch)
+        triplets = self._triplets(rows, generator)
+        tokens = self._tokens(triplets)
+        maskable = (tokens.text & triplets.mask_first[:, None]) | (tokens.second_text & triplets.mask_second[:, None])
+        input_ids, masked = mask_tokens(
+            tokens.input_ids,
+            maskable,
+            generator.random(maskable.shape),
+            generator.integers(0, self.vocab_size, maskable.shape),
+            self.rows.region_text.special.mask_token_id,
+            self.mask_probability,
+        )
+        parts = [self.rows.region_text.image_regions(int(image)) for image in self.rows.image_of(rows)]
+        parts *= len(triplets.labels) // len(rows)
+        regions = gather_regions(parts)
+        attention_mask = _attention_mask(tokens, np.array([len(part) for part in parts]), regions.slots)
+        contrast = bool((triplets.labels != NO_PAIR_LABEL).any())
+        return Batch(
+            input_ids=torch.from_numpy(input_ids),
+            token_type_ids=torch.from_numpy(tokens.token_type_ids),
+            attention_mask=torch.from_numpy(attention_mask),
+            regions=regions,
+            labels=torch.from_numpy(tokens.input_ids[masked]),
+            records=tuple({"index": row} for row in triplets.image_rows.tolist()),
+            masked_positions=torch.from_numpy(masked),
+            pair_labels=torch.from_numpy(triplets.labels) if contrast else None,
+            loss_weights=self._loss_weights(triplets.image_rows),
+            layout=PackedLayout.of_mask(attention_mask, input_ids.shape[1]),
+            items=len(items),
+        )
+
+    def _triplets(self, rows: np.ndarray, generator: np.random.Generator) -> Triplets:
+        if self.variant == "matched":
+            return matched_triplets(rows, label=NO_PAIR_LABEL)
+        answers = self.rows.answer_rows if self.options.textb_sample_mode == ANSWER else None
+        answers = None if answers is None or len(answers) == 0 else answers
+        draws = PairDraws.draw(len(rows), len(self.rows), answers, generator)
+        mixed = mismatch(rows, draws, self.options, self.num_pair_classes, self.rows.image_of, self.rows.has_second)
+        if self.variant == "oscar":
+            return mixed
+        return matched_triplets(rows, label=NO_PAIR_LABEL) + mixed.unmasked()
+
+    def _tokens(self, triplets: Triplets) -> TokenRows:
+        return assemble_pairs(
+            self.rows.texts(triplets.first_rows, np.zeros_like(triplets.first_rows)),
+            self.rows.texts(triplets.second_rows, triplets.second_sides),
+            max_tokens=self.rows.region_text.limits.max_tokens,
+            special=self.rows.region_text.special,
+        )
+
+    def _loss_weights(self, rows: np.ndarray) -> torch.Tensor | None:
+        if self._weights is None:
+            return None
+        return torch.from_numpy(self._weights[self.rows.mixture.corpus_of(rows)])
+
+    def show(self, item: Draw, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        batch = self.collate([item])
+        lines = [f"  row       {self.rows.mixture.describe(batch.records[0]['index'])}"]
+        for place in range(len(batch)):
+            shown = words(batch.input_ids[place][batch.attention_mask[place, : batch.input_ids.shape[1]]].numpy())
+            lines.append(f"  tokens    {' '.join(shown)}")
+        assert batch.labels is not None
+        lines.append(f"  hidden    {' '.join(words(batch.labels.numpy())) or '(none)'}")
+        if batch.pair_labels is not None:
+            lines.append(f"  label     {int(batch.pair_labels[-1])} (0 is matched)")
+        lines.append(f"  regions   {batch.regions.slots} rows of {batch.region_features.shape[2]} numbers")
+        return lines
+
+
+def _attention_mask(tokens: TokenRows, num_regions: np.ndarray, most_regions: int) -> np.ndarray:
+    """(B, L + R) bool: True where there is a token or a region."""
+    text = np.arange(tokens.input_ids.shape[1]) < tokens.num_tokens[:, None]
+    return np.concatenate([text, np.arange(most_regions) < num_regions[:, None]], axis=1)
+
+
+# Oscar+ pre-training: corpora of (text, tags or answer, image) over a RegionStore → triplets with hidden tokens.
+
+
+SHARES = ("loss_weight", "passes")
+
+
+class PretrainingDataModule(RegionDataModule):
+    """Corpus files, a RegionStore and a tokenizer → batches.
+
+    A split is a corpus file (JSONL, see `corpus_row`), or a list of corpora, each a file or
+    `{file: FILE, loss_weight: 1.0, passes: 1.0}` (see `CorpusShare`). A folder stands for the .jsonl files in it. Files
+    are indexed beside themselves on first use.
+
+    Args:
+        variant: `oscar`, `mmf` or `matched`, see `PretrainingDataset`.
+        textb_sample_mode, texta_false_prob, mask_loss_for_unmatched: see `PairOptions`.
+        mask_probability: share of the tokens that are hidden.
+        index_workers: processes that index a corpus file.
+        shared: see `RegionDataArguments`.
+    """
+
+    def __init__(
+        self,
+        *,
+        variant: str,
+        textb_sample_mode: int,
+        texta_false_prob: float,
+        mask_loss_for_unmatched: bool,
+        mask_probability: float,
+        index_workers: int,
+        **shared: Unpack[RegionDataArguments],
+    ) -> None:
+        super().__init__(**shared)
+        if variant not in VARIANTS:
+            raise UserError(f"data.variant is '{variant}': choose one of {', '.join(VARIANTS)}.")
+        if not 0 <= mask_probability <= 1:
+            raise UserError(f"data.mask_probability is {mask_probability}: give a share from 0 to 1.")
+        if shared["max_tokens"] < 4:
+            raise UserError(f"data.max_tokens is {shared['max_tokens']}: a pair of texts takes 5 tokens at least.")
+        self.variant = variant
+        self.pair_options = PairOptions(textb_sample_mode, texta_false_prob, mask_loss_for_unmatched)
+        self.mask_probability = mask_probability
+        self.index_workers = index_workers
+        self._rows_of: dict[str, tuple[Mixture, np.ndarray]] = {}
+
+    def prepare_data(self) -> None:
+        """Generates the demo corpus, and indexes corpus files that have no current index."""
+        super().prepare_data()
+        tokenizer = load_tokenizer(self.tokenizer_name)
+        for split in sorted(set(self.split_of.values()) & set(self.splits)):
+            for entry in self.corpora_of(split):
+                ensure_index(entry["file"], tokenizer, self.index_workers)
+
+    def read_split(self, split: str) -> Mixture:
+        return Mixture.of(
+            [
+                CorpusShare(
+                    ensure_index(entry["file"], self.tokenizer, self.index_workers),
+                    float(entry.get("loss_weight", 1.0)),
+                    float(entry.get("passes", 1.0)),
+                )
+                for entry in self.corpora_of(split)
+            ]
+        )
+
+    def make_dataset(self, records: Mixture, images: np.ndarray, stage: str) -> PretrainingDataset:
+        """`images` (N,) int32: half of what int64 would take of every rank's memory."""
+        return PretrainingDataset(
+            CorpusRows(records, images, self.region_text),
+            options=self.pair_options,
+            variant=self.variant,
+            mask_probability=self.mask_probability,
+            vocab_size=len(self.tokenizer),
+            seed=self.seed,
+            one_pass=stage != "train",
+        )
+
+    @property
+    def num_pair_classes(self) -> int:
+        """Classes of the contrastive label, once `setup` has read a split."""
+        dataset: Any = next(iter(self.datasets.values()))
+        classes: int = dataset.num_pair_classes
+        return classes
+
+    def _dataset_of(self, stage: str) -> PretrainingDataset:
+        split = self.split_of[stage]
+        if split not in self._rows_of:  # read, and reported on, once for all stages
+            mixture = self.read_split(split)
+            self._rows_of[split] = self._rows_in_store(mixture)
+            self.skipped[split] = len(mixture) - len(self._rows_of[split][0])
+        return self.make_dataset(*self._rows_of[split], stage)
+
+    def _rows_in_store(self, mixture: Mixture) -> tuple[Mixture, np.ndarray]:
+        """The rows whose images are in the store, and where these lie there, (N,) int32."""
+        for share in mixture.shares:
+            self._check_tags(share.corpus)
+        images = mixture.positions_in(self.store)
+        present = images >= 0
+        if present.all():
+            return mixture, images
+        self._report_missing(mixture, present)
+        return mixture.select(present), images[present]
+
+    def _report_missing(self, mixture: Mixture, present: np.ndarray) -> None:
+        """Warns once of all rows whose image is not in the store, or refuses them; see `on_missing`."""
+        first, missing = mixture.describe(int(np.argmin(present))), int((~present).sum())
+        if self.on_missing != "skip" or not present.any():
+            # One id alone: `image_ids` of the whole store as text would stay in memory.
+            like = f"its ids are like '{self.store.at(0).image_id}'" if len(self.store) else "it is empty"
+            remedy = "Extract the missing ones or pass data.on_missing=skip"
+            raise UserError(
+                f"{self.store!r} lacks the images of {missing:,} of {len(mixture):,} corpus rows, the first being "
+                f"{first}; {like}. {remedy if present.any() else 'Is it the store of this corpus?'}"
+                f"{'.' if present.any() else ''}"
+            )
+        rank_zero_warn(
+            f"data.on_missing=skip: left out {missing:,} of {len(mixture):,} corpus rows whose images are not in "
+            f"{self.store!r}, the first being {first}."
+        )
+
+    def _check_tags(self, corpus: Corpus) -> None:
+        """Tags of a corpus should be the store's classes, which all other tasks see.
+
+        Raises:
+            UserError: not one of them is.
+        """
+        given, classes = corpus.manifest["tags"], {name.lower() for name in self.store.label_map.classes}
+        unknown = [tag for tag in given if tag.lower() not in classes]
+        if not unknown or not classes:
+            return
+        if len(unknown) == len(given):
+            raise UserError(
+                f"{corpus.source} has tags of another label set: none of its {len(given):,} tag names (such as "
+                f"'{unknown[0]}') is a class of {self.store!r}; tag it with that store's classes or leave the tags out."
+            )
+        rank_zero_warn(
+            f"{corpus.source}: {len(unknown):,} of its {len(given):,} tag names are no classes of {self.store!r}, "
+            f"such as '{unknown[0]}'."
+        )
+
+    def corpora_of(self, split: str) -> list[dict[str, Any]]:
+        """The corpora of a split as mappings of file and SHARES, each of one file; nothing but folders is opened.
+
+        Raises:
+            UserError: there is no such split, or it names no corpus.
+        """
+        files, place = plain(self.split_files(split)), f"data.splits.{split}"
+        entries = [
+            {"file": entry} if isinstance(entry, str) else checked_entry(entry, place, ("file",), SHARES)
+            for entry in (files if isinstance(files, list) else [files])
+        ]
+        if not entries:
+            raise UserError(f"{place} names no corpus; give it a file.")
+        for entry in entries:
+            for key in SHARES:
+                if not isinstance(entry.get(key, 1.0), int | float):
+                    raise UserError(f"{place} has the {key} {entry[key]!r}: give a number.")
+        return [{**entry, "file": file} for entry in entries for file in _files(entry["file"])]
+
+
+def _files(path: str) -> list[str]:
+    """The corpus files of a folder, by name; a file is itself."""
+    if not Path(path).is_dir():
+        return [path]
+    files = sorted(str(file) for file in Path(path).glob("*.jsonl") if not file.is_dir())
+    if not files:
+        raise UserError(f"{path} is a folder without corpus files (.jsonl); check the path.")
+    return files

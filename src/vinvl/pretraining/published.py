@@ -1,0 +1,310 @@
+"""The published corpus, line by line, → one corpus file a dataset and split, whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from vinvl.pretraining.published_rows import LabelFiles, SecondTexts, dataset_of, published_row, read_settings
+from vinvl.run.errors import UserError, say
+from vinvl.run.files import put_in_place, work_folder
+from vinvl.run.lines import Chunk, SpawnedPool, split_file
+
+# Whether two datasets of the published corpus use one image id, which one store of regions could not hold twice.
+
+
+def refuse_shared_ids(chunks: Sequence[Chunk], datasets: Sequence[str]) -> None:
+    """Looks through the first column of a corpus TSV; ids of the given datasets are to be used as they are.
+
+    An image id is the last part of the image info. It is unique within a dataset: labels are looked up by it.
+
+    Raises:
+        UserError: two of the datasets have an image of the same id.
+    """
+    if len(datasets) < 2:
+        return
+    parts = [_ids_by_dataset(chunk, datasets) for chunk in chunks]
+    ids, owners = [], []
+    for number, dataset in enumerate(datasets):
+        mine = _merged(part[dataset] for part in parts if dataset in part)
+        ids.append(mine)
+        owners.append(np.full(len(mine), number, dtype=np.int16))
+    every = np.concatenate(ids)
+    order = np.argsort(every, kind="stable")
+    repeats = np.flatnonzero(every[order[1:]] == every[order[:-1]])
+    if len(repeats):
+        owner = np.concatenate(owners)
+        first, second = order[repeats[0] : repeats[0] + 2]
+        one, other, image = datasets[owner[first]], datasets[owner[second]], every[first].decode("utf-8", "replace")
+        raise UserError(
+            f"{chunks[0].path}: {one} and {other} both have an image '{image}' ({len(repeats):,} such images in all), "
+            f"which a store could not tell apart; pass --prefix-image-ids {other} to call the latter's "
+            f"'{other}_{image}', as their store must, or --prefix-image-ids none if the same id is the same image."
+        )
+
+
+def _ids_by_dataset(chunk: Chunk, datasets: Sequence[str]) -> dict[str, np.ndarray]:
+    found: dict[str, set[bytes]] = {dataset: set() for dataset in datasets}
+    for line in chunk.content().split(b"\n"):
+        ids = found.get(dataset_of(line))
+        if ids is not None:
+            ids.add(line.partition(b"\t")[0].strip().rpartition(b"_")[2])
+    return {dataset: np.array(sorted(ids), dtype=np.bytes_) for dataset, ids in found.items() if ids}
+
+
+def _merged(parts: Iterable[np.ndarray]) -> np.ndarray:
+    arrays = list(parts)
+    return np.unique(np.concatenate(arrays)) if arrays else np.zeros(0, dtype="S1")
+
+
+CHUNK_BYTES = 4 * 2**20
+TRAIN, VALIDATION = "train", "val"
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """How rows are written.
+
+    Attributes:
+        datasets: those that are converted; rows of others are counted and left out.
+        prefixed: datasets whose name is put in front of their image ids: "gqa_2386621".
+        ground_truth_tags: annotated objects instead of predicted ones where an image has them.
+        validation_share: of the images whose rows go to the validation split.
+    """
+
+    datasets: frozenset[str]
+    prefixed: frozenset[str]
+    ground_truth_tags: bool
+    validation_share: float
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written: rows by (split, dataset), and rows left out by their dataset."""
+
+    rows: Counter[tuple[str, str]]
+    skipped: Counter[str]
+
+
+def convert_published_corpus(
+    settings: str | Path,
+    output: str | Path,
+    *,
+    datasets: Sequence[str] | None = None,
+    prefix_image_ids: Sequence[str] | Literal["all"] | None = None,
+    store_tags: bool = False,
+    ground_truth_tags: bool = False,
+    validation_share: float = 0.01,
+    workers: int = 1,
+) -> Conversion:
+    """Writes `output`/train/DATASET.jsonl and `output`/val/DATASET.jsonl of a published Oscar+ corpus.
+
+    Captions get the tags of their image, questions their answer, as `OscarTSVDataset` of published Oscar reads them.
+    An image belongs to one split: which one is decided by its id alone, so that it is the same on every machine.
+    Image ids are those of the corpus, which are unique within a dataset.
+
+    Args:
+        settings: the yaml of the corpus.
+        output: folder to make; new, or empty.
+        datasets: of those that the yaml names; None for all.
+        prefix_image_ids: datasets whose name is put in front of their image ids, or "all". None puts it nowhere and
+            refuses datasets that have an id in common; [] takes the same id for the same image.
+        store_tags: leave the tags of captions out, for those of the region store; label files are not needed then.
+        ground_truth_tags: see `ConversionOptions`.
+        validation_share: from 0, which writes no validation split, to less than 1.
+        workers: processes; 1 does it in this process.
+
+    Raises:
+        UserError: a file is missing or damaged, a row does not fit its labels, or `output` cannot be made. Nothing is
+            left of `output` then.
+    """
+    corpus, target = read_settings(settings, datasets), Path(output)
+    if not 0 <= validation_share < 1:
+        raise UserError(f"--validation-share is {validation_share}: give a share from 0 to less than 1.")
+    prefixed = _prefixed(prefix_image_ids, corpus.datasets)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already; delete it or choose another folder.")
+    chunks, _ = split_file(corpus.rows, CHUNK_BYTES)
+    if not chunks:
+        raise UserError(f"{corpus.rows} is empty; a corpus TSV has a row a line.")
+    if prefix_image_ids is None or prefixed:
+        refuse_shared_ids(chunks, [name for name in corpus.datasets if name not in prefixed])
+    options = ConversionOptions(frozenset(corpus.datasets), prefixed, ground_truth_tags, validation_share)
+    with work_folder(target) as work:
+        fresh, scratch = work / "fresh", work / "scratch"
+        fresh.mkdir()
+        scratch.mkdir()
+        labels = LabelFiles.prepare(corpus, scratch, store_tags=store_tags)
+        conversion = _write(chunks, partial(convert_chunk, labels=labels, options=options), fresh, workers)
+        put_in_place(fresh, target)
+    return conversion
+
+
+def _prefixed(names: Sequence[str] | Literal["all"] | None, datasets: Sequence[str]) -> frozenset[str]:
+    prefixed = frozenset(datasets if names == "all" else names or ())
+    strangers = sorted(prefixed - set(datasets))
+    if strangers:
+        raise UserError(f"--prefix-image-ids names {strangers[0]}, which is not converted: {', '.join(datasets)}.")
+    return prefixed
+
+
+@dataclass(frozen=True)
+class ConvertedChunk:
+    """JSON lines by (split, dataset), how many they are, and rows left out by dataset."""
+
+    lines: dict[tuple[str, str], bytes]
+    rows: Counter[tuple[str, str]]
+    skipped: Counter[str]
+
+
+def convert_chunk(chunk: Chunk, labels: LabelFiles, options: ConversionOptions) -> ConvertedChunk:
+    """Converts the lines of a part of the corpus TSV. Raises UserError for a line that does not fit."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    skipped: Counter[str] = Counter()
+    with SecondTexts(labels, ground_truth_tags=options.ground_truth_tags) as second:
+        for number, line in enumerate(chunk.content().split(b"\n"), start=chunk.first_line):
+            if not line.strip():
+                continue
+            dataset = dataset_of(line)
+            if dataset not in options.datasets:
+                skipped[dataset[:40]] += 1
+                continue
+            place = f"{chunk.path} line {number}"
+            row = published_row(line, place)
+            in_validation = options.validation_share > 0 and _share_of(row.image_id) < options.validation_share
+            image_id = f"{dataset}_{row.image_id}" if dataset in options.prefixed else row.image_id
+            record = {"image_id": image_id, "text": row.text, **second.keys(row, place)}
+            record |= {"source": dataset, "id": row.label_info}
+            key = VALIDATION if in_validation else TRAIN, dataset
+            lines.setdefault(key, []).append(json.dumps(record, ensure_ascii=False) + "\n")
+    texts = {key: "".join(records).encode() for key, records in lines.items()}
+    return ConvertedChunk(texts, Counter({key: len(records) for key, records in lines.items()}), skipped)
+
+
+def _share_of(image_id: str) -> float:
+    """A number from [0, 1) that depends on the id alone."""
+    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=4).digest(), "little") / 2**32
+
+
+def _write(chunks: Sequence[Chunk], work: partial[ConvertedChunk], folder: Path, workers: int) -> Conversion:
+    """Appends the lines of the chunks, in order, to the files below `folder`."""
+    rows: Counter[tuple[str, str]] = Counter()
+    skipped: Counter[str] = Counter()
+    with ExitStack() as stack:
+        files = {}
+        for part in _converted(chunks, work, workers, stack):
+            for key, lines in part.lines.items():
+                if key not in files:
+                    path = folder / key[0] / f"{key[1]}.jsonl"
+                    path.parent.mkdir(exist_ok=True)
+                    files[key] = stack.enter_context(path.open("wb"))
+                files[key].write(lines)
+            rows.update(part.rows)
+            skipped.update(part.skipped)
+    if not rows:
+        found = ", ".join(sorted(skipped)[:8]) or "no rows"
+        raise UserError(f"{chunks[0].path} has no rows of the datasets to convert; it has {found}.")
+    return Conversion(rows, skipped)
+
+
+def _converted(
+    chunks: Sequence[Chunk], work: partial[ConvertedChunk], workers: int, stack: ExitStack
+) -> Iterator[ConvertedChunk]:
+    if workers < 2 or len(chunks) < 2:
+        return map(work, chunks)
+    pool = stack.enter_context(SpawnedPool(workers))
+    return pool.map(work, chunks)
+
+
+# The command `convert` of `python -m vinvl.pretraining.corpus`.
+
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+HELP = "the published Oscar+ corpus (yaml and TSV files) → a JSONL for each of its datasets"
+MORE = """\
+Writes FOLDER/train/DATASET.jsonl and FOLDER/val/DATASET.jsonl. Only texts, tags and answers are converted: region
+features are looked up by image id in the region store. Not covered: corpora of the older Oscar code (one file of
+documents, without this yaml)."""
+
+
+def add_convert_command(commands: _SubParsersAction[Any]) -> None:
+    """Adds the command; what it runs is in `options.run`."""
+    parser = commands.add_parser("convert", help=HELP, description=f"{HELP[0].upper()}{HELP[1:]}. {MORE}")
+    parser.add_argument("yaml", metavar="YAML", help="names corpus_file, corpus and image_label_path")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="new, or empty")
+    parser.add_argument("--datasets", metavar="A,B", help="of those in the yaml (default: all)")
+    parser.add_argument(
+        "--store-tags", action="store_true", help="leave tags out: training takes the classes of the region store"
+    )
+    parser.add_argument(
+        "--ground-truth-tags", action="store_true", help="annotated objects as tags where an image has them"
+    )
+    parser.add_argument(
+        "--prefix-image-ids",
+        metavar="all|none|A,B",
+        help="datasets whose name is put in front of their image ids (gqa_2386621), as the store must have them; "
+        "default: none, but datasets that have an image id in common are refused",
+    )
+    parser.add_argument(
+        "--validation-share",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="of the images, chosen by their id; the published corpus has no split (default: %(default)s)",
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    """Raises UserError as `convert_published_corpus` does."""
+    if options.store_tags and options.ground_truth_tags:
+        raise UserError("--store-tags leaves tags out, and --ground-truth-tags chooses some; give one of the two.")
+    datasets = options.datasets.split(",") if options.datasets else None
+    begin = time.perf_counter()
+    conversion = convert_published_corpus(
+        options.yaml,
+        options.output,
+        datasets=datasets,
+        prefix_image_ids=_with_prefix(options.prefix_image_ids),
+        store_tags=options.store_tags,
+        ground_truth_tags=options.ground_truth_tags,
+        validation_share=options.validation_share,
+        workers=options.workers,
+    )
+    say(*table(conversion))
+    seconds = time.perf_counter() - begin
+    say(f"{options.output}: {conversion.rows.total():,} rows in {seconds:,.1f} s", error=True)
+    return 0
+
+
+def _with_prefix(given: str | None) -> list[str] | Literal["all"] | None:
+    if given is None:
+        return None
+    if given == "all":
+        return "all"
+    return [] if given == "none" else given.split(",")
+
+
+def table(conversion: Conversion) -> list[str]:
+    """Rows of each dataset by split, and those left out."""
+    rows = [f"{'dataset':<14} {TRAIN:>12} {VALIDATION:>12}"]
+    for dataset in sorted({dataset for _, dataset in conversion.rows}):
+        counts = [conversion.rows[split, dataset] for split in (TRAIN, VALIDATION)]
+        rows.append(f"{dataset:<14} {counts[0]:>12,} {counts[1]:>12,}")
+    left_out = ", ".join(f"{count:,} of {name}" for name, count in sorted(conversion.skipped.items()))
+    return rows + ([f"left out, as their datasets were not asked for: {left_out}"] if left_out else [])

@@ -1,0 +1,399 @@
+"""Pre-training: hidden tokens of text and tags are guessed, and mismatched triplets told from matched ones."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, Unpack
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from vinvl.data.batch import Batch
+from vinvl.exact import ExactMean, GroupedAccuracy
+from vinvl.models.config import VinVLConfig
+from vinvl.models.pretraining import (
+    NO_PAIR_LABEL,
+    PretrainingOutput,
+    VinVLForPreTraining,
+    contrastive_losses,
+    masked_token_losses,
+)
+from vinvl.pretraining.data import VARIANTS, PretrainingDataModule
+from vinvl.run.errors import UserError
+from vinvl.task import TaskArguments, VinVLTask
+
+# What a pre-training step computes, and what a device could: the two sides of model FLOPs utilisation.
+
+
+Number = Any  # int, float or a scalar Tensor
+
+# Peak of dense matrix products in FLOP/s, without structured sparsity, by the whole name that CUDA gives the device,
+# its maker left out; a slice of a device (MIG) has another name and no entry. Sources: NVIDIA's data sheets of V100,
+# A100, H100, H200, L4 and L40S, where the dense number is half of the sparse one, and its Ada whitepaper for the
+# RTX 4090 (products of halves are summed in float32, as torch does).
+HOPPER_SXM = {"bfloat16": 989e12, "float16": 989e12, "tf32": 494e12, "float32": 67e12}
+PEAK_FLOPS: dict[str, dict[str, float]] = {
+    r"V100-SXM2-\d+GB": {"float16": 125e12, "float32": 15.7e12},
+    r"V100-PCIE-\d+GB": {"float16": 112e12, "float32": 14e12},
+    r"A100-SXM4-\d+GB|A100-PCIE-40GB|A100 80GB PCIe": {
+        "bfloat16": 312e12,
+        "float16": 312e12,
+        "tf32": 156e12,
+        "float32": 19.5e12,
+    },
+    r"H100 PCIe": {"bfloat16": 756e12, "float16": 756e12, "tf32": 378e12, "float32": 51e12},
+    r"H100 80GB HBM3": HOPPER_SXM,
+    r"H200": HOPPER_SXM,
+    r"L4": {"bfloat16": 121e12, "float16": 121e12, "tf32": 60e12, "float32": 30.3e12},
+    r"L40S": {"bfloat16": 362e12, "float16": 362e12, "tf32": 183e12, "float32": 91.6e12},
+    r"GeForce RTX 4090": {"bfloat16": 165e12, "float16": 165e12, "tf32": 82.6e12, "float32": 82.6e12},
+}
+MAKERS = r"(?:NVIDIA |Tesla )?"
+COMPUTES_IN = {
+    "32-true": "float32",
+    "bf16-mixed": "bfloat16",
+    "bf16-true": "bfloat16",
+    "16-mixed": "float16",
+    "16-true": "float16",
+}
+BACKWARD_AND_FORWARD = 3  # a product in the forward pass is two of the same size in the backward pass
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Products and sums per second that a device can do at its best; None where that is not known.
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` gives it.
+        precision: Lightning's, such as "bf16-mixed".
+    """
+    number = COMPUTES_IN.get(precision)
+    # Not torch.get_float32_matmul_precision: it raises where TF32 was switched on for CUDA alone.
+    if number == "float32" and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        number = "tf32"
+    for pattern, peaks in PEAK_FLOPS.items():
+        if number is not None and re.fullmatch(MAKERS + f"(?:{pattern})", device_name):
+            return peaks.get(number)
+    return None
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """Floating-point operations of a forward and backward pass, per thing that a batch is made of.
+
+    Only matrix products count, a product and its sum as two, and the backward pass as twice the forward one
+    (Kaplan et al. 2020, section 2.1, with the attention over the sequence added). Activations that gradient
+    checkpointing computes again are no progress and do not count.
+
+    Attributes:
+        per_token: of a token or region in the layers.
+        per_attended_pair: of one position that attends to one position, in all layers.
+        per_region: of projecting a region.
+        per_masked_token: of guessing a hidden token.
+        per_row: of the pooled vector and its classes.
+    """
+
+    per_token: int
+    per_attended_pair: int
+    per_region: int
+    per_masked_token: int
+    per_row: int
+
+    @classmethod
+    def of(cls, config: VinVLConfig) -> "StepCosts":
+        """The costs of `VinVLForPreTraining` by its configuration."""
+        assert config.num_labels is not None
+        hidden, layers = config.hidden_size, config.num_hidden_layers
+        twice = 2 * BACKWARD_AND_FORWARD
+        return cls(
+            per_token=twice * layers * (4 * hidden * hidden + 2 * hidden * config.intermediate_size),
+            per_attended_pair=twice * layers * 2 * hidden,
+            per_region=twice * config.img_feature_dim * hidden,
+            per_masked_token=twice * (hidden * hidden + hidden * config.vocab_size),
+            per_row=twice * (hidden * hidden + hidden * config.num_labels),
+        )
+
+    def total(
+        self,
+        *,
+        tokens: Number,
+        attended_pairs: Number,
+        regions: Number,
+        masked_tokens: Number,
+        rows: Number,
+    ) -> Number:
+        """FLOPs of so many of each; `tokens` are tokens and regions together."""
+        in_layers = tokens * self.per_token + attended_pairs * self.per_attended_pair
+        return in_layers + regions * self.per_region + masked_tokens * self.per_masked_token + rows * self.per_row
+
+
+# How fast a training run goes: tokens per second, the share of padding, and how well the device is used.
+
+
+class TrainingPace:
+    """Counts what goes through a model since the last reading.
+
+    Counts of tokens stay on the device, so that nothing waits for it; the time is the host's, which keeps step with the
+    device over some batches.
+    """
+
+    def __init__(self, costs: StepCosts, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.costs = costs
+        self.clock = clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was counted: the time from here on is training's again."""
+        self._since = self.clock()
+        self._counts: Tensor | None = None  # (3,) float64 or float32: tokens and regions, their pairs, regions alone
+        self._slots = 0
+        self._rows = 0
+        self._masked_tokens = 0
+
+    def add(self, attention_mask: Tensor, text_slots: int, masked_tokens: int) -> None:
+        """Counts a batch.
+
+        Args:
+            attention_mask: (B, S) bool or 0 and 1, True where there is a token or region.
+            text_slots: L, after which the regions begin.
+            masked_tokens: M.
+        """
+        # Sums of squares pass float32's whole numbers; only Apple's devices have no float64.
+        exact = torch.float32 if attention_mask.device.type == "mps" else torch.float64
+        lengths = attention_mask.sum(dim=1).to(exact)
+        regions = attention_mask[:, text_slots:].sum().to(exact)
+        counts = torch.stack([lengths.sum(), lengths.square().sum(), regions])
+        self._counts = counts if self._counts is None else self._counts + counts
+        self._slots += attention_mask.numel()
+        self._rows += attention_mask.shape[0]
+        self._masked_tokens += masked_tokens
+
+    def read(self, *, devices: int, peak: float | None) -> dict[str, Tensor]:
+        """What was counted since the last reading, by name; empty if nothing was.
+
+        Args:
+            devices: ranks that work like this one.
+            peak: FLOP/s of this rank's device (`peak_flops`), None where it is not known.
+
+        Returns:
+            tokens_per_second (tokens and regions of all ranks, without padding), padding_share, and, where `peak` is
+            known, flops_utilisation: the share of the peak that went into tokens and regions, padding not counted.
+        """
+        counts, elapsed = self._counts, self.clock() - self._since
+        if counts is None or elapsed <= 0:
+            return {}
+        tokens, pairs, regions = counts
+        figures = {"tokens_per_second": tokens * devices / elapsed, "padding_share": 1 - tokens / self._slots}
+        if peak is not None:
+            flops = self.costs.total(
+                tokens=tokens,
+                attended_pairs=pairs,
+                regions=regions,
+                masked_tokens=self._masked_tokens,
+                rows=self._rows,
+            )
+            figures["flops_utilisation"] = flops / (elapsed * peak)
+        self.restart()
+        return figures
+
+
+TOKEN_KINDS = ("text", "tags")  # token_type_ids 0 and 1; the answers of question-answer rows are where tags are
+CONTRAST_CLASSES = {
+    2: ("matched", "mismatched"),
+    3: ("matched", "wrong_second_text", "wrong_first_text"),
+}
+
+
+class PretrainingTask(VinVLTask):
+    """VinVLForPreTraining; scores are accuracies in percent and the two losses.
+
+    What a step is made of is decided by the data (`data.variant`), which say by labels and masks what each row is for:
+        oscar: one forward on the triplet as it was drawn, be it matched or corrupted; both losses see every row, and
+            nothing that the data left unmasked (the wrong second text, say) enters the masked loss. Published Oscar
+            and Oscar+.
+        mmf: two forwards. The first half of the rows are matched triplets with hidden tokens and no label, for the
+            masked loss alone; the second half are the drawn ones with a label and nothing hidden, for the contrastive
+            loss alone. MMF. Rows do not depend on each other, so both halves go through the model in one batch.
+        matched: matched triplets with hidden tokens and no labels: the ablation without contrast.
+
+    The loss is the sum of the two means over the batch of a rank, as published; rows count by `Batch.loss_weights`.
+    The headline, `mean_accuracy`, is the mean of the masked-token accuracy and the contrastive accuracy, both over the
+    whole split; without contrast it is the masked-token accuracy alone.
+    """
+
+    model_class = VinVLForPreTraining
+    datamodule_class = PretrainingDataModule
+    headline = "mean_accuracy"
+    model: VinVLForPreTraining
+
+    def __init__(
+        self,
+        *,
+        variant: str,
+        num_pair_classes: int,
+        **shared: Unpack[TaskArguments],
+    ) -> None:
+        """
+        Args:
+            variant: "oscar", "mmf" or "matched", as the data are.
+            num_pair_classes: of the contrast: 2 (Oscar) or 3 (Oscar+), as the data are.
+            shared: see `VinVLTask`.
+
+        Raises:
+            UserError: values that nobody published.
+        """
+        if variant not in VARIANTS:
+            raise UserError(f"data.variant is {variant!r}; choose one of {', '.join(VARIANTS)}.")
+        if num_pair_classes not in CONTRAST_CLASSES:
+            raise UserError(f"The contrast has {num_pair_classes} classes; data make it 2 (Oscar) or 3 (Oscar+).")
+        own = {"variant": variant, "num_pair_classes": num_pair_classes}
+        shared["model_config"] = {**shared["model_config"], "num_labels": num_pair_classes}
+        super().__init__(own, **shared)
+        self.variant = variant
+        self.class_names = CONTRAST_CLASSES[num_pair_classes]
+        self.masked_tokens = GroupedAccuracy(len(TOKEN_KINDS))
+        self.pairs = GroupedAccuracy(num_pair_classes)
+        self.masked_loss = ExactMean()
+        self.contrastive_loss = ExactMean()
+        self.train_masked_tokens = GroupedAccuracy(len(TOKEN_KINDS))
+        self.train_pairs = GroupedAccuracy(num_pair_classes)
+        self.pace = TrainingPace(StepCosts.of(self.config))
+        self.peak: float | None = None
+        self._last_reading = 0  # update at which the training figures were logged
+
+    @classmethod
+    def arguments_from(cls, datamodule: PretrainingDataModule) -> dict[str, Any]:
+        return {"variant": datamodule.variant, "num_pair_classes": datamodule.num_pair_classes}
+
+    def check_datamodule(self, datamodule: PretrainingDataModule) -> None:
+        """Also refuses data of the other variant or, once a split has been read, with another contrast."""
+        super().check_datamodule(datamodule)
+        if datamodule.variant != self.variant:
+            raise UserError(f"data.variant is {datamodule.variant}, and the model was trained with {self.variant}.")
+        if datamodule.datasets and datamodule.num_pair_classes != len(self.class_names):
+            raise UserError(
+                f"The data's contrast has {datamodule.num_pair_classes} classes, and the model was trained with "
+                f"{len(self.class_names)}: pass data.texta_false_prob as it was in training."
+            )
+
+    def setup(self, stage: str) -> None:
+        """Checks the data again: evaluation reads its split only after the task has been restored."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            self.check_datamodule(datamodule)
+
+    def guess(self, batch: Batch, row_weights: Tensor | None = None) -> PretrainingOutput:
+        """The model's guesses and losses on a batch."""
+        output: PretrainingOutput = self.model(
+            **batch.inputs(),
+            masked_positions=batch.masked_positions,
+            masked_ids=batch.labels,
+            pair_labels=self.pair_labels(batch),
+            row_weights=row_weights,
+        )
+        return output
+
+    def pair_labels(self, batch: Batch) -> Tensor:
+        """(B,) int64 classes, `NO_PAIR_LABEL` for rows that the contrast does not see.
+
+        The head is computed for them all the same: each parameter then has a gradient, which DDP waits for.
+        """
+        if batch.pair_labels is None:
+            return torch.full((len(batch),), NO_PAIR_LABEL, device=batch.input_ids.device)
+        return batch.pair_labels
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        output = self.guess(batch, batch.loss_weights)
+        masked, contrastive = output.masked_word_loss, output.pair_loss
+        assert masked is not None and contrastive is not None
+        self.log("train/masked_loss", masked, batch_size=len(batch))
+        self.log("train/contrastive_loss", contrastive, batch_size=len(batch))
+        self._count(output, batch, self.train_masked_tokens, self.train_pairs)
+        return masked + contrastive
+
+    def evaluate_batch(self, batch: Batch) -> None:
+        assert batch.labels is not None
+        output = self.guess(batch)
+        assert output.logits is not None and output.pair_logits is not None
+        self._count(output, batch, self.masked_tokens, self.pairs)
+        self.masked_loss.update(masked_token_losses(output.logits, batch.labels))
+        labels = self.pair_labels(batch)
+        self.contrastive_loss.update(contrastive_losses(output.pair_logits, labels)[labels != NO_PAIR_LABEL])
+
+    @torch.no_grad()
+    def _count(self, output: PretrainingOutput, batch: Batch, tokens: GroupedAccuracy, pairs: GroupedAccuracy) -> None:
+        words, classes, places = output.logits, output.pair_logits, output.masked_places
+        assert words is not None and classes is not None and places is not None and batch.labels is not None
+        kinds = batch.token_type_ids.flatten()[places]
+        tokens.update(torch.eq(words.argmax(dim=-1), batch.labels), kinds)
+        labels = self.pair_labels(batch)
+        pairs.update(torch.eq(classes.argmax(dim=-1), labels), labels)
+
+    def accuracies(self, tokens: GroupedAccuracy, pairs: GroupedAccuracy) -> dict[str, Tensor]:
+        """Accuracies by name: of all hidden tokens, of text and tags apart, of all triplets and of each class."""
+        overall, groups = tokens.compute()
+        named = {"masked_accuracy": overall}
+        named |= {f"masked_accuracy/{name}": value for name, value in zip(TOKEN_KINDS, groups, strict=True)}
+        if self.variant == "matched":
+            return named
+        overall, groups = pairs.compute()
+        named["contrastive_accuracy"] = overall
+        return named | {f"contrastive_accuracy/{name}": v for name, v in zip(self.class_names, groups, strict=True)}
+
+    def compute_scores(self) -> dict[str, float]:
+        found = self.accuracies(self.masked_tokens, self.pairs)
+        found |= {"masked_loss": self.masked_loss.compute(), "contrastive_loss": self.contrastive_loss.compute()}
+        # What was not seen at all has no figure: tags in a corpus of questions, the contrast of matched triplets.
+        scores = {name: value.item() for name, value in found.items() if not value.isnan()}
+        parts = [scores[name] for name in ("masked_accuracy", "contrastive_accuracy") if name in scores]
+        losses = [scores[name] for name in ("masked_loss", "contrastive_loss") if name in scores]
+        return {self.headline: sum(parts) / max(len(parts), 1), "loss": sum(losses), **scores}
+
+    def result_rows(self) -> list[tuple[str, str]]:
+        rows = [
+            ("hidden tokens guessed", "masked_accuracy"),
+            *((f"  of {kind}", f"masked_accuracy/{kind}") for kind in TOKEN_KINDS),
+            ("triplets told apart", "contrastive_accuracy"),
+            *((f"  {name.replace('_', ' ')}", f"contrastive_accuracy/{name}") for name in self.class_names),
+        ]
+        table = [(title, f"{self.scores[name]:.2f}") for title, name in rows if name in self.scores]
+        losses = [name for name in ("masked_loss", "contrastive_loss") if name in self.scores]
+        return [*table, *((name.replace("_", " "), f"{self.scores[name]:.4f}") for name in losses)]
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> NoReturn:
+        """Refuses at the first batch, not after the last."""
+        raise UserError("Pre-training makes no predictions: use python -m vinvl.evaluate.")
+
+    def on_train_start(self) -> None:
+        if self.device.type == "cuda":
+            self.peak = peak_flops(torch.cuda.get_device_name(self.device), str(self.trainer.precision))
+        self._last_reading = self.trainer.global_step
+        self.pace.restart()
+
+    def on_validation_end(self) -> None:
+        """An evaluation's time is not training's."""
+        self.pace.restart()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Logs the norm of the gradients of all parameters before they are clipped."""
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
+            return  # a fused optimiser unscales them itself, later
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        self.log("train/gradient_norm", get_total_norm(gradients))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Logs pace and accuracies since the last reading, at the updates at which Lightning writes its log."""
+        assert batch.labels is not None
+        self.pace.add(batch.attention_mask, batch.input_ids.shape[1], len(batch.labels))
+        update, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if update == self._last_reading or every == 0 or update % every:
+            return
+        self._last_reading = update
+        figures = self.pace.read(devices=self.trainer.world_size, peak=self.peak)
+        figures |= self.accuracies(self.train_masked_tokens, self.train_pairs)
+        self.train_masked_tokens.reset()
+        self.train_pairs.reset()
+        self.log_dict({f"train/{name}": value for name, value in figures.items()}, batch_size=len(batch))

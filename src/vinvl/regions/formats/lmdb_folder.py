@@ -1,0 +1,228 @@
+"""MMF's LMDB of features: a pickled dict for each image, of the same keys as its npy files."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from vinvl.data.records import shown
+from vinvl.regions.formats.arrays import regions_of_fields
+from vinvl.regions.formats.fields import MOST_BYTES
+from vinvl.regions.formats.lines import Found
+from vinvl.regions.formats.rows import KnownNames, ReadOptions
+from vinvl.regions.regions import Regions
+from vinvl.run.errors import UserError
+from vinvl.run.restricted_pickle import load_restricted
+
+# The records of an LMDB, read from its pages: the package lmdb dies of a signal where a file is damaged.
+#
+# A file is of pages of one size, each with a header of 16 bytes. The first two tell where the tree of the records
+# begins (the newer of them counts); branch pages lead on to leaf pages, whose nodes hold a key and its value, or the
+# number of the page where a long value begins. (LMDB 0.9, data version 1, little-endian, 64 bits.)
+
+
+MAGIC = 0xBEEFC0DE, 1
+BRANCH, LEAF, LONG_VALUE, META = 1, 2, 4, 8  # what a page is
+BIG, NO_VALUE = 1, 6  # flags of a node: a long value; trees and lists of values, which features do not have
+HEADER = struct.Struct("<QHHHH")  # page number, (unused), flags, end of the nodes' places, (unused)
+META_PAGE = struct.Struct("<II16x I44x IHH24x QQ QQ")  # magic, version; page size; (tree); records, root, last, number
+NODE = struct.Struct("<HHHH")  # size of the value or number of a page, low and high; flags or highest; size of the key
+NO_PAGE = 2**64 - 1
+MOST_PAGE, LEAST_PAGE = 2**16, 2**9
+
+
+class Record(NamedTuple):
+    """A key, and the bytes start to stop of the file that hold its value; `page` is the first page of a long one."""
+
+    key: bytes
+    start: int
+    stop: int
+    page: int | None
+
+
+class Tree(NamedTuple):
+    """Where the records are, as one of the first two pages tells."""
+
+    page_size: int
+    records: int
+    root: int
+    number: int
+
+
+def read_records(file: IO[bytes]) -> list[Record]:
+    """All records in the order of their keys. A value may lie behind the end of a file that is cut off.
+
+    Raises:
+        UserError: it is no LMDB, or damaged in its structure.
+    """
+    size = os.fstat(file.fileno()).st_size
+    tree = _newest_tree(file)
+    records: list[Record] = []
+    visited: set[int] = set()
+    waiting = [] if tree.root == NO_PAGE else [tree.root]
+    while waiting:
+        number = waiting.pop()
+        if number in visited or (number + 1) * tree.page_size > size:
+            raise UserError(f"page {number:,} lies behind its end or comes twice; it is damaged or cut off")
+        visited.add(number)
+        file.seek(number * tree.page_size)
+        page = file.read(tree.page_size)
+        flags = _flags_of(page, number)
+        if flags == BRANCH:
+            waiting += reversed([low | high << 16 | flags << 32 for _, low, high, flags, _ in _nodes(page)])
+        elif flags == LEAF:
+            records += [_record(page, number, tree.page_size, node) for node in _nodes(page)]
+        else:
+            raise UserError(f"page {number:,} is no page of records; it is damaged")
+    if len(records) != tree.records or any(one.key >= two.key for one, two in pairwise(records)):
+        raise UserError(f"it has {len(records):,} records, not {tree.records:,} in the order of their keys")
+    if sum(record.stop - record.start for record in records if record.stop <= size) > size:
+        raise UserError("its values are more than it has bytes; it is damaged")
+    return records
+
+
+def read_value(file: IO[bytes], record: Record) -> bytes:
+    """The value of a record. Raises UserError if it lies behind the end, or not where a value begins."""
+    begin = record.start if record.page is None else record.start - HEADER.size
+    file.seek(begin)
+    content = file.read(record.stop - begin)
+    if len(content) != record.stop - begin:
+        raise UserError("the record lies behind the end of the file, which is cut off; get it again.")
+    if record.page is None:
+        return content
+    if _flags_of(content, record.page) != LONG_VALUE:
+        raise UserError("the record is not where its key sends; the file is damaged.")
+    return content[HEADER.size :]
+
+
+def _newest_tree(file: IO[bytes]) -> Tree:
+    first = _tree(file.read(META_PAGE.size + HEADER.size), 0)
+    file.seek(first.page_size)
+    second = _tree(file.read(META_PAGE.size + HEADER.size), 1)
+    newest = max(first, second, key=lambda tree: tree.number)
+    # The two are written in turn, so that one is always whole; in a new file both have the number 0.
+    if (
+        first.page_size != second.page_size
+        or abs(first.number - second.number) > 1
+        or (newest.number % 2 != (newest is second) and newest.root != NO_PAGE)
+    ):
+        raise UserError("its first two pages are not of one file; it is damaged")
+    return newest
+
+
+def _tree(page: bytes, number: int) -> Tree:
+    if len(page) < META_PAGE.size + HEADER.size or _flags_of(page, number) != META:
+        raise UserError("it does not begin as one")
+    magic, version, page_size, _, flags, _, records, root, _, transaction = META_PAGE.unpack_from(page, HEADER.size)
+    if (magic, version) != MAGIC or page_size.bit_count() != 1 or not LEAST_PAGE <= page_size <= MOST_PAGE or flags:
+        raise UserError("it is of another version or kind")
+    return Tree(page_size, records, root, transaction)
+
+
+def _flags_of(page: bytes, number: int) -> int:
+    """What a page is. Raises UserError if it is not the page of that number."""
+    own, _, flags, _, _ = HEADER.unpack_from(page)
+    if own != number:
+        raise UserError(f"page {number:,} says that it is page {own:,}; it is damaged")
+    return int(flags)
+
+
+def _nodes(page: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """(place, low, high, flags, size of the key) of each node."""
+    end = HEADER.unpack_from(page)[3]
+    if not HEADER.size <= end <= len(page) or end % 2:
+        raise UserError("a page of records has no list of them; it is damaged")
+    for (place,) in struct.iter_unpack("<H", page[HEADER.size : end]):
+        if place + NODE.size > len(page):
+            raise UserError("a record begins outside of its page; it is damaged")
+        yield place, *NODE.unpack_from(page, place)
+
+
+def _record(page: bytes, number: int, page_size: int, node: tuple[int, int, int, int, int]) -> Record:
+    place, low, high, flags, key_size = node
+    begin = place + NODE.size + key_size
+    size = low | high << 16
+    if flags & NO_VALUE or begin + (8 if flags & BIG else size) > page_size:
+        raise UserError(f"page {number:,} has a record that does not fit into it; it is damaged")
+    key = page[place + NODE.size : begin]
+    if not flags & BIG:
+        start = number * page_size + begin
+        return Record(key, start, start + size, None)
+    (value_page,) = struct.unpack_from("<Q", page, begin)
+    start = value_page * page_size + HEADER.size
+    return Record(key, start, start + size, value_page)
+
+
+KEYS = b"keys"  # a list of all ids
+
+
+def images_of_lmdb(folder: Path, options: ReadOptions, known: KnownNames) -> Iterator[Found]:
+    """The images of an LMDB in the order of their keys, which are the ids; what is cut off comes first.
+
+    Raises:
+        UserError: it is no LMDB, or so damaged that its records cannot be told.
+    """
+    path = folder / "data.mdb"
+    try:
+        with path.open("rb") as file:
+            try:
+                records = read_records(file)
+            except UserError as error:
+                raise UserError(f"{folder} is no LMDB, or a damaged one ({error}); get the folder again.") from None
+            size = os.fstat(file.fileno()).st_size
+            yield from _missing(folder, file, records)
+            position = 0
+            for record in sorted(records, key=lambda record: record.stop <= size):
+                if record.key != KEYS:
+                    image_id = record.key.decode("utf-8", "backslashreplace")
+                    position += record.stop - record.start
+                    yield _image(f"{folder}, image {image_id!r}", image_id, file, record, options, known, position)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+
+
+def _missing(folder: Path, file: IO[bytes], records: list[Record]) -> Iterator[Found]:
+    """The ids in the list of all that have no record."""
+    present = {record.key for record in records}
+    place = f"{folder}, list of all ids {KEYS.decode()!r}"
+    try:
+        listed = [load_restricted(_value(file, record), place) for record in records if record.key == KEYS]
+        if listed and not isinstance(listed[0], list | tuple):
+            raise UserError(f"it is {shown(listed[0])}, expected a list.")
+    except UserError as error:
+        yield Found(place, UserError(f"{place}: {error}"), 0)
+        return
+    for key in listed[0] if listed else []:
+        encoded = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+        if not isinstance(encoded, bytes) or encoded not in present:
+            yield Found(place, UserError(f"{place} has {shown(key)}, which has no record; get the folder again."), 0)
+
+
+def _image(
+    place: str,
+    image_id: str,
+    file: IO[bytes],
+    record: Record,
+    options: ReadOptions,
+    known: KnownNames,
+    position: int,
+) -> Found:
+    found: Regions | UserError
+    try:
+        content = load_restricted(_value(file, record), "the record")
+        if not isinstance(content, dict):
+            raise UserError(f"the record is {type(content).__name__}, expected a dict with features and bbox.")
+        found = regions_of_fields(image_id, content, options, known)
+    except UserError as error:
+        found = UserError(f"{place}: {error}")
+    return Found(place, found, position)
+
+
+def _value(file: IO[bytes], record: Record) -> bytes:
+    if record.stop - record.start > MOST_BYTES:
+        raise UserError(f"the record has {record.stop - record.start:,} bytes, at most {MOST_BYTES:,} are read.")
+    return read_value(file, record)

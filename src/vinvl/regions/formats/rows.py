@@ -1,0 +1,274 @@
+"""One image of somebody else's features → `Regions`, with the checks that all formats have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vinvl.data.records import checked_id, shown
+from vinvl.regions.formats.fields import check_pattern, id_by_pattern
+from vinvl.regions.regions import Regions
+from vinvl.regions.verify import BOX_TOLERANCE, INVERSION_TOLERANCE
+from vinvl.run.errors import UserError
+from vinvl.run.files import put_in_place
+
+# Rows and files that cannot be used: the first one is refused, or they are left out and named.
+
+
+REFUSE, SKIP = ON_DAMAGED = ("refuse", "skip")
+HOW_TO_SKIP = f"features.on_damaged={SKIP} leaves out what is damaged, and names it."
+NAMED = 5  # told at the end and kept in the store; if there are more, all are listed in a file beside it
+LONGEST_REASON = 400
+
+
+class LeftOut:
+    """What was left out so far; the whole list is in a file, so that memory does not grow with it.
+
+    Attributes:
+        notes: what else is to be told at the end.
+        provenance: what the store says of it, kept up to date; None where damage is refused.
+    """
+
+    def __init__(self, on_damaged: str, scratch: Path) -> None:
+        self.first: list[str] = []
+        self.notes: list[str] = []
+        self.provenance: dict[str, Any] | None = None
+        if on_damaged == SKIP:
+            self.provenance = {"on_damaged": SKIP, "left_out": 0, "left_out_first": self.first}
+        self._list = scratch / f"left_out.{id(self)}.txt"
+
+    def add(self, reason: UserError) -> None:
+        """Raises the reason unless what is damaged is skipped."""
+        if self.provenance is None:
+            raise UserError(f"{reason} ({HOW_TO_SKIP})") from None
+        sentence = str(reason)[:LONGEST_REASON]
+        self.provenance["left_out"] += 1
+        if len(self.first) < NAMED:
+            self.first.append(sentence)
+        with self._list.open("a", encoding="utf-8") as file:
+            file.write(sentence + "\n")
+
+    @property
+    def skips(self) -> bool:
+        return self.provenance is not None
+
+    @property
+    def count(self) -> int:
+        return self.provenance["left_out"] if self.provenance else 0
+
+    def keep_list(self, target: Path) -> Path | None:
+        """The list beside a new store, in place of a former one's; None where the first few are all."""
+        if self.count <= NAMED:
+            return None
+        kept = target.with_name(f"{target.name}.left_out.txt")
+        put_in_place(self._list, kept)
+        return kept
+
+
+ID_PATTERN = "features.id_pattern"
+OSCAR_DIM = 2048
+GEOMETRY = 6  # numbers behind the feature in a region row of Oscar: x1/W, y1/H, x2/W, y2/H, w/W, h/H
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What files do not say about themselves.
+
+    Attributes:
+        feature_dim: D, which all features must have; None for what they have. Oscar's rows, which are D numbers wide,
+            or D + 6 with the geometry of the box, are then of 2048.
+        feature_dtype: "float16" or "float32".
+        class_offset: added to class and attribute numbers; None for what the format needs. The store's 0 is the
+            background, and some extractors leave it out, so that their 0 is the first class.
+        id_pattern: regular expression whose first group in the file's image id is the store's; None takes it as it is.
+        assume_size: (width, height) of images whose size nothing tells; boxes are then no pixels.
+        clip_boxes: cut boxes off at the border of the image rather than refuse what lies outside of it.
+    """
+
+    feature_dim: int | None = None
+    feature_dtype: str = "float16"
+    class_offset: int | None = None
+    id_pattern: str | None = None
+    assume_size: tuple[int, int] | None = None
+    clip_boxes: bool = False
+
+    @property
+    def oscar_dim(self) -> int:
+        """D of Oscar's rows."""
+        return self.feature_dim or OSCAR_DIM
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a pattern that is no regular expression or has no group."""
+        if self.id_pattern is not None:
+            check_pattern(self.id_pattern, ID_PATTERN)
+
+
+class KnownNames(NamedTuple):
+    """How many names the label map has, with those of the background and of no attribute; 0 if it is not given."""
+
+    classes: int
+    attributes: int
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """What a file says about one image, not checked: R regions; None is what the file does not say.
+
+    image_id          as in the file
+    features          (R, D) numbers
+    boxes             (R, 4) x1 y1 x2 y2 in pixels
+    size              width, height
+    classes           (R,) whole numbers, 0 is the background
+    class_scores      (R,)
+    attributes        (R, K) whole numbers, 0 is none
+    attribute_scores  (R, K)
+    """
+
+    image_id: str
+    features: np.ndarray
+    boxes: np.ndarray
+    size: tuple[int, int]
+    classes: npt.ArrayLike | None = None
+    class_scores: npt.ArrayLike | None = None
+    attributes: npt.ArrayLike | None = None
+    attribute_scores: npt.ArrayLike | None = None
+
+
+def checked_regions(found: FoundImage, options: ReadOptions) -> Regions:
+    """The regions in the data types of the store.
+
+    Raises:
+        UserError: numbers that are not finite, numbers of rows that differ, boxes that are no boxes of this image.
+    """
+    image = f"image {found.image_id!r}"
+    if found.features.ndim != 2:
+        raise UserError(f"{image}: features have shape {found.features.shape}, expected a row for each region.")
+    count = len(found.features)
+    attributes = _table(found.attributes, count, f"{image}: attributes")
+    scores = _table(found.attribute_scores, count, f"{image}: attribute_scores")
+    if attributes.shape != scores.shape:
+        scores = np.zeros(attributes.shape) if found.attribute_scores is None else scores  # the store refuses the rest
+    return Regions(
+        image_id=id_by_pattern(found.image_id, options.id_pattern, ID_PATTERN),
+        features=_features(found.features, options.feature_dtype, image),
+        boxes=_boxes(found.boxes, count, found.size, image, clip=options.clip_boxes),
+        classes=_numbers(found.classes, count, f"{image}: classes", np.int32),
+        class_scores=_numbers(found.class_scores, count, f"{image}: class_scores", np.float32),
+        attributes=_whole(attributes, f"{image}: attributes"),
+        attribute_scores=scores.astype(np.float32),
+        width=found.size[0],
+        height=found.size[1],
+    )
+
+
+def id_in(column: bytes) -> str:
+    """The image id of a row. Raises UserError if it is empty, too long or no UTF-8."""
+    try:
+        image_id = column.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        image_id = ""
+    if not image_id:
+        raise UserError("the image id, column 1 of the row, is empty or no UTF-8 text.")
+    return str(checked_id(image_id, "the image id, column 1 of the row,"))
+
+
+def checked_size(width: object, height: object, image: str) -> tuple[int, int]:
+    """Width and height in pixels from numbers or texts. Raises UserError for what is no positive whole number."""
+    sizes = []
+    for name, value in (("width", width), ("height", height)):
+        try:
+            number = float(value.item() if isinstance(value, np.generic | np.ndarray) else value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
+        if isinstance(value, bool) or not number.is_integer() or not 0 < number < 2**31:
+            raise UserError(f"{image}: {name} is {shown(value)}, a positive number of pixels was expected.")
+        sizes.append(int(number))
+    return sizes[0], sizes[1]
+
+
+def shifted(numbers: np.ndarray, offset: int, names: int, what: str) -> np.ndarray:
+    """Class or attribute numbers as the store counts them. Raises UserError for some that the label map has not."""
+    if numbers.size and 0 < names <= numbers.max() + offset:
+        raise UserError(
+            f"{what} reach {numbers.max()} (and {offset} is added), but the label map has {names} names, the "
+            "background's included: give the detector's label map, or another features.class_offset."
+        )
+    return numbers + offset
+
+
+def _features(features: np.ndarray, dtype: str, image: str) -> np.ndarray:
+    if features.dtype.kind not in "fiu":
+        raise UserError(f"{image}: features are of type {features.dtype}, numbers were expected.")
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(features, dtype=dtype)
+    finite = np.isfinite(converted).all(axis=1)
+    if not finite.all():
+        region = int(np.argmin(finite))
+        if np.isfinite(features[region]).all():
+            raise UserError(
+                f"{image}: features of region {region} are too large for {dtype}; pass features.dtype=float32."
+            )
+        raise UserError(f"{image}: features of region {region} are NaN or infinite; extract the image again.")
+    return converted
+
+
+def _boxes(boxes: np.ndarray, count: int, size: tuple[int, int], image: str, *, clip: bool) -> np.ndarray:
+    if boxes.shape != (count, 4) or boxes.dtype.kind not in "fiu":
+        raise UserError(f"{image}: boxes are {boxes.shape} of {boxes.dtype}, expected ({count}, 4) numbers.")
+    boxes = boxes.astype(np.float32)
+    if not np.isfinite(boxes).all():
+        raise UserError(f"{image}: boxes hold NaN or infinite values; extract the image again.")
+    edge = np.array([*size, *size], dtype=np.float32)
+    if count and min(size) > 16 and float(boxes.max()) <= 1 + BOX_TOLERANCE:
+        raise UserError(
+            f"{image}: no box reaches beyond pixel 1 of {size[0]} x {size[1]}; boxes are expected in pixels."
+        )
+    inverted = (boxes[:, :2] - boxes[:, 2:] > INVERSION_TOLERANCE * edge[:2]).any(axis=1)
+    if inverted.any():
+        region = int(np.argmax(inverted))
+        raise UserError(f"{image}: box {region} {_shown(boxes[region])} is inverted; x1 y1 x2 y2 was expected.")
+    if clip:
+        return np.clip(boxes, 0, edge)
+    outside = ((boxes < -BOX_TOLERANCE * edge) | (boxes > (1 + BOX_TOLERANCE) * edge)).any(axis=1)
+    if outside.any():
+        region = int(np.argmax(outside))
+        raise UserError(
+            f"{image}: box {region} {_shown(boxes[region])} lies outside of the image of {size[0]} x {size[1]}; "
+            "width and height may be the wrong way round, or pass features.clip_boxes=true."
+        )
+    return boxes
+
+
+def _numbers(values: npt.ArrayLike | None, count: int, what: str, dtype: type[np.generic]) -> np.ndarray:
+    if values is None:
+        return np.zeros(count, dtype=dtype)
+    array = np.asarray(values)
+    if array.shape != (count,) or array.dtype.kind not in "fiu":
+        raise UserError(f"{what} are {array.shape} of {array.dtype}, expected ({count},) numbers.")
+    return _whole(array, what) if dtype is np.int32 else array.astype(dtype)
+
+
+def _table(values: npt.ArrayLike | None, count: int, what: str) -> np.ndarray:
+    """(R, K); K is 0 if there are no values, 1 if there is one for each region."""
+    if values is None:
+        return np.zeros((count, 0), dtype=np.int32)
+    array = np.asarray(values)
+    array = array[:, None] if array.ndim == 1 else array
+    if array.ndim != 2 or len(array) != count or array.dtype.kind not in "fiu":
+        raise UserError(f"{what} are {array.shape} of {array.dtype}, expected numbers for each of {count} regions.")
+    return array
+
+
+def _whole(array: np.ndarray, what: str) -> np.ndarray:
+    """int32; int64 and floats that are whole numbers have been seen in files."""
+    if array.size and not ((array >= 0) & (array < 2**31) & (array == np.floor(array))).all():
+        raise UserError(f"{what} hold {array.min()} to {array.max()}, expected whole numbers from 0.")
+    return array.astype(np.int32)
+
+
+def _shown(box: np.ndarray) -> str:
+    return "(" + ", ".join(f"{number:.6g}" for number in box.tolist()) + ")"

@@ -1,0 +1,47 @@
+"""A page of pictures with their regions: `python -m vinvl.report store=features.h5 images=DIR`."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from vinvl.pages.regions import report_regions
+from vinvl.pictures import PictureNames
+from vinvl.run.door import enter
+from vinvl.run.errors import UserError, say
+from vinvl.run.folders import config_directory, register_resolvers, run_door
+
+register_resolvers()
+
+
+def report(config: DictConfig) -> Path:
+    """Composed configuration → the page at `config.output`."""
+    store = OmegaConf.to_container(config.store) if OmegaConf.is_list(config.store) else str(config.store)
+    if type(config.count) is not int or config.count < 1:
+        raise UserError(f"count={config.count!r} must be a whole number from 1.")
+    first = Path(str(store[0] if isinstance(store, list) else store))
+    output = Path(str(config.output)).expanduser() if config.output is not None else first.with_suffix(".html")
+    chosen = config.id.rule is not None or config.id.pattern is not None
+    names = PictureNames(config.id.rule or "stem", config.id.pattern) if chosen else None
+    shown = report_regions(
+        store,  # type: ignore[arg-type]
+        output,
+        images=None if config.images is None else str(config.images),
+        names=names,
+        ids=None if config.ids is None else [str(one) for one in config.ids],
+        count=config.count,
+        seed=config.seed,
+        max_pixels=config.max_pixels,
+    )
+    say(f"{output}: {shown:,} pictures")
+    return output
+
+
+@hydra.main(version_base="1.3", config_path=config_directory(), config_name="report")
+def main(config: DictConfig) -> None:
+    run_door(report, config)
+
+
+if __name__ == "__main__":
+    enter(main, "report", sys.argv[1:])

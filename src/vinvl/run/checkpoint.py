@@ -1,0 +1,357 @@
+"""How a run saves: whole files or none, at the end of an update, and never in a way that forgets an evaluation."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Self
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import nn
+
+from vinvl.run.errors import UserError, say
+from vinvl.run.faults import NO_ROOM, how_to_go_on
+from vinvl.run.files import atomic_write, refuse_half_characters, remove_leftovers, system_error
+from vinvl.run.moved import with_new_names
+from vinvl.run.restricted_pickle import inspect_plain
+from vinvl.run.tensor_files import load_tensor_file, plain_tensors
+
+# What a checkpoint of ours carries, read as plain types and tensors only (`weights_only=True`).
+
+
+OUR_KEY = "vinvl"  # where a Lightning checkpoint keeps what is ours
+DELETED_DECODING = ("use_cache",)  # options of earlier versions, without which the same captions are written
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours as plain types and tensors, on the CPU.
+
+    Raises:
+        UserError: the file is missing, is no checkpoint, or is not one of ours.
+    """
+    try:
+        checkpoint = load_tensor_file(path)
+    except FileNotFoundError:
+        raise UserError(f"The checkpoint {path} does not exist: give ckpt_path=FILE, or ckpt_path=last.") from None
+    except Exception as error:  # torch raises pickle, zip, EOF and runtime errors alike for foreign files
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({reason[0] if reason else type(error).__name__}): "
+            "it is damaged or from another program."
+        ) from error
+    ours = checkpoint.get(OUR_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(ours, dict) or not isinstance(ours.get("run_config"), dict):
+        raise UserError(f"{path} is not a checkpoint of vinvl.train: it lacks the '{OUR_KEY}' record.")
+    for key in ("state_dict", "hyper_parameters"):
+        if not isinstance(checkpoint.get(key), dict):
+            raise UserError(f"{path} is not a whole checkpoint of vinvl.train: it lacks '{key}'.")
+    plain_tensors(checkpoint["state_dict"], str(path))
+    plain = [ours, checkpoint["hyper_parameters"]]
+    try:
+        inspect_plain(plain)
+        refuse_half_characters(plain)
+    except ValueError as error:
+        raise UserError(f"{path} is not a checkpoint of vinvl.train ({error}): it is damaged.") from None
+    if isinstance(decoding := checkpoint["hyper_parameters"].get("decoding"), dict):
+        for name in DELETED_DECODING:
+            decoding.pop(name, None)
+    return {**checkpoint, OUR_KEY: with_new_names(ours)}
+
+
+def load_into(task: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Loads a checkpoint's weights into a task built to the same shape.
+
+    Raises:
+        UserError: names or shapes differ; the sentence names the first that does.
+    """
+    own, found = task.state_dict(), checkpoint["state_dict"]
+    for name, tensor in own.items():
+        if name not in found:
+            raise UserError(f"{path} has no weight '{name}', which this task's model needs: it is of another model.")
+        if found[name].shape != tensor.shape:
+            raise UserError(
+                f"{path}: weight '{name}' is of shape {tuple(found[name].shape)}, the model's is {tuple(tensor.shape)}."
+            )
+    task.load_state_dict({name: found[name] for name in own})
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, to the disk, and only then under its name.
+
+    Lightning's own writing goes through the temporary folder of the machine, which often lies on another disk: moving
+    the file is then a copy, and a kill during it leaves half a checkpoint where the last good one was. It also holds
+    the file in memory; this does not.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Writes the checkpoint, or leaves all as it was.
+
+        Raises:
+            UserError: it cannot be written; the sentence names the file, the reason and what room there is.
+        """
+        try:
+            with atomic_write(path, "wb") as file:
+                torch.save(checkpoint, file)
+        except UserError as error:
+            failed = system_error(error)
+            if failed is None:
+                raise
+            raise UserError(_why_not_saved(Path(path), checkpoint, failed)) from error
+
+
+def remove_partial_checkpoints(folder: Path) -> None:
+    """Removes what saves that were killed have left in a run's checkpoint folder."""
+    remove_leftovers(folder, r".+\.ckpt")
+
+
+def _why_not_saved(path: Path, checkpoint: dict[str, Any], error: OSError) -> str:
+    reason = f"The checkpoint {path} cannot be saved ({error.strerror or error})"
+    earlier = "; the one saved before it is whole" if path.exists() else ""
+    if error.errno not in NO_ROOM:
+        return f"{reason}{earlier}: check folder and permissions."
+    needed, free = _tensor_bytes(checkpoint), shutil.disk_usage(path.parent).free
+    return (
+        f"{reason}: it needs {needed / 2**20:,.1f} MiB beside the old one, and {free / 2**20:,.1f} MiB are free"
+        f"{earlier}. Make room, then {how_to_go_on(path.parents[1])}."
+    )
+
+
+def _tensor_bytes(value: object) -> int:
+    """Bytes of all tensors in nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(_tensor_bytes(item) for item in items)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """The checkpoint that a run goes on from, `filename`.ckpt in `dirpath`: its last state, every N updates.
+
+    `every_n_train_steps` null: after each evaluation. A number: after every N-th update, and at the end of training.
+    Lightning's own callback, when it has been resumed, also saves between two updates of accumulated gradients, which
+    would be lost; and what it saves before an evaluation goes on behind that evaluation, as if it had been made. This
+    one saves at updates alone, and where an evaluation follows, at its beginning: see `save_now`.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing of the run before is needed; its file, which Lightning would replace, may be in another folder."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if update_finished(trainer) and not evaluation_follows(trainer):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves what was due at the update before."""
+        every = self._every_n_train_steps
+        due = every > 0 and trainer.global_step % every == 0 and not self._should_skip_saving_checkpoint(trainer)
+        if due and can_go_on_with_evaluation(trainer):
+            save_now(trainer, self.format_checkpoint_name({}))
+            self._last_global_step_saved = trainer.global_step
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was chosen by its evaluation.
+
+    Attributes:
+        score: of the evaluation.
+        step: updates before it; None where an earlier version of vinvl has not noted it.
+    """
+
+    score: float
+    step: int | None
+
+    @classmethod
+    def in_file(cls, path: Path, key: str) -> Self | None:
+        """What a file says of itself; None if there is none that can be read, or if it was chosen by another figure.
+
+        key: of the callback's state.
+        """
+        try:
+            content = read_checkpoint(path)
+        except UserError:
+            return None
+        state = content.get("callbacks", {}).get(key, {})
+        score = _as_number(state.get("current_score"))
+        return None if score is None else cls(score, int(content["global_step"]))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """The checkpoint of a run's best evaluation so far, wherever the run began and its folder lies now.
+
+    Lightning's own callback forgets the best score where the folder is not the one that the run began in, and then
+    writes the next evaluation over a better one. This one takes the score along: in a folder that was moved; from a
+    file of another folder, together with the best checkpoint beside it; and where a kill came after `best.ckpt` was
+    written and before `last.ckpt` was. A file in the way that is none of this run's best is kept under another name.
+    """
+
+    def __init__(self, *, filename: str, save_top_k: int = 1, **options: Any) -> None:
+        """
+        Args:
+            filename, save_top_k, options: see Lightning's ModelCheckpoint.
+
+        Raises:
+            UserError: several checkpoints would have one name.
+        """
+        if save_top_k not in (0, 1) and "{" not in filename:
+            raise UserError(
+                f"callbacks.best.save_top_k={save_top_k} would write all checkpoints to {filename}.ckpt: "
+                "pass callbacks.best.filename='best-{step}' with it."
+            )
+        super().__init__(filename=filename, save_top_k=save_top_k, **options)
+        self.best_step: int | None = None
+        self.is_here = False  # whether there is a file of the best score so far
+        self._carried: dict[str, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        """That of Lightning's callback, which earlier versions of vinvl used."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Looked into when all ranks are there: see `on_fit_start`."""
+        self._carried = state_dict
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        found = self._best_so_far(trainer.ckpt_path) if trainer.is_global_zero else ({}, False)
+        saved, self.is_here = trainer.strategy.broadcast(found)
+        self._adopt(saved, trainer.strategy.root_device)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        if filepath == self.best_model_path:
+            self.best_step, self.is_here = trainer.global_step, True
+        super()._save_checkpoint(trainer, filepath)
+
+    def _adopt(self, saved: dict[str, Saved], device: torch.device) -> None:
+        ranked = sorted(saved, key=lambda path: saved[path].score, reverse=self.mode == "max")
+        kept = ranked if self.save_top_k < 0 else ranked[: self.save_top_k]
+        if not kept:
+            return
+        self.best_k_models = {path: torch.tensor(saved[path].score, device=device) for path in kept}
+        self.best_model_path, self.kth_best_model_path = kept[0], kept[-1]
+        self.best_model_score, self.kth_value = self.best_k_models[kept[0]], self.best_k_models[kept[-1]]
+        self.best_step = saved[kept[0]].step
+
+    def _best_so_far(self, given: str | Path | None) -> tuple[dict[str, Saved], bool]:
+        """What a run that goes on from `given` has saved so far, by path in this folder; and whether the best is here.
+
+        A score whose file is not here is among them if it is the best: nothing worse may take its place.
+        """
+        folder, carried = Path(str(self.dirpath)), _carried_scores(self._carried)
+        same_folder = given is not None and Path(given).parent.resolve() == folder.resolve()
+        names = {*carried, *({f"{self.filename}.ckpt"} if "{" not in str(self.filename) else ())}
+        here: dict[str, Saved] = {}
+        for name in names:
+            own = folder / name
+            found = Saved.in_file(own, self.state_key) if same_folder else None
+            if found is None and own.is_file():
+                _keep_aside(own)
+            if found is None and given is not None and name in carried and not same_folder:
+                found = self._fetched(Path(given), name, carried[name], own)
+            if found is not None:
+                here[str(own)] = found
+        sign = 1 if self.mode == "max" else -1
+        lost = max(carried, key=lambda name: sign * carried[name].score, default=None)
+        if lost is None or any(sign * one.score >= sign * carried[lost].score for one in here.values()):
+            return here, bool(here)
+        return {**here, str(folder / lost): carried[lost]}, False
+
+    def _fetched(self, given: Path, name: str, wanted: Saved, own: Path) -> Saved | None:
+        """Copies the best checkpoint that lies beside the given one, or is the given one, to its place."""
+        for source in (given.parent / name, given):
+            found = Saved.in_file(source, self.state_key)
+            is_it = found is not None and found.score == wanted.score and wanted.step in (None, found.step)
+            if is_it and (wanted.step is not None or source.name == name):
+                with source.open("rb") as file, atomic_write(own, "wb") as copy:
+                    shutil.copyfileobj(file, copy)
+                return found
+        return None
+
+
+def _carried_scores(state: dict[str, Any]) -> dict[str, Saved]:
+    """The best checkpoints so far by file name, as a checkpoint has them; of what a file may say, nothing else."""
+    best, models = state.get("best_model_path"), state.get("best_k_models")
+    found = {}
+    for path, value in models.items() if isinstance(models, dict) else ():
+        score, step = _as_number(value), state.get("best_step") if path == best else None
+        if isinstance(path, str) and path.endswith(".ckpt") and score is not None:
+            found[Path(path).name] = Saved(score, step if isinstance(step, int) else None)
+    return found
+
+
+def _as_number(value: object) -> float | None:
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex():
+        return float(value)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _keep_aside(path: Path) -> None:
+    free = next(new for number in count(1) if not (new := path.with_stem(f"{path.stem}.{number}")).exists())
+    path.rename(free)
+    say(f"{path} is no best checkpoint of this run: it is kept as {free.name}.")
+
+
+def update_finished(trainer: pl.Trainer) -> bool:
+    """Whether the batch that has just been trained on completed an update, with no gradients waiting for more."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def evaluation_follows(trainer: pl.Trainer) -> bool:
+    """Whether Lightning evaluates after this batch."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def can_go_on_with_evaluation(trainer: pl.Trainer) -> bool:
+    """Whether a run that is saved in this evaluation would make it when it goes on, with nothing lost.
+
+    After the last of `max_steps` Lightning, resumed, does nothing any more; and between two batches of an update there
+    are gradients, which no checkpoint holds.
+    """
+    return update_finished(trainer) and (trainer.max_steps < 0 or trainer.global_step < trainer.max_steps)
+
+
+def save_now(trainer: pl.Trainer, path: str | Path) -> None:
+    """Saves the run as it stands, on all ranks together; within an evaluation, as it stood when that began."""
+    if trainer.state.fn == TrainerFn.FITTING and trainer.validating:
+        with _at_the_beginning_of_the_evaluation(trainer):
+            trainer.save_checkpoint(path, weights_only=False)
+    else:
+        trainer.save_checkpoint(path, weights_only=False)
+
+
+@contextmanager
+def _at_the_beginning_of_the_evaluation(trainer: pl.Trainer) -> Iterator[None]:
+    """Lets the evaluation's progress say that its first batch is being worked on: Lightning, resumed, then makes it."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    kept = progress.state_dict()
+    earlier = progress.total.completed - progress.current.completed  # batches of evaluations before, in this epoch
+    begun = {"total": _first_batch_after(earlier), "current": _first_batch_after(0), "is_last_batch": False}
+    progress.load_state_dict({**kept, **begun})
+    try:
+        yield
+    finally:
+        progress.load_state_dict(kept)
+
+
+def _first_batch_after(done: int) -> dict[str, int]:
+    """Lightning's counts while the first batch after `done` others is worked on."""
+    return {"ready": done + 1, "started": done + 1, "processed": done, "completed": done}

@@ -1,0 +1,96 @@
+"""What a command line gives: it takes the place of what is configured, and is read by something."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
+from hydra.errors import HydraException
+
+from vinvl.run.errors import UserError
+
+STAGE = r"((pretrain|finetune)\.)?"  # of vinvl.pretrain_finetune
+SPLITS = re.compile(rf"{STAGE}data\.splits(\..+)?")  # dicts that name files in one of several forms
+MADE = re.compile(rf"{STAGE}optim\.(optimizer|scheduler)")  # dicts that name, by `_target_`, what takes the other keys
+
+
+def replacing(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments, so that what is given takes the place of what is configured.
+
+    Hydra merges a dict into the one that is there, and cannot merge it with a list: `data.splits.train={jsonl: FILE}`
+    would leave another form of the split beside the one given. `KEY=null` before it makes room.
+    """
+    return [word for argument in arguments for word in _with_room_made(argument)]
+
+
+def _with_room_made(argument: str) -> list[str]:
+    override = _parsed(argument)
+    if override is None or override.type == OverrideType.DEL or override.package is not None:
+        return [argument]
+    key, value = override.key_or_group, override.value()
+    choices = value.list if isinstance(value, ChoiceSweep) else [value]
+    if not any(replaces(key, one) for one in choices):
+        return [argument]
+    # A word begins otherwise than the next for the same key: of words that begin alike, sweeps take the last alone.
+    room = f"{key}=null" if override.type == OverrideType.CHANGE else f"++{key}=null"
+    partial = [f"++{key}._partial_=true"] if MADE.fullmatch(key) else []  # the task completes it
+    return [room, f"+{key}={argument.split('=', 1)[1]}", *partial]
+
+
+def replaces(key: str, value: object) -> bool:
+    """Whether a value takes the place of all that is configured for its key, where Hydra would merge the two."""
+    if SPLITS.fullmatch(key):
+        return isinstance(value, dict | list)
+    return MADE.fullmatch(key) is not None and isinstance(value, dict) and "_target_" in value
+
+
+def command_overrides() -> list[str]:
+    """The overrides of the command that Hydra is running, none without one."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def given_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """What overrides give, by key, in their order; the last word counts, and what is taken away has the key `~KEY`."""
+    read = filter(None, map(_parsed, overrides))
+    return {f"~{one.key_or_group}" if one.type == OverrideType.DEL else one.key_or_group: one.value() for one in read}
+
+
+def refuse_unread_splits(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Refuses a split that a command gives and that no stage reads: it would be ignored.
+
+    Args:
+        given: `given_values`.
+        data: the section that is read, with `train_split` and the like.
+
+    Raises:
+        UserError: names the split and how to have it read.
+    """
+    stages = {key: str(data[key]) for key in data if key.endswith("_split")}
+    read = {*stages.values(), *map(str, data.get("answer_splits") or ())}
+    for name in given_splits(given):
+        if name not in read:
+            close = difflib.get_close_matches(name, sorted(read), n=1)
+            meant = f"did you mean data.splits.{close[0]}? Else pass" if close else "pass"
+            raise UserError(
+                f"data.splits.{name} is given, and nothing reads it "
+                f"({', '.join(f'data.{key} is {value}' for key, value in stages.items())}): "
+                f"{meant} data.train_split={name}, data.val_split={name} or data.test_split={name}."
+            )
+
+
+def given_splits(given: Mapping[str, Any]) -> list[str]:
+    """The names of the splits that are given one by one."""
+    return [key.split(".")[2] for key in given if key.startswith("data.splits.")]
+
+
+def _parsed(argument: str) -> Override | None:
+    """An argument as Hydra reads it; None for an option, and for what Hydra will refuse by itself."""
+    if argument.startswith("-"):
+        return None
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None

@@ -1,0 +1,399 @@
+"""What all tasks share: how they are built, their optimiser, reproducible steps, evaluation and checkpoints."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Required, Self, TypedDict
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
+from transformers import PreTrainedModel
+
+from vinvl.data.batch import Batch
+from vinvl.data.commonest import Commonest
+from vinvl.data.module import RegionDataModule
+from vinvl.models.config import VinVLConfig
+from vinvl.models.weights import refuse_other_sizes
+from vinvl.regions.feature_record import FeatureRecord
+from vinvl.regions.regions import BOX_NUMBERS
+from vinvl.row_names import start_model
+from vinvl.run.checkpoint import OUR_KEY, load_into
+from vinvl.run.errors import UserError
+from vinvl.run.made import make_optimizer, make_scheduler
+from vinvl.trained import Words, refuse_other_words, words_of, words_of_run
+
+# Which parameters decay.
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups, with and without weight decay, as published: names with "bias" or "LayerNorm.weight" do not decay.
+
+    The published rule goes by name: a LayerNorm inside a `Sequential` head is decayed (Oscar's run_nlvr.py).
+    """
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (spared if "bias" in name or "LayerNorm.weight" in name else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+
+
+def detector_parameter_groups(detector: nn.Module, weight_decay: float, bias_lr_factor: float) -> list[dict[str, Any]]:
+    """Weights; the scales of norms, which do not decay; biases, which do not either, and may learn faster.
+
+    `lr_factor` of a group is to be multiplied with the optimiser's rate (the published BIAS_LR_FACTOR).
+    """
+    weights: list[nn.Parameter] = []
+    scales: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    for name, parameter in detector.named_parameters():
+        if parameter.requires_grad:
+            (biases if name.endswith("bias") else scales if parameter.dim() == 1 else weights).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
+        {"params": scales, "weight_decay": 0.0, "lr_factor": 1.0},
+        {"params": biases, "weight_decay": 0.0, "lr_factor": bias_lr_factor},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
+MakeScheduler = Callable[..., LRScheduler]
+
+
+class TaskArguments(TypedDict, total=False):
+    """What every task's constructor takes besides its own; see `VinVLTask`."""
+
+    model_config: Required[dict[str, Any]]
+    init: str | None
+    init_answers: str | None
+    words: Words | None
+    gradient_checkpointing: bool
+    optimizer: MakeOptimizer | None
+    scheduler: MakeScheduler | None
+    weight_decay: float
+    seed: int
+
+
+class VinVLTask(pl.LightningModule):
+    """A model with its loss, metrics and recipe. A task file adds what is marked abstract here.
+
+    Class attributes of a task file:
+        model_class: the model; it is built from a `VinVLConfig`.
+        datamodule_class: the data that the task understands.
+        filled_with: what `filled_in` predicts, for a person.
+        headline: the name in `scores` of the figure that checkpoints are chosen by (logged as `val/score`).
+
+    Attributes:
+        model: the pure torch model; everything Lightning knows stays outside it.
+        run_config: the composed configuration of the run in plain types, carried in checkpoints, so that
+            `vinvl.evaluate` and `vinvl.predict` see the data as training did.
+        features: how the features of its data were made, carried in checkpoints too.
+        commonest: what the training split says most often, carried too; {} where that is not known.
+        scores: the figures of the last evaluation, by name.
+    """
+
+    model_class: ClassVar[type[PreTrainedModel]]
+    datamodule_class: ClassVar[type[RegionDataModule]]
+    headline: ClassVar[str]
+    filled_with: ClassVar[str] = "what the training split says most often"
+
+    def __init__(
+        self,
+        own: Mapping[str, Any],
+        *,
+        model_config: dict[str, Any],
+        init: str | None = None,
+        init_answers: str | None = None,
+        words: Words | None = None,
+        gradient_checkpointing: bool = False,
+        optimizer: MakeOptimizer | None = None,
+        scheduler: MakeScheduler | None = None,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            own: the task's own constructor arguments in plain types, to be carried in checkpoints.
+            model_config: fields of `VinVLConfig`, in plain types.
+            init: weights to start from (`start_model`); None for random ones.
+            init_answers: a file with the answers of the head there, where it does not say them; "none": a new head.
+            words: of the tokenizer that the task is trained with.
+            gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+            optimizer: parameter groups → optimiser; None where the task is only evaluated.
+            scheduler: (optimiser, total_steps=) → schedule, stepped after each update.
+            weight_decay: of the decayed parameter group.
+            seed: of dropout; see `on_train_batch_start`.
+        """
+        super().__init__()
+        self.words = words
+        config, answers = VinVLConfig(**model_config), own.get("answers")
+        self.model = start_model(
+            self.model_class, config, init, answers=answers, init_answers=init_answers, words=words
+        )
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.config: VinVLConfig = self.model.config  # type: ignore[assignment]
+        # A checkpoint that brought its own image projection has decided about the layer norm.
+        followed = {name: getattr(self.config, name) for name in ("use_img_layernorm", "img_layer_norm_eps")}
+        self.save_hyperparameters({"model_config": {**model_config, **followed}, **own})
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.weight_decay = weight_decay
+        self.seed = seed
+        self.batches_seen = 0
+        self.run_config: dict[str, Any] = {}
+        self.features = FeatureRecord()
+        self.commonest: Commonest = {}
+        self.scores: dict[str, float] = {}
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        datamodule: RegionDataModule,
+        model: dict[str, Any],
+        init: str | None,
+        init_answers: str | None = None,
+        gradient_checkpointing: bool,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler,
+        weight_decay: float,
+        seed: int,
+        options: Mapping[str, Any],
+    ) -> Self:
+        """The task for a datamodule that has been set up.
+
+        Args:
+            options: the task's own settings, by name.
+            the others: see the constructor.
+
+        Raises:
+            UserError: the data are another task's, or do not fit the model.
+        """
+        cls.check_data_class(datamodule)
+        vocab_size = model["vocab_size"] or len(datamodule.tokenizer)
+        task = cls(
+            **cls.arguments_from(datamodule),
+            **options,
+            model_config={**model, "vocab_size": vocab_size},
+            init=init,
+            init_answers=init_answers,
+            words=words_of(datamodule.tokenizer),
+            gradient_checkpointing=gradient_checkpointing,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            weight_decay=weight_decay,
+            seed=seed,
+        )
+        task.check_datamodule(datamodule)
+        return task
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path, **own: Any) -> Self:
+        """The task as a checkpoint of ours (`read_checkpoint`) holds it, for evaluation.
+
+        `own` replaces constructor arguments of the task that the checkpoint carries.
+
+        Raises:
+            UserError: the weights do not fit the model that the checkpoint describes.
+        """
+        given = {**checkpoint["hyper_parameters"], **own}
+        if not isinstance(given.get("model_config"), dict) or given.keys() & (
+            TaskArguments.__annotations__.keys() - {"model_config"}
+        ):
+            raise UserError(f"{path} describes no model, or more than one: it is damaged or from another program.")
+        refuse_other_sizes(given["model_config"], checkpoint["state_dict"], path)
+        try:
+            task = cls(**given, words=words_of_run(checkpoint))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:  # values of kinds that nobody has checked
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} describes a model that cannot be built ({reason}): it is damaged.") from error
+        load_into(task, checkpoint, path)
+        carried = checkpoint.get(OUR_KEY, {}).get("commonest")
+        if isinstance(carried, dict) and all(isinstance(text, str) for entry in carried.items() for text in entry):
+            task.commonest = carried
+        return task
+
+    @classmethod
+    def arguments_from(cls, datamodule: Any) -> dict[str, Any]:
+        """Constructor arguments of the task that the data decide, such as the answers of a classifier."""
+        return {}
+
+    @classmethod
+    def check_data_class(cls, datamodule: object) -> None:
+        """Refuses the data of another task.
+
+        Raises:
+            UserError: `datamodule` is not of `datamodule_class`.
+        """
+        if not isinstance(datamodule, cls.datamodule_class):
+            raise UserError(
+                f"{cls.__name__} needs data of the kind {cls.datamodule_class.__name__}, and data is a "
+                f"{type(datamodule).__name__}: choose data=NAME to fit task=NAME."
+            )
+
+    def check_datamodule(self, datamodule: Any) -> None:
+        """Refuses a datamodule that this task's weights do not fit, and takes down how its features were made.
+
+        Raises:
+            UserError: it is another task's, or its feature dimension, answers or tokenizer are others.
+        """
+        self.check_data_class(datamodule)
+        datamodule.store.require_feature_dim(self.config.img_feature_dim - BOX_NUMBERS)
+        if len(datamodule.tokenizer) > self.config.vocab_size:
+            raise UserError(
+                f"The tokenizer '{datamodule.tokenizer_name}' has {len(datamodule.tokenizer)} tokens, and the model's "
+                f"vocab_size is {self.config.vocab_size}: pass the model's own tokenizer, or model.config.vocab_size."
+            )
+        refuse_other_words(self.words, words_of(datamodule.tokenizer), "The model", "data.tokenizer")
+        positions = self.positions_needed(datamodule)
+        if positions > self.config.max_position_embeddings:
+            raise UserError(
+                f"The text of an example may take {positions} positions, and the model knows "
+                f"{self.config.max_position_embeddings}: lower data.max_tokens"
+                f"{' or decoding.max_length' if 'decoding' in self.hparams else ''}, or raise "
+                "model.config.max_position_embeddings."
+            )
+        self.features = FeatureRecord.of_store(datamodule.store)
+        self.commonest = self.commonest or datamodule.commonest
+
+    def positions_needed(self, datamodule: Any) -> int:
+        """How many positions the longest text of these data may take."""
+        return int(datamodule.limits.max_tokens)
+
+    @abstractmethod
+    def training_loss(self, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar."""
+
+    @abstractmethod
+    def evaluate_batch(self, batch: Batch) -> None:
+        """Updates the metrics of an evaluation."""
+
+    @abstractmethod
+    def compute_scores(self) -> dict[str, float]:
+        """The figures of an evaluation over all ranks, by name; `headline` is one of them."""
+
+    @abstractmethod
+    def result_rows(self) -> list[tuple[str, str]]:
+        """The figures of the last evaluation for a person: (what, value) rows."""
+
+    def filled_in(self, records: Any, index: int) -> Any | None:
+        """A prediction, `filled_with`, for a record that the model cannot see; None where there is none to be made."""
+        return None
+
+    def write_predictions(self, predictions: Sequence[Any], folder: Path) -> dict[str, Path]:
+        """Writes what `predict_step` gave for every record, in the order of the records.
+
+        Returns:
+            what the files are, for a person, and where they lie.
+        """
+        raise UserError(f"{type(self).__name__} makes no predictions: use python -m vinvl.evaluate.")
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of a batch, (B, labels)."""
+        logits: Tensor = self.model(**batch.inputs()).logits
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.training_loss(batch)
+        self.log("train/loss", loss, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate_batch(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate_batch(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        self._reset_metrics()
+
+    def on_test_epoch_start(self) -> None:
+        self._reset_metrics()
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _reset_metrics(self) -> None:
+        """Metrics of the training batches, named `train_…`, go on: their epoch is another."""
+        for name, module in self.named_children():
+            if isinstance(module, Metric) and not name.startswith("train_"):
+                module.reset()
+
+    def _log_scores(self, stage: str) -> None:
+        self.scores = self.compute_scores()
+        self.log(f"{stage}/score", self.scores[self.headline], prog_bar=True, rank_zero_only=False)
+        # Question types are dozens on VQA v2: they are in results.json, and not worth a curve each.
+        logged = {name: value for name, value in self.scores.items() if "question_type" not in name}
+        self.log_dict({f"{stage}/{name}": value for name, value in logged.items()}, rank_zero_only=False)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = make_optimizer(self.make_optimizer, parameter_groups(self.model, self.weight_decay))
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = make_scheduler(self.make_scheduler, optimizer, total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as Lightning does, and also with a fused optimiser in bfloat16, which Lightning refuses.
+
+        It refuses because of the scaled gradients of 16-mixed, which a fused optimiser unscales too late for clipping.
+
+        Raises:
+            UserError: 16-mixed, clipping and a fused optimiser together.
+        """
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if gradient_clip_val is None or not fused:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise UserError(
+                "trainer.precision=16-mixed cannot clip gradients of a fused optimiser: pass "
+                "optim.optimizer.fused=false, or trainer.precision=bf16-mixed, or trainer.gradient_clip_val=null."
+            )
+        elif gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes the step's dropout a function of (seed, rank, number of the batch).
+
+        A resumed run then draws what the uninterrupted one would have drawn, whatever else used the generator.
+        """
+        torch.manual_seed((self.seed * 1_000_003 + self.global_rank) * 2**31 + self.batches_seen)
+        self.batches_seen += 1
+        self._tell_datamodule()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kind = type(self)
+        checkpoint[OUR_KEY] = {
+            "task_class": f"{kind.__module__}.{kind.__qualname__}",
+            "batches_seen": self.batches_seen,
+            "run_config": self.run_config,
+            "features": self.features.plain(),
+            "words": self.words,
+            "commonest": self.commonest,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.batches_seen = checkpoint[OUR_KEY]["batches_seen"]
+        self._tell_datamodule()
+
+    def _tell_datamodule(self) -> None:
+        if self._trainer is not None:
+            datamodule = getattr(self._trainer, "datamodule", None)
+            if isinstance(datamodule, RegionDataModule):
+                datamodule.batches_seen = self.batches_seen

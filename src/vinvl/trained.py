@@ -1,0 +1,234 @@
+"""The tokenizer that belongs to a model."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import BertTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from vinvl.data.text import load_tokenizer, opened_tokenizer
+from vinvl.models.export import answers_in
+from vinvl.models.weight_files import CheckpointFiles
+from vinvl.models.weights import NEW, AnswerRows
+from vinvl.run.checkpoint import OUR_KEY
+from vinvl.run.errors import UserError
+from vinvl.vqa.answers import PICKLES, AnswerVocabulary, read_head_answers
+
+# The texts of the answers that an answering model chooses between.
+
+
+ANSWER_FILES = ("answers.json", *(f"*{kind}{suffix}" for kind in ("label2ans", "ans2label") for suffix in PICKLES))
+"""What lies beside the weights of an answering model that we or Oscar's authors have written."""
+
+
+def known_answers(files: CheckpointFiles, size: int) -> list[str] | None:
+    """The answers of a checkpoint's head of `size` rows, by row; None where it does not say them.
+
+    They are those of the training run, or in config.json, or in a file beside the weights: `ANSWER_FILES`.
+
+    Raises:
+        UserError: such a file is damaged.
+    """
+    if files.training:
+        carried = files.training.get("hyper_parameters", {}).get("answers")
+        whole = isinstance(carried, list) and len(carried) == size and all(isinstance(one, str) for one in carried)
+        return carried if whole else None
+    named = answers_in(files.config.get("id2label"))
+    if named is not None and len(named) == size:
+        return named
+    beside = {read_head_answers(path) for name in ANSWER_FILES for path in sorted(files.weights.parent.glob(name))}
+    fitting = [answers for answers in beside if len(answers) == size]
+    return list(fitting[0]) if len(fitting) == 1 else None
+
+
+def match_answers(there: Sequence[str], here: Sequence[str], name: str) -> AnswerRows:
+    """Which row of a head with the answers `there` each of `here` takes: as it is written, or else in normal form.
+
+    Raises:
+        UserError: the checkpoint `name` names an answer twice.
+    """
+    try:
+        vocabulary = AnswerVocabulary(tuple(there))
+    except ValueError as error:
+        raise UserError(f"The answers of {name} cannot be told apart: {error}") from None
+    found = [vocabulary.find(answer) for answer in here]
+    return AnswerRows(tuple(there), tuple(here), tuple(NEW if row is None else row for row in found))
+
+
+def given_answers(given: str | Path | Sequence[str]) -> list[str]:
+    """The answers of a file as `read_head_answers` takes it, or the texts themselves.
+
+    Raises:
+        UserError: they are no texts, or one is there twice.
+    """
+    if isinstance(given, str | Path):
+        AnswerVocabulary.load(given)
+        return list(read_head_answers(given))
+    if not all(isinstance(one, str) for one in given):
+        raise UserError("answers holds what is no text: give a file, or the texts in the order of the outputs.")
+    return list(given)
+
+
+def find_answers(
+    given: str | Path | Sequence[str] | None, files: CheckpointFiles, model: PreTrainedModel
+) -> list[str] | None:
+    """The answers of a model with A outputs that has been made of a checkpoint: those given, or else those known.
+
+    Returns:
+        None where nobody names them.
+
+    Raises:
+        UserError: those that were given are not as many as the model's, or no texts.
+    """
+    size = model.config.num_labels
+    assert size is not None  # transformers fills it in
+    if given is None:
+        return known_answers(files, size)
+    texts = given_answers(given)
+    if len(texts) != size:
+        place = str(given) if isinstance(given, str | Path) else "answers"
+        raise UserError(
+            f"{place} lists {len(texts):,} answers, and {files.name} has a head for {size:,}: give those that it was "
+            "trained on."
+        )
+    return texts
+
+
+def rows_of_given(
+    given: str | Path | Sequence[str] | None, files: CheckpointFiles, size: int, new_ones: bool
+) -> AnswerRows | None:
+    """Where the answers that were given have their rows in a checkpoint's head of `size` rows that are named.
+
+    Returns:
+        None where they are the head's in its order: none were given, the head's are not known, or none of them is
+        known, which is taken for new names of the same answers, in another language for instance.
+
+    Raises:
+        UserError: some but not all of them are known, and `new_ones` forbids that.
+    """
+    known = None if given is None else known_answers(files, size)
+    if given is None or known is None:
+        return None
+    rows = match_answers(known, given_answers(given), files.name)
+    if not rows.kept or rows.here == rows.there or (len(rows.here) != size and not new_ones):
+        return None
+    if rows.new and not new_ones:
+        raise UserError(
+            f"{files.name} was not trained with {len(rows.new):,} of the answers that were given, the first "
+            f"{rows.new[0]!r}: give its own, in any order."
+        )
+    return rows
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+VOCABULARY = "vocab.txt"
+UNUSED = re.compile(r"\[unused\d+\]")
+WORDS_SHOWN = 3
+Words = dict[int, str]
+"""The words of a tokenizer by number."""
+
+
+def find_tokenizer(name: str | None, files: CheckpointFiles) -> tuple[str, PreTrainedTokenizerBase]:
+    """The tokenizer that a person named, or else that of the training run, or else the one beside the weights.
+
+    Raises:
+        UserError: there is none, or it has other words than the model was trained with.
+    """
+    found = _find(name, files)
+    if name is not None or files.training:
+        refuse_other_words(known_words(files), words_of(found[1]), files.name, "tokenizer")
+    return found
+
+
+def words_of(tokenizer: PreTrainedTokenizerBase) -> Words:
+    """The words of a tokenizer by number, added ones included."""
+    return {number: word for word, number in tokenizer.get_vocab().items()}
+
+
+def known_words(files: CheckpointFiles) -> Words | None:
+    """The words of the tokenizer that a checkpoint was trained with, None where it is not known."""
+    if files.training:
+        return words_of_run(files.training)
+    try:
+        return words_of(_find(None, files)[1])
+    except UserError:
+        return None
+
+
+def words_of_run(checkpoint: Mapping[str, Any]) -> Words | None:
+    """Those that a training checkpoint of ours carries or, where it is too old for that, of the tokenizer it names."""
+    record = checkpoint.get(OUR_KEY, {})
+    words, name = record.get("words"), _named_by_run(checkpoint)
+    if isinstance(words, dict) and all(isinstance(n, int) and isinstance(word, str) for n, word in words.items()):
+        return words
+    try:
+        return None if name is None else words_of(_open(name)[1])
+    except UserError:
+        return None
+
+
+def refuse_other_words(there: Words | None, here: Words, model: str, setting: str) -> None:
+    """Refuses a tokenizer whose words have other numbers than those that a model was trained with, if these are known.
+
+    Words in place of BERT's [unused0], [unused1], …, and further ones at the end, are no other words: they are new.
+
+    Raises:
+        UserError: says how many differ, and the first of them.
+    """
+    differing = [
+        f"{number} was {there[number]!r} and is {word!r}"
+        for number, word in sorted(here.items())
+        if there is not None and word != there.get(number, word) and not UNUSED.fullmatch(there[number])
+    ]
+    if differing:
+        shown = "; ".join(differing[:WORDS_SHOWN])
+        raise UserError(
+            f"{model} was trained with other words than the tokenizer has: {len(differing):,} of {len(here):,} differ "
+            f"({shown}{'; …' if len(differing) > WORDS_SHOWN else ''}), so its embeddings would stand for other words; "
+            f"pass {setting}=FOLDER of the one that it was trained with."
+        )
+
+
+def _named_by_run(checkpoint: Mapping[str, Any]) -> str | None:
+    config = checkpoint.get(OUR_KEY, {}).get("run_config")
+    data = config.get("data") if isinstance(config, dict) else None
+    said = data.get("tokenizer") if isinstance(data, dict) else None
+    return said if isinstance(said, str) else None
+
+
+def _find(name: str | None, files: CheckpointFiles) -> tuple[str, PreTrainedTokenizerBase]:
+    if name is None:
+        name = _named_by_run(files.training)
+    if name is None and not Path(files.name).expanduser().exists():
+        name = files.name  # of a model on the hub, only the weights have been downloaded
+    if name is None and not any((files.weights.parent / one).is_file() for one in (*TOKENIZER_FILES, VOCABULARY)):
+        raise UserError(
+            f"No tokenizer lies beside {files.name}: pass tokenizer=bert-base-uncased, or the folder of the one that "
+            "the model was trained with."
+        )
+    return _open(str(files.weights.parent) if name is None else name)
+
+
+def _open(name: str) -> tuple[str, PreTrainedTokenizerBase]:
+    folder = Path(name).expanduser()
+    if not any(os.path.isfile(folder / one) for one in TOKENIZER_FILES) and os.path.isfile(folder / VOCABULARY):
+        return str(folder), tokenizer_of_vocabulary(folder / VOCABULARY)  # as Oscar was published
+    return name, load_tokenizer(name)
+
+
+def tokenizer_of_vocabulary(path: Path) -> PreTrainedTokenizerBase:
+    """BERT's lower-casing tokenizer of a vocab.txt alone.
+
+    Raises:
+        UserError: it is no vocabulary of BERT's.
+    """
+    try:
+        words = path.read_text(encoding="utf-8").splitlines()
+        missing = [word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if word not in words]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); get the file again, or pass tokenizer=NAME.") from None
+    if missing:
+        raise UserError(f"{path} is no vocabulary of BERT's: it has no {missing[0]}; pass tokenizer=NAME.")
+    return opened_tokenizer(lambda: BertTokenizer.from_pretrained(path.parent, do_lower_case=True), str(path.parent))

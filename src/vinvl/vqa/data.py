@@ -1,0 +1,247 @@
+"""Questions with one of a vocabulary's answers as items: VQA with soft targets, GQA with one right answer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+from pytorch_lightning.utilities import rank_zero_warn
+from torch.utils.data import Dataset
+
+from vinvl.data.batch import Batch, Example, collate, soft_targets
+from vinvl.data.columns import CategoricalColumn
+from vinvl.data.commonest import Commonest, commonest_answers
+from vinvl.data.contracts import RegionDataArguments
+from vinvl.data.inputs import RegionText
+from vinvl.data.module import RegionDataModule, no_annotations
+from vinvl.data.records import checked_entry, plain
+from vinvl.data.sampling import Draw
+from vinvl.data.text import RaggedTokens
+from vinvl.run.errors import UserError
+from vinvl.vqa.answers import AnswerVocabulary
+from vinvl.vqa.files import VQARecords, concatenate, read_jsonl, read_official
+
+
+@dataclass(frozen=True)
+class AnswerTargets:
+    """Sparse targets of every question: question q has `offsets[q]` to `offsets[q + 1]`.
+
+    Attributes:
+        answers: the A answers between which the model chooses.
+        annotated: whether the split has answers at all.
+    """
+
+    answers: tuple[str, ...]
+    annotated: bool
+    label_ids: np.ndarray  # (Σk,) int64
+    label_scores: np.ndarray  # (Σk,) float32
+    offsets: np.ndarray  # (Q + 1,) int64
+
+    @classmethod
+    def none(cls, vocabulary: AnswerVocabulary, questions: int) -> "AnswerTargets":
+        """For a split without annotations."""
+        offsets = np.zeros(questions + 1, dtype=np.int64)
+        return cls(vocabulary.answers, False, offsets[:0], np.zeros(0, dtype=np.float32), offsets)
+
+    @classmethod
+    def of_people(cls, records: VQARecords, vocabulary: AnswerVocabulary, rule: str) -> "AnswerTargets":
+        """Soft targets from several people's answers (`AnswerVocabulary.soft_targets`)."""
+        if records.answers is None:
+            return cls.none(vocabulary, len(records))
+        return cls(vocabulary.answers, True, *vocabulary.soft_targets_of_all(records.answers, rule=rule))
+
+    @classmethod
+    def of_one_answer(cls, answers: CategoricalColumn, vocabulary: AnswerVocabulary) -> "AnswerTargets":
+        """Target 1 for the one right answer; nothing for an answer that is not in the vocabulary."""
+        known = [vocabulary.index_of(name) for name in answers.names]
+        index_of = np.array([-1 if index is None else index for index in known], dtype=np.int64)[answers.codes]
+        label_ids = index_of[index_of >= 0]
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(index_of >= 0)])
+        return cls(vocabulary.answers, True, label_ids, np.ones(len(label_ids), dtype=np.float32), offsets)
+
+    def best(self) -> np.ndarray:
+        """(Q,) int64: the number of the answer with the highest score to each question, -1 where there is none."""
+        questions = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        order = np.lexsort((-self.label_ids, self.label_scores))  # of equal scores the first answer is written last
+        best = np.full(len(self.offsets) - 1, -1, dtype=np.int64)
+        best[questions[order]] = self.label_ids[order]
+        return best
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return self.label_ids[span], self.label_scores[span]
+
+
+class AnsweringDataset(Dataset[Example]):
+    """One split: item i is question i with its image's tags and regions."""
+
+    def __init__(
+        self,
+        question_tokens: RaggedTokens,
+        images: np.ndarray,
+        *,
+        region_text: RegionText,
+        targets: AnswerTargets,
+        record_of: Callable[[int], dict[str, Any]],
+        scored: bool,
+    ) -> None:
+        """
+        Args:
+            question_tokens: of the Q questions.
+            images: (Q,) int64, where each question's image lies in the store.
+            region_text: puts question and image together.
+            targets: the right answers.
+            record_of: what metrics, result files and reports need of a question; "question" and "image_id" at least.
+                Picklable, for spawned data workers.
+            scored: items carry `record_of`; not in training, which reads none of it.
+        """
+        self.question_tokens = question_tokens
+        self.images = images
+        self.region_text = region_text
+        self.targets = targets
+        self.record_of = record_of
+        self.scored = scored
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        index = draw.index
+        label_ids, label_scores = self.targets[index]
+        example = self.region_text.example(self.question_tokens[index], int(self.images[index]))
+        record = {**(self.record_of(index) if self.scored else {}), "index": index}
+        return replace(example, label_ids=label_ids, label_scores=label_scores, record=record)
+
+    def lengths(self) -> np.ndarray:
+        """(Q,) int64: tokens and regions of each question, before truncation of the text."""
+        return self.question_tokens.lengths() + self.region_text.image_lengths(self.images)
+
+    def collate(self, items: Sequence[Example]) -> Batch:
+        labels = soft_targets(items, len(self.targets.answers)) if self.targets.annotated else None
+        return collate(items, pad_token_id=self.region_text.special.pad_token_id, labels=labels)
+
+    def show(self, item: Example, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        answers = [
+            f"{self.targets.answers[label]} {score:.1f}"
+            for label, score in zip(item.label_ids, item.label_scores, strict=True)
+        ]
+        record = self.record_of(item.record["index"])
+        return [
+            f"  image id  {record['image_id']}",
+            f"  question  {record['question']}",
+            *self.region_text.describe(item, int(self.images[item.record["index"]]), words(item.input_ids)),
+            f"  target    {', '.join(answers) or '(none in the answer vocabulary)'}",
+        ]
+
+
+# VQA: questions with ten answers each over a RegionStore. VQA v2, the demo world and datasets of one's own.
+
+
+class VQADataModule(RegionDataModule):
+    """Question and annotation files, a RegionStore, a tokenizer and an answer vocabulary → batches.
+
+    A split is one JSONL file of one's own, or the list of official files that make it up, each
+    `{questions, annotations}` (annotations null for test splits); one of these alone needs no list.
+
+    Args:
+        answers: file of the answer vocabulary, JSON or a published .pkl (`read_answers`); built from the training
+            answers and saved as JSON where it is missing.
+        min_answer_count: how often an answer must be a training question's answer to enter the vocabulary.
+        target_rule: `leave_one_out` (0.3, 0.6, 0.9, 1 for 1, 2, 3, 4 people) or `count/3` (min(n / 3, 1)).
+        shared: see `RegionDataArguments`.
+    """
+
+    def __init__(
+        self, *, answers: str, min_answer_count: int, target_rule: str, **shared: Unpack[RegionDataArguments]
+    ) -> None:
+        super().__init__(**shared)
+        self.answers_path = Path(answers)
+        self.min_answer_count = min_answer_count
+        self.target_rule = target_rule
+        self._vocabulary: AnswerVocabulary | None = None
+
+    def prepare_data(self) -> None:
+        """Generates what can be generated: the demo world, and the answer vocabulary where its file is missing."""
+        super().prepare_data()
+        if not self.answers_path.exists():
+            records = self.read_split(self.split_of["train"])
+            if records.answers is None:
+                raise UserError(
+                    f"The answer vocabulary {self.answers_path} does not exist and split '{self.split_of['train']}' "
+                    "has no annotations to build it from: pass data.answers=FILE or annotations for the split."
+                )
+            vocabulary = AnswerVocabulary.build(
+                records.answers, self.min_answer_count, multiple_choice_answers=records.multiple_choice_answers
+            )
+            vocabulary.save(self.answers_path)
+
+    @property
+    def vocabulary(self) -> AnswerVocabulary:
+        """The answer vocabulary; its file must be there."""
+        if self._vocabulary is None:
+            self._vocabulary = AnswerVocabulary.load(self.answers_path)
+        return self._vocabulary
+
+    def read_split(self, split: str) -> VQARecords:
+        """The records of one split, from all of its files."""
+        files = plain(self.split_files(split))
+        if isinstance(files, str):
+            return read_jsonl(Path(files))
+        place = f"data.splits.{split}"
+        if not isinstance(files, list | dict) or not files:
+            raise UserError(f"{place} is {files!r}: give a JSONL file or [{{questions: FILE, annotations: FILE}}, …].")
+        parts = [
+            checked_entry(part, place, ("questions",), ("annotations",))
+            for part in (files if isinstance(files, list) else [files])
+        ]
+        return concatenate(
+            [
+                read_official(Path(part["questions"]), Path(part["annotations"]) if "annotations" in part else None)
+                for part in parts
+            ]
+        )
+
+    def targets_of(self, records: VQARecords) -> AnswerTargets:
+        return AnswerTargets.of_people(records, self.vocabulary, self.target_rule)
+
+    def commonest_of(self, records: VQARecords) -> Commonest:
+        return commonest_answers(records.questions, self.targets_of(records).best(), self.vocabulary.answers)
+
+    def make_dataset(self, records: VQARecords, images: np.ndarray, stage: str) -> AnsweringDataset:
+        if stage == "predict" and any("test-dev2015" in name for name in records.sources.files.names):
+            rank_zero_warn(
+                "The VQA server wants answers to all of test2015, for its test-dev phase too: pass "
+                "data.predict_split=test for a file that it takes."
+            )
+        return AnsweringDataset(
+            self.tokens_of(records.questions),
+            images,
+            region_text=self.region_text,
+            targets=self.targets_of(records),
+            record_of=partial(question_record, records),
+            scored=stage != "train",
+        )
+
+    def check_scorable(self, stage: str) -> None:
+        dataset = self.datasets[stage]
+        if isinstance(dataset, AnsweringDataset) and not dataset.targets.annotated:
+            raise no_annotations(self.split_of[stage])
+
+
+def question_record(records: VQARecords, index: int) -> dict[str, Any]:
+    """What metrics, result files and reports need of question `index`."""
+    question_id = records.question_ids[index]
+    record: dict[str, Any] = {
+        "question_id": question_id.item() if hasattr(question_id, "item") else str(question_id),
+        "image_id": str(records.image_ids[index]),
+        "question": records.questions[index],
+    }
+    if records.answers is not None:
+        record["answers"] = records.answers[index]
+        assert records.answer_types is not None
+        record["answer_type"] = records.answer_types[index]
+        if records.question_types is not None:
+            record["question_type"] = records.question_types[index]
+    return record
