@@ -47,17 +47,17 @@ STARTS_FROM = {
     if re.search(r"init: (\?\?\?|\$\{vinvl.required:model.init\})", (CONF / "experiment" / f"{name}.yaml").read_text())
 }
 TASKS = (
-    "vqa.VQATask",
-    "gqa.GQATask",
-    "nlvr2.NLVR2Task",
-    "retrieval.RetrievalTask",
-    "captioning.CaptioningTask",
-    "pretraining.PretrainingTask",
+    "vqa.task.VQATask",
+    "gqa.task.GQATask",
+    "nlvr2.task.NLVR2Task",
+    "retrieval.task.RetrievalTask",
+    "captioning.task.CaptioningTask",
+    "pretraining.task.PretrainingTask",
 )
 # Arguments that the doors give when they instantiate, or that a `_partial_` is called with later.
 GIVEN_LATER = {
     "pytorch_lightning.Trainer": ("callbacks", "logger"),
-    **{f"vinvl.tasks.{name}.build": ("datamodule",) for name in TASKS},
+    **{f"vinvl.{name}.build": ("datamodule",) for name in TASKS},
     "torch.optim.AdamW": ("params",),
     "torch.optim.SGD": ("params",),
     "vinvl.detector.task.DetectorTask": ("config", "label_map"),

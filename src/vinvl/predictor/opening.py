@@ -40,7 +40,7 @@ def task_of(ours: Mapping[str, Any], files: CheckpointFiles) -> str | None:
     """The task that a checkpoint of ours was trained on, None for anybody else's."""
     if not ours:
         return None
-    name = task_class(dict(ours), files.weights).__module__.rpartition(".")[2]
+    name = task_class(dict(ours), files.weights).__module__.split(".")[1]
     model_of_task(name)
     return name
 
