@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_nothing(
 def test_two_processes_at_once(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from transformers import BertTokenizerFast\n"
-        "from vinvl.data import token_cache\n"
+        "from vinvl.data import text as token_cache\n"
         "token_cache.LEAST_TEXTS = 1\n"
         "tokenizer = BertTokenizerFast(sys.argv[1], do_lower_case=True)\n"
         "texts = ['a red star ' * (n % 7) for n in range(30_000)]\n"

@@ -102,7 +102,7 @@ def test_a_door_with_a_checkpoint(
         ("convert", ["weights={model}", "to=new"], "vinvl.models.export.write_transformers", signal.SIGTERM),
         ("convert", ["from={store}", "to=new", "format=mmf_npy"], "vinvl.regions.RegionStore.at", signal.SIGINT),
         ("report", ["store={store}", "output=page.html"], "vinvl.pages.regions.write_region_page", signal.SIGTERM),
-        ("data.store", ["merge", "{store}", "--output", "new.h5"], "vinvl.regions.writer.write_store_file", 15),
+        ("regions", ["merge", "{store}", "--output", "new.h5"], "vinvl.regions.writer.write_store_file", 15),
         ("train", ["trainer=cpu", *TINY_DEMO], "vinvl.vqa.data.VQADataModule.prepare_data", signal.SIGTERM),
     ],
 )
@@ -118,7 +118,7 @@ def test_any_door(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("door", ["train", "extract", "pretrain_finetune", "data.corpus", "data.store", "report"])
+@pytest.mark.parametrize("door", ["train", "extract", "pretrain_finetune", "pretraining.corpus", "regions", "report"])
 def test_a_door_that_is_still_being_imported(tmp_path: Path, door: str, number: int) -> None:
     signalled = f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(9)\n"
     for package in ("hydra", "numpy", "torch"):  # whichever comes first

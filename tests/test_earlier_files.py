@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,18 @@ def test_a_corpus() -> None:
     for row, one in enumerate(expected):
         found = {"image_id": corpus.image_id(row), "kind": int(corpus.kinds[row])}
         assert found | {"texts": [side[row].tolist() for side in texts]} == one
+
+
+def test_code_that_names_modules_as_they_were_called(tmp_path: Path) -> None:
+    program = (
+        "from vinvl.errors import UserError; from vinvl.data.store import RegionStore; import vinvl.regions;"
+        "import vinvl.run.errors;"
+        "from vinvl.data.detection.coco_instances import read_instances; from vinvl.data.pictures import read_picture;"
+        "from vinvl.data.features_in import convert_features;"
+        "assert UserError is vinvl.run.errors.UserError and RegionStore is vinvl.regions.RegionStore;"
+        "assert vinvl.regions.__spec__.name == 'vinvl.regions'; from vinvl.data.nothing import it"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'vinvl.data.nothing'"
+    verified = [sys.executable, "-m", "vinvl.data.store", "verify", str(EARLIER / "store" / "regions.h5")]
+    assert "sound, 3 images" in subprocess.run(verified, capture_output=True, text=True, check=True).stdout

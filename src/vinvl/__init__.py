@@ -4,12 +4,16 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from vinvl.run.moved import EarlierNames
+
 if TYPE_CHECKING:
     from vinvl.predictor.loading import load
     from vinvl.predictor.predictor import Predictor
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__", "load"]
+
+sys.meta_path.append(EarlierNames())
 
 if sys.argv[:1] == ["-m"]:  # so while Python looks for `python -m vinvl.NAME`, which then takes seconds to import
     from vinvl.run.signals import end_at_once

@@ -1,7 +1,27 @@
-"""Where classes and functions have moved to that configurations in files of earlier versions name."""
+"""Where modules, classes and functions have moved to that people's code and files of earlier versions name."""
 
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import CodeType, ModuleType
 from typing import Any
 
+MODULES = {  # those that documents of earlier versions showed
+    "vinvl.errors": "vinvl.run.errors",
+    "vinvl.detection": "vinvl.detector",
+    "vinvl.data.corpus": "vinvl.pretraining.corpus",
+    "vinvl.data.corpus.__main__": "vinvl.pretraining.corpus.__main__",
+    "vinvl.data.demo": "vinvl.demo",
+    "vinvl.data.detection": "vinvl.detector",
+    "vinvl.data.detection.coco_instances": "vinvl.detector.instances",
+    "vinvl.data.features_in": "vinvl.regions.formats.convert",
+    "vinvl.data.pictures": "vinvl.pictures",
+    "vinvl.data.store": "vinvl.regions",
+    "vinvl.data.store.__main__": "vinvl.regions.__main__",
+}
 MOVED = {
     "vinvl.callbacks.SamplesPerSecond": "vinvl.run.callbacks.SamplesPerSecond",
     "vinvl.callbacks.StopEarly": "vinvl.run.callbacks.StopEarly",
@@ -55,3 +75,37 @@ def with_new_names(value: Any) -> Any:
     if isinstance(value, list):
         return [with_new_names(item) for item in value]
     return MOVED.get(value, value) if isinstance(value, str) else value
+
+
+class EarlierNames(MetaPathFinder, InspectLoader):
+    """Imports `MODULES` by their earlier names, with a DeprecationWarning; to be asked last."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, is_package=self.is_package(fullname)) if fullname in MODULES else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        today = MODULES[spec.name]
+        warnings.warn(f"{spec.name} is {today} now.", DeprecationWarning, stacklevel=2)
+        module = importlib.import_module(today)
+        self._own_spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._own_spec  # which Python has just replaced
+
+    def is_package(self, fullname: str) -> bool:
+        found = importlib.util.find_spec(MODULES[fullname])
+        return found is not None and found.submodule_search_locations is not None
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """For `python -m`."""
+        found = importlib.util.find_spec(MODULES[fullname])
+        assert found is not None and isinstance(found.loader, InspectLoader)
+        return found.loader.get_code(found.name)
+
+    def get_source(self, fullname: str) -> str | None:
+        found = importlib.util.find_spec(MODULES[fullname])
+        assert found is not None and isinstance(found.loader, InspectLoader)
+        return found.loader.get_source(found.name)
