@@ -1,4 +1,4 @@
-"""A mean that does not depend on how the values were divided."""
+"""Metric states that no order of batches and no number of ranks changes."""
 
 import json
 import math

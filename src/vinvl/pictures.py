@@ -1,4 +1,4 @@
-"""Which pictures there are, and the image id of each."""
+"""Picture files: which there are, the image id of each, and how they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokenizer that belongs to a model."""
+"""The tokenizer and the answers that belong to a model."""
 
 import os
 import re

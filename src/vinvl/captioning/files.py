@@ -1,4 +1,4 @@
-"""Reads the caption files of Karpathy and Fei-Fei (2015): dataset_coco.json, dataset_flickr30k.json."""
+"""Reads captions: Karpathy's dataset_coco.json and dataset_flickr30k.json, COCO's own JSON, JSONL of your own."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath

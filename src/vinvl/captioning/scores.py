@@ -1,4 +1,4 @@
-"""The caption metrics as a `torchmetrics.Metric`."""
+"""The caption metrics as a `torchmetrics.Metric`: BLEU and ROUGE-L here, CIDEr beside."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The one thing that flows from data to model.
+"""A batch: the one thing that flows from data to model; its regions, and how it travels from data workers.
 
 Letters used for shapes everywhere: B batch, L text and tag tokens, R regions, D feature dimension with geometry
 (2054), H hidden size, A answers. The joint sequence is (B, L + R, H): the tokens first, padded to the batch's longest

@@ -1,4 +1,4 @@
-"""Reads a JSON file that holds one huge object, member by member, in little memory."""
+"""Records of JSON files: read member by member in little memory, checked field by field, told by their place."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Scenes of the demo world: which objects a picture holds, sampled from a seed before anything is drawn."""
+"""Scenes of the demo world: objects sampled from a seed, their pictures, annotations and region features."""
 
 from __future__ import annotations
 

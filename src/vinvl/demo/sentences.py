@@ -1,4 +1,4 @@
-"""Statements on two pictures at once, each true of exactly half of the pairs of pictures it is put to."""
+"""Captions, statements on two pictures, and GQA's questions, about scenes of the demo world."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One piece of the demo world: some pictures with their regions, questions, answers and captions.
+"""Pieces of the demo world, generated side by side, and its files of NLVR2, Karpathy's splits and NoCaps.
 
 The world is made in pieces of `IMAGES_PER_PIECE` pictures. A piece depends on the seed and its image ids alone, so
 pieces can be made by any number of processes, in any order, with the same result.

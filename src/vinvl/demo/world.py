@@ -1,4 +1,4 @@
-"""Generate a demo world into a folder, or find it there already."""
+"""Generate a demo world, its detection annotations or its corpus into a folder, or find them there already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arithmetic on boxes (x1, y1, x2, y2) in pixels, with the published conventions.
+"""Boxes (x1, y1, x2, y2) in pixels, with the published conventions: anchors, NMS, matching, sampling.
 
 Two conventions meet here, as in the published code: clipping, the box coder and the matching of training count a box's
 last pixel in (width x2 - x1 + 1), non-maximum suppression does not (width x2 - x1).

@@ -1,4 +1,4 @@
-"""What lies where the store is to go, and what that means for the work."""
+"""What an extraction is asked for, and what lies already where its store is to go."""
 
 from __future__ import annotations
 

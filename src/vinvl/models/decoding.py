@@ -1,4 +1,4 @@
-"""The encoder's layers over caption tokens that share the memory of their image's context.
+"""Decoding word by word: its options, results, and layers over caption tokens that share their image's context.
 
 Shapes: B images, N captions per image, Q new tokens per caption, P earlier ones, C context length, H hidden size.
 """

@@ -1,4 +1,4 @@
-"""The n-best lists of ended captions that beam search fills, one list per image."""
+"""Sampling and beam search: what the next word may be, and the n-best lists of ended captions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Files of labels (TSV of id and JSON) with their JSON file of {id: line number}, read by id in little memory."""
+"""Rows of the published corpus, its settings, and its files of labels, read by id in little memory."""
 
 from __future__ import annotations
 

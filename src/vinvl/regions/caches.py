@@ -1,4 +1,4 @@
-"""Copies of store files in the machine's shared memory: one for all ranks, data workers and runs that use the file.
+"""Stores in fast memory: copies shared by all processes of a machine, or all features on the device.
 
 A copy lives as long as a process uses it, which holds a lock on it. Whoever uses a copy last takes it away; what killed
 processes left, the next one takes away.

@@ -1,4 +1,4 @@
-"""Retrieval: recall at k."""
+"""Retrieval: ranks in blocks, and recall at k."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""How a run saves: whole files or none, at the end of an update, and never in a way that forgets an evaluation."""
+"""Checkpoints: saved whole or not at all, never in a way that forgets an evaluation; read as plain data."""
 
 import shutil
 from collections.abc import Iterator

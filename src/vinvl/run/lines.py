@@ -1,4 +1,4 @@
-"""Work on all cores, with results in the order of the jobs and a bounded number of them waiting."""
+"""Files in parts of whole lines; work on all cores, with results in order and a bounded number of them waiting."""
 
 from __future__ import annotations
 

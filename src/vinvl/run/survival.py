@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, whether it is of this very run, and what of the run's folder is kept."""
+"""Going on with a run: from which checkpoint, whether it is of this very run, and how signals end it."""
 
 import signal
 import zlib

@@ -1,4 +1,4 @@
-"""The questions of one split, with or without people's answers, whatever file they came from."""
+"""VQA questions, with or without people's answers: the files of VQA v2, or JSONL of your own."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Numbers by image id, for millions of images, in arrays on the disk that worker processes share."""
+"""Fields of other people's files: base64 arrays, image ids, and numbers by image id for millions of images."""
 
 from __future__ import annotations
 

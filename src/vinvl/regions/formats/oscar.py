@@ -1,4 +1,4 @@
-"""What a detector says about the regions of one image in JSON: `predictions.tsv`, `labels.tsv`, label pickles."""
+"""Oscar's and VinVL's features.tsv, and what a detector says in JSON about the regions of one image."""
 
 from __future__ import annotations
 
