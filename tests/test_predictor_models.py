@@ -172,7 +172,7 @@ class TestHostileCheckpoints:
             ("vqa", change(f"{DATA}.tokenizer", "a" * 5000), "No tokenizer could be loaded"),
             ("vqa", change("vinvl.run_config", []), "lacks the 'vinvl' record"),
             ("vqa", change("vinvl.task_class", "os.system"), "checkpoint of 'os.system'"),
-            ("vqa", change("vinvl.task_class", "vinvl.task.VinVLTask"), "There is no task 'base'"),
+            ("vqa", change("vinvl.task_class", "vinvl.task.VinVLTask"), "a checkpoint of 'vinvl.task.VinVLTask'"),
             ("vqa", change("hyper_parameters.answers", ["yes"]), "does not carry the texts of its"),
             ("vqa", change("hyper_parameters.answers", SHELL), "does not carry the texts of its"),
             ("vqa", change("hyper_parameters.model_config.num_attention_heads", 10**9), "must be a whole number"),
