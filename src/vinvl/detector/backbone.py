@@ -34,7 +34,7 @@ def normalised_convolution(
     """Convolution and the normalisation after it in one: the scale goes into the weights, the shift is the bias.
 
     Features (B, C, H, W) of any float type, which the result has too; the scale is taken in float32. A norm that is
-    being trained (`vinvl.detection.training`) takes its turn after the convolution.
+    being trained (`vinvl.detector.starting`) takes its turn after the convolution.
     """
     if isinstance(norm, nn.BatchNorm2d):
         normalised: Tensor = norm(convolution(features))
