@@ -27,6 +27,7 @@ def own_copy(folder: Path) -> None:
     shutil.copytree(ROOT / "conf", folder / "conf")
     for name, content in blocks().items():
         assert not (folder / name).exists()
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
 
 
