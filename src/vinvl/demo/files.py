@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -47,6 +48,16 @@ MADE_LATER = frozenset({"answers.json", "gqa_answers.json", "pretraining", "dete
 SPLITS = ("train", "val", "test")
 NLVR2_SPLITS = {"train": "train", "val": "dev", "test": "test1"}  # the datasets' own names of the splits
 GQA_SPLITS = {"train": "train", "val": "val", "test": "testdev"}
+
+
+class SizeOptions(TypedDict):
+    """The fields of `DemoWorldSizes`, as keyword arguments."""
+
+    seed: int
+    num_train_images: int
+    num_val_images: int
+    num_test_images: int
+    questions_per_image: int
 
 
 @dataclass(frozen=True)

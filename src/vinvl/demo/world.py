@@ -7,9 +7,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from vinvl.demo.files import MAX_IMAGES_PER_SPLIT, SPLITS, DemoWorld, DemoWorldSizes, read_marker, write_world
+from vinvl.demo.files import (
+    MAX_IMAGES_PER_SPLIT,
+    SPLITS,
+    DemoWorld,
+    DemoWorldSizes,
+    SizeOptions,
+    read_marker,
+    write_world,
+)
 from vinvl.demo.scene import ATTRIBUTES, CLASSES
 from vinvl.demo.task_files import image_file_name
 from vinvl.run.errors import UserError, say
@@ -148,28 +156,13 @@ def _locked(folder: Path) -> Iterator[None]:
 # The demo world as a pre-training corpus: captions, descriptions of objects, questions with their true answers.
 
 
-def ensure_demo_corpus(
-    folder: Path,
-    *,
-    seed: int,
-    num_train_images: int,
-    num_val_images: int,
-    num_test_images: int,
-    questions_per_image: int,
-) -> DemoWorld:
+def ensure_demo_corpus(folder: Path, **sizes: Unpack[SizeOptions]) -> DemoWorld:
     """The demo world of these sizes with its pre-training corpus; both are made where they are missing.
 
     The corpus lies in the world's folder and goes with it when another world is made there. Arguments and errors are
     those of `ensure_demo_world`.
     """
-    world = ensure_demo_world(
-        folder,
-        seed=seed,
-        num_train_images=num_train_images,
-        num_val_images=num_val_images,
-        num_test_images=num_test_images,
-        questions_per_image=questions_per_image,
-    )
+    world = ensure_demo_world(folder, **sizes)
     for split in SPLITS:
         path = world.pretraining_corpus(split)
         if not path.exists():
@@ -202,28 +195,13 @@ def corpus_rows(world: DemoWorld, split: str) -> Iterator[dict[str, Any]]:
 # The demo world as pictures with annotated objects: COCO instances JSON with colours and textures as attributes.
 
 
-def ensure_demo_instances(
-    folder: Path,
-    *,
-    seed: int,
-    num_train_images: int,
-    num_val_images: int,
-    num_test_images: int,
-    questions_per_image: int,
-) -> DemoWorld:
+def ensure_demo_instances(folder: Path, **sizes: Unpack[SizeOptions]) -> DemoWorld:
     """The demo world of these sizes with its annotated objects; both are made where they are missing.
 
     The annotations lie in the world's folder and go with it when another world is made there. Arguments and errors are
     those of `ensure_demo_world`.
     """
-    world = ensure_demo_world(
-        folder,
-        seed=seed,
-        num_train_images=num_train_images,
-        num_val_images=num_val_images,
-        num_test_images=num_test_images,
-        questions_per_image=questions_per_image,
-    )
+    world = ensure_demo_world(folder, **sizes)
     for split in SPLITS:
         if not world.instances(split).exists():
             content = instances(read_json(world.scenes(split))["scenes"])

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from vinvl.run.errors import UserError, escaped_warnings, printable, say, sentence_of
 from vinvl.run.faults import sentence_of_fault
+from vinvl.run.files import system_error
 from vinvl.run.folders import config_directory, require_launcher
 from vinvl.run.options import checked, readable
 from vinvl.run.overrides import replacing
@@ -176,9 +177,7 @@ def _refuse_other_choices(override: Override, loader: ConfigLoader) -> None:
 
 def _of_unwritable_folder(error: BaseException) -> str | None:
     """Hydra writes the configuration and opens its log before the run begins."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
+    cause = system_error(error)
     if cause is None:
         return None
     reason = f"{cause.filename or 'The run folder'} cannot be written ({cause.strerror or cause})"

@@ -5,6 +5,9 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+Cause = TypeVar("Cause", bound=BaseException)
 
 # What a terminal obeys or a reader is deceived by: control characters (the C1 block too), marks that turn the direction
 # of writing, separators of lines, and halves of surrogate pairs, which cannot be written at all.
@@ -39,18 +42,28 @@ def say(*lines: object, error: bool = False) -> None:
     print("\n".join(printable(str(line)) for line in lines), file=sys.stderr if error else sys.stdout, flush=True)
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and what it was raised from or while handling, down to the first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def cause_of_kind(error: BaseException | None, kind: type[Cause]) -> Cause | None:
+    """The nearest of the `causes` that is of a kind, None if there is none."""
+    return next((cause for cause in causes(error) if isinstance(cause, kind)), None)
+
+
 def sentence_of(error: BaseException) -> str | None:
     """The sentence of the `UserError` at the root of an exception, None if there is none.
 
     Hydra wraps what a constructor raises; a data worker's exception arrives as text with the worker's traceback.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            text, marker = str(cause), f"{UserError.__module__}.{UserError.__name__}: "
-            return text.rsplit(marker, 1)[-1].removesuffix(r"\n") if marker in text else text
-        cause = cause.__cause__ or cause.__context__
-    return None
+    cause = cause_of_kind(error, UserError)
+    if cause is None:
+        return None
+    text, marker = str(cause), f"{UserError.__module__}.{UserError.__name__}: "
+    return text.rsplit(marker, 1)[-1].removesuffix(r"\n") if marker in text else text
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import errno
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException
@@ -10,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from vinvl.run.errors import causes
 from vinvl.run.options import leaves
 
 AUTO = "auto"  # ckpt_path of a command that is given again and again: go on if there is something to go on from
@@ -22,14 +22,6 @@ LOST_RANK = re.compile(
     r"Connection (?:closed by peer|reset by peer|was likely closed)|Broken pipe|remote process exited", re.I
 )
 TOLD_BY_TARGETS = (TypeError, ValueError, ImportError, MisconfigurationException)  # of values that they do not take
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception, and what it was raised from or while handling, down to the first."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def next_step(output_dir: str | Path) -> str:

@@ -18,7 +18,7 @@ from typing import IO, Any, Literal, overload
 
 from safetensors import SafetensorError
 
-from vinvl.run.errors import UserError
+from vinvl.run.errors import UserError, cause_of_kind
 
 # JSON that is read, with every failure told as one sentence.
 
@@ -282,9 +282,7 @@ def is_open_file(path: Path, descriptor: int) -> bool:
 
 def system_error(error: BaseException | None) -> OSError | None:
     """The operating system's error behind an exception: torch reports a failed write as an error of its own."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
+    return cause_of_kind(error, OSError)
 
 
 def reason_of(error: BaseException) -> str:

@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 from vinvl.run.errors import UserError, escaped_warnings, printable, say, sentence_of
 from vinvl.run.faults import AUTO, CHECKPOINTS, next_step, sentence_of_fault
 from vinvl.run.files import atomic_write
-from vinvl.run.moved import with_new_names
 from vinvl.run.signals import Interrupted, signal_behind, stopping_at_once
 from vinvl.task import VinVLTask
 
@@ -176,7 +175,7 @@ def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
     Raises:
         UserError: the checkpoint names something else.
     """
-    name = with_new_names(str(checkpoint["vinvl"].get("task_class")))
+    name = str(checkpoint["vinvl"].get("task_class"))
     if name == DETECTOR_TASK:
         raise UserError(
             f"{path} is a detector's checkpoint, which python -m vinvl.train_detector goes on with; to use the "

@@ -1,12 +1,12 @@
 """Where modules, classes and functions have moved to that people's code and files of earlier versions name."""
 
-import importlib
-import importlib.util
 import warnings
 from collections.abc import Sequence
-from importlib.abc import InspectLoader, MetaPathFinder
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import CodeType, ModuleType
+from importlib.util import find_spec, spec_from_file_location
+from types import ModuleType
 from typing import Any
 
 MODULES = {  # those that documents of earlier versions showed
@@ -77,35 +77,25 @@ def with_new_names(value: Any) -> Any:
     return MOVED.get(value, value) if isinstance(value, str) else value
 
 
-class EarlierNames(MetaPathFinder, InspectLoader):
+class EarlierNames(MetaPathFinder, Loader):
     """Imports `MODULES` by their earlier names, with a DeprecationWarning; to be asked last."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self, is_package=self.is_package(fullname)) if fullname in MODULES else None
+        today = find_spec(MODULES[fullname]) if fullname in MODULES else None
+        if today is None or today.origin is None:
+            return None
+        if fullname.endswith(".__main__"):  # which `python -m` runs, and nobody imports
+            return spec_from_file_location(fullname, today.origin)
+        return ModuleSpec(fullname, self, is_package=today.submodule_search_locations is not None)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         today = MODULES[spec.name]
         warnings.warn(f"{spec.name} is {today} now.", DeprecationWarning, stacklevel=2)
-        module = importlib.import_module(today)
+        module = import_module(today)
         self._own_spec = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = self._own_spec  # which Python has just replaced
-
-    def is_package(self, fullname: str) -> bool:
-        found = importlib.util.find_spec(MODULES[fullname])
-        return found is not None and found.submodule_search_locations is not None
-
-    def get_code(self, fullname: str) -> CodeType | None:
-        """For `python -m`."""
-        found = importlib.util.find_spec(MODULES[fullname])
-        assert found is not None and isinstance(found.loader, InspectLoader)
-        return found.loader.get_code(found.name)
-
-    def get_source(self, fullname: str) -> str | None:
-        found = importlib.util.find_spec(MODULES[fullname])
-        assert found is not None and isinstance(found.loader, InspectLoader)
-        return found.loader.get_source(found.name)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from vinvl.run.errors import cause_of_kind
+
 START_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: what the launch scripts requeue for
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -38,10 +40,7 @@ def end_at_once() -> None:
 
 def signal_behind(error: BaseException) -> Interrupted | None:
     """The signal that an exception comes from: what is torn down on its way may fail as well."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, Interrupted):
-        cause = cause.__cause__ or cause.__context__
-    return cause
+    return cause_of_kind(error, Interrupted)
 
 
 def exit_code(number: int | None) -> int:
