@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_MODEL, TINY_WORLD
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from tests.conftest import TINY_MODEL, TINY_WORLD
 from vinvl.evaluate import evaluate
 from vinvl.extraction.run import extract
 from vinvl.predict import predict

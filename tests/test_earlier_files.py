@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from door_in_process import run_in_process, scores
-from store_samples import assert_same, make_regions
 
 import vinvl
+from tests.door_in_process import run_in_process, scores
+from tests.regions.samples import assert_same, make_regions
 from vinvl.detector import load_detector
 from vinvl.detector.weights import read_settings
 from vinvl.models import VinVLForAnswering

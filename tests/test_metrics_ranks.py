@@ -1,4 +1,4 @@
-"""The metrics gathered by two real processes, one of which may have seen nothing."""
+"""Caption, retrieval, NLVR2 and GQA metrics gathered by two real processes, one of which may have seen nothing."""
 
 import warnings
 from pathlib import Path
@@ -8,38 +8,47 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vinvl.exact import ExactMean
-from vinvl.vqa.accuracy import SoftTargetScore, VQAAccuracy
+from vinvl.captioning.scores import CaptionScores
+from vinvl.gqa.metric import TypedAccuracy
+from vinvl.nlvr2.metric import PairAccuracy
+from vinvl.retrieval.recall import RecallAtK
 
 NUM_RANKS = 2
+NUM_ROWS = 6
+CAPTIONS = ["a cat", "a red bus on a street", "two dogs play", "a café at night", "a man rides a horse", "some food"]
 
 
-def computed(rows: list[int]) -> dict[str, float]:
-    """All three metrics over some of seven fixed questions, gathered over the ranks if there are any."""
-    accuracy, score, mean = VQAAccuracy(), SoftTargetScore(), ExactMean()
+def computed(rows: list[int], repeated: list[int]) -> dict[str, float]:
+    """All four metrics over some of six rows; rows of `repeated` are given again to those that count each once."""
+    captions, recall, pairs, typed = CaptionScores(), RecallAtK(), PairAccuracy(), TypedAccuracy()
+    for row in [*rows, *repeated]:
+        captions.update([row], [CAPTIONS[row]], [[CAPTIONS[row] + " there", CAPTIONS[(row + 1) % NUM_ROWS]]])
+        pairs.update([f"dev-{row // 2}-{row % 2}-0"], torch.tensor([row > 2]), torch.tensor([True]))
     for row in rows:
-        answers = [["yes"] * (row + 1) + ["no"] * (9 - row), ["red"] * (row + 1)][row % 2]
-        accuracy.update([answers[0]], [answers], ["yes/no" if row % 2 == 0 else f"kind {row}"], [f"type {row}"])
-        score.update(torch.eye(7)[row : row + 1], torch.full((1, 7), 0.1 * row))
-        mean.update(torch.tensor([0.1 * row, 1e8]))
+        recall.update(torch.tensor([row]))
+        typed.update(torch.tensor([row % 3 == 0]), [["query", "verify"][row % 2]], [f"type {row}"])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The ``compute`` method")
-        results = accuracy.compute() | {"score": score.compute(), "mean": mean.compute()}
+        subset = {f"subset {name}": value for name, value in captions.compute_for([0, 3, 4]).items()}
+        results = captions.compute() | subset | recall.compute() | pairs.compute() | typed.compute()
     return {name: value.item() for name, value in results.items()}
 
 
 def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_RANKS)
-    shares = [[[], list(range(7))], [[6, 2, 1], [5, 0, 4, 3]]]
-    torch.save([computed(share[rank]) for share in shares], f"{folder}/rank{rank}.pt")
+    shares = [[[], list(range(NUM_ROWS))], [[5, 2, 1], [0, 4, 3]]]
+    repeats = [[[], [3]], [[0, 5], [5, 1, 1]]]
+    results = [computed(share[rank], again[rank]) for share, again in zip(shares, repeats, strict=True)]
+    torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_ranks_give_the_result_of_one(tmp_path: Path) -> None:
     mp.spawn(run_rank, args=(str(tmp_path),), nprocs=NUM_RANKS)
-    expected = computed(list(range(7)))
-    assert len(expected) == 1 + 4 + 7 + 2
+    expected = computed(list(range(NUM_ROWS)), [])
+    assert len(expected) == 7 + 7 + 5 + 2 + 3 + 2 + NUM_ROWS
+    assert 0 < expected["CIDEr"] != expected["subset CIDEr"] > 0
     for rank in range(NUM_RANKS):
         assert torch.load(tmp_path / f"rank{rank}.pt") == [expected, expected]

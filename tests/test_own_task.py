@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import TINY_MODEL
-from door_runs import door_environment
+from tests.conftest import TINY_MODEL
+from tests.door_runs import door_environment
 
 ROOT = Path(__file__).parents[1]
 SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("## Add your own task")[1].split("\n## ")[0]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY_DEMO
+
+from tests.conftest import TINY_DEMO
 
 pytestmark = pytest.mark.slow
 

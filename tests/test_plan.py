@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Door
-from door_in_process import TINY, refused_in_process, run_in_process
 
+from tests.conftest import Door
+from tests.door_in_process import TINY, refused_in_process, run_in_process
 from vinvl import train
 from vinvl.plan import number_of_devices, plan, run_length, size
 from vinvl.run.checkpoint import read_checkpoint

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from door_in_process import composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from tests.door_in_process import composed
 from vinvl.restore import check_splits, data_config, decoding_options
 from vinvl.run.errors import UserError
 from vinvl.run.folders import open_sections

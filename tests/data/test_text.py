@@ -1,0 +1,191 @@
+"""Tokens: truncation, segments and the published VQA tensors."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from vinvl.data.text import assemble_pair, encode_texts, gather_tokens, load_tokenizer, truncated_lengths
+from vinvl.run.errors import UserError
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
+CLS, SEP = 2, 3
+
+
+def golden_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {token: index for index, token in enumerate(json.loads((GOLDEN / "vocab.json").read_text()))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+    )
+
+
+def published_truncation(first: int, second: int, limit: int) -> tuple[int, int]:
+    """The published loop: one token at a time, from the longer side, on a tie from the second."""
+    while first + second > limit:
+        if first > second:
+            first -= 1
+        else:
+            second -= 1
+    return first, second
+
+
+@given(st.integers(0, 80), st.integers(0, 80), st.integers(0, 100))
+def test_truncation_is_the_published_loop(first: int, second: int, limit: int) -> None:
+    assert truncated_lengths(first, second, limit) == published_truncation(first, second, limit)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(5, 60))
+def test_pairs_never_pass_the_limit_and_keep_their_segments(first: int, second: int, limit: int) -> None:
+    question, tags = np.full(first, 10), np.full(second, 20)
+    input_ids, token_type_ids = assemble_pair(question, tags, max_tokens=limit, cls_token_id=CLS, sep_token_id=SEP)
+    assert len(input_ids) == len(token_type_ids) <= limit
+    assert input_ids[0] == CLS and input_ids[-1] == SEP
+    assert set(input_ids[token_type_ids == 1]) <= {20, SEP} and 20 not in input_ids[token_type_ids == 0]
+
+
+def vqa_cases() -> list[dict]:
+    return json.loads((GOLDEN / "data__vqa.json").read_text())["vqa"]
+
+
+@pytest.mark.parametrize("case", vqa_cases(), ids=lambda case: f"{case['i']}-{'tags' if case['with_tags'] else 'text'}")
+def test_published_vqa_tensors(case: dict) -> None:
+    recorded = load_file(GOLDEN / "data__vqa.safetensors")
+    settings = json.loads((GOLDEN / "data__vqa.json").read_text())
+    tokenizer = golden_tokenizer()
+    question = encode_texts(tokenizer, [case["question"]])[0]
+    tags = None
+    if case["objects"] is not None:
+        tokens = encode_texts(tokenizer, case["objects"].split(";"))
+        tags = gather_tokens(tokens, np.arange(len(tokens)))
+    input_ids, token_type_ids = assemble_pair(
+        question, tags, max_tokens=settings["max_seq_length"], cls_token_id=CLS, sep_token_id=SEP
+    )
+    key = f"vqa.{case['i']}.{'tags' if case['with_tags'] else 'notags'}"
+    padding = settings["max_seq_length"] - len(input_ids)
+    np.testing.assert_array_equal(np.pad(input_ids, (0, padding)), recorded[f"{key}.input_ids"])
+    np.testing.assert_array_equal(np.pad(token_type_ids, (0, padding)), recorded[f"{key}.segment_ids"])
+    text_mask = recorded[f"{key}.input_mask"][: settings["max_seq_length"]]
+    assert text_mask.sum() == len(input_ids)
+
+
+def test_missing_tokenizer_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"No tokenizer could be loaded from .*nowhere.*data\.tokenizer"):
+        load_tokenizer(tmp_path / "nowhere")
+
+
+def test_encoding_keeps_empty_texts_in_their_place() -> None:
+    tokens = encode_texts(golden_tokenizer(), ["the dog", "", "a cat"])
+    assert tokens.lengths().tolist() == [2, 0, 2]
+
+
+def tokenizer_folder(folder: Path, **tokenizer_config: object) -> Path:
+    golden_tokenizer().save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | tokenizer_config))
+    return folder
+
+
+CODE = "from pathlib import Path\nPath('ran').touch()\nclass T: pass\nclass C: pass\n"
+OWN_CODE = {
+    "a tokenizer of its own": (
+        {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.T", "own.T"]}},
+        {},
+    ),
+    "as older files say it": ({"tokenizer_class": "OwnTokenizer", "auto_map": ["own.T", None]}, {}),
+    "a configuration of its own": ({}, {"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}),
+    "a model in place of the tokenizer": (
+        {"tokenizer_class": "AutoModel"},
+        {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.T"}},
+    ),
+    "the tokenizer of the model": ({}, {"tokenizer_class": "AutoProcessor", "auto_map": {"AutoProcessor": "own.T"}}),
+}
+
+
+@pytest.mark.parametrize(("of_tokenizer", "of_model"), OWN_CODE.values(), ids=OWN_CODE)
+def test_code_of_a_folder_is_neither_run_nor_asked_for(
+    of_tokenizer: dict, of_model: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))  # what a person who is asked might say
+    folder = tokenizer_folder(tmp_path / "folder", **of_tokenizer)
+    (folder / "own.py").write_text(CODE)
+    (folder / "config.json").write_text(json.dumps(of_model))
+    if of_tokenizer or "tokenizer_class" in of_model:
+        with pytest.raises(UserError, match=r"no code from a model's folder is run|is no tokenizer's class"):
+            load_tokenizer(folder)
+    else:
+        load_tokenizer(folder)  # which needs none of the code
+    assert sys.stdin.readline() and "[y/N]" not in capsys.readouterr().out
+    assert not list(tmp_path.rglob("ran"))
+
+
+DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": {"unk_token": "[NONE]"}}, "Missing"),
+        ({"model": {"vocab": {"[UNK]": 1, "huge": 2**30}}}, "numbers that no model has"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}}, "No tokenizer could be loaded"),
+        ({"model": {"type": "Unigram", "vocab": [], "unk_id": 7}}, "No tokenizer could be loaded"),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [DOUBLING] * 60}},
+            "its rules insert 120 characters, 8 may",
+        ),
+    ],
+)
+def test_tokenizers_that_cannot_encode(change: dict, sentence: str, tmp_path: Path) -> None:
+    path = tokenizer_folder(tmp_path) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    for part, value in change.items():
+        content[part] = {**(content[part] or {}), **value}
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=sentence):
+        load_tokenizer(tmp_path)
+
+
+def test_a_configuration_of_millions_is_not_built_for_its_tokenizer(tmp_path: Path) -> None:
+    tokenizer_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "num_labels": 10**12}))
+    assert len(load_tokenizer(tmp_path)) == len(golden_tokenizer())
+
+
+def test_half_a_character_is_no_text() -> None:
+    with pytest.raises(UserError, match="cannot encode one of the texts"):
+        encode_texts(golden_tokenizer(), ["the dog", "half \ud800 a character"])
+
+
+def test_an_unknown_word_that_is_none(tmp_path: Path) -> None:
+    tokenizer_folder(tmp_path, unk_token="")
+    with pytest.raises(UserError, match="its special tokens are not in its vocabulary"):
+        load_tokenizer(tmp_path)
+
+
+def test_rules_in_a_file_of_another_name_are_not_taken(tmp_path: Path) -> None:
+    tokenizer_folder(tmp_path, fast_tokenizer_files=["tokenizer.4.0.0.json"])
+    with pytest.raises(UserError, match=r"it names another file than tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_search_without_end_is_no_crash() -> None:
+    tokenizer = golden_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    with pytest.raises(UserError, match=r"cannot encode one of the texts \(Onig: .*retry-limit"):
+        encode_texts(tokenizer, ["a" * 60 + " dog"])

@@ -1,0 +1,178 @@
+"""The token cache: the same tokens as without it, made once, and never those of other texts or of a damaged file."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertTokenizerFast
+
+from tests.door_in_process import TINY, run_in_process
+from vinvl.data import text as token_cache
+from vinvl.data.columns import TextColumn
+from vinvl.data.text import HEADER, MAGIC, cache_key, cached_tokens, encode_texts
+
+TEXTS = ["a red star", "", "Blue CIRCLE?", "star star", "über [SEP] a"]
+
+
+def tokenizer_of(folder: Path, lower: bool = True, extra: tuple[str, ...] = ()) -> BertTokenizerFast:
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "star", "circle", "?", *extra]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=lower)
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BertTokenizerFast:
+    monkeypatch.setattr(token_cache, "LEAST_TEXTS", 1)
+    return tokenizer_of(tmp_path / "tokenizer")
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert found.values.dtype == np.int32 and found.offsets.dtype == np.int64
+    np.testing.assert_array_equal(found.values, expected.values)
+    np.testing.assert_array_equal(found.offsets, expected.offsets)
+
+
+def entry(folder: Path) -> Path:
+    (path,) = folder.glob("*.tokens")
+    return path
+
+
+@settings(deadline=None, max_examples=25)
+@given(texts=st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=12), min_size=1, max_size=9))
+def test_tokens_are_those_made_without_it(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    folder = tmp_path_factory.mktemp("cache")
+    tokenizer = tokenizer_of(folder / "tokenizer")
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(token_cache, "LEAST_TEXTS", 1)
+        for given_ in (texts, TextColumn.from_texts(texts)):
+            assert_same(cached_tokens(tokenizer, given_, folder / "cache"), encode_texts(tokenizer, texts))
+    assert len(list((folder / "cache").glob("*.tokens"))) == 1
+
+
+def test_the_second_time_nothing_is_tokenized(
+    tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = encode_texts(tokenizer, TEXTS)
+    first = cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
+    monkeypatch.setattr(token_cache, "encode_texts", lambda *arguments: pytest.fail("tokenized again"))
+    again = cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
+    for found in (first, again):
+        assert_same(found, expected)
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", ".tokens"]  # .lock has no suffix
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == "false"
+
+
+def test_few_texts_and_no_folder_leave_nothing(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    assert_same(cached_tokens(tokenizer, TEXTS, None), encode_texts(tokenizer, TEXTS))
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(token_cache, "LEAST_TEXTS", len(TEXTS) + 1)
+        cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_makes_a_difference_has_another_key(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    texts = TextColumn.from_texts(["ab", "c"])
+    others = [["a", "bc"], ["c", "ab"], ["ab", "c", ""], ["ab", "C"], ["abc"], []]
+    keys = {cache_key(tokenizer, TextColumn.from_texts(other)) for other in [["ab", "c"], *others]}
+    keys |= {cache_key(tokenizer_of(tmp_path / "upper", lower=False), texts)}
+    keys |= {cache_key(tokenizer_of(tmp_path / "more", extra=("green",)), texts)}
+    assert len(keys) == 9
+    assert cache_key(tokenizer_of(tmp_path / "same"), texts) == cache_key(tokenizer, texts)
+
+
+def test_a_part_of_a_column_has_the_key_of_its_texts(tokenizer: BertTokenizerFast) -> None:
+    whole = TextColumn.from_texts(["x", "ab", "c"])
+    part = TextColumn(whole.data, whole.offsets[1:])
+    assert cache_key(tokenizer, part) == cache_key(tokenizer, TextColumn.from_texts(["ab", "c"]))
+
+
+@pytest.mark.parametrize(
+    "damage", ["empty", "magic", "cut", "longer", "falling", "negative", "word", "count", "header", "bit"]
+)
+def test_a_damaged_file_is_made_anew(tokenizer: BertTokenizerFast, tmp_path: Path, damage: str) -> None:
+    cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
+    path = entry(tmp_path / "cache")
+    whole = bytearray(path.read_bytes())
+    start = HEADER
+    if damage == "magic":
+        whole[0] ^= 1
+    elif damage == "cut":
+        del whole[-3:]
+    elif damage == "longer":
+        whole += b"\0" * 4
+    elif damage == "falling":
+        whole[start + 8 : start + 16] = (10**6).to_bytes(8, "little")
+    elif damage == "negative":
+        whole[-4:] = (-1).to_bytes(4, "little", signed=True)
+    elif damage == "word":
+        whole[-4:] = (10**6).to_bytes(4, "little")
+    elif damage == "bit":  # another id that there is
+        whole[-4] ^= 1
+    elif damage == "count":
+        whole[len(MAGIC)] += 1
+    damaged = {"empty": b"", "header": bytes(whole[:5])}.get(damage, bytes(whole))
+    path.write_bytes(damaged)
+    assert_same(cached_tokens(tokenizer, TEXTS, tmp_path / "cache"), encode_texts(tokenizer, TEXTS))
+    assert path.read_bytes() != damaged
+
+
+def test_what_was_read_outlives_a_file_that_is_cut_short(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    for _ in range(2):
+        found = cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
+    os.truncate(entry(tmp_path / "cache"), 0)
+    assert_same(found, encode_texts(tokenizer, TEXTS))
+
+
+def test_a_folder_that_cannot_be_written_to(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(UserWarning, match="cannot be written to .* so texts are tokenized at every start"):
+        found = cached_tokens(tokenizer, TEXTS, tmp_path / "file" / "cache")
+    assert_same(found, encode_texts(tokenizer, TEXTS))
+
+
+def test_a_full_disk_leaves_nothing(
+    tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: object, target: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(token_cache.os, "replace", full)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert stat.S_ISREG((tmp_path / "cache" / ".lock").stat().st_mode)
+
+
+def test_two_processes_at_once(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from transformers import BertTokenizerFast\n"
+        "from vinvl.data import text as token_cache\n"
+        "token_cache.LEAST_TEXTS = 1\n"
+        "tokenizer = BertTokenizerFast(sys.argv[1], do_lower_case=True)\n"
+        "texts = ['a red star ' * (n % 7) for n in range(30_000)]\n"
+        "print(int(token_cache.cached_tokens(tokenizer, texts, Path(sys.argv[2])).values.sum()))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "tokenizer" / "vocab.txt"), str(tmp_path / "cache")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert said[0] == said[1] != "" and all(process.returncode == 0 for process in processes)
+    assert len(list((tmp_path / "cache").glob("*.tokens"))) == 1
+
+
+@pytest.mark.slow
+def test_a_run_makes_and_uses_it(demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_cache, "LEAST_TEXTS", 1)
+    command = [*TINY, f"data.token_cache={tmp_path / 'cache'}", "data.num_workers=0", "trainer.max_steps=1"]
+    run_in_process("train", demo_data, tmp_path / "first", *command)
+    made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.tokens")}
+    assert len(made) == 3  # of train, val and test
+    run_in_process("train", demo_data, tmp_path / "second", *command)
+    assert made == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.tokens")}

@@ -1,0 +1,75 @@
+"""conf/train_detector.yaml and its groups compose, and what they say is what is published."""
+
+import inspect
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hydra.utils import instantiate
+
+from tests.test_conf import GROUPS, assert_callable_as_written, composed
+from vinvl.detector import Detector, DetectorConfig
+from vinvl.detector.config import TrainingSettings
+from vinvl.detector.data import DetectionDataModule
+from vinvl.detector.task import DetectorTask
+
+OWN = [f"data.splits.{split}={{annotations: a.json, pictures: folder}}" for split in ("train", "val")]
+INIT = {"faster_rcnn_c4": ["start.init=FILE"], "vinvl": ["start.init=FILE"]}
+
+
+def of_detector(*overrides: str) -> Any:
+    return composed("train_detector", *overrides)
+
+
+@pytest.mark.parametrize("recipe", GROUPS["detection_recipe"])
+@pytest.mark.parametrize("data", GROUPS["detection_data"])
+def test_every_recipe_takes_every_data(recipe: str, data: str) -> None:
+    own = OWN if data == "coco_json" else []
+    config = of_detector(f"detection_recipe={recipe}", f"detection_data={data}", *INIT.get(recipe, []), *own)
+    assert_callable_as_written(config)
+    assert config["name"] == f"detector_{data}"
+    assert {config["data"][f"{stage}_split"] for stage in ("train", "val", "test")} <= set(config["data"]["splits"])
+    assert isinstance(instantiate(config["data"]), DetectionDataModule)
+    assert isinstance(instantiate(config["training"]), TrainingSettings)
+
+
+@pytest.mark.parametrize("trainer", GROUPS["trainer"])
+def test_every_trainer_is_taken(trainer: str) -> None:
+    assert_callable_as_written(of_detector(f"trainer={trainer}"))
+
+
+def test_every_setting_is_shown() -> None:
+    config = of_detector()
+    assert set(config["training"]) - {"_target_"} == {field.name for field in fields(TrainingSettings)}
+    assert set(config["data"]) - {"_target_"} == set(inspect.signature(DetectionDataModule).parameters)
+    shown = set(config["task"]) - {"_target_", "_partial_"}
+    assert shown | {"config", "label_map"} == set(inspect.signature(DetectorTask).parameters)
+
+
+def test_the_published_recipes_are_those_published() -> None:
+    """maskrcnn-benchmark's defaults and R-50-C4 1x, and scene_graph_benchmark's vinvl_x152c4.yaml with the paper."""
+    base = of_detector("detection_recipe=faster_rcnn_c4", "start.init=FILE", "detection_data=coco2017")
+    assert instantiate(base["training"]) == TrainingSettings()
+    assert base["start"]["batch_norm"] == "frozen" and base["start"]["frozen_stages"] == 2
+    assert base["optim"]["optimizer"] == {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01, "momentum": 0.9}
+    assert base["optim"]["weight_decay"] == 1e-4 and base["optim"]["bias_lr_factor"] == 2
+    pictures = base["data"]["batch_size"] * base["trainer"]["devices"] * base["trainer"]["accumulate_grad_batches"]
+    assert pictures == 8 and base["data"]["flip_probability"] == 0.5
+    vinvl = of_detector("detection_recipe=vinvl", "start.init=FILE", "detection_data=coco_json", *OWN)
+    training = instantiate(vinvl["training"])
+    assert (training.region_samples, training.region_positive_fraction) == (384, 0.5)
+    assert training.attribute_loss_weight == 1.25
+    assert instantiate(vinvl["detector"]) == DetectorConfig()
+    for config, steps, falls in ((base, 180_000, [120_000, 160_000]), (vinvl, 90_000, [49_000, 65_000])):
+        assert config["trainer"]["max_steps"] == steps and config["trainer"]["gradient_clip_val"] is None
+        schedule = config["optim"]["scheduler"]
+        assert [round(share * steps) for share in schedule["milestones"]] == falls
+        assert (schedule["warmup_steps"], schedule["gamma"]) == (500, 0.1)
+        assert schedule["warmup_factor"] == pytest.approx(1 / 3)
+
+
+def test_the_demo_detector_is_small() -> None:
+    config = instantiate(of_detector()["detector"])
+    assert isinstance(config, DetectorConfig) and config.architecture.c5_channels == 256
+    parameters = sum(tensor.numel() for tensor in Detector(config).parameters())
+    assert parameters < 500_000

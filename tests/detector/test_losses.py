@@ -1,0 +1,408 @@
+"""What the detector learns from: matching, sampling and losses against slow and obvious versions of them."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.detector.samples import GOLDEN, SMALL, recorded
+from vinvl.detector import Architecture, Detector
+from vinvl.detector.boxes import BACKGROUND, BOX_HEAD_WEIGHTS, NEITHER, RPN_WEIGHTS, encode, inside, iou, match, sample
+from vinvl.detector.config import TrainingSettings
+from vinvl.detector.heads import AttributePredictor
+from vinvl.detector.losses import (
+    Objects,
+    SampledRegions,
+    attribute_loss,
+    box_loss,
+    class_loss,
+    detector_losses,
+    joined,
+    rpn_losses,
+    sample_regions,
+)
+from vinvl.detector.starting import initialise
+from vinvl.run.errors import UserError
+
+Box = tuple[float, float, float, float]
+RECORDED = load_file(GOLDEN.parent / "detector_training" / "losses.safetensors")
+EVERYTHING = TrainingSettings(
+    rpn_samples=10_000, rpn_positive_fraction=1.0, region_samples=1000, region_positive_fraction=1.0
+)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_boxes(number: int, seed: int, largest: int = 40) -> Tensor:
+    """Boxes with whole-number corners in a small place, so that many overlaps are equal; some are empty."""
+    draws = generator(seed)
+    low = torch.randint(0, largest, (number, 2), generator=draws)
+    return torch.cat([low, low + torch.randint(0, largest // 2, (number, 2), generator=draws)], dim=1).float()
+
+
+def iou_of(one: Box, other: Box) -> float:
+    width, height = (max(0.0, min(one[i + 2], other[i + 2]) - max(one[i], other[i]) + 1) for i in (0, 1))
+    areas = [(box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (one, other)]
+    union = sum(areas) - width * height
+    return width * height / union if union else 0.0
+
+
+def slow_match(boxes: Tensor, objects: Tensor, foreground: float, background: float, best_of_each: bool) -> list[int]:
+    table = [[iou_of(box, thing) for thing in objects.tolist()] for box in boxes.tolist()]  # type: ignore[arg-type]
+    best = [max((row[index] for row in table), default=0.0) for index in range(len(objects))]
+    result = []
+    for row in table:
+        largest = max(row, default=0.0)
+        is_best = best_of_each and any(value == best[index] > 0 for index, value in enumerate(row))
+        if row and (largest >= foreground or is_best):
+            result.append(row.index(largest))
+        else:
+            result.append(BACKGROUND if largest < background else NEITHER)
+    return result
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    boxes=st.integers(0, 40),
+    objects=st.integers(0, 6),
+    thresholds=st.sampled_from([(0.7, 0.3), (0.5, 0.5), (1.0, 0.01)]),
+    best_of_each=st.booleans(),
+)
+def test_matching_is_what_comparing_one_by_one_gives(
+    seed: int, boxes: int, objects: int, thresholds: tuple[float, float], best_of_each: bool
+) -> None:
+    ours, theirs = random_boxes(boxes, seed), random_boxes(objects, seed + 1)
+    foreground, background = thresholds
+    found = match(ours, theirs, foreground=foreground, background=background, best_of_each=best_of_each)
+    assert found.dtype == torch.int64
+    assert found.tolist() == slow_match(ours, theirs, foreground, background, best_of_each)
+
+
+def test_no_object_goes_without_a_box_that_overlaps_it_at_all() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [50, 0, 60, 10], [52, 0, 62, 10], [90, 0, 95, 5]])
+    objects = torch.tensor([[8.0, 0, 30, 10], [51, 0, 61, 10], [500, 500, 510, 510]])
+    for best_of_each, expected in ((False, [-1, 1, 1, -1]), (True, [0, 1, 1, -1])):
+        found = match(boxes, objects, foreground=0.7, background=0.3, best_of_each=best_of_each)
+        assert found.tolist() == expected
+
+
+def test_an_overlap_that_is_just_enough_is_enough() -> None:
+    objects = torch.tensor([[0.0, 0, 9, 9]])
+    boxes = torch.tensor([[0.0, 0, 4, 9], [0, 0, 1.5, 9], [0, 0, 1, 9]])  # IoU 0.5, 0.25 and 0.2
+    assert match(boxes, objects, foreground=0.5, background=0.25).tolist() == [0, NEITHER, BACKGROUND]
+
+
+def test_anchors_that_straddle_are_those_recorded() -> None:
+    operations = recorded("ops")
+    anchors, expected = operations["anchors.grid_6x9"], operations["anchors.visibility_img_140x90"].bool()
+    assert 0 < expected.sum() < len(expected)
+    assert torch.equal(inside(anchors, (90, 140)), expected)
+    assert torch.equal(inside(anchors, (90, 140), straddle=-1), torch.ones_like(expected))
+    assert expected.sum() < inside(anchors, (90, 140), straddle=16).sum() < len(anchors)
+
+
+def recorded_objects(prefix: str) -> Objects:
+    boxes = RECORDED[f"{prefix}.gt_boxes"]
+    none = torch.zeros(len(boxes), 1, dtype=torch.int64)
+    labels, attributes = (RECORDED.get(f"{prefix}.gt_{name}", none) for name in ("labels", "attributes"))
+    return Objects(boxes, labels, attributes)
+
+
+def assert_losses_and_gradients(prefix: str, ours: dict[str, Tensor], leaves: dict[str, Tensor]) -> None:
+    for name, loss in ours.items():
+        torch.testing.assert_close(loss, RECORDED[f"{prefix}.{name}"], rtol=1e-5, atol=0)
+    for leaf, gradient in zip(leaves, torch.autograd.grad(sum(ours.values()), list(leaves.values())), strict=True):
+        torch.testing.assert_close(gradient, RECORDED[f"{prefix}.grad.{leaf}"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("prefix", "straddle"), [("rpn", 0), ("rpn_straddle_off", -1)])
+def test_what_anchors_learn_is_what_the_published_code_recorded(prefix: str, straddle: int) -> None:
+    leaves = {name: RECORDED[f"{prefix}.{name}"].clone().requires_grad_() for name in ("objectness", "deltas")}
+    logits = leaves["objectness"].permute(0, 2, 3, 1).flatten(1)
+    deltas = leaves["deltas"].view(2, 15, 4, 10, 12).permute(0, 3, 4, 1, 2).reshape(2, -1, 4)
+    anchors = RECORDED[f"{prefix}.image0.anchors"]
+    targets = [recorded_objects(f"rpn.image{image}") for image in (0, 1)]
+    sizes = [tuple(RECORDED[f"rpn.image{image}.size_wh"].flip(0).tolist()) for image in (0, 1)]
+    for image, objects in enumerate(targets):
+        own = f"{prefix}.image{image}"
+        assert torch.equal(RECORDED[f"{own}.anchors"], anchors)
+        visible = inside(anchors, sizes[image], straddle)
+        assert torch.equal(visible, RECORDED[f"{own}.visible"])
+        matched = match(anchors, objects.boxes, foreground=0.7, background=0.3, best_of_each=True)
+        labels = (matched >= 0).float().masked_fill((matched == NEITHER) | ~visible, -1)
+        assert torch.equal(labels, RECORDED[f"{own}.labels"])
+        nearest = iou(objects.boxes, anchors, last_pixel=True).argmax(dim=0)
+        assert torch.equal(nearest[matched >= 0], matched[matched >= 0])
+        wanted = encode(objects.boxes[matched.clamp(min=0)], anchors, RPN_WEIGHTS)
+        torch.testing.assert_close(wanted, RECORDED[f"{own}.regression_targets"], rtol=1e-4, atol=1e-4)
+    config = replace(EVERYTHING, straddle=straddle)
+    objectness, box = rpn_losses(logits, deltas, anchors, sizes, targets, config, generator(0))
+    assert_losses_and_gradients(prefix, {"loss_objectness": objectness, "loss_box": box}, leaves)
+
+
+def test_what_regions_learn_is_what_the_published_code_recorded() -> None:
+    regions, order = [], []
+    for image in (0, 1):
+        prefix, objects = f"roi.image{image}", recorded_objects(f"roi.image{image}")
+        proposals = RECORDED[f"{prefix}.proposals"]
+        found = sample_regions(proposals[len(objects) :], objects, EVERYTHING, generator(0))
+        places = [proposals.tolist().index(box) for box in found.boxes.tolist()]
+        assert sorted(places) == list(range(len(proposals)))
+        assert torch.equal(found.labels, RECORDED[f"{prefix}.labels"][places])
+        positives = torch.tensor(places)[found.positives]
+        torch.testing.assert_close(
+            found.deltas, RECORDED[f"{prefix}.regression_targets"][positives], rtol=1e-4, atol=1e-4
+        )
+        order += [place + (image and len(RECORDED["roi.image0.proposals"])) for place in places]
+        regions.append(found)
+    everything = joined(regions)
+    leaves = {name: RECORDED[f"roi.{name}"].clone().requires_grad_() for name in ("class_logits", "box_deltas")}
+    losses = {
+        "loss_classifier": class_loss(leaves["class_logits"][order], everything),
+        "loss_box_reg": box_loss(leaves["box_deltas"][order].unflatten(1, (-1, 4)), everything),
+    }
+    assert_losses_and_gradients("roi", losses, leaves)
+    # Attributes: the published code counts one that is named twice twice in the mean; ours, once.
+    positive = torch.tensor(order)[everything.positives]
+    assert torch.equal(positive.sort().values, RECORDED["attr.positive_mask"].nonzero().squeeze(1))
+    rows = positive.argsort()
+    assert torch.equal(everything.attributes[rows], RECORDED["attr.matched_attributes"])
+    predictor = AttributePredictor(
+        Architecture(
+            num_classes=6, num_attributes=9, class_embedding_size=4, attribute_hidden_size=5, first_stage_channels=0
+        )
+    )
+    predictor.fc_attr = torch.nn.Linear(14, 5)
+    predictor.load_state_dict(
+        {
+            name.removeprefix("attr.weight."): value
+            for name, value in RECORDED.items()
+            if name.startswith("attr.weight.")
+        }
+    )
+    vectors = RECORDED["attr.features"].mean(dim=(2, 3))[positive[rows]]
+    logits = predictor(vectors, everything.labels[everything.positives][rows])
+    torch.testing.assert_close(logits, RECORDED["attr.logits"], rtol=1e-4, atol=1e-5)
+    leaf = RECORDED["attr.logits"].clone().requires_grad_()
+    loss = 0.5 * attribute_loss(leaf, RECORDED["attr.matched_attributes"])
+    assert_losses_and_gradients("attr_no_repeats", {"loss": loss}, {"logits": leaf})
+
+
+def test_coded_boxes_are_those_recorded() -> None:
+    operations = recorded("ops")
+    for name, weights in (("coder_rpn", RPN_WEIGHTS), ("coder_box", BOX_HEAD_WEIGHTS)):
+        coded = encode(operations[f"{name}.gt"], operations[f"{name}.proposals"], weights)
+        torch.testing.assert_close(coded, operations[f"{name}.encoded"], rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from("pni"), max_size=60),
+    number=st.integers(1, 40),
+    fraction=st.sampled_from([0.25, 0.5, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_samples_are_of_the_right_kind_and_number(kinds: list[str], number: int, fraction: float, seed: int) -> None:
+    positive, negative = (torch.tensor([kind == wanted for kind in kinds], dtype=torch.bool) for wanted in "pn")
+    positives, negatives = (part.tolist() for part in sample(positive, negative, number, fraction, generator(seed)))
+    assert all(kinds[index] == "p" for index in positives) and all(kinds[index] == "n" for index in negatives)
+    assert len(set(positives)) == len(positives) == min(kinds.count("p"), int(number * fraction))
+    assert len(set(negatives)) == len(negatives) == min(kinds.count("n"), number - len(positives))
+    again = sample(positive, negative, number, fraction, generator(seed))
+    assert [part.tolist() for part in again] == [positives, negatives]
+
+
+def test_every_candidate_is_drawn_equally_often() -> None:
+    positive = torch.arange(20) < 8
+    draws = generator(0)
+    counts = torch.zeros(20)
+    for _ in range(2000):
+        counts[torch.cat(sample(positive, ~positive, 8, 0.5, draws))] += 1
+    assert counts[:8].sum() == counts[8:].sum() == 8000
+    assert (counts[:8] / 2000 - 0.5).abs().max() < 0.05 and (counts[8:] / 2000 - 1 / 3).abs().max() < 0.05
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for changes, words in (
+        ({"rpn_samples": 0}, "rpn_samples=0"),
+        ({"foreground_iou": 0.0}, "foreground_iou=0.0"),
+        ({"region_positive_fraction": 1.5}, "region_positive_fraction=1.5"),
+        ({"rpn_background_iou": 0.8}, "rpn_background_iou=0.8"),
+        ({"attribute_loss_weight": -1.0}, "attribute_loss_weight=-1.0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            TrainingSettings(**changes)  # type: ignore[arg-type]
+
+
+def objects_in(boxes: Tensor, num_classes: int = 5, num_attributes: int = 7, seed: int = 0) -> Objects:
+    draws = generator(seed)
+    return Objects(
+        boxes=boxes,
+        labels=torch.randint(1, num_classes, (len(boxes),), generator=draws),
+        attributes=torch.randint(0, num_attributes, (len(boxes), 3), generator=draws),
+    )
+
+
+def smooth_l1(difference: float, beta: float) -> float:
+    size = abs(difference)
+    return 0.5 * size * size / beta if size < beta else size - 0.5 * beta
+
+
+def slow_deltas(target: list[float], reference: list[float], weights: tuple[float, ...]) -> list[float]:
+    result = []
+    for axis in (0, 1):
+        size, own = target[axis + 2] - target[axis] + 1, reference[axis + 2] - reference[axis] + 1
+        shift = (target[axis] + size / 2 - reference[axis] - own / 2) / own
+        result.append((shift * weights[axis], math.log(size / own) * weights[axis + 2]))
+    return [result[0][0], result[1][0], result[0][1], result[1][1]]
+
+
+def test_rpn_losses_are_what_adding_up_gives() -> None:
+    """All anchors are drawn, so that nothing is left to chance."""
+    anchors = random_boxes(60, 1, largest=60) + torch.tensor([0, 0, 3.0, 3])
+    targets = [objects_in(anchors[:4] + 1), objects_in(random_boxes(0, 2)), objects_in(random_boxes(3, 3) + anchors[5])]
+    sizes = [(70, 75), (60, 60), (90, 50)]
+    logits = torch.randn(3, 60, generator=generator(5))
+    deltas = torch.randn(3, 60, 4, generator=generator(6)) / 4
+    config = TrainingSettings(rpn_samples=1000, rpn_positive_fraction=1.0)
+    objectness, box, number = 0.0, 0.0, 0
+    for image, (objects, (height, width)) in enumerate(zip(targets, sizes, strict=True)):
+        matched = slow_match(anchors, objects.boxes, 0.7, 0.3, best_of_each=True)
+        for index, (thing, anchor) in enumerate(zip(matched, anchors.tolist(), strict=True)):
+            if min(anchor) < 0 or anchor[2] >= width or anchor[3] >= height or thing == NEITHER:
+                continue
+            number += 1
+            probability = 1 / (1 + math.exp(-float(logits[image, index])))
+            objectness -= math.log(probability if thing >= 0 else 1 - probability)
+            if thing >= 0:
+                wanted = slow_deltas(objects.boxes[thing].tolist(), anchor, RPN_WEIGHTS)
+                box += sum(smooth_l1(a - b, 1 / 9) for a, b in zip(deltas[image, index].tolist(), wanted, strict=True))
+    assert number < 3 * 60 and box > 0
+    ours = rpn_losses(logits, deltas, anchors, sizes, targets, config, generator(0))
+    assert [float(loss) for loss in ours] == pytest.approx([objectness / number, box / number], rel=1e-4)
+
+
+def test_rpn_learns_from_so_many_anchors_of_an_image() -> None:
+    anchors = random_boxes(400, 1, largest=60) + torch.tensor([0, 0, 3.0, 3])
+    logits = torch.zeros(1, 400, requires_grad=True)
+    deltas = torch.zeros(1, 400, 4, requires_grad=True)
+    targets = [objects_in(anchors[:40])]
+    config = TrainingSettings(rpn_samples=32, rpn_positive_fraction=0.5)
+    objectness, box = rpn_losses(logits, deltas, anchors, [(200, 200)], targets, config, generator(0))
+    (objectness + box).backward()
+    assert logits.grad is not None and (logits.grad != 0).sum() == 32 and (logits.grad < 0).sum() == 16
+
+
+def test_regions_are_drawn_from_proposals_and_objects() -> None:
+    objects = objects_in(torch.tensor([[10.0, 10, 29, 29], [50, 50, 79, 69]]))
+    proposals = torch.cat([random_boxes(80, 2, largest=90), objects.boxes[:1] + 2])
+    config = TrainingSettings(region_samples=16, region_positive_fraction=0.25)
+    regions = sample_regions(proposals, objects, config, generator(1))
+    assert len(regions.boxes) == len(regions.labels) == 16 and regions.positives.tolist() == [0, 1, 2]
+    candidates = torch.cat([proposals, objects.boxes]).tolist()
+    for index, box in enumerate(regions.boxes.tolist()):
+        assert box in candidates
+        overlaps = [iou_of(box, thing) for thing in objects.boxes.tolist()]
+        if index in regions.positives.tolist():
+            thing = overlaps.index(max(overlaps))
+            assert max(overlaps) >= 0.5 and regions.labels[index] == objects.labels[thing]
+            assert regions.attributes[index].tolist() == objects.attributes[thing].tolist()
+            wanted = slow_deltas(objects.boxes[thing].tolist(), box, BOX_HEAD_WEIGHTS)
+            assert regions.deltas[index].tolist() == pytest.approx(wanted, abs=1e-5)
+        else:
+            assert max(overlaps) < 0.5 and regions.labels[index] == 0
+    nothing = sample_regions(proposals, objects_in(random_boxes(0, 0)), config, generator(1))
+    assert nothing.labels.eq(0).all() and len(nothing.labels) == 16 and len(nothing.positives) == 0
+
+
+def random_regions(seed: int) -> SampledRegions:
+    objects = objects_in(random_boxes(6, seed) + torch.tensor([0, 0, 4.0, 4]), seed=seed)
+    return sample_regions(random_boxes(30, seed + 1), objects, TrainingSettings(region_samples=20), generator(seed))
+
+
+def test_region_losses_are_what_adding_up_gives() -> None:
+    empty = sample_regions(random_boxes(3, 9), objects_in(random_boxes(0, 0)), TrainingSettings(), generator(0))
+    regions = joined([random_regions(1), empty, random_regions(2)])
+    number, positives = len(regions.labels), regions.positives.tolist()
+    assert number == 43 and [bool(label) for label in regions.labels] == [index in positives for index in range(43)]
+    logits, deltas = torch.randn(number, 5), torch.randn(number, 5, 4)
+    attribute_logits = torch.randn(len(positives), 7)
+    classes = sum(math.log(sum(math.exp(v) for v in row)) - row[label]
+                  for row, label in zip(logits.tolist(), regions.labels.tolist(), strict=True))  # fmt: skip
+    box = sum(
+        smooth_l1(a - b, 1.0)
+        for region, wanted in zip(positives, regions.deltas.tolist(), strict=True)
+        for a, b in zip(deltas[region, regions.labels[region]].tolist(), wanted, strict=True)
+    )
+    attributes = 0.0
+    for row, named in zip(attribute_logits.tolist(), regions.attributes.tolist(), strict=True):
+        wanted = set(named) - {0}
+        normaliser = math.log(sum(math.exp(value) for value in row))
+        attributes += sum((normaliser - row[one]) / len(wanted) for one in wanted)
+    assert float(class_loss(logits, regions)) == pytest.approx(classes / number, rel=1e-5)
+    assert float(box_loss(deltas, regions)) == pytest.approx(box / number, rel=1e-5)
+    ours = attribute_loss(attribute_logits, regions.attributes)
+    assert float(ours) == pytest.approx(attributes / len(positives), rel=1e-5)
+
+
+def test_attributes_named_twice_count_once_and_none_counts_for_nothing() -> None:
+    logits = torch.randn(3, 5)
+    attributes = torch.tensor([[2, 2, 4], [0, 0, 0], [3, 0, 0]])
+    chance = logits.softmax(dim=1).log()
+    wanted = -(chance[0, 2] + chance[0, 4]) / 2 - chance[2, 3]
+    torch.testing.assert_close(attribute_loss(logits, attributes), wanted / 3)
+
+
+def tiny_detector() -> Detector:
+    architecture = Architecture(
+        blocks=(1, 1, 1, 1), stem_channels=8, first_stage_channels=16, groups=2, width_per_group=4,
+        anchor_sizes=(16, 32), anchor_ratios=(1.0,), num_classes=5, num_attributes=7,
+        class_embedding_size=4, attribute_hidden_size=8,
+    )  # fmt: skip
+    detector = Detector(replace(SMALL, architecture=architecture))
+    initialise(detector, generator(0))
+    return detector
+
+
+def losses_of(detector: Detector, targets: list[Objects], seed: int = 1) -> dict[str, float]:
+    images = torch.randn(len(targets), 3, 64, 96, generator=generator(3)) * 50
+    config = TrainingSettings(region_samples=16, rpn_samples=32)
+    losses = detector_losses(detector, images, [(64, 96)] * len(targets), targets, config, generator(seed))
+    detector.zero_grad()
+    total = losses.total()
+    total.backward()
+    assert total.item() == pytest.approx(sum(loss.item() for loss in losses.by_name().values()))
+    return {name: loss.item() for name, loss in losses.by_name().items()}
+
+
+def test_losses_of_a_batch_reach_every_part_and_repeat() -> None:
+    detector = tiny_detector()
+    targets = [objects_in(random_boxes(3, seed) + torch.tensor([0, 0, 9.0, 9]), seed=seed) for seed in (5, 6)]
+    first = losses_of(detector, targets)
+    assert all(value > 0 for value in first.values())
+    for name, parameter in detector.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    embedded = detector.attribute.predictor.cls_embedding.weight.grad
+    assert embedded is not None
+    described = {label for objects in targets for label in objects.labels.tolist()}
+    assert set(embedded.abs().sum(dim=1).nonzero().flatten().tolist()) == described  # the true classes
+    state = torch.get_rng_state()
+    assert losses_of(detector, targets) == first and torch.equal(torch.get_rng_state(), state)
+    assert losses_of(detector, targets, seed=2) != first
+
+
+def test_pictures_without_objects_have_losses_of_background_alone() -> None:
+    detector = tiny_detector()
+    found = losses_of(detector, [objects_in(random_boxes(0, 0)), objects_in(random_boxes(0, 0))])
+    assert found["objectness"] > 0 and found["classes"] > 0
+    assert found["rpn_box"] == found["box"] == found["attributes"] == 0
+    # Ranks that train together wait for each other's gradients of every parameter.
+    assert all(parameter.grad is not None for parameter in detector.parameters())

@@ -1,0 +1,223 @@
+"""What training starts from, how batch norm becomes constants, and that a detector learns a picture by heart."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tests.detector.samples import SMALL, SMALL_WEIGHTS, small_detector, small_images
+from vinvl.detector import Architecture, Detector, DetectorConfig, load_detector, network_input
+from vinvl.detector.backbone import FrozenBatchNorm2d
+from vinvl.detector.boxes import iou
+from vinvl.detector.config import TrainingSettings
+from vinvl.detector.losses import Objects, detector_losses
+from vinvl.detector.starting import freeze_batch_norm, freeze_stages, initialise, load_what_fits, train_batch_norm
+from vinvl.run.errors import UserError
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def detected(detector: Detector) -> list[Tensor]:
+    """Everything that a detector says of two pictures; without a threshold that rounding could carry a value over."""
+    found = []
+    detector.config = replace(detector.config, attribute_threshold=0.0)
+    for regions in detector.eval().detect(small_images("batch")):
+        found += [regions.boxes, regions.labels.float(), regions.scores, regions.features, regions.attribute_scores]
+    return found
+
+
+def assert_says_the_same(one: list[Tensor], other: list[Tensor]) -> None:
+    for ours, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_training_batch_norm_and_back_changes_nothing() -> None:
+    detector = small_detector()
+    before, state = detected(detector), {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    frozen = sum(isinstance(module, FrozenBatchNorm2d) for module in detector.modules())
+    train_batch_norm(detector)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in detector.modules()) == frozen > 0
+    assert not any(isinstance(module, FrozenBatchNorm2d) for module in detector.modules())
+    assert_says_the_same(detected(detector), before)
+    freeze_batch_norm(detector)
+    assert detector.state_dict().keys() == state.keys()
+    for name, tensor in detector.state_dict().items():
+        torch.testing.assert_close(tensor, state[name], rtol=0, atol=1e-7)  # an epsilon taken off and added again
+    assert_says_the_same(detected(detector), before)
+    assert detector.attribute.feature_extractor is detector.roi_heads.box.feature_extractor
+
+
+def test_trained_batch_norm_is_folded_exactly() -> None:
+    trained = nn.BatchNorm2d(6)
+    with torch.no_grad():
+        for tensor in (trained.weight, trained.bias, trained.running_mean, trained.running_var):
+            assert tensor is not None
+            tensor.uniform_(1e-7, 2, generator=generator(1))
+        assert trained.running_var is not None
+        trained.running_var[:2] = torch.tensor([0.0, 1e-6])  # where the epsilon is all there is
+    holder = nn.Sequential(trained)
+    freeze_batch_norm(holder)
+    images = torch.randn(2, 6, 5, 4, generator=generator(2))
+    assert isinstance(holder[0], FrozenBatchNorm2d)
+    torch.testing.assert_close(holder(images), trained.eval()(images), rtol=1e-6, atol=1e-5)
+    scale, _ = holder[0].scale_and_shift()
+    assert torch.equal(scale, trained.weight * (trained.running_var + trained.eps).rsqrt())
+
+
+def test_random_weights_are_those_of_the_generator() -> None:
+    states = []
+    for seed in (1, 1, 2):
+        detector = Detector(SMALL)
+        initialise(detector, generator(seed))
+        states.append(detector.state_dict())
+    name = "roi_heads.box.predictor.bbox_pred.weight"
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not torch.equal(states[0][name], states[2][name])
+    assert float(states[0][name].std()) == pytest.approx(0.001, rel=0.02)
+    assert states[0]["rpn.head.conv.bias"].eq(0).all()
+
+
+def test_what_fits_of_a_detector_is_taken(tmp_path: Path) -> None:
+    """A detector for other classes starts from everything but what is said of classes."""
+    config = replace(SMALL, architecture=replace(SMALL.architecture, num_classes=5, num_attributes=41))
+    detector = Detector(config)
+    initialise(detector, generator(0))
+    fresh = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    report = load_what_fits(detector, SMALL_WEIGHTS)
+    assert set(report.other_shape) == {
+        "roi_heads.box.predictor.cls_score.weight",
+        "roi_heads.box.predictor.cls_score.bias",
+        "roi_heads.box.predictor.bbox_pred.weight",
+        "roi_heads.box.predictor.bbox_pred.bias",
+        "attribute.predictor.cls_embedding.weight",
+    }
+    assert report.random == report.unused == () and "5 of another shape in it and random" in str(report)
+    expected = load_file(SMALL_WEIGHTS)
+    for name, tensor in detector.state_dict().items():
+        source = name.replace("attribute.feature_extractor.", "roi_heads.box.feature_extractor.")
+        assert torch.equal(tensor, fresh[name] if name in report.other_shape else expected[source]), name
+        assert name in (*report.loaded, *report.other_shape)
+
+
+def whole_picture_network() -> dict[str, Tensor]:
+    """A residual network of the detector's stages, in the names and with the batch norm of torchvision's."""
+    state = {}
+    for name, tensor in load_file(SMALL_WEIGHTS).items():
+        for prefix in ("backbone.body.stem.", "backbone.body.", "roi_heads.box.feature_extractor.head."):
+            if name.startswith(prefix):
+                short = name.removeprefix(prefix)
+                state[short] = tensor - 1e-5 if name.endswith("running_var") else tensor
+                if name.endswith("running_var"):
+                    state[short.replace("running_var", "num_batches_tracked")] = torch.tensor(7)
+                break
+    return state | {"fc.weight": torch.ones(1000, 256), "fc.bias": torch.ones(1000)}
+
+
+def test_a_network_for_whole_pictures_gives_its_stages(tmp_path: Path) -> None:
+    path = tmp_path / "resnext.pth"
+    torch.save(whole_picture_network(), path)
+    detector = Detector(SMALL)
+    initialise(detector, generator(0))
+    report = load_what_fits(detector, path)
+    assert report.unused == ("fc.weight", "fc.bias") and report.other_shape == ()
+    assert all(name.startswith(("rpn.", "roi_heads.box.predictor.", "attribute.predictor.")) for name in report.random)
+    expected = load_file(SMALL_WEIGHTS)
+    for name in report.loaded:
+        source = name.replace("attribute.feature_extractor.", "roi_heads.box.feature_extractor.")
+        torch.testing.assert_close(detector.state_dict()[name], expected[source], rtol=0, atol=1e-7)
+    assert any(name.startswith("attribute.feature_extractor.head.layer4") for name in report.loaded)
+
+
+def test_a_network_for_red_green_blue_takes_our_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "resnext.pth"
+    torch.save({"conv1.weight": (weight := torch.randn(16, 3, 7, 7, generator=generator(4)))}, path)
+    detector = Detector(SMALL)
+    load_what_fits(detector, path, colours="rgb")
+    picture = small_images("a")[0].convert("RGB")
+    ours = network_input(picture, replace(SMALL, min_size=64, max_size=64))[None]
+    mean, deviation = (torch.tensor(three)[:, None, None] for three in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    back = (ours.flip(1) + torch.tensor([123.675, 116.28, 103.53])[:, None, None]) / 255  # red, green, blue, 0 to 1
+    theirs = nn.functional.conv2d((back - mean) / deviation, weight, stride=2, padding=3)
+    torch.testing.assert_close(detector.backbone.body.stem.conv1(ours), theirs, rtol=1e-4, atol=1e-3)
+
+
+def test_what_nothing_can_start_from_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"encoder.weight": torch.ones(3)}, path)
+    with pytest.raises(UserError, match="no tensor that fits"):
+        load_what_fits(Detector(SMALL), path)
+    with pytest.raises(UserError, match=r"missing\.pth"):
+        load_what_fits(Detector(SMALL), tmp_path / "missing.pth")
+    with pytest.raises(UserError, match="init_colours='grey'"):
+        load_what_fits(Detector(SMALL), SMALL_WEIGHTS, colours="grey")
+
+
+def test_the_first_stages_stay_as_they_are() -> None:
+    detector = Detector(SMALL)
+    freeze_stages(detector, 2)
+    frozen = {name.split(".")[2] for name, tensor in detector.named_parameters() if not tensor.requires_grad}
+    assert frozen == {"stem", "layer1"}
+    with pytest.raises(UserError, match="frozen_stages=5"):
+        freeze_stages(detector, 5)
+
+
+def overfitted() -> tuple[Detector, list[float], Objects, Tensor]:
+    """A detector that has seen nothing but one picture with two things in it, and its losses."""
+    architecture = Architecture(
+        blocks=(1, 1, 1, 1), stem_channels=8, first_stage_channels=16, groups=1, width_per_group=8,
+        anchor_sizes=(24, 40), anchor_ratios=(1.0,), num_classes=3, num_attributes=4,
+        class_embedding_size=4, attribute_hidden_size=16,
+    )  # fmt: skip
+    config = DetectorConfig(
+        architecture, min_size=64, max_size=96, rpn_candidates=100, rpn_proposals=20, min_boxes=0, score_threshold=0.5
+    )
+    picture = torch.full((64, 96, 3), 220, dtype=torch.uint8)
+    picture[10:36, 8:34] = torch.tensor([200, 20, 20], dtype=torch.uint8)
+    picture[20:52, 50:82] = torch.tensor([20, 20, 200], dtype=torch.uint8)
+    objects = Objects(
+        torch.tensor([[8.0, 10, 33, 35], [50, 20, 81, 51]]), torch.tensor([1, 2]), torch.tensor([[1, 3], [2, 3]])
+    )
+    detector = Detector(config)
+    initialise(detector, generator(0))
+    train_batch_norm(detector)
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.02, momentum=0.9)
+    plan = TrainingSettings(region_samples=16, region_positive_fraction=0.5, rpn_samples=32, attribute_loss_weight=1.0)
+    images = (picture.flip(-1).float() - 110).permute(2, 0, 1)[None]
+    draws, losses = generator(1), []
+    for _ in range(150):
+        loss = detector_losses(detector, images, [(64, 96)], [objects], plan, draws).total()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return detector, losses, objects, picture
+
+
+def test_one_picture_is_learnt_by_heart() -> None:
+    detector, losses, objects, picture = overfitted()
+    assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
+    freeze_batch_norm(detector)
+    (found,) = detector.eval().detect_pixels([picture], [(96, 64)])
+    assert sorted(found.labels.tolist()) == [1, 2]
+    order = found.labels.argsort()
+    assert iou(found.boxes[order], objects.boxes).diagonal().min() > 0.75
+    named = [set(row[:2].tolist()) for row in found.attribute_labels[order]]
+    assert named == [{1, 3}, {2, 3}]
+
+
+def test_frozen_norm_stays_frozen_in_training() -> None:
+    detector = small_detector()
+    before = {name: tensor.clone() for name, tensor in detector.named_buffers()}
+    detector.train()
+    plan = TrainingSettings(region_samples=16)
+    objects = Objects(torch.tensor([[40.0, 40, 120, 100]]), torch.tensor([3]), torch.tensor([[5]]))
+    images = network_input(small_images("a")[0], SMALL)[None]
+    sizes = [(images.shape[2], images.shape[3])]
+    detector_losses(detector, images, sizes, [objects], plan, generator(0)).total().backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in detector.named_buffers())
+    assert load_detector(SMALL_WEIGHTS, SMALL)[0].state_dict().keys() == detector.state_dict().keys()

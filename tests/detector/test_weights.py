@@ -1,0 +1,217 @@
+"""Weight files and label maps of the detector: what is taken, and what is refused in one sentence."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.detector.samples import SMALL, SMALL_WEIGHTS, recorded, small_detector, small_images
+from vinvl.detector import load_detector, read_label_map
+from vinvl.detector.starting import load_what_fits
+from vinvl.detector.weights import match_names
+from vinvl.run.errors import UserError
+
+SHARED_NAME, OTHER_NAME = "roi_heads.box.feature_extractor.", "attribute.feature_extractor."
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    return load_file(SMALL_WEIGHTS)
+
+
+def saved(folder: Path, content: object) -> Path:
+    path = folder / "detector.pth"
+    torch.save(content, path)
+    return path
+
+
+def assert_refused(path: Path, *words: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        load_detector(path, SMALL)
+    sentence = str(refusal.value)
+    assert str(path) in sentence and "\n" not in sentence
+    for word in words:
+        assert word in sentence
+
+
+def same_weights(path: Path) -> None:
+    ours, theirs = load_detector(path, SMALL)[0].state_dict(), small_detector().state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+        assert tensor.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "form", ["bare", "model", "module", "both names", "other name", "half", "suffix", "safetensors"]
+)
+def test_forms_of_published_files(tmp_path: Path, weights: dict[str, Tensor], form: str) -> None:
+    other = {name.replace(SHARED_NAME, OTHER_NAME): tensor for name, tensor in weights.items()}
+    content: dict[str, object] = {
+        "bare": weights,
+        "model": {"model": weights, "optimizer": {"lr": 0.1}, "iteration": 5},
+        "module": {"model": {f"module.{name}": tensor for name, tensor in weights.items()}},
+        "both names": {"model": weights | other},
+        "other name": other,
+        "half": weights,
+        "suffix": {name.removeprefix("backbone.body."): tensor for name, tensor in weights.items()},
+        "safetensors": weights,
+    }[form]  # type: ignore[assignment]
+    same_weights(SMALL_WEIGHTS if form == "safetensors" else saved(tmp_path, content))
+
+
+def test_half_precision_weights_are_used_in_full(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    detector, _ = load_detector(saved(tmp_path, {name: tensor.half() for name, tensor in weights.items()}), SMALL)
+    assert {tensor.dtype for tensor in detector.state_dict().values()} == {torch.float32}
+
+
+def test_a_loaded_detector_is_ready(tmp_path: Path) -> None:
+    detector, report = load_detector(SMALL_WEIGHTS, SMALL)
+    assert not detector.training and all(parameter.requires_grad for parameter in detector.parameters())
+    assert detector.backbone.body.stem.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert detector.roi_heads.box.feature_extractor is detector.attribute.feature_extractor
+    assert detector.detect(small_images("b"))[0].labels.tolist() == recorded("small_b")["out0.labels"].tolist()
+    assert len(report.matched) == len(detector.state_dict()) and report.unused == ()
+
+
+def test_extra_tensors_are_told_and_left(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    path = saved(tmp_path, {"model": weights | {"relation.fc.weight": torch.ones(3), "module.counter": torch.ones(1)}})
+    same_weights(path)
+    _, report = load_detector(path, SMALL)
+    assert report.unused == ("relation.fc.weight", "module.counter")
+    assert "2 not used: relation.fc.weight, module.counter" in str(report)
+
+
+def test_anchors_may_be_missing(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    name = "rpn.anchor_generator.cell_anchors.0"
+    same_weights(saved(tmp_path, {key: tensor for key, tensor in weights.items() if key != name}))
+
+
+def test_a_missing_tensor_is_refused(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    without = {name: tensor for name, tensor in weights.items() if "cls_logits" not in name}
+    assert_refused(saved(tmp_path, without), "lacks 2 of", "rpn.head.cls_logits.weight, rpn.head.cls_logits.bias")
+
+
+def test_another_shape_is_refused(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    name = "roi_heads.box.predictor.cls_score.weight"
+    assert_refused(saved(tmp_path, weights | {name: torch.ones(80, 256)}), name, "(80, 256)", "(81, 256)")
+
+
+def test_c5_heads_that_differ_are_refused(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    name = f"{OTHER_NAME}head.layer4.0.conv1.weight"
+    assert_refused(saved(tmp_path, weights | {name: torch.ones(256, 128, 1, 1)}), name, "differ")
+
+
+def odd(kind: str, tensor: Tensor) -> Tensor:
+    """A tensor of the same shape, as far as there is such a thing, that no weight file of ours has."""
+    match kind:
+        case "sparse":
+            return tensor.to_sparse()
+        case "quantised":
+            return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+        case "nested":
+            return torch.nested.nested_tensor([tensor[0], tensor[1, :3]])
+        case "complex":
+            return tensor.to(torch.complex64)
+        case "larger than the file":
+            return torch.zeros(1).expand(tensor.shape)
+        case "without content":
+            return torch.empty(tensor.shape, device="meta")
+    return tensor * float(kind)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "kind", ["sparse", "quantised", "nested", "complex", "larger than the file", "without content", "nan", "inf"]
+)
+def test_tensors_that_are_no_weights_are_refused(tmp_path: Path, weights: dict[str, Tensor], kind: str) -> None:
+    name = "roi_heads.box.predictor.cls_score.weight"
+    path = saved(tmp_path, {"model": weights | {name: odd(kind, weights[name])}})
+    assert_refused(path, name)
+    with pytest.raises(UserError, match=name):
+        load_what_fits(small_detector(), path)
+
+
+def test_parameters_are_taken_for_what_they_are(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    """Also where the detector has a constant."""
+    same_weights(saved(tmp_path, {name: torch.nn.Parameter(tensor) for name, tensor in weights.items()}))
+    assert not any(
+        "running_var" in name for name, _ in load_detector(tmp_path / "detector.pth", SMALL)[0].named_parameters()
+    )
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('ran')",)
+
+
+@pytest.mark.parametrize("name", ["detector.pth", "detector.safetensors"])
+def test_files_that_are_no_weights_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    assert_refused(path)
+    for content in (b"", b"\x00" * 100, pickle.dumps(Hostile()), SMALL_WEIGHTS.read_bytes()[:5000]):
+        path.write_bytes(content)
+        assert_refused(path)
+
+
+@pytest.mark.parametrize(
+    "content", [[], {}, 3, {"model": {"weight": 3}}, {"lr": 0.1}, {1: torch.ones(1)}, {"model": {}}]
+)
+def test_contents_that_are_no_weights_are_refused(tmp_path: Path, content: object) -> None:
+    assert_refused(saved(tmp_path, content))
+
+
+NAMES = st.lists(st.text("ab.", min_size=1, max_size=5), max_size=6).map(set)
+
+
+@settings(max_examples=50, deadline=None)
+@given(wanted=NAMES, found=NAMES)
+def test_names_match_by_the_longest_suffix(wanted: set[str], found: set[str]) -> None:
+    expected = {}
+    for name in wanted:
+        suffixes = [source for source in found if name.endswith(source)]
+        if suffixes:
+            expected[name] = max(suffixes, key=len)
+    assert match_names(wanted, found) == expected
+
+
+def label_map(classes: int, attributes: int) -> str:
+    return json.dumps(
+        {
+            "label_to_idx": {f"class {index}": index for index in range(1, classes)},
+            "attribute_to_idx": {f"attribute {index}": index for index in range(1, attributes)},
+        }
+    )
+
+
+def test_label_map_of_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text(label_map(81, 41), encoding="utf-8")
+    labels = read_label_map(path, SMALL.architecture)
+    assert labels.classes[:2] == ("__background__", "class 1") and len(labels.attributes) == 41
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (label_map(82, 41), "names 82 classes, index 0 included, the detector has 81"),
+        (label_map(81, 40), "names 40 attributes, index 0 included, the detector has 41"),
+        ('{"label_to_idx": {}}', "names 0 classes"),
+        ("[]", "not a JSON object"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_other_label_maps_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "labels.json"
+    with pytest.raises(UserError, match="does not exist"):
+        read_label_map(path, SMALL.architecture)
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=f"{re.escape(str(path))}.*{sentence}"):
+        read_label_map(path, SMALL.architecture)

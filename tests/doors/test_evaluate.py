@@ -1,0 +1,178 @@
+"""`python -m vinvl.evaluate` and `vinvl.predict` as a user calls them, on the checkpoint of one short run."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.conftest import TINY_DEMO, refusal
+from tests.door_in_process import refused_in_process, run_in_process
+from tests.door_runs import call_door, succeed
+from vinvl.data.commonest import commonest_for
+from vinvl.run.checkpoint import read_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run, and the folder that the commands of this file are called from."""
+
+    folder: Path
+    data: Path
+    run: Path
+
+    @property
+    def checkpoint(self) -> str:
+        return f"ckpt_path={self.run / 'checkpoints' / 'best.ckpt'}"
+
+    def succeed(self, door: str, *overrides: str) -> str:
+        return succeed(self.folder, self.data, door, *overrides)
+
+    def results(self, output: str) -> Any:
+        return json.loads((self.folder / output / "results.json").read_text())
+
+    def question_ids(self, split: str) -> list[int]:
+        path = self.data / "demo" / f"v2_OpenEnded_mscoco_{split}2014_questions.json"
+        return [question["question_id"] for question in json.loads(path.read_text())["questions"]]
+
+
+@pytest.fixture(scope="module")
+def trained(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    run = folder / "runs" / "demo_vqa" / "chosen"  # among the runs of its name, so that ckpt_path=best finds it
+    printed = succeed(folder, demo_data, "train", *TINY_DEMO, "hydra.run.dir=runs/demo_vqa/chosen")
+    assert str(run / "results.json") in printed
+    return Trained(folder, demo_data, run)
+
+
+@pytest.fixture(scope="module")
+def predicted(trained: Trained) -> Path:
+    """The output folder of a prediction of the test split."""
+    printed = trained.succeed("predict", trained.checkpoint, "hydra.run.dir=predicted")
+    assert str(trained.folder / "predicted" / "results.json") in printed
+    return trained.folder / "predicted"
+
+
+def test_evaluate_repeats_the_scores_that_training_ended_with(trained: Trained) -> None:
+    printed = trained.succeed("evaluate", trained.checkpoint)
+    (output,) = (trained.folder / "runs" / "evaluate").iterdir()
+    assert str(output / "results.json") in printed and "VQA accuracy" in printed
+    own, training = trained.results(str(output)), trained.results(str(trained.run))
+    assert own["scores"] == training["scores"]  # to the last digit
+    assert own["split"] == training["split"] == "test"
+    assert own["checkpoint"] == str(trained.run / "checkpoints" / "best.ckpt")
+
+
+def test_evaluate_best_of_the_newest_run_on_another_split(trained: Trained) -> None:
+    trained.succeed("evaluate", "ckpt_path=best", "data.test_split=val", "hydra.run.dir=on_val")
+    on_val, on_test = trained.results("on_val"), trained.results(str(trained.run))
+    assert on_val["split"] == "val"
+    assert Path(on_val["checkpoint"]).name == "best.ckpt"
+    assert (trained.folder / on_val["checkpoint"]).samefile(trained.run / "checkpoints" / "best.ckpt")
+    assert on_val["scores"]["loss"] != on_test["scores"]["loss"]
+    # The best checkpoint was chosen by this very figure.
+    lines = (trained.run / "csv" / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("val/score")
+    logged = [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]]
+    assert on_val["scores"]["accuracy/overall"] == pytest.approx(max(logged), rel=1e-6)
+
+
+def test_data_overrides_go_on_top_of_the_data_of_the_run(trained: Trained) -> None:
+    trained.succeed("evaluate", trained.checkpoint, "data.use_tags=false", "hydra.run.dir=no_tags")
+    without, training = trained.results("no_tags"), trained.results(str(trained.run))
+    assert without["split"] == training["split"]
+    assert without["scores"]["loss"] != training["scores"]["loss"]
+    majority = "most_frequent_answer/overall"  # the same questions, whatever the model sees of them
+    assert without["scores"][majority] == training["scores"][majority]
+
+
+def test_a_tokenizer_of_other_words_is_refused(trained: Trained, tmp_path: Path) -> None:
+    content = json.loads((trained.data / "demo" / "tokenizer" / "tokenizer.json").read_text())
+    numbers = content["model"]["vocab"]
+    numbers["red"], numbers["blue"] = numbers["blue"], numbers["red"]
+    shutil.copytree(trained.data / "demo" / "tokenizer", tmp_path / "swapped")
+    (tmp_path / "swapped" / "tokenizer.json").write_text(json.dumps(content))
+    given = [f"data.tokenizer={tmp_path / 'swapped'}", trained.checkpoint]
+    sentence = refused_in_process("evaluate", trained.data, tmp_path / "no", *given)
+    assert (
+        "was trained with other words than the tokenizer has: 2 of " in sentence and "'blue' and is 'red'" in sentence
+    )
+
+
+def test_features_of_another_detector_are_warned_of(trained: Trained) -> None:
+    shutil.copyfile(trained.data / "demo" / "test.h5", trained.folder / "other.h5")
+    with h5py.File(trained.folder / "other.h5", "r+") as file:
+        file.attrs["detector"] = "another network"
+    result = call_door(
+        trained.folder, trained.data, "evaluate", trained.checkpoint, "data.regions=other.h5", "hydra.run.dir=other"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "trained on features of 'vinvl demo detector'" in result.stderr and "'another network'" in result.stderr
+    assert trained.results("other")["scores"] == trained.results(str(trained.run))["scores"]
+
+
+def test_predict_writes_the_official_result_file(trained: Trained, predicted: Path) -> None:
+    results = json.loads((predicted / "results.json").read_text())
+    assert [one["question_id"] for one in results] == trained.question_ids("test")
+    assert all(one.keys() == {"question_id", "answer"} and isinstance(one["answer"], str) for one in results)
+    vocabulary = json.loads((trained.data / "demo" / "answers.json").read_text())
+    assert {one["answer"] for one in results} <= set(vocabulary)
+
+
+def test_questions_about_images_without_regions_are_answered_too(
+    trained: Trained, predicted: Path, tmp_path: Path
+) -> None:
+    content = json.loads((trained.data / "demo" / "v2_OpenEnded_mscoco_test2014_questions.json").read_text())
+    for place in (3, 7):
+        content["questions"][place]["image_id"] = 999999
+    (tmp_path / "some.json").write_text(json.dumps(content))
+    split = f"data.splits.some=[{{questions: {tmp_path / 'some.json'}, annotations: null}}]"
+    given = [trained.checkpoint, "data.predict_split=some", "data.on_missing=skip", "trainer=cpu", f"+{split}"]
+    told = run_in_process("predict", trained.data, tmp_path / "out", *given)
+    assert "36 predictions" in told and "official result file" in told and "2 of them, of images without" in told
+    results, before = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "out", predicted))
+    assert [one["question_id"] for one in results] == trained.question_ids("test")
+    filled = [json.loads(line).get("filled_in", False) for line in (tmp_path / "out" / "predictions.jsonl").open()]
+    assert np.flatnonzero(filled).tolist() == [3, 7]
+    assert [one for one, new in zip(results, filled, strict=True) if not new] == [
+        one for one, new in zip(before, filled, strict=True) if not new
+    ]
+    commonest = read_checkpoint(trained.run / "checkpoints" / "best.ckpt")["vinvl"]["commonest"]
+    for place in (3, 7):
+        assert results[place]["answer"] == commonest_for(content["questions"][place]["question"], commonest)
+    # Not all of them, for whatever reason: nothing that a server would take.
+    told = run_in_process("predict", trained.data, tmp_path / "few", *given, "trainer.limit_predict_batches=0")
+    assert "official" not in told and "34 of the split's records have none" in told
+
+
+def test_predict_writes_the_five_best_answers(trained: Trained, predicted: Path) -> None:
+    results = json.loads((predicted / "results.json").read_text())
+    lines = [json.loads(line) for line in (predicted / "predictions.jsonl").read_text().splitlines()]
+    assert [line["question_id"] for line in lines] == [one["question_id"] for one in results]
+    for line, result in zip(lines, results, strict=True):
+        scores = [one["score"] for one in line["top"]]
+        assert len({one["answer"] for one in line["top"]}) == 5
+        assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
+        assert line["top"][0]["answer"] == result["answer"]
+
+
+def test_two_ranks_predict_what_one_does(trained: Trained, predicted: Path) -> None:
+    ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+    trained.succeed("predict", trained.checkpoint, *ranks, "hydra.run.dir=two_ranks")
+    for name in ("results.json", "predictions.jsonl"):
+        assert (trained.folder / "two_ranks" / name).read_bytes() == (predicted / name).read_bytes()
+
+
+def test_a_split_without_annotations_is_predicted_but_not_scored(trained: Trained, predicted: Path) -> None:
+    bare = "data.splits.test.0.annotations=null"
+    trained.succeed("predict", trained.checkpoint, bare, "hydra.run.dir=bare")
+    assert (trained.folder / "bare" / "results.json").read_bytes() == (predicted / "results.json").read_bytes()
+    result = call_door(trained.folder, trained.data, "evaluate", trained.checkpoint, bare, "hydra.run.dir=refused")
+    assert "'test' has no annotations" in refusal(result)
+    assert not (trained.folder / "refused").exists()

@@ -1,0 +1,200 @@
+"""`python -m vinvl.extract` as a user calls it: killed and resumed, on two processes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import door_runs
+from tests.conftest import refusal
+from tests.extraction.samples import environment, overrides, pictures, run_extract
+from tests.picture_samples import broken_pictures
+from vinvl.regions import RegionStore
+from vinvl.regions.journal import committed_images, journal_folder
+
+
+def arguments(folder: Path, *given: str) -> list[str]:
+    return [*overrides(folder), f"images={folder / 'pictures'}", f"output={folder / 'f.h5'}", *given]
+
+
+def command(folder: Path, *given: str) -> list[str]:
+    return [sys.executable, "-m", "vinvl.extract", *arguments(folder, *given)]
+
+
+def call(folder: Path, *given: str) -> subprocess.CompletedProcess[str]:
+    return door_runs.call(folder, "vinvl.extract", *arguments(folder, *given), environment=environment(folder))
+
+
+def uninterrupted(folder: Path) -> bytes:
+    run_extract(folder, f"images={folder / 'pictures'}", f"output={folder / 'whole.h5'}")
+    return (folder / "whole.h5").read_bytes()
+
+
+# Convolutions of one picture and of two differ in their last bits, and a kill decides which pictures are left over.
+ALONE = "batch_size=1"
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_nothing_is_lost_or_comes_twice(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", 40)
+    broken_pictures(tmp_path / "pictures" / "broken")
+    target, before = tmp_path / "f.h5", 0
+    for goal in (5, 18):
+        with subprocess.Popen(
+            command(tmp_path, "commit_seconds=0", ALONE),
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            deadline = time.monotonic() + 120
+            while committed_images(target, besides=-1) < goal and time.monotonic() < deadline:
+                time.sleep(0.002)
+            os.killpg(process.pid, signal.SIGKILL)
+            assert process.stdout is not None
+            printed = process.stdout.read()
+        assert f"{46 - before} of 46 pictures to do" in printed
+        before = committed_images(target, besides=-1)
+        assert goal <= before < 40 and not target.exists() and journal_folder(target).is_dir()
+    result = call(tmp_path, "commit_seconds=0", ALONE)
+    assert result.returncode == 0, result.stderr
+    assert f"{46 - before} of 46 pictures to do" in result.stdout and "6 pictures could not be used" in result.stdout
+    run_extract(tmp_path, f"images={tmp_path / 'pictures'}", f"output={tmp_path / 'whole.h5'}", ALONE)
+    assert target.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert len(RegionStore(target)) == 40 and not journal_folder(target).exists()
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_store(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", 12)
+    broken_pictures(tmp_path / "pictures" / "broken")
+    result = call(tmp_path, "trainer=ddp", "trainer.devices=2")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("18 of 18 pictures to do") == 1 and "6 pictures could not be used" in result.stdout
+    assert (tmp_path / "f.h5").read_bytes() == uninterrupted(tmp_path)
+
+
+def test_control_c_keeps_what_was_done(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", 40)
+    with subprocess.Popen(
+        command(tmp_path, "commit_seconds=1000"),
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        features = journal_folder(tmp_path / "f.h5") / "part-00000" / "features.raw"
+        deadline = time.monotonic() + 120
+        while not (features.exists() and features.stat().st_size > 200_000) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert "same command" in errors
+    assert committed_images(tmp_path / "f.h5", besides=-1) >= 8
+    result = call(tmp_path)
+    assert result.returncode == 0 and len(RegionStore(tmp_path / "f.h5")) == 40
+
+
+def other_weights(folder: Path) -> str:
+    torch.save({"model": {"backbone.body.stem.conv1.weight": torch.zeros(64, 3, 7, 7)}}, folder / "other.pth")
+    return f"weights={folder / 'other.pth'}"
+
+
+def other_labels(folder: Path) -> str:
+    (folder / "few.json").write_text(json.dumps({"label_to_idx": {"cat": 1}, "attribute_to_idx": {"red": 1}}))
+    return f"labels={folder / 'few.json'}"
+
+
+def a_file(folder: Path) -> str:
+    (folder / "taken.h5").write_text("mine")
+    return f"output={folder / 'taken.h5'}"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda f: f"images={f / 'none'}", ["images=", "does not exist"]),
+        (lambda f: f"images={f / 'empty'}", ["holds no pictures"]),
+        (lambda f: f"weights={f / 'none.pth'}", ["no detector weight file"]),
+        (other_weights, ["other.pth lacks", "another architecture"]),
+        (lambda f: "detector.architecture.num_classes=90 labels=none", ["cls_score", "81", "90"]),
+        (other_labels, ["few.json names 2 classes", "81"]),
+        (lambda f: "labels=null", ["label map", "labels=FILE", "labels=none"]),
+        (a_file, ["taken.h5 exists", "overwrite=true"]),
+        (lambda f: f"output={f / 'empty'}", ["is a folder"]),
+        (lambda f: "output=/proc/nothing/f.h5", ["/proc/nothing", "cannot be written"]),
+        (lambda f: "shard.index=3 shard.count=3", ["shard.index=3", "below the count"]),
+        (lambda f: "dtype=int8", ["dtype='int8'"]),
+        (lambda f: "batch_size=0", ["batch_size=0"]),
+        (lambda f: "id.pattern='('", ["id.pattern", "regular expression"]),
+        (lambda f: "reading.exif_orientation=turn", ["exif_orientation='turn'"]),
+        (lambda f: "detector.nms_filter=2", ["nms_filter=2", "boxes=proposals"]),
+        (lambda f: f"images={f / 'twins'}", ["both have the image id 'a'", "id.rule=path"]),
+        (lambda f: f"images={f / 'broken'}", ["None of the 6 pictures could be used"]),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path: Path, given: object, words: list[str]) -> None:
+    pictures(tmp_path / "pictures", 2)
+    (tmp_path / "empty").mkdir()
+    broken_pictures(tmp_path / "broken")
+    for suffix in ("png", "jpg"):
+        (tmp_path / "twins" / suffix).mkdir(parents=True)
+        (tmp_path / "twins" / suffix / f"a.{suffix}").touch()
+    asked = str(given(tmp_path)).split()  # type: ignore[operator]
+    before = sorted([*tmp_path.rglob("*"), tmp_path / "labels.json"])
+    with pytest.raises(SystemExit) as ended:
+        run_extract(tmp_path, f"images={tmp_path / 'pictures'}", f"output={tmp_path / 'f.h5'}", *asked)
+    sentence = str(ended.value.code)
+    assert sentence.startswith("error: ") and "\n" not in sentence and all(word in sentence for word in words), sentence
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", 2)
+    run_extract(tmp_path, f"images={tmp_path / 'pictures'}", f"output={tmp_path / 'f.h5'}")
+    content = (tmp_path / "f.h5").read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        run_extract(
+            tmp_path, f"images={tmp_path / 'pictures'}", f"output={tmp_path / 'f.h5'}", "detector.boxes=proposals"
+        )
+    assert 'boxes was "regressed" and is "proposals"' in str(ended.value.code)
+    assert (tmp_path / "f.h5").read_bytes() == content
+
+
+def test_unfinished_work_with_other_settings_is_kept_unless_it_is_to_be_overwritten(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", 2)
+    target = tmp_path / "f.h5"
+    folder = journal_folder(target)
+    folder.mkdir()
+    (folder / "settings.json").write_text('{"nms_filter": 2}')
+    given = [f"images={tmp_path / 'pictures'}", f"output={target}"]
+    with pytest.raises(SystemExit) as ended:
+        run_extract(tmp_path, *given)
+    assert "begun with other settings" in str(ended.value.code) and folder.is_dir()
+    run_extract(tmp_path, *given, "overwrite=true")
+    assert len(RegionStore(target)) == 2 and not folder.exists()
+
+
+def test_missing_settings_are_asked_for(tmp_path: Path) -> None:
+    result = door_runs.call(tmp_path, "vinvl.extract", environment=environment(tmp_path))
+    sentence = refusal(result)
+    assert all(f"{name}=VALUE" in sentence for name in ("images", "weights", "output"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_tells_how(tmp_path: Path) -> None:
+    result = door_runs.call(tmp_path, "vinvl.extract", "--help", environment=environment(tmp_path))
+    assert result.returncode == 0
+    assert "python -m vinvl.extract images=DIR" in result.stdout and "exif_orientation" in result.stdout

@@ -1,0 +1,163 @@
+"""GQA and NLVR2 through the doors: train, evaluate, predict, and the official figures from the official files."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.door_in_process import TINY, checkpoint, refused_in_process, run_in_process, same_weights, scores
+from tests.door_runs import succeed
+
+pytestmark = pytest.mark.slow
+
+# Quick enough to learn something, so that right and wrong answers both occur.
+LEARNING = ["optim.optimizer.lr=3e-3", "optim.scheduler.warmup_steps=0"]
+NLVR2 = ["task=nlvr2", *TINY, *LEARNING, "trainer.max_epochs=12", "trainer.check_val_every_n_epoch=6"]
+
+
+def lines_of(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def gqa(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of GQA, and what it printed."""
+    folder = tmp_path_factory.mktemp("gqa")
+    overrides = ["task=gqa", *TINY, *LEARNING, "trainer.max_epochs=4", "hydra.run.dir=run"]
+    return folder / "run", succeed(folder, demo_data, "train", *overrides)
+
+
+@pytest.fixture(scope="module")
+def nlvr2(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of NLVR2, and what it printed."""
+    folder = tmp_path_factory.mktemp("nlvr2")
+    return folder / "run", succeed(folder, demo_data, "train", *NLVR2, "hydra.run.dir=run")
+
+
+class TestGQA:
+    def test_a_run_ends_with_accuracy_by_type(self, gqa: tuple[Path, str]) -> None:
+        run, printed = gqa
+        assert "question" in printed and "GQA accuracy" in printed and "structural/verify" in printed
+        assert {"accuracy/overall", "accuracy/binary", "accuracy/open", "accuracy/semantic/rel"} <= scores(run).keys()
+
+    def test_evaluate_repeats_the_figures(self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
+        run_in_process("evaluate", demo_data, tmp_path / "again", checkpoint(gqa[0]), "trainer.accelerator=cpu")
+        assert scores(tmp_path / "again") == scores(gqa[0])
+
+    def test_official_file_gives_the_official_figures(
+        self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path
+    ) -> None:
+        questions = json.loads((demo_data / "demo" / "gqa_testdev_balanced_questions.json").read_text())
+        split = "data.predict_split=testdev"
+        run_in_process("predict", demo_data, tmp_path / "out", checkpoint(gqa[0]), split, "trainer.accelerator=cpu")
+        rows = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert all(row.keys() == {"questionId", "prediction"} for row in rows)
+        assert [row["questionId"] for row in rows] == list(questions)  # in the order of the file, ids as text
+        points: dict[str, list[bool]] = defaultdict(list)
+        for row in rows:
+            question = questions[row["questionId"]]
+            right = row["prediction"] == question["answer"]
+            types = question["types"]
+            binary = types["structural"] in ("verify", "choose", "logical", "compare")
+            for name in ("overall", "binary" if binary else "open", f"structural/{types['structural']}",
+                         f"semantic/{types['semantic']}"):  # fmt: skip
+                points[name].append(right)
+        expected = {f"accuracy/{name}": 100 * sum(found) / len(found) for name, found in points.items()}
+        found = {name: value for name, value in scores(gqa[0]).items() if name.startswith("accuracy/")}
+        assert found == pytest.approx({name: value for name, value in expected.items() if name in found}, abs=1e-4)
+        assert {"accuracy/overall", "accuracy/binary", "accuracy/open"} <= found.keys() <= expected.keys()
+        assert 0 < found["accuracy/overall"] < 100
+        top = lines_of(tmp_path / "out" / "predictions.jsonl")
+        assert [line["top"][0]["answer"] for line in top] == [row["prediction"] for row in rows]
+
+    def test_a_split_without_answers_is_predicted_and_not_scored(
+        self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path
+    ) -> None:
+        run_in_process("predict", demo_data, tmp_path / "out", checkpoint(gqa[0]), "trainer.accelerator=cpu")
+        asked = json.loads((demo_data / "demo" / "gqa_submission_questions.json").read_text())
+        assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == len(asked)
+        sentence = refused_in_process(
+            "evaluate", demo_data, tmp_path / "no", checkpoint(gqa[0]), "data.test_split=submission",
+            "trainer.accelerator=cpu",
+        )  # fmt: skip
+        assert "'submission' has no annotations" in sentence
+
+    def test_answers_of_another_vocabulary_are_refused(
+        self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path
+    ) -> None:
+        answers = json.loads((demo_data / "demo" / "gqa_answers.json").read_text())
+        for name, other in (("fewer", answers[:-1]), ("swapped", [answers[1], answers[0], *answers[2:]])):
+            path = tmp_path / f"{name}.json"
+            path.write_text(json.dumps(other))
+            overrides = [checkpoint(gqa[0]), f"data.answers={path}", "trainer.accelerator=cpu"]
+            sentence = refused_in_process("evaluate", demo_data, tmp_path / "no", *overrides)
+            assert path.name in sentence and "data.answers=FILE" in sentence
+            assert (str(len(other)) if name == "fewer" else f"'{answers[0]}'") in sentence
+
+    def test_decoding_means_nothing_for_it(self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
+        for override in ("decoding.num_beams=3", "decoding=constrained"):
+            sentence = refused_in_process("evaluate", demo_data, tmp_path / "no", checkpoint(gqa[0]), override)
+            assert "writes no captions" in sentence
+
+
+class TestNLVR2:
+    def test_a_run_shows_both_pictures_and_ends_with_both_figures(self, nlvr2: tuple[Path, str]) -> None:
+        run, printed = nlvr2
+        for words in ("identifier", "left image", "right image", "label  ", "NLVR2 accuracy", "consistency"):
+            assert words in printed
+        assert scores(run).keys() == {"accuracy", "consistency", "loss"}
+
+    @pytest.mark.parametrize("split", ["test1", "train"])
+    def test_official_file_gives_the_official_figures(
+        self, nlvr2: tuple[Path, str], demo_data: Path, tmp_path: Path, split: str
+    ) -> None:
+        on_cpu = "trainer.accelerator=cpu"
+        run_in_process(
+            "evaluate", demo_data, tmp_path / "eval", checkpoint(nlvr2[0]), f"data.test_split={split}", on_cpu
+        )
+        run_in_process(
+            "predict", demo_data, tmp_path / "out", checkpoint(nlvr2[0]), f"data.predict_split={split}", on_cpu
+        )
+        records = lines_of(demo_data / "demo" / f"nlvr2_{split}.json")
+        rows = [line.split(",") for line in (tmp_path / "out" / "predictions.csv").read_text().splitlines()]
+        assert [row[0] for row in rows] == [record["identifier"] for record in records]
+        assert {row[1] for row in rows} <= {"True", "False"}
+        said = dict(rows)  # as the official script reads it
+        right = {record["identifier"]: said[record["identifier"]] == record["label"] for record in records}
+        groups: dict[str, bool] = defaultdict(lambda: True)
+        for identifier, correct in right.items():
+            first, second, _, last = identifier.split("-")
+            groups[f"{first}-{second}-{last}"] &= correct
+        expected = {
+            "accuracy": 100 * sum(right.values()) / len(right),
+            "consistency": 100 * sum(groups.values()) / len(groups),
+        }
+        found = scores(tmp_path / "eval")
+        assert {name: found[name] for name in expected} == pytest.approx(expected)
+        if split == "test1":
+            assert found == scores(nlvr2[0])
+        else:  # what was learnt by heart shows that the figures tell right from wrong
+            assert 0 < found["consistency"] < 100 and 50 < found["accuracy"] < 100
+
+    def test_statements_without_labels_are_predicted_and_not_scored(
+        self, nlvr2: tuple[Path, str], demo_data: Path, tmp_path: Path
+    ) -> None:
+        records = lines_of(demo_data / "demo" / "nlvr2_test1.json")
+        hidden = tmp_path / "hidden.json"
+        hidden.write_text("".join(json.dumps({k: v for k, v in r.items() if k != "label"}) + "\n" for r in records))
+        split, on_cpu = f"+data.splits.hidden={hidden}", "trainer.accelerator=cpu"
+        overrides = [checkpoint(nlvr2[0]), split, on_cpu]
+        run_in_process("predict", demo_data, tmp_path / "out", *overrides, "data.predict_split=hidden")
+        assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == len(records)
+        sentence = refused_in_process("evaluate", demo_data, tmp_path / "no", *overrides, "data.test_split=hidden")
+        assert "'hidden' has no annotations" in sentence and "vinvl.predict" in sentence
+
+    def test_same_weights_whatever_the_number_of_data_workers(self, demo_data: Path, tmp_path: Path) -> None:
+        short = ["task=nlvr2", *TINY, "test_after_fit=false", "trainer.max_epochs=2"]
+        for workers in (0, 2):
+            run_in_process("train", demo_data, tmp_path / str(workers), *short, f"data.num_workers={workers}")
+        assert same_weights(tmp_path / "0", tmp_path / "2")
+        run_in_process("train", demo_data, tmp_path / "seed", *short, "data.num_workers=0", "seed=5")
+        assert not same_weights(tmp_path / "0", tmp_path / "seed")

@@ -1,0 +1,108 @@
+"""Questions of one's own in JSONL, through all doors with no code; sweeps, and where runs go."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import TINY_DEMO, TINY_MODEL
+from tests.door_runs import succeed
+
+pytestmark = pytest.mark.slow
+
+ONE_UPDATE = ["trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=2"]
+
+
+def own_lines(world: Path, split: str) -> list[dict[str, Any]]:
+    """A split of the demo world the way somebody would write down questions of their own."""
+    questions = json.loads((world / f"v2_OpenEnded_mscoco_{split}2014_questions.json").read_text())["questions"]
+    notes = json.loads((world / f"v2_mscoco_{split}2014_annotations.json").read_text())["annotations"]
+    answers = {note["question_id"]: [answer["answer"] for answer in note["answers"]] for note in notes}
+    return [
+        {"image_id": one["image_id"], "question": one["question"], "answers": answers[one["question_id"]]}
+        for one in questions
+    ]
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A folder with one's own JSONL files and the run that trained on them."""
+
+    folder: Path
+    data: Path
+    run: Path
+
+    def succeed(self, door: str, *overrides: str) -> str:
+        return succeed(self.folder, self.data, door, *overrides)
+
+    def read(self, path: str) -> Any:
+        return json.loads((self.folder / path).read_text())
+
+
+@pytest.fixture(scope="module")
+def own(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> OwnData:
+    """One epoch on train.jsonl with val.jsonl; unanswered.jsonl is to be predicted."""
+    folder, world = tmp_path_factory.mktemp("own"), demo_data / "demo"
+    write_lines(folder / "train.jsonl", own_lines(world, "train"))
+    write_lines(folder / "val.jsonl", own_lines(world, "val"))
+    unanswered = [{key: line[key] for key in ("image_id", "question")} for line in own_lines(world, "test")]
+    write_lines(folder / "unanswered.jsonl", unanswered)
+    write_lines(folder / "named.jsonl", [line | {"question_id": f"q{i}"} for i, line in enumerate(unanswered[:9])])
+    succeed(
+        folder, demo_data, "train", "data=vqa_jsonl", "name=mine",
+        "data.splits.train=train.jsonl", "data.splits.val=val.jsonl", "data.splits.predict=unanswered.jsonl",
+        f"data.regions=[{world / 'train.h5'},{world / 'val.h5'},{world / 'test.h5'}]",
+        f"data.tokenizer={world / 'tokenizer'}", "data.min_answer_count=2", "data.batch_size=16", "data.num_workers=0",
+        "data.pin_memory=false", "trainer.accelerator=cpu", "trainer.max_epochs=1", *TINY_MODEL,
+    )  # fmt: skip
+    (run,) = (folder / "runs" / "mine").iterdir()
+    return OwnData(folder, demo_data, run)
+
+
+def test_own_data_train_and_evaluate(own: OwnData) -> None:
+    training = json.loads((own.run / "results.json").read_text())
+    assert {"accuracy/overall", "accuracy/yes/no", "accuracy/number", "accuracy/other"} <= training["scores"].keys()
+    assert training["split"] == "val"
+    assert json.loads((own.run / "answers.json").read_text())  # built from the training answers
+    own.succeed("evaluate", "ckpt_path=best", "name=mine", "hydra.run.dir=evaluated")
+    assert own.read("evaluated/results.json")["scores"] == training["scores"]
+
+
+def test_own_questions_without_answers_are_predicted(own: OwnData) -> None:
+    own.succeed("predict", "ckpt_path=last", "name=mine", "hydra.run.dir=predicted")
+    lines = (own.folder / "unanswered.jsonl").read_text().splitlines()
+    results = own.read("predicted/results.json")
+    assert [one["question_id"] for one in results] == list(range(1, len(lines) + 1))  # line numbers
+
+
+def test_another_file_of_questions_with_ids_of_their_own(own: OwnData) -> None:
+    checkpoint = f"ckpt_path={own.run / 'checkpoints' / 'best.ckpt'}"
+    own.succeed("predict", checkpoint, "data.splits.predict=named.jsonl", "hydra.run.dir=named")
+    assert [one["question_id"] for one in own.read("named/results.json")] == [f"q{index}" for index in range(9)]
+    top = [json.loads(line) for line in (own.folder / "named" / "predictions.jsonl").read_text().splitlines()]
+    assert [one["question_id"] for one in top] == [f"q{index}" for index in range(9)]
+
+
+def test_a_sweep_makes_a_run_for_each_value(demo_data: Path, tmp_path: Path) -> None:
+    succeed(tmp_path, demo_data, "train", "--multirun", "data.use_tags=true,false", *TINY_DEMO, *ONE_UPDATE)
+    (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1"]
+    losses = [json.loads((sweep / job / "results.json").read_text())["scores"]["loss"] for job in ("0", "1")]
+    assert losses[0] != losses[1]
+    used = [yaml.safe_load((sweep / job / ".hydra" / "config.yaml").read_text())["data"]["use_tags"] for job in "01"]
+    assert used == [True, False]
+    assert all((sweep / job / "csv" / "metrics.csv").is_file() for job in ("0", "1"))
+
+
+def test_cfg_job_prints_the_configuration_and_does_nothing(demo_data: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(succeed(tmp_path, demo_data, "train", "--cfg", "job", "data.batch_size=7"))
+    assert config["data"]["batch_size"] == 7 and config["data"]["_target_"].endswith("DataModule")
+    assert config["trainer"]["_target_"] == "pytorch_lightning.Trainer"
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,229 @@
+"""Retrieval through the doors: train, evaluate on one rank and two, a killed scoring run, predictions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY_MODEL, TINY_WORLD, Door
+from tests.door_in_process import run_in_process
+from tests.door_runs import ON_CPU, call_door, door_environment, succeed
+
+pytestmark = pytest.mark.slow
+
+DEMO = [
+    "task=retrieval",
+    *(f"data.prepare.{name}={value}" for name, value in TINY_WORLD.items()),
+    "data.batch_size=16",
+    "data.val_fold_images=3",
+    "data.test_images=null",
+    "data.block_images=2",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=1",
+    *TINY_MODEL,
+]
+RECALLS = {f"{direction}/R@{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+
+
+def only_run(folder: Path, name: str) -> Path:
+    runs = [path for path in (folder / "runs" / name).iterdir() if path.name != "ranks"]
+    assert len(runs) == 1, runs
+    return runs[0]
+
+
+def scores(run: Path) -> dict[str, float]:
+    return json.loads((run / "results.json").read_text())["scores"]
+
+
+@pytest.fixture(scope="module")
+def trained(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    printed = succeed(folder, demo_data, "train", *DEMO)
+    return only_run(folder, "demo_retrieval"), printed
+
+
+def checkpoint(run: Path) -> str:
+    return f"ckpt_path={run / 'checkpoints/best.ckpt'}"
+
+
+def test_a_run_shows_a_pair_of_each_kind_and_ends_with_both_directions(trained: tuple[Path, str]) -> None:
+    run, printed = trained
+    for words in ("matched: image", "mismatched: image", "Scoring 6 images with 30 captions: 180 pairs in 3 blocks"):
+        assert words in printed
+    for words in ("image → text: R@1, R@5, R@10", "text → image: R@1, R@5, R@10", "6 images with 30 captions"):
+        assert words in printed
+    assert RECALLS | {"recall_mean"} <= scores(run).keys()
+
+
+def test_evaluation_finds_the_scores_of_the_training_run(trained: tuple[Path, str], door: Door, tmp_path: Path) -> None:
+    run, _ = trained
+    result = door("evaluate", checkpoint(run), "trainer.accelerator=cpu")
+    assert result.returncode == 0, result.stderr
+    assert "3 blocks are scored already" in result.stdout
+    assert scores(only_run(tmp_path, "evaluate")) == scores(run)
+
+
+def test_two_ranks_score_as_one(trained: tuple[Path, str], door: Door, tmp_path: Path) -> None:
+    run, _ = trained
+    ranks = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    result = door("evaluate", checkpoint(run), *ranks, f"++data.scores_dir={tmp_path / 'scores'}")
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert "scored already" not in result.stdout
+    assert scores(only_run(tmp_path, "evaluate")) == scores(run)
+    assert_same_files(tmp_path / "scores", run / "retrieval_scores")
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    first, second = (sorted(folder.glob("*/*.npy")) for folder in (one, other))
+    assert len(first) == 3
+    assert [path.name for path in first] == [path.name for path in second]
+    for path, twin in zip(first, second, strict=True):
+        assert path.read_bytes() == twin.read_bytes()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_scoring_run_goes_on_where_it_was(
+    trained: tuple[Path, str], demo_data: Path, door: Door, tmp_path: Path, ranks: int
+) -> None:
+    run, _ = trained
+    overrides = [checkpoint(run), "trainer.accelerator=cpu", f"++data.scores_dir={tmp_path / 'scores'}"]
+    # A worker that is slow with its second block, so that the kill finds the first on the disk.
+    script = (
+        "import sys, time, vinvl.retrieval.run as files\n"
+        "write, seen = files.ScoreFiles.write, []\n"
+        "def slow(self, number, scores):\n"
+        "    time.sleep(60 * len(seen)); seen.append(number); write(self, number, scores)\n"
+        "files.ScoreFiles.write = slow\n"
+        "from vinvl.evaluate import main\nmain()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *overrides],
+        cwd=tmp_path,
+        env=door_environment(demo_data) | ON_CPU,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "scores").glob("*/*.npy")):
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (done,) = (tmp_path / "scores").glob("*/*.npy")
+    written = done.stat().st_mtime_ns
+    many = ["trainer=ddp", f"trainer.devices={ranks}"] if ranks > 1 else []
+    result = door("evaluate", *overrides, *many)
+    assert result.returncode == 0, result.stderr
+    assert "1 blocks are scored already" in result.stdout
+    assert done.stat().st_mtime_ns == written
+    assert_same_files(tmp_path / "scores", run / "retrieval_scores")
+    results = [path for path in tmp_path.glob("runs/evaluate/*/results.json")]
+    assert len(results) == 1 and scores(results[0].parent) == scores(run)
+
+
+def test_a_damaged_block_is_scored_anew(trained: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
+    run, _ = trained
+    overrides = [checkpoint(run), "trainer.accelerator=cpu", f"++data.scores_dir={tmp_path / 'scores'}"]
+    succeed(tmp_path, demo_data, "evaluate", *overrides)
+    damaged = sorted((tmp_path / "scores").glob("*/*.npy"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    result = call_door(tmp_path, demo_data, "evaluate", *overrides)
+    assert result.returncode == 0, result.stderr
+    assert f"1 damaged or foreign files are scored anew, the first {damaged.name}" in result.stderr
+    assert_same_files(tmp_path / "scores", run / "retrieval_scores")
+
+
+def test_folds_of_candidates_and_other_limits_have_scores_of_their_own(
+    trained: tuple[Path, str], door: Door, tmp_path: Path
+) -> None:
+    run, _ = trained
+    before = set((run / "retrieval_scores").iterdir())
+    result = door("evaluate", checkpoint(run), "trainer.accelerator=cpu", "++data.test_candidates=3")
+    assert result.returncode == 0, result.stderr
+    assert "mean of 2 folds of 3 images, 30 captions in all" in result.stdout
+    folds = scores(only_run(tmp_path, "evaluate"))
+    assert folds["text_to_image/R@5"] == 100 and folds["chance/text_to_image/R@1"] == pytest.approx(100 / 3)
+    assert len(set((run / "retrieval_scores").iterdir()) - before) == 1
+
+
+def test_predictions_are_the_best_captions_and_images(trained: tuple[Path, str], door: Door, tmp_path: Path) -> None:
+    run, _ = trained
+    result = door("predict", checkpoint(run), "trainer.accelerator=cpu")
+    assert result.returncode == 0, result.stderr
+    folder = only_run(tmp_path, "predict")
+    images = [json.loads(line) for line in (folder / "image_to_text.jsonl").read_text().splitlines()]
+    captions = [json.loads(line) for line in (folder / "text_to_image.jsonl").read_text().splitlines()]
+    assert len(images) == 6 and len(captions) == 30
+    assert all(len(image["top"]) == 10 for image in images) and all(len(one["top"]) == 6 for one in captions)
+    for record in (*images, *captions):
+        found = [entry["score"] for entry in record["top"]]
+        assert found == sorted(found, reverse=True) and all(0 <= value <= 1 for value in found)
+    first = sum(one["top"][0]["image_id"] == one["image_id"] for one in captions) / 30
+    assert first * 100 == pytest.approx(scores(run)["text_to_image/R@1"])
+    first = sum(image["top"][0]["image_id"] == image["image_id"] for image in images) / 6
+    assert first * 100 == pytest.approx(scores(run)["image_to_text/R@1"])
+
+
+def test_images_without_regions_have_first_candidates_and_are_counted(
+    trained: tuple[Path, str], demo_data: Path, tmp_path: Path
+) -> None:
+    run, _ = trained
+    content = json.loads((demo_data / "demo" / "dataset_demo.json").read_text())
+    images = [image for image in content["images"] if image["split"] == "test"]
+    for key in ("cocoid", "imgid", "filename"):
+        images[2].pop(key, None)
+    images[2]["cocoid"] = 424242
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"images": images}))
+    given = [checkpoint(run), "trainer.accelerator=cpu", "++data.on_missing=skip", f"++data.scores_dir={tmp_path}/all"]
+    given += [f"++data.splits.own={{karpathy:{own},splits:[test]}}"]
+    told = run_in_process("predict", demo_data, tmp_path / "out", *given, "++data.predict_split=own")
+    assert "6 predictions" in told and "1 of them, of images without regions, are the first candidates" in told
+    found = [json.loads(line) for line in (tmp_path / "out" / "image_to_text.jsonl").open()]
+    assert [one.get("filled_in", False) for one in found] == [place == 2 for place in range(6)]
+    assert found[2]["image_id"] == "424242" and len(found[2]["top"]) == 10
+    captions = [json.loads(line) for line in (tmp_path / "out" / "text_to_image.jsonl").open()]
+    filled = [one for one in captions if one.get("filled_in")]
+    assert len(captions) == 30 and len({one["caption_id"] for one in captions}) == 30
+    assert [one["caption"] for one in filled] == [one["raw"] for one in images[2]["sentences"]]
+    assert {one["image_id"] for one in filled} == {"424242"} and [len(one["top"]) for one in filled] == [5] * 5
+    told = run_in_process("evaluate", demo_data, tmp_path / "scored", *given, "++data.test_split=own")
+    assert "records without regions, not scored" in told
+    assert json.loads((tmp_path / "scored" / "results.json").read_text())["left_out"] == 1
+
+
+def test_two_ranks_validate_as_one(demo_data: Path, tmp_path: Path) -> None:
+    two = ["trainer=ddp", "trainer.devices=2", "trainer.max_epochs=0", "data.val_fold_images=2"]
+    succeed(tmp_path, demo_data, "train", *DEMO, *two, "name=two")
+    succeed(tmp_path, demo_data, "train", *DEMO, "trainer.max_epochs=0", "data.val_fold_images=2", "name=one")
+    assert scores(only_run(tmp_path, "two")) == scores(only_run(tmp_path, "one"))
+
+
+def test_too_many_candidates_are_refused_before_anything_is_scored(
+    trained: tuple[Path, str], demo_data: Path, tmp_path: Path
+) -> None:
+    run, _ = trained
+    result = call_door(tmp_path, demo_data, "evaluate", checkpoint(run), "++data.test_candidates=1k")
+    assert result.returncode == 1
+    assert "asks for 1,000 images, and split 'test' gives 6" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_scores_that_cannot_be_kept_are_refused_with_a_sentence_by_every_rank(
+    trained: tuple[Path, str], demo_data: Path, tmp_path: Path
+) -> None:
+    run, _ = trained
+    (tmp_path / "file").write_text("")
+    folder = f"++data.scores_dir={tmp_path / 'file' / 'scores'}"
+    result = call_door(
+        tmp_path, demo_data, "evaluate", checkpoint(run), "trainer=ddp", "trainer.accelerator=cpu", folder
+    )
+    assert result.returncode == 1
+    assert "for the scores cannot be made" in result.stderr
+    assert "Traceback" not in result.stderr

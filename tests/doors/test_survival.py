@@ -1,0 +1,157 @@
+"""A pre-training run that is killed or asked to stop goes on with the next unseen batch, to the same last bit."""
+
+import csv
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.run.survival_runs import (
+    DISK_FULL,
+    KILLED,
+    PRETRAINING,
+    Kill,
+    assert_same_run,
+    ended,
+    output,
+    run,
+    saved_updates,
+    seen_rows,
+    start,
+    start_ranks,
+    times_trained,
+    wait_for,
+    write_corpora,
+)
+from vinvl.run.signals import INTERRUPTED, START_AGAIN
+
+pytestmark = pytest.mark.slow
+BATCHES = 35  # of the whole run: 21 in the first pass over the data, whose last update has a single one, then 14
+
+
+@pytest.fixture(scope="module", autouse=True)
+def corpora(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    write_corpora(tmp_path_factory.getbasetemp(), demo_data)
+
+
+@pytest.fixture(scope="module")
+def whole(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(folder, demo_data, *PRETRAINING) == 0, output(folder)
+    assert saved_updates(folder) == 18 and len(seen_rows(folder)) == BATCHES
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_on_two_ranks(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole_on_two_ranks")
+    assert [ended(rank) for rank in start_ranks(folder, demo_data, *PRETRAINING)] == [0, 0], output(folder, "0")
+    return folder
+
+
+def logged_evaluations(folder: Path) -> dict[str, str]:
+    """The loss of every evaluation by its step, from all CSV logs of the run in a folder."""
+    found = {}
+    for path in (folder / "run/csv").glob("metrics*.csv"):
+        with path.open() as file:
+            found |= {row["step"]: row["val/loss"] for row in csv.DictReader(file) if row.get("val/loss")}
+    return found
+
+
+def test_killed_at_random_steps_and_started_again_by_the_same_command(
+    whole: Path, demo_data: Path, tmp_path: Path
+) -> None:
+    generator = random.Random(20)
+    kills = [
+        Kill(signal.SIGKILL, "train", generator.randrange(4)),  # before the first checkpoint
+        Kill(signal.SIGKILL, "train", generator.randrange(9, 11)),  # after batches and an evaluation
+        Kill(signal.SIGKILL, "train", 1),  # between the two batches of the first update after going on
+        Kill(signal.SIGKILL, "train", generator.randrange(6, 11)),
+        Kill(signal.SIGKILL, "val", generator.randrange(8)),
+    ]
+    for kill in kills:
+        assert run(tmp_path, demo_data, *PRETRAINING, kill=kill) == KILLED
+        assert not (tmp_path / "run/results.json").exists()
+    assert run(tmp_path, demo_data, *PRETRAINING) == 0, output(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_killed_in_an_evaluation_at_a_saved_update(whole: Path, demo_data: Path, tmp_path: Path) -> None:
+    """The evaluation is made when the run goes on, and nothing is trained on twice."""
+    assert run(tmp_path, demo_data, *PRETRAINING, kill=Kill(signal.SIGKILL, "val", 13)) == KILLED
+    assert saved_updates(tmp_path) == 6
+    assert run(tmp_path, demo_data, *PRETRAINING) == 0, output(tmp_path)
+    assert_same_run(tmp_path, whole)
+    assert times_trained(tmp_path) == BATCHES
+
+
+def test_killed_from_outside(whole: Path, demo_data: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, demo_data, *PRETRAINING, "data.num_workers=1")
+    wait_for(tmp_path / "run/checkpoints/last.ckpt")
+    process.kill()
+    assert ended(process) == KILLED
+    assert run(tmp_path, demo_data, *PRETRAINING) == 0, output(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_asked_to_stop_time_and_again(whole: Path, demo_data: Path, tmp_path: Path) -> None:
+    """Each process goes on where the one before it stopped; (signal, exit code, updates then saved)."""
+    stops = [
+        (Kill(signal.SIGTERM, "train", 8), START_AGAIN, 5),  # in the first of two batches of an update
+        (Kill(signal.SIGUSR1, "train", 1), START_AGAIN, 6),  # an evaluation follows: it is left at its first batch
+        (Kill(signal.SIGUSR1, "val", 3), START_AGAIN, 6),  # in the middle of it
+        (Kill(signal.SIGINT, "train", 8), INTERRUPTED, 11),  # in the last batch of a pass, an update of its own
+    ]
+    for stop, code, updates in stops:
+        assert run(tmp_path, demo_data, *PRETRAINING, kill=stop) == code
+        assert saved_updates(tmp_path) == updates
+        assert "go on with the same command" in output(tmp_path) and "Traceback" not in output(tmp_path)
+        assert not (tmp_path / "run/results.json").exists()
+    assert run(tmp_path, demo_data, *PRETRAINING) == 0, output(tmp_path)
+    assert_same_run(tmp_path, whole)
+    assert times_trained(tmp_path) == BATCHES
+    assert logged_evaluations(tmp_path) == logged_evaluations(whole)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(whole: Path, demo_data: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, demo_data, *PRETRAINING, kill=Kill(DISK_FULL, "train", 9)) == 1
+    errors = [line for line in output(tmp_path).splitlines() if "rror" in line]
+    assert len(errors) == 1 and errors[0].startswith("error: The checkpoint "), errors
+    for words in ("run/checkpoints/last.ckpt cannot be saved", "MiB are free", "the one saved before it is whole"):
+        assert words in errors[0]
+    assert saved_updates(tmp_path) == 4
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    (tmp_path / "run/checkpoints/.last.ckpt.partial").write_bytes(b"what a kill leaves")
+    assert run(tmp_path, demo_data, *PRETRAINING) == 0, output(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert_same_run(tmp_path, whole)
+
+
+def test_two_ranks_read_an_epoch_between_them(whole: Path, whole_on_two_ranks: Path) -> None:
+    both = [seen_rows(whole_on_two_ranks, rank) for rank in ("0", "1")]
+    epoch = [rows for number in range(1, 12) for rows in (both[0][number], both[1][number])]
+    alone = [rows for number, rows in seen_rows(whole).items() if number <= 21]
+    repeated = Counter(row for rows in epoch for row in rows)
+    repeated.subtract(row for rows in alone for row in rows)
+    extra = +repeated
+    assert not -repeated  # every row, as often as one process alone reads it
+    assert extra.total() == 16 and any(Counter(rows) == extra for rows in epoch)  # 21 batches on two: one comes twice
+
+
+def test_two_ranks_stopped_and_killed(whole_on_two_ranks: Path, demo_data: Path, tmp_path: Path) -> None:
+    """A signal to one of them stops both after the same update; a kill of both costs what was not saved.
+
+    The second stop is asked for in an evaluation between two batches of an update, which is finished, and so is that.
+    """
+    for place, batch, trained in (("train", 8, 10), ("val", 2, 13)):
+        ranks = start_ranks(tmp_path, demo_data, *PRETRAINING, kills={1: Kill(signal.SIGTERM, place, batch)})
+        assert [ended(rank) for rank in ranks] == [START_AGAIN, 0], output(tmp_path, "0") + output(tmp_path, "1")
+        assert times_trained(tmp_path, "0") == times_trained(tmp_path, "1") == trained
+    kills = {rank: Kill(signal.SIGKILL, "train", 10 + rank) for rank in (0, 1)}
+    assert ended(start_ranks(tmp_path, demo_data, *PRETRAINING, kills=kills)[0]) == KILLED
+    assert [ended(rank) for rank in start_ranks(tmp_path, demo_data, *PRETRAINING)] == [0, 0], output(tmp_path, "0")
+    for rank in ("0", "1"):
+        assert_same_run(tmp_path, whole_on_two_ranks, rank)

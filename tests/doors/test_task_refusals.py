@@ -1,0 +1,245 @@
+"""Bad input to the tasks at the doors: exit code 1, one sentence, nothing left of the run."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Door, refusal
+from tests.door_in_process import CAPTIONING, TINY, checkpoint, refused_in_process, run_in_process, scores
+
+pytestmark = pytest.mark.slow
+
+SHORT = ["trainer.max_steps=1", "test_after_fit=false", "trainer.limit_val_batches=1"]
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(demo_data: Path, tmp_path: Path) -> Refused:
+    """The sentence of a training run that is refused."""
+
+    def run(*overrides: str) -> str:
+        return refused_in_process("train", demo_data, tmp_path / "refused", *overrides)
+
+    return run
+
+
+def karpathy(demo_data: Path, path: Path, change: Callable[[list[Any]], object]) -> list[str]:
+    """Overrides that train on a changed copy of the demo world's captions."""
+    content = json.loads((demo_data / "demo" / "dataset_demo.json").read_text())
+    change([image for image in content["images"] if image["split"] in ("train", "restval")])
+    path.write_text(json.dumps(content))
+    return [*CAPTIONING, f"data.splits.train.karpathy={path}"]
+
+
+def test_a_new_process_exits_with_one_sentence_and_leaves_nothing(door: Door, tmp_path: Path) -> None:
+    sentence = refusal(door("train", "task=nlvr2", "data=demo_vqa", *TINY))
+    assert "NLVR2Task needs data of the kind NLVR2DataModule, and data is a VQADataModule" in sentence
+    assert not any(path.is_file() for path in tmp_path.glob("runs/**/*"))
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "needed", "found"),
+    [
+        ("vqa", "demo_gqa", "VQADataModule", "GQADataModule"),
+        ("gqa", "demo_vqa", "GQADataModule", "VQADataModule"),
+        ("captioning", "demo_nlvr2", "CaptioningDataModule", "NLVR2DataModule"),
+        ("nlvr2", "demo_captioning", "NLVR2DataModule", "CaptioningDataModule"),
+    ],
+)
+def test_data_of_another_task(refused: Refused, task: str, data: str, needed: str, found: str) -> None:
+    sentence = refused(f"task={task}", f"data={data}", *TINY)
+    assert needed in sentence and f"is a {found}" in sentence and "choose data=NAME to fit task=NAME" in sentence
+
+
+def test_evaluating_on_the_data_of_another_task(demo_data: Path, tmp_path: Path) -> None:
+    run_in_process("train", demo_data, tmp_path / "run", "task=nlvr2", *TINY, *SHORT)
+    given = [checkpoint(tmp_path / "run", "last"), "data=demo_gqa", *TINY[:4], "trainer.accelerator=cpu"]
+    sentence = refused_in_process("evaluate", demo_data, tmp_path / "no", *given)
+    assert "NLVR2Task needs data of the kind NLVR2DataModule" in sentence
+
+
+class TestMissingImages:
+    STORES = "data.regions=[{0}/train.h5,{0}/val.h5]"
+
+    @pytest.mark.parametrize("task", ["gqa", "nlvr2", "captioning"])
+    def test_named_counted_and_skipped_on_request(
+        self, refused: Refused, demo_data: Path, tmp_path: Path, task: str
+    ) -> None:
+        world = demo_data / "demo"
+        stranger = "424242"
+        chosen = [f"task={task}", *TINY]
+        if task == "gqa":
+            path = world / "gqa_train_balanced_questions.json"
+            content = json.loads(path.read_text())
+            for question in list(content.values())[:3]:
+                question["imageId"] = stranger
+            (tmp_path / "train.json").write_text(json.dumps(content))
+            chosen.append(f"data.splits.train_balanced={tmp_path / 'train.json'}")
+        elif task == "nlvr2":
+            records = [json.loads(line) for line in (world / "nlvr2_train.json").read_text().splitlines()]
+            for record, side in zip(records[:3], ("left", "right", "left"), strict=True):
+                record[f"{side}_image_id"] = stranger
+            (tmp_path / "train.json").write_text("".join(json.dumps(record) + "\n" for record in records))
+            chosen.append(f"data.splits.train={tmp_path / 'train.json'}")
+        else:
+
+            def change(images: list[Any]) -> None:
+                for number, image in enumerate(images[:3]):
+                    image["cocoid"] = int(stranger) + number
+
+            chosen = karpathy(demo_data, tmp_path / "train.json", change)
+        sentence = refused(*chosen)
+        assert stranger in sentence and "train.json" in sentence and "data.on_missing=skip" in sentence
+        assert "3 records in all" in sentence
+        told = run_in_process("train", demo_data, tmp_path / "run", *chosen, *SHORT, "data.on_missing=skip")
+        assert "left out 3 records whose images are not in" in told and "train.json" in told
+
+
+class TestCaptions:
+    def test_images_without_captions(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
+        def change(images: list[Any]) -> None:
+            images[0]["sentences"], images[0]["sentids"] = [], []
+            images[1]["sentences"][0]["raw"] = "  "
+
+        chosen = karpathy(demo_data, tmp_path / "some.json", change)
+        sentence = refused(*chosen)
+        assert "some.json" in sentence and "has no captions" in sentence and "skip" in sentence
+        told = run_in_process("train", demo_data, tmp_path / "run", *chosen, *SHORT, "data.on_missing_captions=skip")
+        assert "split 'train' goes without 1 image without captions" in told and "1 blank caption" in told
+
+    def test_a_blank_caption(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
+        def change(images: list[Any]) -> None:
+            images[2]["sentences"][1]["raw"] = "\t"
+
+        sentence = refused(*karpathy(demo_data, tmp_path / "blank.json", change))
+        assert "blank.json" in sentence and "is blank" in sentence
+
+    def test_references_without_words(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
+        def change(images: list[Any]) -> None:
+            for sentence in (sentence for image in images for sentence in image["sentences"]):
+                sentence["raw"] = "\N{CAT FACE} …"
+
+        sentence = refused(*karpathy(demo_data, tmp_path / "wordless.json", change))
+        assert "No reference caption has a letter or a digit of any script (the first is '\\U0001f431" in sentence
+
+    def test_references_of_one_domain_without_words(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
+        lines = [
+            {"image_id": image["id"], "captions": ["a cat"] if number else ["…"], "domain": f"{number == 0}"}
+            for number, image in enumerate(json.loads((demo_data / "demo" / "nocaps_val.json").read_text())["images"])
+        ]
+        (tmp_path / "domains.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        own = f"+data.splits.own={{jsonl:{tmp_path / 'domains.jsonl'}}}"
+        sentence = refused(*CAPTIONING, own, "data.val_split=own")
+        assert "No reference caption of domain 'True' has a letter" in sentence
+
+    def test_a_caption_id_twice(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
+        def change(images: list[Any]) -> None:
+            images[3]["sentences"][0]["sentid"] = images[0]["sentences"][0]["sentid"]
+
+        sentence = refused(*karpathy(demo_data, tmp_path / "twice.json", change))
+        assert "twice.json" in sentence and "give every caption an id of its own" in sentence
+
+    def test_images_only_cannot_be_trained_on_or_scored(
+        self, refused: Refused, demo_data: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "images.jsonl"
+        path.write_text('{"image_id": 100001}\n{"image_id": 100002}\n')
+        for items in ("captions", "images"):
+            chosen = [*CAPTIONING, f"data.training_items={items}", f"+data.splits.own={{jsonl:{path}}}"]
+            assert "Split 'own' has no annotations" in refused(*chosen, "data.train_split=own")
+
+    @pytest.mark.parametrize("given", ["nowhere.json", "{karpathy:one.json}", "{coco:[a]}", "null"])
+    def test_splits_in_another_form(self, refused: Refused, given: str) -> None:
+        sentence = refused(*CAPTIONING, f"+data.splits.own={given}", "data.train_split=own")
+        assert re.search(r"data\.splits\.own is .*: give \{karpathy: FILE", sentence)
+
+    def test_ways_that_there_are_not(self, refused: Refused) -> None:
+        assert "choose error or skip" in refused(*CAPTIONING, "data.on_missing_captions=maybe")
+        assert "choose one of captions, images" in refused(*CAPTIONING, "data.training_items=words")
+
+
+def test_a_tokenizer_without_a_mask_token(refused: Refused, demo_data: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo_data / "demo" / "tokenizer", tmp_path / "maskless"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["mask_token"]
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # BERT's own would put it back
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    sentence = refused(*CAPTIONING, f"data.tokenizer={folder}")
+    assert "maskless' has no mask_token" in sentence
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["decoding.max_length=99"], "may take 129 positions, and the model knows 128: lower data.max_tokens or decod"),
+        (["data.max_tokens=200"], "may take 200 positions, and the model knows 128"),
+        (["decoding.min_length=21"], "min_length 21 is above max_length 20"),
+        (["decoding.num_beams=0"], "num_beams is 0; it must be a whole number of at least 1"),
+        (["decoding.num_return_sequences=3"], "num_return_sequences 3 is above num_beams 2"),
+        (["decoding.top_k=4"], "are for samples"),
+        (["task.options.validation_beams=0"], "num_beams is 0; it must be a whole number of at least 1"),
+        (["task.options.label_smoothing=1.0"], "task.options.label_smoothing is 1.0; give a share"),
+        (["task.options.label_smoothing=-0.1"], "task.options.label_smoothing is -0.1; give a share"),
+        (["task.options.drop_worst_ratio=1.5"], "task.options.drop_worst_ratio is 1.5; give a share"),
+        (["task.options.scst_baseline=beam"], "scst_baseline is 'beam': choose one of greedy, sample"),
+        (["task.options.scst_samples=1", "task.options.scst_baseline=sample"], "the sample baseline needs 2 or more"),
+        (["decoding=constrained", "decoding.num_return_sequences=2"], "Constrained search gives one caption per image"),
+        (["decoding=constrained", "decoding.constraints.max_constraints=7"], "max_constraints is 7; give 0 to 6"),
+        (["decoding=constrained", "decoding.constraints.hierarchy=nowhere.json"], "nowhere.json"),
+        (["decoding=constrained", "decoding.constraints.regions=nowhere.h5"], "nowhere.h5"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_settings_of_captioning_that_cannot_work(refused: Refused, overrides: list[str], sentence: str) -> None:
+    """All are refused before anything is trained, also what only the end of the run would need."""
+    assert sentence in refused(*CAPTIONING, *overrides)
+
+
+def test_more_tokens_than_the_model_has_positions(refused: Refused) -> None:
+    sentence = refused("task=nlvr2", *TINY, "data.max_tokens=129")
+    assert "may take 129 positions, and the model knows 128: lower data.max_tokens, or raise" in sentence
+
+
+@pytest.mark.parametrize("value", ["???", "'${vinvl.required:model.init}'"])  # what a recipe may say
+def test_weights_to_start_from_that_must_be_given(refused: Refused, value: str) -> None:
+    sentence = refused("task=nlvr2", *TINY, f"model.init={value}")
+    assert sentence == "error: model.init must be given: pass model.init=VALUE."
+
+
+def test_splits_of_ones_own_must_be_given(refused: Refused) -> None:
+    sentence = refused("task=captioning", "data=captions", "trainer=cpu")
+    assert "data.splits" in sentence and "data.regions" in sentence and "must be given" in sentence
+
+
+def test_an_nlvr2_split_without_labels_cannot_be_trained_on(refused: Refused, demo_data: Path, tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        records = [json.loads(line) for line in (demo_data / "demo" / f"nlvr2_{split}.json").read_text().splitlines()]
+        path = tmp_path / f"{split}.json"
+        path.write_text("".join(json.dumps({k: v for k, v in r.items() if k != "label"}) + "\n" for r in records))
+        sentence = refused("task=nlvr2", *TINY, f"data.splits.{split}={path}")
+        assert f"Split '{split}' has no annotations" in sentence
+
+
+def test_statements_whose_consistency_cannot_be_told(demo_data: Path, tmp_path: Path) -> None:
+    """They are trained on and scored by accuracy alone, and that is said."""
+    lines = (demo_data / "demo" / "nlvr2_dev.json").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    records[3]["identifier"] = "my-own"
+    path = tmp_path / "dev.json"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    given = ["task=nlvr2", *TINY, "trainer.max_steps=1", f"data.splits.dev={path}", "data.test_split=dev"]
+    told = run_in_process("train", demo_data, tmp_path / "run", *given)
+    assert "consistency is not computed, for " in told and "line 4 (identifier my-own)" in told
+    assert scores(tmp_path / "run").keys() == {"accuracy", "loss"}
+
+
+def test_a_test_split_that_cannot_be_scored_is_told_before_the_training(refused: Refused) -> None:
+    sentence = refused("task=retrieval", *TINY, "data.test_candidates=1k", "data.test_images=null")
+    assert "test_candidates=1k asks for 1,000 images" in sentence and "pass test_after_fit=false" in sentence
+    sentence = refused("task=nlvr2", *TINY, "data.splits.test1=gone.json")
+    assert "gone.json does not exist" in sentence and "pass test_after_fit=false" in sentence

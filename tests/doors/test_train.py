@@ -1,0 +1,117 @@
+"""`python -m vinvl.train` as a user calls it: a whole run, a killed and resumed one, two ranks, two launchers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TINY_DEMO, Door
+from tests.door_runs import door_environment, succeed
+from vinvl.run.checkpoint import read_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+def only_run(folder: Path, name: str = "demo_vqa") -> Path:
+    runs = [path for path in (folder / "runs" / name).iterdir() if path.name != "ranks"]
+    assert len(runs) == 1, runs
+    return runs[0]
+
+
+def scores(run: Path) -> dict[str, float]:
+    return json.loads((run / "results.json").read_text())["scores"]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = (read_checkpoint(path)["state_dict"] for path in (one, other))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def whole_run(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An uninterrupted run that saves after every update, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    printed = succeed(folder, demo_data, "train", *TINY_DEMO, "callbacks.last.every_n_train_steps=1")
+    return only_run(folder), printed
+
+
+def test_a_run_shows_an_example_and_ends_with_scores_checkpoints_and_logs(whole_run: tuple[Path, str]) -> None:
+    run, printed = whole_run
+    for word in ("image id", "question", "tokens    [CLS]", "tags", "rows of 2054 numbers", "target"):
+        assert word in printed
+    assert "VQA accuracy" in printed and str(run / "results.json") in printed
+    assert {"accuracy/overall", "accuracy/yes/no", "accuracy/number", "accuracy/other"} <= scores(run).keys()
+    for path in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "csv/metrics.csv", ".hydra/config.yaml"):
+        assert (run / path).is_file(), path
+    assert list((run / "tensorboard").glob("events*"))
+
+
+def test_same_seed_same_weights(whole_run: tuple[Path, str], door: Door, tmp_path: Path) -> None:
+    result = door("train", *TINY_DEMO, "data.num_workers=2", "test_after_fit=false")
+    assert result.returncode == 0, result.stderr
+    assert_same_weights(whole_run[0] / "checkpoints/last.ckpt", only_run(tmp_path) / "checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize(("every", "updates"), [("1", 3), ("1", 12), ("null", 1)])  # null: at the end of an epoch
+def test_killed_and_resumed_ends_with_the_weights_of_an_uninterrupted_run(
+    whole_run: tuple[Path, str], demo_data: Path, door: Door, tmp_path: Path, every: str, updates: int
+) -> None:
+    overrides = [*TINY_DEMO, f"callbacks.last.every_n_train_steps={every}"]
+    command = [sys.executable, "-m", "vinvl.train", *overrides]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=door_environment(demo_data), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while saved_updates(tmp_path) < updates:
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    killed_at = saved_updates(tmp_path)
+    assert not (only_run(tmp_path) / "results.json").exists()
+    result = door("train", *overrides, "ckpt_path=last")
+    assert result.returncode == 0, result.stderr
+    run = only_run(tmp_path)  # it went on in its own folder
+    total = read_checkpoint(whole_run[0] / "checkpoints/last.ckpt")["global_step"]
+    assert updates <= killed_at <= total
+    assert_same_weights(whole_run[0] / "checkpoints/last.ckpt", run / "checkpoints/last.ckpt")
+    assert scores(run) == scores(whole_run[0])
+
+
+def saved_updates(folder: Path) -> int:
+    """Updates in the last checkpoint of the only run; 0 before there is one."""
+    paths = list(folder.glob("runs/*/*/checkpoints/last.ckpt"))
+    try:
+        return int(torch.load(paths[0], weights_only=True, mmap=True)["global_step"]) if paths else 0
+    except (RuntimeError, EOFError, FileNotFoundError):
+        return 0
+
+
+def test_accumulation_precision_and_early_stopping_are_overrides(door: Door, tmp_path: Path) -> None:
+    result = door(
+        "train", *TINY_DEMO, "trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed",
+        "callbacks=early_stopping", "trainer.max_steps=2", "trainer.limit_val_batches=2", "test_after_fit=false",
+        "model.gradient_checkpointing=true",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert read_checkpoint(only_run(tmp_path) / "checkpoints/last.ckpt")["global_step"] == 2
+
+
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_two_ranks_train_and_score_as_one_would(door: Door, demo_data: Path, tmp_path: Path, launcher: str) -> None:
+    ranks = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *(torchrun if launcher == "torchrun" else []), "-m", "vinvl.train", *TINY_DEMO, *ranks]
+    result = subprocess.run(command, cwd=tmp_path, env=door_environment(demo_data), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    run = only_run(tmp_path)
+    alone = door("evaluate", f"ckpt_path={run / 'checkpoints/best.ckpt'}", "trainer.accelerator=cpu")
+    assert alone.returncode == 0, alone.stderr
+    assert scores(only_run(tmp_path, "evaluate")) == scores(run)

@@ -1,0 +1,241 @@
+"""GQA question files: what is read, how parts are joined and how bad files are refused."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.data.reader_checks import BROKEN_FILES, refusal, sentences
+from vinvl.data import records as json_members
+from vinvl.gqa import files as gqa_files
+from vinvl.gqa.files import GQARecords, concatenate, read_gqa
+
+SAMPLES = Path(__file__).parents[1] / "data/samples/gqa"
+
+
+def question(**changes: Any) -> dict[str, Any]:
+    types = {"structural": "query", "semantic": "rel", "detailed": "relS"}
+    return {"imageId": "n7", "question": "What?", "answer": "cat", "isBalanced": True, "types": types} | changes
+
+
+def gqa_file(folder: Path, records: Any, name: str = "questions.json") -> Path:
+    (folder / name).write_text(json.dumps(records))
+    return folder / name
+
+
+def contents(records: GQARecords) -> list[Any]:
+    columns = [records.answers, records.structural_types, records.semantic_types]
+    arrays = [records.question_ids, records.image_ids, records.balanced]
+    return [*(a.tolist() for a in arrays), list(records.questions), *(c and list(c) for c in columns)]
+
+
+def test_samples_in_name_order_of_their_folder() -> None:
+    records = read_gqa([SAMPLES])
+    assert contents(records) == [
+        ["202218649", "20240871"],
+        ["n578564", "n166008"],
+        [True, False],
+        ["What is hanging above the chalkboard?", "Does the table below the water look wooden and round?"],
+        ["picture", "yes"],
+        ["query", "logical"],
+        ["rel", "attr"],
+    ]
+    assert records.question_ids.dtype.kind == records.image_ids.dtype.kind == "U"
+    assert records.describe(1) == f"{SAMPLES / 'questions1.json'} record 1 (question 20240871)"
+    assert contents(pickle.loads(pickle.dumps(records))) == contents(records)
+    backwards = read_gqa([SAMPLES / "questions1.json", SAMPLES / "questions0.json"])
+    assert backwards.question_ids.tolist() == ["20240871", "202218649"]
+    assert contents(read_gqa(SAMPLES / "questions0.json")) == contents(records.select(np.array([True, False])))
+
+
+def test_split_without_answers_and_optional_fields(tmp_path: Path) -> None:
+    records = read_gqa([gqa_file(tmp_path, {"1": {"imageId": 5, "question": "?"}, "2": question(answer=None)})])
+    assert records.answers is None
+    assert records.image_ids.tolist() == ["5", "n7"] and records.balanced.tolist() == [True, True]
+    assert records.structural_types is not None and list(records.structural_types) == ["unstated", "query"]
+    bare = read_gqa([gqa_file(tmp_path, {"1": {"imageId": 5, "question": "?", "types": None}})])
+    assert bare.structural_types is None and bare.semantic_types is None
+
+
+@pytest.mark.parametrize(
+    ("records", "sentence"),
+    [
+        ({}, "questions.json holds no questions; an empty split"),
+        ([question()], "should be one JSON object of question ids with their questions; found '[' at the start"),
+        ("text", """found '"' at the start"""),
+        (3, "found '3' at the start"),
+        ({"9": 3}, "questions.json record 1 (question 9) is 3, expected an object with question and imageId"),
+        ({"8": question(), "9": {"imageId": "n7"}}, "record 2 (question 9) has no question (it has imageId)"),
+        ({"9": {"question": "?"}}, "record 1 (question 9) has no imageId (it has question)"),
+        ({"9": question(question=" \n")}, "record 1 (question 9) has an empty question"),
+        ({"9": question(question=float("nan"))}, "(question 9): question is nan, expected a text"),
+        ({"9": question(question="\udc00")}, "record 1 is not usable JSON ($.question holds half of a surrogate pair"),
+        ({"9": question(imageId=None)}, "(question 9): imageId is missing or null"),
+        ({"9": question(imageId=1.5)}, "(question 9): imageId is 1.5, expected an integer or a text"),
+        ({"9": question(imageId=10**300)}, "an integer of more than 256 digits; use a shorter id"),
+        ({"9": question(imageId="x" * 300)}, "imageId is longer than 256 characters"),
+        ({"9": question(answer="")}, "(question 9) has an empty answer"),
+        ({"9": question(answer=["cat"])}, "(question 9): answer is ['cat'], expected a text"),
+        ({"9": question(answer="\ud83d")}, "$.answer holds half of a surrogate pair"),
+        ({"9": question(types=[])}, "(question 9): types is [], expected an object with structural and semantic"),
+        ({"9": question(types={"structural": 1})}, "(question 9): structural is 1, expected a text"),
+        ({"9": question(isBalanced="yes")}, "(question 9): isBalanced is 'yes', expected true or false"),
+        ({"": question()}, "questions.json record 1: the question id is '', expected an integer or a text"),
+        ({"\ud800": question()}, "record 1 is not usable JSON ($ holds half of a surrogate pair"),
+        ({"x" * 300: question()}, "record 1: the question id is longer than 256 characters"),
+        ({"8": question(), "9": question(answer=None)}, "json record 2 has no answer and "),
+        ({"8": question(answer=None), "9": question()}, "questions.json record 2 has one (1 of 2 records have none)"),
+    ],
+)
+def test_bad_records_are_refused(tmp_path: Path, records: Any, sentence: str) -> None:
+    path = gqa_file(tmp_path, records)
+    message = refusal(read_gqa, [path])
+    assert sentence in message and message.startswith(str(path)), message
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        *BROKEN_FILES,
+        (b'{"1": {"a": 1}', "record 1 .question 1. has no imageId"),
+        (b'{"1": 2 "3": 4}', "record 1 .question 1. is 2, expected"),
+        (b"{1: 2}", "record 1 is not valid JSON .character 2: Expecting property name"),
+        (b'{"1" {}}', "record 1 is not valid JSON .character 6: Expecting ':'"),
+        (b'{"1": }', "record 1 is not valid JSON .character 7: Expecting value"),
+        (b"{", "record 1 is not valid JSON .character 2: Expecting property name"),
+        (b"{} {}", "goes on after the object"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "questions.json"
+    path.write_bytes(content)
+    message = refusal(read_gqa, [path])
+    assert message.startswith(str(path)) and re.search(sentence, message), message
+
+
+@pytest.mark.parametrize("end", [b"", b"}x", b" ]", b", }", b",", b", 3: 4}"])
+def test_files_that_end_badly_are_refused(tmp_path: Path, end: bytes) -> None:
+    path = gqa_file(tmp_path, {"1": question()})
+    path.write_bytes(path.read_bytes()[:-1] + end)
+    assert "is not valid JSON" in refusal(read_gqa, [path]) or end == b"}x"
+    assert end != b"}x" or "goes on after the object" in refusal(read_gqa, [path])
+
+
+def test_missing_files_and_empty_folders(tmp_path: Path) -> None:
+    assert "none.json does not exist; check the path" in refusal(read_gqa, [tmp_path / "none.json"])
+    assert "is a folder without .json files" in refusal(read_gqa, [tmp_path])
+    assert "No GQA question file is named" in refusal(read_gqa, [])
+    (tmp_path / "odd.json").mkdir()
+    assert "odd.json cannot be read" in refusal(read_gqa, [tmp_path])
+
+
+def test_repeated_questions_are_refused(tmp_path: Path) -> None:
+    first = gqa_file(tmp_path, {"8": question(), "9": question()}, "first.json")
+    second = gqa_file(tmp_path, {"10": question(), "9": question()}, "second.json")
+    message = refusal(read_gqa, [first, second])
+    assert re.search(r"second\.json record 2 has the id 9 of .*first\.json record 2", message), message
+    second.write_text('{"5": %s, "5": %s}' % ((json.dumps(question()),) * 2))
+    assert "second.json record 2 has the id 5 of" in refusal(read_gqa, [second])
+
+
+def test_half_answered_splits_are_refused(tmp_path: Path) -> None:
+    bare = gqa_file(tmp_path, {"8": question(answer=None)}, "bare.json")
+    full = gqa_file(tmp_path, {"9": question()}, "full.json")
+    message = refusal(read_gqa, [full, bare])
+    assert re.search(r"bare\.json record 1 has no answer and .*full\.json record 1 has one", message), message
+
+
+def test_joining_and_selecting(tmp_path: Path) -> None:
+    first = read_gqa([gqa_file(tmp_path, {"8": question(types={"semantic": "obj"}), "9": question(answer="dog")})])
+    second = read_gqa([gqa_file(tmp_path, {"123": question(isBalanced=False)}, "b.json")])
+    joined = concatenate([first, second])
+    assert joined.question_ids.tolist() == ["8", "9", "123"] and joined.balanced.tolist() == [True, True, False]
+    assert joined.structural_types is not None and list(joined.structural_types) == ["unstated", "query", "query"]
+    kept = joined.select(np.array([False, True, True]))
+    assert len(kept) == 2 and list(kept.questions) == ["What?"] * 2
+    assert kept.balanced.tolist() == [True, False]
+    assert kept.answers is not None and list(kept.answers) == ["dog", "cat"]
+    assert kept.describe(1) == f"{tmp_path / 'b.json'} record 1 (question 123)"
+    empty = joined.select(np.zeros(3, dtype=bool))
+    bare = read_gqa([gqa_file(tmp_path, {"1": question(answer=None)}, "c.json")])
+    assert len(concatenate([empty, empty])) == 0
+    assert len(empty) == 0 and contents(concatenate([empty, bare])) == contents(bare)
+    with pytest.raises(ValueError, match="no records"):
+        concatenate([])
+    for mask in ([0, 2], np.array([1, 1, 0]), np.array([True])):
+        with pytest.raises(ValueError, match="keep must be 3 booleans"):
+            joined.select(mask)  # type: ignore[arg-type]
+
+
+members = st.dictionaries(
+    sentences.filter(lambda text: "\0" not in text),
+    st.fixed_dictionaries(
+        {"imageId": st.integers(0, 10**9).map(str), "question": sentences, "answer": sentences},
+        optional={
+            "isBalanced": st.booleans(),
+            "other": st.recursive(st.floats() | sentences, st.lists, max_leaves=6),
+        },
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(members, st.booleans(), st.integers(1, 40), st.integers(1, 3), st.sampled_from([None, 2]))
+def test_round_trip_in_pieces(
+    tmp_path_factory: pytest.TempPathFactory,
+    records: dict[str, dict[str, Any]],
+    ascii_only: bool,
+    chunk: int,
+    block: int,
+    indent: int | None,
+) -> None:
+    path = tmp_path_factory.mktemp("gqa") / "questions.json"
+    path.write_text(json.dumps(records, ensure_ascii=ascii_only, indent=indent), encoding="utf-8", newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_members, "_CHUNK", chunk)
+        patch.setattr(gqa_files, "_BLOCK", block)
+        read = read_gqa([path])
+    assert contents(read) == [
+        list(records),
+        [record["imageId"] for record in records.values()],
+        [record.get("isBalanced", True) for record in records.values()],
+        [record["question"] for record in records.values()],
+        [record["answer"] for record in records.values()],
+        None,
+        None,
+    ]
+    assert [read.sources[index] for index in range(len(read))] == [f"{path} record {n + 1}" for n in range(len(read))]
+
+
+def test_numbers_are_not_cut_where_a_piece_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "members.json"
+    path.write_text('{"a": 1234567, "b": -1.5e3, "c": true, "d": 1e+2}')
+    for chunk in range(1, 20):
+        monkeypatch.setattr(json_members, "_CHUNK", chunk)
+        assert list(json_members.json_members(path, "")) == [("a", 1234567), ("b", -1500.0), ("c", True), ("d", 100.0)]
+
+
+def test_a_broken_member_is_not_searched_for_its_end_without_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "members.json"
+    # Were the file read to its end, it would be refused for the byte that is not UTF-8.
+    path.write_bytes(b'{"a": [1 2], "b": "' + b"x" * 100_000 + b'\xff"}')
+    monkeypatch.setattr(json_members, "_CHUNK", 100)
+    monkeypatch.setattr(json_members, "_LONGEST_MEMBER", 1000)
+    message = refusal(lambda: list(json_members.json_members(path, "")))
+    assert "record 1 is not valid JSON (character 10: Expecting ',' delimiter)" in message
+
+
+def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    path = gqa_file(tmp_path, {"1": question()})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_gqa([path])) == 1

@@ -1,0 +1,192 @@
+"""The recordings of published caption decoding, and random small captioning models, for several test files."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vinvl.models import VinVLConfig, VinVLForCaptioning, generate, load_published_state_dict
+from vinvl.models import constrained as constrained_beam
+from vinvl.models.captioning import seq2seq_attention_mask
+from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, SpecialTokens, WordStepper
+from vinvl.models.search import adjusted_logits, sampling_logits
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
+RECORDED_SWITCHES = (  # of the recording's training or data, not of the model
+    "img_feature_type",
+    "freeze_embedding",
+    "label_smoothing",
+    "drop_worst_ratio",
+    "drop_worst_after",
+)
+SPECIAL = SpecialTokens(begin=2, end=3, pad=0, mask=4)
+MAX_LENGTH = 10  # of the recorded decoding
+FIRST_TAG_POSITION = 14
+
+
+def read_case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Facts and tensors of a recording."""
+    return json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.io.safetensors")
+
+
+def recorded_model(facts: dict[str, Any], attention: str = "packed") -> VinVLForCaptioning:
+    """A captioning model with the weights of a recording, in eval mode."""
+    values = {key: value for key, value in facts["config"].items() if key not in RECORDED_SWITCHES}
+    tied = values.pop("tie_weights", False)
+    config = VinVLConfig(**values, tie_word_embeddings=tied)
+    model = VinVLForCaptioning._from_config(config, attn_implementation=attention)
+    model.load_state_dict(load_published_state_dict(GOLDEN / facts["weights"]), strict=True)
+    return model.eval()
+
+
+@cache
+def decoding_model() -> VinVLForCaptioning:
+    return recorded_model(read_case("caption_generate")[0])
+
+
+def recorded_context(tensors: dict[str, Tensor], mode: str = "test_od") -> CaptionContext:
+    """The context of a recording, whose rows are [caption slots][tags], with a mask of who sees whom."""
+    inputs = {name: tensors[f"inputs.{mode}.{name}"] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    text = inputs["input_ids"].shape[1]
+    seen = inputs["attention_mask"][:, 0].bool()  # the begin token sees itself and the whole context
+    tags = text - MAX_LENGTH
+    return CaptionContext(
+        tag_ids=inputs["input_ids"][:, MAX_LENGTH:],
+        tag_position_ids=torch.arange(FIRST_TAG_POSITION, FIRST_TAG_POSITION + tags).expand(len(seen), -1),
+        tag_token_type_ids=inputs["token_type_ids"][:, MAX_LENGTH:],
+        tag_mask=seen[:, MAX_LENGTH:text],
+        region_features=tensors[f"inputs.{mode}.img_feats"],
+        region_mask=seen[:, text:],
+    )
+
+
+def random_model(seed: int, words: int = 23, scale: float = 0.6) -> VinVLForCaptioning:
+    """A small captioning model that prefers different words for different images."""
+    torch.manual_seed(seed)
+    config = VinVLConfig(
+        vocab_size=words,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        img_feature_dim=6,
+        use_img_layernorm=bool(seed % 2),
+        initializer_range=scale,
+        tie_word_embeddings=False,
+    )
+    return VinVLForCaptioning._from_config(config, attn_implementation="packed").eval()
+
+
+def random_context(tag_counts: list[int], region_counts: list[int], seed: int = 0, words: int = 23) -> CaptionContext:
+    """Images with so many tags and regions; padding holds nonsense, which nobody may look at."""
+    generator = torch.Generator().manual_seed(seed)
+    images, tags, regions = len(tag_counts), max(tag_counts), max(region_counts)
+    return CaptionContext(
+        tag_ids=torch.randint(0, words, (images, tags), generator=generator),
+        tag_position_ids=torch.arange(14, 14 + tags).expand(images, -1),
+        tag_token_type_ids=torch.ones(images, tags, dtype=torch.long),
+        tag_mask=torch.arange(tags) < torch.tensor(tag_counts)[:, None],
+        region_features=3 * torch.randn(images, regions, 6, generator=generator),
+        region_mask=torch.arange(regions) < torch.tensor(region_counts)[:, None],
+    )
+
+
+def one_image(context: CaptionContext, image: int) -> CaptionContext:
+    """One image of a context, without any padding."""
+    tags, regions = int(context.tag_mask[image].sum()), int(context.region_mask[image].sum())
+    one = context.select(torch.tensor([image]))
+    return CaptionContext(
+        one.tag_ids[:, :tags],
+        one.tag_position_ids[:, :tags],
+        one.tag_token_type_ids[:, :tags],
+        one.tag_mask[:, :tags],
+        one.region_features[:, :regions],
+        one.region_mask[:, :regions],
+    )
+
+
+@contextmanager
+def reencoding(wanted: bool = True) -> Iterator[None]:
+    """Within it captions are decoded without memory of earlier words, if that is wanted."""
+    used = ReencodingStepper if wanted else WordStepper
+    with mock.patch.object(generate, "WordStepper", used), mock.patch.object(constrained_beam, "WordStepper", used):
+        yield
+
+
+class ReencodingStepper:
+    """Every step encodes caption, tags and regions from scratch, for each caption: slow, but plainly right."""
+
+    def __init__(self, model: VinVLForCaptioning, context: CaptionContext, mask_token_id: int) -> None:
+        self._model = model
+        self._mask_token_id = mask_token_id
+        self._context = context
+        self._words: Tensor | None = None  # (B, N, P)
+
+    def next_logits(self, words: Tensor) -> Tensor:
+        earlier = [] if self._words is None else [self._words]
+        self._words = torch.cat([*earlier, words[..., None]], dim=-1)
+        captions = torch.cat([self._words, torch.full_like(words, self._mask_token_id)[..., None]], dim=-1).flatten(
+            0, 1
+        )
+        count, length = captions.shape
+        context = self._context.select(torch.arange(count, device=words.device) // words.shape[1])
+        positions = torch.arange(length, device=words.device).expand(count, -1)
+        output = self._model(
+            torch.cat([captions, context.tag_ids], dim=1),
+            token_type_ids=torch.cat([torch.zeros_like(captions), context.tag_token_type_ids], dim=1),
+            attention_mask=self._mask(context, count, length),
+            region_features=context.region_features,
+            position_ids=torch.cat([positions, context.tag_position_ids], dim=1),
+            masked_positions=self._mask_places(context, count, length),
+        )
+        return output.logits.view(*words.shape, -1).float()
+
+    def _mask_places(self, context: CaptionContext, count: int, length: int) -> Tensor:
+        places = torch.arange(length + context.tag_ids.shape[1], device=context.device) == length - 1
+        return places.expand(count, -1)
+
+    def _mask(self, context: CaptionContext, count: int, length: int) -> Tensor:
+        tags, regions = context.tag_ids.shape[1], context.region_features.shape[1]
+        captions = torch.full((count,), length, device=context.device)
+        full = seq2seq_attention_mask(
+            captions,
+            torch.full_like(captions, tags),
+            torch.full_like(captions, regions),
+            length + tags,
+            regions,
+        )
+        exists = torch.cat(
+            [torch.ones_like(captions, dtype=torch.bool)[:, None].expand(-1, length), context.mask], dim=1
+        )
+        return full & exists[:, None, :]
+
+    def choose(self, parents: Tensor) -> None:
+        assert self._words is not None
+        self._words = self._words.gather(1, parents[..., None].expand(-1, -1, self._words.shape[2]))
+
+    def keep_images(self, images: Tensor) -> None:
+        self._context = self._context.select(images)
+        self._words = None if self._words is None else self._words[images]
+
+
+def word_log_probs(
+    model: VinVLForCaptioning, context: CaptionContext, found: GeneratedCaptions, options: DecodingOptions
+) -> tuple[Tensor, Tensor]:
+    """Summed log-probabilities (B, N) of captions' words by re-encoding, and which (B, N) ended before max_length."""
+    stepper, ids = ReencodingStepper(model, context, SPECIAL.mask), found.ids
+    sums = torch.zeros(found.lengths.shape)
+    for length in range(1, ids.shape[-1]):
+        logits = adjusted_logits(stepper.next_logits(ids[..., length - 1]), ids[..., :length], options, SPECIAL.end)
+        if options.sample:
+            logits = sampling_logits(logits, options)
+        word = logits.log_softmax(dim=-1).gather(-1, ids[..., length, None]).squeeze(-1)
+        sums = sums + torch.where(length < found.lengths, word, 0.0)
+    return sums, (found.lengths > 0) & (found.lengths < ids.shape[-1])

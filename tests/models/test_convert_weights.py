@@ -1,0 +1,396 @@
+"""Weights in and out: every task's model comes back bit-equal in both formats, and what does not fit is refused."""
+
+import errno
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer, BertConfig, BertForPreTraining, BertTokenizer, PreTrainedModel
+
+from vinvl.convert import convert
+from vinvl.data.text import load_tokenizer
+from vinvl.models import (
+    VinVLConfig,
+    VinVLForAnswering,
+    VinVLForCaptioning,
+    VinVLForPairs,
+    VinVLForPreTraining,
+    VinVLModel,
+    initialise_with_report,
+)
+from vinvl.run.errors import UserError
+from vinvl.run.folders import config_directory, task_as_a_value
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(25))]
+SIZES: dict[str, Any] = {
+    "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
+    "max_position_embeddings": 20,
+}  # fmt: skip
+VINVL = SIZES | {"img_feature_dim": 12}
+MODELS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "vqa": (VinVLForAnswering, {"num_labels": 5, "classifier": "mlp", "cls_hidden_scale": 2, "loss_type": "kl"}),
+    "gqa": (VinVLForAnswering, {"num_labels": 5, "loss_type": "ce", "use_img_layernorm": True}),
+    "retrieval": (VinVLForAnswering, {"num_labels": 2, "loss_type": "ce", "img_layer_norm_eps": 1e-5}),
+    "nlvr2": (VinVLForPairs, {"num_labels": 2, "classifier": "mlp", "use_img_layernorm": True, "loss_type": "ce"}),
+    "captioning": (VinVLForCaptioning, {"tie_word_embeddings": False, "use_img_layernorm": True}),
+    "captioning tied": (VinVLForCaptioning, {"tie_word_embeddings": True}),
+    "pretraining": (VinVLForPreTraining, {"num_labels": 3, "use_img_layernorm": True}),
+    "encoder": (VinVLModel, {"use_img_layernorm": True, "img_layer_norm_eps": 1e-5}),
+}
+
+
+def run(weights: Path, to: Path, *overrides: str) -> Path:
+    """The door, with its own configuration."""
+    with initialize_config_dir(config_dir=config_directory(), version_base="1.3"):
+        given = [f"weights={weights}", f"to={to}", "paths.output_dir=.", *task_as_a_value([*overrides])]
+        return convert(compose("convert", overrides=given))
+
+
+def randomised(model_class: type[Any], **fields: Any) -> Any:
+    """A model in which no tensor agrees with a fresh one by chance."""
+    torch.manual_seed(0)
+    model = model_class(VinVLConfig(**(VINVL | fields)))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model.eval()
+
+
+def with_vocabulary(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    return folder
+
+
+def saved(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(with_vocabulary(folder))
+    return folder
+
+
+def published(case: str, folder: Path, **config: Any) -> Path:
+    """A golden case's weights as Oscar was published."""
+    recorded = json.loads((GOLDEN / f"{case}.json").read_text())
+    folder.mkdir()
+    torch.save(load_file(GOLDEN / recorded["weights"]), folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps(recorded["config"] | config))
+    words = json.loads((GOLDEN / "vocab.json").read_text())
+    words = words["vocab"] if isinstance(words, dict) else words
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+    return folder
+
+
+def as_mmf(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """An answering model's tensors by MMF's names."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for ours, theirs in (
+            ("bert.img_embedding.", "bert.img_embedding.0."),
+            ("bert.LayerNorm.", "bert.img_embedding.1."),
+            ("bert.pooler.", "classifier.pooler."),
+            ("classifier.", "classifier.classifier.0."),
+        ):
+            if name.startswith(ours):
+                name = name.replace(ours, theirs, 1)
+                break
+        renamed[prefix + name] = tensor
+    return renamed
+
+
+def outputs(model: Any) -> list[Tensor]:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        found = model(input_ids=torch.randint(0, 30, (2, 6)), region_features=torch.randn(2, 3, 12))
+    return [value for value in found.to_tuple() if isinstance(value, Tensor)]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    first, second = one.state_dict(), other.state_dict()
+    assert first.keys() == second.keys() and type(one) is type(other)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.equal(a, b) for a, b in zip(outputs(one), outputs(other), strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_out_and_in_again_is_bit_equal(name: str, tmp_path: Path) -> None:
+    model_class, fields = MODELS[name]
+    model = randomised(model_class, **fields)
+    start = saved(model, tmp_path / "start")
+    task = f"task={name.split()[0]}"
+    there = run(start, tmp_path / "oscar", task, "format=oscar")
+    assert sorted(path.name for path in there.iterdir()) == [
+        "README.md", "config.json", "conversion.txt", "pytorch_model.bin", "vocab.txt",
+    ]  # fmt: skip
+    back = run(there, tmp_path / "back")  # without a task: it is recognised
+    again = model_class.from_pretrained(back)
+    assert_same(model, again.eval())
+    for field in (
+        "loss_type", "classifier", "use_img_layernorm", "img_layer_norm_eps", "tie_word_embeddings", "num_labels",
+    ):  # fmt: skip
+        if field in fields:
+            assert getattr(again.config, field) == fields[field], field
+    assert len(load_tokenizer(back)) == len(AutoTokenizer.from_pretrained(back)) == 30
+    fresh, report = initialise_with_report(model_class, VinVLConfig(**(VINVL | fields)), there, strict_head=True)
+    assert_same(model, fresh.eval())
+    assert report.missing == report.unused == ()
+
+
+@pytest.mark.parametrize(
+    ("case", "model_class"),
+    [
+        ("seqcls__vqa_bce_mlp3", VinVLForAnswering),
+        ("seqcls__retrieval_sfmx", VinVLForAnswering),
+        ("nlvr2__mlp3_imgln", VinVLForPairs),
+        ("nlvr2__linear", VinVLForPairs),
+        ("caption_train__plain", VinVLForCaptioning),
+        ("caption_train__smooth_tied_frozen", VinVLForCaptioning),
+        ("pretrain__3class", VinVLForPreTraining),
+    ],
+)
+def test_published_names_and_fields_come_back(case: str, model_class: type[Any], tmp_path: Path) -> None:
+    start = published(case, tmp_path / "published")
+    there = run(start, tmp_path / "ours")
+    rows = (there / "conversion.txt").read_text().splitlines()
+    assert rows and all(row.startswith(("loaded\t", "renamed\t")) for row in rows), rows
+    back = run(there, tmp_path / "back", "format=oscar", *(["task=retrieval"] if "retrieval" in case else []))
+    before = torch.load(start / "pytorch_model.bin", weights_only=True)
+    after = torch.load(back / "pytorch_model.bin", weights_only=True)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    first, second = (json.loads((folder / "config.json").read_text()) for folder in (start, back))
+    first["use_img_layernorm"] = first.get("use_img_layernorm", 0)
+    taking_part = {"freeze_embedding", "label_smoothing", "drop_worst_ratio", "drop_worst_after"}  # of training alone
+    differing = {name for name in first.keys() - taking_part if first[name] != second.get(name)}
+    assert not differing, {name: (first[name], second.get(name)) for name in differing}
+    assert (start / "vocab.txt").read_text() == (back / "vocab.txt").read_text()
+    assert not (back / "pytorch_model.bin").read_bytes().startswith(b"PK")  # torch 1.4 reads no zip files
+
+
+@pytest.mark.parametrize("layout", ["pth", "model", "lightning", "parallel"])
+def test_checkpoints_of_mmf(layout: str, tmp_path: Path) -> None:
+    model = randomised(VinVLForAnswering, num_labels=5, use_img_layernorm=True, loss_type="ce")
+    prefix = {"lightning": "model.vinvl.", "parallel": "module.vinvl."}.get(layout, "vinvl.")
+    table: Any = as_mmf(model.state_dict(), prefix)
+    content = {"model": {"model": table}, "lightning": {"state_dict": table, "epoch": 3}}.get(layout, table)
+    path = with_vocabulary(tmp_path / "mmf") / f"model.{'ckpt' if layout == 'lightning' else 'pth'}"
+    torch.save(content, path)
+    with pytest.raises(UserError, match="does not say how many attention heads"):
+        run(path, tmp_path / "out")
+    there = run(path, tmp_path / "out", "config.num_attention_heads=4", "task=vqa")
+    assert_same(model, VinVLForAnswering.from_pretrained(there).eval())
+    assert json.loads((there / "vinvl.json").read_text()) == {"task": "vqa", "recipe": "vqa2_mmf"}
+    rows = (there / "conversion.txt").read_text().splitlines()
+    assert f"renamed\t{prefix}classifier.pooler.dense.bias → bert.pooler.dense.bias" in rows
+    assert f"renamed\t{prefix}bert.img_embedding.1.bias → bert.LayerNorm.bias" in rows
+    started, report = initialise_with_report(VinVLForAnswering, VinVLConfig(**VINVL, num_labels=5), path)
+    assert_same(model, started.eval())
+    assert len(report.renamed) == len(report.loaded) and report.missing == ()
+
+
+def test_a_head_of_mmf_with_hidden_layers_is_refused_and_its_encoder_taken(tmp_path: Path) -> None:
+    model = randomised(VinVLForAnswering, num_labels=5)
+    table = as_mmf(model.state_dict(), "vinvl.")
+    del table["vinvl.classifier.classifier.0.weight"], table["vinvl.classifier.classifier.0.bias"]
+    table["vinvl.classifier.classifier.1.dense.weight"] = torch.zeros(16, 16)
+    table["vinvl.classifier.classifier.2.weight"] = torch.zeros(5, 16)
+    path = with_vocabulary(tmp_path / "mmf") / "model.pth"
+    torch.save(table, path)
+    with pytest.raises(UserError, match=r"classifier of MMF with hidden layers .* task=encoder"):
+        run(path, tmp_path / "out", "config.num_attention_heads=4")
+    there = run(path, tmp_path / "out", "task=encoder", "config.num_attention_heads=4")
+    assert_same(model.bert, VinVLModel.from_pretrained(there).eval())
+    assert "unused\tvinvl.classifier.classifier.2.weight" in (there / "conversion.txt").read_text()
+
+
+def test_plain_bert_becomes_an_encoder_whose_image_side_is_said_to_be_new(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = saved(BertForPreTraining(BertConfig(**SIZES)), tmp_path / "bert")
+    there = run(start, tmp_path / "out")
+    assert type(VinVLModel.from_pretrained(there)) is VinVLModel
+    assert "missing\timg_embedding.weight" in (there / "conversion.txt").read_text()
+    assert "**not trained**" in (there / "README.md").read_text()
+    assert "randomly initialised (2): img_embedding.bias, img_embedding.weight" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no head for this task"):
+        run(start, tmp_path / "vqa", "task=vqa")
+
+
+def test_answers_keep_their_texts(tmp_path: Path) -> None:
+    model = randomised(VinVLForAnswering, num_labels=3, loss_type="ce")
+    model.config.id2label = {0: "yes", 1: "no", 2: ""}
+    there = run(saved(model, tmp_path / "start"), tmp_path / "out", "task=gqa")
+    assert json.loads((there / "answers.json").read_text()) == ["yes", "no", ""]
+    assert VinVLForAnswering.from_pretrained(there).config.id2label == {0: "yes", 1: "no", 2: ""}
+
+
+def damage(weights: Path, folder: Path) -> None:
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+
+
+def other_size(weights: Path, folder: Path) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"hidden_size": 32}))
+
+
+def nonsense(weights: Path, folder: Path) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"hidden_dropout_prob": "much"}))
+
+
+def unknown_activation(weights: Path, folder: Path) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"hidden_act": "swoosh"}))
+
+
+def odd_head(weights: Path, folder: Path) -> None:
+    torch.save(torch.load(weights, weights_only=True) | {"classifier.weight": torch.tensor(1.0)}, weights)
+
+
+def foreign_vocabulary(weights: Path, folder: Path) -> None:
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in [*WORDS, "more"]))
+
+
+def no_vocabulary(weights: Path, folder: Path) -> None:
+    (folder / "vocab.txt").unlink()
+
+
+def other_file(weights: Path, folder: Path) -> None:
+    (folder / "vocab.txt").write_text("a\nb\n")
+
+
+def no_pooler(weights: Path, folder: Path) -> None:
+    tensors = torch.load(weights, weights_only=True)
+    torch.save({name: tensor for name, tensor in tensors.items() if "pooler" not in name}, weights)
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (damage, "is damaged or holds more than tensors"),
+        (other_size, "contradicts itself: hidden_size is 32 in its configuration and 16 in its tensors"),
+        (nonsense, "has hidden_dropout_prob 'much', which is no such number"),
+        (unknown_activation, "has hidden_act 'swoosh'; choose one of"),
+        (odd_head, "has no head for this task|another size|lacks 'classifier"),
+        (foreign_vocabulary, "has 31 words and the model's embeddings 30"),
+        (no_vocabulary, "No tokenizer lies beside"),
+        (other_file, r"no vocabulary of BERT's: it has no \[PAD\]"),
+        (no_pooler, "lacks 'bert.pooler.dense.bias', without which VinVLForAnswering is not whole"),
+    ],
+)
+def test_folders_that_are_refused(harm: Callable[[Path, Path], None], sentence: str, tmp_path: Path) -> None:
+    model = randomised(VinVLForAnswering, num_labels=5)
+    folder = run(saved(model, tmp_path / "start"), tmp_path / "oscar", "format=oscar")
+    harm(folder / "pytorch_model.bin", folder)
+    with pytest.raises(UserError, match=sentence):
+        run(folder, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["oscar", "start"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_nothing_is_overwritten(kind: str, tmp_path: Path) -> None:
+    start, target = saved(randomised(VinVLModel), tmp_path / "start"), tmp_path / "out"
+    if kind == "folder":
+        target.mkdir()
+    elif kind == "file":
+        target.write_text("mine")
+    else:
+        target.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="exists already, and nothing is overwritten"):
+        run(start, target)
+    assert not (target / "config.json").exists()
+
+
+@pytest.mark.parametrize("output", ["transformers", "oscar"])
+@pytest.mark.parametrize("failing", ["weights", "card"])
+def test_a_full_disk_leaves_nothing_behind(
+    output: str, failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = saved(randomised(VinVLForAnswering, num_labels=5), tmp_path / "start")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_in_torch(content: Any, path: Path, **_: Any) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:595] . unexpected pos 64 vs 0: file write failed")
+
+    if failing == "card":
+        monkeypatch.setattr("vinvl.convert.model_card", full)
+    elif output == "oscar":
+        monkeypatch.setattr("vinvl.models.export.torch.save", full_in_torch)
+    else:
+        monkeypatch.setattr(VinVLForAnswering, "save_pretrained", full)
+    with pytest.raises(UserError, match="out cannot be written"):
+        run(start, tmp_path / "out", f"format={output}")
+    assert [path.name for path in tmp_path.iterdir()] == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["task=vqq"], "no task 'vqq' to convert for"),
+        (["format=onnx"], "format is 'onnx'"),
+        (["task=captioning"], "no head for this task"),
+        (["tokenizer=/nowhere/at/all"], "No tokenizer could be loaded"),
+    ],
+)
+def test_commands_that_are_refused(overrides: list[str], sentence: str, tmp_path: Path) -> None:
+    start = saved(randomised(VinVLForAnswering, num_labels=5), tmp_path / "start")
+    with pytest.raises(UserError, match=sentence):
+        run(start, tmp_path / "out", *overrides)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_a_program_are_not_run(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, tuple[Path]]:
+            return Path.touch, (tmp_path / "owned",)
+
+    folder = with_vocabulary(tmp_path / "start")
+    torch.save({"vinvl.bert.x": Hostile()}, folder / "pytorch_model.bin")
+    shutil.copy(folder / "pytorch_model.bin", folder / "model.ckpt")
+    for weights in (folder, folder / "model.ckpt"):
+        with pytest.raises(UserError, match="was not opened"):
+            run(weights, tmp_path / "out")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_published_weights_get_the_texts_of_their_answers(tmp_path: Path) -> None:
+    start = saved(randomised(VinVLForAnswering, num_labels=3), tmp_path / "start")
+    answers = tmp_path / "trainval_ans2label.pkl"
+    answers.write_bytes(pickle.dumps({"net": 1, "Yes": 0, "": 2}))
+    there = run(start, tmp_path / "out", "task=vqa", f"answers={answers}")
+    # As Oscar takes them: the first entry is the first output, whatever its number.
+    assert VinVLForAnswering.from_pretrained(there).config.id2label == {0: "net", 1: "Yes", 2: ""}
+    assert json.loads((there / "answers.json").read_text()) == ["net", "Yes", ""]
+    assert json.loads((there / "vinvl.json").read_text()) == {"task": "vqa", "recipe": None}
+    more = tmp_path / "label2ans.json"
+    more.write_text('["yes", "no"]')
+    with pytest.raises(UserError, match=r"label2ans\.json lists 2 answers, and .*start has a head for 3"):
+        run(start, tmp_path / "more", "task=vqa", f"answers={more}")
+    captions = saved(randomised(VinVLForCaptioning), tmp_path / "captions")
+    with pytest.raises(UserError, match="is a VinVLForCaptioning, which has no answers"):
+        run(captions, tmp_path / "more", f"answers={more}")
+    assert not (tmp_path / "more").exists()
+
+
+def test_a_model_on_the_hub_brings_its_own_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(BertForPreTraining(BertConfig(**SIZES)), tmp_path / "bert")
+    asked = []
+
+    def load(name: str) -> Any:
+        asked.append(name)
+        return BertTokenizer.from_pretrained(folder)
+
+    monkeypatch.setattr("vinvl.models.weight_files.hf_hub_download", lambda _, file_name: str(folder / file_name))
+    monkeypatch.setattr("vinvl.trained.load_tokenizer", load)
+    there = run(Path("someone/bert"), tmp_path / "out")
+    assert asked == ["someone/bert"] and "converted from `someone/bert`" in (there / "README.md").read_text()

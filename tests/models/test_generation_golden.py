@@ -1,0 +1,162 @@
+"""Caption decoding against recordings of the published one."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models.caption_cases import (
+    GOLDEN,
+    MAX_LENGTH,
+    SPECIAL,
+    ReencodingStepper,
+    decoding_model,
+    read_case,
+    recorded_context,
+    recorded_model,
+    reencoding,
+)
+from vinvl.models.constrained import Constraint, constraint_from_words, constraint_machine, dense_table
+from vinvl.models.decoding import DecodingOptions, WordStepper
+from vinvl.models.generate import generate_captions
+from vinvl.models.search import NBestLists
+
+torch.set_num_threads(1)
+
+SEARCHES = [case for case in read_case("caption_generate")[0]["meta"]["cases"] if not case["fast_hidden_state_cache"]]
+SAMPLES = [case for case in read_case("caption_sample")[0]["meta"]["cases"] if case["params"]["num_beams"] == 1]
+CONSTRAINED = read_case("caption_cbs")[0]["meta"]
+
+
+def close(actual: Tensor, recorded: Tensor, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(actual, recorded, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("case", SEARCHES, ids=lambda case: case["name"])
+@torch.no_grad()
+def test_greedy_and_beam_search(case: dict[str, Any], use_cache: bool) -> None:
+    _, tensors = read_case("caption_generate")
+    recorded = case["params"]
+    options = DecodingOptions(
+        max_length=MAX_LENGTH,
+        num_beams=recorded["num_beams"],
+        num_return_sequences=recorded["num_keep_best"],
+        length_penalty=recorded["length_penalty"],
+        repetition_penalty=recorded["repetition_penalty"],
+    )
+    with reencoding(not use_cache):
+        found = generate_captions(decoding_model(), recorded_context(tensors, case["mode"]), options, special=SPECIAL)
+    assert torch.equal(found.ids, tensors[f"outputs.{case['name']}.ids"])
+    close(found.log_probs, tensors[f"outputs.{case['name']}.logprobs"])
+    assert torch.equal(found.lengths, (found.ids == SPECIAL.end).int().argmax(dim=-1) + 1)
+
+
+@pytest.mark.parametrize("case", SAMPLES, ids=lambda case: case["name"])
+def test_samples_their_scores_and_gradients(case: dict[str, Any]) -> None:
+    """With the recorded seed the very samples, their scores, and gradients of these."""
+    facts, tensors = read_case("caption_sample")
+    recorded = case["params"]
+    options = DecodingOptions(
+        max_length=MAX_LENGTH,
+        sample=True,
+        num_return_sequences=recorded["num_return_sequences"],
+        temperature=recorded["temperature"],
+        top_k=recorded["top_k"],
+        top_p=recorded["top_p"],
+    )
+    model, context = recorded_model(facts), recorded_context(tensors)
+    generator = torch.Generator().manual_seed(case["torch_manual_seed"])
+    found = generate_captions(model, context, options, special=SPECIAL, generator=generator)
+    assert torch.equal(found.ids.flatten(0, 1), tensors[f"outputs.{case['name']}.ids"][:, 0])
+
+    flat = found.log_probs.flatten()
+    close(flat, tensors[f"outputs.{case['name']}.logprobs"][:, 0])
+    loss = -(flat * torch.linspace(-1, 1, len(flat))).mean()
+    close(loss, tensors[f"outputs.{case['name']}.weighted_loss"])
+    loss.backward()
+    norms = {key: None if p.grad is None else p.grad.norm().item() for key, p in model.named_parameters()}
+    for key, norm in case["grad_norms"].items():
+        if norm is None:  # the pooler
+            assert not norms[key], key
+        else:
+            assert norms[key] == pytest.approx(norm, rel=1e-3, abs=1e-6), key
+
+
+@pytest.mark.parametrize("stepper_class", [WordStepper, ReencodingStepper])
+@torch.no_grad()
+def test_logits_of_every_step(stepper_class: Any) -> None:
+    _, tensors = read_case("caption_step_logits")
+    context, prefix = recorded_context(tensors), tensors["inputs.prefix_ids"][:, None]
+    stepper = stepper_class(decoding_model(), context, SPECIAL.mask)
+    for step in range(MAX_LENGTH - 1):
+        logits = stepper.next_logits(prefix[..., step])
+        close(logits[:, 0], tensors["outputs.step_logits"][:, step])
+
+
+@pytest.mark.parametrize("trace", json.loads((GOLDEN / "caption_beam_hypotheses.json").read_text()))
+def test_n_best_list(trace: dict[str, Any]) -> None:
+    lists = NBestLists(
+        1, trace["n_hyp"], trace["max_length"], trace["length_penalty"], torch.device("cpu"), dtype=torch.float64
+    )
+    image, ended = torch.tensor([0]), torch.tensor([[True]])
+    for step in trace["seq"]:
+        bound = torch.tensor([step["is_done_bound"]], dtype=torch.float64)
+        assert lists.is_done(image, bound).item() == step["is_done_before_add"]
+        ids = torch.full((1, 1, trace["max_length"]), step["length"])
+        lists.add(image, ids, torch.tensor([[step["sum_logprob"]]], dtype=torch.float64), ended, step["length"])
+        filled = lists.scores[0][lists.scores[0] > -torch.inf]
+        assert filled.tolist() == pytest.approx(sorted(step["scores"], reverse=True), rel=1e-9)
+        assert filled[-1].item() == pytest.approx(step["worst"], rel=1e-9)
+        assert torch.equal(lists.lengths[0, : len(filled)], lists.ids[0, : len(filled), 0] + 1)
+
+
+def recorded_constraints() -> list[list[Constraint]]:
+    vocabulary = json.loads((GOLDEN / "vocab.json").read_text())
+    pieces = CONSTRAINED["constraint2tokens"]
+
+    def tokenize(word: str) -> list[int]:
+        return [vocabulary.index(piece) for piece in pieces.get(word, [word])]
+
+    return [
+        [constraint_from_words(label, tokenize, CONSTRAINED["wordforms"]) for label in labels]
+        for labels in CONSTRAINED["constraints"]
+    ]
+
+
+def test_constraint_machines() -> None:
+    facts, tensors = read_case("caption_cbs")
+    words = facts["config"]["vocab_size"]
+    recorded = np.unpackbits(tensors["inputs.fsm_packed"].numpy(), axis=-1)[..., :words].astype(bool)
+    for image, constraints in enumerate(recorded_constraints()):
+        machine = constraint_machine(constraints, max_given_constraints=2, max_states=recorded.shape[1])
+        assert np.array_equal(dense_table(machine, words).numpy(), recorded[image])
+        assert machine.constraints == tensors["inputs.num_constraints"][image]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("run", CONSTRAINED["runs"], ids=lambda run: f"beam{run['beams']}.min{run['min_constraints']}")
+@torch.no_grad()
+def test_constrained_beam_search(run: dict[str, Any], use_cache: bool) -> None:
+    _, tensors = read_case("caption_cbs")
+    options = DecodingOptions(
+        max_length=MAX_LENGTH,
+        num_beams=run["beams"],
+        min_constraints=run["min_constraints"],
+    )
+    constraints = recorded_constraints()
+    context = recorded_context(tensors)
+    with reencoding(not use_cache):
+        found = generate_captions(decoding_model(), context, options, special=SPECIAL, constraints=constraints)
+    name = f"outputs.single.beam{run['beams']}.min{run['min_constraints']}"
+    # Published: without the begin token, and padded with end tokens.
+    words = torch.cat([found.ids[..., 1:], torch.full((4, 1, 1), SPECIAL.end)], dim=-1)
+    ended = (words == SPECIAL.end).cumsum(dim=-1) > 0
+    assert torch.equal(words.masked_fill(ended, SPECIAL.end), tensors[f"{name}.ids"])
+    close(found.log_probs, tensors[f"{name}.logprobs"])
+    assert found.constraints_met is not None
+    wanted = torch.tensor([min(len(given), run["min_constraints"]) for given in constraints])
+    assert (found.constraints_met >= wanted).all()

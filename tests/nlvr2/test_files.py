@@ -1,0 +1,170 @@
+"""NLVR2 statements: what is read, and how bad files are refused."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.data.reader_checks import BROKEN_FILES, ids, refusal, sentences, unique_ids
+from vinvl.nlvr2.files import NLVR2Records, concatenate, read_nlvr2
+
+SAMPLES = Path(__file__).parents[1] / "data/samples/nlvr2"
+
+
+def statement(**changes: Any) -> dict[str, Any]:
+    return {"identifier": "dev-1-0-0", "sentence": "Both show a cat.", "label": "True"} | changes
+
+
+def lines_file(folder: Path, *records: Any, name: str = "dev.json") -> Path:
+    (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder / name
+
+
+def contents(records: NLVR2Records) -> list[Any]:
+    labels = None if records.labels is None else records.labels.tolist()
+    return [records.identifiers.tolist(), records.image_ids.tolist(), list(records.sentences), labels]
+
+
+@pytest.mark.parametrize(("split", "count", "true"), [("dev", 20, 9), ("test1", 20, 10), ("test2", 10, 6)])
+def test_samples(split: str, count: int, true: int) -> None:
+    path = SAMPLES / f"{split}.sample.jsonl"
+    raw = [json.loads(line) for line in path.read_text().splitlines()]
+    records = read_nlvr2(path)
+    assert len(records) == count and records.labels is not None
+    assert records.labels.dtype == np.bool_ and records.labels.sum() == true
+    assert records.labels.tolist() == [record["label"] == "True" for record in raw]
+    assert list(records.sentences) == [record["sentence"] for record in raw]
+    assert records.identifiers.tolist() == [record["identifier"] for record in raw]
+    assert contents(pickle.loads(pickle.dumps(records))) == contents(records)
+
+
+def test_official_image_names() -> None:
+    records = read_nlvr2(SAMPLES / "dev.sample.jsonl")
+    assert records.identifiers[1] == "dev-308-2-0"
+    assert records.image_ids.shape == (20, 2) and records.image_ids[1].tolist() == ["dev-308-2-img0", "dev-308-2-img1"]
+    assert records.describe(1) == f"{SAMPLES / 'dev.sample.jsonl'} line 2 (identifier dev-308-2-0)"
+
+
+def test_pictures_of_ones_own_and_a_json_list(tmp_path: Path) -> None:
+    own = {"left_image_id": 17, "right_image_id": "b.jpg"}
+    records = [statement(identifier="mine", label=True, **own), statement(label="fAlSe", left_image_id=None)]
+    path = tmp_path / "own.json"
+    path.write_text("\ufeff \n" + json.dumps(records, indent=1), encoding="utf-8")
+    read = read_nlvr2(path)
+    images = [["17", "b.jpg"], ["dev-1-0-img0", "dev-1-0-img1"]]
+    assert contents(read) == [["mine", "dev-1-0-0"], images, ["Both show a cat."] * 2, [True, False]]
+    assert read.describe(1) == f"{path} record 2 (identifier dev-1-0-0)"
+
+
+def test_test_split_without_labels(tmp_path: Path) -> None:
+    records = [statement(identifier="test2-1-0-0", label=None), {"identifier": "test2-1-0-1", "sentence": "x"}]
+    assert read_nlvr2(lines_file(tmp_path, *records)).labels is None
+
+
+@pytest.mark.parametrize(
+    ("records", "sentence"),
+    [
+        ([3], "dev.json line 1 is 3, expected an object with identifier and sentence"),
+        (["text"], "dev.json line 1 is 'text', expected an object"),
+        ([{"sentence": "x"}], "dev.json line 1 has no identifier (it has sentence)"),
+        ([{"identifier": "a-b"}], "dev.json line 1 has no sentence (it has identifier)"),
+        ([statement(sentence=" ")], "line 1 has an empty sentence"),
+        ([statement(sentence=float("nan"))], "line 1: sentence is nan, expected a text"),
+        ([statement(sentence="\ud800")], "$.sentence holds half of a surrogate pair"),
+        ([statement(identifier=True)], "line 1: identifier is True, expected an integer or a text"),
+        ([statement(identifier="x-" * 200)], "line 1: identifier is longer than 256 characters"),
+        ([statement(identifier=10**256)], "line 1: identifier is 1000"),
+        ([statement(identifier="dev")], "line 1: no pictures can be derived from the identifier 'dev'"),
+        ([statement(identifier="-0")], "no pictures can be derived"),
+        ([statement(identifier="dev-")], "no pictures can be derived"),
+        ([statement(identifier=7)], "no pictures can be derived from the identifier '7'"),
+        ([statement(left_image_id="a")], "line 1 has left_image_id only; give both"),
+        ([statement(right_image_id="a")], "line 1 has right_image_id only; give both"),
+        ([statement(left_image_id="a", right_image_id=[])], "line 1: right_image_id is [], expected"),
+        ([statement(label="yes")], """line 1: label is 'yes', expected "True" or "False"."""),
+        ([statement(label=1)], "line 1: label is 1, expected"),
+        ([statement(label="")], "line 1: label is '', expected"),
+        ([statement(label=float("nan"))], "line 1: label is nan, expected"),
+        ([statement(), statement()], "dev.json line 2 has the identifier dev-1-0-0 of"),
+        ([statement(), statement(identifier="a-b", label=None)], "line 2 has no label and "),
+    ],
+)
+def test_bad_records_are_refused(tmp_path: Path, records: list[Any], sentence: str) -> None:
+    message = refusal(read_nlvr2, lines_file(tmp_path, *records))
+    assert sentence in message and message.startswith(str(tmp_path / "dev.json")), message
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        *BROKEN_FILES[2:],
+        (b"", "holds no statements"),
+        (b"\n \n", "holds no statements"),
+        (b"[]", "holds no statements"),
+        (b'[{"identifier": "a-b"', "is not valid JSON"),
+        (b'["a"]', "record 1 is 'a', expected an object"),
+        (b'{"identifier": "a-b",\n"sentence": "x"}', "line 1 is not valid JSON"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "dev.json"
+    path.write_bytes(content)
+    message = refusal(read_nlvr2, path)
+    assert message.startswith(str(path)) and re.search(sentence, message), message
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    assert "none.json does not exist" in refusal(read_nlvr2, tmp_path / "none.json")
+    assert "cannot be read" in refusal(read_nlvr2, tmp_path)
+
+
+def test_joining_and_selecting(tmp_path: Path) -> None:
+    dev = read_nlvr2(SAMPLES / "dev.sample.jsonl")
+    test = read_nlvr2(SAMPLES / "test1.sample.jsonl")
+    joined = concatenate([dev, test])
+    keep = np.arange(40) % 3 == 0
+    kept = joined.select(keep)
+    assert contents(kept) == [[value for value, k in zip(c, keep, strict=True) if k] for c in contents(joined)]
+    assert kept.describe(7) == test.describe(1)
+    assert contents(concatenate([dev.select(keep[:20]), dev.select(~keep[:20])]))[0] == sorted(
+        dev.identifiers, key=lambda name: keep[:20][dev.identifiers.tolist().index(name)], reverse=True
+    )
+    bare = read_nlvr2(lines_file(tmp_path, statement(label=None)))
+    assert contents(concatenate([dev.select(np.zeros(20, dtype=bool)), bare])) == contents(bare)
+    message = refusal(concatenate, [bare, dev])
+    assert re.search(r"dev\.json line 1 has no label and .*dev\.sample\.jsonl line 1 has one", message), message
+    assert re.search(
+        r"jsonl line (\d+) has the identifier .* of .*jsonl line \1 \(20 such", refusal(concatenate, [dev, dev])
+    )
+    with pytest.raises(ValueError, match="no records"):
+        concatenate([])
+    with pytest.raises(ValueError, match="keep must be 20 booleans"):
+        dev.select(np.arange(20))
+
+
+@settings(deadline=None, max_examples=60)
+@given(unique_ids, st.data(), st.booleans(), st.booleans())
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory,
+    identifiers: list[int | str],
+    data: st.DataObject,
+    ascii_only: bool,
+    as_list: bool,
+) -> None:
+    path = tmp_path_factory.mktemp("nlvr2") / "own.json"
+    fields = {"sentence": sentences, "left_image_id": ids, "right_image_id": ids, "label": st.booleans()}
+    records = [{"identifier": name} | data.draw(st.fixed_dictionaries(fields)) for name in identifiers]
+    dumped = [json.dumps(record, ensure_ascii=ascii_only) for record in records]
+    path.write_text(f"[{','.join(dumped)}]" if as_list else "\n".join(dumped), encoding="utf-8", newline="")
+    assert contents(read_nlvr2(path)) == [
+        [str(name) for name in identifiers],
+        [[str(record["left_image_id"]), str(record["right_image_id"])] for record in records],
+        [record["sentence"] for record in records],
+        [record["label"] for record in records],
+    ]

@@ -1,0 +1,184 @@
+"""data.cache: copies of store files in shared memory, and features on the device."""
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.door_in_process import TINY, assert_same_weights, refused_in_process, run_in_process
+from tests.regions.samples import make_regions, write
+from vinvl.regions import RegionStore
+from vinvl.regions.caches import DeviceFeatures, SharedCopies
+from vinvl.run.errors import UserError
+
+USER = f"vinvl-{os.getuid()}"
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vinvl.regions.caches import SharedCopies
+copies = SharedCopies([Path(sys.argv[1])], memory=Path(sys.argv[2]))
+print(copies.paths[0], flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return write(tmp_path / "store.h5", [make_regions(f"image {n}", 2 + n % 3, seed=n) for n in range(5)])
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Path:
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    return folder
+
+
+def files(memory: Path) -> list[str]:
+    return sorted(path.suffix for path in (memory / USER).iterdir())
+
+
+def hold(store: Path, memory: Path) -> subprocess.Popen[str]:
+    """Another process that uses the copy."""
+    command = [sys.executable, "-c", HOLDER, str(store), str(memory)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline()
+    return process
+
+
+class TestCopies:
+    def test_a_copy_is_the_file_and_goes_when_nobody_uses_it(self, store: Path, memory: Path) -> None:
+        copies = SharedCopies([store], memory)
+        assert copies.paths[0].read_bytes() == store.read_bytes() and copies.paths[0].parent == memory / USER
+        assert files(memory) == [".h5", ".lock"]
+        again = SharedCopies([store], memory)
+        assert again.paths == copies.paths
+        copies.release()
+        assert files(memory) == [".h5", ".lock"]
+        again.release()
+        assert files(memory) == []
+        again.release()  # once is enough, and twice does no harm
+
+    def test_a_file_that_was_changed_is_another(self, store: Path, memory: Path) -> None:
+        first = SharedCopies([store], memory)
+        write(store.with_name("other.h5"), [make_regions("x", 3)])
+        os.replace(store.with_name("other.h5"), store)
+        second = SharedCopies([store], memory)
+        assert first.paths != second.paths and second.paths[0].read_bytes() == store.read_bytes()
+        first.release()
+        assert second.paths[0].exists()
+        second.release()
+
+    def test_another_process_shares_it_and_killed_it_is_taken_away_by_the_next(self, store: Path, memory: Path) -> None:
+        process = hold(store, memory)
+        try:
+            mine = SharedCopies([store], memory)
+            name = mine.paths[0]
+            mine.release()
+            assert files(memory) == [".h5", ".lock"]  # the other one uses it still
+        finally:
+            process.kill()
+            process.wait()
+        assert files(memory) == [".h5", ".lock"]
+        other = write(store.with_name("other.h5"), [make_regions("x", 3)])
+        copies = SharedCopies([other], memory)
+        assert files(memory) == [".h5", ".lock"] and copies.paths[0] != name
+        copies.release()
+
+    def test_two_at_once_make_one(self, store: Path, memory: Path) -> None:
+        processes = [
+            subprocess.Popen([sys.executable, "-c", HOLDER, str(store), str(memory)], stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        try:
+            names = {process.stdout.readline().strip() for process in processes if process.stdout}
+            assert len(names) == 1 and Path(names.pop()).read_bytes() == store.read_bytes()
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+    def test_a_process_that_ends_takes_it_away(self, store: Path, memory: Path) -> None:
+        command = [sys.executable, "-c", HOLDER.replace("time.sleep(60)", ""), str(store), str(memory)]
+        subprocess.run(command, check=True, capture_output=True)
+        assert files(memory) == []
+
+    def test_a_copy_that_was_cut_off_is_made_anew(self, store: Path, memory: Path) -> None:
+        copies = SharedCopies([store], memory)
+        name = copies.paths[0]
+        copies.release()
+        name.with_suffix(".partial").write_bytes(b"half")
+        name.with_suffix(".lock").touch()
+        copies = SharedCopies([store], memory)
+        assert copies.paths[0].read_bytes() == store.read_bytes() and files(memory) == [".h5", ".lock"]
+        copies.release()
+
+    def test_too_little_memory_and_none(
+        self, store: Path, memory: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        usage = namedtuple("usage", "total used free")
+        with monkeypatch.context() as changed:
+            changed.setattr(shutil, "disk_usage", lambda path: usage(100, 99, 1))
+            with pytest.raises(
+                UserError, match=r"store\.h5 has 0\.0 GB and .*memory has 0\.0 GB left.*data\.cache=null"
+            ):
+                SharedCopies([store], memory)
+        assert ".h5" not in files(memory) and ".partial" not in files(memory)
+        with pytest.raises(UserError, match="which cannot be used"):
+            SharedCopies([store], tmp_path / "nowhere")
+
+
+class TestOnTheDevice:
+    def test_rows_are_those_of_the_images(self, store: Path) -> None:
+        regions = RegionStore(store)
+        table = DeviceFeatures(regions)
+        stored = torch.tensor([[3, 2], [0, 1], [4, 0], [3, 1]])
+        rows = table.rows_of(stored)
+        expected = torch.cat([torch.tensor(regions.at(i).features[:count]) for i, count in stored.tolist()])
+        assert torch.equal(table.features(rows), expected)
+
+    def test_a_store_of_several_files(self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        other = write(tmp_path / "other.h5", [make_regions(f"more {n}", 3, seed=n + 9) for n in range(3)])
+        regions = RegionStore([store, other])
+        monkeypatch.setattr("vinvl.regions.caches.CHUNK", 12)  # two rows at once
+        table = DeviceFeatures(regions)
+        stored = torch.tensor([[7, 3], [4, 2], [5, 3]])
+        expected = torch.cat([torch.tensor(regions.at(i).features[:count]) for i, count in stored.tolist()])
+        assert torch.equal(table.features(table.rows_of(stored)), expected)
+
+    def test_a_device_without_room(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 10))
+        with pytest.raises(UserError, match=r"needs 0\.0 GB for the features of .* and cuda:0 has 0\.0 GB left"):
+            DeviceFeatures(RegionStore(store))._load(torch.device("cuda:0"))
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_wherever_features_are_kept(demo_data: Path, tmp_path: Path) -> None:
+    runs = {}
+    for cache, workers in (("null", 0), ("ram", 1), ("device", 1), ("device", 0)):
+        run = runs[cache, workers] = tmp_path / f"{cache}{workers}"
+        run_in_process("train", demo_data, run, *TINY, f"data.cache={cache}", f"data.num_workers={workers}")
+    first, *others = runs.values()
+    for run in others:
+        assert_same_weights(first, run)
+        assert (run / "results.json").read_text().split('"scores"')[1] == (first / "results.json").read_text().split(
+            '"scores"'
+        )[1]
+    shared = Path("/dev/shm") / USER
+    deadline = time.monotonic() + 5
+    while shared.exists() and any(shared.glob("*.h5")) and time.monotonic() < deadline:
+        gc.collect()  # the run's data module is gone, but for what a cycle holds
+    assert not shared.exists() or not any(shared.glob("*.h5"))
+
+
+@pytest.mark.slow
+def test_an_unknown_place_is_refused(demo_data: Path, tmp_path: Path) -> None:
+    sentence = refused_in_process("train", demo_data, tmp_path / "run", *TINY, "data.cache=disk")
+    assert "data.cache='disk' is unknown: give ram, device or null." in sentence

@@ -1,0 +1,149 @@
+"""Reading by id and index: sentences for what is not there, pickling, and DataLoader workers."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from tests.regions.samples import LABELS, ROW_NAMES, assert_same, make_regions, write
+from vinvl.regions import RegionStore
+from vinvl.run.errors import UserError
+
+LAYOUTS: list[dict[str, Any]] = [{}, {"compression": "gzip", "chunk_rows": 2}, {"max_images_per_shard": 4}]
+
+
+class StoreItems(Dataset[list[object]]):
+    """What a worker sends back: every array of an image as lists, from each of several stores in turn."""
+
+    def __init__(self, stores: list[RegionStore]) -> None:
+        self.stores = stores
+
+    def __len__(self) -> int:
+        return sum(len(store) for store in self.stores)
+
+    def __getitem__(self, index: int) -> list[object]:
+        image, store = divmod(index, len(self.stores))
+        return as_lists(self.stores[store], self.stores[store].at(image).image_id)
+
+
+def as_lists(store: RegionStore, image_id: str) -> list[object]:
+    regions = store[image_id]
+    return [regions.image_id, *(getattr(regions, name).tolist() for name in ROW_NAMES)]
+
+
+def first(batch: list[list[object]]) -> list[object]:
+    return batch[0]
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_workers_read_the_same_values(tmp_path: Path, start_method: str) -> None:
+    images = [make_regions(f"n{number}", 1 + number % 4, attributes=1, seed=number) for number in range(12)]
+    paths = [write(tmp_path / str(number), images, attributes=1, **layout) for number, layout in enumerate(LAYOUTS)]
+    items = StoreItems([RegionStore(path) for path in paths])
+    # Read before the workers start, so that they inherit opened files.
+    expected = [items[index] for index in range(len(items))]
+    loader = DataLoader(items, num_workers=2, multiprocessing_context=start_method, collate_fn=first)
+    assert list(loader) == expected
+    assert [items[index] for index in range(len(items))] == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_pickled_store_carries_no_data(tmp_path: Path, layout: dict[str, Any]) -> None:
+    images = [make_regions(f"n{number}", 40, feature_dim=64, seed=number) for number in range(9)]
+    store = RegionStore(write(tmp_path / "a", images, feature_dim=64, **layout))
+    # Opens the file and makes the table of ids, neither of which may travel.
+    assert store["n3"].image_id == store.image_ids[3]
+    content = pickle.dumps(store)
+    assert len(content) < 8000
+    copy = pickle.loads(content)
+    assert len(copy) == 9 and copy.label_map == LABELS
+    for image in images:
+        assert_same(copy[image.image_id], image)
+
+
+def test_unknown_images_are_told_with_an_example(tmp_path: Path) -> None:
+    path = write(tmp_path / "coco.h5", [make_regions("262148", 1), make_regions("9", 1)])
+    store = RegionStore(path)
+    with pytest.raises(UserError) as caught:
+        store["391895"]
+    assert str(caught.value) == f"{path} has no image '391895'; it holds 2 images, ids like '262148'."
+    for unknown in ("", "2621489", "26214", "9\0", "\ud800", "x" * 1000):
+        assert unknown not in store
+    with pytest.raises(UserError, match="image ids are text, not int; pass '9'"):
+        store[9]  # type: ignore[index]
+    for index in (-1, 2):
+        with pytest.raises(UserError, match=f"no image at index {index}; it holds 2 images"):
+            store.at(index)
+    assert store.at(np.int64(1)).image_id == "9"  # type: ignore[arg-type]
+
+
+def test_an_empty_store_is_a_store(tmp_path: Path) -> None:
+    for layout in LAYOUTS:
+        store = RegionStore(write(tmp_path / f"{len(layout)}{layout.get('compression')}", [], **layout))
+        assert len(store) == 0 and store.verify() == [] and store.image_ids.tolist() == []
+        assert "1" not in store and store.num_regions.shape == (0,) and store.sizes.shape == (0, 2)
+        with pytest.raises(UserError, match="it holds no images"):
+            store["1"]
+
+
+def test_wrong_feature_dimension_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", [make_regions("1", 1)])
+    RegionStore(path).require_feature_dim(3)
+    with pytest.raises(UserError, match=r"a.h5 holds features of dimension 3, the model wants 2048"):
+        RegionStore(path).require_feature_dim(2048)
+
+
+def test_a_file_that_changes_after_it_was_opened_is_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", [make_regions("1", 1)])
+    store = RegionStore(path)
+    write(path, [make_regions("1", 9), make_regions("2", 9)])
+    with pytest.raises(UserError, match=r"a.h5 was changed after it was opened"):
+        store["1"]
+
+
+@pytest.mark.parametrize("layout", [{}, {"chunk_rows": 7}, {"compression": "gzip"}], ids=str)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_store_that_is_cut_short_while_it_is_read_is_told(tmp_path: Path, layout: dict[str, Any]) -> None:
+    images = [make_regions(f"n{number}", 9, feature_dim=999, attributes=1, seed=number) for number in range(40)]
+    path = write(tmp_path / "a.h5", images, feature_dim=999, attributes=1, **layout)
+    items = StoreItems([RegionStore(path)])
+    whole = items[39]
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    told = r"a\.h5 was (cut short while it was read: copy or write it again|changed after it was opened)"
+    for read in (
+        lambda: [items[index] for index in range(40)],
+        lambda: items.stores[0].features_into(39, np.zeros((9, 999), dtype=np.float16)),
+        lambda: items.stores[0].sources[0].rows("features", 0, 360),
+        lambda: list(DataLoader(items, num_workers=1, multiprocessing_context="fork", collate_fn=first)),
+    ):
+        with pytest.raises(UserError, match=told if not layout.get("compression") else rf"{told}|cannot be read"):
+            read()
+    assert len(whole) == 7
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_features_alone_are_those_of_the_image(tmp_path: Path, chunked: bool) -> None:
+    layout = {"compression": "gzip"} if chunked else {}
+    paths = [
+        write(tmp_path / f"{part}.h5", [make_regions(f"{part}{n}", n, seed=n) for n in range(4)], **layout)
+        for part in "ab"
+    ]
+    for store in (RegionStore(paths[0]), RegionStore(paths)):
+        for index in range(len(store)):
+            regions = store.at(index)
+            for count in range(len(regions) + 1):
+                store.features_into(index, out := np.full((count, 3), 7, dtype=np.float16))
+                np.testing.assert_array_equal(out, regions.features[:count])
+            with pytest.raises(UserError, match=f"has {len(regions)} regions, not"):
+                store.features_into(index, np.empty((len(regions) + 1, 3), dtype=np.float16))
+            np.testing.assert_array_equal(store.classes_at(index), regions.classes)
+        for outside in (-1, len(store)):
+            with pytest.raises(UserError, match=f"has no image at index {outside}"):
+                store.classes_at(outside)

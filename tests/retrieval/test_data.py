@@ -1,0 +1,307 @@
+"""Retrieval data: texts and masks as published, mismatched pairs, captions in use, folds and blocks."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from transformers import BertTokenizerFast
+
+from tests.data.region_samples import image_regions
+from tests.retrieval.samples import retrieval_data
+from vinvl.captioning.splits import read_caption_split
+from vinvl.data.batch import Batch, Example, collate
+from vinvl.data.sampling import Draw
+from vinvl.data.text import RaggedTokens, SpecialTokens, encode_texts
+from vinvl.retrieval.candidates import (
+    BlockSampler,
+    CaptionTable,
+    attention_mask_of,
+    blocks_of,
+    caption_first,
+    folds_of,
+    parts_of,
+    segment_lengths,
+)
+from vinvl.retrieval.data import RetrievalPairs
+from vinvl.run.errors import UserError
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
+FACTS = json.loads((GOLDEN / "data__retrieval_tensorize.json").read_text())["meta"]
+TENSORS = load_file(GOLDEN / "data__retrieval_tensorize.io.safetensors")
+MAX_TOKENS, MAX_REGIONS = FACTS["max_seq_length"], FACTS["max_img_seq_length"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
+    words = json.loads((GOLDEN / "vocab.json").read_text())
+    words = words["vocab"] if isinstance(words, dict) else words
+    path = tmp_path_factory.mktemp("tokenizer") / "vocab.txt"
+    path.write_text("\n".join(words) + "\n")
+    return BertTokenizerFast(str(path), do_lower_case=True)
+
+
+def golden_example(tokenizer: BertTokenizerFast, number: int, tags: str) -> Example:
+    encoded = encode_texts(tokenizer, [FACTS["captions"][number], FACTS["tags"][number] if tags == "tags" else ""])
+    ids, types = caption_first(encoded[0], encoded[1], max_tokens=MAX_TOKENS, special=SpecialTokens.of(tokenizer))
+    return Example(ids, types, image_regions(TENSORS[f"inputs.img_{number}"][:MAX_REGIONS]))
+
+
+def published_form(examples: list[Example]) -> Batch:
+    """The examples padded to the published fixed lengths."""
+    longest = Example(
+        np.zeros(MAX_TOKENS, dtype=np.int64),
+        np.zeros(MAX_TOKENS, dtype=np.int64),
+        image_regions(np.zeros((MAX_REGIONS, examples[0].regions.width), dtype=np.float32)),
+    )
+    return collate([*examples, longest], pad_token_id=0)
+
+
+@pytest.mark.parametrize("tags", ["tags", "notags"])
+def test_texts_are_the_published_ones(tokenizer: BertTokenizerFast, tags: str) -> None:
+    batch = published_form([golden_example(tokenizer, number, tags) for number in range(4)])
+    for number in range(4):
+        recorded = {name: TENSORS[f"outputs.CLR.{number}.{tags}.{name}"] for name in ("input_ids", "segment_ids")}
+        assert batch.input_ids[number].tolist() == recorded["input_ids"].tolist()
+        assert batch.token_type_ids[number].tolist() == recorded["segment_ids"].tolist()
+
+
+@pytest.mark.parametrize("tags", ["tags", "notags"])
+@pytest.mark.parametrize("attention_type", ["CLR", "CL", "CR", "LR"])
+def test_masks_are_the_published_ones(tokenizer: BertTokenizerFast, tags: str, attention_type: str) -> None:
+    batch = published_form([golden_example(tokenizer, number, tags) for number in range(4)])
+    masks = attention_mask_of(parts_of(batch), attention_type)
+    for number in range(4):
+        recorded = TENSORS[f"outputs.{attention_type}.{number}.{tags}.attention_mask"]
+        np.testing.assert_array_equal(masks[number].numpy().astype(np.int8), recorded)
+
+
+def test_pairs_are_the_published_ones_for_the_negatives_that_were_drawn(tokenizer: BertTokenizerFast) -> None:
+    special, image_ids = SpecialTokens.of(tokenizer), list(FACTS["train_captions"])
+    for pair in FACTS["train_pairs"]:
+        own, number = divmod(pair["index"], FACTS["num_captions_per_img"])
+        wrong = image_ids[pair["neg_image_index"]]
+        if pair["negative_is_caption"]:
+            caption, tagged = FACTS["train_captions"][wrong][pair["neg_caption_index"]], image_ids[own]
+        else:
+            caption, tagged = FACTS["train_captions"][image_ids[own]][number], wrong
+        encoded = encode_texts(tokenizer, [caption, FACTS["train_tags"][tagged]])
+        ids, types = caption_first(encoded[0], encoded[1], max_tokens=MAX_TOKENS, special=special)
+        padding = [0] * (MAX_TOKENS - len(ids))
+        assert [*ids.tolist(), *padding] == pair["neg_input_ids"]
+        assert [*types.tolist(), *padding] == pair["neg_segment_ids"]
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(3, 25))
+def test_captions_come_first_and_nothing_exceeds_the_limit(caption: int, tags: int, limit: int) -> None:
+    special = SpecialTokens(101, 102, 0, 103, 100)
+    words, names = np.arange(200, 200 + caption), np.arange(300, 300 + tags)
+    ids, types = caption_first(words, names, max_tokens=limit, special=special)
+    first, second = segment_lengths(caption, tags, limit)
+    assert len(ids) == len(types) == first + second <= limit
+    assert first == min(caption + 2, limit) and (types == 0).sum() == first
+    assert ids[1 : first - 1].tolist() == words[: limit - 2].tolist()
+    assert ids[first:-1].tolist() == (names[: second - 1].tolist() if second else [*ids[first:-1]])
+    assert (len(ids) == limit) == (caption + 2 >= limit or (tags > 0 and caption + tags + 3 >= limit))
+
+
+@pytest.fixture(scope="module")
+def pairs(demo_data: Path) -> RetrievalPairs:
+    data = retrieval_data(demo_data)
+    data.setup("fit")
+    dataset = data.datasets["train"]
+    assert isinstance(dataset, RetrievalPairs)
+    return dataset
+
+
+def test_half_of_the_mismatched_pairs_have_a_wrong_caption_and_half_a_wrong_image(pairs: RetrievalPairs) -> None:
+    kinds: Counter[str] = Counter()
+    others: Counter[int] = Counter()
+    for epoch in range(20):
+        for index in range(len(pairs)):
+            image = int(pairs.image_of[index])
+            caption, other = pairs.mismatch(image, Draw(epoch, index).generator(3))
+            assert other != image
+            assert caption is None or int(pairs.image_of[caption]) == other
+            kinds["image" if caption is None else "caption"] += 1
+            others[other] += 1
+    total = 20 * len(pairs)
+    assert abs(kinds["image"] / total - 0.5) < 4 * 0.5 / total**0.5
+    expected = total / len(others)
+    assert set(others) == set(range(len(pairs.images)))
+    assert all(abs(count - expected) < 5 * expected**0.5 for count in others.values())
+
+
+def test_a_pair_depends_on_seed_epoch_and_index_alone(pairs: RetrievalPairs) -> None:
+    def ids(epoch: int) -> list[list[int]]:
+        return [pairs[Draw(epoch, index)][1].input_ids.tolist() for index in (5, 17, 40)]
+
+    assert ids(2) == ids(2)
+    assert any(ids(2)[i] != ids(epoch)[i] for i in range(3) for epoch in range(3, 8))
+
+
+def test_the_mismatched_pair_keeps_what_is_not_wrong(pairs: RetrievalPairs) -> None:
+    for index in range(0, len(pairs), 7):
+        matched, mismatched = pairs[Draw(0, index)]
+        assert matched.label_ids.tolist() == [1] and mismatched.label_ids.tolist() == [0]
+        wrong_image = mismatched.record["image"] != matched.record["image"]
+        wrong_caption = mismatched.record["caption"] != matched.record["caption"]
+        assert wrong_image != wrong_caption
+        for example in (matched, mismatched):
+            image = int(pairs.images[example.record["image"]])
+            np.testing.assert_array_equal(example.region_rows, pairs.region_text.region_rows(image))
+            assert pairs.region_text.tag_ids(image)[0] == example.input_ids[example.token_type_ids == 1][0]
+
+
+def test_a_batch_holds_the_matched_then_the_mismatched(pairs: RetrievalPairs) -> None:
+    items = [pairs[Draw(0, index)] for index in range(3)]
+    batch = pairs.collate(items)
+    assert batch.labels is not None and batch.labels.tolist() == [1, 1, 1, 0, 0, 0]
+    rows = [*(first for first, _ in items), *(second for _, second in items)]
+    for row, example in enumerate(rows):
+        assert batch.input_ids[row, : len(example.input_ids)].tolist() == example.input_ids.tolist()
+    assert batch.attention_mask.shape == (6, batch.input_ids.shape[1] + batch.region_features.shape[1])
+
+
+def test_other_masks_say_who_sees_whom(demo_data: Path) -> None:
+    data = retrieval_data(demo_data, attention_type="LR")
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert batch.attention_mask.shape[1:] == (batch.attention_mask.shape[-1],) * 2
+    caption = (batch.token_type_ids[0] == 0) & batch.attention_mask[0].any(-1)[: batch.token_type_ids.shape[1]]
+    assert not batch.attention_mask[0, 0, batch.token_type_ids.shape[1] :].any()  # [CLS] sees no region
+    assert batch.attention_mask[0, 0].sum() == caption.sum()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_do_not_change_the_data(demo_data: Path, workers: int) -> None:
+    batches = []
+    for count in (0, workers):
+        data = retrieval_data(demo_data, num_workers=count)
+        data.setup("fit")
+        batches.append(list(data.train_dataloader()))
+    for one, other in zip(*batches, strict=True):
+        assert torch.equal(one.input_ids, other.input_ids)
+        assert torch.equal(one.region_features, other.region_features)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 9), st.integers(1, 5), st.data())
+def test_blocks_cover_every_image_of_every_fold_once(
+    images: int, fold_size: int, block_size: int, world: int, data: st.DataObject
+) -> None:
+    counts = np.array(data.draw(st.lists(st.integers(1, 4), min_size=images, max_size=images)))
+    tokens = encode_nothing(int(counts.sum()))
+    table = CaptionTable(np.arange(int(counts.sum())), np.insert(np.cumsum(counts), 0, 0), tokens)
+    order = np.random.default_rng(0).permutation(images)
+    folds = folds_of(order, fold_size, table)
+    size = min(fold_size, images)
+    assert [len(fold.images) for fold in folds] == [size] * (images // size)
+    assert np.concatenate([fold.images for fold in folds]).tolist() == order[: size * (images // size)].tolist()
+    for fold in folds:
+        assert fold.images[fold.owner].tolist() == table.image_of()[fold.captions].tolist()
+        assert len(fold.captions) == counts[fold.images].sum() and (np.diff(fold.owner) >= 0).all()
+    blocks = blocks_of(folds, block_size)
+    covered = [(block.fold, image) for block in blocks for image in range(block.start, block.stop)]
+    assert covered == [(number, image) for number in range(len(folds)) for image in range(size)]
+    finished = frozenset(data.draw(st.lists(st.integers(0, len(blocks) - 1), max_size=len(blocks))))
+    shares = [BlockSampler(len(blocks), finished, rank=rank, world_size=world).numbers for rank in range(world)]
+    assert all(shares)
+    assert sorted(number for share in shares for number in share if number >= 0) == list(range(len(blocks)))
+    pending = [sum(number >= 0 and number not in finished for number in share) for share in shares]
+    assert max(pending) - min(pending) <= 1
+
+
+def encode_nothing(count: int) -> Any:
+    return RaggedTokens(np.zeros(count, dtype=np.int32), np.arange(count + 1))
+
+
+def test_only_the_first_captions_are_used(demo_data: Path) -> None:
+    data = retrieval_data(demo_data, captions_per_image=2)
+    data.setup("test")
+    candidates = data.candidates("test")
+    assert np.diff(candidates.captions.offsets).tolist() == [2] * len(candidates)
+    texts = [candidates.caption_text(caption) for caption in candidates.captions.captions_of(np.array([3]))]
+    assert texts == candidates.records.captions_of(3)[:2]
+
+
+def test_validation_is_a_sample_that_the_seed_draws(demo_data: Path) -> None:
+    def drawn(seed: int) -> list[int]:
+        data = retrieval_data(demo_data, seed=seed, val_images=4, val_fold_images=2)
+        data.setup("fit")
+        return [image for fold in data.folds("val") for image in fold.images.tolist()]
+
+    assert drawn(3) == drawn(3) and len(set(drawn(3))) == 4
+    assert any(drawn(3) != drawn(seed) for seed in (4, 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"test_candidates": "5k"}, "asks for 5,000 images, and split 'test' gives 6: pass data.test_candidates=all"),
+        ({"test_candidates": "many"}, "give 1k, 5k, all or a number of images"),
+        ({"attention_type": "RL"}, "pass one of CLR, CL, CR, LR"),
+        ({"block_images": 0}, "data.block_images is 0"),
+        ({"max_tokens": 2}, "data.max_tokens is 2"),
+        ({"test_split": "nowhere"}, "There is no split 'nowhere'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(demo_data: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        data = retrieval_data(demo_data, **changes)
+        data.setup("test")
+        data.folds("test")
+
+
+def test_a_rest_that_makes_no_fold_is_left_out_with_a_warning(demo_data: Path) -> None:
+    data = retrieval_data(demo_data, test_candidates=4)
+    data.setup("test")
+    with pytest.warns(UserWarning, match="the last 2 of 6 images"):
+        folds = data.folds("test")
+    assert [fold.images.tolist() for fold in folds] == [[0, 1, 2, 3]]
+
+
+def write_lines(path: Path, *records: Any) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_blank_and_missing_captions_are_refused_or_counted(tmp_path: Path) -> None:
+    file = write_lines(
+        tmp_path / "own.jsonl",
+        {"image_id": 1, "captions": ["a cat", " "]},
+        {"image_id": 2, "captions": []},
+        {"image_id": 3, "captions": ["a dog"]},
+    )
+    with pytest.raises(UserError, match=r"own\.jsonl line 1"):
+        read_caption_split({"jsonl": file}, "test", "error")
+    with pytest.warns(UserWarning, match="on_missing_captions=skip: split 'test' goes without 1 image"):
+        records = read_caption_split({"jsonl": file}, "test", "skip")
+    assert records.image_ids.tolist() == ["1", "3"]
+
+
+def test_images_that_the_store_lacks_are_refused(demo_data: Path, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "own.jsonl", {"image_id": "unheard-of", "captions": ["a cat"]})
+    data = retrieval_data(demo_data, splits={"test": {"jsonl": file}})
+    with pytest.raises(UserError, match="has no image unheard-of"):
+        data.setup("test")
+
+
+def test_splits_without_captions_or_of_another_form_are_refused(demo_data: Path, tmp_path: Path) -> None:
+    image_id = json.loads((demo_data / "demo" / "dataset_demo.json").read_text())["images"][0]["cocoid"]
+    file = write_lines(tmp_path / "own.jsonl", {"image_id": image_id})
+    data = retrieval_data(demo_data, splits={"test": {"jsonl": file}})
+    with pytest.raises(UserError, match="has no annotations"):
+        data.setup("test")
+    with pytest.raises(UserError, match=r"data\.splits\.test is 'x\.json': give"):
+        read_caption_split("x.json", "test", "error")
+    one = write_lines(tmp_path / "one.jsonl", {"image_id": image_id, "captions": ["a cat"]})
+    data = retrieval_data(demo_data, splits={"train": {"jsonl": one}, "val": {"jsonl": one}})
+    with pytest.raises(UserError, match="retrieval needs two"):
+        data.setup("fit")

@@ -1,0 +1,82 @@
+"""Ranks and best matches taken block by block, against the published ranks and sorting."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vinvl.retrieval.candidates import Block, Fold
+from vinvl.retrieval.recall import Blocks, best_columns, best_images, fold_ranks
+from vinvl.retrieval.run import chance
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
+
+
+def fold_of(captions_per_image: list[int]) -> Fold:
+    owner = np.repeat(np.arange(len(captions_per_image)), captions_per_image)
+    return Fold(np.arange(len(captions_per_image)), np.arange(len(owner)), owner)
+
+
+def in_blocks(scores: np.ndarray, size: int) -> Blocks:
+    def blocks() -> Iterator[tuple[Block, np.ndarray]]:
+        for start in range(0, len(scores), size):
+            stop = min(start + size, len(scores))
+            yield Block(0, start, stop), scores[start:stop]
+
+    return blocks
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_ranks_are_the_published_ones(size: int) -> None:
+    recorded = json.loads((GOLDEN / "data__retrieval_ranks.json").read_text())
+    images, captions = len(recorded["img_keys"]), recorded["num_captions_per_img"]
+    scores = np.array(recorded["similarities"], dtype=np.float32).reshape(images, images * captions)
+    ranks = fold_ranks(fold_of([captions] * images), in_blocks(scores, size))
+    assert ranks.image_to_text.tolist() == recorded["i2t_ranks"]
+    assert ranks.text_to_image.tolist() == recorded["t2i_ranks"]
+
+
+def sorted_rank(scores: np.ndarray, matches: np.ndarray) -> int:
+    """Of the first match, from 0, by sorting."""
+    order = np.argsort(scores, kind="stable")[::-1]
+    return int(np.flatnonzero(matches[order])[0])
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=9), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
+def test_blocks_give_the_ranks_of_sorting_ties_included(counts: list[int], size: int, levels: int, seed: int) -> None:
+    fold = fold_of(counts)
+    shape = (len(counts), sum(counts))
+    scores = np.random.default_rng(seed).integers(0, levels, size=shape).astype(np.float32)
+    ranks = fold_ranks(fold, in_blocks(scores, size))
+    owns = fold.owner == np.arange(len(counts))[:, None]
+    assert ranks.image_to_text.tolist() == list(map(sorted_rank, scores, owns))
+    assert ranks.text_to_image.tolist() == list(map(sorted_rank, scores.T, owns.T))
+    images, found = best_images(fold, in_blocks(scores, size), 3)
+    expected = best_columns(np.ascontiguousarray(scores.T), 3)
+    assert images.tolist() == expected.tolist()
+    assert found.tolist() == np.take_along_axis(scores.T, expected, axis=1).tolist()
+    first = images[np.arange(len(images)), 0] == fold.owner
+    assert first.tolist() == (ranks.text_to_image == 0).tolist()
+
+
+def test_chance_is_what_random_orders_give() -> None:
+    fold = fold_of([5, 3, 5, 5])
+    random = np.random.default_rng(0)
+    hits = np.zeros((2, 3))
+    rounds = 600
+    for _ in range(rounds):
+        ranks = fold_ranks(fold, in_blocks(random.random((4, 18)).astype(np.float32), 4))
+        for column, k in enumerate((1, 2, 5)):
+            hits[0, column] += (ranks.image_to_text < k).mean()
+            hits[1, column] += (ranks.text_to_image < k).mean()
+    for column, k in enumerate((1, 2, 5)):
+        assert chance(fold, k) == pytest.approx(tuple(100 * hits[:, column] / rounds), abs=3)
+    own = [5, 3, 5, 5]
+    missed = [math.comb(18 - count, 2) / math.comb(18, 2) for count in own]
+    assert chance(fold, 2)[0] == pytest.approx(100 * (1 - sum(missed) / 4))

@@ -1,0 +1,98 @@
+"""The table that ends a --multirun."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.conftest import TINY_DEMO, Door
+from vinvl.run.errors import UserError
+from vinvl.run.multirun import MultirunTable, comparison, job_rows, results_summary
+
+SCORES = {"headline": "accuracy", "scores": {"loss": 1.0, "accuracy": 61.5}}
+
+
+def make_job(sweep: Path, name: str, overrides: list[str], results: object) -> None:
+    (sweep / name / ".hydra").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(overrides), sweep / name / ".hydra" / "overrides.yaml")
+    if results is not None:
+        (sweep / name / "results.json").write_text(json.dumps(results))
+
+
+def test_jobs_are_held_against_each_other_by_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(11):
+        results = {"headline": "accuracy", "scores": {"accuracy": 50.0 + number}}
+        make_job(tmp_path, str(number), ["task=vqa", f"seed={number}", "++data.use_tags=false"], results)
+    MultirunTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}), config_name="any")
+    table = list(csv.reader((tmp_path / "multirun.csv").open()))
+    assert table[0] == ["job", "seed", "accuracy", "gain over job 0"]
+    assert table[1] == ["0", "0", "50.00", ""]
+    assert table[-1] == ["10", "10", "60.00", "+10.00"]  # after 9, not after 1
+    printed = capsys.readouterr().out
+    assert "11 jobs" in printed and "+10.00" in printed and str(tmp_path / "multirun.csv") in printed
+
+
+def test_a_job_that_failed_is_a_row_without_figures(tmp_path: Path) -> None:
+    make_job(tmp_path, "0", ["lr=1", "~scheduler"], None)
+    make_job(tmp_path, "1", ["lr=2", "~scheduler"], SCORES)
+    assert comparison(job_rows(tmp_path)) == (
+        ["job", "lr", "accuracy", "gain over job 0"],
+        [("0", "1", "no result", ""), ("1", "2", "61.50", "")],
+    )
+    assert comparison(job_rows(tmp_path)[:1]) == (["job", "result"], [("0", "no result")])
+
+
+def test_a_summary_is_shown_before_the_headline(tmp_path: Path) -> None:
+    make_job(tmp_path, "0", ["objective=none"], {"summary": {"finetuning": 40.0}, **SCORES})
+    make_job(tmp_path, "1", ["objective=two_way"], {"summary": {"pretraining": 70.0, "finetuning": 36.5}})
+    columns, rows = comparison(job_rows(tmp_path))
+    assert columns == ["job", "objective", "pretraining", "finetuning", "gain over job 0"]
+    assert rows == [("0", "none", "", "40.00", ""), ("1", "two_way", "70.00", "36.50", "-3.50")]
+
+
+def test_jobs_are_compared_by_their_validation(tmp_path: Path) -> None:
+    """A sweep that chose by the test score would be one that has seen the test split."""
+    for job, val in (("0", 30.0), ("1", 33.0)):
+        chosen_by = {"split": "dev", "figure": "accuracy", "score": val}
+        make_job(tmp_path, job, [f"lr={job}"], {**SCORES, "validation": chosen_by})
+    columns, rows = comparison(job_rows(tmp_path))
+    assert columns == ["job", "lr", "test accuracy", "val accuracy", "gain over job 0"]
+    assert rows[1] == ("1", "1", "61.50", "33.00", "+3.00")
+    chosen_by = {"split": "dev", "figure": "accuracy", "score": 30.0}
+    assert results_summary({"headline": "accuracy", "scores": {}, "validation": chosen_by}) == {"val accuracy": 30.0}
+
+
+def test_a_job_that_says_why_it_failed_fails_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_job(tmp_path, "0", ["lr=1"], SCORES)
+    make_job(tmp_path, "1", ["lr=2"], None)
+    (tmp_path / "1" / "error.txt").write_text("no such file\n")
+    with pytest.raises(SystemExit, match=r"error: failed: 1; error.txt in the folder of each says why"):
+        MultirunTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert "no result" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_other_jobs_of_a_sweep_go_on_after_one_has_failed(door: Door, tmp_path: Path) -> None:
+    short = [*TINY_DEMO, "trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+    result = door("train", "--multirun", "data.target_rule=none,count/3", *short)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 2 and "'none' is no rule" in lines[0] and lines[1].startswith("error: failed: 0;")
+    (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
+    table = list(csv.reader((sweep / "multirun.csv").open()))
+    assert table[1][:3] == ["0", "none", "no result"] and table[2][1] == "count/3" and float(table[2][2]) >= 0
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"scores": {}}', '{"headline": "a", "scores": {"a": null}}'])
+def test_a_damaged_result_file_is_named(tmp_path: Path, content: str) -> None:
+    make_job(tmp_path, "0", [], None)
+    (tmp_path / "0" / "results.json").write_text(content)
+    with pytest.raises(UserError, match=r"0/results\.json is no result file of vinvl"):
+        job_rows(tmp_path)
+
+
+def test_a_sweep_without_jobs_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    MultirunTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())

@@ -1,0 +1,333 @@
+"""VQA questions and answers from official JSON and from JSONL: what is read, and how bad files are refused."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vinvl.run.errors import UserError
+from vinvl.vqa.files import VQARecords, concatenate, guess_answer_type, read_jsonl, read_official
+
+SAMPLES = Path(__file__).parents[1] / "data/samples/vqa"
+
+
+def question(**changes: Any) -> dict[str, Any]:
+    return {"question_id": 1, "image_id": 7, "question": "What?"} | changes
+
+
+def annotation(**changes: Any) -> dict[str, Any]:
+    return {"question_id": 1, "image_id": 7, "answers": [{"answer": "cat", "answer_id": 1}]} | changes
+
+
+def official_files(
+    folder: Path, questions: list[Any], annotations: list[Any] | None = None
+) -> tuple[Path, Path | None]:
+    (folder / "questions.json").write_text(json.dumps({"questions": questions}))
+    if annotations is None:
+        return folder / "questions.json", None
+    (folder / "annotations.json").write_text(json.dumps({"annotations": annotations}))
+    return folder / "questions.json", folder / "annotations.json"
+
+
+def jsonl_file(folder: Path, *records: Any, name: str = "own.jsonl") -> Path:
+    (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder / name
+
+
+def refusal(call: Any, *arguments: Any) -> str:
+    with pytest.raises(UserError) as error:
+        call(*arguments)
+    sentence = str(error.value)
+    assert "\n" not in sentence and sentence.endswith(".")
+    return sentence
+
+
+def contents(records: VQARecords) -> list[Any]:
+    columns = [records.questions, records.answers, records.answer_types, records.question_types]
+    return [records.question_ids.tolist(), records.image_ids.tolist(), *(c and list(c) for c in columns)]
+
+
+def test_official_sample() -> None:
+    records = read_official(SAMPLES / "questions.json", SAMPLES / "annotations.json")
+    assert len(records) == 3
+    assert records.question_ids.dtype == np.int64
+    assert records.question_ids.tolist() == [458752000, 458752001, 458752002]
+    assert records.image_ids.tolist() == ["458752"] * 3
+    assert records.questions[1] == "What position is this man playing?"
+    assert records.answers is not None and records.answer_types is not None
+    assert records.answers[1] == ["pitcher", "catcher"] + ["pitcher"] * 8
+    assert list(records.answer_types) == ["other"] * 3
+    assert records.question_types is None and records.multiple_choice_answers is None
+    assert records.describe(2) == f"{SAMPLES / 'questions.json'} record 3 (question_id 458752002)"
+    assert contents(pickle.loads(pickle.dumps(records))) == contents(records)
+
+
+def test_test_split_has_no_answers() -> None:
+    records = read_official(SAMPLES / "questions.json")
+    assert len(records) == 3
+    assert records.answers is None and records.answer_types is None and records.question_types is None
+
+
+def test_full_annotations_in_another_order(tmp_path: Path) -> None:
+    kinds = {"answer_type": "yes/no", "question_type": "is the", "multiple_choice_answer": "yes"}
+    annotations = [
+        annotation(question_id=2, image_id=8),
+        annotation(answers=[{"answer": "yes"}, {"answer": "é"}], **kinds),
+    ]
+    questions = [question(question="Is it?"), question(question_id=2, image_id=8)]
+    records = read_official(*official_files(tmp_path, questions, annotations))
+    assert contents(records) == [
+        [1, 2],
+        ["7", "8"],
+        ["Is it?", "What?"],
+        [["yes", "é"], ["cat"]],
+        ["yes/no", "other"],
+        ["is the", "none of the above"],
+    ]
+    assert records.multiple_choice_answers is not None
+    assert list(records.multiple_choice_answers) == ["yes", ""]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["Yes", "no", "yes."], "yes/no"),
+        (["two", "2", "cat"], "number"),
+        (["none"], "number"),
+        (["3.5"], "number"),
+        (["1,000"], "number"),
+        (["2 cats"], "other"),
+        (["cat", "yes"], "other"),
+        ([""], "other"),
+    ],
+)
+def test_guessed_answer_types(answers: list[str], expected: str) -> None:
+    assert guess_answer_type(answers) == expected
+
+
+@pytest.mark.parametrize(
+    ("questions", "annotations", "sentence"),
+    [
+        ([], None, "questions.json holds no questions"),
+        ([3], None, "questions.json record 1 is 3, expected an object"),
+        ([question(), {"question_id": 2, "image_id": 7}], None, "2 has no question (it has image_id, question_id)"),
+        ([{"image_id": 7, "question": "?"}], None, "questions.json record 1 has no question_id"),
+        ([{"question_id": 7, "question": "?"}], None, "questions.json record 1 has no image_id"),
+        ([question(question="  ")], None, "record 1 has an empty question"),
+        ([question(question=None)], None, "record 1: question is missing or null, expected a text"),
+        ([question(question=["What?"])], None, "record 1: question is ['What?'], expected a text"),
+        ([question(question="\ud800")], None, "$.questions[0].question holds half of a surrogate pair"),
+        ([question(question_id=True)], None, "record 1: question_id is True, expected an integer or a text"),
+        ([question(question_id=1.0)], None, "record 1: question_id is 1.0, expected an integer"),
+        ([question(image_id=None)], None, "record 1: image_id is missing or null"),
+        ([question(image_id="x" * 300)], None, "record 1: image_id is longer than 256 characters"),
+        ([question(image_id="x\0")], None, "holds a null character"),
+        ([question(), question()], None, "questions.json record 2 has the question_id 1 of"),
+        ([question(), question(question_id="1")], None, "record 2 has the question_id 1 of"),
+        ([question()], [], "annotations.json holds no annotations"),
+        ([question()], [annotation(), annotation()], "record 2 annotates question 1, which record 1 already does"),
+        ([question()], [annotation(question_id=5)], "lacks the annotations of 1 of the 1 questions"),
+        ([question(), question(question_id=2)], [annotation()], "the first being question 2;"),
+        ([question()], [annotation(), annotation(question_id=5)], "annotates 1 questions that"),
+        ([question()], [annotation(question_id="1")], "the first being question 1;"),
+        ([question()], [annotation(image_id=9)], "annotations.json record 1 is about image 9, but its question 1 in"),
+        ([question()], [annotation(answers=[])], "annotations.json record 1 has an empty list of answers"),
+        ([question()], [annotation(answers="cat")], "record 1: answers is 'cat', expected a list"),
+        ([question()], [annotation(answers=["cat", 2])], "record 1: answer 2 is 2, expected a text in quotes"),
+        ([question()], [annotation(answers=["cat", {"text": "x"}])], "record 1: answer 2 is missing or null"),
+        (
+            [question()],
+            [annotation(answers=["cat", "\udfff"])],
+            "$.annotations[0].answers[1] holds half of a surrogate pair",
+        ),
+        ([question()], [{"question_id": 1}], "annotations.json record 1 has no answers (it has question_id)"),
+        ([question()], [annotation(answer_type=4)], "record 1: answer_type is 4, expected a text"),
+    ],
+)
+def test_bad_official_records_are_refused(
+    tmp_path: Path, questions: list[Any], annotations: list[Any] | None, sentence: str
+) -> None:
+    assert sentence in refusal(read_official, *official_files(tmp_path, questions, annotations))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b'{"questions": [\n{"a" 1}]}', r"line 2, column 6: Expecting ':' delimiter"),
+        (b'{"questions": [', r"is not valid JSON \(column 16: "),
+        (b"[" * 200_000, "not usable JSON"),
+        (b'{"questions": [' + b"9" * 5000 + b"]}", "not usable JSON"),
+        (b'{"questions":\n"\xe9"}', r"not UTF-8 text \(byte 15 on line 2\)"),
+        (b"[]", "is no VQA questions file: expected an object with a list under 'questions', found none"),
+        (b'{"annotations": []}', "is no VQA questions file: .*found an object with annotations"),
+        (b'{"questions": {}}', "is no VQA questions file"),
+        (b"{}", "found an object with no keys"),
+    ],
+)
+def test_bad_official_files_are_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "questions.json"
+    path.write_bytes(content)
+    message = refusal(read_official, path)
+    assert message.startswith(str(path)) and re.search(sentence, message), message
+
+
+@pytest.mark.parametrize("reader", [read_official, read_jsonl])
+def test_missing_files(tmp_path: Path, reader: Any) -> None:
+    assert "none.json does not exist" in refusal(reader, tmp_path / "none.json")
+    assert "cannot be read" in refusal(reader, tmp_path)
+
+
+def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    path, _ = official_files(tmp_path, [question()])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_official(path)) == 1
+    jsonl = jsonl_file(tmp_path, question())
+    jsonl.write_bytes(b"\xef\xbb\xbf" + jsonl.read_bytes())
+    assert len(read_jsonl(jsonl)) == 1
+
+
+def test_jsonl_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(
+        '{"image_id": "a/b.jpg", "question": "How many?", "answers": ["two"]}\n'
+        "\n"
+        '{"image_id": 5, "question": "Is it?", "answers": [{"answer": "yes"}, "no"], "answer_type": "mine"}'
+    )
+    records = read_jsonl(path)
+    assert contents(records) == [
+        [1, 3],
+        ["a/b.jpg", "5"],
+        ["How many?", "Is it?"],
+        [["two"], ["yes", "no"]],
+        ["number", "mine"],
+        None,
+    ]
+    assert records.describe(1) == f"{path} line 3 (question_id 3)"
+
+
+def test_jsonl_without_answers(tmp_path: Path) -> None:
+    records = read_jsonl(jsonl_file(tmp_path, {"image_id": 1, "question": "?"}, {"image_id": 1, "question": "?"}))
+    assert records.answers is None and records.answer_types is None and len(records) == 2
+
+
+def test_ids_that_are_not_all_integers_become_text(tmp_path: Path) -> None:
+    for odd in ("b", 2**70):
+        records = read_jsonl(jsonl_file(tmp_path, question(), question(question_id=odd)))
+        assert records.question_ids.tolist() == ["1", str(odd)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("\n\n", "own.jsonl holds no questions; an empty split"),
+        ("[1]\n", "own.jsonl line 1 is [1], expected an object"),
+        ('{"image_id": 1, "question": "?"}\n{"image_id": 1,\n', "own.jsonl line 2 is not valid JSON (column 16: "),
+        (
+            '{"image_id": 1, "question": "\\ud83d"}',
+            "line 1 is not usable JSON ($.question holds half of a surrogate pair",
+        ),
+        ('{"question": "?"}', "own.jsonl line 1 has no image_id (it has question)"),
+        ('{"image_id": 1, "question": ""}', "own.jsonl line 1 has an empty question"),
+        ('{"image_id": 1, "question": "?", "answers": []}', "own.jsonl line 1 has an empty list of answers"),
+        ('{"image_id": 1, "question": "?", "answers": [null]}', "line 1: answer 1 is missing or null"),
+        ('{"image_id": 1, "question": "?", "answers": {"a": 1}}', "line 1: answers is {'a': 1}, expected a list"),
+    ],
+)
+def test_bad_jsonl_is_refused(tmp_path: Path, lines: str, sentence: str) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(lines)
+    assert sentence in refusal(read_jsonl, path)
+
+
+def test_jsonl_with_some_answers_is_refused(tmp_path: Path) -> None:
+    bare, full = {"image_id": 1, "question": "?"}, {"image_id": 1, "question": "?", "answers": ["x"]}
+    assert "own.jsonl line 2 has no answers, unlike line 1" in refusal(read_jsonl, jsonl_file(tmp_path, full, bare))
+    assert "own.jsonl line 2 has answers, unlike line 1" in refusal(read_jsonl, jsonl_file(tmp_path, bare, full))
+
+
+def test_jsonl_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(b'{"image_id": 1, "question": "?"}\n{"image_id": 1, "question": "\xff"}\n')
+    assert "own.jsonl line 2 is not UTF-8 text (byte 29);" in refusal(read_jsonl, path)
+
+
+def test_joining_fills_what_one_file_lacks(tmp_path: Path) -> None:
+    kinds = {"question_type": "what", "multiple_choice_answer": "cat"}
+    official = read_official(*official_files(tmp_path, [question()], [annotation(**kinds)]))
+    own = read_jsonl(jsonl_file(tmp_path, question(question_id="own", image_id="z.jpg", answers=["no"])))
+    joined = concatenate([official, own])
+    assert contents(joined) == [
+        ["1", "own"],
+        ["7", "z.jpg"],
+        ["What?"] * 2,
+        [["cat"], ["no"]],
+        ["other", "yes/no"],
+        ["what", "none of the above"],
+    ]
+    assert joined.multiple_choice_answers is not None and list(joined.multiple_choice_answers) == ["cat", ""]
+    assert joined.describe(1) == f"{tmp_path / 'own.jsonl'} line 1 (question_id own)"
+    assert contents(concatenate([own])) == contents(own)
+
+
+def test_joining_refuses_repeats_and_half_answered_data(tmp_path: Path) -> None:
+    first = read_jsonl(jsonl_file(tmp_path, question(answers=["x"]), name="first.jsonl"))
+    again = read_jsonl(jsonl_file(tmp_path, question(answers=["x"]), name="again.jsonl"))
+    bare = read_jsonl(jsonl_file(tmp_path, question(question_id=9), name="bare.jsonl"))
+    sentence = refusal(concatenate, [first, again])
+    assert re.search(r"again\.jsonl line 1 has the question_id 1 of .*first\.jsonl line 1", sentence)
+    sentence = refusal(concatenate, [bare, first])
+    assert re.search(r"first\.jsonl line 1 has answers and .*bare\.jsonl line 1 has none", sentence)
+    with pytest.raises(ValueError, match="no records"):
+        concatenate([])
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+own_records = st.fixed_dictionaries(
+    {
+        "image_id": st.one_of(st.integers(), texts.filter(lambda text: text.strip() and "\0" not in text)),
+        "question": texts.filter(str.strip),
+        "answers": st.lists(texts, min_size=1, max_size=4),
+    },
+    optional={"answer_type": texts.filter(bool), "question_type": texts.filter(bool)},
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(own_records, min_size=1, max_size=8), st.booleans(), st.integers(0, 8))
+def test_jsonl_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]], ascii_only: bool, cut: int
+) -> None:
+    folder = tmp_path_factory.mktemp("own")
+    lines = [json.dumps({"question_id": 10 + i} | record, ensure_ascii=ascii_only) for i, record in enumerate(records)]
+    parts = [part for part in (lines[:cut], lines[cut:]) if part]
+    for number, part in enumerate(parts):
+        (folder / f"{number}.jsonl").write_text("\n".join(part), encoding="utf-8", newline="")
+    read = concatenate([read_jsonl(folder / f"{number}.jsonl") for number in range(len(parts))])
+    types = [record.get("question_type") for record in records]
+    assert contents(read) == [
+        list(range(10, 10 + len(records))),
+        [str(record["image_id"]) for record in records],
+        [record["question"] for record in records],
+        [record["answers"] for record in records],
+        [record.get("answer_type", guess_answer_type(record["answers"])) for record in records],
+        [kind or "none of the above" for kind in types] if any(types) else None,
+    ]
+
+
+def test_many_questions_keep_their_order(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).permutation(5000).tolist()
+    questions = [question(question_id=i, image_id=i % 50, question=f"Number {i}?") for i in ids]
+    annotations = [annotation(question_id=i, image_id=i % 50, answers=[{"answer": str(i)}] * 10) for i in sorted(ids)]
+    records = read_official(*official_files(tmp_path, questions, annotations))
+    assert records.question_ids.tolist() == ids
+    assert records.answers is not None
+    assert [answers[9] for answers in records.answers] == [str(i) for i in ids]
+    assert records.questions[4321] == f"Number {ids[4321]}?"
