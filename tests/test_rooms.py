@@ -44,7 +44,7 @@ def test_imports_go_round_in_no_circle() -> None:
     assert left == {}
 
 
-@pytest.mark.parametrize("module", ["vinvl.vqa.task", "vinvl.data.batch"])
+@pytest.mark.parametrize("module", ["vinvl.evaluate", "vinvl.vqa.task", "vinvl.data.batch"])
 def test_what_a_task_does_not_load(module: str) -> None:
     program = f"import sys, {module}; print(*(name for name in sys.modules if name.startswith('vinvl.')))"
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vinvl.data.columns import TextColumn
-from vinvl.data.records import shown
 from vinvl.regions.checks import encoded_id
 from vinvl.regions.formats.fields import check_pattern, id_by_pattern
 from vinvl.run.errors import UserError
+from vinvl.run.values import shown
 
 # A picture file of any kind → RGB pixels, or one sentence that says what is wrong with it.
 

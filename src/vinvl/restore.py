@@ -13,8 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.module import RegionDataModule
-from vinvl.extraction.provenance import OtherFeatures, unlike_store
-from vinvl.regions.feature_record import FeatureRecord
+from vinvl.regions.feature_record import FeatureRecord, OtherFeatures, unlike_store
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.folders import resolve_checkpoint, task_class

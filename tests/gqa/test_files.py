@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.reader_checks import BROKEN_FILES, refusal, sentences
-from vinvl.data import records as json_members
 from vinvl.gqa import files as gqa_files
 from vinvl.gqa.files import GQARecords, concatenate, read_gqa
+from vinvl.run import values
 
 SAMPLES = Path(__file__).parents[1] / "data/samples/gqa"
 
@@ -200,7 +200,7 @@ def test_round_trip_in_pieces(
     path = tmp_path_factory.mktemp("gqa") / "questions.json"
     path.write_text(json.dumps(records, ensure_ascii=ascii_only, indent=indent), encoding="utf-8", newline="")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_members, "_CHUNK", chunk)
+        patch.setattr(values, "_CHUNK", chunk)
         patch.setattr(gqa_files, "_BLOCK", block)
         read = read_gqa([path])
     assert contents(read) == [
@@ -219,8 +219,8 @@ def test_numbers_are_not_cut_where_a_piece_ends(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "members.json"
     path.write_text('{"a": 1234567, "b": -1.5e3, "c": true, "d": 1e+2}')
     for chunk in range(1, 20):
-        monkeypatch.setattr(json_members, "_CHUNK", chunk)
-        assert list(json_members.json_members(path, "")) == [("a", 1234567), ("b", -1500.0), ("c", True), ("d", 100.0)]
+        monkeypatch.setattr(values, "_CHUNK", chunk)
+        assert list(values.json_members(path, "")) == [("a", 1234567), ("b", -1500.0), ("c", True), ("d", 100.0)]
 
 
 def test_a_broken_member_is_not_searched_for_its_end_without_limit(
@@ -229,9 +229,9 @@ def test_a_broken_member_is_not_searched_for_its_end_without_limit(
     path = tmp_path / "members.json"
     # Were the file read to its end, it would be refused for the byte that is not UTF-8.
     path.write_bytes(b'{"a": [1 2], "b": "' + b"x" * 100_000 + b'\xff"}')
-    monkeypatch.setattr(json_members, "_CHUNK", 100)
-    monkeypatch.setattr(json_members, "_LONGEST_MEMBER", 1000)
-    message = refusal(lambda: list(json_members.json_members(path, "")))
+    monkeypatch.setattr(values, "_CHUNK", 100)
+    monkeypatch.setattr(values, "_LONGEST_MEMBER", 1000)
+    message = refusal(lambda: list(values.json_members(path, "")))
     assert "record 1 is not valid JSON (character 10: Expecting ',' delimiter)" in message
 
 

@@ -16,9 +16,8 @@ from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import COLOUR_ORDER, MEAN
 from vinvl.detector.weights import OpenedDetector
 from vinvl.pictures import PictureNames, ReadingOptions
-from vinvl.regions.feature_record import FeatureRecord
+from vinvl.regions.feature_record import FeatureRecord, settings_of, unlike_settings
 from vinvl.regions.regions import LabelMap
-from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
 
 PACKAGES = ("vinvl", "torch", "pillow", "numpy")
@@ -75,29 +74,9 @@ def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "versions": versions, "made": f"{datetime.now():%Y-%m-%d}"}
 
 
-def settings_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a provenance of `provenance`."""
-    return {name: value for name, value in provenance.items() if name not in ("versions", "made")}
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two settings, for a sentence."""
-    keys = dict.fromkeys([*now, *before])
-    return [
-        f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))}"
-        for key in keys
-        if before.get(key) != now.get(key)
-    ]
-
-
 def plain(value: Any) -> Any:
     """The value as JSON gives it back."""
     return json.loads(json.dumps(value))
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _version(package: str) -> str:
@@ -107,21 +86,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-# Are the features that a model is given those that it was trained on? It cannot tell, and answers worse if not.
-#
-# Features of other settings have the right shape and look fine; one user's cost 45 points of CIDEr
-# (docs/features.md). What can be known is known from the store that the model was trained on, whose settings its
-# checkpoint carries.
-
-
-# What may differ without a difference to speak of in the features, or is no setting of the detector's at all. How
-# batches were padded is left out because nobody who asks about one picture can do anything about it.
-HARMLESS = ("weights", "image_id", "batches", "precision", "feature_dtype", "transparency")
-NAMES_SHOWN = 3  # of the settings in which two differ
-
-
-class OtherFeatures(UserWarning):
-    """The features are not those that the model was trained on."""
+# How a detector is to be used so that it makes the features that a model was trained on.
 
 
 def trained_config(record: FeatureRecord, weights_sha256: str, own: DetectorConfig | None) -> DetectorConfig | None:
@@ -183,31 +148,4 @@ def unlike_detector(
         feature_dtype=record.feature_dtype,
         precision="",
     )
-    return _sentence(settings_of(record.provenance), now, f"{opened.weights} makes")
-
-
-def unlike_store(record: FeatureRecord, store: RegionStore) -> str | None:
-    """The same of a store's features; where no settings are known the names of the detectors are compared."""
-    own = FeatureRecord.of_store(store)
-    if "weights_sha256" in record.provenance and "weights_sha256" in own.provenance:
-        return _sentence(settings_of(record.provenance), settings_of(own.provenance), f"{store!r} has")
-    if not record.detector or record.detector == own.detector:
-        return None
-    return (
-        f"The model was trained on features of {record.detector!r}, and {store!r} has those of {own.detector!r}: "
-        "unless these are two names of one thing, answers will be worse."
-    )
-
-
-def _sentence(before: Mapping[str, Any], now: Mapping[str, Any], which: str) -> str | None:
-    found = differences(
-        {name: value for name, value in before.items() if name not in HARMLESS},
-        {name: value for name, value in now.items() if name not in HARMLESS},
-    )
-    if not found:
-        return None
-    more = f"; and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
-    return (
-        f"{which} other features than those that the model was trained on ({'; '.join(found[:NAMES_SHOWN])}{more}): "
-        "they look fine and give worse answers; use the detector and the settings of the training's features."
-    )
+    return unlike_settings(settings_of(record.provenance), now, f"{opened.weights} makes")

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vinvl.detector.config import Architecture, DetectorConfig
 from vinvl.extraction.feed import FeedOptions
-from vinvl.extraction.provenance import differences, settings_of
 from vinvl.pictures import PictureNames, ReadingOptions
+from vinvl.regions.feature_record import differences, settings_of
 from vinvl.regions.journal import begin_journal, discard_journal, journal_folder, read_journal, read_journal_settings
 from vinvl.regions.layout import FEATURE_DTYPES
 from vinvl.regions.shard import IdLookup

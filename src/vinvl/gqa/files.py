@@ -21,7 +21,6 @@ from vinvl.data.records import (
     RecordSources,
     checked_id,
     checked_record,
-    json_members,
     optional_text,
     parts_to_join,
     refuse_mixed,
@@ -31,6 +30,7 @@ from vinvl.data.records import (
     shown,
 )
 from vinvl.run.errors import UserError
+from vinvl.run.values import json_members
 
 UNSTATED_TYPE = "unstated"
 """Type of the questions that state none, while others do."""

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vinvl.extraction.provenance import OtherFeatures
 from vinvl.extraction.settings import detector_config, section
 from vinvl.pictures import SUFFIXES
 from vinvl.predictor.loading import load
 from vinvl.predictor.predictor import Predictor
 from vinvl.predictor.skills import Answer, Caption
 from vinvl.predictor.usage import Usage
+from vinvl.regions.feature_record import OtherFeatures
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write

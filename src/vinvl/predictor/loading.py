@@ -17,12 +17,13 @@ from vinvl.data.tags import tag_source
 from vinvl.data.text import SpecialTokens
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
-from vinvl.extraction.provenance import OtherFeatures, trained_config, trained_reading, unlike_detector, unlike_store
+from vinvl.extraction.provenance import trained_config, trained_reading, unlike_detector
 from vinvl.pictures import ReadingOptions
 from vinvl.predictor.opening import TrainedModel, Used, open_trained
 from vinvl.predictor.pictures import Computing, Looking, Taking
 from vinvl.predictor.predictor import Predictor, Skill
 from vinvl.predictor.skills import Answering, Captioning, Judging, Matching
+from vinvl.regions.feature_record import OtherFeatures, unlike_store
 from vinvl.regions.regions import BOX_NUMBERS
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, printable

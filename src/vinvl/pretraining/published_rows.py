@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import yaml
 
-from vinvl.data.records import checked_id, checked_text, json_members, shown
 from vinvl.run.errors import UserError
 from vinvl.run.files import parse_json, read_bytes
+from vinvl.run.values import checked_id, checked_text, json_members, shown
 
 # One line of the published corpus TSV: which image, which label, and the text.
 

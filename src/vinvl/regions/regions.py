@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from vinvl.data.records import shown
 from vinvl.run.errors import UserError
+from vinvl.run.values import shown
 
 # The label map: which class and attribute name an index stands for.
 

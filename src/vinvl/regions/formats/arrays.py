@@ -13,7 +13,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from vinvl.data.records import shown
 from vinvl.regions.formats.class_numbers import offset_of
 from vinvl.regions.formats.fields import MOST_BYTES
 from vinvl.regions.formats.lines import Found
@@ -22,6 +21,7 @@ from vinvl.regions.regions import Regions
 from vinvl.run.errors import UserError
 from vinvl.run.lines import in_order
 from vinvl.run.restricted_pickle import load_restricted, plain_array
+from vinvl.run.values import shown
 
 # Named arrays of one image, as MMF, bottom-up-attention and others save them, → `FoundImage`.
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vinvl.data.records import shown
 from vinvl.regions.formats.lines import Found
 from vinvl.regions.formats.oscar import with_background
 from vinvl.regions.formats.rows import ON_DAMAGED, OSCAR_DIM, REFUSE, LeftOut, ReadOptions
@@ -25,6 +24,7 @@ from vinvl.regions.writer import RegionStoreWriter
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes, refuse_existing, work_folder
 from vinvl.run.progress import Show, progress
+from vinvl.run.values import shown
 
 LEADING = 8  # images with regions that are looked at before the shape of the store is settled
 LONGEST_FEATURE = 2**20  # numbers a region

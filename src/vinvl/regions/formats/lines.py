@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from vinvl.data.records import checked_id, json_members, shown
 from vinvl.regions.formats.fields import MOST_BYTES, IdBlock, IdTable
 from vinvl.regions.formats.rows import LeftOut, checked_size
 from vinvl.regions.regions import Regions
 from vinvl.run.errors import UserError
 from vinvl.run.files import parse_json, read_json
 from vinvl.run.lines import in_order
+from vinvl.run.values import checked_id, json_members, shown
 
 PART_BYTES = 8 * 2**20
 LONGEST_LINE = MOST_BYTES

@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from vinvl.data.records import shown
 from vinvl.regions.formats.arrays import regions_of_fields
 from vinvl.regions.formats.fields import MOST_BYTES
 from vinvl.regions.formats.lines import Found
@@ -17,6 +16,7 @@ from vinvl.regions.formats.rows import KnownNames, ReadOptions
 from vinvl.regions.regions import Regions
 from vinvl.run.errors import UserError
 from vinvl.run.restricted_pickle import load_restricted
+from vinvl.run.values import shown
 
 # The records of an LMDB, read from its pages: the package lmdb dies of a signal where a file is damaged.
 #

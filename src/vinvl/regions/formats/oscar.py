@@ -11,7 +11,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from vinvl.data.records import checked_text, shown
 from vinvl.regions.formats.fields import IdTable, base64_rows, number_of_regions
 from vinvl.regions.formats.lines import (
     LONGEST_LINE,
@@ -28,6 +27,7 @@ from vinvl.regions.regions import BACKGROUND, NO_ATTRIBUTE, LabelMap, Regions
 from vinvl.run.errors import UserError
 from vinvl.run.files import parse_json
 from vinvl.run.lines import in_order
+from vinvl.run.values import checked_text, shown
 
 ATTRIBUTE_KEYS = (("attributes", "attr_scores"), ("attr", "attr_conf"))
 MOST_ATTRIBUTES = 1000  # of an object

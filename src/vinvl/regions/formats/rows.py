@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vinvl.data.records import checked_id, shown
 from vinvl.regions.formats.fields import check_pattern, id_by_pattern
 from vinvl.regions.regions import Regions
 from vinvl.regions.verify import BOX_TOLERANCE, INVERSION_TOLERANCE
 from vinvl.run.errors import UserError
 from vinvl.run.files import put_in_place
+from vinvl.run.values import checked_id, shown
 
 # Rows and files that cannot be used: the first one is refused, or they are left out and named.
 

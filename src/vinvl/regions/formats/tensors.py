@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from vinvl.data.records import checked_id, shown
 from vinvl.regions.formats.fields import MOST_BYTES
 from vinvl.regions.formats.lines import Found
 from vinvl.regions.formats.oscar import (
@@ -26,6 +25,7 @@ from vinvl.regions.regions import LabelMap, Regions
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes
 from vinvl.run.restricted_pickle import load_restricted
+from vinvl.run.values import checked_id, shown
 
 
 class LabelPickle:
