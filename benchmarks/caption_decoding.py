@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from vinvl.models import VinVLConfig, VinVLForCaptioning
-from vinvl.models.decoding import CaptionContext, DecodingOptions, SpecialTokens
+from vinvl.models.config import SpecialTokens
+from vinvl.models.decoding import CaptionContext, DecodingOptions
 from vinvl.models.generate import generate_captions
 
 MAX_LENGTH, TAG_START, ROW = 20, 40, 2054
-SPECIAL = SpecialTokens(begin=101, end=102, pad=0, mask=103)
+SPECIAL = SpecialTokens(cls_token_id=101, sep_token_id=102, pad_token_id=0, mask_token_id=103, unk_token_id=100)
 
 
 def coco_like_context(images: int, rng: np.random.Generator, device: torch.device) -> CaptionContext:

@@ -24,7 +24,8 @@ import numpy as np
 from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import LengthBucketBatchSampler
 from vinvl.data.tags import StoreTags, TagTokens
-from vinvl.data.text import RaggedTokens, SpecialTokens
+from vinvl.data.text import RaggedTokens
+from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import Corpus, CorpusShare, Mixture, RowKind
 from vinvl.pretraining.corpus.build import write_parts
 from vinvl.pretraining.corpus.chunks import Part

@@ -29,7 +29,8 @@ from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw, LengthBucketBatchSampler
 from vinvl.data.tags import tag_source
-from vinvl.data.text import SpecialTokens, assemble_pair
+from vinvl.data.text import assemble_pair
+from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import CorpusShare, Mixture, ensure_index
 from vinvl.pretraining.data import CorpusRows, PretrainingDataset
 from vinvl.pretraining.triplets import PairOptions

@@ -18,8 +18,9 @@ from made_data import made_regions, whole_layers
 from torch import Tensor
 
 from vinvl.data.batch import Example, ImageRegions, collate
-from vinvl.data.text import RaggedTokens, SpecialTokens
+from vinvl.data.text import RaggedTokens
 from vinvl.models import VinVLConfig, VinVLForAnswering
+from vinvl.models.config import SpecialTokens
 from vinvl.retrieval.candidates import caption_first
 from vinvl.retrieval.scoring import PairScorer, caption_chunks
 

@@ -52,9 +52,11 @@ def cosine_schedule(optimizer: Optimizer, *, total_steps: int, warmup_steps: int
     return LambdaLR(optimizer, lambda step: factor(step + first_step))
 
 
-def constant_schedule(optimizer: Optimizer, *, total_steps: int) -> LambdaLR:
-    """The configured rate throughout; `total_steps` is not used."""
-    return LambdaLR(optimizer, lambda step: 1.0)
+def constant_schedule(
+    optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, first_step: int = 0
+) -> LambdaLR:
+    """Linear warm-up, then the configured rate (Oscar's WarmupConstantSchedule); arguments as for `linear_schedule`."""
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + first_step) / warmup_steps) if warmup_steps else 1.0)
 
 
 def multistep_schedule(

@@ -27,7 +27,8 @@ from vinvl.data.columns import CategoricalColumn, TextColumn
 from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw
 from vinvl.data.tags import FileTags
-from vinvl.data.text import SpecialTokens, encode_texts
+from vinvl.data.text import encode_texts
+from vinvl.models.config import SpecialTokens
 from vinvl.nlvr2.data import NLVR2Dataset
 from vinvl.nlvr2.files import read_nlvr2
 from vinvl.vqa.answers import AnswerVocabulary

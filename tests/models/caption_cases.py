@@ -15,7 +15,8 @@ from torch import Tensor
 from vinvl.models import VinVLConfig, VinVLForCaptioning, generate, load_published_state_dict
 from vinvl.models import constrained as constrained_beam
 from vinvl.models.captioning import seq2seq_attention_mask
-from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, SpecialTokens, WordStepper
+from vinvl.models.config import SpecialTokens
+from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, WordStepper
 from vinvl.models.search import adjusted_logits, sampling_logits
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
@@ -26,7 +27,7 @@ RECORDED_SWITCHES = (  # of the recording's training or data, not of the model
     "drop_worst_ratio",
     "drop_worst_after",
 )
-SPECIAL = SpecialTokens(begin=2, end=3, pad=0, mask=4)
+SPECIAL = SpecialTokens(cls_token_id=2, sep_token_id=3, pad_token_id=0, mask_token_id=4, unk_token_id=1)
 MAX_LENGTH = 10  # of the recorded decoding
 FIRST_TAG_POSITION = 14
 
@@ -181,10 +182,12 @@ def word_log_probs(
     model: VinVLForCaptioning, context: CaptionContext, found: GeneratedCaptions, options: DecodingOptions
 ) -> tuple[Tensor, Tensor]:
     """Summed log-probabilities (B, N) of captions' words by re-encoding, and which (B, N) ended before max_length."""
-    stepper, ids = ReencodingStepper(model, context, SPECIAL.mask), found.ids
+    stepper, ids = ReencodingStepper(model, context, SPECIAL.mask_token_id), found.ids
     sums = torch.zeros(found.lengths.shape)
     for length in range(1, ids.shape[-1]):
-        logits = adjusted_logits(stepper.next_logits(ids[..., length - 1]), ids[..., :length], options, SPECIAL.end)
+        logits = adjusted_logits(
+            stepper.next_logits(ids[..., length - 1]), ids[..., :length], options, SPECIAL.sep_token_id
+        )
         if options.sample:
             logits = sampling_logits(logits, options)
         word = logits.log_softmax(dim=-1).gather(-1, ids[..., length, None]).squeeze(-1)

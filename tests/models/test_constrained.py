@@ -139,16 +139,16 @@ def test_batches_caches_and_promises(images: list[tuple[int, int, list[Constrain
         caption = found.ids[image, 0, 1:length].tolist()
         assert sum(holds(caption, phrase) for phrase in phrases) >= found.constraints_met[image]
         assert found.constraints_met[image] >= min(least, len(phrases))
-        assert (found.ids[image, 0, length:] == SPECIAL.pad).all()
+        assert (found.ids[image, 0, length:] == SPECIAL.pad_token_id).all()
 
 
 def test_without_constraints_the_words_are_free() -> None:
     """An image without constraints next to one with them: [PAD] and all other words stay candidates."""
     model, context = random_model(5), random_context([2, 2], [2, 2])
     with torch.no_grad():
-        model.cls.predictions.bias[SPECIAL.pad] += 50.0  # the first id, which also fills up tables
+        model.cls.predictions.bias[SPECIAL.pad_token_id] += 50.0  # the first id, which also fills up tables
     found = decode(model, context, [[], [Constraint("a", ((5,),))]])
-    assert (found.ids[0, 0, 1:] == SPECIAL.pad).all() and found.lengths[0] == 9
+    assert (found.ids[0, 0, 1:] == SPECIAL.pad_token_id).all() and found.lengths[0] == 9
 
 
 def test_what_cannot_be_met_is_refused() -> None:
@@ -163,7 +163,7 @@ def test_what_cannot_be_met_is_refused() -> None:
     with pytest.raises(UserError, match="outside the vocabulary of 23"):
         decode(model, context, [[Constraint("far", ((99,),))]])
     with pytest.raises(UserError, match="special token"):
-        decode(model, context, [[Constraint("end", ((SPECIAL.end,),))]])
+        decode(model, context, [[Constraint("end", ((SPECIAL.sep_token_id,),))]])
 
 
 class TestDetections:

@@ -52,7 +52,7 @@ def test_greedy_and_beam_search(case: dict[str, Any], use_cache: bool) -> None:
         found = generate_captions(decoding_model(), recorded_context(tensors, case["mode"]), options, special=SPECIAL)
     assert torch.equal(found.ids, tensors[f"outputs.{case['name']}.ids"])
     close(found.log_probs, tensors[f"outputs.{case['name']}.logprobs"])
-    assert torch.equal(found.lengths, (found.ids == SPECIAL.end).int().argmax(dim=-1) + 1)
+    assert torch.equal(found.lengths, (found.ids == SPECIAL.sep_token_id).int().argmax(dim=-1) + 1)
 
 
 @pytest.mark.parametrize("case", SAMPLES, ids=lambda case: case["name"])
@@ -91,7 +91,7 @@ def test_samples_their_scores_and_gradients(case: dict[str, Any]) -> None:
 def test_logits_of_every_step(stepper_class: Any) -> None:
     _, tensors = read_case("caption_step_logits")
     context, prefix = recorded_context(tensors), tensors["inputs.prefix_ids"][:, None]
-    stepper = stepper_class(decoding_model(), context, SPECIAL.mask)
+    stepper = stepper_class(decoding_model(), context, SPECIAL.mask_token_id)
     for step in range(MAX_LENGTH - 1):
         logits = stepper.next_logits(prefix[..., step])
         close(logits[:, 0], tensors["outputs.step_logits"][:, step])
@@ -153,9 +153,9 @@ def test_constrained_beam_search(run: dict[str, Any], use_cache: bool) -> None:
         found = generate_captions(decoding_model(), context, options, special=SPECIAL, constraints=constraints)
     name = f"outputs.single.beam{run['beams']}.min{run['min_constraints']}"
     # Published: without the begin token, and padded with end tokens.
-    words = torch.cat([found.ids[..., 1:], torch.full((4, 1, 1), SPECIAL.end)], dim=-1)
-    ended = (words == SPECIAL.end).cumsum(dim=-1) > 0
-    assert torch.equal(words.masked_fill(ended, SPECIAL.end), tensors[f"{name}.ids"])
+    words = torch.cat([found.ids[..., 1:], torch.full((4, 1, 1), SPECIAL.sep_token_id)], dim=-1)
+    ended = (words == SPECIAL.sep_token_id).cumsum(dim=-1) > 0
+    assert torch.equal(words.masked_fill(ended, SPECIAL.sep_token_id), tensors[f"{name}.ids"])
     close(found.log_probs, tensors[f"{name}.logprobs"])
     assert found.constraints_met is not None
     wanted = torch.tensor([min(len(given), run["min_constraints"]) for given in constraints])

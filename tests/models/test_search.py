@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.models.caption_cases import SPECIAL, one_image, random_context, random_model, reencoding, word_log_probs
-from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, SpecialTokens, WordStepper
+from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, WordStepper
 from vinvl.models.generate import generate_captions
 from vinvl.models.search import adjusted_logits, sampling_logits
 from vinvl.run.errors import UserError
@@ -125,7 +125,7 @@ class TestAutograd:
         context = random_context([0], [0])  # nothing to encode: only the captions' own attention drops anything
         logits = []
         for _ in range(2):
-            stepper = WordStepper(model, context, SPECIAL.mask)
+            stepper = WordStepper(model, context, SPECIAL.mask_token_id)
             logits.append(torch.stack([stepper.next_logits(torch.tensor([[word]])) for word in (2, 5, 6, 7)]))
         assert not torch.allclose(*logits)
 
@@ -226,10 +226,3 @@ def test_what_does_not_fit_the_model_is_refused() -> None:
             context.region_features,
             context.region_mask,
         )
-
-
-def test_special_tokens_of_a_tokenizer() -> None:
-    class Tokenizer:
-        cls_token_id, sep_token_id, pad_token_id, mask_token_id = 101, 102, 0, 103
-
-    assert SpecialTokens.from_tokenizer(Tokenizer()) == SpecialTokens(101, 102, 0, 103)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from tests.regions.samples import make_regions, write
 from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw
 from vinvl.data.tags import tag_source
-from vinvl.data.text import SpecialTokens
+from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import Corpus, CorpusShare, Mixture, ensure_index
 from vinvl.pretraining.data import CorpusRows, PretrainingDataset
 from vinvl.pretraining.triplets import PairOptions

@@ -18,7 +18,8 @@ from tests.retrieval.samples import retrieval_data
 from vinvl.captioning.splits import read_caption_split
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.sampling import Draw
-from vinvl.data.text import RaggedTokens, SpecialTokens, encode_texts
+from vinvl.data.text import RaggedTokens, encode_texts
+from vinvl.models.config import SpecialTokens
 from vinvl.retrieval.candidates import (
     BlockSampler,
     CaptionTable,

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from tests.data.region_samples import image_regions, made_rows
 from vinvl.data.batch import Example, collate
-from vinvl.data.text import RaggedTokens, SpecialTokens
+from vinvl.data.text import RaggedTokens
 from vinvl.models import VinVLConfig, VinVLForAnswering, load_published_state_dict
+from vinvl.models.config import SpecialTokens
 from vinvl.retrieval.candidates import attention_mask_of, caption_first, parts_of
 from vinvl.retrieval.scoring import PairScorer, caption_chunks
 

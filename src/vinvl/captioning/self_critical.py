@@ -9,7 +9,8 @@ from torch import Tensor
 from vinvl.captioning.cider import Cider
 from vinvl.captioning.scores import ImageId
 from vinvl.models.captioning import VinVLForCaptioning
-from vinvl.models.decoding import CaptionContext, DecodingOptions, SpecialTokens
+from vinvl.models.config import SpecialTokens
+from vinvl.models.decoding import CaptionContext, DecodingOptions
 from vinvl.models.generate import generate_captions
 from vinvl.run.errors import UserError
 

@@ -19,7 +19,8 @@ from vinvl.captioning.scores import CaptionScores
 from vinvl.captioning.self_critical import CiderReward, SelfCritical, SelfCriticalOptions
 from vinvl.data.batch import Batch
 from vinvl.models.captioning import VinVLForCaptioning, seq2seq_attention_mask
-from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, SpecialTokens
+from vinvl.models.config import SpecialTokens
+from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions
 from vinvl.models.generate import generate_captions
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
@@ -161,7 +162,7 @@ class CaptioningTask(VinVLTask):
         """Also takes from the data what decoding needs: tokenizer, places of the tags, constraints, references."""
         super().check_datamodule(datamodule)
         self.tokenizer = datamodule.tokenizer
-        self.special = SpecialTokens.from_tokenizer(datamodule.tokenizer)
+        self.special = SpecialTokens.of(datamodule.tokenizer)
         self.tag_shift = tag_shift(self.decoding, datamodule.caption_limits.max_caption_tokens)
         if self.constraint_options is not None:
             self._constraints = DetectedConstraints(

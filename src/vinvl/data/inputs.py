@@ -7,7 +7,8 @@ import numpy as np
 
 from vinvl.data.batch import Example, ImageRegions
 from vinvl.data.tags import TagSource
-from vinvl.data.text import SpecialTokens, assemble_pair
+from vinvl.data.text import assemble_pair
+from vinvl.models.config import SpecialTokens
 from vinvl.regions.regions import Regions, RegionSource
 
 

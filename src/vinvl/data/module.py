@@ -20,7 +20,8 @@ from vinvl.data.contracts import LeftOut, Records, RegionDataset
 from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler
 from vinvl.data.tags import tag_source
-from vinvl.data.text import RaggedTokens, SpecialTokens, Texts, cached_tokens, load_tokenizer
+from vinvl.data.text import RaggedTokens, Texts, cached_tokens, load_tokenizer
+from vinvl.models.config import SpecialTokens
 from vinvl.regions.caches import DeviceFeatures, SharedCopies
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, printable

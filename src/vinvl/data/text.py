@@ -123,28 +123,6 @@ def _said_in(name: str, file: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the special tokens of a BERT-style tokenizer."""
-
-    cls_token_id: int
-    sep_token_id: int
-    pad_token_id: int
-    mask_token_id: int
-    unk_token_id: int
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-        unknown = tokenizer.unk_token_id
-        return cls(
-            cls_token_id=tokenizer.cls_token_id,
-            sep_token_id=tokenizer.sep_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            mask_token_id=tokenizer.mask_token_id,
-            unk_token_id=tokenizer.mask_token_id if unknown is None else unknown,
-        )
-
-
-@dataclass(frozen=True)
 class RaggedTokens:
     """Token ids of many texts in two arrays: row i is `values[offsets[i]:offsets[i + 1]]`.
 

@@ -1,7 +1,9 @@
-"""Models that answer: the VinVL encoder with a classifier over answers, and its losses.
+"""Models that answer: the VinVL encoder with a classifier over answers, about a picture or two, and its losses.
 
-Shapes: B batch, L text and tag tokens, R regions, D numbers per region row, H hidden size, A answers.
+Shapes: B examples, L text and tag tokens, R regions, D numbers per region row, H hidden size, A answers.
 """
+
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,65 +12,50 @@ from transformers import BertPreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from vinvl.models.config import VinVLConfig, canonical_loss_type
-from vinvl.models.encoder import VinVLModel
-from vinvl.models.packing import PackedLayout
+from vinvl.models.encoder import EncoderInputs, VinVLModel
 from vinvl.run.errors import UserError
 
 
-class VinVLForAnswering(BertPreTrainedModel):
-    """A classifier over A = `config.num_labels` answers on the pooled vector (VQA, GQA, image-text matching).
-
-    Head and losses are those of the published Oscar sequence classifier, and so are the parameter names.
-    """
+class _Classifier(BertPreTrainedModel):
+    """A = `config.num_labels` answers from the pooled vectors of an example's pictures, put side by side."""
 
     config_class = VinVLConfig
     config: VinVLConfig
     base_model_prefix = "bert"
+    pictures = 1  # of an example
 
     def __init__(self, config: VinVLConfig) -> None:
         super().__init__(config)
         self.bert = VinVLModel(config)
         own_rate = config.classifier_dropout
         self.dropout = nn.Dropout(config.hidden_dropout_prob if own_rate is None else own_rate)
-        self.classifier = answer_classifier(config)
+        self.classifier = _classifier_layers(config, self.pictures)
         self.post_init()
 
     def forward(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        region_features: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        layout: PackedLayout | None = None,
+        self, input_ids: Tensor, *, labels: Tensor | None = None, **inputs: Unpack[EncoderInputs]
     ) -> SequenceClassifierOutput:
         """Score the answers.
 
         Args:
-            labels: what `answer_loss` takes for `config.loss_type`; no loss if not given.
-            input_ids: (B, L) int64. This and the other arguments are described in `VinVLModel.forward`.
+            input_ids: (B, L) int64, or (2B, L) for pairs: rows 2i and 2i + 1 are the left and the right picture of
+                example i. `inputs`, with as many rows, are those of `VinVLModel.forward`.
+            labels: for the B examples, what `answer_loss` takes for `config.loss_type`; no loss if not given.
 
         Returns:
-            logits (B, A), loss () if labels were given, hidden_states and attentions as asked for.
+            logits (B, A), loss () if labels were given, hidden_states and attentions (of every row) as asked for.
 
         Raises:
-            UserError: shapes that do not fit together.
+            UserError: an odd number of rows for pairs, or shapes that do not fit together.
         """
-        encoded = self.bert(
-            input_ids,
-            token_type_ids=token_type_ids,
-            attention_mask=attention_mask,
-            region_features=region_features,
-            position_ids=position_ids,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            layout=layout,
-            only_first=True,
-        )
-        logits = self.classifier(self.dropout(encoded.pooler_output))  # (B, A)
+        if len(input_ids) % self.pictures:
+            raise UserError(
+                f"A batch of pairs holds {len(input_ids)} rows, which is odd; give two rows per example, the left "
+                "picture's and the right one's."
+            )
+        encoded = self.bert(input_ids, only_first=True, **inputs)
+        pooled = self.dropout(encoded.pooler_output)
+        logits = self.classifier(pooled.reshape(-1, self.pictures * pooled.shape[-1]))  # (B, A)
         return SequenceClassifierOutput(
             loss=None if labels is None else answer_loss(logits, labels, self.config.loss_type),
             logits=logits,
@@ -77,13 +64,36 @@ class VinVLForAnswering(BertPreTrainedModel):
         )
 
 
-def answer_classifier(config: VinVLConfig) -> nn.Module:
-    """The module from a pooled vector (B, H) to answer logits (B, A) that `config.classifier` names."""
+class VinVLForAnswering(_Classifier):
+    """A classifier over A = `config.num_labels` answers on the pooled vector (VQA, GQA, image-text matching).
+
+    Head and losses are those of the published Oscar sequence classifier, and so are the parameter names.
+    """
+
+
+class VinVLForPairs(_Classifier):
+    """A classifier over A = `config.num_labels` answers about two pictures (NLVR2).
+
+    Each picture goes through the encoder with the statement; only the classifier sees both. Head, losses and
+    parameter names are those of the published Oscar model for NLVR2 in paired mode.
+    """
+
+    pictures = 2
+
+
+def _classifier_layers(config: VinVLConfig, pictures: int) -> nn.Module:
+    """The module from pooled vectors (B, pictures · H) to answer logits (B, A) that `config.classifier` names.
+
+    As published, the "mlp" over pairs has a layer norm before its last layer exactly where the projected regions do.
+    """
     answers, width = config.num_labels, config.hidden_size * config.cls_hidden_scale
     assert answers is not None  # transformers fills it in
     if config.classifier == "linear":
-        return nn.Linear(config.hidden_size, answers)
-    return nn.Sequential(nn.Linear(config.hidden_size, width), nn.ReLU(), nn.Linear(width, answers))
+        return nn.Linear(pictures * config.hidden_size, answers)
+    hidden: list[nn.Module] = [nn.Linear(pictures * config.hidden_size, width), nn.ReLU()]
+    if pictures > 1 and config.use_img_layernorm:
+        hidden.append(nn.LayerNorm(width, eps=config.layer_norm_eps))
+    return nn.Sequential(*hidden, nn.Linear(width, answers))
 
 
 def answer_loss(logits: Tensor, labels: Tensor, loss_type: str) -> Tensor:
@@ -129,94 +139,3 @@ def _check_labels(labels: Tensor, logits: Tensor, loss_type: str) -> None:
             f"Labels of shape {tuple(labels.shape)} do not fit the {loss_type} loss on logits of shape "
             f"{tuple(logits.shape)} (examples, answers); the data and the classifier must share one answer vocabulary."
         )
-
-
-# Models that judge a statement about two pictures (NLVR2): the VinVL encoder with a classifier over both.
-#
-# Shapes: B examples, so 2B rows; L text and tag tokens, R regions, D numbers per region row, H hidden size, A
-# answers.
-
-
-class VinVLForPairs(BertPreTrainedModel):
-    """A classifier over A = `config.num_labels` answers on the pooled vectors of two pictures, put side by side.
-
-    Each picture goes through the encoder with the statement; only the classifier sees both. Head, losses and
-    parameter names are those of the published Oscar model for NLVR2 in paired mode.
-    """
-
-    config_class = VinVLConfig
-    config: VinVLConfig
-    base_model_prefix = "bert"
-
-    def __init__(self, config: VinVLConfig) -> None:
-        super().__init__(config)
-        self.bert = VinVLModel(config)
-        own_rate = config.classifier_dropout
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if own_rate is None else own_rate)
-        self.classifier = pair_classifier(config)
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        region_features: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        layout: PackedLayout | None = None,
-    ) -> SequenceClassifierOutput:
-        """Score the answers.
-
-        Args:
-            input_ids: (2B, L) int64; rows 2i and 2i + 1 are the left and the right picture of example i. This and the
-                other arguments are described in `VinVLModel.forward`; all have 2B rows.
-            labels: for the B examples, what `answer_loss` takes for `config.loss_type`; no loss if not given.
-
-        Returns:
-            logits (B, A), loss () if labels were given, hidden_states and attentions (of the 2B rows) as asked for.
-
-        Raises:
-            UserError: an odd number of rows, or shapes that do not fit together.
-        """
-        if input_ids.shape[0] % 2:
-            raise UserError(
-                f"A batch of pairs holds {input_ids.shape[0]} rows, which is odd; give two rows per example, the left "
-                "picture's and the right one's."
-            )
-        encoded = self.bert(
-            input_ids,
-            token_type_ids=token_type_ids,
-            attention_mask=attention_mask,
-            region_features=region_features,
-            position_ids=position_ids,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            layout=layout,
-            only_first=True,
-        )
-        pooled = self.dropout(encoded.pooler_output)  # (2B, H)
-        logits = self.classifier(pooled.reshape(-1, 2 * pooled.shape[-1]))  # (B, A)
-        return SequenceClassifierOutput(
-            loss=None if labels is None else answer_loss(logits, labels, self.config.loss_type),
-            logits=logits,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
-
-
-def pair_classifier(config: VinVLConfig) -> nn.Module:
-    """The module from two pooled vectors (B, 2H) to answer logits (B, A) that `config.classifier` names.
-
-    As published, the "mlp" has a layer norm before its last layer exactly where the projected regions have one.
-    """
-    answers, width = config.num_labels, config.hidden_size * config.cls_hidden_scale
-    assert answers is not None  # transformers fills it in
-    if config.classifier == "linear":
-        return nn.Linear(2 * config.hidden_size, answers)
-    hidden: list[nn.Module] = [nn.Linear(2 * config.hidden_size, width), nn.ReLU()]
-    if config.use_img_layernorm:
-        hidden.append(nn.LayerNorm(width, eps=config.layer_norm_eps))
-    return nn.Sequential(*hidden, nn.Linear(width, answers))

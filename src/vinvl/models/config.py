@@ -1,10 +1,11 @@
-"""The numbers and switches that define a VinVL model."""
+"""The numbers and switches that define a VinVL model, and the special tokens of its texts."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import BertConfig
+from transformers import BertConfig, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
 from vinvl.models.packing import PACKED
@@ -26,6 +27,28 @@ ATTENTION = ("auto", PACKED, "eager", "sdpa", "flash_attention_2", "flash_attent
 CHOICES = {"hidden_act": tuple(ACT2FN), "classifier": CLASSIFIERS, "attn_implementation": ATTENTION}
 LOSS_TYPES = ("bce", "ce", "kl")
 PUBLISHED_LOSS_NAMES = {"xe": "ce", "sfmx": "ce"}
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the special tokens of a BERT-style tokenizer."""
+
+    cls_token_id: int
+    sep_token_id: int
+    pad_token_id: int
+    mask_token_id: int
+    unk_token_id: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "SpecialTokens":
+        unknown = tokenizer.unk_token_id
+        return cls(
+            cls_token_id=tokenizer.cls_token_id,
+            sep_token_id=tokenizer.sep_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            mask_token_id=tokenizer.mask_token_id,
+            unk_token_id=tokenizer.mask_token_id if unknown is None else unknown,
+        )
 
 
 class VinVLConfig(BertConfig):

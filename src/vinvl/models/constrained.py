@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vinvl.models.captioning import VinVLForCaptioning
-from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, SpecialTokens, WordStepper
+from vinvl.models.config import SpecialTokens
+from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, WordStepper
 from vinvl.models.search import adjusted_logits, pick_captions
 from vinvl.run.errors import UserError
 
@@ -262,7 +263,7 @@ def constrained_beam_search(
     that meets the most is given; `constraints_met` tells. Images are searched together with those of as many states.
     """
     size, device = options.max_length, context.device
-    ids = torch.full((len(context), 1, size), special.pad, device=device)
+    ids = torch.full((len(context), 1, size), special.pad_token_id, device=device)
     log_probs = torch.zeros(len(context), 1, device=device)
     met = torch.zeros(len(context), dtype=torch.long, device=device)
     groups: dict[int, list[int]] = defaultdict(list)
@@ -271,12 +272,12 @@ def constrained_beam_search(
     for images in groups.values():
         chosen = torch.tensor(images, device=device)
         group = [machines[image] for image in images]
-        stepper = WordStepper(model, context.select(chosen), special.mask)
+        stepper = WordStepper(model, context.select(chosen), special.mask_token_id)
         found, sums = _search(stepper, _Transitions(group, device), options, special)
         ids[chosen, 0], log_probs[chosen, 0], met[chosen] = _select(found, sums, group, options, special)
-    is_end = ids == special.end
+    is_end = ids == special.sep_token_id
     is_after_end = is_end.cumsum(dim=-1) - is_end.long() > 0
-    ids = ids.masked_fill(is_after_end, special.pad)
+    ids = ids.masked_fill(is_after_end, special.pad_token_id)
     return GeneratedCaptions(ids, (~is_after_end).sum(dim=-1), log_probs, met)
 
 
@@ -323,17 +324,17 @@ def _search(
     """All states' beams: ids (B, S, K, max_length), and summed log-probabilities (B, S, K), −∞ where there is none."""
     images, states = transitions.otherwise.shape[:2]
     beams, size, device = options.num_beams, options.max_length, transitions.words.device
-    all_ids = torch.full((images, states * beams, size), special.end, device=device)
+    all_ids = torch.full((images, states * beams, size), special.sep_token_id, device=device)
     all_sums = torch.full((images, states, beams), -math.inf, device=device)
     active = torch.arange(images, device=device)
-    ids = torch.full((images, 1, size), special.end, device=device)  # at first there is one caption, in state 0
-    ids[..., 0] = special.begin
+    ids = torch.full((images, 1, size), special.sep_token_id, device=device)  # at first one caption, in state 0
+    ids[..., 0] = special.cls_token_id
     sums = torch.zeros(images, 1, 1, device=device)  # (B, states, beams)
     for length in range(1, size):
         earlier = ids[..., :length]
         last = earlier[..., -1]
-        logits = adjusted_logits(stepper.next_logits(last), earlier, options, special.end)
-        log_probs = _stay_ended(logits.log_softmax(dim=-1), last == special.end, special.end)
+        logits = adjusted_logits(stepper.next_logits(last), earlier, options, special.sep_token_id)
+        log_probs = _stay_ended(logits.log_softmax(dim=-1), last == special.sep_token_id, special.sep_token_id)
         words, gains = transitions.candidates(log_probs, beams)  # (B, N, C)
         totals = sums[..., None] + gains.unflatten(1, sums.shape[1:])  # (B, from, K, C)
         allowed = transitions.allowed(beams)[:, : sums.shape[1]]  # (B, from, to, C)
@@ -346,7 +347,7 @@ def _search(
         stepper.choose(parents)
         all_ids[active], all_sums[active] = ids, sums
 
-        is_open = (sums.flatten(1) > -math.inf) & (words != special.end)
+        is_open = (sums.flatten(1) > -math.inf) & (words != special.sep_token_id)
         still = is_open.any(dim=1).nonzero().squeeze(1)
         if len(still) == 0:
             break
@@ -380,7 +381,7 @@ def _select(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For each image the best caption (B, max_length), its score (B,) and how many constraints it meets (B,)."""
     first, words = ids[:, :, 0], ids[:, :, 0, 1:]  # the best of every state
-    length = (words != special.end).sum(dim=-1) + 1
+    length = (words != special.sep_token_id).sum(dim=-1) + 1
     scores = (sums[:, :, 0] / length).cpu()  # (B, S)
     places, counts = [], []
     for image, machine in enumerate(machines):

@@ -10,32 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache
 
 from vinvl.models.captioning import VinVLForCaptioning
+from vinvl.models.config import SpecialTokens
 from vinvl.run.errors import UserError
 
 # What may be chosen when captions are decoded.
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """The ids of the tokens that begin, end, pad and ask for a word."""
-
-    begin: int
-    end: int
-    pad: int
-    mask: int
-
-    @classmethod
-    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "SpecialTokens":
-        """[CLS], [SEP], [PAD] and [MASK] of a BERT-style tokenizer (`vinvl.data.text.load_tokenizer`)."""
-        return cls(
-            begin=int(tokenizer.cls_token_id),
-            end=int(tokenizer.sep_token_id),
-            pad=int(tokenizer.pad_token_id),
-            mask=int(tokenizer.mask_token_id),
-        )
 
 
 @dataclass(frozen=True)
@@ -140,7 +121,7 @@ class GeneratedCaptions:
 def finish(ids: Tensor, lengths: Tensor, log_probs: Tensor, special: SpecialTokens) -> GeneratedCaptions:
     """The result, given captions (B, N, max_length) that may lack their end token at max_length."""
     places = torch.arange(ids.shape[-1], device=ids.device)
-    ids = torch.where(places == lengths[..., None] - 1, special.end, ids)
+    ids = torch.where(places == lengths[..., None] - 1, special.sep_token_id, ids)
     return GeneratedCaptions(ids, lengths, log_probs)
 
 

@@ -5,7 +5,7 @@ S = L + R the joint sequence.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,18 @@ def dense_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.
     )
 
 
+class EncoderInputs(TypedDict, total=False):
+    """What every model takes beside `input_ids` and hands on to `VinVLModel.forward`, which says what each is."""
+
+    token_type_ids: Tensor | None
+    attention_mask: Tensor | None
+    region_features: Tensor | None
+    position_ids: Tensor | None
+    output_hidden_states: bool | None
+    output_attentions: bool | None
+    layout: PackedLayout | None
+
+
 # input_ids, token_type_ids, region_features and position_ids, as `VinVLModel.embed` takes them
 Inputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
@@ -162,52 +174,39 @@ class VinVLModel(BertPreTrainedModel):
         Args:
             input_ids: (B, L) int64 token ids, text then tags then padding.
             token_type_ids: (B, L) int64, 0 for text and 1 for tags; all 0 if not given.
-            attention_mask: 1 = attend. (B, P+S) says which positions exist, (B, S, P+S) also who sees whom; everything
-                if not given. What a position that may attend to nothing returns is not defined.
+            attention_mask: 1 = attend. (B, P+S) says which positions exist, (B, S, P+S) also who sees whom; all do if
+                not given. What a position that may attend to nothing returns is not defined.
             region_features: (B, R, D) float region rows, or None for text alone. R may be 0. With a layout also the
                 (T_regions, D) rows of the regions that exist, without padding.
             position_ids: (B, L) int64 positions of the tokens; 0 … L-1 if not given.
-            past_key_values: keys and values of P earlier positions. They come before the current positions, and the
-                cache grows by the current ones. Needs `position_ids`.
-            output_hidden_states: also return the layers+1 hidden states; the configuration's value if not given.
-            output_attentions: also return each layer's weights (B, heads, S, P+S); "eager" attention only.
-            layout: `PackedLayout.of_mask` of the positions that exist, for "packed" attention; made from
-                `attention_mask` if not given, for which the host waits where the mask is on an accelerator.
+            past_key_values: keys and values of P earlier positions, to which the current ones are added. Needs
+                `position_ids`.
+            output_hidden_states: also return the layers+1 hidden states; the configuration's value if not given. So for
+                `output_attentions`, each layer's weights (B, heads, S, P+S), which "eager" attention alone has.
+            layout: `PackedLayout.of_mask` of the positions that exist, for "packed" attention; if not given, made from
+                `attention_mask`, for which the host waits if that is on an accelerator.
             only_first: the last hidden state is wanted at the first position alone: that spares most of the last layer.
 
         Returns:
-            last_hidden_state (B, S, H), or (B, 1, H) with `only_first`; pooler_output (B, H); hidden_states and
-            attentions as asked for.
+            last_hidden_state (B, S, H), or (B, 1, H) with `only_first`; pooler_output (B, H); the others as asked for.
 
         Raises:
             UserError: shapes that do not fit together or a mask that the attention implementation cannot take.
         """
         record_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         record_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        implementation = self.config._attn_implementation
-        if record_attentions:
-            self._check_weights_are_computed()
-        if region_features is not None and region_features.dim() == 2 and layout is None:
-            raise UserError("Region rows without padding were given without a layout; give (B, R, D) rows, or both.")
-        self._check_history(past_key_values, position_ids)
-
+        self._refuse_what_cannot_be(record_attentions, region_features, position_ids, past_key_values, layout)
         plain = not record_states and not record_attentions and past_key_values is None
-        layers = list(self.encoder.layer)
         # "eager" computes each layer whole, for the others are held against it.
-        short = only_first and plain and implementation != "eager"
-        if short:
-            layers.pop()
-        inputs = (input_ids, token_type_ids, region_features, position_ids)
+        short = only_first and plain and self.config._attn_implementation != "eager"
+        layers = list(self.encoder.layer)[: -1 if short else None]
         states: list[Tensor] | None = [] if record_states else None
         attentions: list[Tensor] | None = [] if record_attentions else None
-        if plain and implementation == PACKED and attention_mask is not None:
+        inputs = (input_ids, token_type_ids, region_features, position_ids)
+        if plain and self.config._attn_implementation == PACKED and attention_mask is not None:
             hidden = self._encode_packed(inputs, attention_mask, layout, layers)
         else:
-            if region_features is not None and region_features.dim() == 2:
-                assert layout is not None and attention_mask is not None
-                padded = layout.padded_regions(region_features, attention_mask, input_ids.shape[1])
-                inputs = (input_ids, token_type_ids, padded, position_ids)
-            hidden = self._encode_padded(inputs, attention_mask, layers, past_key_values, states, attentions)
+            hidden = self._encode_padded(inputs, attention_mask, layout, layers, past_key_values, states, attentions)
         if short:
             hidden = self._last_layer_at_first(hidden, attention_mask)
         return BaseModelOutputWithPooling(
@@ -221,13 +220,18 @@ class VinVLModel(BertPreTrainedModel):
         self,
         inputs: Inputs,
         attention_mask: Tensor | None,
+        layout: PackedLayout | None,
         layers: list[Any],
         past_key_values: Cache | None,
         states: list[Tensor] | None,
         attentions: list[Tensor] | None,
     ) -> Tensor:
         """Hidden states (B, S, H) after the layers; `states` and `attentions` are added to where they are given."""
-        hidden = self.embed(*inputs)
+        input_ids, token_type_ids, regions, position_ids = inputs
+        if regions is not None and regions.dim() == 2:
+            assert layout is not None and attention_mask is not None
+            regions = layout.padded_regions(regions, attention_mask, input_ids.shape[1])
+        hidden = self.embed(input_ids, token_type_ids, regions, position_ids)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         mask = layer_mask(self.config, attention_mask, hidden, past_length)
         for layer in layers:
@@ -351,15 +355,22 @@ class VinVLModel(BertPreTrainedModel):
         pooled: Tensor = self.pooler(self._last_layer_at_first(hidden, attention_mask))
         return pooled
 
-    def _check_weights_are_computed(self) -> None:
+    def _refuse_what_cannot_be(
+        self,
+        record_attentions: bool,
+        region_features: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+        layout: PackedLayout | None,
+    ) -> None:
         implementation = self.config._attn_implementation
-        if implementation != "eager":
+        if record_attentions and implementation != "eager":
             raise UserError(
                 f"Attention weights were asked for, but {implementation!r} attention does not compute them; "
                 "load the model with attn_implementation='eager'."
             )
-
-    def _check_history(self, past_key_values: Cache | None, position_ids: Tensor | None) -> None:
+        if region_features is not None and region_features.dim() == 2 and layout is None:
+            raise UserError("Region rows without padding were given without a layout; give (B, R, D) rows, or both.")
         if past_key_values is None:
             return
         if position_ids is None:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from vinvl.models.captioning import VinVLForCaptioning
+from vinvl.models.config import SpecialTokens
 from vinvl.models.constrained import Constraint, constrained_beam_search, constraint_machine, refuse_unmeetable
-from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, SpecialTokens, WordStepper
+from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, WordStepper
 from vinvl.models.search import CANDIDATES_PER_BEAM, beam_search, decode_stepwise
 from vinvl.run.errors import UserError
 
@@ -41,9 +42,9 @@ def generate_captions(
         return constrained_beam_search(model, context, machines, options, special)
     if options.num_beams > 1:
         with torch.no_grad():
-            stepper = WordStepper(model, context, special.mask)
+            stepper = WordStepper(model, context, special.mask_token_id)
         return beam_search(stepper, len(context), options, special, context.device)
-    stepper = WordStepper(model, context, special.mask)
+    stepper = WordStepper(model, context, special.mask_token_id)
     return decode_stepwise(stepper, len(context), options, special, context.device, generator)
 
 
@@ -78,5 +79,5 @@ def _check_constraints(
                 raise UserError(
                     f"The constraint {constraint.name!r} has a token outside the vocabulary of {vocabulary}."
                 )
-            if tokens & {special.begin, special.end, special.pad, special.mask}:
+            if tokens & {special.cls_token_id, special.sep_token_id, special.pad_token_id, special.mask_token_id}:
                 raise UserError(f"The constraint {constraint.name!r} holds a special token; give plain words.")

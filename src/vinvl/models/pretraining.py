@@ -5,7 +5,7 @@ M hidden tokens in the batch.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,7 @@ from transformers.utils import ModelOutput
 
 from vinvl.models.captioning import MaskedWordPredictions, masked_rows
 from vinvl.models.config import VinVLConfig
-from vinvl.models.encoder import VinVLModel
-from vinvl.models.packing import PackedLayout
+from vinvl.models.encoder import EncoderInputs, VinVLModel
 from vinvl.run.errors import UserError
 
 NO_PAIR_LABEL = -1  # a row that has no part in the contrastive loss
@@ -94,21 +93,17 @@ class VinVLForPreTraining(BertPreTrainedModel):
     def forward(
         self,
         input_ids: Tensor,
-        token_type_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        region_features: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        *,
         masked_positions: Tensor | None = None,
         masked_ids: Tensor | None = None,
         pair_labels: Tensor | None = None,
         row_weights: Tensor | None = None,
-        layout: PackedLayout | None = None,
+        **inputs: Unpack[EncoderInputs],
     ) -> PretrainingOutput:
         """Predict the tokens at the masked positions, and at no others, and the class of every triplet.
 
         Args:
-            input_ids: (B, L) int64. This, the arguments up to `position_ids` and `layout` are described in
-                `VinVLModel.forward`.
+            input_ids: (B, L) int64. `inputs` are those of `VinVLModel.forward`.
             masked_positions: (B, L) bool, M of them true; every position of the text if not given. M may be 0.
             masked_ids: (M,) int64, the true tokens there in row-major order; no masked loss if not given.
             pair_labels: (B,) int64 classes, `NO_PAIR_LABEL` for rows without; no contrastive loss if not given.
@@ -117,14 +112,7 @@ class VinVLForPreTraining(BertPreTrainedModel):
         Raises:
             UserError: shapes that do not fit together.
         """
-        encoded = self.bert(
-            input_ids,
-            token_type_ids=token_type_ids,
-            attention_mask=attention_mask,
-            region_features=region_features,
-            position_ids=position_ids,
-            layout=layout,
-        )
+        encoded = self.bert(input_ids, **inputs)
         length = input_ids.shape[1]
         places = torch.arange(input_ids.numel(), device=input_ids.device)
         if masked_positions is not None:

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from vinvl.models.decoding import DecodingOptions, GeneratedCaptions, SpecialTokens, WordStepper, finish
+from vinvl.models.config import SpecialTokens
+from vinvl.models.decoding import DecodingOptions, GeneratedCaptions, WordStepper, finish
 
 # How decoding options change the distribution of the next word.
 #
@@ -121,7 +122,7 @@ class NBestLists:
         """The captions of all lists, the best first."""
         is_empty = self.scores == -math.inf
         return finish(
-            self.ids.masked_fill(is_empty[..., None], special.pad),
+            self.ids.masked_fill(is_empty[..., None], special.pad_token_id),
             self.lengths.masked_fill(is_empty, 0),
             self.scores.float(),
             special,
@@ -143,15 +144,15 @@ def beam_search(
     A candidate that ends counts only if it ranks before the `num_beams`-th open one. At the greatest length every
     candidate ends. Images that are done are dropped from the batch.
     """
-    beams, size = options.num_beams, options.max_length
-    lists = NBestLists(images, options.num_return_sequences, size, options.length_penalty, device, special.pad)
+    beams, size, pad = options.num_beams, options.max_length, special.pad_token_id
+    lists = NBestLists(images, options.num_return_sequences, size, options.length_penalty, device, pad)
     active = torch.arange(images, device=device)
-    ids = torch.full((images, 1, size), special.pad, device=device)  # beams are alike at first: one stands for all
-    ids[..., 0] = special.begin
+    ids = torch.full((images, 1, size), pad, device=device)  # beams are alike at first: one stands for all
+    ids[..., 0] = special.cls_token_id
     sums = torch.zeros(images, 1, device=device)
     for length in range(1, size):
         earlier = ids[..., :length]
-        logits = adjusted_logits(stepper.next_logits(earlier[..., -1]), earlier, options, special.end)
+        logits = adjusted_logits(stepper.next_logits(earlier[..., -1]), earlier, options, special.sep_token_id)
         totals = (sums[..., None] + logits.log_softmax(dim=-1)).flatten(1)
         best, places = totals.topk(CANDIDATES_PER_BEAM * beams, dim=1)
         parents, words = places // logits.shape[-1], places % logits.shape[-1]
@@ -159,7 +160,7 @@ def beam_search(
         candidates[..., length] = words
 
         is_last = length + 1 == size
-        is_ended = torch.ones_like(words, dtype=torch.bool) if is_last else words == special.end
+        is_ended = torch.ones_like(words, dtype=torch.bool) if is_last else words == special.sep_token_id
         open_before = (~is_ended).cumsum(dim=1) - (~is_ended).long()
         is_done = lists.is_done(active, best[:, 0])
         lists.add(active, candidates, best, is_ended & (open_before < beams) & ~is_done[:, None], length)
@@ -198,15 +199,15 @@ def decode_stepwise(
     from the batch. The draws of a batch come from one generator, so they depend on what else is in the batch.
     """
     captions, size = options.num_return_sequences, options.max_length
-    ids = torch.full((images, captions, size), special.pad, device=device)
-    ids[..., 0] = special.begin
+    ids = torch.full((images, captions, size), special.pad_token_id, device=device)
+    ids[..., 0] = special.cls_token_id
     sums = torch.zeros(images, captions, device=device)
     is_open = torch.ones(images, captions, dtype=torch.bool, device=device)
     lengths = torch.ones(images, captions, dtype=torch.long, device=device)
     active = torch.arange(images, device=device)  # images with an open caption
     for length in range(1, size):
         earlier = ids[active, :, :length]
-        logits = adjusted_logits(stepper.next_logits(earlier[..., -1]), earlier, options, special.end)
+        logits = adjusted_logits(stepper.next_logits(earlier[..., -1]), earlier, options, special.sep_token_id)
         if options.sample:
             logits = sampling_logits(logits, options)
         words = _choose(logits.detach(), options.sample, generator)
@@ -214,10 +215,10 @@ def decode_stepwise(
 
         was_open = is_open[active]
         sums = sums.index_add(0, active, torch.where(was_open, chosen, 0.0))
-        words = torch.where(was_open, words, special.pad)
+        words = torch.where(was_open, words, special.pad_token_id)
         ids[active, :, length] = words
         lengths[active] += was_open
-        is_open[active] = was_open & (words != special.end)
+        is_open[active] = was_open & (words != special.sep_token_id)
 
         still = is_open[active].any(dim=1).nonzero().squeeze(1)
         if len(still) == 0 or length + 1 == size:

@@ -14,10 +14,10 @@ import torch
 from vinvl.captioning.constraints import DetectedConstraints
 from vinvl.data.inputs import RegionText
 from vinvl.data.tags import tag_source
-from vinvl.data.text import SpecialTokens
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
 from vinvl.extraction.provenance import trained_config, trained_reading, unlike_detector
+from vinvl.models.config import SpecialTokens
 from vinvl.pictures import ReadingOptions
 from vinvl.predictor.opening import TrainedModel, Used, open_trained
 from vinvl.predictor.pictures import Computing, Looking, Taking

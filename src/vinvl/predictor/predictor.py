@@ -7,7 +7,7 @@ from typing import Any, TypeVar, overload
 
 from vinvl.data.inputs import PlacedImage, RegionText
 from vinvl.data.tags import StoreTags, TagTokens
-from vinvl.data.text import SpecialTokens
+from vinvl.models.config import SpecialTokens
 from vinvl.predictor.opening import TrainedModel
 from vinvl.predictor.pictures import Finder, Looking, Picture, Place, Taking
 from vinvl.predictor.skills import (

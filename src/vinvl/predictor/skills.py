@@ -17,11 +17,11 @@ from vinvl.captioning.data import caption_context
 from vinvl.captioning.task import caption_texts, context_of, n_best, tag_shift
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import PlacedImage
-from vinvl.data.text import SpecialTokens, encode_texts
+from vinvl.data.text import encode_texts
 from vinvl.models.answering import VinVLForAnswering, VinVLForPairs
 from vinvl.models.captioning import VinVLForCaptioning
+from vinvl.models.config import SpecialTokens
 from vinvl.models.constrained import Constraint
-from vinvl.models.decoding import SpecialTokens as CaptionTokens
 from vinvl.models.generate import generate_captions
 from vinvl.nlvr2.data import Pair, collate_statements, statement_pair
 from vinvl.predictor.pictures import Computing
@@ -294,12 +294,11 @@ class Captioning:
 
     def __call__(self, images: Sequence[PlacedImage]) -> list[Caption]:
         """The captions of B pictures."""
-        pad = SpecialTokens.of(self.tokenizer).pad_token_id
-        special, options = CaptionTokens.from_tokenizer(self.tokenizer), self.usage.decoding_options
+        special, options = SpecialTokens.of(self.tokenizer), self.usage.decoding_options
         shift = tag_shift(options, self.usage.max_caption_tokens)
 
         def write(chosen: list[Example]) -> list[Caption]:
-            batch = collate(chosen, pad_token_id=pad).to(self.computing.device)
+            batch = collate(chosen, pad_token_id=special.pad_token_id).to(self.computing.device)
             wanted = None
             if self.constraints is not None:
                 wanted = [constraints_of(self.constraints, record["placed"]) for record in batch.records]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vinvl.data.text import RaggedTokens, SpecialTokens
+from vinvl.data.text import RaggedTokens
+from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus.index import flat_ranges
 from vinvl.run.errors import UserError
 

@@ -12,7 +12,8 @@ from vinvl.captioning.records import CaptionRecords
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import RegionText
 from vinvl.data.sampling import Draw
-from vinvl.data.text import RaggedTokens, SpecialTokens, Texts
+from vinvl.data.text import RaggedTokens, Texts
+from vinvl.models.config import SpecialTokens
 from vinvl.run.errors import UserError
 
 # The captions that retrieval uses, as tokens beside the images they belong to.

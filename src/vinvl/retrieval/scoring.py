@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vinvl.data.text import RaggedTokens, SpecialTokens
+from vinvl.data.text import RaggedTokens
 from vinvl.models.answering import VinVLForAnswering
+from vinvl.models.config import SpecialTokens
 from vinvl.retrieval.candidates import CAPTION, PADDING, REGIONS, TAGS, attention_mask_of, segment_lengths
 from vinvl.retrieval.data import MATCHED, MISMATCHED
 
