@@ -75,7 +75,12 @@ class World:
         batch = collate([Example(ids, types, image_regions(self.regions[image]))], pad_token_id=0)
         mask = attention_mask_of(parts_of(batch), attention_type)
         with torch.inference_mode():
-            logits = model(batch.input_ids, batch.token_type_ids, mask, batch.region_features).logits[0]
+            logits = model(
+                batch.input_ids,
+                token_type_ids=batch.token_type_ids,
+                attention_mask=mask,
+                region_features=batch.region_features,
+            ).logits[0]
         return float(logits[1] - logits[0])
 
 
