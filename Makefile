@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-images train evaluate predict test lint bench bench-gpu clean
+.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-images train evaluate predict test lint docs bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ $(STAMP): setup.cfg pyproject.toml constraints-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: vinvl needs Python 3.11 or later and $(PYTHON) is older: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt --editable '.[test,lint,docs]'
 	@touch $@
 
 venv: $(STAMP)  ## create .venv with everything installed (CPU build of torch)
@@ -51,12 +51,17 @@ predict: $(STAMP)  ## python -m vinvl.predict $(ARGS): answer a split's question
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, mypy, and whether the pages of docs/ build
 	$(BIN)/ruff check src tests scripts benchmarks
 	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --quiet --strict
 
-bench: $(STAMP)  ## measure reads, conversion, extraction, steps, the feed, decoding, scoring, scaling (see BENCHMARKS.md)
+docs: $(STAMP)  ## build the pages of docs/ as a site
+	$(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
+
+bench: $(STAMP)  ## measure reads, conversion, extraction, steps, the feed, decoding, scoring, scaling (see docs/benchmarks.md)
 	$(BIN)/python benchmarks/store_reads.py
 	$(BIN)/python benchmarks/feature_conversion.py
 	$(BIN)/python benchmarks/extraction.py
@@ -88,5 +93,5 @@ bench-gpu:  ## the same on a GPU, at sizes that fill it
 	$(PYTHON) benchmarks/attention_ways.py --sequences 256 --flex
 
 clean:  ## remove the demo world, its detector, caches and build products; runs/ and .venv stay
-	rm -rf data/demo data/demo_detector build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf data/demo data/demo_detector build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,7 +4,7 @@
 
 Training steps (forward, backward, AdamW) of the VQA model at base size on sequences of one length, and batches made
 from stores of so many images. The large stores are sparse files, whose features take no room on the disk; questions are
-asked about the same number of images of each, spread over the store. Writes benchmarks/plots/cost.png (pip install
+asked about the same number of images of each, spread over the store. Writes docs/images/cost.png (pip install
 'vinvl[bench]').
 """
 
@@ -29,7 +29,7 @@ from vinvl.data.batch import Batch, Example, ImageRegions, collate, soft_targets
 from vinvl.models import VinVLConfig, VinVLForAnswering, answer_loss
 from vinvl.task import parameter_groups
 
-PLOT = Path(__file__).parent / "plots" / "cost.png"
+PLOT = Path(__file__).parents[1] / "docs" / "images" / "cost.png"
 REGIONS, ASKED_ABOUT = 36, 500
 LENGTHS, BATCH_SIZES = (20, 40, 80, 120, 178), (1, 2, 4, 8, 16, 32)
 USUAL_LENGTH, USUAL_BATCH = 80, 8

@@ -1,4 +1,4 @@
-"""The README's "Add your own task": its very blocks, put where it says, train, evaluate and refuse a bad file."""
+"""The page "Add your own task": its very blocks, put where it says, train, evaluate and refuse a bad file."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from tests.conftest import TINY_MODEL
 from tests.door_runs import door_environment
 
 ROOT = Path(__file__).parents[1]
-SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("## Add your own task")[1].split("\n## ")[0]
+PAGE = (ROOT / "docs" / "own-task.md").read_text(encoding="utf-8")
 
 
 def blocks() -> dict[str, str]:
-    """File → its content, in the README's order."""
-    names = re.findall(r"^`((?:src|conf)/[\w/.]+)`", SECTION, re.MULTILINE)
-    contents = re.findall(r"```(?:python|yaml)\n(.*?)```", SECTION, re.DOTALL)
+    """File → its content, in the order of the page."""
+    names = re.findall(r"^`((?:src|conf)/[\w/.]+)`", PAGE, re.MULTILINE)
+    contents = re.findall(r"```(?:python|yaml)\n(.*?)```", PAGE, re.DOTALL)
     return dict(zip(names, contents, strict=True))
 
 
