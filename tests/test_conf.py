@@ -352,7 +352,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         **CAPTIONS, "data.training_items": "images", "optim.optimizer.lr": 5e-6, "data.batch_size": 14,
         "trainer.max_epochs": 50, "model.config.hidden_size": 768, "data.test_split": "nocaps_val",
         "optim.scheduler._target_": "vinvl.schedules.constant_schedule", "decoding.min_constraints": 2,
-        "optim.scheduler.warmup_steps": "(no such key)",
     },
     "vqa2_mmf": {
         "optim.optimizer._target_": "torch.optim.AdamW", "optim.optimizer.lr": 1e-4, "optim.weight_decay": 0.01,
@@ -384,6 +383,19 @@ def test_experiments_carry_the_published_numbers(experiment: str, recipe: dict[s
     config = OmegaConf.create(composed("train", f"experiment={experiment}"))
     found = {key: OmegaConf.select(config, key, default="(no such key)") for key in recipe}
     assert found == recipe
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_states_its_limits_itself(experiment: str) -> None:
+    """One file tells the experiment: these numbers are written in it, and they are the ones that count."""
+    written = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
+    config = OmegaConf.create(composed("train", f"experiment={experiment}"))
+    keys = ["data.max_tokens", "data.max_regions"]
+    if not experiment.startswith("demo_"):
+        length = "max_epochs" if OmegaConf.select(config, "trainer.max_steps") == -1 else "max_steps"
+        keys += ["data.batch_size", "optim.optimizer.lr", f"trainer.{length}"]
+    for key in keys:
+        assert OmegaConf.select(written, key) == OmegaConf.select(config, key) is not None, key
 
 
 def test_the_mmf_recipe_has_256_questions_in_a_batch_and_1536_units_in_its_head() -> None:
