@@ -115,7 +115,7 @@ def plan(config: DictConfig, task: VinVLTask, datamodule: RegionDataModule) -> d
     of_split = _limited(math.ceil(len(datamodule.val_dataloader()) / devices), settings.get("limit_val_batches"))
     states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
     tensors = [*task.parameters(), *(one for state in states for one in state.values() if isinstance(one, Tensor))]
-    kept = [abs(int(one.save_top_k)) for one in config.callbacks.values() if one and "save_top_k" in one]
+    saving = [one for one in config.callbacks.values() if one and str(one.get("_target_")).endswith("Checkpoint")]
     epochs, rate = batches / of_a_pass, watch.samples / watch.seconds
     found = {
         "devices": devices,
@@ -128,7 +128,7 @@ def plan(config: DictConfig, task: VinVLTask, datamodule: RegionDataModule) -> d
         "evaluation": watch.evaluation_seconds / max(watch.evaluated, 1) * of_split * evaluations,
         "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "checkpoint": sum(tensor.nbytes for tensor in tensors),
-        "checkpoints": sum(kept),
+        "checkpoints": sum(abs(int(one.get("save_top_k", 1))) for one in saving),
         "store": sum(header.path.stat().st_size for header in datamodule.store.headers),
     }
     where = trainer.strategy.root_device.type

@@ -375,7 +375,6 @@ class VinVLTask(pl.LightningModule):
         """
         torch.manual_seed((self.seed * 1_000_003 + self.global_rank) * 2**31 + self.batches_seen)
         self.batches_seen += 1
-        self._tell_datamodule()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kind = type(self)
@@ -390,10 +389,3 @@ class VinVLTask(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_seen = checkpoint[OUR_KEY]["batches_seen"]
-        self._tell_datamodule()
-
-    def _tell_datamodule(self) -> None:
-        if self._trainer is not None:
-            datamodule = getattr(self._trainer, "datamodule", None)
-            if isinstance(datamodule, RegionDataModule):
-                datamodule.batches_seen = self.batches_seen

@@ -39,7 +39,7 @@ class Scripted(pl.LightningModule):
 def run(folder: Path, scores: list[float], given: Path | None = None, **patience: int) -> pl.Trainer:
     """A run of as many epochs as there are scores, of one update each, that goes on from a checkpoint."""
     options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    last = RunCheckpoint(folder, filename="last", enable_version_counter=False)
+    last = RunCheckpoint(folder / "last.ckpt")
     best = BestCheckpoint(
         dirpath=folder, filename="best", monitor="val/score", mode="max", enable_version_counter=False
     )

@@ -30,7 +30,11 @@ from vinvl.run.errors import UserError, printable
 
 
 class RegionLoader(DataLoader[Any]):
-    """A DataLoader that fills in the features which batches from data workers lack (see `image_regions`)."""
+    """A DataLoader that fills in the features which batches from data workers lack (see `image_regions`).
+
+    One of training batches knows how many it has given, on which Lightning saves and restores it (`state_dict`); the
+    batches of an evaluation have no place to go on from.
+    """
 
     def __init__(
         self, dataset: Any, *, store: RegionStore | None, on_device: DeviceFeatures | None, **options: Any
@@ -41,7 +45,23 @@ class RegionLoader(DataLoader[Any]):
         super().__init__(dataset, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return map(self._filled, super().__iter__())
+        return map(self._given, super().__iter__())
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches given so far, which is not how many the workers are ahead."""
+        return {"position": self._order().position}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._order().position = state_dict["position"]
+
+    def _order(self) -> LengthBucketBatchSampler:
+        assert isinstance(self.batch_sampler, LengthBucketBatchSampler)
+        return self.batch_sampler
+
+    def _given(self, batch: Any) -> Any:
+        if isinstance(self.batch_sampler, LengthBucketBatchSampler):
+            self.batch_sampler.position += 1
+        return self._filled(batch)
 
     def _filled(self, batch: Any) -> Any:
         if not isinstance(batch, Batch):
@@ -61,7 +81,6 @@ class Loaders:
     Attributes:
         store: where the features of batches of regions are.
         on_device: the same, where they are kept on the device; batches then name its rows.
-        batches_seen: batches of this rank trained on so far; set anew, training goes on from there.
     """
 
     def __init__(self, *, batch_size: int, eval_batch_size: int, num_workers: int, pin_memory: bool, seed: int) -> None:
@@ -79,28 +98,20 @@ class Loaders:
         self.seed = seed
         self.store: RegionStore | None = None
         self.on_device: DeviceFeatures | None = None
-        self._sampler: LengthBucketBatchSampler | None = None
-        self._batches_seen = 0
-
-    @property
-    def batches_seen(self) -> int:
-        return self._batches_seen
-
-    @batches_seen.setter
-    def batches_seen(self, count: int) -> None:
-        self._batches_seen = count
-        if self._sampler is not None:
-            self._sampler.position = count
 
     def training(self, dataset: Any, trainer: pl.Trainer | None) -> DataLoader[Any]:
-        """Shuffled batches of this rank, from `batches_seen` on."""
+        """Shuffled batches of this rank, from where the trainer's task is.
+
+        Lightning gives a loader its state only within an epoch; at the end of one, and in checkpoints of versions whose
+        loaders had none, the batches that the task has been trained on say the same.
+        """
         rank, world_size = rank_and_world_size(trainer)
-        self._sampler = LengthBucketBatchSampler(
+        sampler = LengthBucketBatchSampler(
             dataset.lengths(), self.batch_size, seed=self.seed, rank=rank, world_size=world_size
         )
-        self._sampler.position = self._batches_seen
-        self._sampler.repeated = repeated_batches(trainer, len(self._sampler))
-        return self.loader(dataset, self._sampler)
+        sampler.position = getattr(None if trainer is None else trainer.lightning_module, "batches_seen", 0)
+        sampler.repeated = repeated_batches(trainer, len(sampler))
+        return self.loader(dataset, sampler)
 
     def evaluation(self, dataset: Any, trainer: pl.Trainer | None) -> DataLoader[Any]:
         """Every item once over all ranks."""
@@ -151,7 +162,6 @@ class RegionDataModule(pl.LightningDataModule):
     A dataset file adds `read_split` and `make_dataset`.
 
     Attributes:
-        batches_seen: batches of this rank trained on so far; the task restores it when a run is resumed.
         datasets: stage (train, val, test, predict) → dataset, filled by `setup`.
         commonest: what the training split says most often, once it has been read.
         skipped: split → how many of its records on_missing=skip has left out, once it has been read.
@@ -359,14 +369,6 @@ class RegionDataModule(pl.LightningDataModule):
         return self._store
 
     @property
-    def batches_seen(self) -> int:
-        return self.loaders.batches_seen
-
-    @batches_seen.setter
-    def batches_seen(self, count: int) -> None:
-        self.loaders.batches_seen = count
-
-    @property
     def batch_size(self) -> int:
         """Items of a training batch of one device."""
         return self.loaders.batch_size
@@ -376,7 +378,7 @@ class RegionDataModule(pl.LightningDataModule):
         self.loaders.batch_size = size
 
     def train_dataloader(self) -> DataLoader[Example]:
-        """Shuffled, bucketed batches of this rank, from `batches_seen` on."""
+        """Shuffled, bucketed batches of this rank."""
         return self.loaders.training(self.datasets["train"], self.trainer)
 
     def val_dataloader(self) -> DataLoader[Example]:

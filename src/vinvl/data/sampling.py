@@ -70,7 +70,7 @@ class LengthBucketBatchSampler(Sampler[list[Draw]]):
     Lightning calls an epoch, also where `limit_train_batches` cuts it short.
 
     Attributes:
-        position: batches of this rank seen since training began. Whoever trains keeps it up to date.
+        position: batches of this rank seen since training began, which the loader keeps up to date.
         repeated: the first so many batches of the first epoch come again and again, with what is drawn in their items;
             None: all batches of all epochs. It stands for Lightning's `overfit_batches`.
     """

@@ -264,7 +264,6 @@ class DetectionDataModule(pl.LightningDataModule):
 
     Attributes:
         datasets: stage (train, val, test) → dataset, filled by `setup`.
-        batches_seen: batches of this rank trained on so far; the task restores it when a run is resumed.
     """
 
     def __init__(
@@ -353,16 +352,8 @@ class DetectionDataModule(pl.LightningDataModule):
         assert self._label_map is not None, "setup() comes first"
         return self._label_map
 
-    @property
-    def batches_seen(self) -> int:
-        return self.loaders.batches_seen
-
-    @batches_seen.setter
-    def batches_seen(self, count: int) -> None:
-        self.loaders.batches_seen = count
-
     def train_dataloader(self) -> DataLoader[DetectionExample]:
-        """Shuffled batches of this rank, of pictures of like shape, from `batches_seen` on."""
+        """Shuffled batches of this rank, of pictures of like shape."""
         return self.loaders.training(self.datasets["train"], self.trainer)
 
     def val_dataloader(self) -> DataLoader[DetectionExample]:

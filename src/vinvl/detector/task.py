@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vinvl.detector.average_precision import AttributeRecall, AveragePrecision, FoundBoxes
 from vinvl.detector.config import Architecture, DetectorConfig, TrainingSettings
-from vinvl.detector.data import DetectionBatch, DetectionDataModule
+from vinvl.detector.data import DetectionBatch
 from vinvl.detector.detector import DetectedRegions, Detector, normalised, pad_batch
 from vinvl.detector.losses import detector_losses
 from vinvl.detector.starting import freeze_batch_norm, freeze_stages, initialise, load_what_fits, train_batch_norm
@@ -218,7 +218,6 @@ class DetectorTask(pl.LightningModule):
 
     def on_train_batch_start(self, batch: DetectionBatch, batch_idx: int) -> None:
         self.batches_seen += 1
-        self._tell_datamodule()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kind = type(self)
@@ -230,13 +229,6 @@ class DetectorTask(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_seen = checkpoint[OUR_KEY]["batches_seen"]
-        self._tell_datamodule()
-
-    def _tell_datamodule(self) -> None:
-        if self._trainer is not None:
-            datamodule = getattr(self._trainer, "datamodule", None)
-            if isinstance(datamodule, DetectionDataModule):
-                datamodule.batches_seen = self.batches_seen
 
 
 def found_boxes(regions: DetectedRegions) -> FoundBoxes:

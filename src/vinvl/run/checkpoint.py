@@ -1,7 +1,11 @@
-"""Checkpoints: saved whole or not at all, never in a way that forgets an evaluation; read as plain data."""
+"""Checkpoints: saved whole or not at all, never in a way that forgets an evaluation; read as plain data.
+
+This is the one file that needs private members of Lightning, all of them at its end but for
+`ModelCheckpoint._save_checkpoint`.
+"""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -10,7 +14,7 @@ from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
@@ -130,35 +134,46 @@ def _tensor_bytes(value: object) -> int:
     return sum(_tensor_bytes(item) for item in items)
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """The checkpoint that a run goes on from, `filename`.ckpt in `dirpath`: its last state, every N updates.
+class RunCheckpoint(Checkpoint):
+    """The checkpoint that a run goes on from: its last state, every N updates.
 
-    `every_n_train_steps` null: after each evaluation. A number: after every N-th update, and at the end of training.
     Lightning's own callback, when it has been resumed, also saves between two updates of accumulated gradients, which
     would be lost; and what it saves before an evaluation goes on behind that evaluation, as if it had been made. This
     one saves at updates alone, and where an evaluation follows, at its beginning: see `save_now`.
     """
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing of the run before is needed; its file, which Lightning would replace, may be in another folder."""
+    def __init__(self, path: str | Path, every_n_train_steps: int | None = None) -> None:
+        """`every_n_train_steps` null: after each evaluation. A number: after every N-th update. And at the end."""
+        self.path = Path(path)
+        self.every = every_n_train_steps or 0
+        self._saved = 0  # the update that was saved last
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if update_finished(trainer) and not evaluation_follows(trainer):
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._is_due(trainer) and update_finished(trainer) and not evaluation_follows(trainer):
+            self._save(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves what was due at the update before."""
-        every = self._every_n_train_steps
-        due = every > 0 and trainer.global_step % every == 0 and not self._should_skip_saving_checkpoint(trainer)
-        if due and can_go_on_with_evaluation(trainer):
-            save_now(trainer, self.format_checkpoint_name({}))
-            self._last_global_step_saved = trainer.global_step
+        if self._is_due(trainer) and can_go_on_with_evaluation(trainer):
+            self._save(trainer, save_now)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.every:
+            self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._save(trainer)
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        return self.every > 0 and trainer.global_step % self.every == 0
+
+    def _save(self, trainer: pl.Trainer, save: Callable[[pl.Trainer, Path], None] = pl.Trainer.save_checkpoint) -> None:
+        trying = trainer.fast_dev_run or trainer.sanity_checking  # type: ignore[attr-defined]
+        if trainer.state.fn == TrainerFn.FITTING and not trying and trainer.global_step != self._saved:
+            save(trainer, self.path)
+            self._saved = trainer.global_step
 
 
 @dataclass(frozen=True)
@@ -219,6 +234,10 @@ class BestCheckpoint(ModelCheckpoint):
     def state_key(self) -> str:
         """That of Lightning's callback, which earlier versions of vinvl used."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """As in a validation: before a training Lightning warns of a folder that is not empty, as it is on going on."""
+        super().setup(trainer, pl_module, TrainerFn.VALIDATING)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "best_step": self.best_step}

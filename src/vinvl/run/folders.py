@@ -39,8 +39,6 @@ NO_NEWS = (  # warnings of Lightning's about what is so on purpose
     ".*smaller than the logging interval.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*Previous log files in this directory.*",  # they are renamed
-    "Checkpoint directory .* exists and is not empty.*",  # of a run that goes on
-    ".*your dataloader is not resumable.*",  # it goes on with the batch that comes next
 )
 Result = TypeVar("Result")
 PACKAGE = Path(__file__).resolve().parents[1]
