@@ -38,7 +38,6 @@ def two_epochs(demo_data: Path, folder: Path, workers: int) -> list[Batch]:
     _, datamodule = made(demo_data, folder, f"data.num_workers={workers}")
     loader: Any = datamodule.train_dataloader()
     first = list(loader)
-    datamodule.batches_seen = len(first)  # what the task does as it trains
     return first + list(loader)
 
 

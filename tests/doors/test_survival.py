@@ -114,6 +114,17 @@ def test_asked_to_stop_time_and_again(whole: Path, demo_data: Path, tmp_path: Pa
     assert_same_run(tmp_path, whole)
     assert times_trained(tmp_path) == BATCHES
     assert logged_evaluations(tmp_path) == logged_evaluations(whole)
+    assert "Warning" not in output(tmp_path)
+
+
+def test_more_epochs_than_were_asked_for_at_first(whole: Path, demo_data: Path, tmp_path: Path) -> None:
+    """Lightning restores no loader at the end of an epoch; the second begins where the first has ended all the same."""
+    whole_epochs = ["trainer.max_steps=-1", "trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=1.0"]
+    for epochs in (1, 2):
+        assert run(tmp_path, demo_data, *PRETRAINING, *whole_epochs, f"trainer.max_epochs={epochs}") == 0
+    seen = seen_rows(tmp_path)
+    assert len(seen) == times_trained(tmp_path) == 42
+    assert {number: rows for number, rows in seen.items() if number <= BATCHES} == seen_rows(whole)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(whole: Path, demo_data: Path, tmp_path: Path) -> None:

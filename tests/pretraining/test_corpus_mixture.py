@@ -35,7 +35,6 @@ def rows_of_epochs(data: PretrainingDataModule, epochs: int) -> list[Counter[str
             dataset: Any = data.datasets["train"]
             for record in batch.records:
                 rows[dataset.rows.mixture.describe(record["index"]).split("/")[-1].split(" (")[0]] += 1
-            data.batches_seen += 1
         found.append(rows)
     return found
 

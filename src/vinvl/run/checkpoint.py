@@ -160,11 +160,21 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer, save_now)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.every:
+        if not self.every and not self._saves_at_epoch_end(trainer):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.every and self._saves_at_epoch_end(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer)
+
+    @staticmethod
+    def _saves_at_epoch_end(trainer: pl.Trainer) -> bool:
+        """When Lightning's callback does: what this one saves is to know of the best checkpoint at the same update."""
+        evaluations = sum(trainer.num_val_batches)
+        return trainer.check_val_every_n_epoch == 1 and (not evaluations or trainer.val_check_interval == 1.0)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         return self.every > 0 and trainer.global_step % self.every == 0
