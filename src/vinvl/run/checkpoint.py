@@ -5,8 +5,7 @@ This is the one file that needs private members of Lightning, all of them at its
 """
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -179,10 +178,10 @@ class RunCheckpoint(Checkpoint):
     def _is_due(self, trainer: pl.Trainer) -> bool:
         return self.every > 0 and trainer.global_step % self.every == 0
 
-    def _save(self, trainer: pl.Trainer, save: Callable[[pl.Trainer, Path], None] = pl.Trainer.save_checkpoint) -> None:
+    def _save(self, trainer: pl.Trainer, save: Callable[..., None] = pl.Trainer.save_checkpoint) -> None:
         trying = trainer.fast_dev_run or trainer.sanity_checking  # type: ignore[attr-defined]
         if trainer.state.fn == TrainerFn.FITTING and not trying and trainer.global_step != self._saved:
-            save(trainer, self.path)
+            save(trainer, self.path, weights_only=False)
             self._saved = trainer.global_step
 
 
@@ -358,25 +357,19 @@ def can_go_on_with_evaluation(trainer: pl.Trainer) -> bool:
     return update_finished(trainer) and (trainer.max_steps < 0 or trainer.global_step < trainer.max_steps)
 
 
-def save_now(trainer: pl.Trainer, path: str | Path) -> None:
-    """Saves the run as it stands, on all ranks together; within an evaluation, as it stood when that began."""
-    if trainer.state.fn == TrainerFn.FITTING and trainer.validating:
-        with _at_the_beginning_of_the_evaluation(trainer):
-            trainer.save_checkpoint(path, weights_only=False)
-    else:
-        trainer.save_checkpoint(path, weights_only=False)
+def save_now(trainer: pl.Trainer, path: str | Path, *, weights_only: bool = False) -> None:
+    """Saves the run as it stands, on all ranks together; within an evaluation, as it stood when that began.
 
-
-@contextmanager
-def _at_the_beginning_of_the_evaluation(trainer: pl.Trainer) -> Iterator[None]:
-    """Lets the evaluation's progress say that its first batch is being worked on: Lightning, resumed, then makes it."""
+    The evaluation's progress then says that its first batch is being worked on: Lightning, resumed, makes it.
+    """
     progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     kept = progress.state_dict()
-    earlier = progress.total.completed - progress.current.completed  # batches of evaluations before, in this epoch
-    begun = {"total": _first_batch_after(earlier), "current": _first_batch_after(0), "is_last_batch": False}
-    progress.load_state_dict({**kept, **begun})
+    if trainer.state.fn == TrainerFn.FITTING and trainer.validating:
+        earlier = progress.total.completed - progress.current.completed  # batches of evaluations before, in this epoch
+        begun = {"total": _first_batch_after(earlier), "current": _first_batch_after(0), "is_last_batch": False}
+        progress.load_state_dict({**kept, **begun})
     try:
-        yield
+        trainer.save_checkpoint(path, weights_only=weights_only)
     finally:
         progress.load_state_dict(kept)
 
