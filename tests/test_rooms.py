@@ -11,6 +11,27 @@ import vinvl
 
 PACKAGE = Path(vinvl.__file__).parent
 MOST_LINES = 480
+LAYERS = (  # a room imports those above it in this list, and none beside it
+    ("run",),
+    ("regions", "models"),
+    ("data",),
+    ("pictures", "trained", "schedules", "exact"),
+    ("row_names",),
+    ("task",),
+    ("vqa", "gqa", "nlvr2", "retrieval", "captioning", "pretraining", "detector"),
+    ("extraction", "pages", "demo"),
+    ("predictor",),
+    ("restore", "plan"),
+    ("train", "train_detector", "pretrain_finetune", "evaluate", "predict", "extract", "convert", "report", "vinvl"),
+)
+EXCEPTIONS = {
+    ("gqa", "vqa"),  # its answers
+    ("trained", "vqa"),  # the answers of a model's head
+    ("row_names", "vqa"),
+    ("retrieval", "captioning"),  # its captions
+    ("data", "captioning"),  # how captions are cut into words
+    ("train_detector", "train"),
+}
 
 
 def modules() -> dict[str, Path]:
@@ -21,10 +42,10 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imported(path: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of ours that a module imports when it is imported itself."""
-    found = set()
-    for statement in ast.parse(path.read_text()).body:
+def imported(path: Path, known: dict[str, Path], *, ever: bool = False) -> set[str]:
+    """Modules of ours that a module imports when it is imported itself, or ever: in one of its functions too."""
+    found, tree = set(), ast.parse(path.read_text())
+    for statement in ast.walk(tree) if ever else tree.body:
         if isinstance(statement, ast.ImportFrom) and statement.module is not None:
             inner = {f"{statement.module}.{alias.name}" for alias in statement.names}
             found |= ({statement.module} | inner) & known.keys()
@@ -42,6 +63,24 @@ def test_imports_go_round_in_no_circle() -> None:
     while free := {name for name, needs in left.items() if not needs & left.keys()}:
         left = {name: needs for name, needs in left.items() if name not in free}
     assert left == {}
+
+
+def room(module: str) -> str:
+    return (module.split(".") * 2)[1]
+
+
+def test_imports_go_down() -> None:
+    known = modules()
+    layer_of = {name: layer for layer, names in enumerate(LAYERS) for name in names}
+    assert {room(name) for name in known} == layer_of.keys()
+    upwards = {
+        (room(name), room(need)): f"{name} imports {need}"
+        for name, path in known.items()
+        for need in imported(path, known, ever=True) - {"vinvl"}
+        if room(name) != room(need) and layer_of[room(need)] >= layer_of[room(name)]
+    }
+    assert {pair: told for pair, told in upwards.items() if pair not in EXCEPTIONS} == {}
+    assert upwards.keys() >= EXCEPTIONS
 
 
 @pytest.mark.parametrize("module", ["vinvl.evaluate", "vinvl.vqa.task", "vinvl.data.batch"])

@@ -12,8 +12,8 @@ from vinvl.restore import restore
 from vinvl.run.callbacks import progress
 from vinvl.run.door import enter
 from vinvl.run.folders import config_directory, open_sections, register_resolvers, run_door
+from vinvl.run.progress import report
 from vinvl.run.survival import StopAtOnce
-from vinvl.train import report
 
 register_resolvers()
 

@@ -16,9 +16,9 @@ from vinvl.data.module import RegionDataModule
 from vinvl.regions.feature_record import FeatureRecord, OtherFeatures, unlike_store
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
-from vinvl.run.folders import resolve_checkpoint, task_class
+from vinvl.run.folders import resolve_checkpoint
 from vinvl.run.overrides import command_overrides, given_splits, given_values, refuse_unread_splits
-from vinvl.task import VinVLTask
+from vinvl.task import VinVLTask, task_class
 
 PREPARATIONS = (  # what a checkpoint's data may ask to be called
     "vinvl.demo.ensure_demo_world",

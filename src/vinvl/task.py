@@ -1,5 +1,7 @@
 """What all tasks share: how they are built, their optimiser, reproducible steps, evaluation and checkpoints."""
 
+import importlib
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,10 +24,13 @@ from vinvl.models.weights import refuse_other_sizes
 from vinvl.regions.feature_record import FeatureRecord
 from vinvl.regions.regions import BOX_NUMBERS
 from vinvl.row_names import start_model
-from vinvl.run.checkpoint import OUR_KEY, load_into
+from vinvl.run.checkpoint import OUR_KEY, load_into, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.made import make_optimizer, make_scheduler
+from vinvl.run.survival import RECIPE, refuse_another_run
 from vinvl.trained import Words, refuse_other_words, words_of, words_of_run
+
+DETECTOR_TASK = "vinvl.detector.task.DetectorTask"  # whose checkpoints are the business of vinvl.train_detector
 
 # Which parameters decay.
 
@@ -389,3 +394,40 @@ class VinVLTask(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_seen = checkpoint[OUR_KEY]["batches_seen"]
+
+    def check_resumable(self, path: Path) -> None:
+        """Refuses to go on from a checkpoint of another task, another model or another run, and takes its weights.
+
+        Raises:
+            UserError: names what differs, and how to begin a new run from the weights instead.
+        """
+        checkpoint = read_checkpoint(path)
+        found = task_class(checkpoint, path)
+        if type(self) is not found:
+            raise UserError(f"{path} is a checkpoint of {found.__name__}, and this run trains {type(self).__name__}.")
+        refuse_another_run(checkpoint[OUR_KEY]["run_config"], self.run_config, path, RECIPE, f"model.init={path}")
+        refuse_other_words(words_of_run(checkpoint), self.words or {}, str(path), "data.tokenizer")
+        load_into(self, checkpoint, path)
+
+
+def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
+    """The task class a checkpoint names; only `vinvl.NAME.task` is imported for a file's sake.
+
+    Raises:
+        UserError: the checkpoint names something else.
+    """
+    name = str(checkpoint["vinvl"].get("task_class"))
+    if name == DETECTOR_TASK:
+        raise UserError(
+            f"{path} is a detector's checkpoint, which python -m vinvl.train_detector goes on with; to use the "
+            "detector, give the detector.pth of its run as weights to python -m vinvl.extract."
+        )
+    module_name, _, class_name = name.rpartition(".")
+    if re.fullmatch(r"vinvl\.\w+\.task", module_name):
+        try:
+            found = getattr(importlib.import_module(module_name), class_name, None)
+        except ImportError:
+            found = None
+        if isinstance(found, type) and issubclass(found, VinVLTask):
+            return found
+    raise UserError(f"{path} is a checkpoint of '{module_name}.{class_name}', which this version of vinvl has not.")

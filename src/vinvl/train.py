@@ -1,9 +1,8 @@
 """Train a model: `python -m vinvl.train [experiment=NAME] [overrides]`. Without overrides: the demo world."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import hydra
 import pytorch_lightning as pl
@@ -17,11 +16,11 @@ from vinvl.plan import plan, wants_plan
 from vinvl.run.checkpoint import load_into, read_checkpoint
 from vinvl.run.door import enter
 from vinvl.run.errors import UserError, say
-from vinvl.run.folders import config_directory, register_resolvers, run_door, write_json
+from vinvl.run.folders import config_directory, register_resolvers, run_door
 from vinvl.run.made import made, made_of_each, refuse_unfit
 from vinvl.run.overrides import command_overrides, given_values, refuse_unread_splits
-from vinvl.run.progress import print_results
-from vinvl.run.survival import ORDER, Stopped, check_resumable, resume_path, tidy_run_folder, training_order
+from vinvl.run.progress import report
+from vinvl.run.survival import ORDER, Stopped, resume_path, tidy_run_folder, training_order
 from vinvl.task import VinVLTask
 
 register_resolvers()
@@ -57,7 +56,7 @@ def train(config: DictConfig) -> float | None:
     refuse_unfit(task, trainer)
     task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}
     if resume_from is not None:
-        check_resumable(task, resume_from)
+        task.check_resumable(resume_from)
     if config.compile.enabled:
         task.model.base_model.compile_layers(
             backend=config.compile.backend, dynamic=config.compile.dynamic, mode=config.compile.mode
@@ -189,52 +188,6 @@ def validation(trainer: pl.Trainer, headline: str, split: str) -> dict[str, Any]
         "figure": headline if name == "score" else name,
         "score": float(callback.best_model_score),
     }
-
-
-class Scored(Protocol):
-    """A task that has been evaluated."""
-
-    scores: dict[str, float]
-
-    @property
-    def headline(self) -> str: ...
-
-    def result_rows(self) -> list[tuple[str, str]]: ...
-
-
-def report(
-    task: Scored,
-    output_dir: Path,
-    *,
-    split: str | None,
-    checkpoint: str | None,
-    chosen_by: dict[str, Any] | None = None,
-    files: Mapping[str, Path] | None = None,
-    left_out: int = 0,
-) -> None:
-    """Writes results.json and prints the table of what came out and where it lies.
-
-    Args:
-        split: what was scored; None if nothing was.
-        checkpoint: the best one.
-        chosen_by: see `validation`.
-        files: what else there is.
-        left_out: records of the split that are not among those scored, for want of regions.
-    """
-    results = output_dir / "results.json"
-    scores = task.scores if split is not None else {}
-    content = {"split": split, "checkpoint": checkpoint, "headline": task.headline, "scores": scores}
-    told = {"validation": chosen_by, "left_out": left_out}
-    write_json(results, content | {name: value for name, value in told.items() if value})
-    shown = {"run folder": output_dir, **(files or {}), "results": results}
-    if checkpoint is not None:
-        shown["best checkpoint"] = Path(checkpoint)
-    rows = task.result_rows() if split is not None else []
-    if left_out:
-        rows.append(("records without regions, not scored", f"{left_out:,}"))
-    if chosen_by:
-        rows.append((f"chosen on '{chosen_by['split']}' by {chosen_by['figure']}", f"{chosen_by['score']:.2f}"))
-    print_results(f"Results on '{split}'" if split is not None else "Trained", rows, shown)
 
 
 @hydra.main(version_base="1.3", config_path=config_directory(), config_name="train")

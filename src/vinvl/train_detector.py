@@ -17,11 +17,13 @@ from vinvl.pictures import EXIF_IGNORE
 from vinvl.run.checkpoint import load_into, read_checkpoint
 from vinvl.run.door import enter
 from vinvl.run.errors import UserError, say
-from vinvl.run.folders import DETECTOR_TASK, config_directory, register_resolvers, run_door
+from vinvl.run.folders import config_directory, register_resolvers, run_door
 from vinvl.run.made import made, made_of_each, refuse_unfit
 from vinvl.run.overrides import command_overrides, given_values, refuse_unread_splits
+from vinvl.run.progress import report
 from vinvl.run.survival import ORDER, Stopped, refuse_another_run, resume_path, tidy_run_folder, training_order
-from vinvl.train import best_checkpoint, make_loggers, report, say_what_is_cut_short, validation
+from vinvl.task import DETECTOR_TASK
+from vinvl.train import best_checkpoint, make_loggers, say_what_is_cut_short, validation
 
 WEIGHTS = "detector.pth"  # what a run makes, in its folder
 RECIPE = (  # what a run is made of: with another value it would be another run

@@ -21,7 +21,7 @@ from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.faults import CHECKPOINTS
 from vinvl.run.files import json_object
-from vinvl.run.folders import task_class
+from vinvl.task import task_class
 from vinvl.trained import find_answers, find_tokenizer, rows_of_given
 
 # What a checkpoint of ours says besides its tensors, and whose model foreign weights are.

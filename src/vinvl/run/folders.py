@@ -1,6 +1,5 @@
 """What the doors share: where configs, runs and checkpoints lie, and how an error reaches a person."""
 
-import importlib
 import importlib.util
 import json
 import logging
@@ -22,12 +21,10 @@ from vinvl.run.errors import UserError, escaped_warnings, printable, say, senten
 from vinvl.run.faults import AUTO, CHECKPOINTS, next_step, sentence_of_fault
 from vinvl.run.files import atomic_write
 from vinvl.run.signals import Interrupted, signal_behind, stopping_at_once
-from vinvl.task import VinVLTask
 
 NAMED_CHECKPOINTS = ("last", "best")  # what ckpt_path may say instead of a file
 LOCK = ".lock"  # in the folder of a run: see vinvl.run.run_folder
 FAILURE = "error.txt"  # in the folder of a --multirun's job that failed
-DETECTOR_TASK = "vinvl.detector.task.DetectorTask"  # whose checkpoints are the business of vinvl.train_detector
 SUBMITIT_LAUNCHERS = tuple(f"hydra/launcher={name}" for name in ("slurm", "submitit_slurm", "submitit_local"))
 OF_HYDRA = re.compile(  # files in a run's folder that are Hydra's, a launched rank's, or the lock
     r"(train|train_detector|evaluate|predict|pretrain_finetune)(_ddp_process_\d+)?\.log|\.lock"
@@ -165,29 +162,6 @@ def require_launcher(arguments: Sequence[str]) -> None:
         raise UserError(
             f"{asked[0]} needs hydra-submitit-launcher, which is not installed: pip install 'vinvl[slurm]'."
         )
-
-
-def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
-    """The task class a checkpoint names; only `vinvl.NAME.task` is imported for a file's sake.
-
-    Raises:
-        UserError: the checkpoint names something else.
-    """
-    name = str(checkpoint["vinvl"].get("task_class"))
-    if name == DETECTOR_TASK:
-        raise UserError(
-            f"{path} is a detector's checkpoint, which python -m vinvl.train_detector goes on with; to use the "
-            "detector, give the detector.pth of its run as weights to python -m vinvl.extract."
-        )
-    module_name, _, class_name = name.rpartition(".")
-    if re.fullmatch(r"vinvl\.\w+\.task", module_name):
-        try:
-            found = getattr(importlib.import_module(module_name), class_name, None)
-        except ImportError:
-            found = None
-        if isinstance(found, type) and issubclass(found, VinVLTask):
-            return found
-    raise UserError(f"{path} is a checkpoint of '{module_name}.{class_name}', which this version of vinvl has not.")
 
 
 def run_door(run: Callable[[DictConfig], Result], config: DictConfig) -> Result | None:

@@ -20,7 +20,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from vinvl.run.errors import UserError
 
 OPEN = ("data.splits", "callbacks", "logger", "plan", "pretrain", "finetune")  # sections whose names a person chooses
-MODEL_CONFIGS = ("model.config", "config")  # sections of fields of VinVLConfig
+MODEL_CONFIGS = ("model.config", "config")  # sections of fields of MODEL_CONFIG
+MODEL_CONFIG = "vinvl.models.config.VinVLConfig"
 OF_HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 PLAIN = re.compile(r"[\w./\-]*")  # means to Hydra what it means to a person
 IN_QUOTES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
@@ -155,12 +156,8 @@ def known_names(node: DictConfig, section: str, base: DictConfig) -> set[str] | 
     if section in OPEN:
         return None
     if section in MODEL_CONFIGS:
-        from vinvl.models.config import VinVLConfig  # transformers takes its time
-
-        config = VinVLConfig()
-        return names | {
-            name for name in dir(config) if name[0] != "_" and not callable(getattr(VinVLConfig, name, None))
-        }
+        kind = get_object(MODEL_CONFIG)  # now and not before: transformers takes its time
+        return names | {name for name in dir(kind()) if name[0] != "_" and not callable(getattr(kind, name, None))}
     if section == "task.options":  # of the class whose `build` makes the task
         task = getattr(_target(base.task), "__self__", None)
         own = {} if task is None else inspect.signature(task).parameters

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vinvl.run.errors import printable, say
+from vinvl.run.folders import write_json
 
 # The short table that ends a run.
 
@@ -35,6 +36,52 @@ def print_results(
     for what, path in files.items():
         # Not through rich: it would wrap long paths, and a wrapped path cannot be copied.
         say(f"{what + ':':<18}{path}")
+
+
+class Scored(Protocol):
+    """A task that has been evaluated."""
+
+    scores: dict[str, float]
+
+    @property
+    def headline(self) -> str: ...
+
+    def result_rows(self) -> list[tuple[str, str]]: ...
+
+
+def report(
+    task: Scored,
+    output_dir: Path,
+    *,
+    split: str | None,
+    checkpoint: str | None,
+    chosen_by: dict[str, Any] | None = None,
+    files: Mapping[str, Path] | None = None,
+    left_out: int = 0,
+) -> None:
+    """Writes results.json and prints the table of what came out and where it lies.
+
+    Args:
+        split: what was scored; None if nothing was.
+        checkpoint: the best one.
+        chosen_by: see `validation`.
+        files: what else there is.
+        left_out: records of the split that are not among those scored, for want of regions.
+    """
+    results = output_dir / "results.json"
+    scores = task.scores if split is not None else {}
+    content = {"split": split, "checkpoint": checkpoint, "headline": task.headline, "scores": scores}
+    told = {"validation": chosen_by, "left_out": left_out}
+    write_json(results, content | {name: value for name, value in told.items() if value})
+    shown = {"run folder": output_dir, **(files or {}), "results": results}
+    if checkpoint is not None:
+        shown["best checkpoint"] = Path(checkpoint)
+    rows = task.result_rows() if split is not None else []
+    if left_out:
+        rows.append(("records without regions, not scored", f"{left_out:,}"))
+    if chosen_by:
+        rows.append((f"chosen on '{chosen_by['split']}' by {chosen_by['figure']}", f"{chosen_by['score']:.2f}"))
+    print_results(f"Results on '{split}'" if split is not None else "Trained", rows, shown)
 
 
 LINE_SECONDS = 30.0  # between two lines in a log

@@ -16,19 +16,15 @@ from pytorch_lightning.callbacks import Callback
 from vinvl.run.checkpoint import (
     can_go_on_with_evaluation,
     evaluation_follows,
-    load_into,
-    read_checkpoint,
     remove_partial_checkpoints,
     save_now,
     update_finished,
 )
 from vinvl.run.errors import UserError
 from vinvl.run.faults import AUTO, CHECKPOINTS, how_to_go_on
-from vinvl.run.folders import resolve_checkpoint, task_class
+from vinvl.run.folders import resolve_checkpoint
 from vinvl.run.options import leaves
 from vinvl.run.signals import Interrupted, StopRequest, stop_at_once
-from vinvl.task import VinVLTask
-from vinvl.trained import refuse_other_words, words_of_run
 
 # Stopping in good order: a signal, a checkpoint at the end of the update, and a code that asks to be started again.
 
@@ -187,21 +183,6 @@ def training_order(datamodule: OrderedData, world_size: int) -> dict[str, int]:
     """
     lengths = np.ascontiguousarray(datamodule.datasets["train"].lengths(), dtype=np.int64)
     return {"ranks": world_size, "items": len(lengths), "lengths": zlib.crc32(lengths.data)}
-
-
-def check_resumable(task: VinVLTask, path: Path) -> None:
-    """Refuses to go on from a checkpoint of another task, another model or another run, before anything is touched.
-
-    Raises:
-        UserError: names what differs, and how to begin a new run from the weights instead.
-    """
-    checkpoint = read_checkpoint(path)
-    found = task_class(checkpoint, path)
-    if type(task) is not found:
-        raise UserError(f"{path} is a checkpoint of {found.__name__}, and this run trains {type(task).__name__}.")
-    refuse_another_run(checkpoint["vinvl"]["run_config"], task.run_config, path, RECIPE, f"model.init={path}")
-    refuse_other_words(words_of_run(checkpoint), task.words or {}, str(path), "data.tokenizer")
-    load_into(task, checkpoint, path)
 
 
 def refuse_another_run(
