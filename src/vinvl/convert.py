@@ -101,7 +101,7 @@ def convert_weights(config: DictConfig) -> Path:
         (folder / "README.md").write_text(card, encoding="utf-8")
         (folder / "conversion.txt").write_text("\n".join(report.rows()) + "\n", encoding="utf-8")
     say(*str(report).split("\n"))
-    say(f"{type(model).__name__} lies in {target}; {target / 'conversion.txt'} lists every tensor")
+    say(f"{type(model).__name__} is in {target}; {target / 'conversion.txt'} lists every tensor")
     return target
 
 
@@ -120,7 +120,7 @@ def name_the_answers(model: PreTrainedModel, task: str | None, given: str | None
 
 
 def provenance(files: CheckpointFiles, ours: Mapping[str, Any], task: str | None) -> Provenance:
-    """What the model card says of where the weights come from."""
+    """What the model card says about the origin of the weights."""
     results = results_of(files.weights)
     return Provenance(
         source=Path(files.name).name if Path(files.name).exists() else files.name,
@@ -132,7 +132,7 @@ def provenance(files: CheckpointFiles, ours: Mapping[str, Any], task: str | None
 
 
 def results_of(weights: Path) -> dict[str, Any]:
-    """The results.json of the run that a checkpoint lies in, where they are this checkpoint's and not another's."""
+    """The results.json of a checkpoint's run, if they are this checkpoint's and not another's."""
     folder = weights.parent.parent if weights.parent.name == CHECKPOINTS else weights.parent
     path = folder / "results.json"
     if not path.is_file():
@@ -145,7 +145,7 @@ def results_of(weights: Path) -> dict[str, Any]:
 
 
 def data_of(ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run's data that tell a reader something; of paths the last name alone, for cards are published."""
+    """Settings of a run's data that tell a reader something; only the last names of paths: cards are published."""
     if not ours:
         return {}
     run_config = ours[OUR_KEY]["run_config"]

@@ -60,7 +60,7 @@ class GroupedAccuracy(Metric):
         self.right.scatter_add_(0, places, (counted & correct).long())
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Returns the accuracy of all guesses and of each group (G,), float64 percent; nan where nothing was seen."""
+        """Returns the accuracy of all guesses and of each group (G,), float64 percent; nan if nothing was seen."""
         return 100 * self.right.sum().double() / self.seen.sum(), 100 * self.right.double() / self.seen
 
 

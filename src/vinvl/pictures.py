@@ -189,7 +189,7 @@ def _opened(path: str | Path, options: ReadingOptions) -> Iterator[Image.Image]:
 
 
 def _late_exif(file: BinaryIO) -> bytes:
-    """What the EXIF chunk behind the pixels of a PNG holds, b"" where there is none; leaves the file where it was."""
+    """What the EXIF chunk behind the pixels of a PNG holds, b"" if there is none; the file's position stays."""
     here = file.tell()
     try:
         file.seek(8)

@@ -15,7 +15,7 @@ from vinvl.trained import Words, known_answers, known_words, match_answers, refu
 from vinvl.vqa.answers import read_head_answers
 
 logger = logging.getLogger(__name__)
-ANEW = "none"  # model.init_answers: the head begins anew
+ANEW = "none"  # model.init_answers: a new head
 
 
 def start_model(
@@ -30,9 +30,9 @@ def start_model(
     """`models.initialise` for a task: an answer head is matched by the texts of its answers, and words are compared.
 
     Args:
-        answers: those of the task's head, by row; None where it chooses no answers.
-        init_answers: a file with those of the checkpoint's head, where it does not say them, or "none".
-        words: of the run's tokenizer, where it is known.
+        answers: those of the task's head, by row; None if it chooses no answers.
+        init_answers: a file with those of the checkpoint's head, if it does not state them, or "none".
+        words: of the run's tokenizer, if it is known.
 
     Raises:
         UserError: as `initialise`; or the checkpoint has other words, or a head of as many answers without names.
@@ -77,7 +77,7 @@ def _rows(
     if init_answers == ANEW or files.training:  # ours names its answers, if it has any
         return AnswerRows.anew(answers)
     if size != len(answers):
-        return None  # such a head begins anew in any case
+        return None  # such a head is new in any case
     raise UserError(
         f"{files.name} has a head of {size:,} answers and does not say which, so its rows might get the names of "
         "others: pass model.init_answers=FILE, with its answers in the order of its rows (JSON, or the "

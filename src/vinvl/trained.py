@@ -219,7 +219,7 @@ def _open(name: str) -> tuple[str, PreTrainedTokenizerBase]:
 
 
 def tokenizer_of_vocabulary(path: Path) -> PreTrainedTokenizerBase:
-    """BERT's lower-casing tokenizer of a vocab.txt alone.
+    """BERT's lower-casing tokenizer, from only a vocab.txt.
 
     Raises:
         UserError: it is no vocabulary of BERT's.

@@ -135,7 +135,7 @@ def test_a_damaged_block_is_scored_anew(trained: tuple[Path, str], demo_data: Pa
     damaged.write_bytes(damaged.read_bytes()[:-40])
     result = call_door(tmp_path, demo_data, "evaluate", *overrides)
     assert result.returncode == 0, result.stderr
-    assert f"1 damaged or foreign files are scored anew, the first {damaged.name}" in result.stderr
+    assert "1 damaged or foreign files" in result.stderr and damaged.name in result.stderr
     assert_same_files(tmp_path / "scores", run / "retrieval_scores")
 
 

@@ -81,7 +81,7 @@ class NgramIndex:
         return NgramCounts(columns[0], columns[1], columns[2], columns[3], lengths)
 
     def _places(self, n: int, before: IntArray, last: IntArray) -> IntArray:
-        """Place in the table of n-grams of (place of the first n−1 words, last word); UNKNOWN if it is not there."""
+        """Place in the table of n-grams of (place of the first n−1 words, last word); UNKNOWN if it is not in it."""
         known = (before != UNKNOWN) & (last < len(self._word_ids))
         if n == 1:
             return np.where(known, last, UNKNOWN)
@@ -144,7 +144,7 @@ class Cider:
         self._weigh(sentences, len(references), self._count_references(references))
 
     def _weigh(self, sentences: Sequence[Words], num_images: float, frequencies: FloatArray) -> None:
-        """Weights of the index's n-grams that are in the references of so many images, and the sentences' norms."""
+        """Weights of the index's n-grams that are in the references of that many images, and the sentences' norms."""
         # One weight more at the end, for n-grams that are nowhere: UNKNOWN is −1, the last place.
         self._weights = math.log(max(1.0, num_images)) - np.log(np.maximum(1.0, np.append(frequencies, 0.0)))
         norms = [np.zeros((0, MAX_N))]
@@ -159,7 +159,7 @@ class Cider:
         Cosine of tf-idf vectors, counts clipped to the reference's, times exp(−Δ²/2σ²) with Δ the difference in
         bigrams and σ = 6; averaged over n = 1 … 4 and the references; times 10.
 
-        This is what the COCO evaluation calls "CIDEr". All scores are 0 where there is one image.
+        This is what the COCO evaluation calls "CIDEr". All scores are 0 if there is one image.
         """
         return self._scores(images, captions, clipped=True)
 

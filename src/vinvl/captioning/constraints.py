@@ -26,14 +26,14 @@ class ConstraintOptions:
 
     Attributes:
         regions: RegionStore of the detector whose classes are the constraints; None for the store of the features.
-        hierarchy: JSON file of {class: parent class}, or None: a class goes where a box of it is nearly the same as
+        hierarchy: JSON file of {class: parent class}, or None: a class is dropped if a box of it is nearly the same as
             one of a class below it.
         synonyms: JSON file of {class: what captions call it}, or None.
         word_forms: JSON file of {word: [other forms that will do, …]}, or None.
         excluded: JSON list of classes that set no constraint, or None for those that captions seldom name.
         min_score: detections below it set no constraint.
         overlap: boxes overlapping by more than this (intersection over union) are the same thing.
-        max_constraints: at most so many an image, the surest first.
+        max_constraints: at most this many an image, the surest first.
 
     Raises:
         UserError: more constraints than a search can follow.
@@ -77,7 +77,7 @@ class DetectedConstraints:
     ) -> None:
         """
         Args:
-            store: of the region features, used where the options name no other; None where images are never named.
+            store: of the region features, used if the options name no other; None if images are never named.
             max_length: of a caption.
         """
         self.options = options
@@ -92,7 +92,7 @@ class DetectedConstraints:
         self.word_forms = _lists_by_name(options.word_forms)
         self.excluded = TOO_GENERIC if options.excluded is None else frozenset(_excluded_names(options.excluded))
         self.dropped = 0  # constraints that had no room in a caption
-        self.without_regions = 0  # images that the detector's store has not
+        self.without_regions = 0  # images that are not in the detector's store
 
     @property
     def store(self) -> RegionStore:

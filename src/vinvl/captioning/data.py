@@ -37,7 +37,7 @@ class CaptionLimits:
         max_caption_tokens: caption with [CLS] and [SEP]; tags begin at this position (published `max_seq_a_length`).
         max_tokens: caption places and tags with their [SEP] together.
         mask_probability: share of the caption's tokens that is hidden.
-        max_masked_tokens: at most so many.
+        max_masked_tokens: at most this many.
     """
 
     max_caption_tokens: int
@@ -51,7 +51,7 @@ class CaptionLimits:
         return np.concatenate([[cls_token_id], kept, [sep_token_id]]).astype(np.int64)
 
     def tags(self, tags: np.ndarray, sep_token_id: int) -> np.ndarray:
-        """(m,) int64 `tags [SEP]`, the tags cut to what the caption's places leave; nothing where there are no tags."""
+        """(m,) int64 `tags [SEP]`, the tags cut to what the caption's places leave; nothing if there are no tags."""
         if len(tags) == 0:
             return np.zeros(0, dtype=np.int64)
         room = max(self.max_tokens - self.max_caption_tokens - 1, 0)
@@ -105,7 +105,7 @@ def hide_words(
     """Hides words of captions.
 
     Args:
-        captions: (B, C) int64; what lies beyond a caption's length is left alone.
+        captions: (B, C) int64; what is beyond a caption's length is ignored.
         lengths: (B,) int64.
         numbers: (B, C, 4) float64 from [0, 1): which places, and what replaces each.
 
@@ -125,7 +125,7 @@ class CaptionContexts:
     """
 
     def __init__(self, records: CaptionRecords, images: np.ndarray, region_text: RegionText, limits: CaptionLimits):
-        """`images` (N,) int64: where the records' images lie in the store."""
+        """`images` (N,) int64: where the records' images are in the store."""
         self.records = records
         self.images = images
         self.region_text = region_text
@@ -253,7 +253,7 @@ class CaptionedImageDataset(Dataset[Example]):
         ]
 
 
-# Captioning: images with captions over a RegionStore. COCO in Karpathy's split, NoCaps, the demo world, one's own.
+# Captioning: images with captions over a RegionStore. COCO in Karpathy's split, NoCaps, the demo world, your own.
 
 
 TRAINING_ITEMS = ("captions", "images")

@@ -26,7 +26,7 @@ from vinvl.data.records import (
 from vinvl.run.errors import UserError
 from vinvl.run.files import json_lines, no_cycle_collection, read_json
 
-# Reads captions of one's own: JSONL, one image per line.
+# Reads captions of your own: JSONL, one image per line.
 
 
 def read_caption_jsonl(path: str | Path, on_missing_captions: OnMissingCaptions = "error") -> CaptionRecords:
@@ -138,8 +138,8 @@ def read_karpathy(
     """Reads the images of some splits ("train", "restval", "val", "test") in the order of the file.
 
     The file is an object whose "images" list holds {"split", "filename", "sentences": [{"raw"}]}, with "cocoid" and
-    each sentence's "sentid" where there are such. An image is called by its cocoid, or else by its filename without
-    folder and suffix. Of the images of other splits only the split is looked at.
+    each sentence's "sentid" if it has one. An image is called by its cocoid, or else by its filename without
+    folder and suffix. Images of other splits are read only as far as their split.
 
     `on_missing_captions` "error" refuses images without captions and blank captions, "skip" leaves them out and counts
     them in `skipped`. Raises UserError, naming file and record (counted from 1), for files and records that are not as

@@ -1,7 +1,7 @@
 """METEOR, SPICE and the PTB tokenizer: Java programs that come with `pycocoevalcap`.
 
 They need Java and the package `pycocoevalcap` (extra "captions"); without them every function here raises a UserError
-that says which is missing. A score is never 0 for want of a program.
+that says which is missing. A score is never 0 for lack of a program.
 """
 
 import importlib.util
@@ -108,7 +108,7 @@ def why_spice_unavailable() -> str | None:
 
     if not all((Path(spice.__file__).parent / "lib" / name).is_file() for name in _SPICE_MODELS):
         return (
-            "SPICE needs the Stanford CoreNLP 3.6.0 models (about 400 MB), which are not there; where there is a "
+            "SPICE needs the Stanford CoreNLP 3.6.0 models (about 400 MB), which are missing; if there is a "
             "network, run python -m pycocoevalcap.spice.get_stanford_models once."
         )
     return None
@@ -117,7 +117,7 @@ def why_spice_unavailable() -> str | None:
 def spice_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
     """SPICE F-scores, 0 to 1: the mean, and each caption's against its references.
 
-    nan where SPICE finds nothing to compare in a caption; the mean is then nan too, as in the COCO evaluation. Raises
+    nan if SPICE finds nothing to compare in a caption; the mean is then nan too, as in the COCO evaluation. Raises
     UserError if it cannot run or fails, ValueError if the lengths differ.
     """
     if (problem := why_spice_unavailable()) is not None:
@@ -144,7 +144,7 @@ class JavaScores(NamedTuple):
 def evaluate_in_java(captions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> JavaScores:
     """Scores of one caption per image after the PTB tokenizer, to the digit as the COCO evaluation computes them.
 
-    Never raises for want of Java or a package: what could not be computed is in `missing`, with the reason. Raises
+    Never raises for lack of Java or a package: what could not be computed is in `missing`, with the reason. Raises
     UserError if an image has no references.
     """
     for image_id in captions:

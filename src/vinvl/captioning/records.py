@@ -70,7 +70,7 @@ class CaptionRecords:
     """N images with M captions in all, in the order of the file, in NumPy arrays only (see `vinvl.data.columns`).
 
     - image_ids (N,): text of fixed width, all different, the decimal digits for integer ids.
-    - file_names: empty where the file states none; None if no image has one.
+    - file_names: empty if the file states none; None if no image has one.
     - domains: "in-domain", "near-domain", "out-domain" for NoCaps; None if no image has one.
     - captions: the M captions, image by image, without white space around them, never blank; None if there are only
       images to predict captions for.
@@ -106,11 +106,11 @@ class CaptionRecords:
 
     @property
     def caption_image(self) -> np.ndarray:
-        """(M,) int64, the index of the image of each caption; made anew at each call."""
+        """(M,) int64, the index of the image of each caption; made again at each call."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     def captions_of(self, index: int) -> list[str]:
-        """The captions of an image; [] where there are only images."""
+        """The captions of an image; [] if there are only images."""
         position = range(len(self))[index]
         if self.captions is None:
             return []
@@ -187,7 +187,7 @@ class Caption(NamedTuple):
 
 
 class CaptionedImage(NamedTuple):
-    """An image as found in a file; `captions` is None where the file has no place for captions."""
+    """An image as found in a file; `captions` is None if the file has no place for captions."""
 
     number: int
     image_id: str

@@ -145,7 +145,7 @@ class CaptionEvaluation:
     clipped counts and length penalty. Corpus BLEU is computed from summed counts; the others are means over images.
     """
 
-    corpus: dict[str, float]  # nan where no image was evaluated
+    corpus: dict[str, float]  # nan if no image was evaluated
     per_image: dict[ImageId, dict[str, float]]
 
 
@@ -235,7 +235,7 @@ class CaptionScores(Metric):
         return self._as_tensors(self._evaluate(None))
 
     def compute_for(self, image_ids: Iterable[ImageId]) -> dict[str, Tensor]:
-        """Returns the scores of a subset, say a nocaps domain, with document frequencies counted over it alone.
+        """Returns the scores of a subset, say a nocaps domain, with document frequencies counted only over it.
 
         With several ranks, all must call this. Ids that were never seen are left out; the scores of an empty subset
         are nan. Raises UserError as `compute` does.

@@ -23,7 +23,7 @@ def regex_tokenize(texts: Sequence[str]) -> list[list[str]]:
 
     Without Java this comes closest to the PTB tokenizer of the COCO evaluation (`vinvl.captioning.java`): on
     COCO captions every score agrees to about 0.001. Splitting at blanks does not: punctuation glued to words costs
-    0.09 of CIDEr. Letters are those of every script; where a script puts no blanks between words (Chinese, Japanese,
+    0.09 of CIDEr. Letters are those of every script; if a script puts no blanks between words (Chinese, Japanese,
     Thai, Khmer), each letter with its marks counts as a word. Two ways to encode a letter are one.
     """
     return [_WORD.findall(text.lower() if text.isascii() else _plain(text)) for text in texts]
@@ -41,7 +41,7 @@ def split_at_blanks(texts: Sequence[str]) -> list[list[str]]:
 
 
 def no_words(reference: str, domain: str | None = None) -> UserError:
-    """What is raised where no reference caption has a word, for all that is held against them would score 0."""
+    """Raised if no reference caption has a word, because everything compared with them would score 0."""
     where = "" if domain is None else f" of domain {domain!r}"
     return UserError(
         f"No reference caption{where} has a letter or a digit of any script (the first is {reference[:60]!a}), so "

@@ -112,7 +112,7 @@ class BatchRegions:
     places: (ΣR,) int64, of each among the B·R slots that it has in a padded batch.
     stored: (B, 2) int64, position in the store and number of regions of each image.
     slots: R, of the image with the most.
-    store_rows: (ΣR,) int64, where features that are on the device already lie there (`DeviceFeatures`).
+    store_rows: (ΣR,) int64, the places of features that are on the device already (`DeviceFeatures`).
     """
 
     features: Tensor | None
@@ -152,7 +152,7 @@ class BatchRegions:
         return empty.index_copy(0, self.places, rows).unflatten(0, (len(self.stored), self.slots))
 
     def with_tensors(self, change: Callable[[Tensor], Tensor]) -> BatchRegions:
-        """The same with every tensor changed, but for `stored`, which stays on the host."""
+        """The same with every tensor changed, except for `stored`, which stays on the host."""
 
         def changed(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else change(tensor)
@@ -261,7 +261,7 @@ class Batch:
         return self.regions.padded()
 
     def inputs(self) -> dict[str, Any]:
-        """What every model takes, by name; region rows without padding where there is a layout."""
+        """What every model takes, by name; region rows without padding if there is a layout."""
         return {
             "input_ids": self.input_ids,
             "token_type_ids": self.token_type_ids,

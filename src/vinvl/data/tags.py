@@ -65,7 +65,7 @@ class StoreTags:
 
     Attributes:
         store: whose classes are the tags: what the regions are from, or another detector's store of the same images.
-        positions: (N,) int64 position in `store` of each image, -1 for none; None where `store` is the regions' own.
+        positions: (N,) int64 position in `store` of each image, -1 for none; None if `store` is the regions' own.
     """
 
     store: RegionSource

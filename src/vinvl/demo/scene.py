@@ -172,7 +172,7 @@ def _random_labels(rng: np.random.Generator) -> list[int]:
 
 
 def _empty_box(scene: Scene, rng: np.random.Generator) -> np.ndarray | None:
-    """A box that shows (almost) only background, or None where the picture is too full."""
+    """A box that shows (almost) only background, or None if the picture is too full."""
     for _ in range(SPURIOUS_TRIES):
         width, height = rng.uniform(18, 55, size=2)
         x, y = rng.uniform(0, scene.width - width), rng.uniform(0, scene.height - height)

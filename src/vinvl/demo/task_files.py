@@ -213,7 +213,7 @@ def nocaps_layout(
     """`images` and `annotations` of a COCO captions file with NoCaps' `domain` for every image.
 
     Pictures in domain keep their captions. The others get five that all name the novel shape; near domain the other
-    objects named are known ones, out of domain novel ones where there are any.
+    objects named are known ones, out of domain novel ones if there are any.
     """
     entries: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []

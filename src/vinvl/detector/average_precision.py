@@ -33,11 +33,11 @@ class TrueBoxes:
 
     boxes: np.ndarray  # (m, 4) float64 x1 y1 x2 y2, the far edges not counted in
     labels: np.ndarray  # (m,) int64
-    crowd: np.ndarray  # (m,) bool: many things in one box, which boxes may lie in without being right or wrong
+    crowd: np.ndarray  # (m,) bool: many things in one box, boxes in it are neither right nor wrong
 
 
 def overlaps(found: np.ndarray, true: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """IoU (n, m) of boxes (n, 4) with boxes (m, 4); with crowds (m,) the share of the found box that lies in them."""
+    """IoU (n, m) of boxes (n, 4) with boxes (m, 4); with crowds (m,) the share of the found box that is in them."""
     low = np.maximum(found[:, None, :2], true[None, :, :2])
     high = np.minimum(found[:, None, 2:], true[None, :, 2:])
     shared = (high - low).clip(min=0).prod(axis=2)
@@ -91,7 +91,7 @@ def _number_in_class(labels: np.ndarray) -> np.ndarray:
 
 
 def _last_largest(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the last axis the index of the largest value, the last of equal ones, and that value."""
+    """The index of the largest value of the last axis (the last of equal ones), and that value."""
     place = values.shape[-1] - 1 - values[..., ::-1].argmax(axis=-1)
     return place, np.take_along_axis(values, place[..., None], axis=-1)[..., 0]
 
@@ -147,7 +147,7 @@ class AttributeRecall(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """`all`: of the attributes of all objects; `found`: of those that some box overlaps by half. Float64 between 0
-        and 1, nan where there are none."""
+        and 1, nan if there are none."""
         return {"all": self.named.double() / self.of_all, "found": self.named.double() / self.of_found}
 
 
@@ -158,7 +158,7 @@ MOST_BOXES = 100  # of an image and a class, that count
 class AveragePrecision(Metric):
     """Average precision of each class at IoU 0.5, 0.55 … 0.95, and its means; the figures of COCO's own evaluation.
 
-    Boxes are held against the objects in `update`; kept is what became of each, about 30 bytes a box. Images are sorted
+    Boxes are matched with the objects in `update`; the result of each is kept, about 30 bytes a box. Images are sorted
     in `compute`, so order, batches and ranks change no digit.
 
     Args:

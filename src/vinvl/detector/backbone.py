@@ -100,7 +100,7 @@ class Bottleneck(nn.Module):
 
 
 def stage(architecture: Architecture, number: int) -> nn.Sequential:
-    """Stage 1 to 4: all but the first halve the map's height and width in their first block."""
+    """Stage 1 to 4: all except the first halve the map's height and width in their first block."""
     factor = 2 ** (number - 1)
     inner_channels = architecture.groups * architecture.width_per_group * factor
     out_channels = architecture.first_stage_channels * factor

@@ -29,7 +29,7 @@ def sample(
     Args:
         positive, negative: bool (N,), never both True.
         number: how many are drawn of both together; of positives at most `positive_fraction` of it. Negatives take the
-            places that positives leave; where they are too few, fewer are drawn.
+            places that positives leave; if they are too few, fewer are drawn.
         generator: on the device of the tensors.
     """
     positives = _shuffled(positive, generator)[: int(number * positive_fraction)]
@@ -134,7 +134,7 @@ def match(
 
 
 def inside(anchors: Tensor, image_size: tuple[int, int], straddle: int = 0) -> Tensor:
-    """Which anchors (N, 4) lie in an image of (height, width), bool (N,).
+    """Which anchors (N, 4) are in an image of (height, width), bool (N,).
 
     straddle: pixels that they may reach out of it; negative: any number.
     """

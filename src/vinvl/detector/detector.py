@@ -62,7 +62,7 @@ MEAN = (103.530, 116.280, 123.675)  # of blue, green and red, 0 to 255; the stan
 def resized_size(width: int, height: int, min_size: int, max_size: int) -> tuple[int, int]:
     """(width, height) that an image of this (width, height) is resized to.
 
-    The shorter side becomes min_size, or less where the longer would exceed max_size; the longer is truncated to a
+    The shorter side becomes min_size, or less if the longer would exceed max_size; the longer is truncated to a
     whole pixel. Both roundings are the published ones, which leave the longer side a little off max_size.
     """
     short, long = min(width, height), max(width, height)
@@ -74,7 +74,7 @@ def resized_size(width: int, height: int, min_size: int, max_size: int) -> tuple
 
 
 def padded_size(width: int, height: int, config: DetectorConfig) -> tuple[int, int]:
-    """(width, height) of the batch that an image of this (width, height) makes alone: resized, then padded."""
+    """(width, height) of a batch that holds only an image of this (width, height): resized, then padded."""
     resized = resized_size(width, height, config.min_size, config.max_size)
     across, down = (-(-side // config.pad_multiple) * config.pad_multiple for side in resized)
     return across, down
@@ -233,7 +233,7 @@ class Detector(nn.Module):
     def classify(
         self, vectors: Tensor, proposals: list[Tensor], sizes: list[ImageSize]
     ) -> tuple[list[Selection], list[Tensor]]:
-        """Which proposals of each image are kept as what, and their boxes (n, 4), refined where the config says so.
+        """Which proposals of each image are kept as what, and their boxes (n, 4), refined if the config says so.
 
         Args:
             vectors: (sum of N, c5_channels), of the proposals of all images in turn.

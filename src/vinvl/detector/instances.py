@@ -1,4 +1,4 @@
-"""COCO instances JSON, with attributes where there are any → picture records."""
+"""COCO instances JSON, with attributes if there are any → picture records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFUSE, CLIP = "refuse", "clip"
 ERROR, SKIP = "error", "skip"
 TOLERANCE = 1.0  # pixels that a box may reach out of its image, as some of COCO's own do by rounding; it is clipped
 ROUNDING = 1e-3  # by which shares of an image may exceed 1, or 100 %
-FEW = 0.01  # of the images: so many may hold nothing beyond their first pixel where boxes are clipped
+FEW = 0.01  # share of images that may hold nothing beyond their first pixel if boxes are clipped
 MANY, LARGE = 20, 200  # boxes, and pixels of the images, from which what they have in common is no accident
 UNKNOWN_SIZE = (2**31 - 1, 2**31 - 1)  # of a picture that is missing, and so refused or left out
 
@@ -36,7 +36,7 @@ class InstanceOptions:
         bad_boxes: "refuse" boxes that reach out of their image or have no area; "clip" them to it, and leave out what
             has no area then.
         on_missing: "error" or "skip" pictures whose file is missing.
-        reading: how pictures are read: boxes are those of a picture that EXIF has turned, or of one as it lies.
+        reading: how pictures are read: boxes are those of a picture that EXIF has turned, or of one as stored.
 
     Raises:
         UserError: other values.
@@ -67,8 +67,8 @@ def read_instances(
     """The annotated pictures of a COCO instances file, and what their classes and attributes stand for.
 
     The file is an object with `images` (id, file_name, and width and height where known), `categories` (id, name),
-    `annotations` (image_id, category_id, bbox as x, y, width, height, and where there are any iscrowd and `attributes`,
-    a list of names or ids), and, where there are attributes, `attributes`: objects with id and name, or names alone,
+    `annotations` (image_id, category_id, bbox as x, y, width, height, optionally iscrowd and `attributes`,
+    a list of names or ids), and, if there are attributes, `attributes`: objects with id and name, or only names,
     which have the ids 1, 2, 3 … then.
 
     Args:
@@ -247,7 +247,7 @@ def _check_boxes(
     lost = len(boxes) - left
     if lost > len(boxes) / 2:
         raise UserError(
-            f"{path}: {lost:,} of {len(boxes):,} boxes lie outside their images or have no area: they are of other "
+            f"{path}: {lost:,} of {len(boxes):,} boxes are outside their images or have no area: they are of other "
             "pictures, or of another size of them."
         )
     if outside.any() or lost:

@@ -259,7 +259,7 @@ def _sampled(
     settings: TrainingSettings,
     generator: torch.Generator,
 ) -> list[SampledRegions]:
-    """Of each image the regions that are learnt from; no gradient reaches the RPN through their boxes."""
+    """The regions of each image that are learnt from; no gradient reaches the RPN through their boxes."""
     config = replace(detector.config, rpn_candidates=settings.rpn_candidates, rpn_proposals=settings.rpn_proposals)
     return [
         sample_regions(

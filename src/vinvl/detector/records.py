@@ -22,7 +22,7 @@ class PictureRecords:
     """N pictures with M annotated objects in all; those of picture i are `offsets[i]` to `offsets[i + 1]`."""
 
     source: str  # the annotation file, for messages
-    folder: Path  # where the pictures lie
+    folder: Path  # of the pictures
     files: TextColumn  # (N,) paths below the folder
     image_ids: TextColumn  # (N,)
     sizes: np.ndarray  # (N, 2) int32 width, height
@@ -86,7 +86,7 @@ def starts(counts: np.ndarray) -> np.ndarray:
 class FileNames:
     """What an annotation file calls things: names by its own ids.
 
-    attributes: None where the file has no list of them, so that annotations name them.
+    attributes: None if the file has no list of them, so that annotations name them.
     """
 
     classes: dict[int, str]
@@ -113,7 +113,7 @@ class FileNames:
     def label_map(self, named: Iterable[str]) -> LabelMap:
         """Classes and attributes in the order of their ids.
 
-        named: all attribute names of the annotations; taken, in alphabetical order, where the file has no list.
+        named: all attribute names of the annotations; taken in alphabetical order if the file has no list.
         """
         classes = [self.classes[number] for number in sorted(self.classes)]
         listed = self.attributes
@@ -171,7 +171,7 @@ class Indices:
                 raise UserError(f"{place} has the attribute {attribute}, which is none of {self.path}'s attributes.")
             name = self.names.attributes[attribute]
         if not isinstance(name, str):
-            listed = "a name, or an id of the file's list of attributes, which it has not"
+            listed = "a name, or an id of the file's list of attributes, which is missing"
             raise UserError(f"{place} has the attribute {shown(attribute)}, expected {listed}.")
         if name not in self.attribute_of:
             raise UserError(
@@ -210,7 +210,7 @@ def read_label_map_file(path: str | Path) -> LabelMap:
 
 
 def _names_by_id(entries: list[Any], place: str) -> dict[int, str]:
-    """Of a list of objects with id and name, or of names, which are numbered from 1."""
+    """Ids and names of a list of objects with id and name, or of names, which are numbered from 1."""
     names: dict[int, str] = {}
     for number, entry in enumerate(entries, start=1):
         here = f"{place} {number}"

@@ -99,7 +99,7 @@ def box_bins(boxes: Tensor, images: Tensor, features: Tensor, bins: int = BINS, 
 def _cells(start: Tensor, end: Tensor, cells: int, bins: int, scale: float) -> tuple[Tensor, Tensor]:
     """Which cells of one axis count in each bin of a box, and how much: (n, bins, most) int64 and float32.
 
-    Cells that count are neighbours; where there are fewer than the most, the weights of the others are 0.
+    Cells that count are neighbours; if there are fewer than the most, the weights of the others are 0.
     """
     weights = _bin_weights(start, end, cells, bins, scale)
     if len(weights) == 0:

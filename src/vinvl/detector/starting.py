@@ -75,7 +75,7 @@ class StartingReport:
 
     source: str
     loaded: tuple[str, ...]  # the detector's
-    random: tuple[str, ...]  # the detector's that the file has not
+    random: tuple[str, ...]  # the detector's that are not in the file
     other_shape: tuple[str, ...]  # the detector's that the file has in another shape: they are random too
     unused: tuple[str, ...]  # the file's
 
@@ -160,10 +160,10 @@ def load_what_fits(detector: Detector, path: str | Path, colours: str = BGR) -> 
 
 
 def freeze_stages(detector: Detector, number: int) -> None:
-    """Leaves the first stages of the body as they are: of stem, layer1, layer2 and layer3 so many.
+    """Leaves the first so many stages of the body (stem, layer1, layer2, layer3) as they are.
 
     Raises:
-        UserError: there are not so many.
+        UserError: there are fewer stages.
     """
     if not 0 <= number <= len(STAGES):
         raise UserError(f"frozen_stages={number} must be between 0 and {len(STAGES)} ({', '.join(STAGES)}).")

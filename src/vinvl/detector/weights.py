@@ -22,7 +22,7 @@ from vinvl.run.tensor_files import load_tensor_file, unlike_plain
 
 PARALLEL_PREFIX = "module."  # of every name in a file saved from a data-parallel model
 SHARED = ("attribute.feature_extractor.", "roi_heads.box.feature_extractor.")  # two names of one module
-COMPUTED = "rpn.anchor_generator.cell_anchors.0"  # follows from the architecture where a file has it not
+COMPUTED = "rpn.anchor_generator.cell_anchors.0"  # follows from the architecture if it is not in the file
 NAMES_SHOWN = 4
 
 
@@ -46,7 +46,7 @@ def load_detector(path: str | Path, config: DetectorConfig) -> tuple[Detector, D
 
     Args:
         path: a torch file, either a dict with the tensors under `model` (its other entries are not looked at) or the
-            tensors by name alone, or a .safetensors file. It is opened by torch's restricted loader.
+            just tensors by name, or a .safetensors file. It is opened by torch's restricted loader.
         config: the architecture must be the file's.
 
     Raises:
@@ -90,7 +90,7 @@ def read_detector_weights(path: str | Path) -> dict[str, Tensor]:
         except Exception:  # a hostile or damaged pickle may make the restricted loader raise anything
             raise UserError(
                 f"{path} is damaged or holds more than tensors and plain values, so it was not opened: get it from its "
-                "source again or, where you trust it, save its 'model' alone with torch.save."
+                "source again or, if you trust it, save only its 'model' with torch.save."
             ) from None
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
@@ -205,10 +205,10 @@ class DetectorFileSettings:
 
 
 def save_detector(path: str | Path, detector: Detector, label_map: LabelMap) -> None:
-    """Writes a detector's weights, settings and names; the file appears under its name whole or not at all.
+    """Writes a detector's weights, settings and names; the file is written completely or not at all.
 
     Args:
-        path: replaced where it exists; its folder is made where it is missing.
+        path: replaced if it exists; its folder is made if it is missing.
         detector: with frozen batch norm, on any device; `detector.config` is what the file will say.
         label_map: a name for each class and attribute of the detector, index 0 included.
 
@@ -225,7 +225,7 @@ def save_detector(path: str | Path, detector: Detector, label_map: LabelMap) -> 
 def read_settings(path: str | Path) -> DetectorFileSettings | None:
     """What a weight file says of itself; None for a published file, and for what is no weight file at all.
 
-    Of the latter `load_detector` says what is wrong with it. No tensor is read and no code is run.
+    `load_detector` says what is wrong with the latter. No tensor is read and no code is run.
 
     Raises:
         UserError: the file has settings, and they are damaged or from a later version.
@@ -260,7 +260,7 @@ def _plain(value: Any) -> Any:
 
 
 def _state_on_cpu(detector: Detector) -> dict[str, Tensor]:
-    """The tensors by name; the two names of the C5 head go on sharing theirs, so that the file holds them once."""
+    """The tensors by name; the two names of the C5 head keep sharing theirs, so that the file holds them once."""
     copies: dict[int, Tensor] = {}
     state = detector.state_dict(keep_vars=True)
     for tensor in state.values():
@@ -287,7 +287,7 @@ def _check_types(values: Mapping[Any, Any], defaults: Settings, place: str) -> N
     for key, value in values.items():
         if key not in known:
             raise UserError(
-                f"{place} has the setting {_shown(key)}, which this version of vinvl has not: use the version that "
+                f"{place} has the setting {_shown(key)}, unknown to this version of vinvl: use the version that "
                 "wrote the file, or a later one."
             )
         default = known[key]
@@ -366,7 +366,7 @@ def open_detector(
     Args:
         weights: a published file such as vinvl_vg_x152c4.pth, or one that `vinvl.train_detector` has written.
         labels: its label map; "none" does without names; None takes the one within the weight file, or the published
-            one where it lies beside it.
+            one if it is beside it.
         configure: settings in, settings out: it gets those that the file carries, None for a published file. Left out,
             these are taken, and for a published file the defaults of `DetectorConfig`.
         compile: torch.compile of the two networks that take nearly all of the time, at their first use.

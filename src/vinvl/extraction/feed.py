@@ -75,7 +75,7 @@ class PictureBatch:
 
 
 class PictureFeed:
-    """The batches of this process's share of the pictures, in an order that depends on the pictures alone.
+    """The batches of this process's share of the pictures, in an order that depends only on the pictures.
 
     Args:
         pictures: all of them.
@@ -140,18 +140,18 @@ class PictureFeed:
 
 
 def window_size(pictures: int, world_size: int) -> int:
-    """Pictures in a window: `WINDOW`, fewer where that would leave processes without work."""
+    """Pictures in a window: `WINDOW`, fewer if that would leave processes without work."""
     return max(1, min(WINDOW, -(-pictures // (4 * world_size)))) if world_size > 1 else WINDOW
 
 
 def alike(
     indices: Sequence[int], sizes: Sequence[tuple[int, int] | None], batch_size: int, mixed_sizes: bool
 ) -> list[list[int]]:
-    """Batches of pictures of one size, or with `mixed_sizes` of like shape; those without a size alone.
+    """Batches of pictures of one size, or with `mixed_sizes` of similar shape; those without a size are alone.
 
     Args:
         indices: N pictures.
-        sizes: N padded sizes (width, height), None where a size is not known.
+        sizes: N padded sizes (width, height), None if a size is not known.
     """
     known = [(size, index) for index, size in zip(indices, sizes, strict=True) if size is not None]
     batches = [[index] for index, size in zip(indices, sizes, strict=True) if size is None]

@@ -95,10 +95,10 @@ def trained_config(record: FeatureRecord, weights_sha256: str, own: DetectorConf
     Args:
         record: what the model's checkpoint carries.
         weights_sha256: of the detector's weight file.
-        own: what the weight file says of itself; None where it says nothing.
+        own: what the weight file says of itself; None if it says nothing.
 
     Returns:
-        `own` where the features are another detector's, or it is not known how they were made.
+        `own` if the features are another detector's, or how they were made is unknown.
     """
     if record.provenance.get("weights_sha256") != weights_sha256:
         return own
@@ -119,7 +119,7 @@ def _alike(value: object, example: object) -> bool:
 
 
 def trained_reading(record: FeatureRecord) -> ReadingOptions:
-    """How pictures became pixels for the features a model was trained on; as published where that is not known."""
+    """How pictures became pixels for the features a model was trained on; as published if that is unknown."""
     exif, colour = (record.provenance.get(name) for name in ("exif_orientation", "transparency"))
     usual = ReadingOptions()
     try:
@@ -134,7 +134,7 @@ def trained_reading(record: FeatureRecord) -> ReadingOptions:
 def unlike_detector(
     record: FeatureRecord, opened: OpenedDetector, weights_sha256: str, reading: ReadingOptions
 ) -> str | None:
-    """One sentence where a detector does not make the features that a model was trained on; None if it may."""
+    """One sentence if a detector does not make the features that a model was trained on, otherwise None."""
     if "weights_sha256" not in record.provenance:
         return None
     now = feature_settings(

@@ -1,4 +1,4 @@
-"""What an extraction is asked for, and what lies already where its store is to go."""
+"""The settings of an extraction, and what already exists at the place of its store."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def feed_options(config: DictConfig) -> FeedOptions:
 
 
 def feature_dtype(config: DictConfig) -> str:
-    """The data type of the features. Raises UserError for any that a store has not."""
+    """The data type of the features. Raises UserError for others than those of a store."""
     if config.dtype not in FEATURE_DTYPES:
         raise UserError(f"dtype={config.dtype!r} is unknown: give {' or '.join(FEATURE_DTYPES)}.")
     return str(config.dtype)
@@ -59,7 +59,7 @@ def shard(config: DictConfig) -> tuple[int, int]:
 
 
 def target_path(config: DictConfig) -> Path:
-    """The store to write: `output`, or where the work is shared out, this part of it."""
+    """The store to write: `output`, or this part of it if the work is shared out."""
     path = Path(str(config.output)).expanduser()
     return shard_path(path, *shard(config))
 

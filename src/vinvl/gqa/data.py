@@ -37,7 +37,7 @@ class GQADataModule(RegionDataModule):
         self._vocabulary: AnswerVocabulary | None = None
 
     def prepare_data(self) -> None:
-        """Generates the demo world, and the answer vocabulary where its file is missing."""
+        """Generates the demo world, and the answer vocabulary if its file is missing."""
         super().prepare_data()
         if self.answers_path.exists():
             return

@@ -84,7 +84,7 @@ class VinVLForPairs(_Classifier):
 def _classifier_layers(config: VinVLConfig, pictures: int) -> nn.Module:
     """The module from pooled vectors (B, pictures · H) to answer logits (B, A) that `config.classifier` names.
 
-    As published, the "mlp" over pairs has a layer norm before its last layer exactly where the projected regions do.
+    As published, the "mlp" over pairs has a layer norm before its last layer exactly if the projected regions do.
     """
     answers, width = config.num_labels, config.hidden_size * config.cls_hidden_scale
     assert answers is not None  # transformers fills it in

@@ -1,4 +1,4 @@
-"""BERT's self-attention with what the encoder needs: packed sequences, weights, the first position alone.
+"""BERT's self-attention with what the encoder needs: packed sequences, weights, only the first position.
 
 Shapes: B batch, S the joint sequence, P cached earlier positions, T real positions, H hidden size.
 """
@@ -80,7 +80,7 @@ class VinVLSelfAttention(BertSelfAttention):
             value = self.value(hidden_states).unflatten(-1, heads)
             return torch.einsum("bns,bsnd->bnd", weights.to(value.dtype), value).flatten(1)[:, None]
         read = weights.to(hidden_states.dtype) @ hidden_states  # (B, heads, H)
-        # The weights of a query add up to 1, but for dropout: the bias of the values is dropped with them.
+        # The weights of a query add up to 1, apart from dropout: the bias of the values is dropped with them.
         context = torch.einsum("bnh,ndh->bnd", read, value_weight)
         context = context + weights.sum(dim=-1, keepdim=True).to(context.dtype) * self.value.bias.unflatten(0, heads)
         return context.flatten(1)[:, None] + 0 * self.key.bias.sum()

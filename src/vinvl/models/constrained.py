@@ -52,7 +52,7 @@ def constraints_from_detections(
         scores: (n,) float; detections of score 0 are padding.
         boxes: (n, 4) float, x1, y1, x2, y2.
         parents: the class hierarchy: each class's parent. No suppression if not given.
-        synonyms: what captions call a class, where not by its name ("kitchen & dining room table": "table").
+        synonyms: what captions call a class, if not by its name ("kitchen & dining room table": "table").
         excluded: classes that set no constraint.
         threshold: boxes overlapping by more than this (intersection over union) are the same thing.
 
@@ -259,7 +259,7 @@ def constrained_beam_search(
     """The best caption of each image that meets `options.min_constraints` of its constraints, or all it has.
 
     As published (Anderson et al. 2017; Agrawal et al. 2019), except that every image of a batch starts from its own
-    distribution of first words, not from the first image's. Where no caption within max_length meets so many, the one
+    distribution of first words, not from the first image's. If no caption within max_length meets so many, the one
     that meets the most is given; `constraints_met` tells. Images are searched together with those of as many states.
     """
     size, device = options.max_length, context.device
@@ -359,7 +359,7 @@ def _search(
 
 
 def _stay_ended(log_probs: Tensor, is_ended: Tensor, end_token_id: int) -> Tensor:
-    """Captions that have ended (B, N) go on with end tokens, at no cost."""
+    """Captions that have ended (B, N) are filled up with end tokens, at no cost."""
     is_end = torch.arange(log_probs.shape[-1], device=log_probs.device) == end_token_id
     after_end = torch.where(is_end, 0.0, -math.inf)
     return torch.where(is_ended[..., None], after_end, log_probs)

@@ -40,7 +40,7 @@ class DecodingOptions:
         temperature: of samples; logits are divided by it.
         top_k: sample from the k best words only; 0 for all.
         top_p: sample from the fewest best words that together are likelier than this.
-        min_constraints: a constrained caption meets at least so many constraints, or all of an image that has fewer.
+        min_constraints: a constrained caption meets at least this many constraints, or all of an image that has fewer.
 
     Raises:
         UserError: values that make no search.
@@ -246,7 +246,7 @@ def run_layers(
     Args:
         hidden: (B, N, Q, H) embedded tokens.
         memory: of the B images.
-        earlier: for each layer what this function returned for the P tokens before, or None where P = 0.
+        earlier: for each layer what this function returned for the P tokens before, or None if P = 0.
         caption_mask: (Q, P + Q) bool, which caption tokens each new token attends to; all attend to the whole context.
 
     Returns:

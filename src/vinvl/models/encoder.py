@@ -31,7 +31,7 @@ def run_layer(layer: nn.Module, hidden: Tensor, mask: Any, packed: PackedSequenc
 
 
 def run_layer_at_first(layer: Any, hidden: Tensor, seen: Tensor | None) -> Tensor:
-    """One layer on (B, S, H) padded states at the first position alone, (B, 1, H); `seen` is (B, 1, S) bool."""
+    """One layer on (B, S, H) padded states, only at the first position, (B, 1, H); `seen` is (B, 1, S) bool."""
     attended = layer.attention.output(layer.attention.self.attend_from_first(hidden, seen), hidden[:, :1])
     after: Tensor = layer.output(layer.intermediate(attended), attended)
     return after
@@ -176,16 +176,16 @@ class VinVLModel(BertPreTrainedModel):
             token_type_ids: (B, L) int64, 0 for text and 1 for tags; all 0 if not given.
             attention_mask: 1 = attend. (B, P+S) says which positions exist, (B, S, P+S) also who sees whom; all do if
                 not given. What a position that may attend to nothing returns is not defined.
-            region_features: (B, R, D) float region rows, or None for text alone. R may be 0. With a layout also the
+            region_features: (B, R, D) float region rows, or None for text only. R may be 0. With a layout also the
                 (T_regions, D) rows of the regions that exist, without padding.
             position_ids: (B, L) int64 positions of the tokens; 0 … L-1 if not given.
             past_key_values: keys and values of P earlier positions, to which the current ones are added. Needs
                 `position_ids`.
             output_hidden_states: also return the layers+1 hidden states; the configuration's value if not given. So for
-                `output_attentions`, each layer's weights (B, heads, S, P+S), which "eager" attention alone has.
+                `output_attentions`, each layer's weights (B, heads, S, P+S), which only "eager" attention has.
             layout: `PackedLayout.of_mask` of the positions that exist, for "packed" attention; if not given, made from
                 `attention_mask`, for which the host waits if that is on an accelerator.
-            only_first: the last hidden state is wanted at the first position alone: that spares most of the last layer.
+            only_first: the last hidden state is needed only at the first position: that saves most of the last layer.
 
         Returns:
             last_hidden_state (B, S, H), or (B, 1, H) with `only_first`; pooler_output (B, H); the others as asked for.
@@ -197,7 +197,7 @@ class VinVLModel(BertPreTrainedModel):
         record_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         self._refuse_what_cannot_be(record_attentions, region_features, position_ids, past_key_values, layout)
         plain = not record_states and not record_attentions and past_key_values is None
-        # "eager" computes each layer whole, for the others are held against it.
+        # "eager" computes each layer completely, because the others are compared with it.
         short = only_first and plain and self.config._attn_implementation != "eager"
         layers = list(self.encoder.layer)[: -1 if short else None]
         states: list[Tensor] | None = [] if record_states else None
@@ -226,7 +226,7 @@ class VinVLModel(BertPreTrainedModel):
         states: list[Tensor] | None,
         attentions: list[Tensor] | None,
     ) -> Tensor:
-        """Hidden states (B, S, H) after the layers; `states` and `attentions` are added to where they are given."""
+        """Hidden states (B, S, H) after the layers; `states` and `attentions` are extended if they are given."""
         input_ids, token_type_ids, regions, position_ids = inputs
         if regions is not None and regions.dim() == 2:
             assert layout is not None and attention_mask is not None
@@ -253,7 +253,7 @@ class VinVLModel(BertPreTrainedModel):
         layout: PackedLayout | None,
         layers: list[Any],
     ) -> Tensor:
-        """Hidden states (B, S, H) after the layers, which see real positions alone; the inputs are those of `embed`."""
+        """Hidden states (B, S, H) after the layers, which see only real positions; the inputs are those of `embed`."""
         sequences, slots = attention_mask.shape[0], attention_mask.shape[-1]
         text_slots = inputs[0].shape[1]
         regions = inputs[2]
@@ -278,7 +278,7 @@ class VinVLModel(BertPreTrainedModel):
         position_ids: Tensor | None,
         layout: PackedLayout,
     ) -> Tensor:
-        """`embed` of the real positions alone, (1, T, H)."""
+        """`embed` of only the real positions, (1, T, H)."""
         self._check_length(input_ids, position_ids)
         text = layout.text_places
         tokens = self.embeddings(
@@ -342,7 +342,7 @@ class VinVLModel(BertPreTrainedModel):
     def pool_embedded(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The pooled vectors (B, H) of sequences that are embedded already.
 
-        The last layer is computed at the first position alone, for nothing else of it reaches the pooled vector.
+        The last layer is computed only at the first position, because nothing else of it reaches the pooled vector.
 
         Args:
             hidden: (B, S, H), such as `embed` returns.

@@ -27,7 +27,7 @@ SENTENCES = {
     "retrieval": "image-text retrieval: a caption matches a picture or not",
     "captioning": "image captioning: masked words are predicted from left to right",
     "pretraining": "Oscar+ pre-training: masked tokens, and matched or mismatched triplets",
-    "encoder": "the encoder alone; its heads are yet to be trained",
+    "encoder": "only the encoder; its heads are not trained yet",
 }
 
 
@@ -73,7 +73,7 @@ def model_card(model: PreTrainedModel, provenance: Provenance, report: LoadingRe
         lines.append(f"- **not trained**, random: {', '.join(f'`{name}`' for name in report.missing)}")
     lines += ["", "## How to load", "", "```python", f"from vinvl.models import {type(model).__name__}", ""]
     lines += [f'model = {type(model).__name__}.from_pretrained("FOLDER").eval()', "```", ""]
-    lines.append("`python -m vinvl.train model.init=FOLDER data.tokenizer=FOLDER` goes on from it.")
+    lines.append("`python -m vinvl.train model.init=FOLDER data.tokenizer=FOLDER` continues from it.")
     lines += ["", "## Data", "", *_rows(provenance.data, "The checkpoint does not say what it was trained on.")]
     lines += ["", "## Metrics", ""]
     if provenance.scores:
@@ -183,12 +183,12 @@ def name_answers(model: PreTrainedModel, answers: Sequence[str]) -> None:
 
 
 def named_answers(model: PreTrainedModel) -> list[str] | None:
-    """The answers' texts in the model's configuration; None where it has transformers' own LABEL_0, LABEL_1, …"""
+    """The answers' texts in the model's configuration; None if it has transformers' own LABEL_0, LABEL_1, …"""
     return answers_in(model.config.id2label)
 
 
 def answers_in(id2label: object) -> list[str] | None:
-    """The answers' texts of a configuration's `id2label`; None where it names none."""
+    """The answers' texts of a configuration's `id2label`; None if it names none."""
     if not isinstance(id2label, Mapping):
         return None
     by_number = {str(number): answer for number, answer in id2label.items()}

@@ -42,7 +42,7 @@ class PackedGroup:
     """Sequences of like length that attention pads to their longest, M positions.
 
     rows: (n, M) int64, among the T packed positions; slots of padding name the sequence's first position.
-    real: (n, M) bool, False for padding. There also where there is none: a compiled model has one graph for both.
+    real: (n, M) bool, False for padding. It also exists without padding: a compiled model has one graph for both.
     """
 
     rows: Tensor
@@ -74,7 +74,7 @@ class PackedLayout:
 
     @classmethod
     def of_mask(cls, mask: np.ndarray, text_slots: int) -> PackedLayout:
-        """Of a mask (B, S) bool, True where there is a token (the first `text_slots`, L) or a region.
+        """Parts of a mask (B, S) bool, True where there is a token (the first `text_slots`, L) or a region.
 
         A sequence without any position gets its first slot, so that it has an output.
         """
@@ -254,10 +254,10 @@ def packed_attention(
     packed: PackedSequences | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """An attention implementation of transformers: of packed sequences where it is told of them, else "sdpa".
+    """An attention implementation of transformers: of packed sequences if it gets a layout, otherwise "sdpa".
 
     Args:
-        query, key, value: (1, heads, T, d), or (B, heads, S, d) where nothing is packed.
+        query, key, value: (1, heads, T, d), or (B, heads, S, d) if nothing is packed.
         others: what transformers hands to every implementation.
 
     Returns:

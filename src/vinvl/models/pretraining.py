@@ -31,7 +31,7 @@ class PretrainingOutput(ModelOutput):
         pair_loss: () float32.
         logits: (M, V), in row-major order of the masked positions.
         pair_logits: (B, C).
-        masked_places: (M,) int64, where these positions lie in the flattened (B, L) tokens.
+        masked_places: (M,) int64, where these positions are in the flattened (B, L) tokens.
     """
 
     loss: Tensor | None = None
@@ -143,7 +143,7 @@ def masked_token_loss(logits: Tensor, masked_ids: Tensor, weights: Tensor | None
         logits: (M, V) float.
         masked_ids: (M,) int64.
         weights: (M,) float. They scale what a token contributes and do not enter the divisor, so that a corpus of
-            weight 0.5 counts half also in a batch that it fills alone.
+            weight 0.5 counts half even if it fills a batch.
     """
     losses = masked_token_losses(logits, masked_ids)
     weighted = losses if weights is None else losses * weights

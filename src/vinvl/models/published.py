@@ -28,7 +28,7 @@ from vinvl.run.errors import UserError
 # Which model each task has, and what a foreign checkpoint's tensors say about the task they were trained for.
 
 
-ENCODER = "encoder"  # the encoder alone, of no task
+ENCODER = "encoder"  # only the encoder, of no task
 MODEL_OF_TASK: dict[str, type[PreTrainedModel]] = {
     "vqa": VinVLForAnswering,
     "gqa": VinVLForAnswering,
@@ -102,7 +102,7 @@ def configuration_of(
         given: fields that a person has said; they go before the checkpoint's. None says nothing.
 
     Raises:
-        UserError: config.json contradicts the tensors, does not say enough, or describes a head that we have not.
+        UserError: config.json contradicts the tensors, does not say enough, or describes a head that we do not have.
     """
     published = files.config
     fields = {name: published[name] for name in TAKEN if published.get(name) is not None}
@@ -122,7 +122,7 @@ def configuration_of(
                 "pass config.num_attention_heads=NUMBER."
             )
         fields["num_attention_heads"] = guess
-    fields.setdefault("loss_type", "ce")  # MMF's and, where nothing is said, published Oscar's
+    fields.setdefault("loss_type", "ce")  # MMF's and, if nothing is stated, published Oscar's
     fields["id2label"] = _answers(fields.get("id2label"), fields.get("num_labels"))
     known = {name: value for name, value in fields.items() if value is not None}
     try:
@@ -178,7 +178,7 @@ def _rows(found: Mapping[str, Tensor], name: str) -> int | None:
 
 
 def _ties_words(published: Mapping[str, Any], found: Mapping[str, Tensor], model_class: type[PreTrainedModel]) -> bool:
-    """Whether words are decoded by their embeddings: as the tensors show, and where they show both, as is said."""
+    """Whether words are decoded by their embeddings: as the tensors show and, if they allow both, as is stated."""
     if model_class is VinVLForPreTraining:
         return True
     decoder, embeddings = found.get(WORD_DECODER), found.get(WORD_EMBEDDINGS)
@@ -189,7 +189,7 @@ def _ties_words(published: Mapping[str, Any], found: Mapping[str, Tensor], model
 
 
 def _answers(id2label: Any, num_labels: Any) -> dict[int, str] | None:
-    """Answer texts by number, where there are as many of them as answers."""
+    """Answer texts by number, if there are as many of them as answers."""
     if not isinstance(id2label, dict) or len(id2label) != num_labels:
         return None
     try:

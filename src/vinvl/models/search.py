@@ -67,7 +67,7 @@ def _repeating_words(ids: Tensor, size: int, vocabulary: int) -> Tensor:
 class NBestLists:
     """For each of B images the `size` best captions so far, ranked by Σ log p / length^length_penalty.
 
-    The rules are the published ones: an image is done once its list is full and the best open caption, if it went on
+    The rules are the published ones: an image is done once its list is full and the best open caption, if it continued
     to the greatest length at no cost, could not beat the worst in the list. The order of adding does not matter,
     except among equal scores.
     """

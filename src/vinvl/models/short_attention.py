@@ -6,7 +6,7 @@ does everything, forward in one kernel and backward in another, and the gradient
 as one tensor, as the projection wants it.
 
 Shapes: T positions of B sequences, d numbers a head. Needs Triton, which torch brings for GPUs; `packing` asks for this
-file and goes without where there is none.
+file and does without if there is none.
 """
 
 from typing import Any

@@ -147,7 +147,7 @@ def find_checkpoint(init: str | Path) -> CheckpointFiles:
 def load_published_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .bin or .ckpt file (or of a .index.json over shards), by name, on the CPU.
 
-    Of a training checkpoint, ours (.ckpt) or MMF's, the model's tensors. Pickled files (.bin, .ckpt) are read by
+    From a training checkpoint, ours (.ckpt) or MMF's: the model's tensors. Pickled files (.bin, .ckpt) are read by
     torch's restricted loader, which builds tensors and runs no code of the file.
 
     Raises:
@@ -172,7 +172,7 @@ def load_published_state_dict(path: str | Path) -> dict[str, Tensor]:
         names = [name for name in content["state_dict"] if str(name).startswith("model.")]
         content = {name.removeprefix("model."): content["state_dict"][name] for name in names}
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no table of named tensors; give the weights alone, as save_pretrained writes them.")
+        raise UserError(f"{path} is not a table of named tensors; give only weights, as save_pretrained writes them.")
     return plain_tensors(content, str(path))
 
 
@@ -199,13 +199,13 @@ def _unpickled(path: Path, mmap: bool = False) -> Any:
         found = f" (objects of {', '.join(objects)}, which may run programs)" if objects else ""
         raise UserError(
             f"{path} is damaged or holds more than tensors{found}, so it was not opened; get it from its source again "
-            "or, where you trust it and the code that wrote it, save its weights alone with torch.save or as "
+            "or, if you trust it and the code that wrote it, save only its weights with torch.save or as "
             "model.safetensors."
         ) from None
 
 
 def _objects_in(path: Path) -> list[str]:
-    """Names of what a pickled file would have called or made, [] where it cannot be told; nothing is run."""
+    """Names of what a pickled file would have called or made, [] if they cannot be found; nothing is run."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:OBJECTS_SHOWN]
     except Exception:  # as above
@@ -233,7 +233,7 @@ def _download(name: str) -> CheckpointFiles:
         try:
             config = _read_json(Path(hf_hub_download(name, "config.json")))
             return CheckpointFiles(name, Path(hf_hub_download(name, file_name)), config)
-        except EntryNotFoundError as error:  # this file is not there (or not cached), the next may be
+        except EntryNotFoundError as error:  # this file does not exist (or is not cached); the next may
             missing = _first_line(error)
         except (OSError, ValueError, RuntimeError) as error:  # what the hub's client raises: network, name, access
             missing = _first_line(error)

@@ -84,7 +84,7 @@ class AnswerRows:
 
     def __str__(self) -> str:
         if not self.kept:
-            return "none of those there, the head begins anew"
+            return "none of those there, the head starts anew"
         parts = [f"{self.kept:,} kept by their texts"]
         for what, names in (("new, randomly initialised", self.new), ("not used", self.dropped)):
             if names:
@@ -126,9 +126,9 @@ class LoadingReport:
     missing: tuple[str, ...] = ()  # randomly initialised: the file has no such tensor
     resized: tuple[str, ...] = ()  # randomly initialised: the head in the file is of another size
     unused: tuple[str, ...] = ()
-    image_layernorm: bool | None = None  # set from the checkpoint, where it has an image projection
+    image_layernorm: bool | None = None  # set from the checkpoint, if it has an image projection
     renamed: tuple[tuple[str, str], ...] = ()  # of the loaded, those with another name there: (there, here)
-    answers: AnswerRows | None = None  # how the head's rows were matched, where they were
+    answers: AnswerRows | None = None  # how the head's rows were matched, if they were
 
     def __str__(self) -> str:
         lines = [f"started from {self.source}: {len(self.loaded)} tensors loaded"]
@@ -181,7 +181,7 @@ def initialise_with_report(
     """A new model with the weights of `init` wherever it has them.
 
     Keys may be the published ones, older or MMF's (see `key_names`), with or without the prefix "bert.". A head is
-    taken whole or not at all; `cls.predictions` and `cls.seq_relationship` are two heads. Whether the projected regions
+    taken completely or not at all; `cls.predictions` and `cls.seq_relationship` are two heads. Whether the regions
     are layer-normed, and its epsilon, follow a checkpoint that has an image projection, as in the published
     fine-tuning; `model.config` then says so.
 
@@ -189,7 +189,7 @@ def initialise_with_report(
         model_class: `VinVLModel`, `VinVLForAnswering`, or another model whose encoder is called `bert`.
         config: the model to build; not changed.
         init: None for BERT's random initialisation, else what `find_checkpoint` takes.
-        strict_head: refuse, instead of starting the head at random, where the checkpoint's head does not fit.
+        strict_head: refuse, instead of starting the head at random, if the checkpoint's head does not fit.
 
     Raises:
         UserError: a configuration that cannot be built, no such checkpoint, another architecture or size, no or only
@@ -214,7 +214,7 @@ def initialise_from_tensors(
 ) -> tuple[Model, LoadingReport]:
     """`initialise_with_report` for a checkpoint whose tensors have been read already.
 
-    `answers`: where the head's answers have their rows in the checkpoint's head; None: its rows stand as they are.
+    `answers`: where the head's answers have their rows in the checkpoint's head; None: its rows stay as they are.
     """
     found, originals = by_modern_names(tensors, files.name)
     _refuse_other_encoder(files, found, config)

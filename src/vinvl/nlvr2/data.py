@@ -30,7 +30,7 @@ class NLVR2Dataset(Dataset[Pair]):
     def __init__(
         self, records: NLVR2Records, statement_tokens: RaggedTokens, images: np.ndarray, region_text: RegionText
     ) -> None:
-        """`images` (N, 2) int64: where left and right image lie in the store."""
+        """`images` (N, 2) int64: where left and right image are in the store."""
         self.records = records
         self.statement_tokens = statement_tokens
         self.images = images

@@ -66,7 +66,7 @@ def read_nlvr2(path: str | Path) -> NLVR2Records:
     Keys used: "identifier", "sentence" and, unless it is missing in every record, "label": "True" or "False" in any
     case, or a JSON boolean. The pictures of "dev-308-1-0" are "dev-308-1-img0" (left) and "dev-308-1-img1", as the
     official files are called without ".png", unless the record has the keys "left_image_id" and "right_image_id",
-    which the official files do not have: with them statements about one's own pictures can have any identifier.
+    which the official files do not have: with them statements about your own pictures can have any identifier.
 
     Raises UserError, naming file and line or record (counted from 1), for records that are not as described, for
     identifiers that occur twice and for a split of which only some statements have labels.

@@ -35,7 +35,7 @@ class PairAccuracy(Metric):
     """Accuracy and consistency of NLVR2 in percent, as float64 scalars "accuracy" and "consistency".
 
     Consistency is the share of sentences all of whose examples are right (official NLVR2 evaluation); it is left out
-    where an identifier is not official, for then nobody knows the sentences. Every identifier counts once, however
+    where an identifier is not official, because then the sentences are unknown. Every identifier counts once, however
     often and on however many ranks it was seen; order and batches change nothing. Both are nan if nothing was seen.
     """
 

@@ -76,7 +76,7 @@ def write_region_page(
 
 
 def _write_page(path: Path, template: str, **content: Any) -> None:
-    """Writes a page whole or not at all."""
+    """Writes a page completely or not at all."""
     loader = FileSystemLoader(Path(__file__).parent)
     pages = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     write_text_atomically(path, pages.get_template(template).render(content))

@@ -17,7 +17,7 @@ SAMPLED_IMAGES = 2_000
 
 @dataclass(frozen=True)
 class Sign:
-    """One figure, what it is, and, where it does not look well, what may be wrong."""
+    """One figure, what it is, and, if it looks bad, what may be wrong."""
 
     name: str
     value: str
@@ -31,7 +31,7 @@ class RegionSummary:
     Attributes:
         images: looked at.
         signs: figures for a person.
-        region_counts: number of regions → images that have so many.
+        region_counts: number of regions → images with that number.
         tags, attributes: the commonest names with their shares of all regions.
     """
 
@@ -85,7 +85,7 @@ def _score_signs(scores: np.ndarray, counts: np.ndarray) -> list[Sign]:
     unsure = float((scores < SURE).mean())
     at_least = float((counts == LEAST_BOXES).mean())
     warning = (
-        "most images have just the least number of boxes: the detector saw little in them, as where the pictures had "
+        "most images have just the least number of boxes: the detector saw little in them, for example if they had "
         "another colour order or size than those it was trained on"
     )
     return [

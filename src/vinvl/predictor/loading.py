@@ -72,7 +72,7 @@ def load(
             attention_type (see `trained.usage.Usage`).
         decoding: in place of the model's own: num_beams, num_return_sequences, … (see `DecodingOptions`).
         reading: how files and Pillow images become pixels, EXIF orientation among it, or only some of its options. The
-            others are as for the features that the model was trained on, or as published where that is not known.
+            others are as for the features that the model was trained on, or as published if that is unknown.
         device: cuda or cpu; None: the GPU if there is one.
         dtype: float32, or bfloat16 for mixed precision.
         batch_size: texts, or pictures to write captions for, in one forward pass.

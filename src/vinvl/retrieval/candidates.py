@@ -82,7 +82,7 @@ def segment_lengths(
 
     Returns:
         the caption's with [CLS] and [SEP], and the tags' with [SEP]; 0 where there are no tags or no room. A room of
-        one token is given to the [SEP] alone, as published. Where the caption leaves none, the published slice is wrong
+        only one token is given, the [SEP], as published. Where the caption leaves none, the published slice is wrong
         and the sequence too long; here it has no second segment.
     """
     first = np.minimum(caption, max_tokens - 2) + 2
@@ -202,7 +202,7 @@ class ScoringBlock:
     """The images of a block, ready to be scored. Moves to a device as a whole, but for the tags.
 
     Attributes:
-        number: of the block in its list; -1 for none, where a rank has nothing to do.
+        number: of the block in its list; -1 for none, if a rank has nothing to do.
         tag_ids: (m,) int64 token ids of each image's tags.
         region_features: (R, D) float32 of each image.
     """

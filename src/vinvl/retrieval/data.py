@@ -1,4 +1,4 @@
-"""Image-text retrieval: captioned images over a RegionStore. COCO and Flickr30k in Karpathy's splits, one's own."""
+"""Image-text retrieval: captioned images over a RegionStore. COCO and Flickr30k in Karpathy's splits, your own."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -43,7 +43,7 @@ Pair = tuple[Example, Example]
 
 
 class RetrievalPairs(Dataset[Pair]):
-    """One split: item i is caption i with its image, and a mismatched pair drawn anew in each epoch.
+    """One split: item i is caption i with its image, and a mismatched pair drawn again in each epoch.
 
     Half of the mismatched pairs have a caption of another image and keep image and tags; the others have another image
     with its tags and keep the caption (published Oscar).
@@ -59,7 +59,7 @@ class RetrievalPairs(Dataset[Pair]):
         attention_type: str,
         seed: int,
     ) -> None:
-        """`images` (N,) int64: where the images lie in the store.
+        """`images` (N,) int64: where the images are in the store.
 
         Raises:
             UserError: there is one image only, so nothing can mismatch.
@@ -98,7 +98,7 @@ class RetrievalPairs(Dataset[Pair]):
         return int(generator.integers(first, last)), other
 
     def example(self, caption: int, image: int, regions: ImageRegions | None = None) -> Example:
-        """A caption with an image, labelled as matching; `regions` where the image has been read already."""
+        """A caption with an image, labelled as matching; `regions` if the image has been read already."""
         placed = PlacedImage(self.region_text, int(self.images[image]))
         example = pair_example(self.captions.tokens[caption], placed, regions)
         return replace(example, label_ids=np.array([MATCHED]), record={"caption": caption, "image": image})
@@ -133,7 +133,7 @@ class RetrievalPairs(Dataset[Pair]):
 def pair_example(caption: np.ndarray, placed: PlacedImage, regions: ImageRegions | None = None) -> Example:
     """A caption, (n,) token ids, with an image, neither labelled nor recorded.
 
-    `regions` where the image has been read already.
+    `regions` if the image has been read already.
     """
     text = placed.region_text
     input_ids, token_type_ids = caption_first(
@@ -161,15 +161,15 @@ class RetrievalDataModule(RegionDataModule):
     A split is one of `{karpathy: FILE, splits: [train, restval]}`, `{coco: FILE}` and `{jsonl: FILE}`.
 
     Scoring needs memory for the captions' tokens, one block of images and its scores, whatever the number of images;
-    the scores of all pairs lie on the disk, 4 bytes each (0.5 GB for 5,000 images with 25,000 captions).
+    the scores of all pairs are on the disk, 4 bytes each (0.5 GB for 5,000 images with 25,000 captions).
 
     Args:
-        captions_per_image: only the first so many captions of an image are used; None for all.
+        captions_per_image: only this many captions of an image are used, the first; None for all.
         attention_type: published `att_mask_type`, see `retrieval_text.attention_mask_of`.
         on_missing_captions: `error` or `skip` images without captions and blank captions.
         val_images: images of the validation split that are scored, drawn by `seed`; None for all.
-        val_fold_images: they are divided into folds of so many, and every image is scored with its fold's captions.
-        test_images: the first so many images of the test split; None for all.
+        val_fold_images: they are divided into folds of this many, and every image is scored with its fold's captions.
+        test_images: only this many images of the test split, the first; None for all.
         test_candidates: 1k or 5k for folds of 1,000 or 5,000 images (the result is the mean over the folds), a number
             for folds of another size, all for one fold of all.
         block_images: images scored together, and saved together; what a kill loses is one block of each rank.
@@ -177,7 +177,7 @@ class RetrievalDataModule(RegionDataModule):
         shared: see `RegionDataArguments`.
 
     Attributes:
-        finished: blocks whose scores lie on the disk already; the task fills it before the loaders are made.
+        finished: blocks whose scores are on the disk already; the task fills it before the loaders are made.
     """
 
     def __init__(

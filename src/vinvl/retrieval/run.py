@@ -1,4 +1,4 @@
-"""One scoring run over the test candidates: what is scored, where the scores lie, what they say."""
+"""One scoring run over the test candidates: what is scored, where the scores are, what they say."""
 
 import hashlib
 import io
@@ -34,7 +34,7 @@ def scores_fingerprint(
 ) -> str:
     """24 hexadecimal digits that change with weights, images, captions, tags, limits and settings.
 
-    Of the region features only `PROBED_IMAGES` images are read, evenly spread; of the others the number of regions.
+    Region features of only `PROBED_IMAGES` images are read, evenly spread; of the others only the number of regions.
 
     Args:
         weights: the model's, by name.
@@ -271,7 +271,7 @@ class ScoringRun:
             yield {**self._caption(fold, column), "top": top}
 
     def first_captions(self) -> list[dict[str, Any]]:
-        """The first captions of the first fold, which stand for matches where there are no scores."""
+        """The first captions of the first fold, which stand for matches if there are no scores."""
         fold = self.folds[0]
         return [{**self._caption(fold, column), "score": 0.0} for column in range(len(fold.captions))[:TOP_MATCHES]]
 

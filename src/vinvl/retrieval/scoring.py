@@ -128,7 +128,7 @@ class ImageSide:
 class PairScorer:
     """Scores every image with every caption: the logit of "matched" less that of "mismatched".
 
-    The score orders pairs as the softmax probability of "matched" does, and does not saturate where that is 1. A pair
+    The score orders pairs as the softmax probability of "matched" does, and does not saturate when that is 1. A pair
     is laid out as caption, tags, regions, each part padded to the longest of those it is computed with; the tokens
     have the positions that they have in the text without padding, so the score is that of the single pair.
 

@@ -42,7 +42,7 @@ class RetrievalTask(VinVLTask):
     """VinVLForAnswering with the two classes mismatched and matched; recall at 1, 5 and 10 in both directions.
 
     Validation scores folds of a sample of the images in memory. Test and prediction score every image of a fold with
-    every caption: block by block onto the disk, where a run that was killed goes on; ranks are taken from there.
+    every caption: block by block onto the disk, where a run that was killed continues; ranks are taken from there.
     """
 
     model_class = VinVLForAnswering
@@ -153,7 +153,7 @@ class RetrievalTask(VinVLTask):
         if not self.trainer.is_global_zero:
             return
         if bad:
-            rank_zero_warn(f"{files.folder}: {len(bad)} damaged or foreign files are scored anew, the first {bad[0]}.")
+            rank_zero_warn(f"{files.folder}: {len(bad)} damaged or foreign files are scored again, the first {bad[0]}.")
         pairs = sum(len(fold.images) * len(fold.captions) for fold in folds)
         say(f"Scoring {describe_folds(folds)}: {pairs:,} pairs in {len(blocks):,} blocks.")
         if finished:

@@ -1,4 +1,4 @@
-"""The official VQA accuracy: ten people answer, each is left out once, and the prediction is held against the rest."""
+"""The official VQA accuracy: ten people answer, each is left out once, and the prediction is compared with the rest."""
 
 import json
 import re

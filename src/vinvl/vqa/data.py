@@ -143,11 +143,11 @@ class VQADataModule(RegionDataModule):
     """Question and annotation files, a RegionStore, a tokenizer and an answer vocabulary → batches.
 
     A split is one JSONL file of one's own, or the list of official files that make it up, each
-    `{questions, annotations}` (annotations null for test splits); one of these alone needs no list.
+    `{questions, annotations}` (annotations null for test splits); a single one needs no list.
 
     Args:
         answers: file of the answer vocabulary, JSON or a published .pkl (`read_answers`); built from the training
-            answers and saved as JSON where it is missing.
+            answers and saved as JSON if it is missing.
         min_answer_count: how often an answer must be a training question's answer to enter the vocabulary.
         target_rule: `leave_one_out` (0.3, 0.6, 0.9, 1 for 1, 2, 3, 4 people) or `count/3` (min(n / 3, 1)).
         shared: see `RegionDataArguments`.
@@ -163,7 +163,7 @@ class VQADataModule(RegionDataModule):
         self._vocabulary: AnswerVocabulary | None = None
 
     def prepare_data(self) -> None:
-        """Generates what can be generated: the demo world, and the answer vocabulary where its file is missing."""
+        """Generates what can be generated: the demo world, and the answer vocabulary if its file is missing."""
         super().prepare_data()
         if not self.answers_path.exists():
             records = self.read_split(self.split_of["train"])

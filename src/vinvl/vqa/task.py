@@ -74,7 +74,7 @@ def ranked_answers(
 
 
 def filled_in(record: Mapping[str, Any], commonest: Commonest) -> Prediction | None:
-    """What is answered to a question, `record`, whose picture the model cannot see; None where nothing is known."""
+    """What is answered to a question, `record`, whose picture the model cannot see; None if nothing is known."""
     answer = commonest_for(record["question"], commonest)
     return None if answer is None else Prediction(0, record["question_id"], (answer,), (0.0,), filled_in=True)
 
