@@ -72,7 +72,7 @@ class ReadingOptions:
                 Image.new("RGB", (1, 1), self.transparency)
             except (ValueError, TypeError, AttributeError):
                 raise UserError(
-                    f"transparency={self.transparency!r} is no colour: give a name such as white, or {DROP_ALPHA}."
+                    f"transparency={self.transparency!r} is not a colour: give a name such as white, or {DROP_ALPHA}."
                 ) from None
         if type(self.max_pixels) is not int or self.max_pixels < 1:
             raise UserError(f"max_pixels={self.max_pixels!r} must be a whole number of at least 1.")
@@ -176,7 +176,7 @@ def _opened(path: str | Path, options: ReadingOptions) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError:
         kinds = ", ".join(name.lower() for name in FORMATS)
-        raise UserError(f"{path} is no picture of a known kind ({kinds}), or its beginning is damaged.") from None
+        raise UserError(f"{path} is not a picture of a known kind ({kinds}), or its beginning is damaged.") from None
     except Image.DecompressionBombError:
         raise _too_large(path, f"more than {PILLOWS_LIMIT:,} pixels", options) from None
     except FileNotFoundError:
@@ -359,7 +359,7 @@ def _listed(path: Path) -> Iterator[tuple[Path, str | None]]:
             for number, line in enumerate(file, 1):
                 name, tab, image_id = line.rstrip("\r\n").partition("\t")
                 if "\0" in name:
-                    raise UserError(f"{path} line {number} is no path: give a text file with one path a line.")
+                    raise UserError(f"{path} line {number} is not a path: give a text file with one path a line.")
                 if name.strip():
                     yield path.parent / name.strip(), image_id.strip() if tab else None
     except UnicodeDecodeError:
@@ -379,7 +379,7 @@ def _named(found: Sequence[tuple[Path, str | None]], folder: Path, names: Pictur
             paths.append(str(path))
         except UnicodeEncodeError:
             ids.pop()
-            unusable.append(Unusable(ascii(str(path)), "its path is no valid Unicode text: rename it"))
+            unusable.append(Unusable(ascii(str(path)), "its path is not valid Unicode text: rename it"))
         except UserError as error:
             unusable.append(Unusable(ascii(str(path)) if not str(path).isprintable() else str(path), str(error)))
     _refuse_twins(ids, paths, names)

@@ -113,8 +113,8 @@ def test_strangers_are_refused(store: RegionStore, tmp_path: Path, kind: str) ->
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (["dog"], "is no tag file"),
-        ("dog", "is no tag file"),
+        (["dog"], "is not a tag file"),
+        ("dog", "is not a tag file"),
         ({"7": 3}, "image 7: its tags are 3; give a list of names"),
         ({"7": ["dog", 4]}, "image 7: its tags are"),
         ({"7": None}, "image 7: its tags are None"),

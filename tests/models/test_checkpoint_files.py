@@ -111,5 +111,5 @@ def test_a_deep_tuple_as_a_key_does_not_end_the_interpreter(tmp_path: Path) -> N
 def test_an_index_of_nothing_or_of_itself(content: dict, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="is no index of weight files"):
+    with pytest.raises(UserError, match="is not an index of weight files"):
         load_published_state_dict(path)

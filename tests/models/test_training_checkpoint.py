@@ -126,7 +126,7 @@ def test_hostile_and_damaged_files_are_not_opened(
 )
 def test_training_checkpoints_of_other_programs(changes: dict[str, Any], tmp_path: Path) -> None:
     path = saved(tmp_path / "foreign.ckpt", **changes)
-    with pytest.raises(UserError, match=r"foreign\.ckpt is no training checkpoint of vinvl\.train"):
+    with pytest.raises(UserError, match=r"foreign\.ckpt is not a training checkpoint of vinvl\.train"):
         initialise_with_report(VinVLForPairs, VinVLConfig(**SIZES), path)
 
 

@@ -143,7 +143,7 @@ def test_metrics_of_another_checkpoint_are_not_claimed(checkpoint: Path) -> None
 
 def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"net.weight": torch.zeros(2)}}, tmp_path / "best.ckpt")
-    with pytest.raises(UserError, match=r"no training checkpoint of vinvl\.train"):
+    with pytest.raises(UserError, match=r"training checkpoint of vinvl\.train"):
         find_checkpoint(tmp_path / "best.ckpt")
 
 

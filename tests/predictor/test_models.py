@@ -177,7 +177,7 @@ class TestHostileCheckpoints:
             ("vqa", change("hyper_parameters.answers", SHELL), "does not carry the texts of its"),
             ("vqa", change("hyper_parameters.model_config.num_attention_heads", 10**9), "must be a whole number"),
             ("vqa", change("hyper_parameters.model_config.hidden_size", 10**9), "contradicts itself"),
-            ("vqa", change("hyper_parameters.model_config", 3), "no training checkpoint"),
+            ("vqa", change("hyper_parameters.model_config", 3), "training checkpoint"),
             ("retrieval", change(f"{DATA}.attention_type", "XYZ"), "attention_type is 'XYZ'"),
             ("captioning", change(f"{DATA}.max_caption_tokens", 10**6), "positions, and the model knows"),
             ("captioning", change(f"{DECODING}.num_beams", "5"), r"decoding\.num_beams is '5'"),

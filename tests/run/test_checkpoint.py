@@ -150,7 +150,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("classifier", {"mlp": 1}, "classifier a dict; choose one of"),
         ("loss_type", [], r"loss_type is \[\]"),
         ("attn_implementation", "some-one/kernel", "attn_implementation 'some-one/kernel'; choose one of"),
-        ("_attn_implementation_internal", "some-one/kernel", "no setting of a model"),
+        ("_attn_implementation_internal", "some-one/kernel", "not a setting of a model"),
     ],
 )
 def test_sizes_are_held_against_the_tensors(trained: dict[str, Any], field: str, value: Any, words: str) -> None:

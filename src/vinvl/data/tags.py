@@ -140,7 +140,7 @@ def _refuse_strangers(known: int, source: str, store: RegionStore) -> None:
 def _tags_by_image(path: str) -> dict[str, Sequence[str]]:
     content = read_json(Path(path))
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} is no tag file: expected one JSON object of image id → list of tags.")
+        raise UserError(f"{path} is not a tag file: expected one JSON object of image id → list of tags.")
     tags: dict[str, Sequence[str]] = {}
     for image_id, value in content.items():
         names = value.split(";") if isinstance(value, str) else value

@@ -24,7 +24,7 @@ ERROR, SKIP = "error", "skip"
 TOLERANCE = 1.0  # pixels that a box may reach out of its image, as some of COCO's own do by rounding; it is clipped
 ROUNDING = 1e-3  # by which shares of an image may exceed 1, or 100 %
 FEW = 0.01  # share of images that may hold nothing beyond their first pixel if boxes are clipped
-MANY, LARGE = 20, 200  # boxes, and pixels of the images, from which what they have in common is no accident
+MANY, LARGE = 20, 200  # boxes, and pixels of the images, from which what they have in common is not an accident
 UNKNOWN_SIZE = (2**31 - 1, 2**31 - 1)  # of a picture that is missing, and so refused or left out
 
 

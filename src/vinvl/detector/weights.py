@@ -98,7 +98,7 @@ def read_detector_weights(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path} holds no tensors by name, nor such under 'model': give a detector's weight file.")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or unlike_plain(value) is not None:
-            raise UserError(f"{path}: {str(name)[:80]!r} is no tensor of plain numbers: give a detector's weight file.")
+            raise UserError(f"{path}: {str(name)[:80]!r} is not a tensor of numbers: give a detector's weight file.")
     tensors: dict[str, Tensor] = dict(content)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -223,7 +223,7 @@ def save_detector(path: str | Path, detector: Detector, label_map: LabelMap) -> 
 
 
 def read_settings(path: str | Path) -> DetectorFileSettings | None:
-    """What a weight file says of itself; None for a published file, and for what is no weight file at all.
+    """What a weight file says of itself; None for a published file, and for what is not a weight file at all.
 
     `load_detector` says what is wrong with the latter. No tensor is read and no code is run.
 

@@ -139,7 +139,7 @@ def masked_word_loss(
             one word stays). The published code does so only after a number of updates: give 0 until then.
 
     Raises:
-        UserError: no words, another number of them than of logits, or a rate that is no share.
+        UserError: no words, another number of them than of logits, or a rate that is not a share.
     """
     count, words = logits.shape
     if count == 0 or masked_ids.shape != (count,):

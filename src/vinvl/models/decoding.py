@@ -30,7 +30,7 @@ class DecodingOptions:
     Args:
         max_length: longest caption. At this length a caption is ended by force.
         min_length: the end token is banned before this length (not in the published code).
-        num_beams: beams per image, or per state of a constrained search; 1 is no beam search.
+        num_beams: beams per image, or per state of a constrained search; 1 is not a beam search.
         num_return_sequences: captions per image. Beam search keeps an n-best list of just this length, as published,
             and is over sooner with a short one (published: `num_keep_best`). For samples: how many are drawn.
         length_penalty: beam search ranks by Σ log p / length^length_penalty.

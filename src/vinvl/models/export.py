@@ -150,7 +150,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The words of a vocabulary by number, as the lines of vocab.txt.
 
     Raises:
-        UserError: a number without a word, or a word that is no line.
+        UserError: a number without a word, or a word that is not a line.
     """
     by_number = sorted((number, word) for word, number in tokenizer.get_vocab().items())
     for place, (number, word) in enumerate(by_number):

@@ -164,7 +164,7 @@ def _head(
         return {}
     if width % hidden_size:
         raise UserError(
-            f"The classifier in {files.name} is {width} wide, which is no multiple of its hidden size {hidden_size}; "
+            f"The classifier in {files.name} is {width} wide, not a multiple of its hidden size {hidden_size}; "
             "no model here has such a head."
         )
     last = max(int(match[1]) for name in found if (match := re.match(r"classifier\.(\d+)\.weight$", name)))

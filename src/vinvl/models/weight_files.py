@@ -181,7 +181,7 @@ def _of_shards(path: Path) -> dict[str, Tensor]:
     # Bare names: an index may not point elsewhere, nor to an index.
     shards = {Path(str(name)).name for name in named.values()} if isinstance(named, dict) else set()
     if not shards or any(name.endswith(".json") or len(name) > LONGEST_NAME for name in shards):
-        raise UserError(f"{path} is no index of weight files; get the file again.")
+        raise UserError(f"{path} is not an index of weight files; get the file again.")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(shards):
         for name, tensor in load_published_state_dict(path.parent / shard).items():
@@ -224,7 +224,7 @@ def _refuse_foreign_training(path: Path, content: Any) -> None:
     parameters = content.get("hyper_parameters") if isinstance(content, dict) else None
     configured = isinstance(parameters, dict) and isinstance(parameters.get("model_config"), dict)
     if not configured or not isinstance(content.get("state_dict"), dict):
-        raise UserError(f"{path} is no training checkpoint of vinvl.train: give one, or a model folder.")
+        raise UserError(f"{path} is not a training checkpoint of vinvl.train: give one, or a model folder.")
 
 
 def _download(name: str) -> CheckpointFiles:
@@ -239,7 +239,7 @@ def _download(name: str) -> CheckpointFiles:
             missing = _first_line(error)
             break
     raise UserError(
-        f"{name!r} is no folder here and could not be had from the Hugging Face hub either ({missing}); check the name "
+        f"{name!r} is not a folder here and is not available from the Hugging Face hub ({missing}); check the name "
         "or give the path of a model folder."
     )
 

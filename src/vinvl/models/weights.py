@@ -333,7 +333,7 @@ def refuse_other_sizes(fields: Mapping[str, Any], tensors: Mapping[str, Tensor],
     refuse_wrong_fields(fields, owner)
     hidden = [name for name in fields if not str(name).isidentifier() or str(name).startswith("_")]
     if hidden:
-        raise UserError(f"{owner} has {str(hidden[0])[:60]!r}, which is no setting of a model: the file is damaged.")
+        raise UserError(f"{owner} has {str(hidden[0])[:60]!r}, which is not a setting of a model: the file is damaged.")
     lengths = {length for tensor in tensors.values() for length in tensor.shape if tensor.numel()}
     sizes = {name: fields.get(name) for name in SIZES}
     if fields.get("classifier") == "mlp":

@@ -243,7 +243,7 @@ class RetrievalDataModule(RegionDataModule):
         """The folds that a stage scores.
 
         Raises:
-            UserError: the split has fewer images than `test_candidates` asks for, or that is no size.
+            UserError: the split has fewer images than `test_candidates` asks for, or that is not a size.
         """
         candidates = self.candidates(stage)
         if stage == "val":
