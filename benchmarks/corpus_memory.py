@@ -26,10 +26,9 @@ from vinvl.data.sampling import LengthBucketBatchSampler
 from vinvl.data.tags import StoreTags, TagTokens
 from vinvl.data.text import RaggedTokens
 from vinvl.models.config import SpecialTokens
-from vinvl.pretraining.corpus import Corpus, CorpusShare, Mixture, RowKind
-from vinvl.pretraining.corpus.build import write_parts
-from vinvl.pretraining.corpus.chunks import Part
+from vinvl.pretraining.corpus import FORMAT, Corpus, IndexFacts, Part, RowKind, write_index
 from vinvl.pretraining.data import CorpusRows, PretrainingDataset
+from vinvl.pretraining.mixture import CorpusShare, Mixture
 from vinvl.pretraining.triplets import PairOptions
 from vinvl.regions import LabelMap, Regions
 
@@ -71,30 +70,26 @@ def made_up_parts(rows: int, images: int, seed: int) -> Iterator[Part]:
     generator = np.random.default_rng(seed)
     for first in range(0, rows, PART_ROWS):
         count = min(PART_ROWS, rows - first)
-        lengths = generator.poisson((TEXT_TOKENS, TAG_TOKENS), (count, 2)).clip(1).astype("<u2")
+        lengths = generator.poisson((TEXT_TOKENS, TAG_TOKENS), (count, 2)).clip(1).astype(np.uint16)
         ids, numbers = np.unique(generator.integers(0, images, count), return_inverse=True)
         yield Part(
             tokens=generator.integers(0, VOCABULARY, int(lengths.sum()), dtype=np.uint16),
             lengths=lengths,
             kinds=np.full(count, RowKind.GIVEN_TAGS, dtype=np.uint8),
-            lines=np.arange(first + 1, first + count + 1, dtype="<u4"),
+            lines=np.arange(first + 1, first + count + 1, dtype=np.uint32),
             image_ids=np.array([f"{number:012d}" for number in ids.tolist()], dtype=np.bytes_),
-            images=numbers.reshape(-1),
+            images=numbers.reshape(-1).astype(np.int32),
             sources=Counter({"made-up": count}),
             tags=Counter({"dog": count}),
         )
 
 
 def write_corpora(folder: Path, rows: int, images: int, corpora: int) -> list[Path]:
-    folders = []
-    for number in range(corpora):
-        target = folder / f"corpus-{number}"
-        target.mkdir()
-        facts = {"file": f"{target}.jsonl", "file_bytes": 0, "file_modified_ns": 0, "file_digest": ""}
-        parts = made_up_parts(rows // corpora, images, number)
-        write_parts(parts, target, {**facts, "tokenizer": "", "vocab_size": VOCABULARY})
-        folders.append(target)
-    return folders
+    indices = [folder / f"corpus-{number}" for number in range(corpora)]
+    for number, target in enumerate(indices):
+        facts = IndexFacts(FORMAT, f"{target}.jsonl", 0, 0, "", "", VOCABULARY)
+        write_index(made_up_parts(rows // corpora, images, number), target, facts)
+    return indices
 
 
 def memory() -> dict[str, int]:
@@ -104,13 +99,13 @@ def memory() -> dict[str, int]:
     return {name: int(sizes[name].split()[0]) // 1024 for name in ("RssAnon", "RssFile", "VmHWM")}
 
 
-def act_as_rank(folder: Path, folders: Sequence[Path], options: argparse.Namespace) -> None:
+def act_as_rank(folder: Path, indices: Sequence[Path], options: argparse.Namespace) -> None:
     """What a rank does, with what it costs, printed."""
     importlib.import_module("vinvl.train")  # torch, Lightning and all else that a rank imports
     store: Any = StandInStore(folder)
     report("imports and the stand-in store", time.perf_counter())
     begin = time.perf_counter()
-    mixture = Mixture.of([CorpusShare(Corpus(folder)) for folder in folders])
+    mixture = Mixture.of([CorpusShare(Corpus(index)) for index in indices])
     positions = mixture.positions_in(store)
     if options.missing:  # images that the store lacks
         present = positions >= int(options.missing * options.images)
@@ -157,11 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         begin = time.perf_counter()
-        folders = write_corpora(Path(name), options.rows, options.images, options.corpora)
-        size = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+        indices = write_corpora(Path(name), options.rows, options.images, options.corpora)
+        size = sum(index.stat().st_size for index in indices)
         print(f"index of {options.rows:,} rows: {size / 1e6:,.0f} MB, written in {time.perf_counter() - begin:.1f} s")
         StandInStore.write(Path(name), options.images)
-        rank = multiprocessing.get_context("spawn").Process(target=act_as_rank, args=(Path(name), folders, options))
+        rank = multiprocessing.get_context("spawn").Process(target=act_as_rank, args=(Path(name), indices, options))
         rank.start()
         rank.join()
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,15 @@ import torch
 
 import vinvl
 from tests.door_in_process import run_in_process, scores
+from tests.pretraining.samples import TOKENIZER
 from tests.regions.samples import assert_same, make_regions
 from vinvl.detector import load_detector
 from vinvl.detector.weights import read_settings
 from vinvl.models import VinVLForAnswering
-from vinvl.pretraining.corpus import Corpus
+from vinvl.pretraining.corpus import Corpus, ensure_index
 from vinvl.regions import RegionStore
 from vinvl.run.checkpoint import read_checkpoint
+from vinvl.run.errors import UserError
 
 EARLIER = Path(__file__).parent / "data" / "earlier"
 PREDICTED = {
@@ -91,8 +94,14 @@ def test_a_store(name: str) -> None:
         assert_same(store[image.image_id], image)
 
 
-def test_a_corpus() -> None:
-    corpus = Corpus(next(path for path in (EARLIER / "corpus").iterdir() if path.is_dir()))
+def test_a_corpus_gets_an_index_of_today(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(EARLIER / "corpus", tmp_path / "corpus")
+    (earlier,) = (path for path in (tmp_path / "corpus").iterdir() if path.is_dir())
+    with pytest.raises(UserError, match=r"is a folder, as indices of earlier versions are; build it again"):
+        Corpus(earlier)
+    corpus = ensure_index(tmp_path / "corpus" / "rows.jsonl", TOKENIZER)
+    assert "anew, for its index is of an earlier version" in capsys.readouterr().err
+    assert corpus.path == earlier and len(list((tmp_path / "corpus").iterdir())) == 3  # it lies where that one lay
     expected = content(EARLIER / "corpus" / "expected.json")
     assert corpus.problems() == [] and len(corpus) == len(expected) == 12
     rows = np.arange(len(corpus))
@@ -113,5 +122,9 @@ def test_code_that_names_modules_as_they_were_called(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'vinvl.data.nothing'"
-    verified = [sys.executable, "-m", "vinvl.data.store", "verify", str(EARLIER / "store" / "regions.h5")]
-    assert "sound, 3 images" in subprocess.run(verified, capture_output=True, text=True, check=True).stdout
+    asked = (("store", "verify", "store/regions.h5"), ("corpus", "info", "corpus/rows.jsonl"))
+    said = []
+    for package, word, file in asked:
+        command = [sys.executable, "-m", f"vinvl.data.{package}", word, str(EARLIER / file)]
+        said.append(subprocess.run(command, capture_output=True, text=True))
+    assert "sound, 3 images" in said[0].stdout and "is a folder, as indices of earlier" in said[1].stderr

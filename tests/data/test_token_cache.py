@@ -4,10 +4,12 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,8 +17,9 @@ from transformers import BertTokenizerFast
 
 from tests.door_in_process import TINY, run_in_process
 from vinvl.data import text as token_cache
+from vinvl.data.arrow import write_batch
 from vinvl.data.columns import TextColumn
-from vinvl.data.text import HEADER, MAGIC, cache_key, cached_tokens, encode_texts
+from vinvl.data.text import cache_key, cached_tokens, encode_texts
 
 TEXTS = ["a red star", "", "Blue CIRCLE?", "star star", "über [SEP] a"]
 
@@ -41,7 +44,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 def entry(folder: Path) -> Path:
-    (path,) = folder.glob("*.tokens")
+    (path,) = folder.glob("*.arrow")
     return path
 
 
@@ -54,7 +57,7 @@ def test_tokens_are_those_made_without_it(tmp_path_factory: pytest.TempPathFacto
         changed.setattr(token_cache, "LEAST_TEXTS", 1)
         for given_ in (texts, TextColumn.from_texts(texts)):
             assert_same(cached_tokens(tokenizer, given_, folder / "cache"), encode_texts(tokenizer, texts))
-    assert len(list((folder / "cache").glob("*.tokens"))) == 1
+    assert len(list((folder / "cache").glob("*.arrow"))) == 1
 
 
 def test_the_second_time_nothing_is_tokenized(
@@ -66,7 +69,7 @@ def test_the_second_time_nothing_is_tokenized(
     again = cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
     for found in (first, again):
         assert_same(found, expected)
-    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", ".tokens"]  # .lock has no suffix
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", ".arrow"]  # .lock has no suffix
     assert os.environ.get("TOKENIZERS_PARALLELISM") == "false"
 
 
@@ -94,40 +97,49 @@ def test_a_part_of_a_column_has_the_key_of_its_texts(tokenizer: BertTokenizerFas
     assert cache_key(tokenizer, part) == cache_key(tokenizer, TextColumn.from_texts(["ab", "c"]))
 
 
-@pytest.mark.parametrize(
-    "damage", ["empty", "magic", "cut", "longer", "falling", "negative", "word", "count", "header", "bit"]
-)
+def cached(path: Path, lists: Any, type_: pa.DataType) -> None:
+    with path.open("wb") as file:
+        write_batch(file, {"tokens": pa.array(lists, type_)})
+
+
+KIND = pa.large_list(pa.int32())
+DAMAGE: dict[str, Callable[[Path, list[list[int]]], object]] = {
+    "empty": lambda path, ids: path.write_bytes(b""),
+    "magic": lambda path, ids: path.write_bytes(path.read_bytes()[:-1] + b"?"),
+    "cut": lambda path, ids: os.truncate(path, path.stat().st_size - 3),
+    "longer": lambda path, ids: path.write_bytes(path.read_bytes() + b"\0" * 4),
+    "type": lambda path, ids: cached(path, ids, pa.large_list(pa.int64())),
+    "count": lambda path, ids: cached(path, ids[:-1], KIND),
+    "negative": lambda path, ids: cached(path, [[-1], *ids[1:]], KIND),
+    "word": lambda path, ids: cached(path, [[10**6], *ids[1:]], KIND),
+    "null": lambda path, ids: cached(path, [[None], *ids[1:]], KIND),
+    "bit": lambda path, ids: path.write_bytes(other_bit(path.read_bytes(), np.int32(ids[-1]).tobytes())),
+}  # fmt: skip
+
+
+def other_bit(content: bytes, within: bytes) -> bytes:
+    """Another id that there is."""
+    changed = bytearray(content)
+    changed[content.index(within)] ^= 1
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_made_anew(tokenizer: BertTokenizerFast, tmp_path: Path, damage: str) -> None:
+    expected = encode_texts(tokenizer, TEXTS)
     cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
     path = entry(tmp_path / "cache")
-    whole = bytearray(path.read_bytes())
-    start = HEADER
-    if damage == "magic":
-        whole[0] ^= 1
-    elif damage == "cut":
-        del whole[-3:]
-    elif damage == "longer":
-        whole += b"\0" * 4
-    elif damage == "falling":
-        whole[start + 8 : start + 16] = (10**6).to_bytes(8, "little")
-    elif damage == "negative":
-        whole[-4:] = (-1).to_bytes(4, "little", signed=True)
-    elif damage == "word":
-        whole[-4:] = (10**6).to_bytes(4, "little")
-    elif damage == "bit":  # another id that there is
-        whole[-4] ^= 1
-    elif damage == "count":
-        whole[len(MAGIC)] += 1
-    damaged = {"empty": b"", "header": bytes(whole[:5])}.get(damage, bytes(whole))
-    path.write_bytes(damaged)
-    assert_same(cached_tokens(tokenizer, TEXTS, tmp_path / "cache"), encode_texts(tokenizer, TEXTS))
-    assert path.read_bytes() != damaged
+    whole = path.read_bytes()
+    DAMAGE[damage](path, [expected[text].tolist() for text in range(len(TEXTS))])
+    assert path.read_bytes() != whole
+    assert_same(cached_tokens(tokenizer, TEXTS, tmp_path / "cache"), expected)
+    assert path.read_bytes() == whole
 
 
-def test_what_was_read_outlives_a_file_that_is_cut_short(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+def test_what_was_read_outlives_the_file(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     for _ in range(2):
         found = cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
-    os.truncate(entry(tmp_path / "cache"), 0)
+    entry(tmp_path / "cache").unlink()
     assert_same(found, encode_texts(tokenizer, TEXTS))
 
 
@@ -164,7 +176,7 @@ def test_two_processes_at_once(tokenizer: BertTokenizerFast, tmp_path: Path) -> 
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in processes]
     assert said[0] == said[1] != "" and all(process.returncode == 0 for process in processes)
-    assert len(list((tmp_path / "cache").glob("*.tokens"))) == 1
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
 
 
 @pytest.mark.slow
@@ -172,7 +184,7 @@ def test_a_run_makes_and_uses_it(demo_data: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(token_cache, "LEAST_TEXTS", 1)
     command = [*TINY, f"data.token_cache={tmp_path / 'cache'}", "data.num_workers=0", "trainer.max_steps=1"]
     run_in_process("train", demo_data, tmp_path / "first", *command)
-    made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.tokens")}
+    made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.arrow")}
     assert len(made) == 3  # of train, val and test
     run_in_process("train", demo_data, tmp_path / "second", *command)
-    assert made == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.tokens")}
+    assert made == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.arrow")}

@@ -13,8 +13,9 @@ from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw
 from vinvl.data.tags import tag_source
 from vinvl.models.config import SpecialTokens
-from vinvl.pretraining.corpus import Corpus, CorpusShare, Mixture, ensure_index
+from vinvl.pretraining.corpus import Corpus, ensure_index
 from vinvl.pretraining.data import CorpusRows, PretrainingDataset
+from vinvl.pretraining.mixture import CorpusShare, Mixture
 from vinvl.pretraining.triplets import PairOptions
 from vinvl.regions import RegionStore
 

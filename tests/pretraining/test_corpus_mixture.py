@@ -14,7 +14,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from tests.pretraining.samples import TOKENIZER, mixed_rows, write_lines
 from tests.pretraining.test_data import datamodule
 from tests.regions.samples import make_regions, write
-from vinvl.pretraining.corpus import ensure_index, mixture
+from vinvl.pretraining import mixture
+from vinvl.pretraining.corpus import ensure_index
 from vinvl.pretraining.data import PretrainingDataModule
 from vinvl.regions import RegionStore
 from vinvl.run.errors import UserError

@@ -21,8 +21,9 @@ from tests.pretraining.samples import (
 from tests.regions.samples import make_regions, write
 from vinvl.data.batch import Batch
 from vinvl.data.sampling import LengthBucketBatchSampler
-from vinvl.pretraining.corpus import CorpusShare, ensure_index
+from vinvl.pretraining.corpus import ensure_index
 from vinvl.pretraining.data import PretrainingDataModule, PretrainingDataset
+from vinvl.pretraining.mixture import CorpusShare
 from vinvl.pretraining.triplets import PairOptions
 from vinvl.run.errors import UserError
 

@@ -15,8 +15,8 @@ from tests.pretraining.published_samples import ROWS, objects, write_labels, wri
 from tests.pretraining.samples import TOKENIZER
 from vinvl.pretraining import published as convert
 from vinvl.pretraining import published_rows as labels
+from vinvl.pretraining.command import main
 from vinvl.pretraining.corpus import ensure_index
-from vinvl.pretraining.corpus.__main__ import main
 from vinvl.pretraining.published import convert_published_corpus
 from vinvl.run.errors import UserError
 
@@ -45,7 +45,7 @@ def test_rows_are_those_of_the_published_code(tmp_path: Path, line_index: bool) 
     assert question["answer"] == "the door" and "tags" not in question and question["image_id"] == "2386621"
     assert caption["tags"] == ["door"] and "answer" not in caption
     corpus = ensure_index(tmp_path / "out" / "train" / "gqa.jsonl", TOKENIZER)
-    assert corpus.manifest["kinds"] == {"given_tags": 1, "answer": 1} and corpus.manifest["sources"] == {"gqa": 2}
+    assert corpus.facts.kinds == {"given_tags": 1, "answer": 1} and corpus.facts.sources == {"gqa": 2}
 
 
 def test_tags_may_be_the_annotated_ones_or_the_stores(tmp_path: Path) -> None:

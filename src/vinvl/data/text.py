@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +18,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import tokenizers
 from pytorch_lightning.utilities import rank_zero_warn
 from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from vinvl.data.arrow import is_as_written, map_batch, plain_numbers, write_batch
 from vinvl.data.columns import TextColumn
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, json_object, lock, system_error
@@ -199,13 +200,16 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
 
 def gather_tokens(tokens: RaggedTokens, rows: np.ndarray) -> np.ndarray:
     """The token ids of the named rows, one after the other: how tags, in region order, become one segment."""
-    if len(rows) == 0:
-        return np.zeros(0, dtype=np.int32)
     starts = tokens.offsets[rows]
-    lengths = tokens.offsets[rows + 1] - starts
-    ends = np.cumsum(lengths)
-    gathered: np.ndarray = tokens.values[np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1])]
+    gathered: np.ndarray = tokens.values[flat_ranges(starts, tokens.offsets[rows + 1] - starts)]
     return gathered
+
+
+def flat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """(Σ lengths,) int64: starts[0], starts[0] + 1, … lengths[0] of them, then those of starts[1], …"""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
 
 
 def truncated_lengths(first: int, second: int, limit: int) -> tuple[int, int]:
@@ -259,26 +263,35 @@ def assemble_pair(
     return input_ids, token_type_ids
 
 
-# Token ids of many texts on the disk: a split is tokenized once, and from then on read.
+# Token ids of many texts on the disk: a split is tokenized once, and from then on mapped.
 
 
 LEAST_TEXTS = 50_000  # fewer are tokenized faster than a person notices
-MAGIC = b"vinvltk1"
-HEADER = len(MAGIC) + 24  # then numbers of texts and of ids, and the checksum of what follows
 PARALLELISM = "TOKENIZERS_PARALLELISM"
+TOKENS = pa.schema({"tokens": pa.large_list(pa.int32())})  # of each text
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """24 hexadecimal digits that change with all that decides which ids a text gets."""
+    own = plain_backend(tokenizer)
+    if own is None:
+        rules: Any = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "said": repr(tokenizer)}
+    else:
+        rules = {key: rule for key, rule in json.loads(own.to_str()).items() if key not in ("truncation", "padding")}
+        rules |= {"split_special_tokens": True} if own.encode_special_tokens else {}
+    return hashlib.blake2b(json.dumps(rules, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path | None) -> RaggedTokens:
     """`encode_texts`, from a file in `folder` where these very texts were tokenized by this very tokenizer before.
 
-    The file is read whole, some 50 bytes a text: where a mapped file is cut short the process ends without a word. One
-    process tokenizes, others wait for it. A file that is damaged is made anew. Where the folder cannot be written to,
-    or there is none, texts are tokenized in memory.
+    One process tokenizes, others wait for it. A file that is damaged is made anew. Where the folder cannot be written
+    to, or there is none, texts are tokenized in memory.
     """
     if folder is None or len(texts) < LEAST_TEXTS:
         return encode_texts(tokenizer, texts)
     column = texts if isinstance(texts, TextColumn) else TextColumn.from_texts(texts[i] for i in range(len(texts)))
-    path = folder / f"{cache_key(tokenizer, column)}.tokens"
+    path = folder / f"{cache_key(tokenizer, column)}.arrow"
     found = _read(path, len(column), len(tokenizer))
     if found is not None:
         return found
@@ -290,7 +303,9 @@ def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path
             if found is not None:
                 return found
             tokens = _encode(tokenizer, column)
-            _write(path, tokens)
+            with atomic_write(path, "wb") as file:
+                lists = pa.LargeListArray.from_arrays(pa.array(tokens.offsets), pa.array(tokens.values))
+                write_batch(file, {"tokens": lists})
     except (OSError, UserError) as error:
         failed = system_error(error)
         rank_zero_warn(
@@ -302,20 +317,12 @@ def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path
 
 
 def cache_key(tokenizer: PreTrainedTokenizerBase, texts: TextColumn) -> str:
-    """A word that other texts, another order of them, or another tokenizer have otherwise."""
-    digest = hashlib.sha256(json.dumps(_identity(tokenizer), sort_keys=True).encode())
+    """A word that other texts, another order of them, another tokenizer or release of its library have otherwise."""
+    digest = hashlib.sha256(f"{tokenizer_fingerprint(tokenizer)} {tokenizers.__version__} ".encode())
     first, last = (int(texts.offsets[0]), int(texts.offsets[-1])) if len(texts.offsets) else (0, 0)
     digest.update(np.ascontiguousarray(texts.offsets - first, dtype=np.int64).data)
     digest.update(np.ascontiguousarray(texts.data[first:last]).data)
     return digest.hexdigest()[:32]
-
-
-def _identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """All that decides which ids a text gets."""
-    backend = plain_backend(tokenizer)
-    rules = [sorted(tokenizer.get_vocab().items()), repr(tokenizer)] if backend is None else backend.to_str()
-    splits = bool(getattr(tokenizer, "split_special_tokens", False))
-    return [tokenizers.__version__, type(tokenizer).__name__, tokenizer.special_tokens_map, splits, rules]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: TextColumn) -> RaggedTokens:
@@ -333,29 +340,15 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: TextColumn) -> RaggedToke
 def _read(path: Path, texts: int, words: int) -> RaggedTokens | None:
     """What the file holds; None if there is none, or none of so many texts with ids of so many words."""
     try:
-        data = np.fromfile(path, dtype=np.uint8)
-        header = data[:HEADER].tobytes()
-    except (OSError, MemoryError):
+        batch = map_batch(path)
+        if not batch.schema.equals(TOKENS) or len(batch) != texts or not is_as_written(batch):
+            return None
+        (column,) = batch.columns
+        values, offsets = plain_numbers(column.values), plain_numbers(column.offsets)
+    except (OSError, ValueError):
         return None
-    count, total, checksum = np.frombuffer(header[len(MAGIC) :].ljust(24, b"\0"), dtype="<i8").tolist()
-    middle = HEADER + 8 * (texts + 1)
-    if header[: len(MAGIC)] != MAGIC or count != texts or total < 0 or len(data) != middle + 4 * total:
-        return None
-    offsets, values = data[HEADER:middle].view("<i8"), data[middle:].view("<i4")
-    sound = zlib.crc32(data[HEADER:].data) == checksum and offsets[0] == 0 and offsets[-1] == total
-    if not sound or not (np.diff(offsets) >= 0).all() or (total and not 0 <= values.min() <= values.max() < words):
-        return None
-    return RaggedTokens(values=values, offsets=offsets)
-
-
-def _write(path: Path, tokens: RaggedTokens) -> None:
-    """The whole file or none."""
-    offsets, values = tokens.offsets.astype("<i8"), tokens.values.astype("<i4")
-    checksum = zlib.crc32(values.data, zlib.crc32(offsets.data))
-    with atomic_write(path, "wb") as file:
-        file.write(MAGIC + np.array([len(tokens), len(values), checksum], dtype="<i8").tobytes())
-        file.write(offsets.data)
-        file.write(values.data)
+    sound = not len(values) or 0 <= values.min() <= values.max() < words
+    return RaggedTokens(values, offsets) if sound else None
 
 
 @contextmanager

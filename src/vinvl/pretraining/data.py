@@ -16,12 +16,10 @@ from vinvl.data.inputs import RegionText
 from vinvl.data.module import RegionDataModule
 from vinvl.data.records import checked_entry, plain
 from vinvl.data.sampling import Draw
-from vinvl.data.text import RaggedTokens, load_tokenizer
+from vinvl.data.text import RaggedTokens, flat_ranges, load_tokenizer
 from vinvl.models.packing import PackedLayout
-from vinvl.pretraining.corpus.build import ensure_index
-from vinvl.pretraining.corpus.index import Corpus, flat_ranges
-from vinvl.pretraining.corpus.mixture import CorpusShare, Mixture
-from vinvl.pretraining.corpus.rows import RowKind
+from vinvl.pretraining.corpus import Corpus, RowKind, ensure_index
+from vinvl.pretraining.mixture import CorpusShare, Mixture
 from vinvl.pretraining.triplets import (
     ANSWER,
     NO_PAIR_LABEL,
@@ -416,7 +414,7 @@ class PretrainingDataModule(RegionDataModule):
         Raises:
             UserError: not one of them is.
         """
-        given, classes = corpus.manifest["tags"], {name.lower() for name in self.store.label_map.classes}
+        given, classes = corpus.facts.tags, {name.lower() for name in self.store.label_map.classes}
         unknown = [tag for tag in given if tag.lower() not in classes]
         if not unknown or not classes:
             return

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vinvl.data.text import RaggedTokens
+from vinvl.data.text import RaggedTokens, flat_ranges
 from vinvl.models.config import SpecialTokens
-from vinvl.pretraining.corpus.index import flat_ranges
 from vinvl.run.errors import UserError
 
 # Which tokens are hidden in pre-training, and by what, as in BERT and published Oscar; vectorised over the batch.

@@ -13,7 +13,7 @@ MODULES = {  # those that documents of earlier versions showed
     "vinvl.errors": "vinvl.run.errors",
     "vinvl.detection": "vinvl.detector",
     "vinvl.data.corpus": "vinvl.pretraining.corpus",
-    "vinvl.data.corpus.__main__": "vinvl.pretraining.corpus.__main__",
+    "vinvl.data.corpus.__main__": "vinvl.pretraining.command",
     "vinvl.data.demo": "vinvl.demo",
     "vinvl.data.detection": "vinvl.detector",
     "vinvl.data.detection.coco_instances": "vinvl.detector.instances",
@@ -88,7 +88,8 @@ class EarlierNames(MetaPathFinder, Loader):
             return None
         if fullname.endswith(".__main__"):  # which `python -m` runs, and nobody imports
             return spec_from_file_location(fullname, today.origin)
-        return ModuleSpec(fullname, self, is_package=today.submodule_search_locations is not None)
+        runs = f"{fullname}.__main__" in MODULES
+        return ModuleSpec(fullname, self, is_package=runs or today.submodule_search_locations is not None)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         today = MODULES[spec.name]

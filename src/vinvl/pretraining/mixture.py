@@ -9,8 +9,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from vinvl.data.text import RaggedTokens
-from vinvl.pretraining.corpus.index import Corpus, flat_ranges
+from vinvl.data.text import RaggedTokens, flat_ranges
+from vinvl.pretraining.corpus import Corpus
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
 

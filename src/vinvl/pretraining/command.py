@@ -1,0 +1,167 @@
+"""`python -m vinvl.pretraining.corpus convert|build|info|verify`: corpus files and their indices."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vinvl.data.text import load_tokenizer
+from vinvl.pretraining.corpus import Corpus, ensure_index
+from vinvl.pretraining.published import TRAIN, VALIDATION, Conversion, convert_published_corpus
+from vinvl.run.door import Parser, run_command
+from vinvl.run.errors import UserError, say
+
+HELP = "the published Oscar+ corpus (yaml and TSV files) → a JSONL for each of its datasets"
+MORE = """\
+Writes FOLDER/train/DATASET.jsonl and FOLDER/val/DATASET.jsonl. Only texts, tags and answers are converted: region
+features are looked up by image id in the region store. Not covered: corpora of the older Oscar code (one file of
+documents, without this yaml)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 1 after an error or if problems were found."""
+    return run_command(lambda: _run(_parser().parse_args(arguments)))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m vinvl.pretraining.corpus",
+        description="Make and index a corpus, or look at an index.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_convert(commands)
+    build = commands.add_parser("build", help="tokenize JSONL files into the indices that training reads")
+    build.add_argument("files", nargs="+", metavar="JSONL")
+    build.add_argument("--tokenizer", default="bert-base-uncased", help="folder or hub name (default: %(default)s)")
+    build.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    build.set_defaults(run=_build)
+    for name, run, text in (
+        ("info", _info, "print what an index holds"),
+        ("verify", _verify, "read an index through; exit code 1 if it is not what was written"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("files", nargs="+", metavar="INDEX", help="an index, or the JSONL beside it")
+        command.set_defaults(run=run)
+    return parser
+
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser("convert", help=HELP, description=f"{HELP[0].upper()}{HELP[1:]}. {MORE}")
+    parser.add_argument("yaml", metavar="YAML", help="names corpus_file, corpus and image_label_path")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="new, or empty")
+    parser.add_argument("--datasets", metavar="A,B", help="of those in the yaml (default: all)")
+    parser.add_argument(
+        "--store-tags", action="store_true", help="leave tags out: training takes the classes of the region store"
+    )
+    parser.add_argument(
+        "--ground-truth-tags", action="store_true", help="annotated objects as tags where an image has them"
+    )
+    parser.add_argument(
+        "--prefix-image-ids",
+        metavar="all|none|A,B",
+        help="datasets whose name is put in front of their image ids (gqa_2386621), as the store must have them; "
+        "default: none, but datasets that have an image id in common are refused",
+    )
+    parser.add_argument(
+        "--validation-share",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="of the images, chosen by their id; the published corpus has no split (default: %(default)s)",
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    parser.set_defaults(run=_convert)
+
+
+def _run(options: argparse.Namespace) -> int:
+    code: int = options.run(options)
+    return code
+
+
+def _convert(options: argparse.Namespace) -> int:
+    if options.store_tags and options.ground_truth_tags:
+        raise UserError("--store-tags leaves tags out, and --ground-truth-tags chooses some; give one of the two.")
+    names = options.prefix_image_ids
+    prefix: list[str] | Literal["all"] | None = None if names is None else [] if names == "none" else names.split(",")
+    begin = time.perf_counter()
+    conversion = convert_published_corpus(
+        options.yaml,
+        options.output,
+        datasets=options.datasets.split(",") if options.datasets else None,
+        prefix_image_ids="all" if names == "all" else prefix,
+        store_tags=options.store_tags,
+        ground_truth_tags=options.ground_truth_tags,
+        validation_share=options.validation_share,
+        workers=options.workers,
+    )
+    say(*_table(conversion))
+    seconds = time.perf_counter() - begin
+    say(f"{options.output}: {conversion.rows.total():,} rows in {seconds:,.1f} s", error=True)
+    return 0
+
+
+def _table(conversion: Conversion) -> list[str]:
+    """Rows of each dataset by split, and those left out."""
+    rows = [f"{'dataset':<14} {TRAIN:>12} {VALIDATION:>12}"]
+    for dataset in sorted({dataset for _, dataset in conversion.rows}):
+        counts = [conversion.rows[split, dataset] for split in (TRAIN, VALIDATION)]
+        rows.append(f"{dataset:<14} {counts[0]:>12,} {counts[1]:>12,}")
+    left_out = ", ".join(f"{count:,} of {name}" for name, count in sorted(conversion.skipped.items()))
+    return rows + ([f"left out, as their datasets were not asked for: {left_out}"] if left_out else [])
+
+
+def _build(options: argparse.Namespace) -> int:
+    tokenizer = load_tokenizer(options.tokenizer)
+    for file in options.files:
+        say(ensure_index(file, tokenizer, options.workers).path)
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    summaries = [_summary(corpus) for file in options.files for corpus in _indices(Path(file))]
+    for number, lines in enumerate(summaries):
+        say(*([""] if number else []), *lines)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    corpora = [corpus for file in options.files for corpus in _indices(Path(file))]
+    problems = [problem for corpus in corpora for problem in corpus.problems()]
+    say(*(problems or [f"sound: {', '.join(str(corpus.path) for corpus in corpora)}"]))
+    return 1 if problems else 0
+
+
+def _indices(path: Path) -> list[Corpus]:
+    """The index that a path names, or those beside the corpus file that it names."""
+    if ".index-" in path.name:
+        return [Corpus(path)]
+    found = sorted(path.parent.glob(f"{path.name}.index-*"))
+    if not found:
+        raise UserError(
+            f"{path} has no index beside it; make one with python -m vinvl.pretraining.corpus build {path}."
+        )
+    return [Corpus(index) for index in found]
+
+
+def _summary(corpus: Corpus) -> list[str]:
+    """What an index holds, a line each: `name  value`."""
+    facts, tokens = corpus.facts, corpus.lengths.mean(axis=0, dtype=float)
+    rows = [
+        ("corpus", corpus.source),
+        ("index", str(corpus.path)),
+        ("rows", f"{len(corpus):,}: " + ", ".join(f"{count:,} {kind}" for kind, count in facts.kinds.items())),
+        ("sources", ", ".join(f"{name or '(none)'} {count:,}" for name, count in facts.sources.items())),
+        ("images", f"{len(corpus.image_ids):,}"),
+        ("tokens a row", f"{tokens[0]:.1f} of the text, {tokens[1]:.1f} of the second text"),
+        ("tag names", f"{len(facts.tags):,}"),
+        ("tokenizer", f"{facts.vocab_size:,} tokens, fingerprint {facts.tokenizer}"),
+        ("bytes", f"{corpus.path.stat().st_size:,}"),
+    ]
+    return [f"{name:<14} {value}" for name, value in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
