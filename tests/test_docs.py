@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from vinvl.pretraining.corpus.__main__ import _parser as corpus_parser
 
+from vinvl.pretraining.command import _parser as corpus_parser
 from vinvl.regions import RegionStore
 from vinvl.regions.__main__ import _parser as regions_parser
 from vinvl.run.folders import config_directory, open_sections, register_resolvers, task_as_a_value
