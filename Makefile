@@ -9,7 +9,7 @@ ARGS ?=
 .PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-images train evaluate predict test lint docs bench bench-gpu clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Overrides go in ARGS, e.g. make train ARGS='data.use_tags=false trainer.max_epochs=3'."
 
 $(STAMP): setup.cfg pyproject.toml constraints-cpu.txt
@@ -30,13 +30,13 @@ demo-all: $(STAMP)  ## train every task briefly on the demo world, print one tab
 demo-pretrain: $(STAMP)  ## pre-train on the demo world, fine-tune VQA with and without it, print one table
 	$(BIN)/python -m vinvl.pretrain_finetune --multirun objective=none,three_way $(ARGS)
 
-demo-ablation: $(STAMP)  ## no, one and two kinds of contrast, with and without tags: pre-train, fine-tune, print one table
+demo-ablation: $(STAMP)  ## compare four pre-training objectives, with and without tags: pre-train, fine-tune, print one table
 	$(BIN)/python -m vinvl.pretrain_finetune --multirun objective=none,no_contrast,two_way,three_way tags=true,false $(ARGS)
 
-demo-detector: $(STAMP)  ## train a small detector on the demo world's pictures, unless it is there, print how good it is
+demo-detector: $(STAMP)  ## train a small detector on the demo world's pictures, unless it exists, and print how good it is
 	$(BIN)/python scripts/demo_detector.py $(ARGS)
 
-demo-images: $(STAMP)  ## pictures → that detector → features → VQA → a question asked; the accuracy beside that of the demo's own regions
+demo-images: $(STAMP)  ## pictures → that detector → features → VQA → a question answered; the accuracy next to that of the demo's own regions
 	$(BIN)/python scripts/demo_images.py $(ARGS)
 
 train: $(STAMP)  ## python -m vinvl.train $(ARGS)
@@ -55,10 +55,11 @@ lint: $(STAMP)  ## ruff, mypy, and whether the pages of docs/ build
 	$(BIN)/ruff check src tests scripts benchmarks
 	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/mypy
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/mkdocs build --strict
 
+# Without --quiet, which would hide the warnings that --strict counts.
 docs: $(STAMP)  ## build the pages of docs/ as a site
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 
 bench: $(STAMP)  ## measure reads, conversion, extraction, steps, the feed, decoding, scoring, scaling (see docs/benchmarks.md)

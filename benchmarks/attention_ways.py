@@ -1,4 +1,4 @@
-"""Attention alone over packed sequences of COCO-like lengths: the ways that torch has for sequences of unlike lengths.
+"""Only attention, over packed sequences of COCO-like lengths: the ways that torch has for sequences of unlike lengths.
 
     python benchmarks/attention_ways.py [--sequences 16] [--rounds 20] [--device cuda] [--flex]
 
@@ -57,7 +57,7 @@ def padded(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout) -> T
 
 
 def flex(layout: PackedLayout, device: torch.device) -> Way:
-    """Compiled FlexAttention over the packed sequences as one, which see themselves alone."""
+    """Compiled FlexAttention over the packed sequences as one, each of which sees only itself."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     owner = torch.repeat_interleave(layout.offsets.diff())

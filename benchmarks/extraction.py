@@ -5,10 +5,10 @@
 
 The pictures are noise in JPEGs. Class scores are made as sharp as a trained detector's, so that suppression has the
 work that it has there, and the 36 best regions are kept. Ours is what `vinvl.extract` runs: channels-last memory, norms
-within the convolutions, the C5 head's first convolutions once over the map. It is held against the same weights used as
+within the convolutions, the C5 head's first convolutions once over the map. Compared with the same weights used as
 the published code uses them: contiguous memory, norms by themselves, regions pooled before they are convolved. Pooling
 and suppression are ours in both; the published code has them in C++. Both find the same regions. --half runs the
-networks in bfloat16, ours alone.
+networks in bfloat16, only ours.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Pre-training samples a second on one core: batches of `PretrainingDataset` against the same made row by row.
 
 Makes a store of random features and a corpus with tags in a temporary folder, then makes batches in this process, in a
-shuffled order, from files that lie in the page cache. The row-by-row maker draws, cuts and hides tokens of one sample
+shuffled order, from files that are in the page cache. The row-by-row maker draws, cuts and hides tokens of one sample
 at a time in Python, as the published code does, and then collates; both copy the same regions.
 
     python benchmarks/pretraining_feed.py --rows 20000
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dataset.rows.region_text = without_regions(dataset.rows.region_text)
         for kind in makers:
             best = max(samples_per_second(makers[kind], batches) for _ in range(options.passes))
-            print(f"{kind:<16} {best:>8,.0f} samples/s, texts alone")
+            print(f"{kind:<16} {best:>8,.0f} samples/s, texts only")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/pretraining_step.py [--batch-size 16] [--rounds 3] [--threads 1] [--device cuda]
 
-Ours makes a batch at once, pads it to its longest text and most regions, and takes the hidden tokens alone through the
+Ours makes a batch at once, pads it to its longest text and most regions, and takes only the hidden tokens through the
 vocabulary head. The published way makes one sample after the other in Python, pads to 35 tokens and 50 regions, and
 takes every token through the head. Between them stand our step with one of these undone, to tell what each is worth.
 A step is making the batch, forward, loss, backward, clipping and AdamW, in float32 on a CPU and in bfloat16 (autocast)

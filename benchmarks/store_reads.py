@@ -106,7 +106,7 @@ def make_readers(
 
     return {
         "raw memory map": lambda index: raw[offsets[index] : offsets[index + 1]],
-        "RegionStore, features alone, as batches are filled": features_alone,
+        "RegionStore, features only, as batches are filled": features_alone,
         "RegionStore by index": lambda index: all_of(store.at(index)),
         "RegionStore by image id": lambda index: all_of(store[ids[index]]),
         "h5py slice of features": lambda index: dataset[offsets[index] : offsets[index + 1]],

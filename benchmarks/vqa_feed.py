@@ -4,7 +4,7 @@
 
 Makes a store of random half-precision features, about 36 regions an image, and questions with ten answers each in the
 files of VQA v2 in a temporary folder, then makes batches with `VQADataModule` in the order of training, from files that
-lie in the page cache. Rates are by the CPU time of the processes that make batches, so that other programs do not
+are in the page cache. Rates are by the CPU time of the processes that make batches, so that other programs do not
 count, and by the clock; memory is what a process has for itself, and what it shares with others.
 """
 

@@ -1,4 +1,4 @@
-"""VQA at base size: what people use against ours, on COCO-like lengths, in one run: training steps, or forward alone.
+"""VQA at base size: what people use against ours, on COCO-like lengths, in one run: training steps, or only forward.
 
     python benchmarks/vqa_step.py [--forward] [--batch-size 16] [--steps 4] [--threads 2] [--ways padded,ours]
 
@@ -6,11 +6,11 @@ Examples have questions of about 8 tokens, one tag of one or two tokens per regi
 
     padded      the same weights on batches padded to 128 + 50, every layer whole, as the published code does
     bucketed    the same weights on batches of like lengths, padded to their longest, every layer whole
-    ours        the same batches packed end to end without padding, the last layer at [CLS] alone
+    ours        the same batches packed end to end without padding, the last layer only at [CLS]
     visualbert  transformers' VisualBertForQuestionAnswering of the same size on batches padded to 128 + 50
 
-A step is forward, loss, backward, clipping and AdamW, in float32 on a CPU; on a GPU in bfloat16 (autocast), but for the
-way `padded_float32`. The ways take turns, so that all meet the same state of the machine: of one step on a CPU, of ten
+A step is forward, loss, backward, clipping and AdamW, in float32 on a CPU; on a GPU in bfloat16 (autocast), except
+the way `padded_float32`. The ways take turns, so that all meet the same state of the machine: of one step on a CPU, of ten
 on a GPU, which are queued as training queues them. --compile compiles our encoder's layers. On a GPU it is also told
 how much of the device's measured bfloat16 matrix rate our step makes use of.
 """
@@ -201,7 +201,7 @@ def matrix_rate(device: torch.device) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--forward", action="store_true", help="evaluation: forward alone, dropout off")
+    parser.add_argument("--forward", action="store_true", help="evaluation: only forward, dropout off")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4, help="timed steps of each way")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -261,7 +261,7 @@ def main() -> None:
 
 
 def flops(lengths: Tensor, layers: int, short: bool, hidden: int = 768, heads: int = 12) -> float:
-    """Of a forward pass of the layers over sequences of these lengths; the last one at [CLS] alone if `short`."""
+    """FLOPs of a forward pass of the layers over sequences of these lengths; the last one only at [CLS] if `short`."""
     each = lengths.double()
     linear = 24 * hidden**2 * each
     attention = 4 * hidden * each.square()

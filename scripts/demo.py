@@ -17,7 +17,7 @@ from vinvl.vqa.files import read_official
 
 RUNS = {
     "full model": [],
-    # A model that sees the question alone learns what can be guessed; two epochs are enough for that.
+    # A model that sees only the question learns what can be guessed; two epochs are enough for that.
     "question only": ["data.use_regions=false", "data.use_tags=false", "trainer.max_epochs=2"],
 }
 

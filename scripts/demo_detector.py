@@ -27,9 +27,9 @@ ROWS = {
 
 
 def ensure_demo_detector(data_dir: Path, overrides: list[str]) -> Path:
-    """The weight file of the demo's detector; it is trained where there is none of this recipe.
+    """The weight file of the demo's detector; it is trained if there is none of this recipe.
 
-    Training that was killed goes on where it was. A detector of another recipe is replaced when the new one is trained.
+    Killed training continues where it was. A detector of another recipe is replaced when the new one is trained.
 
     Args:
         data_dir: the folder of data.
@@ -65,7 +65,7 @@ def recipe_of(overrides: list[str]) -> str:
 
 
 def read_stamp(path: Path) -> dict[str, Any]:
-    """What is written beside a finished detector; nothing where there is none."""
+    """What is written beside a finished detector; nothing if there is none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

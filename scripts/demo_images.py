@@ -2,7 +2,7 @@
 
     python scripts/demo_images.py [OVERRIDES of both VQA runs …] [--detector OVERRIDES of its training …]
 
-Called by `make demo-images`. The detector is the one of `make demo-detector`, trained where it is missing. VQA is
+Called by `make demo-images`. The detector is the one of `make demo-detector`, trained if it is missing. VQA is
 trained on its features and, beside that, on the regions that the demo world comes with, which were rendered from the
 objects themselves. One table says how good both are.
 """
@@ -49,7 +49,7 @@ def train_both(store: Path, weights: Path, folder: Path, overrides: list[str]) -
 
 
 def ask(world: DemoWorld, model: Path, weights: Path) -> Path:
-    """The first question about a test picture, asked as one would about a picture of one's own; the picture."""
+    """The first question about a test picture, asked as one would about a picture of your own; the picture."""
     records = read_official(world.questions("test"), world.annotations("test"))
     picture = world.images / f"{int(records.image_ids[0]):012d}.png"
     call(

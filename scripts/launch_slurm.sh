@@ -4,7 +4,7 @@
 #   sbatch --nodes=4 scripts/launch_slurm.sh experiment=oscarplus_base
 #
 # Options of sbatch on the command line count for more than those below; partition and account are your cluster's.
-# The run lies in runs/NAME/slurm-JOBID. SLURM keeps the number of a job that it requeues, so the job goes on there.
+# The run is in runs/NAME/slurm-JOBID. SLURM keeps the number of a job that it requeues, so the job continues there.
 #SBATCH --job-name=vinvl
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

@@ -3,8 +3,8 @@
 #
 #   RUN_DIR=/shared/runs/oscarplus_base NNODES=4 MASTER_ADDR=first-machine scripts/launch_torchrun.sh experiment=oscarplus_base
 #
-# RUN_DIR lies on a file system that all machines share. Called again after a kill or a stop, it goes on there. When a
-# process dies, torchrun starts all of them again (MAX_RESTARTS times), and they go on from the last checkpoint too.
+# RUN_DIR is on a file system that all machines share. Called again after a kill or a stop, it continues there. When a
+# process dies, torchrun starts all of them again (MAX_RESTARTS times), and they continue from the last checkpoint.
 # SIGTERM, SIGUSR1 and Ctrl-C reach the processes: they finish their update, save and end.
 set -euo pipefail
 
