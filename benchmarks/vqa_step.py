@@ -5,14 +5,14 @@
 Examples have questions of about 8 tokens, one tag of one or two tokens per region, 10 to 50 regions. The ways:
 
     padded      the same weights on batches padded to 128 + 50, every layer whole, as the published code does
-    bucketed    the same weights on batches of like lengths, padded to their longest, every layer whole
+    bucketed    the same weights on batches of similar lengths, padded to their longest, every layer whole
     ours        the same batches packed end to end without padding, the last layer only at [CLS]
     visualbert  transformers' VisualBertForQuestionAnswering of the same size on batches padded to 128 + 50
 
-A step is forward, loss, backward, clipping and AdamW, in float32 on a CPU; on a GPU in bfloat16 (autocast), except
-the way `padded_float32`. The ways take turns, so that all meet the same state of the machine: of one step on a CPU, of ten
-on a GPU, which are queued as training queues them. --compile compiles our encoder's layers. On a GPU it is also told
-how much of the device's measured bfloat16 matrix rate our step makes use of.
+A step is forward, loss, backward, clipping and AdamW, in float32 on a CPU; on a GPU in bfloat16 (autocast), except the
+way `padded_float32`. The ways take turns, so that all meet the same state of the machine: one step each on a CPU, ten
+on a GPU, which are queued as training queues them. --compile compiles our encoder's layers. On a GPU it also prints how
+much of the device's measured bfloat16 matrix rate our step uses.
 """
 
 import argparse

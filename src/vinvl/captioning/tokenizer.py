@@ -1,4 +1,4 @@
-"""Captions as lists of words, the way the caption metrics want them."""
+"""Captions as lists of words, as the caption metrics expect them."""
 
 import unicodedata
 from collections.abc import Callable, Sequence

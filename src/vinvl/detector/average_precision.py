@@ -12,7 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 # Which boxes of a detector found an object of one picture, by COCO's rules.
 
 
-TRUE, FALSE, IGNORED = 1, 0, -1  # found an object; found none; found what is not counted
+TRUE, FALSE, IGNORED = 1, 0, -1  # found an object; found none; found something that is not counted
 # As COCO's own evaluation computes them, to the last bit.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 NEARLY_ONE = 1 - 1e-10
@@ -189,7 +189,7 @@ class AveragePrecision(Metric):
         self._keep(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 10), np.int8))
 
     def update(self, image: int, found: FoundBoxes, true: TrueBoxes) -> None:
-        """Adds an image: its number among all images, which no other has, what was found in it and what is there."""
+        """Adds an image: its number, unique among all images, what was found in it and its objects."""
         order = best_first(found, MOST_BOXES)
         best = FoundBoxes(found.boxes[order], found.labels[order], found.scores[order])
         self._keep(np.full(len(order), image), best.labels, best.scores, match_found(best, true))

@@ -161,7 +161,7 @@ class RegionHead(nn.Module):
 
         Args:
             through: (n, inner channels, 14, 14).
-            around: (n, c5_channels, 7, 7), every second bin, for the block halves its map.
+            around: (n, c5_channels, 7, 7), every second bin, because the block halves its map.
         """
         (_, norm), (_, norm_around) = self._first_convolutions()
         first = self.layer4[0]

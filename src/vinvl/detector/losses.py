@@ -125,7 +125,7 @@ def sample_regions(
 
     Args:
         proposals: (P, 4), of the RPN.
-        objects: what is to be seen.
+        objects: the annotated ones.
         settings: foreground_iou, region_samples and region_positive_fraction are read.
         generator: draws the regions.
     """

@@ -37,7 +37,7 @@ def feature_settings(
     feature_dtype: str,
     precision: str,
 ) -> dict[str, Any]:
-    """Everything that features, tags and ids follow from besides the pictures; plain types, as JSON gives them back."""
+    """Everything except the pictures that determines features, tags and ids; plain types, as JSON returns them."""
     own = {name: value for name, value in asdict(detector).items() if name not in UNDECIDED}
     return plain(
         {

@@ -46,7 +46,7 @@ class VinVLSelfAttention(BertSelfAttention):
 
     @staticmethod
     def _are_plain(*linears: nn.Module) -> bool:
-        """Whether weights are all there is to them: adapters (LoRA) put others in their place, hooks want calls."""
+        """Whether they consist of nothing but weights: adapters (LoRA) replace them, and hooks need calls."""
         return all(type(one) is nn.Linear and not one._forward_hooks and not one._forward_pre_hooks for one in linears)
 
     def _attend_packed(self, hidden_states: Tensor, packed: PackedSequences) -> Tensor:

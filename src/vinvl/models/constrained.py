@@ -306,7 +306,7 @@ class _Transitions:
     def candidates(self, log_probs: Tensor, free: int) -> tuple[Tensor, Tensor]:
         """Words (B, N, C) and their log-probabilities out of (B, N, V): the best `free` others, and all W.
 
-        These suffice: words outside the constraints lead the same way, so no state wants more than the best of them.
+        These suffice: words outside the constraints lead the same way, so no state needs more than the best of them.
         """
         places = self.words[:, None].expand(-1, log_probs.shape[1], -1)  # (B, N, W)
         theirs = log_probs.gather(2, places)

@@ -37,7 +37,7 @@ def run_layer_at_first(layer: Any, hidden: Tensor, seen: Tensor | None) -> Tenso
     return after
 
 
-# Who sees whom: checked, and as the attention implementations of transformers want it.
+# Who sees whom: checked, and as the attention implementations of transformers expect it.
 #
 # Shapes: B batch, S the joint sequence, P cached earlier positions, Q queries, K keys.
 
@@ -54,7 +54,7 @@ def check_mask(attention_mask: Tensor, sequences: int, positions: int, earlier: 
 
 
 def layer_mask(config: VinVLConfig, attention_mask: Tensor | None, hidden: Tensor, past_length: int = 0) -> Any:
-    """The mask as the chosen attention implementation wants it: None, (B, S), (B, 1, S, P+S) or a block mask."""
+    """The mask as the chosen attention implementation expects it: None, (B, S), (B, 1, S, P+S) or a block mask."""
     if attention_mask is None:
         return None
     length = hidden.shape[1]

@@ -51,7 +51,7 @@ class PackedGroup:
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """Where the T real positions of B padded sequences lie. Made on the host, for its sizes depend on the data.
+    """Where the T real positions of B padded sequences are. Made on the host, because its sizes depend on the data.
 
     places: (T,) int64, of each among the B·S slots; sequences in turn, and in each text before regions.
     text_places: (T_text,) int64, of the real tokens among the B·L text slots.
@@ -145,8 +145,8 @@ class PackedSequences:
 
     layout: where the sequences are.
     masks: of each group, (n, 1, M, M) bool, who sees whom; None if every position sees its whole sequence.
-    flash: FlashAttention's kernel for any lengths can be had, for half precision.
-    short: our kernel for short sequences can be had, likewise.
+    flash: FlashAttention's kernel for any lengths is available, for half precision.
+    short: our kernel for short sequences is available, likewise.
     """
 
     layout: PackedLayout
@@ -161,7 +161,7 @@ class PackedSequences:
             slots = attention_mask.shape[-1]
             return cls(layout, tuple(_who_sees_whom(layout, one, attention_mask, slots) for one in layout.groups))
         device = layout.places.device
-        flash = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # it wants Ampere or later
+        flash = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # it needs Ampere or later
         return cls(layout, None, flash, flash and has_short_attention(device))
 
     def attend_projected(self, projected: Tensor, dropout: float = 0.0) -> Tensor:
@@ -205,7 +205,7 @@ def for_any_shape(query: Tensor) -> AbstractContextManager[None]:
 
 @functools.cache
 def has_short_attention(device: torch.device) -> bool:
-    """Whether Triton is there and can do its work, for which it wants a C compiler; both passes are tried once."""
+    """Whether Triton is installed and works, for which it needs a C compiler; both passes are tried once."""
     if short_attention is None:
         return False
     try:
@@ -215,7 +215,7 @@ def has_short_attention(device: torch.device) -> bool:
             short_attention(projected, offsets, 3, 0.0).sum().backward()
     except Exception as error:
         told = f"{type(error).__name__}: {error}".splitlines()[0]
-        warnings.warn(f"Triton cannot compile here ({told}); attention takes FlashAttention instead.", stacklevel=2)
+        warnings.warn(f"Triton cannot compile here ({told}); attention uses FlashAttention instead.", stacklevel=2)
         return False
     return True
 
@@ -269,7 +269,7 @@ def packed_attention(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
             )
         return attended, None
-    # squeeze, for the gradient of an index is a copy of what it is taken from
+    # squeeze, because the gradient of an index is a copy of what it is taken from
     q, k, v = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
     return packed.attend(q, k, v, dropout)[None], None
 

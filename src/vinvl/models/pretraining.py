@@ -67,7 +67,7 @@ class VinVLForPreTraining(BertPreTrainedModel):
     def __init__(self, config: VinVLConfig) -> None:
         """
         Raises:
-            UserError: fewer than two classes, or a decoder that shall have weights of its own.
+            UserError: fewer than two classes, or a decoder that should have its own weights.
         """
         if not config.tie_word_embeddings:
             raise UserError(

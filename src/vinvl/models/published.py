@@ -155,7 +155,7 @@ def _head(
     if foreign:
         raise UserError(
             f"{files.name} has a classifier of MMF with hidden layers ({foreign[0]!r}: dense, GELU, layer norm), which "
-            "no model here has; its encoder can be had: pass task=encoder."
+            "no model here has; take its encoder: pass task=encoder."
         )
     answers, width = _rows(found, "classifier.weight"), _rows(found, "classifier.0.weight")
     if answers is not None:

@@ -3,7 +3,7 @@
 FlashAttention walks over blocks of keys and keeps running sums, and its backward pass takes three kernels. A sequence
 of text, tags and regions is so short that all its scores fit on the chip: here one program for each sequence and head
 does everything, forward in one kernel and backward in another, and the gradient of queries, keys and values comes out
-as one tensor, as the projection wants it.
+as one tensor, as the projection expects it.
 
 Shapes: T positions of B sequences, d numbers a head. Needs Triton, which torch brings for GPUs; `packing` asks for this
 file and does without if there is none.

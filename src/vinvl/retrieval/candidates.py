@@ -297,7 +297,7 @@ class BlockSampler(Sampler[list[int]]):
     """This rank's blocks, one a batch: those that are to be scored, then the finished ones.
 
     They are dealt apart, so that after a kill each rank has its share of what is left. A rank without any gets the
-    number -1, for every rank must take part at the end.
+    number -1, because every rank must take part at the end.
     """
 
     def __init__(self, count: int, finished: frozenset[int], *, rank: int = 0, world_size: int = 1) -> None:

@@ -273,7 +273,7 @@ class RetrievalDataModule(RegionDataModule):
         return size
 
     def blocks(self, stage: str, folds: list[Fold]) -> list[Block]:
-        """The blocks of the folds; in validation a fold is one block, for its ranks are taken at once."""
+        """The blocks of the folds; in validation a fold is one block, because its ranks are taken at once."""
         return blocks_of(folds, self.val_fold_images if stage == "val" else self.block_images)
 
     def _evaluation_loader(self, stage: str) -> DataLoader[Any]:

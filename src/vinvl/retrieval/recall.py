@@ -113,7 +113,7 @@ def best_images(fold: Fold, blocks: Blocks, count: int) -> tuple[np.ndarray, np.
     found = np.zeros((len(fold.captions), 0), dtype=np.float32)
     for block, scores in blocks():
         new = np.broadcast_to(np.arange(block.start, block.stop), (len(fold.captions), len(scores)))
-        # What is kept is best first; a stable sort that is reversed wants the earlier image before the later one.
+        # What is kept is best first; a reversed stable sort needs the earlier image before the later one.
         images = np.concatenate([images[:, ::-1], new], axis=1)
         found = np.concatenate([found[:, ::-1], scores.T], axis=1)
         best = best_columns(found, count)
