@@ -1,14 +1,18 @@
-"""A small corpus over a small store, shared by the tests of pre-training data."""
+"""A corpus over a small store, batches made by hand, and a corpus in published form, for the tests of pre-training."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tests.data.test_text import golden_tokenizer
 from tests.regions.samples import make_regions, write
+from vinvl.data.batch import Batch, BatchRegions
 from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw
 from vinvl.data.tags import tag_source
@@ -16,6 +20,7 @@ from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import Corpus, ensure_index
 from vinvl.pretraining.data import CorpusRows, PretrainingDataset
 from vinvl.pretraining.mixture import CorpusShare, Mixture
+from vinvl.pretraining.task import PretrainingTask
 from vinvl.pretraining.triplets import PairOptions
 from vinvl.regions import RegionStore
 
@@ -78,3 +83,146 @@ def mixed_dataset(folder: Path, count: int = 60, **settings: Any) -> Pretraining
 
 def draws(indices: Sequence[int] | np.ndarray, epoch: int = 0) -> list[Draw]:
     return [Draw(epoch, int(index)) for index in indices]
+
+
+# Pre-training batches made by hand, and the plain forward pass to hold the task against.
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+    "img_feature_dim": 10,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+TOKENS, REGIONS = 10, 4
+
+
+def task_of(variant: str = "oscar", classes: int = 3, learning_rate: float = 0.0, **settings: Any) -> PretrainingTask:
+    """A tiny task with seeded weights, ready to train."""
+    torch.manual_seed(0)
+    settings.setdefault("optimizer", lambda groups: torch.optim.SGD(groups, lr=learning_rate, momentum=0.9))
+    settings.setdefault("scheduler", lambda optimizer, total_steps: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0))
+    return PretrainingTask(variant=variant, num_pair_classes=classes, model_config=dict(SIZES), **settings)
+
+
+def triplets(size: int, seed: int = 0, hidden_share: float = 0.3, classes: int = 3) -> Batch:
+    """`size` rows of text, tags and regions, with hidden tokens and classes."""
+    generator = torch.Generator().manual_seed(seed)
+    masked = torch.rand(size, TOKENS, generator=generator) < hidden_share
+    attended = torch.ones(size, TOKENS + REGIONS, dtype=torch.bool)
+    attended[::2, -1] = False  # every other image has a region less
+    input_ids = torch.randint(5, 40, (size, TOKENS), generator=generator)
+    return Batch(
+        input_ids=input_ids,
+        token_type_ids=(torch.arange(TOKENS) >= TOKENS // 2).long().expand(size, -1).contiguous(),
+        attention_mask=attended,
+        regions=BatchRegions.of_padded(torch.randn(size, REGIONS, 10, generator=generator)),
+        labels=torch.randint(5, 40, (int(masked.sum()),), generator=generator),
+        records=tuple({} for _ in range(size)),
+        masked_positions=masked,
+        pair_labels=torch.randint(0, classes, (size,), generator=generator),
+    )
+
+
+def changed(batch: Batch, **values: Any) -> Batch:
+    return replace(batch, **values)
+
+
+def unlabelled(batch: Batch) -> Batch:
+    """The rows with no part in the contrastive loss."""
+    return replace(batch, pair_labels=torch.full((len(batch),), -1))
+
+
+def joined(first: Batch, second: Batch) -> Batch:
+    """The rows of both, one batch after the other."""
+    values = {
+        name: torch.cat([value, getattr(second, name)])
+        for name, value in vars(first).items()
+        if isinstance(value, Tensor)
+    }
+    regions = BatchRegions.of_padded(torch.cat([first.region_features, second.region_features]))
+    return replace(first, records=first.records + second.records, regions=regions, **values)
+
+
+def rows_of(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows `start` to `stop`."""
+    rows = slice(start, stop)
+    assert batch.masked_positions is not None and batch.labels is not None
+    of_label = batch.masked_positions.nonzero()[:, 0]
+    chosen = torch.arange(len(batch))[rows]
+    values = {
+        name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor) and name != "labels"
+    }
+    values["labels"] = batch.labels[torch.isin(of_label, chosen)]
+    regions = BatchRegions.of_padded(batch.region_features[rows])
+    return replace(batch, records=batch.records[rows], regions=regions, **values)
+
+
+def plain_forward(task: PretrainingTask, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits of the hidden tokens and of the classes, by encoder and heads alone."""
+    model: Any = task.model
+    encoded = model.bert(
+        batch.input_ids,
+        token_type_ids=batch.token_type_ids,
+        attention_mask=batch.attention_mask,
+        region_features=batch.region_features,
+    )
+    text = encoded.last_hidden_state[:, : batch.input_ids.shape[1]]
+    return model.cls.predictions(text[batch.masked_positions]), model.cls.seq_relationship(encoded.pooler_output)
+
+
+# A small corpus in the published form: yaml, corpus TSV, label TSVs and their JSON files of line numbers.
+
+
+Labels = Mapping[str, Any]
+
+
+def write_tsv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Writes rows of columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join("\t".join(row).encode() + b"\n" for row in rows))
+
+
+def write_labels(path: Path, ids: str, labels: Labels) -> None:
+    """A label TSV with its JSON of {id: line number}."""
+    write_tsv(path, [(name, json.dumps(value)) for name, value in labels.items()])
+    (path.parent / ids).write_text(json.dumps({name: number for number, name in enumerate(labels)}))
+
+
+def objects(*names: str) -> dict[str, Any]:
+    found = [{"class": name, "rect": [0, 0, 5, 5], "conf": 0.5} for name in names]
+    return {"image_h": 10, "image_w": 20, "objects": found}
+
+
+ROWS = (
+    ("coco_391895", "coco_391895", "A man on a motorbike."),
+    ("coco_391895", "coco_391895", "Someone rides  ❤."),
+    ("gqa_2386621", "gqa_qa_2386621_q1", "What is red?"),
+    ("cc_0_77", "cc_77", "sunset over the sea"),
+    ("vg_1", "vg_1", "left out"),
+    ("coco_12", "coco_12", "two dogs"),
+    ("gqa_2386621", "gqa_2386621", "a red door"),
+)
+COCO = {"12": objects("dog", "dog"), "391895": {**objects("man", "motorbike"), "gt_objects": [{"class": "person"}]}}
+
+
+def write_published(folder: Path, rows: Sequence[Sequence[str]] = ROWS) -> Path:
+    """The corpus of these rows over three datasets; returns the yaml."""
+    write_tsv(folder / "text" / "corpus.tsv", rows)
+    labels = folder / "labels"
+    write_labels(labels / "coco" / "predictions_gt.tsv", "imageid2idx.json", COCO)
+    write_labels(labels / "cc" / "predictions_gt.tsv", "imageid2idx.json", {"77": objects("sea", "sun set")})
+    write_labels(labels / "gqa" / "predictions_gt.tsv", "imageid2idx.json", {"2386621": objects("door")})
+    answers = {"q0": {"labels": ["no"]}, "q1": {"labels": ["the", "door"]}}
+    write_labels(labels / "gqa" / "QA_fileB.tsv", "QA_qaid2idx.json", answers)
+    content = (
+        "corpus_file: text/corpus.tsv\ncorpus: coco_googlecc_gqa\nimage_feature_path: {coco: f, googlecc: f, gqa: f}\n"
+    )
+    content += "image_label_path:\n  coco: labels/coco\n  googlecc: labels/cc\n  gqa: labels/gqa\n  sbu: labels/sbu\n"
+    (folder / "corpus.yaml").write_text(content)
+    return folder / "corpus.yaml"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.pretraining.triplet_samples import SIZES
+from tests.pretraining.samples import SIZES
 from vinvl.models import VinVLConfig, VinVLForPreTraining
 from vinvl.pretraining.task import BACKWARD_AND_FORWARD, StepCosts, TrainingPace, peak_flops
 

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers.logger import Logger
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from tests.pretraining.triplet_samples import changed, joined, plain_forward, rows_of, task_of, triplets, unlabelled
+from tests.pretraining.samples import changed, joined, plain_forward, rows_of, task_of, triplets, unlabelled
 from vinvl.data.batch import Batch
 from vinvl.pretraining.task import PretrainingTask
 from vinvl.run.errors import UserError

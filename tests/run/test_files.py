@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.detector.samples import small_detector
-from tests.pretraining.published_samples import write_published
-from tests.pretraining.samples import TOKENIZER, write_lines
+from tests.pretraining.samples import TOKENIZER, write_lines, write_published
 from tests.regions.samples import LABELS, make_regions, write
 from vinvl.data import text as token_cache
 from vinvl.demo import generate_demo_world

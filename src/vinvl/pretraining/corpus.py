@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from enum import IntEnum
 from functools import partial
@@ -33,7 +33,7 @@ from vinvl.data.records import checked_id
 from vinvl.data.text import RaggedTokens, encode_texts, flat_ranges, tokenizer_fingerprint
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
-from vinvl.run.lines import Chunk, SpawnedPool, split_file
+from vinvl.run.lines import Chunk, pool_map, split_file
 
 FORMAT = "vinvl corpus index 2"
 REMEDY = "build it again with python -m vinvl.pretraining.corpus build"
@@ -201,14 +201,17 @@ class Corpus:
 
     def _check(self) -> None:
         """Raises ValueError for what Arrow takes for sound and would be read as another row's, or as no text."""
-        if not len(self) or not np.array_equal(np.diff(self._starts), self.lengths.sum(axis=1, dtype=np.int64)):
+        if not len(self) or not np.array_equal(
+            np.diff(self._starts), self.lengths[:, 0].astype(np.int64) + self.lengths[:, 1]
+        ):
             raise ValueError("it has no rows, or texts of other lengths than their tokens")
         if self.kinds.max() > max(RowKind) or not self._are_words():
             raise ValueError("rows are of no kind, or have no words")
         if (self.image_ids[1:] <= self.image_ids[:-1]).any():
             raise ValueError("its ids of images are not in order")
-        for start in range(0, len(self.image_ids), 2**16):
-            np.char.decode(self.image_ids[start : start + 2**16], "utf-8")
+        ids = self._batch.column("image").dictionary
+        for start in range(0, len(ids), 2**20):
+            ids.slice(start, 2**20).cast(pa.string())  # refuses what is no UTF-8
 
     def _are_words(self) -> bool:
         return bool(0 <= self._tokens.min() <= self._tokens.max() < self.facts.vocab_size)
@@ -251,7 +254,8 @@ def ensure_index(file: str | Path, tokenizer: PreTrainedTokenizerBase, workers: 
         FORMAT, str(path), status.st_size, status.st_mtime_ns, digest, fingerprint, vocab_size=len(tokenizer)
     )
     with ExitStack() as stack:
-        write_index(_tokenized(chunks, tokenizer, workers, stack), target, facts)
+        work = partial(tokenize_chunk, tokenizer=tokenizer)
+        write_index(pool_map(work, chunks, workers, stack), target, facts)
     return Corpus(target)
 
 
@@ -295,16 +299,6 @@ class Part(NamedTuple):
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest data type that token ids fit into: two bytes halve the corpus."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
-
-
-def _tokenized(
-    chunks: list[Chunk], tokenizer: PreTrainedTokenizerBase, workers: int, stack: ExitStack
-) -> Iterator[Part]:
-    work = partial(tokenize_chunk, tokenizer=tokenizer)
-    if workers < 2 or len(chunks) < 2:
-        return map(work, chunks)
-    # Spawned, not forked: the caller may hold threads and locks of torch or HDF5.
-    return stack.enter_context(SpawnedPool(workers)).map(work, chunks)
 
 
 def tokenize_chunk(chunk: Chunk, tokenizer: PreTrainedTokenizerBase) -> Part:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ import numpy as np
 from vinvl.pretraining.published_rows import LabelFiles, SecondTexts, dataset_of, published_row, read_settings
 from vinvl.run.errors import UserError
 from vinvl.run.files import put_in_place, work_folder
-from vinvl.run.lines import Chunk, SpawnedPool, split_file
+from vinvl.run.lines import Chunk, pool_map, split_file
 
 # Whether two datasets of the published corpus use one image id, which one store of regions could not hold twice.
 
@@ -33,20 +34,14 @@ def refuse_shared_ids(chunks: Sequence[Chunk], datasets: Sequence[str]) -> None:
     if len(datasets) < 2:
         return
     parts = [_ids_by_dataset(chunk, datasets) for chunk in chunks]
-    ids, owners = [], []
-    for number, dataset in enumerate(datasets):
-        mine = _merged(part[dataset] for part in parts if dataset in part)
-        ids.append(mine)
-        owners.append(np.full(len(mine), number, dtype=np.int16))
-    every = np.concatenate(ids)
-    order = np.argsort(every, kind="stable")
-    repeats = np.flatnonzero(every[order[1:]] == every[order[:-1]])
-    if len(repeats):
-        owner = np.concatenate(owners)
-        first, second = order[repeats[0] : repeats[0] + 2]
-        one, other, image = datasets[owner[first]], datasets[owner[second]], every[first].decode("utf-8", "replace")
+    ids = {dataset: np.unique(np.concatenate([part[dataset] for part in parts])) for dataset in datasets}
+    for one, other in combinations(datasets, 2):
+        shared = np.intersect1d(ids[one], ids[other], assume_unique=True)
+        if not len(shared):
+            continue
+        image = shared[0].decode("utf-8", "replace")
         raise UserError(
-            f"{chunks[0].path}: {one} and {other} both have an image '{image}' ({len(repeats):,} such images in all), "
+            f"{chunks[0].path}: {one} and {other} both have an image '{image}' ({len(shared):,} such images in all), "
             f"which a store could not tell apart; pass --prefix-image-ids {other} to call the latter's "
             f"'{other}_{image}', as their store must, or --prefix-image-ids none if the same id is the same image."
         )
@@ -58,12 +53,7 @@ def _ids_by_dataset(chunk: Chunk, datasets: Sequence[str]) -> dict[str, np.ndarr
         ids = found.get(dataset_of(line))
         if ids is not None:
             ids.add(line.partition(b"\t")[0].strip().rpartition(b"_")[2])
-    return {dataset: np.array(sorted(ids), dtype=np.bytes_) for dataset, ids in found.items() if ids}
-
-
-def _merged(parts: Iterable[np.ndarray]) -> np.ndarray:
-    arrays = list(parts)
-    return np.unique(np.concatenate(arrays)) if arrays else np.zeros(0, dtype="S1")
+    return {dataset: np.array([*ids], dtype=np.bytes_) for dataset, ids in found.items()}
 
 
 CHUNK_BYTES = 4 * 2**20
@@ -201,7 +191,7 @@ def _write(chunks: Sequence[Chunk], work: partial[ConvertedChunk], folder: Path,
     skipped: Counter[str] = Counter()
     with ExitStack() as stack:
         files = {}
-        for part in _converted(chunks, work, workers, stack):
+        for part in pool_map(work, chunks, workers, stack):
             for key, lines in part.lines.items():
                 if key not in files:
                     path = folder / key[0] / f"{key[1]}.jsonl"
@@ -214,12 +204,3 @@ def _write(chunks: Sequence[Chunk], work: partial[ConvertedChunk], folder: Path,
         found = ", ".join(sorted(skipped)[:8]) or "no rows"
         raise UserError(f"{chunks[0].path} has no rows of the datasets to convert; it has {found}.")
     return Conversion(rows, skipped)
-
-
-def _converted(
-    chunks: Sequence[Chunk], work: partial[ConvertedChunk], workers: int, stack: ExitStack
-) -> Iterator[ConvertedChunk]:
-    if workers < 2 or len(chunks) < 2:
-        return map(work, chunks)
-    pool = stack.enter_context(SpawnedPool(workers))
-    return pool.map(work, chunks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -229,18 +228,13 @@ class LabelReader:
 
 
 def line_offsets(path: Path) -> np.ndarray:
-    """(lines,) int64: the byte where each line of a TSV begins, from the `.lineidx` beside it if that fits.
+    """(lines,) int64: the byte where each line of a TSV begins.
 
     Raises:
         UserError: the TSV is missing or unreadable.
     """
+    begins, position = [np.zeros(1, dtype=np.int64)], 0
     try:
-        size = path.stat().st_size
-        listed = _listed_offsets(path.with_suffix(".lineidx"), path, size)
-        if listed is not None:
-            return listed
-        begins = [np.zeros(1, dtype=np.int64)]
-        position = 0
         with path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):
                 begins.append(np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == 10) + position + 1)
@@ -250,25 +244,7 @@ def line_offsets(path: Path) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     offsets = np.concatenate(begins)
-    return offsets[offsets < size]
-
-
-def _listed_offsets(path: Path, tsv: Path, size: int) -> np.ndarray | None:
-    """What a `.lineidx` lists, or None if there is none or it is not of this TSV."""
-    if not path.is_file():
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # NumPy warns where it stops before the end
-            offsets = np.fromfile(path, dtype=np.int64, sep="\n")
-    except (ValueError, Warning):
-        return None
-    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] >= size or (np.diff(offsets) <= 0).any():
-        return None
-    with tsv.open("rb") as file:
-        file.seek(int(offsets[-1]))
-        last = file.readline(LONGEST_LINE)
-    return offsets if int(offsets[-1]) + len(last) == size else None
+    return offsets[offsets < position]
 
 
 def _blocks(id_file: Path, path: Path, lines: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -45,7 +45,7 @@ def scores_fingerprint(
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(_bytes_of(weights[name]))
+        digest.update(weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     text, table = candidates.region_text, candidates.captions
     used = np.concatenate([fold.images for fold in folds])
     stored = candidates.images[used]
@@ -61,12 +61,6 @@ def scores_fingerprint(
     digest.update("\n".join(str(image_id) for image_id in candidates.records.image_ids[used]).encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
-
-
-def _bytes_of(tensor: Tensor) -> bytes:
-    plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    content: bytes = plain.numpy().tobytes()
-    return content
 
 
 # Scores on the disk, a file for each block, so that a scoring run can be killed and taken up again.
@@ -311,8 +305,3 @@ def chance(fold: Fold, k: int) -> tuple[float, float]:
     for drawn in range(min(k, total)):
         missed *= np.maximum(total - own - drawn, 0) / (total - drawn)
     return 100 * float(1 - missed.mean()), 100 * min(k / len(fold.images), 1.0)
-
-
-def scores_folder(base: str | Path, fingerprint: str) -> Path:
-    """Where the scores of a run lie."""
-    return Path(base) / fingerprint

@@ -17,7 +17,7 @@ from vinvl.models.answering import VinVLForAnswering, answer_loss_per_example
 from vinvl.retrieval.candidates import Block, Fold, ScoringBlock
 from vinvl.retrieval.data import RetrievalDataModule
 from vinvl.retrieval.recall import RECALL_AT, FoldRanks, RecallAtK, fold_ranks
-from vinvl.retrieval.run import FoldScorer, ScoreFiles, ScoringRun, chance, scores_fingerprint, scores_folder
+from vinvl.retrieval.run import FoldScorer, ScoreFiles, ScoringRun, chance, scores_fingerprint
 from vinvl.retrieval.scoring import PairScorer
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
@@ -94,7 +94,7 @@ class RetrievalTask(VinVLTask):
         base = data.scores_dir or (self.run_folder or Path(self.trainer.default_root_dir)) / SCORES
         fingerprint = scores_fingerprint(self.model.state_dict(), candidates, folds, settings)
         # Rank 0 decides: the run folder of the others is another, and blocks may appear while they look.
-        folder, fingerprint = strategy.broadcast((scores_folder(base, fingerprint), fingerprint))
+        folder, fingerprint = strategy.broadcast((Path(base) / fingerprint, fingerprint))
         files = ScoreFiles(folder, fingerprint, folds, blocks)
 
         def look() -> tuple[frozenset[int], list[str]]:

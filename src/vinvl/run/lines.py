@@ -7,9 +7,10 @@ import signal
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
@@ -96,6 +97,16 @@ class SpawnedPool(ProcessPoolExecutor):
         self.shutdown(wait=True, cancel_futures=error is not None)
         if isinstance(error, BrokenProcessPool):
             raise UserError(ENDED_FROM_OUTSIDE.format("workers")) from None
+
+
+def pool_map(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, stack: ExitStack) -> Iterator[Result]:
+    """`work` of each job, in order: in processes that begin anew and end with `stack`, or in this one.
+
+    Spawned, not forked: the caller may hold threads and locks of torch or HDF5.
+    """
+    if workers < 2 or len(jobs) < 2:
+        return map(work, jobs)
+    return stack.enter_context(SpawnedPool(workers)).map(work, jobs)
 
 
 def in_order(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
