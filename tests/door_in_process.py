@@ -26,13 +26,12 @@ from vinvl.report import report
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.folders import config_directory, run_door
 from vinvl.train import train
-from vinvl.train_detector import train_detector
 
 DOORS: dict[str, Callable[[DictConfig], object]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
-    "train_detector": train_detector,
+    "train_detector": train,
     "extract": extract,
     "report": report,
 }

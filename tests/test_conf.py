@@ -60,7 +60,7 @@ GIVEN_LATER = {
     **{f"vinvl.{name}.build": ("datamodule",) for name in TASKS},
     "torch.optim.AdamW": ("params",),
     "torch.optim.SGD": ("params",),
-    "vinvl.detector.task.DetectorTask": ("config", "label_map"),
+    "vinvl.detector.task.DetectorTask.build": ("datamodule",),
     "vinvl.schedules.multistep_schedule": ("optimizer", "total_steps"),
     "vinvl.schedules.linear_schedule": ("optimizer", "total_steps"),
     "vinvl.schedules.cosine_schedule": ("optimizer", "total_steps"),

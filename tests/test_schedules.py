@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from vinvl.detector.task import parameter_groups as detector_parameter_groups
 from vinvl.schedules import constant_schedule, cosine_schedule, linear_schedule, multistep_schedule
-from vinvl.task import detector_parameter_groups, parameter_groups
+from vinvl.task import parameter_groups
 
 
 def rates(make, steps: int, **settings: int) -> list[float]:

@@ -1,6 +1,7 @@
 """What all tasks share: how they are built, their optimiser, reproducible steps, evaluation and checkpoints."""
 
 import importlib
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +28,7 @@ from vinvl.row_names import start_model
 from vinvl.run.checkpoint import OUR_KEY, load_into, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.made import make_optimizer, make_scheduler
-from vinvl.run.survival import RECIPE, refuse_another_run
+from vinvl.run.survival import refuse_another_run
 from vinvl.trained import Words, refuse_other_words, words_of, words_of_run
 
 DETECTOR_TASK = "vinvl.detector.task.DetectorTask"  # whose checkpoints are the business of vinvl.train_detector
@@ -48,41 +49,27 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
-def detector_parameter_groups(detector: nn.Module, weight_decay: float, bias_lr_factor: float) -> list[dict[str, Any]]:
-    """Weights; the scales of norms, which do not decay; biases, which do not either, and may learn faster.
-
-    `lr_factor` of a group is to be multiplied with the optimiser's rate (the published BIAS_LR_FACTOR).
-    """
-    weights: list[nn.Parameter] = []
-    scales: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
-    for name, parameter in detector.named_parameters():
-        if parameter.requires_grad:
-            (biases if name.endswith("bias") else scales if parameter.dim() == 1 else weights).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
-        {"params": scales, "weight_decay": 0.0, "lr_factor": 1.0},
-        {"params": biases, "weight_decay": 0.0, "lr_factor": bias_lr_factor},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
 
 
-class TaskArguments(TypedDict, total=False):
-    """What every task's constructor takes besides its own; see `VinVLTask`."""
+class Recipe(TypedDict, total=False):
+    """How any model is trained; see `VinVLTask`."""
+
+    optimizer: MakeOptimizer | None
+    scheduler: MakeScheduler | None
+    weight_decay: float
+    seed: int
+
+
+class TaskArguments(Recipe, total=False):
+    """What the constructor of every task of the transformer takes besides its own; see `VinVLTask`."""
 
     model_config: Required[dict[str, Any]]
     init: str | None
     init_answers: str | None
     words: Words | None
     gradient_checkpointing: bool
-    optimizer: MakeOptimizer | None
-    scheduler: MakeScheduler | None
-    weight_decay: float
-    seed: int
 
 
 class VinVLTask(pl.LightningModule):
@@ -92,6 +79,8 @@ class VinVLTask(pl.LightningModule):
         model_class: the model; it is built from a `VinVLConfig`.
         datamodule_class: the data that the task understands.
         filled_with: what `filled_in` predicts, for a person.
+        not_logged: what is in the names of figures that are too many for a curve each; results.json has them.
+        start_again: what begins a new run from the weights of a checkpoint {path}, for a person.
         headline: the name in `scores` of the figure that checkpoints are chosen by (logged as `val/score`).
 
     Attributes:
@@ -101,18 +90,22 @@ class VinVLTask(pl.LightningModule):
         features: how the features of its data were made, carried in checkpoints too.
         commonest: what the training split says most often, carried too; {} where that is not known.
         scores: the figures of the last evaluation, by name.
+        started_from: what became of the tensors of the weights that training starts from, if a person is to be told.
     """
 
     model_class: ClassVar[type[PreTrainedModel]]
-    datamodule_class: ClassVar[type[RegionDataModule]]
+    datamodule_class: ClassVar[type[pl.LightningDataModule]]
     headline: ClassVar[str]
     filled_with: ClassVar[str] = "what the training split says most often"
+    not_logged: ClassVar[str] = "question_type"
+    start_again: ClassVar[str] = "model.init={path}"
+    started_from: str = ""
 
     def __init__(
         self,
         own: Mapping[str, Any],
         *,
-        model_config: dict[str, Any],
+        model_config: dict[str, Any] | None = None,
         init: str | None = None,
         init_answers: str | None = None,
         words: Words | None = None,
@@ -125,7 +118,7 @@ class VinVLTask(pl.LightningModule):
         """
         Args:
             own: the task's own constructor arguments in plain types, to be carried in checkpoints.
-            model_config: fields of `VinVLConfig`, in plain types.
+            model_config: fields of `VinVLConfig`, in plain types; None of a task that makes a model of its own.
             init: weights to start from (`start_model`); None for random ones.
             init_answers: a file with the answers of the head there, where it does not say them; "none": a new head.
             words: of the tokenizer that the task is trained with.
@@ -137,16 +130,18 @@ class VinVLTask(pl.LightningModule):
         """
         super().__init__()
         self.words = words
-        config, answers = VinVLConfig(**model_config), own.get("answers")
-        self.model = start_model(
-            self.model_class, config, init, answers=answers, init_answers=init_answers, words=words
-        )
-        if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
-        self.config: VinVLConfig = self.model.config  # type: ignore[assignment]
-        # A checkpoint that brought its own image projection has decided about the layer norm.
-        followed = {name: getattr(self.config, name) for name in ("use_img_layernorm", "img_layer_norm_eps")}
-        self.save_hyperparameters({"model_config": {**model_config, **followed}, **own})
+        if model_config is not None:
+            config, answers = VinVLConfig(**model_config), own.get("answers")
+            self.model = start_model(
+                self.model_class, config, init, answers=answers, init_answers=init_answers, words=words
+            )
+            if gradient_checkpointing:
+                self.model.gradient_checkpointing_enable()
+            self.config: VinVLConfig = self.model.config  # type: ignore[assignment]
+            # A checkpoint that brought its own image projection has decided about the layer norm.
+            followed = {name: getattr(self.config, name) for name in ("use_img_layernorm", "img_layer_norm_eps")}
+            own = {"model_config": {**model_config, **followed}, **own}
+        self.save_hyperparameters({**own})
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.weight_decay = weight_decay
@@ -272,6 +267,11 @@ class VinVLTask(pl.LightningModule):
         """How many positions the longest text of these data may take."""
         return int(datamodule.limits.max_tokens)
 
+    @classmethod
+    def as_now(cls, run_config: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint's run configuration with what its version did and did not say, to be held against today's."""
+        return run_config
+
     @abstractmethod
     def training_loss(self, batch: Batch) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -291,6 +291,10 @@ class VinVLTask(pl.LightningModule):
     def filled_in(self, records: Any, index: int) -> Any | None:
         """A prediction, `filled_with`, for a record that the model cannot see; None where there is none to be made."""
         return None
+
+    def write_files(self, folder: Path) -> dict[str, Path]:
+        """Writes what a run leaves of its best checkpoint: what it is, for a person → where it lies."""
+        return {}
 
     def write_predictions(self, predictions: Sequence[Any], folder: Path) -> dict[str, Path]:
         """Writes what `predict_step` gave for every record, in the order of the records.
@@ -337,12 +341,18 @@ class VinVLTask(pl.LightningModule):
     def _log_scores(self, stage: str) -> None:
         self.scores = self.compute_scores()
         self.log(f"{stage}/score", self.scores[self.headline], prog_bar=True, rank_zero_only=False)
-        # Question types are dozens on VQA v2: they are in results.json, and not worth a curve each.
-        logged = {name: value for name, value in self.scores.items() if "question_type" not in name}
+        # Question types are dozens on VQA v2, classes of objects thousands; nan: there was nothing to measure.
+        logged = {name: x for name, x in self.scores.items() if self.not_logged not in name and not math.isnan(x)}
         self.log_dict({f"{stage}/{name}": value for name, value in logged.items()}, rank_zero_only=False)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For the optimiser, whose rate is multiplied by a group's `lr_factor`, where it has one."""
+        return parameter_groups(self.model, self.weight_decay)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = make_optimizer(self.make_optimizer, parameter_groups(self.model, self.weight_decay))
+        optimizer = make_optimizer(self.make_optimizer, self.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_factor", 1.0)
         total_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = make_scheduler(self.make_scheduler, optimizer, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -402,10 +412,11 @@ class VinVLTask(pl.LightningModule):
             UserError: names what differs, and how to begin a new run from the weights instead.
         """
         checkpoint = read_checkpoint(path)
-        found = task_class(checkpoint, path)
-        if type(self) is not found:
-            raise UserError(f"{path} is a checkpoint of {found.__name__}, and this run trains {type(self).__name__}.")
-        refuse_another_run(checkpoint[OUR_KEY]["run_config"], self.run_config, path, RECIPE, f"model.init={path}")
+        ours, kind = checkpoint[OUR_KEY], type(self)
+        found = str(ours.get("task_class"))
+        if found != f"{kind.__module__}.{kind.__qualname__}":
+            raise UserError(f"{path} is a checkpoint of {found.split('.')[-1]}, and this run trains {kind.__name__}.")
+        refuse_another_run(self.as_now(ours["run_config"]), self.run_config, path, self.start_again.format(path=path))
         refuse_other_words(words_of_run(checkpoint), self.words or {}, str(path), "data.tokenizer")
         load_into(self, checkpoint, path)
 

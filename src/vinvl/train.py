@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
-from vinvl.data.module import RegionDataModule
 from vinvl.plan import plan, wants_plan
 from vinvl.run.checkpoint import load_into, read_checkpoint
 from vinvl.run.door import enter
@@ -41,7 +40,7 @@ def train(config: DictConfig) -> float | None:
         torch.set_num_threads(config.torch_threads)
     pl.seed_everything(config.seed, verbose=False)
     refuse_unread_splits(given_values(command_overrides()), config.data)
-    datamodule: RegionDataModule = made(RegionDataModule, config.data, "data")
+    datamodule: Any = made(pl.LightningDataModule, config.data, "data")
     datamodule.prepare_data()
     datamodule.setup("fit")
     tested = config.test_after_fit and has_test_split(datamodule)
@@ -57,14 +56,14 @@ def train(config: DictConfig) -> float | None:
     task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}
     if resume_from is not None:
         task.check_resumable(resume_from)
-    if config.compile.enabled:
+    if config.get("compile") and config.compile.enabled:
         task.model.base_model.compile_layers(
             backend=config.compile.backend, dynamic=config.compile.dynamic, mode=config.compile.mode
         )
     if trainer.is_global_zero:
         tidy_run_folder(output_dir)
         say_what_is_cut_short(trainer)
-        say(*datamodule.example_text("train").split("\n"))
+        say(*filter(None, [task.started_from]), *datamodule.example_text("train").split("\n"))
     try:
         return fit_and_test(trainer, task, datamodule, resume_from, config, tested)
     except Stopped as stopped:
@@ -74,7 +73,7 @@ def train(config: DictConfig) -> float | None:
         return None
 
 
-def has_test_split(datamodule: RegionDataModule) -> bool:
+def has_test_split(datamodule: Any) -> bool:
     """Whether there is a test split, or null in its place; it is read before the training, not after it.
 
     Raises:
@@ -93,7 +92,7 @@ def has_test_split(datamodule: RegionDataModule) -> bool:
 def fit_and_test(
     trainer: pl.Trainer,
     task: VinVLTask,
-    datamodule: RegionDataModule,
+    datamodule: Any,
     resume_from: Path | None,
     config: DictConfig,
     tested: bool,
@@ -104,19 +103,14 @@ def fit_and_test(
     if best is not None:
         load_into(task, read_checkpoint(best), best)
     chosen_by = validation(trainer, task.headline, config.data.val_split)
+    output_dir = Path(config.paths.output_dir)
+    files = task.write_files(output_dir) if trainer.is_global_zero else {}
     if tested:
         trainer.test(task, datamodule=datamodule, verbose=False)
     if trainer.is_global_zero:
         split = config.data.test_split if tested else None
-        left_out = datamodule.skipped[config.data.test_split] if tested else 0
-        report(
-            task,
-            Path(config.paths.output_dir),
-            split=split,
-            checkpoint=best,
-            chosen_by=chosen_by,
-            left_out=left_out,
-        )
+        left_out = datamodule.skipped.get(split, 0)
+        report(task, output_dir, split=split, checkpoint=best, chosen_by=chosen_by, files=files, left_out=left_out)
     return chosen_by["score"] if chosen_by else None
 
 

@@ -12,6 +12,7 @@ from vinvl.detector import Detector, DetectorConfig
 from vinvl.detector.config import TrainingSettings
 from vinvl.detector.data import DetectionDataModule
 from vinvl.detector.task import DetectorTask
+from vinvl.task import Recipe
 
 OWN = [f"data.splits.{split}={{annotations: a.json, pictures: folder}}" for split in ("train", "val")]
 INIT = {"faster_rcnn_c4": ["start.init=FILE"], "vinvl": ["start.init=FILE"]}
@@ -42,8 +43,8 @@ def test_every_setting_is_shown() -> None:
     config = of_detector()
     assert set(config["training"]) - {"_target_"} == {field.name for field in fields(TrainingSettings)}
     assert set(config["data"]) - {"_target_"} == set(inspect.signature(DetectionDataModule).parameters)
-    shown = set(config["task"]) - {"_target_", "_partial_"}
-    assert shown | {"config", "label_map"} == set(inspect.signature(DetectorTask).parameters)
+    taken = set(inspect.signature(DetectorTask).parameters) - {"recipe"} | set(Recipe.__annotations__)
+    assert set(config["task"]) - {"_target_"} | {"config", "label_map"} == taken
 
 
 def test_the_published_recipes_are_those_published() -> None:

@@ -37,7 +37,7 @@ def test_settings_are_plain_and_fit_the_names() -> None:
     assert config == json.loads(json.dumps(config))
     assert config["architecture"]["num_classes"] == 3 and config["architecture"]["num_attributes"] == 2
     made = task()
-    assert made.config.architecture.num_classes == 3 and made.config.min_boxes == SMALL.min_boxes
+    assert made.settings.architecture.num_classes == 3 and made.settings.min_boxes == SMALL.min_boxes
     assert made.detector.config.min_boxes == 0 and made.detector.config.score_threshold == 0.05
 
 

@@ -178,4 +178,6 @@ def test_other_checkpoints_are_told_apart(whole: Path, demo_data: Path, tmp_path
     content["vinvl"]["task_class"] = "vinvl.vqa.task.VQATask"
     torch.save(content, tmp_path / "vqa.ckpt")
     arguments = [*TINY, f"ckpt_path={tmp_path / 'vqa.ckpt'}"]
-    assert "this run trains a detector" in refused_in_process("train_detector", demo_data, tmp_path / "run", *arguments)
+    assert "is a checkpoint of VQATask, and this run trains DetectorTask" in refused_in_process(
+        "train_detector", demo_data, tmp_path / "run", *arguments
+    )

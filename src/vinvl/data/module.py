@@ -11,6 +11,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -311,11 +312,7 @@ class RegionDataModule(pl.LightningDataModule):
         Raises:
             UserError: there is no such split.
         """
-        if not isinstance(self.splits, Mapping):
-            raise UserError(f"data.splits is {self.splits!r}: give {{NAME: what its records lie in, …}}.")
-        if split not in self.splits:
-            raise UserError(f"There is no split '{split}' in data.splits; it has {', '.join(sorted(self.splits))}.")
-        return self.splits[split]
+        return split_entry(self.splits, split)
 
     def records_in_store(self, records: Any) -> Any:
         """The records whose images are in the store; others are left out with a warning, or refused.
@@ -403,10 +400,27 @@ class RegionDataModule(pl.LightningDataModule):
 
     def example_text(self, stage: str, index: int = 0) -> str:
         """One example as the model sees it, decoded: for a person to read before a run starts."""
-        dataset = self.datasets[stage]
-        title = f"One example of '{self.split_of[stage]}' (of {len(dataset):,}):"
-        lines = dataset.show(dataset[Draw(0, index)], lambda ids: self.tokenizer.convert_ids_to_tokens(ids.tolist()))
-        return "\n".join(map(printable, [title, *lines]))
+        decode = self.tokenizer.convert_ids_to_tokens
+        return example_text(self.datasets[stage], self.split_of[stage], index, lambda ids: decode(ids.tolist()))
+
+
+def split_entry(splits: object, split: str) -> Any:
+    """What `data.splits` says of a split.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    if not isinstance(splits, Mapping):
+        raise UserError(f"data.splits is {splits!r}: give {{NAME: what its records lie in, …}}.")
+    if split not in splits:
+        raise UserError(f"There is no split '{split}' in data.splits; it has {', '.join(sorted(splits))}.")
+    return splits[split]
+
+
+def example_text(dataset: Any, split: str, index: int, *decoding: Callable[[Tensor], Any]) -> str:
+    """One example of a dataset as the model sees it; `decoding` is what its `show` takes besides."""
+    lines = dataset.show(dataset[Draw(0, index)], *decoding)
+    return "\n".join(map(printable, [f"One example of '{split}' (of {len(dataset):,}):", *lines]))
 
 
 def no_annotations(split: str) -> UserError:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vinvl.data.module import STAGES_OF, Loaders
+from vinvl.data.module import STAGES_OF, Loaders, example_text, split_entry
 from vinvl.data.records import checked_entry
 from vinvl.data.sampling import Draw
 from vinvl.detector.average_precision import TrueBoxes
@@ -21,7 +21,7 @@ from vinvl.detector.losses import Objects
 from vinvl.detector.records import PictureRecords, read_label_map_file
 from vinvl.pictures import ReadingOptions, read_picture
 from vinvl.regions.regions import LabelMap
-from vinvl.run.errors import UserError, printable
+from vinvl.run.errors import UserError
 
 # Pictures with their objects, as they flow from data to the detector.
 
@@ -132,10 +132,17 @@ class Augmentation:
     Args:
         flip_probability: of left and right changing places.
         min_sizes: the shorter side becomes one of these, each as likely, instead of the detector's min_size.
+
+    Raises:
+        UserError: no probability.
     """
 
     flip_probability: float = 0.0
     min_sizes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flip_probability <= 1:
+            raise UserError(f"data.flip_probability={self.flip_probability} must be between 0 and 1.")
 
 
 class DetectionDataset:
@@ -264,6 +271,7 @@ class DetectionDataModule(pl.LightningDataModule):
 
     Attributes:
         datasets: stage (train, val, test) → dataset, filled by `setup`.
+        skipped: as in `RegionDataModule`; nothing is counted.
     """
 
     def __init__(
@@ -310,8 +318,6 @@ class DetectionDataModule(pl.LightningDataModule):
         super().__init__()
         if empty_pictures not in (KEEP, SKIP):
             raise UserError(f"data.empty_pictures={empty_pictures!r} is unknown: give {KEEP} or {SKIP}.")
-        if not 0 <= flip_probability <= 1:
-            raise UserError(f"data.flip_probability={flip_probability} must be between 0 and 1.")
         self.splits = splits
         self.split_of = {"train": train_split, "val": val_split, "test": test_split}
         self.detector = detector
@@ -319,16 +325,12 @@ class DetectionDataModule(pl.LightningDataModule):
         self.empty_pictures = empty_pictures
         self.options = InstanceOptions(bad_boxes=bad_boxes, on_missing=on_missing, reading=reading)
         self.augmentation = Augmentation(flip_probability, tuple(min_sizes or ()))
-        self.loaders = Loaders(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            seed=seed,
-        )
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        self.loaders = Loaders(**sizes, num_workers=num_workers, pin_memory=pin_memory, seed=seed)
         self.seed = seed
         self.prepare = prepare
         self.datasets: dict[str, DetectionDataset] = {}
+        self.skipped: dict[str, int] = {}
         self._label_map: LabelMap | None = None
 
     def prepare_data(self) -> None:
@@ -364,9 +366,7 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def example_text(self, stage: str, index: int = 0) -> str:
         """One example, for a person to read before a run starts."""
-        dataset = self.datasets[stage]
-        title = f"One example of '{self.split_of[stage]}' (of {len(dataset):,}):"
-        return "\n".join(map(printable, [title, *dataset.show(dataset[Draw(0, index)])]))
+        return example_text(self.datasets[stage], self.split_of[stage], index)
 
     def split_files(self, split: str) -> dict[str, str]:
         """Where annotations and pictures of a split lie.
@@ -374,11 +374,12 @@ class DetectionDataModule(pl.LightningDataModule):
         Raises:
             UserError: there is no such split, or it does not say both.
         """
-        if split not in self.splits:
-            raise UserError(f"There is no split '{split}' in data.splits; it has {', '.join(sorted(self.splits))}.")
-        return checked_entry(self.splits[split], f"data.splits.{split}", ("annotations", "pictures"))
+        return checked_entry(split_entry(self.splits, split), f"data.splits.{split}", ("annotations", "pictures"))
 
     def _dataset_of(self, stage: str) -> DetectionDataset:
+        same_split = [other for other in ("val", "test") if stage != "train" and other in self.datasets]
+        if same_split and self.split_of[stage] == self.split_of[same_split[0]]:
+            return self.datasets[same_split[0]]
         files = self.split_files(self.split_of[stage])
         if self._label_map is None and self.label_map_file is not None:
             self._label_map = read_label_map_file(self.label_map_file)

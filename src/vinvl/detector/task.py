@@ -5,13 +5,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, Unpack
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from vinvl.detector.average_precision import AttributeRecall, AveragePrecision, FoundBoxes
 from vinvl.detector.config import Architecture, DetectorConfig, TrainingSettings
@@ -20,13 +18,13 @@ from vinvl.detector.detector import DetectedRegions, Detector, normalised, pad_b
 from vinvl.detector.losses import detector_losses
 from vinvl.detector.starting import freeze_batch_norm, freeze_stages, initialise, load_what_fits, train_batch_norm
 from vinvl.detector.weights import save_detector
+from vinvl.pictures import EXIF_IGNORE
 from vinvl.regions.regions import LabelMap
-from vinvl.run.checkpoint import OUR_KEY
 from vinvl.run.errors import UserError
-from vinvl.run.made import make_optimizer, make_scheduler
-from vinvl.task import MakeOptimizer, MakeScheduler, detector_parameter_groups
+from vinvl.task import Recipe, VinVLTask
 
 FROZEN, TRAINED = "frozen", "trained"
+WEIGHTS = "detector.pth"  # what a run makes, in its folder
 
 
 def config_for(detector: DetectorConfig, labels: LabelMap) -> dict[str, Any]:
@@ -39,18 +37,36 @@ def config_for(detector: DetectorConfig, labels: LabelMap) -> dict[str, Any]:
     return plain
 
 
-class DetectorTask(pl.LightningModule):
-    """A detector with its losses, scores and recipe.
+def parameter_groups(detector: nn.Module, weight_decay: float, bias_lr_factor: float) -> list[dict[str, Any]]:
+    """Weights; the scales of norms, which do not decay; biases, which do not either, and may learn faster.
+
+    `lr_factor` of a group is multiplied with the optimiser's rate (the published BIAS_LR_FACTOR).
+    """
+    weights: list[nn.Parameter] = []
+    scales: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    for name, parameter in detector.named_parameters():
+        if parameter.requires_grad:
+            (biases if name.endswith("bias") else scales if parameter.dim() == 1 else weights).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
+        {"params": scales, "weight_decay": 0.0, "lr_factor": 1.0},
+        {"params": biases, "weight_decay": 0.0, "lr_factor": bias_lr_factor},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class DetectorTask(VinVLTask):
+    """A detector with its losses, scores in percent and recipe.
 
     Attributes:
-        headline: the name in `scores` of the figure that checkpoints are chosen by (logged as `val/score`).
         detector: the pure torch model.
-        started_from: what became of the tensors of `init`, for a person; empty without one.
-        run_config: the composed configuration of the run in plain types, carried in checkpoints.
-        scores: the figures of the last evaluation, by name, in percent.
     """
 
+    datamodule_class = DetectionDataModule
     headline = "map_50"
+    not_logged = "class_50/"
+    start_again = "start.init=FILE, where FILE is the detector.pth that it wrote"
 
     def __init__(
         self,
@@ -63,11 +79,8 @@ class DetectorTask(pl.LightningModule):
         init: str | None = None,
         init_colours: str = "bgr",
         scoring_threshold: float = 0.05,
-        optimizer: MakeOptimizer | None = None,
-        scheduler: MakeScheduler | None = None,
-        weight_decay: float = 0.0,
         bias_lr_factor: float = 1.0,
-        seed: int = 0,
+        **recipe: Unpack[Recipe],
     ) -> None:
         """
         Args:
@@ -80,70 +93,57 @@ class DetectorTask(pl.LightningModule):
             init, init_colours: see `load_what_fits`; None for random weights.
             scoring_threshold: the least score of a box that counts in evaluation; that of the detector, for regions
                 worth looking at, would cut the precision curves off.
-            optimizer: parameter groups → optimiser; None where nothing is trained.
-            scheduler: (optimiser, total_steps=) → schedule, stepped after each update.
-            weight_decay: of weights; biases and norms do not decay.
             bias_lr_factor: how much faster biases learn.
-            seed: of random weights and of what is drawn in each step.
+            recipe: see `VinVLTask`; the seed is also that of random weights and of what is drawn in each step.
 
         Raises:
             UserError: settings that contradict each other, or weights that do not fit.
         """
-        super().__init__()
-        if batch_norm not in (FROZEN, TRAINED):
-            raise UserError(f"batch_norm={batch_norm!r} is unknown: give {FROZEN} or {TRAINED}.")
-        if batch_norm == TRAINED and frozen_stages > 0:
-            raise UserError(
-                f"frozen_stages={frozen_stages} with batch_norm={TRAINED} would change the norms of stages that are to "
-                f"stay as they are: give frozen_stages=0 or batch_norm={FROZEN}."
-            )
-        self.config = _config_of(config)
-        self.detector = Detector(self.config)
-        initialise(self.detector, torch.Generator().manual_seed(seed))
-        self.started_from = "" if init is None else str(load_what_fits(self.detector, init, init_colours))
+        super().__init__({"config": dict(config), "label_map": label_map, "batch_norm": batch_norm}, **recipe)
+        _check_batch_norm(batch_norm, frozen_stages)
+        self.settings = _config_of(config)
+        self.detector = Detector(self.settings)
+        initialise(self.detector, torch.Generator().manual_seed(self.seed))
+        if init is not None:
+            self.started_from = str(load_what_fits(self.detector, init, init_colours))
         freeze_stages(self.detector, frozen_stages)
         if batch_norm == TRAINED:
             train_batch_norm(self.detector)
         self.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.detector.config = replace(self.config, score_threshold=scoring_threshold, min_boxes=0)
+        self.detector.config = replace(self.settings, score_threshold=scoring_threshold, min_boxes=0)
         self.labels = LabelMap.from_json(label_map)
-        self.save_hyperparameters({"config": dict(config), "label_map": label_map, "batch_norm": batch_norm})
         self.training_settings = training
-        self.make_optimizer = optimizer
-        self.make_scheduler = scheduler
-        self.weight_decay = weight_decay
         self.bias_lr_factor = bias_lr_factor
-        self.seed = seed
         self.precision_metric = AveragePrecision(len(self.labels.classes))
         self.attribute_metric = AttributeRecall()
-        self.batches_seen = 0
-        self.run_config: dict[str, Any] = {}
-        self.scores: dict[str, float] = {}
 
-    def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
+    @classmethod
+    def build(cls, *, datamodule: Any, **settings: Any) -> Self:
+        """The task for a data module that has been set up, which says how many classes and attributes there are.
+
+        Raises:
+            UserError: the data are another task's, or see the constructor.
+        """
+        cls.check_data_class(datamodule)
+        labels = datamodule.label_map
+        return cls(config=config_for(datamodule.detector, labels), label_map=labels.to_json(), **settings)
+
+    def training_loss(self, batch: DetectionBatch) -> Tensor:  # type: ignore[override]
         pictures = [normalised(one) for one in batch.pictures()]
-        images, sizes = pad_batch(pictures, self.config.pad_multiple)
+        images, sizes = pad_batch(pictures, self.settings.pad_multiple)
         losses = detector_losses(
             self.detector, images, sizes, batch.objects(), self.training_settings, self._generator()
         )
         named = {f"train/{name}": loss.detach() for name, loss in losses.by_name().items()}
         self.log_dict(named, batch_size=len(batch))
-        total = losses.total()
-        self.log("train/loss", total.detach(), batch_size=len(batch))
-        return total
+        return losses.total()
 
     def _generator(self) -> torch.Generator:
         """What is random in a step is a function of (seed, rank, number of the batch), so that runs can go on."""
         seed = (self.seed * 1_000_003 + self.global_rank) * 2**31 + self.batches_seen
         return torch.Generator(self.device).manual_seed(seed)
 
-    def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
-        self.evaluate_batch(batch)
-
-    def test_step(self, batch: DetectionBatch, batch_idx: int) -> None:
-        self.evaluate_batch(batch)
-
-    def evaluate_batch(self, batch: DetectionBatch) -> None:
+    def evaluate_batch(self, batch: DetectionBatch) -> None:  # type: ignore[override]
         """Updates the metrics with what the detector finds."""
         found = self.detector.detect_pixels(batch.pictures(), list(batch.original_sizes))
         for index, regions, truth in zip(batch.indices, found, batch.truths, strict=True):
@@ -173,62 +173,27 @@ class DetectorTask(pl.LightningModule):
         ]
         return [(what, f"{self.scores[name]:.2f} %") for what, name in rows if not np.isnan(self.scores[name])]
 
-    def on_validation_epoch_start(self) -> None:
-        self._reset_metrics()
-
-    def on_test_epoch_start(self) -> None:
-        self._reset_metrics()
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
-
-    def _reset_metrics(self) -> None:
-        self.precision_metric.reset()
-        self.attribute_metric.reset()
-
-    def _log_scores(self, stage: str) -> None:
-        self.scores = self.compute_scores()
-        self.log(f"{stage}/score", self.scores[self.headline], prog_bar=True, rank_zero_only=False)
-        # Classes may be thousands: they are in results.json, and not worth a curve each.
-        logged = {name: value for name, value in self.scores.items() if "/" not in name and not np.isnan(value)}
-        self.log_dict({f"{stage}/{name}": value for name, value in logged.items()}, rank_zero_only=False)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = make_optimizer(
-            self.make_optimizer, detector_parameter_groups(self.detector, self.weight_decay, self.bias_lr_factor)
-        )
-        for group in optimizer.param_groups:
-            group["lr"] *= group["lr_factor"]
-        scheduler = make_scheduler(self.make_scheduler, optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(self.detector, self.weight_decay, self.bias_lr_factor)
 
     def exported(self) -> Detector:
         """A copy of the detector as it is used: with frozen batch norm and its own settings."""
         detector = copy.deepcopy(self.detector)
         freeze_batch_norm(detector)
-        detector.config = self.config
+        detector.config = self.settings
         return detector.eval()
 
-    def write_detector(self, path: Path) -> None:
-        """Writes the weight file, with settings and names."""
+    def write_files(self, folder: Path) -> dict[str, Path]:
+        """The weight file, with settings and names."""
+        path = folder / WEIGHTS
         save_detector(path, self.exported(), self.labels)
+        return {"weight file": path}
 
-    def on_train_batch_start(self, batch: DetectionBatch, batch_idx: int) -> None:
-        self.batches_seen += 1
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        kind = type(self)
-        checkpoint[OUR_KEY] = {
-            "task_class": f"{kind.__module__}.{kind.__qualname__}",
-            "batches_seen": self.batches_seen,
-            "run_config": self.run_config,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.batches_seen = checkpoint[OUR_KEY]["batches_seen"]
+    @classmethod
+    def as_now(cls, run_config: dict[str, Any]) -> dict[str, Any]:
+        """Earlier versions read pictures as they lie, and their checkpoints do not say so."""
+        reading = {"exif_orientation": EXIF_IGNORE}
+        return {**run_config, "data": {"reading": reading, **run_config["data"]}}
 
 
 def found_boxes(regions: DetectedRegions) -> FoundBoxes:
@@ -243,3 +208,13 @@ def found_boxes(regions: DetectedRegions) -> FoundBoxes:
 def _config_of(fields: Mapping[str, Any]) -> DetectorConfig:
     others = {name: value for name, value in fields.items() if name != "architecture"}
     return DetectorConfig(architecture=Architecture(**fields["architecture"]), **others)
+
+
+def _check_batch_norm(batch_norm: str, frozen_stages: int) -> None:
+    if batch_norm not in (FROZEN, TRAINED):
+        raise UserError(f"batch_norm={batch_norm!r} is unknown: give {FROZEN} or {TRAINED}.")
+    if batch_norm == TRAINED and frozen_stages > 0:
+        raise UserError(
+            f"frozen_stages={frozen_stages} with batch_norm={TRAINED} would change the norms of stages that are to "
+            f"stay as they are: give frozen_stages=0 or batch_norm={FROZEN}."
+        )

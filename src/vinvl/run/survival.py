@@ -126,9 +126,12 @@ class StopAtOnce(_WithRanks):
 ORDER = "training_order"  # in the run_config that a checkpoint carries: what the order of the batches follows from
 RECIPE = (  # what a run is made of: with another value it would be another run
     "seed",
-    "task._target_",
     "task.options",
     "model.config",
+    "detector",
+    "training",
+    "start.batch_norm",
+    "start.frozen_stages",
     "optim",
     "data",
     "trainer.accumulate_grad_batches",
@@ -185,21 +188,18 @@ def training_order(datamodule: OrderedData, world_size: int) -> dict[str, int]:
     return {"ranks": world_size, "items": len(lengths), "lengths": zlib.crc32(lengths.data)}
 
 
-def refuse_another_run(
-    before: Mapping[str, Any], now: Mapping[str, Any], path: Path, recipe: tuple[str, ...], instead: str
-) -> None:
+def refuse_another_run(before: Mapping[str, Any], now: Mapping[str, Any], path: Path, instead: str) -> None:
     """Refuses to go on with a run that was given other values than this one.
 
     Args:
         before, now: run configurations.
         path: the checkpoint, for the message.
-        recipe: keys, or sections, that make a run what it is.
         instead: what begins a new run from the weights, for the message.
 
     Raises:
         UserError: names what differs.
     """
-    differing = list(differences(before, now, recipe))
+    differing = list(differences(before, now))
     if differing:
         shown = "; ".join(f"{key} was {before!r} and is {now!r}" for key, before, now in differing[:NAMES_SHOWN])
         more = f"; and {len(differing) - NAMES_SHOWN} more" if len(differing) > NAMES_SHOWN else ""
@@ -209,9 +209,7 @@ def refuse_another_run(
         )
 
 
-def differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], recipe: tuple[str, ...] = RECIPE
-) -> Iterator[tuple[str, Any, Any]]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(key, value then, value now) of all that makes these run configurations those of two different runs.
 
     A file of the same name in another place counts as the same: `training_order` tells whether its examples are. A key
@@ -219,7 +217,7 @@ def differences(
     """
     then, current = dict(leaves(before)), dict(leaves(now))
     for key, value in current.items():
-        if _within(key, recipe) and not _within(key, HARMLESS) and key in then and not _same(then[key], value):
+        if _within(key, RECIPE) and not _within(key, HARMLESS) and key in then and not _same(then[key], value):
             yield key, then[key], value
 
 
