@@ -30,6 +30,10 @@ OF_RUN: dict[str, Any] = {
 }
 
 
+def restored(config: DictConfig, run_config: dict[str, Any], overrides: list[str]) -> DictConfig:
+    return data_config(config, run_config, given_values(overrides), CHECKPOINT)
+
+
 def of_command(**values: Any) -> DictConfig:
     """What Hydra composed for the command: its own default data, with the command's overrides in it."""
     section = {"use_tags": False, "batch_size": 64, "regions": ["own.h5"], "splits": {"test": [{"annotations": None}]}}
@@ -38,14 +42,14 @@ def of_command(**values: Any) -> DictConfig:
 
 def test_without_overrides_the_data_are_those_of_the_run() -> None:
     before = copy.deepcopy(OF_RUN)
-    data = data_config(of_command(), OF_RUN, ["trainer.devices=2", "ckpt_path=best", "name=data"], CHECKPOINT)
+    data = restored(of_command(), OF_RUN, ["trainer.devices=2", "ckpt_path=best", "name=data"])
     assert OmegaConf.to_container(data) == OF_RUN["data"] == before["data"]
 
 
 def test_overrides_replace_just_their_keys() -> None:
     before = copy.deepcopy(OF_RUN)
     overrides = ["data.use_tags=false", "data.regions=[own.h5]", "data.splits.test.0.annotations=null"]
-    data = data_config(of_command(), OF_RUN, overrides, CHECKPOINT)
+    data = restored(of_command(), OF_RUN, overrides)
     expected = copy.deepcopy(OF_RUN["data"])
     expected |= {"use_tags": False, "regions": ["own.h5"]}
     expected["splits"]["test"][0]["annotations"] = None
@@ -60,7 +64,7 @@ def test_parts_of_a_split_are_held_against_the_checkpoint_and_not_the_default_da
     run["data"]["splits"] = {"train": {"karpathy": "a.json", "splits": ["train"]}, "test": three}
     words = replacing(open_sections(["data.splits.train.karpathy=b.json", "data.splits.test.2.annotations=c.json"]))
     with composed("evaluate", tmp_path, tmp_path / "run", *words) as config:
-        data = data_config(config, run, words, CHECKPOINT)
+        data = restored(config, run, words)
     assert data.splits.train == {"karpathy": "b.json", "splits": ["train"]}
     assert data.splits.test == [{"questions": "q"}, {"questions": "q"}, {"questions": "q", "annotations": "c.json"}]
 
@@ -68,7 +72,7 @@ def test_parts_of_a_split_are_held_against_the_checkpoint_and_not_the_default_da
 @pytest.mark.parametrize("sign", ["", "+", "++"])
 def test_overrides_may_add_a_split(sign: str) -> None:
     config = of_command(splits={"more": "more.jsonl"}, predict_split="more")
-    data = data_config(config, OF_RUN, [f"{sign}data.splits.more=more.jsonl", "data.predict_split=more"], CHECKPOINT)
+    data = restored(config, OF_RUN, [f"{sign}data.splits.more=more.jsonl", "data.predict_split=more"])
     assert data.splits.more == "more.jsonl" and data.splits.train == "train.jsonl" and data.predict_split == "more"
 
 
@@ -90,7 +94,7 @@ def test_what_is_given_replaces_what_is_there(words: list[str], key: str, expect
     config = OmegaConf.create({"data": {"regions": ["1.h5", "2.h5", "3.h5"], "prepare": {"seed": 0}}, "seed": 7})
     for override in OverridesParser.create().parse_overrides(replacing(words)):  # as Hydra does
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
-    data = data_config(config, OF_RUN, replacing(words), CHECKPOINT)
+    data = restored(config, OF_RUN, replacing(words))
     found = OmegaConf.select(data, key)
     assert (OmegaConf.to_container(found) if OmegaConf.is_config(found) else found) == expected
     others = OmegaConf.to_container(data)
@@ -111,7 +115,7 @@ def test_what_is_given_replaces_what_is_there(words: list[str], key: str, expect
 def test_what_would_have_no_effect_is_refused(word: str, words: str) -> None:
     config = of_command(prepare={"sed": 1}, regions=["a", "b", "c"], split={"own": "x"})
     with pytest.raises(UserError, match=words):
-        data_config(config, OF_RUN, [word], CHECKPOINT)
+        restored(config, OF_RUN, [word])
 
 
 def test_a_split_that_the_door_does_not_read_is_refused() -> None:
@@ -128,7 +132,7 @@ def test_a_split_that_the_door_does_not_read_is_refused() -> None:
 
 def test_a_key_that_the_data_have_not_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match="has no 'bath_size': did you mean batch_size"):
-        data_config(of_command(bath_size=3), OF_RUN, ["++data.bath_size=3"], CHECKPOINT)
+        restored(of_command(bath_size=3), OF_RUN, ["++data.bath_size=3"])
 
 
 def test_sections_are_opened_unless_the_command_names_them() -> None:
@@ -151,17 +155,17 @@ def test_what_a_checkpoint_names_for_writing_is_not_taken_over(tmp_path: Path) -
     }
     forged["data"]["prepare"]["folder"] = home
     own = OmegaConf.merge(of_command(token_cache="own"), {"paths": {"data_dir": str(tmp_path / "data")}})
-    data = data_config(own, forged, [], CHECKPOINT)
+    data = restored(own, forged, [])
     assert data.token_cache == "own" and data.scores_dir is None
     assert data.prepare.folder == str(tmp_path / "data" / "demo")
     assert list(data.regions) == [str(tmp_path / "data" / "demo" / "train.h5"), f"{home}er/other.h5"]
     assert data.answers == str(tmp_path / "data" / "demo" / "answers.json")
     own = OmegaConf.merge(own, {"data": {"scores_dir": "here", "prepare": {"folder": "there"}, "token_cache": "x"}})
     keys = ["++data.scores_dir=here", "++data.prepare.folder=there", "++data.token_cache=x"]
-    data = data_config(own, forged, keys, CHECKPOINT)
+    data = restored(own, forged, keys)
     assert (data.scores_dir, data.prepare.folder, data.token_cache) == ("here", "there", "x")
     forged["data"]["token_cache"] = None  # it went without
-    assert data_config(own, forged, [], CHECKPOINT).token_cache is None
+    assert restored(own, forged, []).token_cache is None
 
 
 def test_no_answers_are_built_where_a_checkpoint_says(tmp_path: Path) -> None:
@@ -169,32 +173,32 @@ def test_no_answers_are_built_where_a_checkpoint_says(tmp_path: Path) -> None:
     forged["data"]["answers"] = str(tmp_path / "home" / "answers.json")
     own = OmegaConf.merge(of_command(), {"paths": {"data_dir": str(tmp_path / "data")}})
     with pytest.raises(UserError, match=r"names .*home/answers.json as its answers, which is not there: pass data.an"):
-        data_config(own, forged, [], CHECKPOINT)
+        restored(own, forged, [])
     forged["data"]["answers"] = str(tmp_path / "data" / "new" / "answers.json")
-    assert data_config(own, forged, [], CHECKPOINT).answers == forged["data"]["answers"]
+    assert restored(own, forged, []).answers == forged["data"]["answers"]
 
 
 def test_decoding_of_a_checkpoint_takes_overrides_and_refuses_others() -> None:
     parameters = {"decoding": {"num_beams": 5, "max_length": 20, "constraints": None}}
     config = OmegaConf.create({"decoding": {"num_beams": 2, "constraints": {"max_constraints": 1}, "x": 1}})
     own = ["decoding.num_beams=2", "++decoding.constraints.max_constraints=1"]
-    found = decoding_options(config, parameters, own, CHECKPOINT)["decoding"]
+    found = decoding_options(config, parameters, given_values(own), CHECKPOINT)["decoding"]
     assert found == {"num_beams": 2, "max_length": 20, "constraints": {"max_constraints": 1}}
-    assert decoding_options(config, parameters, ["data.x=1"], CHECKPOINT) == {}
+    assert decoding_options(config, parameters, given_values(["data.x=1"]), CHECKPOINT) == {}
     with pytest.raises(UserError, match="has no 'x'"):
-        decoding_options(config, parameters, ["++decoding.x=1"], CHECKPOINT)
+        decoding_options(config, parameters, given_values(["++decoding.x=1"]), CHECKPOINT)
     with pytest.raises(UserError, match="writes no captions"):
-        decoding_options(config, {}, own, CHECKPOINT)
+        decoding_options(config, {}, given_values(own), CHECKPOINT)
 
 
 def test_a_command_that_chooses_data_gets_its_own() -> None:
     config = of_command()
-    assert data_config(config, OF_RUN, ["data=vqa2", "data.use_tags=false"], CHECKPOINT) is config.data
+    assert restored(config, OF_RUN, ["data=vqa2", "data.use_tags=false"]) is config.data
 
 
 def test_weights_without_a_run_get_the_data_of_the_command() -> None:
     config = of_command()
-    assert data_config(config, {}, [], CHECKPOINT) is config.data
+    assert restored(config, {}, []) is config.data
 
 
 SHELL = {"_target_": "os.system", "command": "touch owned"}
@@ -222,5 +226,5 @@ SHELL = {"_target_": "os.system", "command": "touch owned"}
 )
 def test_a_forged_checkpoint_has_nothing_called(forged: object) -> None:
     with pytest.raises(UserError, match="pass data=NAME") as refused:
-        data_config(of_command(), {"data": forged}, [], CHECKPOINT)
+        restored(of_command(), {"data": forged}, [])
     assert str(CHECKPOINT) in str(refused.value) and "\n" not in str(refused.value)

@@ -23,8 +23,8 @@ from vinvl.models.export import (
     write_transformers,
 )
 from vinvl.models.published import ENCODER, MODEL_OF_TASK, convert_model
-from vinvl.models.weight_files import CheckpointFiles, find_checkpoint
-from vinvl.predictor.opening import USE_FILE, only_task_of, read_ours, record_of_use, task_of
+from vinvl.models.weight_files import CheckpointFiles
+from vinvl.predictor.trained import only_task_of, record_of_use
 from vinvl.regions.formats.convert import run_conversion
 from vinvl.regions.formats.export import write_mmf_npy, write_oscar_tsv
 from vinvl.regions.store import RegionStore
@@ -34,7 +34,7 @@ from vinvl.run.errors import UserError, say
 from vinvl.run.faults import CHECKPOINTS
 from vinvl.run.files import new_folder, read_json, refuse_existing
 from vinvl.run.folders import config_directory, register_resolvers, run_door, task_as_a_value, write_json
-from vinvl.trained import find_answers, find_tokenizer, rows_of_given
+from vinvl.trained import USE_FILE, OpenedModel, find_answers, find_tokenizer, rows_of_given
 
 STORE_FORMATS = {"oscar_tsv": write_oscar_tsv, "mmf_npy": write_mmf_npy}
 
@@ -72,9 +72,9 @@ def convert_weights(config: DictConfig) -> Path:
     if config.format not in FORMATS:
         raise UserError(f"format is {config.format!r}; choose one of {', '.join(FORMATS)}.")
     refuse_existing(target)
-    files = find_checkpoint(weights)
-    ours = read_ours(files)
-    task = config.task_name or task_of(ours, files)
+    opened = OpenedModel.of(weights)
+    files = opened.files
+    task = config.task_name or opened.task
     given = OmegaConf.to_container(config.config, resolve=True)
     assert isinstance(given, dict)
     torch.manual_seed(config.seed)
@@ -93,11 +93,11 @@ def convert_weights(config: DictConfig) -> Path:
             write_oscar(model, tokenizer, folder, task)
         else:
             write_transformers(model, tokenizer, folder)
-            if (use := record_of_use(task, ours, files, report)) is not None:
+            if (use := record_of_use(task, opened, report)) is not None:
                 write_json(folder / USE_FILE, use)
         if (texts := named_answers(model)) is not None:
             (folder / "answers.json").write_text(json.dumps(texts, ensure_ascii=False) + "\n", encoding="utf-8")
-        card = model_card(model, provenance(files, ours, task), report)
+        card = model_card(model, provenance(files, opened.ours, task), report)
         (folder / "README.md").write_text(card, encoding="utf-8")
         (folder / "conversion.txt").write_text("\n".join(report.rows()) + "\n", encoding="utf-8")
     say(*str(report).split("\n"))

@@ -1,10 +1,9 @@
 """From a checkpoint to a task and the data it was trained on: the first half of `evaluate` and `predict`."""
 
-import copy
-import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,14 @@ from vinvl.regions.feature_record import FeatureRecord, OtherFeatures, unlike_st
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.folders import resolve_checkpoint
-from vinvl.run.overrides import command_overrides, given_splits, given_values, refuse_unread_splits
-from vinvl.task import VinVLTask, task_class
+from vinvl.run.overrides import command_overrides, given_splits, given_values, refuse_unread_splits, with_given
+from vinvl.task import VinVLTask
+from vinvl.trained import class_of_task
 
 PREPARATIONS = (  # what a checkpoint's data may ask to be called
     "vinvl.demo.ensure_demo_world",
     "vinvl.demo.world.ensure_demo_corpus",
 )
-FILES = "data.splits"  # what is given there is one value, also where it is a dict
-GROWING = ("splits", "constraints")  # dicts whose keys need not be in the checkpoint; whoever reads them knows them
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,10 @@ def restore(config: DictConfig, stage: str) -> Restored:
     path = resolve_checkpoint(config.ckpt_path, config.paths.runs_dir, config.name)
     checkpoint = read_checkpoint(path)
     kind = task_class(checkpoint, path)
-    overrides = command_overrides()
-    data = data_config(config, checkpoint["vinvl"]["run_config"], overrides, path)
-    check_splits(given_values(overrides), data, stage)
-    own = decoding_options(config, checkpoint["hyper_parameters"], overrides, path)
+    given = given_values(command_overrides())
+    data = data_config(config, checkpoint["vinvl"]["run_config"], given, path)
+    check_splits(given, data, stage)
+    own = decoding_options(config, checkpoint["hyper_parameters"], given, path)
     task = kind.from_checkpoint(checkpoint, path, **own)
     datamodule = instantiate(data)
     datamodule.prepare_data()
@@ -68,20 +66,33 @@ def restore(config: DictConfig, stage: str) -> Restored:
     return Restored(task=task, datamodule=datamodule, data=data, path=path)
 
 
-def data_config(config: DictConfig, run_config: dict[str, Any], overrides: Sequence[str], path: Path) -> DictConfig:
-    """The data section: as the training run had it, with this command's `data.KEY=VALUE` overrides on top.
+def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
+    """The task class a checkpoint names; only `vinvl.NAME.task` is imported for a file's sake.
 
-    Where the command chooses data itself (data=NAME), its own section stands.
+    Raises:
+        UserError: the checkpoint names something else.
+    """
+    room, name = class_of_task(checkpoint, path)
+    try:
+        found = getattr(import_module(f"vinvl.{room}.task"), name, None)
+    except ImportError:
+        found = None
+    if not (isinstance(found, type) and issubclass(found, VinVLTask)):
+        raise UserError(f"{path} is a checkpoint of 'vinvl.{room}.task.{name}', which this version of vinvl has not.")
+    return found
+
+
+def data_config(config: DictConfig, run_config: dict[str, Any], given: Mapping[str, Any], path: Path) -> DictConfig:
+    """The data section: as the training run had it, with what this command gives on top.
 
     Raises:
         UserError: the section in the checkpoint `path` is not one that vinvl.train writes, or has no such key.
     """
-    given = given_values(overrides)
     if not run_config or "data" in given:
         return config.data
     check_calls(run_config.get("data"), path)
     own = with_own_places(run_config["data"], config)
-    data = OmegaConf.create(overridden(own, "data", given, config, path))
+    data = OmegaConf.create(with_given(own, "data", config, given, f"The data of {path}"))
     refuse_missing_answers(data, config, path)
     return data
 
@@ -142,94 +153,19 @@ def check_splits(given: Mapping[str, Any], data: DictConfig, stage: str) -> None
 
 
 def decoding_options(
-    config: DictConfig, hyper_parameters: dict[str, Any], overrides: Sequence[str], path: Path
+    config: DictConfig, hyper_parameters: dict[str, Any], given: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
-    """How captions are decoded: as the checkpoint says, with this command's `decoding.KEY=VALUE` overrides on top.
-
-    Where the command chooses decoding itself (decoding=NAME), its own section stands. Nothing if it says nothing.
+    """How captions are decoded, as arguments of the task; {} if the command says nothing of it.
 
     Raises:
         UserError: the checkpoint is of a task that decodes nothing, or has no such key.
     """
-    given = given_values(overrides)
     if not any(key.lstrip("~").split(".")[0] == "decoding" for key in given):
         return {}
     if "decoding" not in hyper_parameters:
         raise UserError(f"{path} is of a task that writes no captions, so decoding=… means nothing for it.")
-    if "decoding" in given:
-        return {"decoding": OmegaConf.to_container(config.decoding, resolve=True)}
-    return {"decoding": overridden(hyper_parameters["decoding"], "decoding", given, config, path)}
-
-
-def overridden(
-    section: dict[str, Any], name: str, given: Mapping[str, Any], config: DictConfig, path: Path
-) -> dict[str, Any]:
-    """A section of a checkpoint with what the command gives for it.
-
-    What is given replaces what is there; of a dict of settings, such as `data.prepare`, the settings that are given.
-
-    Args:
-        section: in plain types.
-        name: of the section.
-        given: `given_values` of the command.
-        config: what Hydra composed for the command, in which what is given is resolved.
-        path: the checkpoint, for messages.
-
-    Raises:
-        UserError: the section has no such key, or something is to be taken away from it.
-    """
-    changed = copy.deepcopy(section)
-    for key, value in given.items():
-        if key.startswith(f"~{name}."):
-            raise UserError(
-                f"{key}: nothing can be taken away from the {name} of {path}; pass {key[1:]}=null, or {name}=NAME."
-            )
-        if key.startswith(f"{name}.") and (key, value) != (FILES, None):  # which makes room for splits that follow
-            for inner, _ in settings(key, value):
-                node = OmegaConf.select(config, inner)
-                found = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-                put(changed, inner.split(".")[1:], found, f"The {name} of {path}")
-    return changed
-
-
-def settings(key: str, value: object) -> Iterator[tuple[str, object]]:
-    """(key, value) of each setting of a dict of settings; a dict that says where files lie is one value."""
-    if isinstance(value, dict) and value and not key.startswith(FILES):
-        for name, item in value.items():
-            yield from settings(f"{key}.{name}", item)
-    else:
-        yield key, value
-
-
-def put(section: Any, names: Sequence[str], value: object, owner: str) -> None:
-    """Sets a value within nested dicts and lists; below a key of `GROWING` it may be new.
-
-    Raises:
-        UserError: there is no such place; `owner` names the section in the sentence.
-    """
-    *parents, last = names
-    grows = names[0] in GROWING
-    node = section
-    for name in parents:
-        if grows and isinstance(node, dict) and (node is not section or name in node) and node.get(name) is None:
-            node[name] = {}
-        node = _child(node, name, names, owner)
-    if isinstance(node, dict) and grows and parents:
-        node[last] = value
-    else:
-        _child(node, last, names, owner)
-        node[int(last) if isinstance(node, list) else last] = value
-
-
-def _child(node: Any, name: str, names: Sequence[str], owner: str) -> Any:
-    if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
-        return node[int(name)]
-    if isinstance(node, dict) and name in node:
-        return node[name]
-    known = sorted(map(str, node)) if isinstance(node, dict) else []
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f": did you mean {close[0]}?" if close else f"; it has {', '.join(known)}." if known else "."
-    raise UserError(f"{owner} has no '{'.'.join(names)}'{hint}")
+    carried = hyper_parameters["decoding"]
+    return {"decoding": with_given(carried, "decoding", config, given, f"The decoding of {path}")}
 
 
 def check_calls(data: object, path: Path) -> None:

@@ -1,8 +1,6 @@
 """What all tasks share: how they are built, their optimiser, reproducible steps, evaluation and checkpoints."""
 
-import importlib
 import math
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,8 +28,6 @@ from vinvl.run.errors import UserError
 from vinvl.run.made import make_optimizer, make_scheduler
 from vinvl.run.survival import refuse_another_run
 from vinvl.trained import Words, refuse_other_words, words_of, words_of_run
-
-DETECTOR_TASK = "vinvl.detector.task.DetectorTask"  # whose checkpoints are the business of vinvl.train_detector
 
 # Which parameters decay.
 
@@ -419,26 +415,3 @@ class VinVLTask(pl.LightningModule):
         refuse_another_run(self.as_now(ours["run_config"]), self.run_config, path, self.start_again.format(path=path))
         refuse_other_words(words_of_run(checkpoint), self.words or {}, str(path), "data.tokenizer")
         load_into(self, checkpoint, path)
-
-
-def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
-    """The task class a checkpoint names; only `vinvl.NAME.task` is imported for a file's sake.
-
-    Raises:
-        UserError: the checkpoint names something else.
-    """
-    name = str(checkpoint["vinvl"].get("task_class"))
-    if name == DETECTOR_TASK:
-        raise UserError(
-            f"{path} is a detector's checkpoint, which python -m vinvl.train_detector goes on with; to use the "
-            "detector, give the detector.pth of its run as weights to python -m vinvl.extract."
-        )
-    module_name, _, class_name = name.rpartition(".")
-    if re.fullmatch(r"vinvl\.\w+\.task", module_name):
-        try:
-            found = getattr(importlib.import_module(module_name), class_name, None)
-        except ImportError:
-            found = None
-        if isinstance(found, type) and issubclass(found, VinVLTask):
-            return found
-    raise UserError(f"{path} is a checkpoint of '{module_name}.{class_name}', which this version of vinvl has not.")

@@ -1,20 +1,99 @@
-"""The tokenizer and the answers that belong to a model."""
+"""A trained model, opened from wherever it lies: what it says of itself, its tokenizer and its answers."""
 
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from transformers import BertTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from vinvl.data.text import load_tokenizer, opened_tokenizer
 from vinvl.models.export import answers_in
-from vinvl.models.weight_files import CheckpointFiles
+from vinvl.models.published import MODEL_OF_TASK, model_of_task
+from vinvl.models.weight_files import TRAINING_CHECKPOINT, CheckpointFiles, find_checkpoint
 from vinvl.models.weights import NEW, AnswerRows
-from vinvl.run.checkpoint import OUR_KEY
+from vinvl.regions.feature_record import FeatureRecord
+from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError
+from vinvl.run.faults import CHECKPOINTS
+from vinvl.run.files import json_object
 from vinvl.vqa.answers import PICKLES, AnswerVocabulary, read_head_answers
+
+# What a checkpoint of ours, or a folder that `vinvl.convert` has made, says besides its tensors.
+
+
+USE_FILE = "vinvl.json"  # in a model folder: its task, how it is used, how the features were made it was trained on
+DETECTOR_TASK = "vinvl.detector.task.DetectorTask"  # whose checkpoints are the business of vinvl.train_detector
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A checkpoint of ours, a model folder or anybody's weights; nothing that it says is called.
+
+    Attributes:
+        files: where it lies.
+        ours: what a checkpoint of ours holds besides its tensors, {} for anybody else's weights.
+        said: what the vinvl.json of a model folder says, unchecked but for its task; {} if there is none.
+    """
+
+    files: CheckpointFiles
+    ours: dict[str, Any]
+    said: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str | Path) -> Self:
+        """What lies in a run's folder (its best checkpoint, else its last), or wherever `find_checkpoint` finds it.
+
+        Raises:
+            UserError: there is no such model, or what it says is damaged.
+        """
+        places = (Path(name).expanduser() / CHECKPOINTS / f"{which}.ckpt" for which in ("best", "last"))
+        files = find_checkpoint(next((path for path in places if path.is_file()), name))
+        if files.weights.suffix == TRAINING_CHECKPOINT and files.config:
+            ours = read_checkpoint(files.weights)
+            del ours["state_dict"]  # read again where it is needed: two copies would not fit where one does
+            return cls(files, ours, {})
+        path = files.weights.parent / USE_FILE
+        said = json_object(path) if path.is_file() else {}
+        task = said.get("task")
+        if task is not None and (not isinstance(task, str) or task not in MODEL_OF_TASK):
+            raise UserError(f"The vinvl.json of {files.name} names a task that there is not: convert the model again.")
+        return cls(files, {}, said)
+
+    @property
+    def task(self) -> str | None:
+        """What it was trained for, None where neither a run nor a folder says it."""
+        if not self.ours:
+            return self.said.get("task")
+        room, _ = class_of_task(self.ours, self.files.weights)
+        model_of_task(room)
+        return room
+
+    @property
+    def features(self) -> FeatureRecord:
+        """How the features were made that it was trained on, as far as is known."""
+        return FeatureRecord.of_plain((self.ours.get(OUR_KEY) or self.said).get("features"))
+
+
+def class_of_task(checkpoint: Mapping[str, Any], path: Path) -> tuple[str, str]:
+    """The task class that a checkpoint of ours names, as room and name: `vinvl.ROOM.task.NAME`.
+
+    Raises:
+        UserError: it names something else, or the detector.
+    """
+    name = str(checkpoint[OUR_KEY].get("task_class"))
+    if name == DETECTOR_TASK:
+        raise UserError(
+            f"{path} is a detector's checkpoint, which python -m vinvl.train_detector goes on with; to use the "
+            "detector, give the detector.pth of its run as weights to python -m vinvl.extract."
+        )
+    found = re.fullmatch(r"vinvl\.(\w+)\.task\.(\w+)", name)
+    if found is None:
+        raise UserError(f"{path} is a checkpoint of '{name}', which this version of vinvl has not.")
+    return found[1], found[2]
+
 
 # The texts of the answers that an answering model chooses between.
 

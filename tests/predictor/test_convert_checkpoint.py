@@ -13,7 +13,7 @@ from tests.models.test_convert_weights import run
 from vinvl.convert import results_of
 from vinvl.models import VinVLConfig, VinVLForAnswering
 from vinvl.models.weight_files import find_checkpoint
-from vinvl.predictor.usage import published_inputs
+from vinvl.predictor.trained import published_inputs
 from vinvl.run.errors import UserError
 from vinvl.run.files import new_folder
 

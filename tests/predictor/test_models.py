@@ -19,7 +19,7 @@ from tests.models.test_convert_weights import run as convert
 from tests.predictor.samples import close, store_of, tensors, train
 from vinvl.models import VinVLForPreTraining
 from vinvl.predictor import OtherFeatures
-from vinvl.predictor.usage import Usage, published_inputs
+from vinvl.predictor.trained import Usage, published_inputs
 from vinvl.regions import RegionStore
 from vinvl.run.errors import UserError
 

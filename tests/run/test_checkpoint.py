@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from vinvl.restore import task_class
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
-from vinvl.run.folders import task_class
 from vinvl.vqa.task import VQATask
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from vinvl.run.errors import UserError
 
@@ -139,6 +140,11 @@ class DetectorConfig:
     attribute_threshold: float = 0.05
     attributes_per_box: int = 16
     boxes_per_pass: int = 100
+
+    @classmethod
+    def of_plain(cls, fields: Mapping[str, Any]) -> DetectorConfig:
+        """From the fields in plain types, as `dataclasses.asdict` gives them."""
+        return cls(**{**fields, "architecture": Architecture(**fields["architecture"])})
 
     def __post_init__(self) -> None:
         if self.boxes not in (REGRESSED, PROPOSALS):

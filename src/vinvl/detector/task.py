@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vinvl.detector.average_precision import AttributeRecall, AveragePrecision, FoundBoxes
-from vinvl.detector.config import Architecture, DetectorConfig, TrainingSettings
-from vinvl.detector.data import DetectionBatch
+from vinvl.detector.config import DetectorConfig, TrainingSettings
+from vinvl.detector.data import DetectionBatch, DetectionDataModule
 from vinvl.detector.detector import DetectedRegions, Detector, normalised, pad_batch
 from vinvl.detector.losses import detector_losses
 from vinvl.detector.starting import freeze_batch_norm, freeze_stages, initialise, load_what_fits, train_batch_norm
@@ -101,7 +101,7 @@ class DetectorTask(VinVLTask):
         """
         super().__init__({"config": dict(config), "label_map": label_map, "batch_norm": batch_norm}, **recipe)
         _check_batch_norm(batch_norm, frozen_stages)
-        self.settings = _config_of(config)
+        self.settings = DetectorConfig.of_plain(config)
         self.detector = Detector(self.settings)
         initialise(self.detector, torch.Generator().manual_seed(self.seed))
         if init is not None:
@@ -203,11 +203,6 @@ def found_boxes(regions: DetectedRegions) -> FoundBoxes:
         labels=regions.labels.cpu().numpy(),
         scores=regions.scores.double().cpu().numpy(),
     )
-
-
-def _config_of(fields: Mapping[str, Any]) -> DetectorConfig:
-    others = {name: value for name, value in fields.items() if name != "architecture"}
-    return DetectorConfig(architecture=Architecture(**fields["architecture"]), **others)
 
 
 def _check_batch_norm(batch_norm: str, frozen_stages: int) -> None:

@@ -43,7 +43,6 @@ from vinvl.regions.writer import StoreAttributes
 from vinvl.run.errors import UserError, printable, say
 from vinvl.run.files import atomic_write
 from vinvl.run.folders import process_rank
-from vinvl.run.overrides import command_overrides
 from vinvl.run.progress import Show, progress
 from vinvl.run.signals import StopRequest
 
@@ -258,11 +257,10 @@ def extract(config: DictConfig) -> Extracted:
     path, feed = target_path(config), feed_options(config)
     dtype = feature_dtype(config)
     pictures = find_pictures(str(config.images), picture_names(config)).part(*shard(config))
-    overrides = command_overrides()
     opened = open_detector(
         str(config.weights),
         None if config.labels is None else str(config.labels),
-        partial(detector_config, config.detector, overrides),
+        partial(detector_config, config),
         compile=bool(config.compile),
     )
     settings = feature_settings(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.detector.config import Architecture, DetectorConfig
+from vinvl.detector.config import DetectorConfig
 from vinvl.extraction.feed import FeedOptions
 from vinvl.pictures import PictureNames, ReadingOptions
 from vinvl.regions.feature_record import differences, settings_of
@@ -21,6 +22,7 @@ from vinvl.regions.spool import RowShapes
 from vinvl.regions.store import RegionStore
 from vinvl.regions.writer import shard_path
 from vinvl.run.errors import UserError
+from vinvl.run.overrides import command_overrides, given_values, with_given
 
 # The configuration of `python -m vinvl.extract` → checked settings.
 
@@ -64,7 +66,7 @@ def target_path(config: DictConfig) -> Path:
     return shard_path(path, *shard(config))
 
 
-def detector_config(section: DictConfig, overrides: Sequence[str], carried: DetectorConfig | None) -> DetectorConfig:
+def detector_config(config: DictConfig, carried: DetectorConfig | None) -> DetectorConfig:
     """The detector's settings: as its own weight file carries them, with `detector.KEY=VALUE` of the command on top.
 
     Where the file carries none, or the command chooses (detector=NAME), the section of the configuration stands.
@@ -72,15 +74,12 @@ def detector_config(section: DictConfig, overrides: Sequence[str], carried: Dete
     Raises:
         UserError: settings that contradict each other.
     """
-    named = {override.split("=", 1)[0].lstrip("+~") for override in overrides if "=" in override}
-    if carried is None or "detector" in named:
-        config: DetectorConfig = instantiate(section)
-        return config
-    own = {name.removeprefix("detector.") for name in named if name.startswith("detector.")}
-    values = {name: plain_value(OmegaConf.select(section, name)) for name in own}
-    inner = {name.removeprefix("architecture."): values.pop(name) for name in own if name.startswith("architecture.")}
-    architecture: Architecture = replace(carried.architecture, **inner)
-    return replace(carried, **values, architecture=architecture)
+    given = given_values(command_overrides())
+    if carried is None or "detector" in given:
+        chosen: DetectorConfig = instantiate(config.detector)
+        return chosen
+    own = json.loads(json.dumps(asdict(carried)))  # lists for tuples, as a configuration has them
+    return DetectorConfig.of_plain(with_given(own, "detector", config, given, "The weight file's detector"))
 
 
 def section(config: DictConfig, name: str) -> dict[str, Any]:
@@ -88,10 +87,6 @@ def section(config: DictConfig, name: str) -> dict[str, Any]:
     value = OmegaConf.to_container(config[name], resolve=True)
     assert isinstance(value, Mapping)
     return {str(key): item for key, item in value.items()}
-
-
-def plain_value(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 SHOWN = 3

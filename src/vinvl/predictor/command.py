@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from vinvl.extraction.settings import detector_config, section
 from vinvl.pictures import SUFFIXES
 from vinvl.predictor.loading import load
 from vinvl.predictor.predictor import Predictor
 from vinvl.predictor.skills import Answer, Caption
-from vinvl.predictor.usage import Usage
+from vinvl.predictor.trained import Usage
 from vinvl.regions.feature_record import OtherFeatures
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
 from vinvl.run.folders import NAMED_CHECKPOINTS, resolve_checkpoint
 from vinvl.run.options import IN_QUOTES, as_text
-from vinvl.run.overrides import command_overrides
+from vinvl.run.overrides import command_overrides, given_keys, given_values
 
 # Command lines about pictures, as Hydra takes them.
 
@@ -70,14 +70,13 @@ DTYPES = {"32-true": "float32", "32": "float32", "bf16-mixed": "bfloat16"}
 
 def predictor_of(config: DictConfig) -> Predictor:
     """The model with the settings that the command has given."""
-    overrides = command_overrides()
-    named = {override.split("=", 1)[0].lstrip("+~") for override in overrides if "=" in override}
+    given = given_values(command_overrides())
     name = str(config.ckpt_path)
     if name in NAMED_CHECKPOINTS:
         name = str(resolve_checkpoint(name, config.paths.runs_dir, config.name))
-    data, decoding = _given(config, named, "data"), _given(config, named, "decoding")
-    others = {key: data.pop(key) for key in ("tokenizer", "answers") if f"data.{key}" in named}
-    if "data" in named:  # a whole section: what of it is no business of pictures is left alone
+    data, decoding = (given_keys(part, config, given) for part in ("data", "decoding"))
+    others = {key: data.pop(key) for key in ("tokenizer", "answers") if f"data.{key}" in given}
+    if "data" in given:  # a whole section: what of it is no business of pictures is left alone
         data = {field.name: data[field.name] for field in fields(Usage) if field.name in data}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", OtherFeatures)
@@ -85,7 +84,7 @@ def predictor_of(config: DictConfig) -> Predictor:
             name,
             detector=None if config.weights is None else str(config.weights),
             labels=None if config.labels is None else str(config.labels),
-            detector_config=partial(detector_config, config.detector, overrides),
+            detector_config=partial(detector_config, config),
             features=None if config.features is None else paths_of(config.features),
             task=config.task_name,
             inputs=data,
@@ -99,14 +98,6 @@ def predictor_of(config: DictConfig) -> Predictor:
         if issubclass(one.category, OtherFeatures):
             say(f"warning: {one.message}", error=True)
     return model
-
-
-def _given(config: DictConfig, named: set[str], part: str) -> dict[str, Any]:
-    """Of a part of the configuration what the command has said; all of it where it has chosen the part."""
-    whole = OmegaConf.to_container(config[part], resolve=part in named)
-    assert isinstance(whole, dict)
-    keys = {name.split(".")[1] for name in named if name.startswith(f"{part}.")}
-    return {str(key): value for key, value in whole.items() if part in named or key in keys}
 
 
 def paths_of(features: Any) -> str | list[str]:

@@ -19,10 +19,10 @@ from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
 from vinvl.extraction.provenance import trained_config, trained_reading, unlike_detector
 from vinvl.models.config import SpecialTokens
 from vinvl.pictures import ReadingOptions
-from vinvl.predictor.opening import TrainedModel, Used, open_trained
 from vinvl.predictor.pictures import Computing, Looking, Taking
 from vinvl.predictor.predictor import Predictor, Skill
 from vinvl.predictor.skills import Answering, Captioning, Judging, Matching
+from vinvl.predictor.trained import TrainedModel, Used, open_trained
 from vinvl.regions.feature_record import OtherFeatures, unlike_store
 from vinvl.regions.regions import BOX_NUMBERS
 from vinvl.regions.store import RegionStore

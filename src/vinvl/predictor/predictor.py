@@ -8,7 +8,6 @@ from typing import Any, TypeVar, overload
 from vinvl.data.inputs import PlacedImage, RegionText
 from vinvl.data.tags import StoreTags, TagTokens
 from vinvl.models.config import SpecialTokens
-from vinvl.predictor.opening import TrainedModel
 from vinvl.predictor.pictures import Finder, Looking, Picture, Place, Taking
 from vinvl.predictor.skills import (
     Answer,
@@ -23,6 +22,7 @@ from vinvl.predictor.skills import (
     is_many,
     paired,
 )
+from vinvl.predictor.trained import TrainedModel
 from vinvl.regions.regions import RegionSource
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError

@@ -25,7 +25,7 @@ from vinvl.models.constrained import Constraint
 from vinvl.models.generate import generate_captions
 from vinvl.nlvr2.data import Pair, collate_statements, statement_pair
 from vinvl.predictor.pictures import Computing
-from vinvl.predictor.usage import Usage
+from vinvl.predictor.trained import Usage
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.retrieval.data import MATCHED, collate_pairs, pair_example
 from vinvl.run.errors import UserError, printable

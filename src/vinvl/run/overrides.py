@@ -1,14 +1,16 @@
-"""What a command line gives: it takes the place of what is configured, and is read by something."""
+"""What a command line gives: it takes the place of what is configured or carried, and is read by something."""
 
+import copy
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from vinvl.run.errors import UserError
 
@@ -94,3 +96,88 @@ def _parsed(argument: str) -> Override | None:
         return OverridesParser.create().parse_override(argument)
     except HydraException:
         return None
+
+
+# The settings that a file carries, with those of this command on top.
+
+
+FILES = "data.splits"  # what is given there is one value, also where it is a dict
+GROWING = ("splits", "constraints")  # dicts whose keys need not be carried; whoever reads them knows them
+
+
+def with_given(
+    carried: dict[str, Any] | None, name: str, config: DictConfig, given: Mapping[str, Any], owner: str
+) -> dict[str, Any]:
+    """A section that a file carries with what the command gives for it.
+
+    What is given replaces what is there; of a dict of settings, such as `data.prepare`, the settings that are given.
+    Where the command chooses the section itself (NAME=CHOICE), or nothing is carried, its own stands.
+
+    Args:
+        carried: in plain types.
+        name: of the section.
+        config: what Hydra composed for the command, in which what is given is resolved.
+        given: `given_values` of the command.
+        owner: names what carries the section, for messages.
+
+    Raises:
+        UserError: the section has no such key, or something is to be taken away from it.
+    """
+    if carried is None or name in given:
+        return _plain(config[name])
+    changed = copy.deepcopy(carried)
+    for key, value in given.items():
+        if key.startswith(f"~{name}."):
+            raise UserError(f"{key}: nothing can be taken away from {owner}; pass {key[1:]}=null, or {name}=NAME.")
+        if key.startswith(f"{name}.") and (key, value) != (FILES, None):  # which makes room for splits that follow
+            for inner in _settings(key, value):
+                _put(changed, inner.split(".")[1:], _plain(OmegaConf.select(config, inner)), owner)
+    return changed
+
+
+def given_keys(name: str, config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a section what the command gives; all of it where it has chosen the section."""
+    keys = {key.split(".")[1] for key in given if key.startswith(f"{name}.")}
+    return _plain(config[name]) if name in given else {key: _plain(config[name][key]) for key in keys}
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _settings(key: str, value: object) -> Iterator[str]:
+    """The key of each setting in a dict of settings; a dict that says where files lie is one value."""
+    if isinstance(value, dict) and value and not key.startswith(FILES):
+        for name, item in value.items():
+            yield from _settings(f"{key}.{name}", item)
+    else:
+        yield key
+
+
+def _put(section: Any, names: Sequence[str], value: object, owner: str) -> None:
+    """Sets a value within nested dicts and lists; below a key of `GROWING` it may be new.
+
+    Raises:
+        UserError: there is no such place; `owner` names the section in the sentence.
+    """
+    *parents, last = names
+    grows = names[0] in GROWING
+    node = section
+    for name in parents:
+        if grows and isinstance(node, dict) and (node is not section or name in node) and node.get(name) is None:
+            node[name] = {}
+        node = _child(node, name, names, owner)
+    if not (isinstance(node, dict) and grows and parents):
+        _child(node, last, names, owner)
+    node[int(last) if isinstance(node, list) else last] = value
+
+
+def _child(node: Any, name: str, names: Sequence[str], owner: str) -> Any:
+    if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+        return node[int(name)]
+    if isinstance(node, dict) and name in node:
+        return node[name]
+    known = sorted(map(str, node)) if isinstance(node, dict) else []
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f": did you mean {close[0]}?" if close else f"; it has {', '.join(known)}." if known else "."
+    raise UserError(f"{owner} has no '{'.'.join(names)}'{hint}")

@@ -1,23 +1,32 @@
-"""How a model that was trained for a task is used: what it sees of its inputs, their layout, how it decodes."""
+"""A trained model ready for use, whoever trained it: its task, what it sees of its inputs, how it decodes."""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vinvl.captioning.constraints import ConstraintOptions
 from vinvl.captioning.data import CaptionLimits
+from vinvl.captioning.task import positions_needed
 from vinvl.data.inputs import InputLimits
 from vinvl.models.decoding import DecodingOptions
+from vinvl.models.encoder import VinVLModel
+from vinvl.models.export import check_tokenizer
+from vinvl.models.published import ENCODER, MODEL_OF_TASK, convert_model
+from vinvl.models.weight_files import DATA_PARALLEL, MMF_MODEL, CheckpointFiles
+from vinvl.models.weights import LoadingReport
+from vinvl.regions.feature_record import FeatureRecord
 from vinvl.retrieval.candidates import ATTENTION_TYPES
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory
+from vinvl.trained import OpenedModel, find_answers, find_tokenizer, rows_of_given
 
 # The published numbers of each task, with their sources, are in these files of conf/data.
 DATA_OF_TASK = {"vqa": "vqa", "gqa": "gqa", "nlvr2": "nlvr2", "retrieval": "retrieval", "captioning": "captions"}
@@ -171,3 +180,164 @@ def _shown(value: object) -> str:
     """A value of a file that may hold anything, short enough for a sentence."""
     plain = isinstance(value, str | float | bool | None) or (isinstance(value, int) and abs(value) < 10**40)
     return repr(value)[:60] if plain else f"a {type(value).__name__}"
+
+
+def only_task_of(model: object) -> str | None:
+    """The task of a model that only one has."""
+    tasks = [task for task, kind in MODEL_OF_TASK.items() if kind is type(model)]
+    return tasks[0] if len(tasks) == 1 else None
+
+
+def record_of_use(task: str | None, opened: OpenedModel, report: LoadingReport) -> dict[str, Any] | None:
+    """What `USE_FILE` says of a model; None where the task is none that a model is used for.
+
+    Of anybody else's weights no more than the task is known, and whether they are MMF's. Of paths the file has the last
+    name alone, for folders are published.
+
+    Raises:
+        UserError: a checkpoint of ours says of itself what cannot be.
+    """
+    if task not in DATA_OF_TASK:
+        return None
+    if not opened.ours:
+        return {"task": task, "recipe": recipe_of(report)}
+    usage = Usage.of_task(task, said_by_run(opened.ours), {}, {}, opened.files.name).plain()
+    if usage["inputs"]["tags"] is not None:
+        usage["inputs"]["tags"] = Path(usage["inputs"]["tags"]).name
+    constraints = usage["decoding"]["constraints"]
+    if constraints is not None:
+        usage["decoding"]["constraints"] = {name: _bare(value) for name, value in constraints.items()}
+    return {"task": task, **usage, "features": opened.features.plain()}
+
+
+def recipe_of(report: LoadingReport) -> str | None:
+    """The recipe whose numbers weights are used with, where they are not those of Oscar: MMF's, by their names."""
+    originals = (DATA_PARALLEL.sub("", original) for original, _ in report.renamed)
+    return MMF_RECIPE if any(MMF_MODEL.match(name) for name in originals) else None
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bare(one) for one in value]
+    return Path(value).name if isinstance(value, str) else value
+
+
+ANSWERING = ("vqa", "gqa")
+FINE_TUNING_TASKS = {"vqa": "vqa", "vqa_text": "vqa", "gqa": "gqa", "ir": "retrieval", "retrieval": "retrieval"}
+"""`finetuning_task` in config.json, as Oscar's scripts and ours write it → the task."""
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a model that is used for a task needs besides its weights.
+
+    Attributes:
+        usage: what it sees of its inputs and how it decodes.
+        tokenizer: the one that it was trained with.
+        answers: those that an answering model chooses between; empty for others.
+    """
+
+    usage: Usage
+    tokenizer: PreTrainedTokenizerBase
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in evaluation mode, on the CPU.
+
+    Attributes:
+        name: as it was given.
+        task: a key of `MODEL_OF_TASK`.
+        model: of the class that the task has.
+        used: what its use needs; None for encoders and pre-training models, which are no use as they are.
+        features: how the features were made that it was trained on, as far as is known.
+    """
+
+    name: str
+    task: str
+    model: PreTrainedModel
+    used: Used | None
+    features: FeatureRecord
+
+
+def open_trained(
+    name: str | Path,
+    *,
+    task: str | None = None,
+    tokenizer: str | Path | None = None,
+    answers: str | Path | Sequence[str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    decoding: Mapping[str, Any] | None = None,
+) -> TrainedModel:
+    """The model of a checkpoint of ours, of a run's folder, or of whatever `find_checkpoint` takes.
+
+    Nothing that a file says is called; its settings are held against what they may be.
+
+    Args:
+        name: where it lies.
+        task: what it was trained for, where neither the file nor its tensors show it.
+        tokenizer: None: that of the training run, or the one beside the weights.
+        answers: a file of them or the texts; None: those of the training run, or of the model's configuration.
+        inputs, decoding: settings of `Usage` that go before those that the model was trained with.
+
+    Raises:
+        UserError: there is no such model, it is damaged, or something that it needs is not known.
+    """
+    place, opened = str(name), OpenedModel.of(name)
+    files, ours = opened.files, opened.ours
+    task = task or opened.task
+    model, report = convert_model(files, task, None, lambda size: rows_of_given(answers, files, size, new_ones=False))
+    model.requires_grad_(False)
+    task = task or _task_of_model(model, files, place)
+    if answers is not None and task not in ANSWERING:
+        raise UserError(f"{place} is a model for {task}, which chooses no answers: leave answers out.")
+    if decoding and task != "captioning":
+        raise UserError(f"{place} is a model for {task}, which writes no captions: leave decoding out.")
+    used = None
+    if task in DATA_OF_TASK:
+        known = said_by_run(ours) if ours else {"recipe": recipe_of(report), **opened.said}
+        usage = Usage.of_task(task, known, inputs or {}, decoding or {}, place)
+        _check_positions(model, usage, task, place)
+        tokenizer_name, found = find_tokenizer(None if tokenizer is None else str(tokenizer), files)
+        check_tokenizer(model, found, tokenizer_name)
+        used = Used(usage, found, _answers(answers, files, model, task, place))
+    return TrainedModel(place, task, model, used, opened.features)
+
+
+def _task_of_model(model: PreTrainedModel, files: CheckpointFiles, place: str) -> str:
+    """The task of a model whose file does not name it."""
+    if type(model) is VinVLModel:
+        return ENCODER
+    found = only_task_of(model) or FINE_TUNING_TASKS.get(str(files.config.get("finetuning_task")))
+    if found is None:
+        raise UserError(
+            f"{place} does not say what its classifier of {model.config.num_labels:,} was trained for: pass task=vqa, "
+            "gqa or retrieval."
+        )
+    return found
+
+
+def _answers(
+    given: str | Path | Sequence[str] | None, files: CheckpointFiles, model: PreTrainedModel, task: str, place: str
+) -> tuple[str, ...]:
+    if task not in ANSWERING:
+        return ()
+    found = find_answers(given, files, model)
+    if found is None:
+        raise UserError(
+            f"{place} does not carry the texts of its {model.config.num_labels:,} answers: pass answers=FILE, the "
+            "trainval_label2ans.pkl that it was published with, or a JSON list."
+        )
+    return tuple(found)
+
+
+def _check_positions(model: PreTrainedModel, usage: Usage, task: str, place: str) -> None:
+    captions = task == "captioning"
+    needed = positions_needed(usage.caption_limits, usage.decoding_options) if captions else usage.max_tokens
+    known = model.config.max_position_embeddings
+    if needed > known:
+        raise UserError(
+            f"{place}: the text of an example may take {needed} positions, and the model knows {known}: give a lower "
+            f"max_tokens{' or max_length' if captions else ''}."
+        )
