@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import padded_size, resized_pixels
 from vinvl.detector.weights import OpenedDetector, device_of
 from vinvl.extraction.feed import alike
@@ -80,106 +79,6 @@ Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 """A path, an image id, a Pillow image of any mode, or uint8 (H, W, 3) in the order red, green, blue or (H, W)."""
 
 
-@dataclass(frozen=True, eq=False)
-class Taken:
-    """A picture that was given.
-
-    Attributes:
-        key: the same for the same picture within one call.
-        name: for messages and results.
-        stored: its position in the store, None where it is not from there.
-        path: the file, None for what is in memory.
-        image: what is in memory and stays as it is, Pillow's or NumPy's.
-        pixels: uint8 (height, width, 3), resized for the detector, once it has been made ready.
-        size: (width, height) before it was resized, once that is known.
-    """
-
-    key: Hashable
-    name: str
-    stored: int | None = None
-    path: Path | None = None
-    image: Image.Image | np.ndarray | None = None
-    pixels: Tensor | None = None
-    size: tuple[int, int] | None = None
-
-
-class Taking:
-    """Takes pictures in.
-
-    Args:
-        store: where image ids are looked up first; None for none.
-        config: how the detector resizes pictures; None where there is no detector.
-        reading: how files, and Pillow's images, become pixels.
-    """
-
-    def __init__(self, store: RegionStore | None, config: DetectorConfig | None, reading: ReadingOptions) -> None:
-        self._store, self._config, self._reading = store, config, reading
-
-    def key(self, image: object) -> Hashable:
-        """Tells pictures apart while the caller holds them: text by its content, objects by which they are."""
-        return str(image) if isinstance(image, str | os.PathLike) else id(image)
-
-    def take(self, image: Any) -> Taken:
-        """A picture, which if it is in memory stays as it is as long as the call goes on.
-
-        Args:
-            image: see `Picture`.
-
-        Raises:
-            UserError: it is no picture, there is none of that name, or there is no detector to look at it with.
-        """
-        if isinstance(image, str) and self._store is not None and image in self._store:
-            return Taken(("id", image), image, stored=self._store.index_of(image))
-        if isinstance(image, str | os.PathLike):
-            return self._of_path(image)
-        refuse_no_picture(image)
-        name = str(getattr(image, "filename", "") or "the picture")
-        if self._config is None:
-            raise self._no_detector(name)
-        return Taken(("object", id(image)), name, image=image)
-
-    def measured(self, taken: Taken) -> Taken:
-        """A picture that is not from the store with its size; what is in memory is also resized.
-
-        Raises:
-            UserError: it is broken, as far as this shows.
-        """
-        if taken.size is not None:
-            return taken
-        if taken.path is None:
-            assert taken.image is not None and self._config is not None
-            rgb = rgb_of(taken.image, self._reading, taken.name)
-            return Taken(taken.key, taken.name, pixels=resized_pixels(rgb, self._config), size=rgb.size)
-        return replace(taken, size=picture_size(taken.path, self._reading))
-
-    def pixels(self, taken: Taken) -> Tensor:
-        """Uint8 (height, width, 3), resized. Raises UserError, naming the file, for a broken one."""
-        if taken.pixels is not None:
-            return taken.pixels
-        assert taken.path is not None and self._config is not None
-        return resized_pixels(read_picture(taken.path, self._reading), self._config)
-
-    def _of_path(self, image: str | os.PathLike[str]) -> Taken:
-        path = Path(image).expanduser()
-        if path.is_dir():
-            raise UserError(f"{path} is a folder: give the pictures in it.")
-        if not path.is_file():
-            if self._store is None or not isinstance(image, str):
-                raise UserError(f"There is no picture {path}.")
-            holds = f", whose ids are like {self._store.at(0).image_id!r}" if len(self._store) else ""
-            raise UserError(f"{image!r} is neither an image of {self._store!r}{holds}, nor a picture file.")
-        if self._config is None:
-            raise self._no_detector(str(path))
-        return Taken(("path", str(path)), str(path), path=path)
-
-    def _no_detector(self, name: str) -> UserError:
-        instead = "" if self._store is None else ", or give the id of an image in features"
-        return UserError(
-            f"{name} cannot be looked at without a detector: give its weights, such as vinvl_vg_x152c4.pth, as "
-            f"detector (on the command line weights=FILE){instead}."
-        )
-
-
 def refuse_no_picture(image: object) -> None:
     """Raises UserError for what is neither a Pillow image nor an array of pixels, and for pictures without pixels."""
     if isinstance(image, np.ndarray):
@@ -224,6 +123,23 @@ KEPT = 512  # pictures whose regions a call keeps: 200 MB at 100 regions of 2,04
 
 
 @dataclass(frozen=True, eq=False)
+class Taken:
+    """A picture that was given.
+
+    Attributes:
+        key: the same for the same picture within one call.
+        name: for messages and results.
+        stored: its position in the store, None where it is not from there.
+        image: the file, or what is in memory and stays as it is, Pillow's or NumPy's.
+    """
+
+    key: Hashable
+    name: str
+    stored: int | None = None
+    image: Path | Image.Image | np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class FoundRegions:
     """What a detector has found in N pictures, like a store in memory."""
 
@@ -252,35 +168,89 @@ class Looking:
     """What regions come from, and how.
 
     Attributes:
-        taking: reads pictures.
-        store: of the image ids; None for none.
+        store: where image ids are looked up first; None for none.
         detector: on its device; None for none.
+        reading: how files, and Pillow's images, become pixels.
         feature_dtype: that features are rounded to, as in the store that the model was trained on.
         batch_size: pictures that go through the detector together, at most.
     """
 
-    taking: Taking
     store: RegionStore | None
     detector: OpenedDetector | None
+    reading: ReadingOptions
     computing: Computing
     feature_dtype: torch.dtype
     batch_size: int
 
+    def take(self, image: Any) -> Taken:
+        """A picture, which if it is in memory stays as it is as long as the call goes on.
+
+        Raises:
+            UserError: it is no `Picture`, there is none of that name, or there is no detector to look at it with.
+        """
+        if isinstance(image, str) and self.store is not None and image in self.store:
+            return Taken(("id", image), image, stored=self.store.index_of(image))
+        if isinstance(image, str | os.PathLike):
+            path = self._file(image)
+            taken = Taken(("path", str(path)), str(path), image=path)
+        else:
+            refuse_no_picture(image)
+            name = str(getattr(image, "filename", "") or "the picture")
+            taken = Taken(("object", id(image)), name, image=image)
+        if self.detector is None:
+            instead = "" if self.store is None else ", or give the id of an image in features"
+            raise UserError(
+                f"{taken.name} cannot be looked at without a detector: give its weights, such as vinvl_vg_x152c4.pth, "
+                f"as detector (on the command line weights=FILE){instead}."
+            )
+        return taken
+
+    def _file(self, image: str | os.PathLike[str]) -> Path:
+        path = Path(image).expanduser()
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: give the pictures in it.")
+        if path.is_file():
+            return path
+        if self.store is None or not isinstance(image, str):
+            raise UserError(f"There is no picture {path}.")
+        holds = f", whose ids are like {self.store.at(0).image_id!r}" if len(self.store) else ""
+        raise UserError(f"{image!r} is neither an image of {self.store!r}{holds}, nor a picture file.")
+
     def regions(self, pictures: Sequence[Taken]) -> list[Regions]:
-        """The detector's regions of pictures that are not from the store, each as if it was alone."""
+        """The detector's regions of pictures that are not from the store, each as if it was alone.
+
+        Raises:
+            UserError: names a picture that is broken.
+        """
         assert self.detector is not None
-        detector = self.detector.detector
-        pictures = [self.taking.measured(one) for one in pictures]
-        originals = [one.size for one in pictures if one.size is not None]
-        sizes = [padded_size(*size, detector.config) for size in originals]
+        detector, sizes = self.detector.detector, list[tuple[int, int]]()  # (width, height) before they are resized
+        ready: dict[int, Tensor] = {}  # uint8 (height, width, 3), resized: files are read when their turn comes
+        for number, one in enumerate(pictures):
+            if isinstance(one.image, Path):
+                sizes.append(picture_size(one.image, self.reading))
+            else:
+                assert one.image is not None
+                rgb = rgb_of(one.image, self.reading, one.name)
+                sizes.append(rgb.size)
+                ready[number] = resized_pixels(rgb, detector.config)
         found: dict[int, Regions] = {}
-        for batch in alike(range(len(pictures)), sizes, self.batch_size, mixed_sizes=False):
-            pixels = [self.taking.pixels(pictures[index]) for index in batch]
+        padded = [padded_size(*size, detector.config) for size in sizes]
+        for batch in alike(range(len(pictures)), padded, self.batch_size, mixed_sizes=False):
+            pixels = [ready[i] if i in ready else self._pixels(pictures[i]) for i in batch]
             with self.computing.precision():
-                regions = detector.detect_pixels(pixels, [originals[index] for index in batch])
-            for index, one in zip(batch, regions, strict=True):
-                found[index] = store_regions(pictures[index].name, one, self.feature_dtype)
+                regions = detector.detect_pixels(pixels, [sizes[index] for index in batch])
+            for index, seen in zip(batch, regions, strict=True):
+                found[index] = store_regions(pictures[index].name, seen, self.feature_dtype)
         return [found[index] for index in range(len(pictures))]
+
+    def _pixels(self, taken: Taken) -> Tensor:
+        assert isinstance(taken.image, Path) and self.detector is not None
+        return resized_pixels(read_picture(taken.image, self.reading), self.detector.detector.config)
+
+
+def key_of(image: object) -> Hashable:
+    """Tells pictures apart while the caller holds them: text by its content, objects by which they are."""
+    return str(image) if isinstance(image, str | os.PathLike) else id(image)
 
 
 class Finder:
@@ -313,7 +283,6 @@ class Finder:
         return places
 
     def _found(self, regions: list[Regions]) -> FoundRegions:
-        detector = self._looking.detector
-        assert detector is not None
-        dim = detector.detector.config.architecture.c5_channels
-        return FoundRegions(tuple(regions), detector.label_map, dim)
+        opened = self._looking.detector
+        assert opened is not None
+        return FoundRegions(tuple(regions), opened.label_map, opened.detector.config.architecture.c5_channels)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
 from vinvl.data.inputs import PlacedImage, RegionText
-from vinvl.data.tags import StoreTags, TagTokens
+from vinvl.data.tags import StoreTags, TagTokens, tag_source
 from vinvl.models.config import SpecialTokens
-from vinvl.predictor.pictures import Finder, Looking, Picture, Place, Taking
+from vinvl.predictor.pictures import Finder, Looking, Picture, Place, key_of
 from vinvl.predictor.skills import (
     Answer,
     Answering,
@@ -16,7 +16,6 @@ from vinvl.predictor.skills import (
     Captioning,
     Judging,
     Matching,
-    Pairs,
     PictureRegions,
     checked_text,
     is_many,
@@ -27,56 +26,7 @@ from vinvl.regions.regions import RegionSource
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
 
-# Many pictures and texts, worked on a window at a time.
-
-
 WINDOW = 128  # pictures, or pairs of picture and text, that are in memory at a time
-Result = TypeVar("Result")
-Work = Callable[[list[list[Place]], list[str]], list[Result]]
-"""Of some items where the regions of each one's pictures are, and the texts → the results."""
-
-
-def worked(
-    looking: Looking,
-    pairs: Pairs,
-    text_is: str | None,
-    work: Work[Result],
-    pictures_of: Callable[[Any], Sequence[Any]] = lambda image: (image,),
-) -> list[Result]:
-    """The results of all (image, text), in their order.
-
-    Args:
-        looking: where regions come from.
-        pairs: which belong together.
-        text_is: what the text is called in messages; None where there is none.
-        work: makes results of a window.
-        pictures_of: the pictures in what stands for the image.
-
-    Raises:
-        UserError: what is no picture or no text, or a broken picture.
-    """
-    order = _by_picture(pairs.items, looking.taking, pictures_of)
-    finder = Finder(looking)
-    results: list[Result] = []
-    for start in range(0, len(order), WINDOW):
-        window = [pairs.items[index] for index in order[start : start + WINDOW]]
-        texts = ["" if text_is is None else checked_text(text, text_is) for _, text in window]
-        taken = [[looking.taking.take(one) for one in pictures_of(image)] for image, _ in window]
-        places = iter(finder.find([one for pictures in taken for one in pictures]))
-        results += work([[next(places) for _ in pictures] for pictures in taken], texts)
-    by_index = dict(zip(order, results, strict=True))
-    return [by_index[index] for index in range(len(order))]
-
-
-def _by_picture(items: list[tuple[Any, Any]], taking: Taking, pictures_of: Callable[[Any], Sequence[Any]]) -> list[int]:
-    """The order in which pictures, of two the first, come for the first time: of one that comes again, all at once."""
-    keys = [taking.key(pictures_of(image)[0]) for image, _ in items]
-    firsts: dict[Any, int] = {}
-    for index, key in enumerate(keys):
-        firsts.setdefault(key, index)
-    return sorted(range(len(keys)), key=lambda index: firsts[keys[index]])
-
-
 NEEDED = {
     "ask": "ask needs one that was trained for VQA or GQA",
     "caption": "caption needs a captioning model",
@@ -87,6 +37,8 @@ Texts = Sequence[str]
 PicturePair = tuple[Picture, Picture]
 Skill = Answering | Captioning | Judging | Matching
 Kind = TypeVar("Kind", Answering, Captioning, Matching)
+Work = Callable[[list[Place], list[str]], Sequence[Any]]
+"""Of some pictures the places of their regions, one after the other, and the texts → the results."""
 
 
 class Predictor:
@@ -96,7 +48,7 @@ class Predictor:
     the path of a file, a Pillow image of any mode, or a NumPy array, uint8 (H, W, 3) in the order red, green, blue, or
     (H, W). Wherever one picture or text is asked for, there may be many, in a list: the result is then a list. One
     picture goes with all texts, one text with all pictures, and lists of one length belong together. Of many,
-    `working.WINDOW` are worked on at a time. A picture that comes again in a call is looked at once.
+    `WINDOW` are worked on at a time. A picture that comes again in a call is looked at once.
 
     All methods raise UserError for what is no picture or no text, for a broken file, and where the model is of another
     task.
@@ -105,19 +57,21 @@ class Predictor:
         trained: the model with its task, tokenizer, answers and settings.
     """
 
-    def __init__(
-        self, trained: TrainedModel, looking: Looking, skill: Skill | None, store_text: RegionText | None
-    ) -> None:
+    def __init__(self, trained: TrainedModel, looking: Looking, skill: Skill | None) -> None:
         """
         Args:
             trained: of which `skill` is what it can do.
             looking: what regions come from.
             skill: None for a model that can only have its pictures' regions found.
-            store_text: puts texts and the images of `looking.store` together.
         """
         self.trained = trained
-        self._looking, self._skill, self._store_text = looking, skill, store_text
+        self._looking, self._skill = looking, skill
         self._tag_tokens: TagTokens | None = None
+        store, used = looking.store, trained.used
+        self._store_text: RegionText | None = None
+        if store is not None and used is not None:
+            tags = tag_source(used.usage.tags, store, used.tokenizer)
+            self._store_text = RegionText(store, tags, used.usage.limits, SpecialTokens.of(used.tokenizer))
 
     def __repr__(self) -> str:
         detector, store = self._looking.detector, self._looking.store
@@ -135,12 +89,8 @@ class Predictor:
         """The answer to a question about a picture, with the `top` best."""
         if isinstance(top, bool) or not isinstance(top, int) or top < 1:
             raise UserError(f"top={top!r} must be a whole number of at least 1.")
-        skill, pairs = self._having("ask", Answering), paired(image, question)
-
-        def answer(places: list[list[Place]], texts: list[str]) -> list[Answer]:
-            return skill([self._placed(one) for (one,) in places], texts, top)
-
-        return _result(pairs.single, worked(self._looking, pairs, "question", answer))
+        skill = self._having("ask", Answering)
+        return self._worked(image, question, "question", lambda places, texts: skill(self._placed(places), texts, top))
 
     @overload
     def caption(self, image: Picture) -> Caption: ...  # type: ignore[overload-overlap]
@@ -150,12 +100,8 @@ class Predictor:
 
     def caption(self, image: Any) -> Caption | list[Caption]:
         """A picture's caption; more of them where `decoding` asks for several (`num_return_sequences`)."""
-        skill, pairs = self._having("caption", Captioning), paired(image, None)
-
-        def write(places: list[list[Place]], texts: list[str]) -> list[Caption]:
-            return skill([self._placed(one) for (one,) in places])
-
-        return _result(pairs.single, worked(self._looking, pairs, None, write))
+        skill = self._having("caption", Captioning)
+        return self._worked(image, None, None, lambda places, _: skill(self._placed(places)))
 
     @overload
     def score(self, image: Picture | PicturePair, text: str) -> float: ...  # type: ignore[overload-overlap]
@@ -171,14 +117,15 @@ class Predictor:
         Of a model for NLVR2 the probability that a statement is true of two pictures: `image` is then a tuple of the
         left and the right one, or a list of such tuples.
         """
-        if isinstance(self._skill, Judging):
-            return self._judged(self._skill, image, text)
-        skill, pairs = self._having("score", Matching), paired(image, text)
+        if isinstance(judging := self._skill, Judging):
 
-        def match(places: list[list[Place]], texts: list[str]) -> list[float]:
-            return skill([self._placed(one) for (one,) in places], texts)
+            def judge(places: list[Place], texts: list[str]) -> list[float]:
+                placed = self._placed(places)
+                return judging(list(zip(placed[::2], placed[1::2], strict=True)), texts)
 
-        return _result(pairs.single, worked(self._looking, pairs, "text", match))
+            return self._worked(image, text, "statement", judge, two=True)
+        skill = self._having("score", Matching)
+        return self._worked(image, text, "text", lambda places, texts: skill(self._placed(places), texts))
 
     @overload
     def regions(self, image: Picture) -> PictureRegions: ...  # type: ignore[overload-overlap]
@@ -188,21 +135,35 @@ class Predictor:
 
     def regions(self, image: Any) -> PictureRegions | list[PictureRegions]:
         """What is seen in a picture, whatever the model: classes, attributes, scores, boxes and features."""
-        pairs = paired(image, None)
 
-        def show(places: list[list[Place]], texts: list[str]) -> list[PictureRegions]:
-            found = [(source.at(index), source.label_map) for ((source, index),) in places]
+        def show(places: list[Place], texts: list[str]) -> list[PictureRegions]:
+            found = [(source.at(index), source.label_map) for source, index in places]
             return [PictureRegions(regions.image_id, regions, label_map) for regions, label_map in found]
 
-        return _result(pairs.single, worked(self._looking, pairs, None, show))
+        return self._worked(image, None, None, show)
 
-    def _judged(self, skill: Judging, image: Any, statement: Any) -> float | list[float]:
-        pairs = paired(image, statement, lambda value: is_many(value) and not isinstance(value, tuple))
+    def _worked(self, images: Any, texts: Any, text_is: str | None, work: Work, two: bool = False) -> Any:
+        """The results of all (image, text) in their order, no list where there is a single one.
 
-        def judge(places: list[list[Place]], texts: list[str]) -> list[float]:
-            return skill([(self._placed(left), self._placed(right)) for left, right in places], texts)
+        Args:
+            text_is: what the text is called in messages; None where there is none.
+            two: whether what stands for the image is a tuple of two pictures.
 
-        return _result(pairs.single, worked(self._looking, pairs, "statement", judge, _both))
+        Raises:
+            UserError: what is no picture or no text, or a broken picture.
+        """
+        pairs = paired(images, texts, lambda value: is_many(value) and not (two and isinstance(value, tuple)))
+        pictures = [_both(image) if two else (image,) for image, _ in pairs.items]
+        keys = [key_of(one[0]) for one in pictures]
+        firsts = {key: index for index, key in reversed(list(enumerate(keys)))}
+        order = sorted(range(len(keys)), key=lambda index: firsts[keys[index]])  # of one that comes again, all at once
+        finder, results = Finder(self._looking), dict[int, Any]()
+        for start in range(0, len(order), WINDOW):
+            window = order[start : start + WINDOW]
+            asked = ["" if text_is is None else checked_text(pairs.items[index][1], text_is) for index in window]
+            places = finder.find([self._looking.take(one) for index in window for one in pictures[index]])
+            results |= zip(window, work(places, asked), strict=True)
+        return results[0] if pairs.single else [results[index] for index in range(len(order))]
 
     def _having(self, method: str, kind: type[Kind]) -> Kind:
         """The skill, if it is of this kind."""
@@ -210,9 +171,8 @@ class Predictor:
             return self._skill
         raise UserError(f"{self.trained.name} is a model for {self.trained.task}: {NEEDED[method]}.")
 
-    def _placed(self, place: Place) -> PlacedImage:
-        source, index = place
-        return PlacedImage(self._text_of(source), index)
+    def _placed(self, places: Sequence[Place]) -> list[PlacedImage]:
+        return [PlacedImage(self._text_of(source), index) for source, index in places]
 
     def _text_of(self, source: RegionSource) -> RegionText:
         """What puts texts and the pictures of a source together."""
@@ -232,7 +192,3 @@ def _both(image: Any) -> tuple[Any, Any]:
     if not isinstance(image, tuple) or len(image) != 2:
         raise UserError("A statement is about two pictures: give a tuple of the left and the right one.")
     return image
-
-
-def _result(single: bool, results: list[Result]) -> Result | list[Result]:
-    return results[0] if single else results
