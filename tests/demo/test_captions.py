@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vinvl.demo import NUM_VAL_IMAGES, DemoWorld
+from vinvl.demo import DemoWorld
 from vinvl.demo.scene import COLOURS, SHAPES, Scene, sample_scene
 from vinvl.demo.sentences import describe_shape
 from vinvl.demo.task_files import NOVEL_SHAPE, CaptionedImage, domain, karpathy_layout, nocaps_layout
@@ -26,7 +26,7 @@ def world(demo_data: Path) -> DemoWorld:
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     """The scenes of a default world's val."""
-    ids = range(200_001, 200_001 + NUM_VAL_IMAGES)
+    ids = range(200_001, 200_001 + 300)
     return [sample_scene(image_id, np.random.default_rng([0, image_id, 0])) for image_id in ids]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vinvl.demo import DemoWorld, ensure_demo_world, generate_demo_world
+from vinvl.demo import DemoWorld, ensure_demo_world
 from vinvl.demo import files as write
 from vinvl.demo.scene import SHAPES, crop_features, crop_pixels
 from vinvl.regions import RegionStore
@@ -23,7 +23,7 @@ SMALLEST = {"num_train_images": 2, "num_val_images": 1, "num_test_images": 1, "q
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> DemoWorld:
-    return generate_demo_world(tmp_path_factory.mktemp("demo") / "world", seed=4, workers=1, **SIZES)
+    return ensure_demo_world(tmp_path_factory.mktemp("demo") / "world", seed=4, workers=1, **SIZES)
 
 
 def _json(path: Path) -> dict:
@@ -33,7 +33,7 @@ def _json(path: Path) -> dict:
 def test_same_seed_gives_the_same_files_for_any_number_of_workers(
     world: DemoWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = generate_demo_world(tmp_path / "again", seed=4, workers=2, **SIZES)
+    again = ensure_demo_world(tmp_path / "again", seed=4, workers=2, **SIZES)
     names = sorted(path.relative_to(world.folder) for path in world.folder.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(again.folder) for path in again.folder.rglob("*") if path.is_file())
     for name in names:
@@ -49,7 +49,7 @@ def test_same_seed_gives_the_same_files_for_any_number_of_workers(
 
 
 def test_another_seed_gives_another_world(world: DemoWorld, tmp_path: Path) -> None:
-    other = generate_demo_world(tmp_path / "other", seed=5, workers=1, **SIZES)
+    other = ensure_demo_world(tmp_path / "other", seed=5, workers=1, **SIZES)
     assert _json(other.questions("train")) != _json(world.questions("train"))
 
 
@@ -152,7 +152,7 @@ def test_interrupted_generation_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(write, "write_tokenizer", fail)
     with pytest.raises(KeyboardInterrupt):
-        generate_demo_world(tmp_path / "world", workers=1, **SMALLEST)
+        ensure_demo_world(tmp_path / "world", workers=1, seed=1, **SMALLEST)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -183,7 +183,7 @@ def test_foreign_files_are_refused_and_kept(tmp_path: Path) -> None:
     ensure_demo_world(folder, seed=1, workers=1, **SMALLEST)
     (folder / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"thesis\.txt"):
-        generate_demo_world(folder, seed=2, workers=1, **SMALLEST)
+        ensure_demo_world(folder, seed=2, workers=1, **SMALLEST)
     assert _json(folder / "demo_world.json")["seed"] == 1
     assert (folder / "thesis.txt").read_text() == "mine"
 
@@ -191,7 +191,7 @@ def test_foreign_files_are_refused_and_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["num_train_images", "num_test_images", "questions_per_image"])
 def test_sizes_out_of_range_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=name):
-        generate_demo_world(tmp_path / "world", workers=1, **{**SMALLEST, name: 0})
+        ensure_demo_world(tmp_path / "world", workers=1, seed=1, **{**SMALLEST, name: 0})
 
 
 def _ensure(folder: Path, start: multiprocessing.synchronize.Barrier, results: multiprocessing.Queue) -> None:

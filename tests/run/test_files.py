@@ -20,7 +20,7 @@ from tests.detector.samples import small_detector
 from tests.pretraining.samples import TOKENIZER, write_lines, write_published
 from tests.regions.samples import LABELS, make_regions, write
 from vinvl.data import text as token_cache
-from vinvl.demo import generate_demo_world
+from vinvl.demo import ensure_demo_world
 from vinvl.detector.weights import save_detector
 from vinvl.pretraining.corpus import ensure_index
 from vinvl.pretraining.published import convert_published_corpus
@@ -77,7 +77,7 @@ def write_merged(path: Path) -> None:
 def write_world(path: Path) -> None:
     sizes = {"num_train_images": 2, "num_val_images": 1, "num_test_images": 1, "questions_per_image": 2}
     for seed in (0, 1):  # the second takes the place of the first
-        generate_demo_world(path, workers=1, seed=seed, **sizes)
+        ensure_demo_world(path, workers=1, seed=seed, **sizes)
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {

@@ -120,9 +120,7 @@ class CaptioningTask(VinVLTask):
         Raises:
             UserError: values that could not be trained or decoded with, before anything has been trained.
         """
-        for name, share in (("label_smoothing", label_smoothing), ("drop_worst_ratio", drop_worst_ratio)):
-            if not 0 <= share < 1:
-                raise UserError(f"task.options.{name} is {share}; give a share from 0 up to, but not including, 1.")
+        _check_shares(label_smoothing=label_smoothing, drop_worst_ratio=drop_worst_ratio)
         own = {
             "decoding": dict(decoding),
             "label_smoothing": label_smoothing,
@@ -135,16 +133,8 @@ class CaptioningTask(VinVLTask):
             "java_metrics": java_metrics,
         }
         super().__init__(own, **shared)
-        plain = {name: value for name, value in decoding.items() if name != "constraints"}
-        self.decoding = DecodingOptions(**plain)
+        self.decoding, self.constraint_options = _search(decoding)
         self.validation_decoding = replace(self.decoding, num_beams=validation_beams, num_return_sequences=1)
-        constraints = decoding.get("constraints")
-        self.constraint_options = None if constraints is None else ConstraintOptions.of(constraints)
-        if constraints is not None and (self.decoding.sample or self.decoding.num_return_sequences > 1):
-            raise UserError(
-                "Constrained search gives one caption per image: with decoding=constrained pass "
-                "decoding.num_return_sequences=1 and decoding.sample=false."
-            )
         self.label_smoothing = label_smoothing
         self.drop_worst_ratio = drop_worst_ratio
         self.drop_worst_after = drop_worst_after
@@ -307,6 +297,30 @@ class CaptioningTask(VinVLTask):
         numbered = all(isinstance(image_id, int) for image_id in ids)  # as in the files of COCO and NoCaps
         title = "official caption file" if numbered else "caption file, of ids that are no numbers"
         return {title: official, "captions with scores": all_of_them}
+
+
+def _check_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise UserError(f"task.options.{name} is {share}; give a share from 0 up to, but not including, 1.")
+
+
+def _search(decoding: Mapping[str, Any]) -> tuple[DecodingOptions, ConstraintOptions | None]:
+    """How captions are written at test, and with which constraints.
+
+    Raises:
+        UserError: several captions an image, or samples, with constraints.
+    """
+    options = DecodingOptions(**{name: value for name, value in decoding.items() if name != "constraints"})
+    constraints = decoding.get("constraints")
+    if constraints is None:
+        return options, None
+    if options.sample or options.num_return_sequences > 1:
+        raise UserError(
+            "Constrained search gives one caption per image: with decoding=constrained pass "
+            "decoding.num_return_sequences=1 and decoding.sample=false."
+        )
+    return options, ConstraintOptions.of(constraints)
 
 
 def as_number(image_id: str) -> int | str:

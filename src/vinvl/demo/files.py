@@ -34,6 +34,7 @@ from vinvl.demo.task_files import (
 from vinvl.demo.tokenizer import write_tokenizer
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.writer import RegionStoreWriter
+from vinvl.run.errors import UserError
 from vinvl.run.lines import SpawnedPool
 
 # Where the files of a demo world lie and how its marker tells one world from another.
@@ -48,6 +49,7 @@ MADE_LATER = frozenset({"answers.json", "gqa_answers.json", "pretraining", "dete
 SPLITS = ("train", "val", "test")
 NLVR2_SPLITS = {"train": "train", "val": "dev", "test": "test1"}  # the datasets' own names of the splits
 GQA_SPLITS = {"train": "train", "val": "val", "test": "testdev"}
+MAX_IMAGES_PER_SPLIT = 99_999  # so that the ranges of image ids stay apart
 
 
 class SizeOptions(TypedDict):
@@ -62,7 +64,16 @@ class SizeOptions(TypedDict):
 
 @dataclass(frozen=True)
 class DemoWorldSizes:
-    """Everything that decides what a demo world holds."""
+    """Everything that decides what a demo world holds.
+
+    Args:
+        seed: any integer from 0.
+        num_train_images, num_val_images, num_test_images: 1 to 99,999 pictures; the splits share none.
+        questions_per_image: how many questions a picture gets at most, 1 to 999.
+
+    Raises:
+        UserError: for one that is out of range.
+    """
 
     seed: int
     num_train_images: int
@@ -70,9 +81,17 @@ class DemoWorldSizes:
     num_test_images: int
     questions_per_image: int
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"The demo world's seed is {self.seed}; give an integer from 0.")
+        most = dict.fromkeys((f"num_{split}_images" for split in SPLITS), MAX_IMAGES_PER_SPLIT)
+        for name, largest in (most | {"questions_per_image": 999}).items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise UserError(f"The demo world's {name} is {getattr(self, name)}; give 1 to {largest:,}.")
+
     def images(self, split: str) -> int:
         """Number of pictures of a split."""
-        return {"train": self.num_train_images, "val": self.num_val_images, "test": self.num_test_images}[split]
+        return int(getattr(self, f"num_{split}_images"))
 
     def marker(self) -> dict[str, object]:
         """The content of the marker file."""
@@ -187,7 +206,6 @@ def read_marker(folder: Path) -> dict[str, object] | None:
 
 DETECTOR = "vinvl demo detector"
 FIRST_IMAGE_IDS = {"train": 100_001, "val": 200_001, "test": 300_001}
-MAX_IMAGES_PER_SPLIT = 99_999  # so that the ranges of image ids stay apart
 INFO = {
     "description": "Generated demo world in the format of VQA v2.0.",
     "url": "",

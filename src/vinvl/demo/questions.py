@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -43,62 +44,44 @@ def only_ones(scene: Scene, attribute: str) -> dict[str, SceneObject]:
     return {getattr(t, attribute): t for t in scene.objects if counts[getattr(t, attribute)] == 1}
 
 
-def _words(attribute: str) -> Sequence[str]:
-    return SHAPES if attribute == "shape" else tuple(COLOURS)
+def noun(attribute: str, value: str, many: bool = False) -> str:
+    """What is called by its shape or its colour: "star", "red object", "stars", "red objects"."""
+    if attribute == "shape":
+        return plural(value) if many else value
+    return f"{value} object{'s' if many else ''}"
 
 
-def _noun(attribute: str, value: str) -> str:
-    return value if attribute == "shape" else f"{value} object"
+def _exists(attribute: str, scene: Scene) -> Fillings:
+    present = {getattr(thing, attribute) for thing in scene.objects}
+    result: Fillings = {"yes": [], "no": []}
+    for value in SHAPES if attribute == "shape" else COLOURS:
+        result["yes" if value in present else "no"].append((noun(attribute, value),))
+    return result
 
 
-def _exists(attribute: str) -> Callable[[Scene], Fillings]:
-    def fillings(scene: Scene) -> Fillings:
-        present = {getattr(thing, attribute) for thing in scene.objects}
-        result: Fillings = {"yes": [], "no": []}
-        for value in _words(attribute):
-            result["yes" if value in present else "no"].append((_noun(attribute, value),))
-        return result
-
-    return fillings
+def _count(attribute: str, scene: Scene) -> Fillings:
+    result: Fillings = {}
+    for value, count in sorted(Counter(getattr(thing, attribute) for thing in scene.objects).items()):
+        if count <= MAX_COUNT:
+            result.setdefault(str(count), []).append((noun(attribute, value, many=True),))
+    return result
 
 
-def _count(attribute: str) -> Callable[[Scene], Fillings]:
-    def fillings(scene: Scene) -> Fillings:
-        counts = Counter(getattr(thing, attribute) for thing in scene.objects)
-        result: Fillings = {}
-        for value, count in sorted(counts.items()):
-            if count <= MAX_COUNT:
-                noun = plural(value) if attribute == "shape" else f"{value} objects"
-                result.setdefault(str(count), []).append((noun,))
-        return result
-
-    return fillings
-
-
-def _attribute(named_by: str, asked: str) -> Callable[[Scene], Fillings]:
+def _attribute(named_by: str, asked: str, scene: Scene) -> Fillings:
     """Open questions for the `asked` attribute of the only thing of a shape or colour."""
-
-    def fillings(scene: Scene) -> Fillings:
-        result: Fillings = {}
-        for value, thing in only_ones(scene, named_by).items():
-            result.setdefault(getattr(thing, asked), []).append((_noun(named_by, value),))
-        return result
-
-    return fillings
+    result: Fillings = {}
+    for value, thing in only_ones(scene, named_by).items():
+        result.setdefault(getattr(thing, asked), []).append((noun(named_by, value),))
+    return result
 
 
-def _attribute_check(named_by: str, asked: str, values: Sequence[str]) -> Callable[[Scene], Fillings]:
-    """Yes/no questions for the `asked` attribute of the only thing of a shape or colour."""
-
-    def fillings(scene: Scene) -> Fillings:
-        result: Fillings = {"yes": [], "no": []}
-        for named, thing in only_ones(scene, named_by).items():
-            for value in values:
-                word = "yes" if getattr(thing, asked) == value else "no"
-                result[word].append((_noun(named_by, named), value))
-        return result
-
-    return fillings
+def _colour_check(scene: Scene) -> Fillings:
+    """Yes/no questions for the colour of the only thing of a shape."""
+    result: Fillings = {"yes": [], "no": []}
+    for shape, thing in only_ones(scene, "shape").items():
+        for colour in COLOURS:
+            result["yes" if thing.colour == colour else "no"].append((shape, colour))
+    return result
 
 
 def _offset(first: SceneObject, second: SceneObject, direction: str) -> float:
@@ -108,61 +91,40 @@ def _offset(first: SceneObject, second: SceneObject, direction: str) -> float:
     return offset if direction in ("right", "below") else -offset
 
 
-def _spatial_check(attribute: str, direction: str) -> Callable[[Scene], Fillings]:
-    def fillings(scene: Scene) -> Fillings:
-        result: Fillings = {"yes": [], "no": []}
-        for (first, a), (second, b) in permutations(only_ones(scene, attribute).items(), 2):
-            offset = _offset(a, b, direction)
-            if abs(offset) >= MARGIN:
-                words = (_noun(attribute, first), _noun(attribute, second))
-                result["yes" if offset > 0 else "no"].append(words)
-        return result
-
-    return fillings
+def _compared(compare: Callable[[SceneObject, SceneObject], float], scene: Scene) -> Fillings:
+    """Yes/no questions that compare two things, each the only one of its colour; at 0 nothing is asked."""
+    result: Fillings = {"yes": [], "no": []}
+    for (first, a), (second, b) in permutations(only_ones(scene, "colour").items(), 2):
+        if difference := compare(a, b):
+            result["yes" if difference > 0 else "no"].append((noun("colour", first), noun("colour", second)))
+    return result
 
 
-def _more(attribute: str) -> Callable[[Scene], Fillings]:
-    """More of one than of another; both are in the scene and their counts differ."""
-
-    def fillings(scene: Scene) -> Fillings:
-        counts = Counter(getattr(thing, attribute) for thing in scene.objects)
-        result: Fillings = {"yes": [], "no": []}
-        for first, second in permutations(sorted(counts), 2):
-            if counts[first] != counts[second]:
-                nouns = [plural(value) if attribute == "shape" else f"{value} objects" for value in (first, second)]
-                result["yes" if counts[first] > counts[second] else "no"].append((nouns[0], nouns[1]))
-        return result
-
-    return fillings
+def _further(direction: str, first: SceneObject, second: SceneObject) -> float:
+    offset = _offset(first, second, direction)
+    return offset if abs(offset) >= MARGIN else 0.0
 
 
-def _larger(attribute: str) -> Callable[[Scene], Fillings]:
-    """Between only things of different sizes."""
+def _larger(first: SceneObject, second: SceneObject) -> float:
     order = list(SIZE_RADII)
-
-    def fillings(scene: Scene) -> Fillings:
-        result: Fillings = {"yes": [], "no": []}
-        for (first, a), (second, b) in permutations(only_ones(scene, attribute).items(), 2):
-            difference = order.index(a.size) - order.index(b.size)
-            if difference:
-                words = (_noun(attribute, first), _noun(attribute, second))
-                result["yes" if difference > 0 else "no"].append(words)
-        return result
-
-    return fillings
+    return order.index(first.size) - order.index(second.size)
 
 
-def _extreme(direction: str, asked: str) -> Callable[[Scene], Fillings]:
-    """The thing furthest towards `direction`, when it leads the next by `MARGIN`."""
+def _more_shapes(scene: Scene) -> Fillings:
+    """More of one shape than of another; both are in the scene and their counts differ."""
+    counts = Counter(thing.shape for thing in scene.objects)
+    result: Fillings = {"yes": [], "no": []}
+    for first, second in permutations(sorted(counts), 2):
+        if counts[first] != counts[second]:
+            result["yes" if counts[first] > counts[second] else "no"].append((plural(first), plural(second)))
+    return result
 
-    def fillings(scene: Scene) -> Fillings:
-        reference = scene.objects[0]
-        ranked = sorted(scene.objects, key=lambda thing: -_offset(thing, reference, direction))
-        if _offset(ranked[0], ranked[1], direction) < MARGIN:
-            return {}
-        return {getattr(ranked[0], asked): [()]}
 
-    return fillings
+def _extreme(direction: str, scene: Scene) -> Fillings:
+    """The shape of the thing furthest towards `direction`, when it leads the next by `MARGIN`."""
+    reference = scene.objects[0]
+    ranked = sorted(scene.objects, key=lambda thing: -_offset(thing, reference, direction))
+    return {} if _offset(ranked[0], ranked[1], direction) < MARGIN else {ranked[0].shape: [()]}
 
 
 _SIDES = {  # direction -> (relation phrase, place phrase)
@@ -175,62 +137,34 @@ _SIDES = {  # direction -> (relation phrase, place phrase)
 
 def question_families() -> tuple[QuestionFamily, ...]:
     """All kinds of questions with their shares, in a fixed order."""
-    return (*_existence(), *_counts(), *_attributes(), *_spatial(), *_comparisons(), *_which())
-
-
-def _existence() -> list[QuestionFamily]:
-    phrasings = ("is there a {0}?", "can you see a {0}?")
-    return [
-        QuestionFamily("exists_shape", "existence", "yes/no", 12, phrasings, _exists("shape")),
-        QuestionFamily("exists_colour", "existence", "yes/no", 12, phrasings, _exists("colour")),
-    ]
-
-
-def _counts() -> list[QuestionFamily]:
-    phrasings = ("how many {0} are there?", "how many {0} can you see?")
-    return [
-        QuestionFamily("count_shape", "count", "number", 4, phrasings, _count("shape")),
-        QuestionFamily("count_colour", "count", "number", 4, phrasings, _count("colour")),
-    ]
-
-
-def _attributes() -> list[QuestionFamily]:
-    colour = ("what color is the {0}?", "which color does the {0} have?")
-    check = ("is the {0} {1}?", "would you call the {0} {1}?")
-    checked = _attribute_check("shape", "colour", tuple(COLOURS))
-    return [
-        QuestionFamily("colour_of", "attribute", "other", 14, colour, _attribute("shape", "colour")),
-        QuestionFamily("is_colour", "attribute", "yes/no", 12, check, checked),
-    ]
-
-
-def _spatial() -> list[QuestionFamily]:
-    families = []
-    for direction, (relation, _) in _SIDES.items():
-        check = (f"is the {{0}} {relation} the {{1}}?", f"can you find the {{0}} {relation} the {{1}}?")
-        checked = _spatial_check("colour", direction)
-        families.append(QuestionFamily(f"is_{direction}", "spatial", "yes/no", 1.5, check, checked))
-    return families
-
-
-def _comparisons() -> list[QuestionFamily]:
+    kind, yes_no, other = QuestionFamily, "yes/no", "other"
+    exists = ("is there a {0}?", "can you see a {0}?")
+    count = ("how many {0} are there?", "how many {0} can you see?")
+    colour_of = ("what color is the {0}?", "which color does the {0} have?")
+    is_colour = ("is the {0} {1}?", "would you call the {0} {1}?")
     more = ("are there more {0} than {1}?", "do you see more {0} than {1}?")
     larger = ("is the {0} bigger than the {1}?", "is the {0} larger than the {1}?")
-    return [
-        QuestionFamily("more_shapes", "comparison", "yes/no", 5, more, _more("shape")),
-        QuestionFamily("larger", "comparison", "yes/no", 3, larger, _larger("colour")),
-    ]
-
-
-def _which() -> list[QuestionFamily]:
-    shape = ("what shape is the {0}?", "which shape does the {0} have?")
-    families = [QuestionFamily("shape_of", "which", "other", 14, shape, _attribute("colour", "shape"))]
-    for direction, (_, place) in _SIDES.items():
-        phrasings = (f"which object is {place}?", f"what is the object {place}?")
-        families.append(
-            QuestionFamily(f"shape_{direction}", "which", "other", 0.75, phrasings, _extreme(direction, "shape"))
-        )
-    return families
+    shape_of = ("what shape is the {0}?", "which shape does the {0} have?")
+    spatial, which = [], []
+    for side, (relation, place) in _SIDES.items():
+        is_there = (f"is the {{0}} {relation} the {{1}}?", f"can you find the {{0}} {relation} the {{1}}?")
+        further = partial(_compared, partial(_further, side))
+        spatial.append(kind(f"is_{side}", "spatial", yes_no, 1.5, is_there, further))
+        what = (f"which object is {place}?", f"what is the object {place}?")
+        which.append(kind(f"shape_{side}", "which", other, 0.75, what, partial(_extreme, side)))
+    return (
+        kind("exists_shape", "existence", yes_no, 12, exists, partial(_exists, "shape")),
+        kind("exists_colour", "existence", yes_no, 12, exists, partial(_exists, "colour")),
+        kind("count_shape", "count", "number", 4, count, partial(_count, "shape")),
+        kind("count_colour", "count", "number", 4, count, partial(_count, "colour")),
+        kind("colour_of", "attribute", other, 14, colour_of, partial(_attribute, "shape", "colour")),
+        kind("is_colour", "attribute", yes_no, 12, is_colour, _colour_check),
+        *spatial,
+        kind("more_shapes", "comparison", yes_no, 5, more, _more_shapes),
+        kind("larger", "comparison", yes_no, 3, larger, partial(_compared, _larger)),
+        kind("shape_of", "which", other, 14, shape_of, partial(_attribute, "colour", "shape")),
+        *which,
+    )
 
 
 FAMILY_TRIES = 40  # families tried for one question before the picture gets fewer questions

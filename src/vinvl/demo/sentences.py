@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations, product
+from operator import eq, gt, lt
 
 import numpy as np
 
-from vinvl.demo.questions import Fillings, Question, QuestionFamily, only_ones, plural
+from vinvl.demo.questions import Fillings, Question, QuestionFamily, noun, only_ones, plural
 from vinvl.demo.scene import COLOURS, SHAPES, Scene, SceneObject
 
 # Five captions a picture.
@@ -123,59 +125,47 @@ def gqa_id(question: Question) -> str:
 
 def gqa_only_families() -> tuple[QuestionFamily, ...]:
     """Kinds of questions that the world's VQA files do not ask: choices, logic and the picture as a whole."""
+    kind = QuestionFamily
     choose_colour = ("is the {0} {1} or {2}?", "which color is the {0}, {1} or {2}?")
     choose_shape = ("is the {0} a {1} or a {2}?", "what is the {0}, a {1} or a {2}?")
     both = ("is there a {0} and a {1}?", "does the picture show both a {0} and a {1}?")
     either = ("is there a {0} or a {1}?", "does the picture show either a {0} or a {1}?")
+    most_colour, most_shape = (f"what {what} are most of the objects?" for what in ("color", "shape"))
     return (
-        QuestionFamily("choose_colour", "choose", "other", 2, choose_colour, _choose("shape", "colour")),
-        QuestionFamily("choose_shape", "choose", "other", 2, choose_shape, _choose("colour", "shape")),
-        QuestionFamily("exists_both", "logical", "yes/no", 2, both, _exists_two(all)),
-        QuestionFamily("exists_either", "logical", "yes/no", 2, either, _exists_two(any)),
-        QuestionFamily("most_colour", "global", "other", 1, ("what color are most of the objects?",), _most("colour")),
-        QuestionFamily("most_shape", "global", "other", 1, ("what shape are most of the objects?",), _most("shape")),
+        kind("choose_colour", "choose", "other", 2, choose_colour, partial(_choose, "shape", "colour")),
+        kind("choose_shape", "choose", "other", 2, choose_shape, partial(_choose, "colour", "shape")),
+        kind("exists_both", "logical", "yes/no", 2, both, partial(_exists_two, all)),
+        kind("exists_either", "logical", "yes/no", 2, either, partial(_exists_two, any)),
+        kind("most_colour", "global", "other", 1, (most_colour,), partial(_most, "colour")),
+        kind("most_shape", "global", "other", 1, (most_shape,), partial(_most, "shape")),
     )
 
 
-def _choose(named_by: str, asked: str) -> Callable[[Scene], Fillings]:
+def _choose(named_by: str, asked: str, scene: Scene) -> Fillings:
     """Which of two values of `asked` the only thing of a shape or colour has."""
-    values = tuple(COLOURS) if asked == "colour" else SHAPES
-
-    def fillings(scene: Scene) -> Fillings:
-        result: Fillings = {}
-        for value, thing in only_ones(scene, named_by).items():
-            noun = value if named_by == "shape" else f"{value} object"
-            truth = getattr(thing, asked)
-            words = [(noun, *offered) for offered in permutations(values, 2) if truth in offered]
-            result.setdefault(truth, []).extend(words)
-        return result
-
-    return fillings
+    result: Fillings = {}
+    for value, thing in only_ones(scene, named_by).items():
+        truth = getattr(thing, asked)
+        offers = permutations(COLOURS if asked == "colour" else SHAPES, 2)
+        words = [(noun(named_by, value), *offered) for offered in offers if truth in offered]
+        result.setdefault(truth, []).extend(words)
+    return result
 
 
-def _exists_two(combine: Callable[[tuple[bool, bool]], bool]) -> Callable[[Scene], Fillings]:
+def _exists_two(combine: Callable[[tuple[bool, bool]], bool], scene: Scene) -> Fillings:
     """Whether a shape and a colour are both (`all`) or not both missing (`any`) in the scene."""
-
-    def fillings(scene: Scene) -> Fillings:
-        shapes = {thing.shape for thing in scene.objects}
-        colours = {thing.colour for thing in scene.objects}
-        result: Fillings = {"yes": [], "no": []}
-        for shape, colour in product(SHAPES, COLOURS):
-            truth = combine((shape in shapes, colour in colours))
-            result["yes" if truth else "no"].append((shape, f"{colour} object"))
-        return result
-
-    return fillings
+    shapes, colours = ({getattr(thing, of) for thing in scene.objects} for of in ("shape", "colour"))
+    result: Fillings = {"yes": [], "no": []}
+    for shape, colour in product(SHAPES, COLOURS):
+        truth = combine((shape in shapes, colour in colours))
+        result["yes" if truth else "no"].append((shape, noun("colour", colour)))
+    return result
 
 
-def _most(asked: str) -> Callable[[Scene], Fillings]:
+def _most(asked: str, scene: Scene) -> Fillings:
     """What more than half of the objects are."""
-
-    def fillings(scene: Scene) -> Fillings:
-        value, count = Counter(getattr(thing, asked) for thing in scene.objects).most_common(1)[0]
-        return {value: [()]} if 2 * count > len(scene.objects) else {}
-
-    return fillings
+    value, count = Counter(getattr(thing, asked) for thing in scene.objects).most_common(1)[0]
+    return {value: [()]} if 2 * count > len(scene.objects) else {}
 
 
 _GQA_ONLY_NAMES = frozenset(family.name for family in gqa_only_families())
@@ -322,35 +312,22 @@ _COUNT_KINDS = {"shape_count": 1.0, "colour_count": 1.0}
 
 def _quantified() -> list[StatementFamily]:
     both, left, right, none = _is(1, 1), _is(1, 0), _is(0, 1), _is(0, 0)
-    return [
-        StatementFamily(
-            "both", 5, _KINDS, ("both pictures show {0}", "each picture contains {0}"), (both, both), (left, right)
+    said = (
+        ("both", 5, "both pictures show {0}", "each picture contains {0}", (both, both), (left, right)),
+        (
+            "at_least_one", 5, "at least one picture shows {0}", "one or both of the pictures contain {0}",
+            (left, right), (none, none),
         ),
-        StatementFamily(
-            "at_least_one",
-            5,
-            _KINDS,
-            ("at least one picture shows {0}", "one or both of the pictures contain {0}"),
-            (left, right),
-            (none, none),
+        (
+            "neither", 3, "neither picture shows {0}", "neither of the two pictures contains {0}",
+            (none, none), (left, right),
         ),
-        StatementFamily(
-            "neither",
-            3,
-            _KINDS,
-            ("neither picture shows {0}", "neither of the two pictures contains {0}"),
-            (none, none),
-            (left, right),
+        (
+            "exactly_one", 2, "exactly one of the two pictures shows {0}", "only one picture contains {0}",
+            (left, right), (both, none),
         ),
-        StatementFamily(
-            "exactly_one",
-            2,
-            _KINDS,
-            ("exactly one of the two pictures shows {0}", "only one picture contains {0}"),
-            (left, right),
-            (both, none),
-        ),
-    ]
+    )  # fmt: skip
+    return [StatementFamily(name, share, _KINDS, (one, other), *cases) for name, share, one, other, *cases in said]
 
 
 def _one_sided(side: str, other: str) -> list[StatementFamily]:
@@ -360,28 +337,15 @@ def _one_sided(side: str, other: str) -> list[StatementFamily]:
         f"there are more {{0}} in the {side} picture than in the {other} one",
         f"the {side} picture shows more {{0}} than the {other} one",
     )
-    here, larger = (_is(1, 0), _larger) if side == "left" else (_is(0, 1), _smaller)
-    smaller = _smaller if side == "left" else _larger
+    here, larger, smaller = (_is(1, 0), gt, lt) if side == "left" else (_is(0, 1), lt, gt)
     return [
         StatementFamily(f"only_{side}", 2, _KINDS, only, (here, here), (_is(1, 1), _is(0, 0))),
-        StatementFamily(f"more_{side}", 0.5, _COUNT_KINDS, more, (larger, larger), (smaller, _equal)),
+        StatementFamily(f"more_{side}", 0.5, _COUNT_KINDS, more, (larger, larger), (smaller, eq)),
     ]
 
 
 def _is(left_value: int, right_value: int) -> Case:
     return lambda left, right: (left, right) == (left_value, right_value)
-
-
-def _larger(left: int, right: int) -> bool:
-    return left > right
-
-
-def _smaller(left: int, right: int) -> bool:
-    return left < right
-
-
-def _equal(left: int, right: int) -> bool:
-    return left == right
 
 
 def _as_values(holds: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from vinvl.demo.files import (
-    MAX_IMAGES_PER_SPLIT,
     SPLITS,
     DemoWorld,
     DemoWorldSizes,
@@ -23,82 +22,28 @@ from vinvl.demo.task_files import image_file_name
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import is_open_file, lock, put_in_place, read_json, work_folder, write_text_atomically
 
-NUM_TRAIN_IMAGES = 3000
-NUM_VAL_IMAGES = 300
-NUM_TEST_IMAGES = 400
-QUESTIONS_PER_IMAGE = 8
 
+def ensure_demo_world(folder: Path, *, workers: int = 2, **options: Unpack[SizeOptions]) -> DemoWorld:
+    """The demo world in `folder`: as it is if seed, sizes and version agree, generated otherwise.
 
-def generate_demo_world(
-    folder: Path,
-    *,
-    seed: int = 0,
-    num_train_images: int = NUM_TRAIN_IMAGES,
-    num_val_images: int = NUM_VAL_IMAGES,
-    num_test_images: int = NUM_TEST_IMAGES,
-    questions_per_image: int = QUESTIONS_PER_IMAGE,
-    workers: int = 2,
-) -> DemoWorld:
-    """Generate a demo world into `folder`, replacing a demo world that is there.
-
-    The world appears at once and whole, or not at all: it is made in a temporary folder beside `folder` and renamed.
-    The same seed and sizes give the same files whatever the number of `workers`.
+    It appears at once and whole, or not at all, in the place of another demo world. Safe to call from several processes
+    at once: one generates, the others wait and use its result. The same seed and sizes give the same files whatever the
+    number of `workers`.
 
     Args:
         folder: missing, empty, or an earlier demo world.
-        seed: any integer from 0.
-        num_train_images: 1 to 99,999 pictures, as for the other two splits; the splits share none.
-        num_val_images: see `num_train_images`.
-        num_test_images: see `num_train_images`.
-        questions_per_image: how many questions a picture gets at most, 1 to 999.
         workers: processes that draw; 1 draws in this process.
+        options: see `DemoWorldSizes`.
 
     Raises:
         UserError: for a size out of range, or where `folder` holds files that are not of a demo world.
     """
-    sizes = DemoWorldSizes(seed, num_train_images, num_val_images, num_test_images, questions_per_image)
-    _check_sizes(sizes)
-    folder = Path(folder).absolute()
-    with _locked(folder):
-        return _generate(folder, sizes, workers)
-
-
-def ensure_demo_world(
-    folder: Path,
-    *,
-    seed: int,
-    num_train_images: int,
-    num_val_images: int,
-    num_test_images: int,
-    questions_per_image: int,
-    workers: int = 2,
-) -> DemoWorld:
-    """The demo world in `folder`: as it is if seed, sizes and version agree, generated otherwise.
-
-    Safe to call from several processes at once: one generates, the others wait and use its result.
-    Arguments and errors are those of `generate_demo_world`.
-    """
-    sizes = DemoWorldSizes(seed, num_train_images, num_val_images, num_test_images, questions_per_image)
-    _check_sizes(sizes)
+    sizes = DemoWorldSizes(**options)
     folder = Path(folder).absolute()
     if read_marker(folder) == sizes.marker():
         return DemoWorld(folder)
     with _locked(folder):
-        if read_marker(folder) == sizes.marker():
-            return DemoWorld(folder)
-        return _generate(folder, sizes, workers)
-
-
-def _check_sizes(sizes: DemoWorldSizes) -> None:
-    if sizes.seed < 0:
-        raise UserError(f"The demo world's seed is {sizes.seed}; give an integer from 0.")
-    for split in SPLITS:
-        if not 1 <= sizes.images(split) <= MAX_IMAGES_PER_SPLIT:
-            raise UserError(
-                f"The demo world's num_{split}_images is {sizes.images(split)}; give 1 to {MAX_IMAGES_PER_SPLIT:,}."
-            )
-    if not 1 <= sizes.questions_per_image <= 999:
-        raise UserError(f"The demo world's questions_per_image is {sizes.questions_per_image}; give 1 to 999.")
+        return DemoWorld(folder) if read_marker(folder) == sizes.marker() else _generate(folder, sizes, workers)
 
 
 def _generate(folder: Path, sizes: DemoWorldSizes, workers: int) -> DemoWorld:
