@@ -15,7 +15,6 @@ from vinvl.captioning.constraints import DetectedConstraints
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
 from vinvl.extraction.provenance import trained_config, trained_reading, unlike_detector
-from vinvl.models.config import SpecialTokens
 from vinvl.pictures import ReadingOptions
 from vinvl.predictor.pictures import Computing, Looking
 from vinvl.predictor.predictor import Predictor, Skill
