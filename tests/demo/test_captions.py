@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,17 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.demo.samples import assert_five_true_sentences, content
 from vinvl.demo import DemoWorld
-from vinvl.demo.scene import COLOURS, SHAPES, Scene, sample_scene
+from vinvl.demo.scene import SHAPES, Scene, sample_scene
 from vinvl.demo.sentences import describe_shape
 from vinvl.demo.task_files import NOVEL_SHAPE, CaptionedImage, domain, karpathy_layout, nocaps_layout
 
 SPLITS = ("train", "val", "test")
-
-
-@pytest.fixture(scope="module")
-def world(demo_data: Path) -> DemoWorld:
-    return DemoWorld(demo_data / "demo")
 
 
 @pytest.fixture(scope="module")
@@ -30,28 +25,24 @@ def scenes() -> list[Scene]:
     return [sample_scene(image_id, np.random.default_rng([0, image_id, 0])) for image_id in ids]
 
 
-def _json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _captions(world: DemoWorld, split: str) -> dict[int, list[str]]:
+def _captions(file: Path) -> dict[int, list[str]]:
     captions: dict[int, list[str]] = {}
-    for entry in _json(world.captions(split))["annotations"]:
+    for entry in content(file)["annotations"]:
         captions.setdefault(entry["image_id"], []).append(entry["caption"])
     return captions
 
 
 def _shapes(world: DemoWorld, split: str) -> dict[int, set[str]]:
-    scenes = _json(world.scenes(split))["scenes"]
+    scenes = content(world.scenes(split))["scenes"]
     return {scene["image_id"]: {thing["shape"] for thing in scene["objects"]} for scene in scenes}
 
 
 @pytest.mark.parametrize("name", ["karpathy", "nocaps_train"])
 def test_ids_of_a_karpathy_file_are_consistent(world: DemoWorld, name: str) -> None:
-    content = _json(getattr(world, name))
-    assert content.keys() == {"dataset", "images"}
+    file = content(getattr(world, name))
+    assert file.keys() == {"dataset", "images"}
     sentences = []
-    for number, image in enumerate(content["images"]):
+    for number, image in enumerate(file["images"]):
         assert image.keys() == {"filepath", "filename", "cocoid", "split", "imgid", "sentids", "sentences"}
         assert image["imgid"] == number
         assert (world.folder / image["filepath"] / image["filename"]).is_file()
@@ -66,8 +57,8 @@ def test_ids_of_a_karpathy_file_are_consistent(world: DemoWorld, name: str) -> N
 
 
 def test_the_karpathy_file_holds_all_pictures_with_the_captions_they_have(world: DemoWorld) -> None:
-    images = _json(world.karpathy)["images"]
-    expected = {split: _captions(world, split) for split in SPLITS}
+    images = content(world.karpathy)["images"]
+    expected = {split: _captions(world.captions(split)) for split in SPLITS}
     assert len(images) == sum(map(len, expected.values()))
     counts = Counter(image["split"] for image in images)
     assert counts["restval"] == (len(expected["train"]) + 8) // 10 > 0
@@ -86,7 +77,7 @@ def test_a_tenth_of_train_and_of_nothing_else_is_restval() -> None:
 
 def test_nocaps_training_neither_shows_nor_names_the_novel_shape(world: DemoWorld) -> None:
     shapes = _shapes(world, "train")
-    images = _json(world.nocaps_train)["images"]
+    images = content(world.nocaps_train)["images"]
     assert {image["cocoid"] for image in images} == {
         image_id for image_id, shown in shapes.items() if NOVEL_SHAPE not in shown
     }
@@ -95,13 +86,11 @@ def test_nocaps_training_neither_shows_nor_names_the_novel_shape(world: DemoWorl
 
 
 def test_nocaps_val_has_domains_and_names_the_novel_shape_where_it_is(world: DemoWorld) -> None:
-    content, shapes, given = _json(world.nocaps_val), _shapes(world, "val"), _captions(world, "val")
-    captions: dict[int, list[str]] = {}
-    for entry in content["annotations"]:
-        captions.setdefault(entry["image_id"], []).append(entry["caption"])
-    assert [entry["id"] for entry in content["annotations"]] == list(range(1, len(content["annotations"]) + 1))
-    assert [image["id"] for image in content["images"]] == list(shapes)
-    for image in content["images"]:
+    file, shapes, given = content(world.nocaps_val), _shapes(world, "val"), _captions(world.captions("val"))
+    captions = _captions(world.nocaps_val)
+    assert [entry["id"] for entry in file["annotations"]] == list(range(1, len(file["annotations"]) + 1))
+    assert [image["id"] for image in file["images"]] == list(shapes)
+    for image in file["images"]:
         assert image.keys() == {"id", "file_name", "width", "height", "domain"}
         assert (world.images / image["file_name"]).is_file()
         mine = captions[image["id"]]
@@ -141,10 +130,7 @@ def test_descriptions_of_a_shape_are_true(scenes: list[Scene], more_of_it: bool)
     for scene in scenes:
         for shape in {thing.shape for thing in scene.objects}:
             sentences = describe_shape(scene, shape, more_of_it, np.random.default_rng(scene.image_id))
-            assert len(set(sentences)) == 5
-            pairs = {(thing.colour, thing.shape) for thing in scene.objects}
-            for sentence in sentences:
-                assert set(re.findall(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", sentence)) <= pairs
+            assert_five_true_sentences(scene, sentences)
             count = sum(thing.shape == shape for thing in scene.objects)
             assert f"{numbers[count - 1]} {shape}" in sentences[1]
             assert f"{numbers[len(scene.objects) - 1]} objects" in sentences[1]

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.demo.samples import sampled
 from vinvl.demo.scene import (
     ATTRIBUTES,
     CLASSES,
@@ -24,12 +25,7 @@ from vinvl.demo.scene import (
     detect,
     overlap,
     render_scene,
-    sample_scene,
 )
-
-
-def _scenes(count: int) -> list[Scene]:
-    return [sample_scene(index, np.random.default_rng([1, index])) for index in range(count)]
 
 
 def test_features_take_nothing_but_the_crops() -> None:
@@ -70,7 +66,7 @@ def test_no_crops_give_no_rows() -> None:
 def test_features_tell_colours_apart() -> None:
     # One nearest neighbour on features of other pictures finds the colour: the pixels hold what questions ask for.
     features, colours = [], []
-    for scene in _scenes(60):
+    for scene in sampled(60, seed=1):
         pixels = np.asarray(render_scene(scene))
         features.append(crop_features([crop_pixels(pixels, np.array(thing.box)) for thing in scene.objects]))
         colours.extend(thing.colour for thing in scene.objects)
@@ -92,7 +88,7 @@ def test_pictures_show_the_colour_of_the_object_on_top() -> None:
 
 def test_detections_are_wrong_at_the_stated_rates() -> None:
     objects = regions = spurious = missed = wrong = wrong_colour = 0
-    for scene in _scenes(1500):
+    for scene in sampled(1500, seed=1):
         found = detect(scene, np.random.default_rng([9, scene.image_id]))
         assert len(found.boxes) >= 1
         assert (np.diff(found.class_scores) <= 0).all()

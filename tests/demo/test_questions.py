@@ -8,8 +8,9 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from tests.demo.samples import assert_five_true_sentences, named, sampled, yes_no
 from vinvl.demo.questions import VARIANTS, Question, ask, human_answers, most_common_answer, question_families
-from vinvl.demo.scene import COLOURS, SHAPES, Scene, SceneObject, sample_scene
+from vinvl.demo.scene import COLOURS, SHAPES, Scene
 from vinvl.demo.sentences import describe
 
 KINDS = {"existence", "count", "attribute", "spatial", "comparison", "which"}
@@ -17,7 +18,7 @@ KINDS = {"existence", "count", "attribute", "spatial", "comparison", "which"}
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return [sample_scene(index, np.random.default_rng([3, index])) for index in range(400)]
+    return sampled(400, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -25,40 +26,26 @@ def questions(scenes: list[Scene]) -> list[Question]:
     return ask(scenes, 10, np.random.default_rng(5))
 
 
-def _named(scene: Scene, phrase: str) -> list[SceneObject]:
-    """Objects that a phrase such as "red object", "stars" or "red circle" may mean."""
-    words = [re.sub("(?<=s)es$|(?<=[a-rt-z])s$", "", word) for word in phrase.split()]
-    return [
-        thing
-        for thing in scene.objects
-        if all(word == "object" or word in (thing.shape, thing.colour) for word in words)
-    ]
-
-
-def _yes_no(truth: bool) -> str:
-    return "yes" if truth else "no"
-
-
 def _independent_answer(scene: Scene, text: str) -> str | None:
     """The answer read off the scene from the words alone; None for wordings that this check does not know."""
     things = scene.objects
     if match := re.fullmatch(r"(?:is there|can you see|does the image show) a ([a-z ]+?)(?: in the picture)?\?", text):
-        return _yes_no(bool(_named(scene, match[1])))
+        return yes_no(bool(named(scene, match[1])))
     if match := re.fullmatch(r"(?:how many|what number of) ([a-z ]+?) (?:are there|can you see|is shown)\?", text):
-        return str(len(_named(scene, match[1])))
+        return str(len(named(scene, match[1])))
     if match := re.fullmatch(r"(?:are there|do you see) (more|fewer) ([a-z ]+) than ([a-z ]+)\?", text):
-        first, second = len(_named(scene, match[2])), len(_named(scene, match[3]))
-        return _yes_no(first > second if match[1] == "more" else first < second)
+        first, second = len(named(scene, match[2])), len(named(scene, match[3]))
+        return yes_no(first > second if match[1] == "more" else first < second)
     if match := re.fullmatch(r"is the ([a-z ]+) (bigger|larger|smaller) than the ([a-z ]+)\?", text):
-        (first_thing,), (second_thing,) = _named(scene, match[1]), _named(scene, match[3])
+        (first_thing,), (second_thing,) = named(scene, match[1]), named(scene, match[3])
         larger = first_thing.radius > second_thing.radius
-        return _yes_no(larger != (match[2] == "smaller"))
+        return yes_no(larger != (match[2] == "smaller"))
     if match := re.fullmatch(r"is the ([a-z ]+) (to the left of|to the right of|above|below) the ([a-z ]+)\?", text):
-        (a,), (b,) = _named(scene, match[1]), _named(scene, match[3])
+        (a,), (b,) = named(scene, match[1]), named(scene, match[3])
         holds = {"to the left of": a.x < b.x, "to the right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}
-        return _yes_no(holds[match[2]])
+        return yes_no(holds[match[2]])
     if match := re.fullmatch(r"(?:what|which) (color|shape) (?:is|does) the ([a-z ]+?)(?: have)?\?", text):
-        (thing,) = _named(scene, match[2])
+        (thing,) = named(scene, match[2])
         return thing.colour if match[1] == "color" else thing.shape
     if match := re.fullmatch(r"which object is (on the far left|on the far right|at the top|at the bottom)\?", text):
         keys = {"on the far left": lambda t: t.x, "on the far right": lambda t: -t.x, "at the top": lambda t: t.y}
@@ -94,9 +81,9 @@ def test_yes_and_no_balance_in_every_family(questions: list[Question]) -> None:
     by_family: dict[str, Counter[str]] = defaultdict(Counter)
     for question in questions:
         by_family[question.family][question.answer] += 1
-    yes_no = {family.name for family in question_families() if family.answer_type == "yes/no"}
-    assert len(yes_no) >= 8
-    for name in yes_no:
+    names = {family.name for family in question_families() if family.answer_type == "yes/no"}
+    assert len(names) >= 8
+    for name in names:
         assert abs(by_family[name]["yes"] - by_family[name]["no"]) <= 1, name
 
 
@@ -109,13 +96,13 @@ def test_open_answers_are_spread_evenly(questions: list[Question]) -> None:
 
 def test_the_words_of_yes_no_questions_do_not_tell_the_answer(questions: list[Question]) -> None:
     # Always giving each word-filled question its own commonest answer, as learnt on half, must not help on the rest.
-    yes_no = [question for question in questions if question.answer_type == "yes/no"]
+    closed = [question for question in questions if question.answer_type == "yes/no"]
     learnt: dict[str, Counter[str]] = defaultdict(Counter)
-    for question in yes_no[::2]:
+    for question in closed[::2]:
         learnt[question.text][question.answer] += 1
     right = [
         learnt[question.text].most_common(1)[0][0] == question.answer
-        for question in yes_no[1::2]
+        for question in closed[1::2]
         if question.text in learnt
     ]
     assert len(right) > 300
@@ -139,12 +126,7 @@ def test_ten_answers_mostly_agree(questions: list[Question]) -> None:
 
 def test_captions_are_five_true_sentences(scenes: list[Scene]) -> None:
     for scene in scenes[:50]:
-        sentences = describe(scene, np.random.default_rng(scene.image_id))
-        assert len(set(sentences)) == 5
-        pairs = {(thing.colour, thing.shape) for thing in scene.objects}
-        for sentence in sentences:
-            for colour, shape in re.findall(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", sentence):
-                assert (colour, shape) in pairs
+        assert_five_true_sentences(scene, describe(scene, np.random.default_rng(scene.image_id)))
 
 
 def test_scenes_hold_three_to_ten_objects_inside_the_picture(scenes: list[Scene]) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.demo.samples import content, sampled
 from vinvl.demo import DemoWorld
-from vinvl.demo.scene import SHAPES, Scene, sample_scene
+from vinvl.demo.scene import Scene
 from vinvl.demo.sentences import PairsOfCase, state, statement_families
 from vinvl.demo.task_files import nlvr2_records
 
@@ -73,18 +73,12 @@ def _records(world: DemoWorld, split: str) -> list[Record]:
 
 
 def _things(world: DemoWorld, split: str) -> dict[str, Things]:
-    scenes = json.loads(world.scenes(split).read_text(encoding="utf-8"))["scenes"]
-    return {str(scene["image_id"]): scene["objects"] for scene in scenes}
-
-
-@pytest.fixture(scope="module")
-def world(demo_data: Path) -> DemoWorld:
-    return DemoWorld(demo_data / "demo")
+    return {str(scene["image_id"]): scene["objects"] for scene in content(world.scenes(split))["scenes"]}
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return [sample_scene(index, np.random.default_rng([8, index])) for index in range(400)]
+    return sampled(400, seed=8)
 
 
 @pytest.fixture(scope="module")
@@ -176,20 +170,15 @@ def test_neither_picture_alone_decides(scenes: list[Scene], many: list[Record]) 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 12), st.integers(0, 2**31))
 def test_few_scenes_give_true_statements_or_none(count: int, seed: int) -> None:
-    scenes = [sample_scene(index, np.random.default_rng([seed, index])) for index in range(count)]
+    scenes = sampled(count, seed)
     statements = state(scenes, 5, np.random.default_rng(seed))
-    assert len(statements) in (0, 5)
+    assert len(statements) in ((0, 5) if count > 2 else (0,))
     for statement in statements:
         assert len(set(statement.pairs)) == 4
         for left, right, truth in statement.pairs:
             assert left != right
             shown = [[vars(thing) for thing in scenes[position].objects] for position in (left, right)]
             assert truth == _truth(statement.sentence, shown[0], shown[1])
-
-
-def test_two_scenes_allow_no_statement() -> None:
-    scenes = [sample_scene(index, np.random.default_rng([0, index])) for index in range(2)]
-    assert state(scenes, 3, np.random.default_rng(0)) == []
 
 
 @settings(max_examples=50, deadline=None)
@@ -207,11 +196,6 @@ def test_pairs_of_a_case_are_all_reached_and_no_others(values: list[int], seed: 
         rng = np.random.default_rng(seed)
         drawn = Counter(pairs.draw(rng) for _ in range(60 * len(expected)))
         assert set(drawn) == expected
-
-
-def test_statements_name_only_what_the_world_holds(many: list[Record]) -> None:
-    nouns = {re.sub("s$", "", str(record["synset"]).split()[-1]) for record in many}
-    assert nouns == {*SHAPES, "object"}
 
 
 def test_every_word_of_the_training_files_has_a_piece_of_its_own(world: DemoWorld) -> None:

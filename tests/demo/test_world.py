@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.demo.samples import content
 from vinvl.demo import DemoWorld, ensure_demo_world
 from vinvl.demo import files as write
 from vinvl.demo.scene import SHAPES, crop_features, crop_pixels
@@ -24,10 +24,6 @@ SMALLEST = {"num_train_images": 2, "num_val_images": 1, "num_test_images": 1, "q
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> DemoWorld:
     return ensure_demo_world(tmp_path_factory.mktemp("demo") / "world", seed=4, workers=1, **SIZES)
-
-
-def _json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_same_seed_gives_the_same_files_for_any_number_of_workers(
@@ -50,11 +46,11 @@ def test_same_seed_gives_the_same_files_for_any_number_of_workers(
 
 def test_another_seed_gives_another_world(world: DemoWorld, tmp_path: Path) -> None:
     other = ensure_demo_world(tmp_path / "other", seed=5, workers=1, **SIZES)
-    assert _json(other.questions("train")) != _json(world.questions("train"))
+    assert content(other.questions("train")) != content(world.questions("train"))
 
 
 def test_splits_share_no_image(world: DemoWorld) -> None:
-    ids = [{entry["id"] for entry in _json(world.captions(split))["images"]} for split in SPLITS]
+    ids = [{entry["id"] for entry in content(world.captions(split))["images"]} for split in SPLITS]
     assert [len(split) for split in ids] == list(SPLITS.values())
     assert len(set.union(*ids)) == sum(SPLITS.values())
     assert all(isinstance(image_id, int) for split in ids for image_id in split)
@@ -62,7 +58,7 @@ def test_splits_share_no_image(world: DemoWorld) -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_question_and_annotation_files_have_the_official_fields(world: DemoWorld, split: str) -> None:
-    questions, annotations = _json(world.questions(split)), _json(world.annotations(split))
+    questions, annotations = content(world.questions(split)), content(world.annotations(split))
     assert questions.keys() == {"info", "task_type", "data_type", "license", "data_subtype", "questions"}
     assert annotations.keys() == {"info", "data_type", "license", "data_subtype", "annotations"}
     assert questions["task_type"] == "Open-Ended"
@@ -85,7 +81,7 @@ def test_question_and_annotation_files_have_the_official_fields(world: DemoWorld
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_captions_are_five_an_image_in_the_coco_form(world: DemoWorld, split: str) -> None:
-    captions = _json(world.captions(split))
+    captions = content(world.captions(split))
     for image in captions["images"]:
         mine = [entry["caption"] for entry in captions["annotations"] if entry["image_id"] == image["id"]]
         assert len(mine) == 5
@@ -119,13 +115,13 @@ def test_tokenizer_spells_every_text_of_every_split(world: DemoWorld) -> None:
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert tokenizer.convert_tokens_to_ids(specials) == [0, 1, 2, 3, 4]
     for split in SPLITS:
-        texts = [entry["question"] for entry in _json(world.questions(split))["questions"]]
-        texts += [entry["caption"] for entry in _json(world.captions(split))["annotations"]]
+        texts = [entry["question"] for entry in content(world.questions(split))["questions"]]
+        texts += [entry["caption"] for entry in content(world.captions(split))["annotations"]]
         for text in texts:
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.unk_token_id not in ids
             assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
-        answers = {question["answer"] for question in _json(world.gqa(split)).values()}
+        answers = {question["answer"] for question in content(world.gqa(split)).values()}
         # A hidden piece of an answer would be guessed from its other pieces instead of the picture.
         assert {answer for answer in answers if len(tokenizer.tokenize(answer)) != 1} == set()
     pair = tokenizer("Is there a STAR?", "star circle")
@@ -137,7 +133,7 @@ def test_tokenizer_spells_every_text_of_every_split(world: DemoWorld) -> None:
 
 
 def test_marker_states_what_was_made(world: DemoWorld) -> None:
-    marker = _json(world.marker)
+    marker = content(world.marker)
     assert marker["seed"] == 4
     assert marker["num_train_images"] == 14
     assert set(marker["rates"]) >= {"missed_objects", "wrong_classes_and_attributes", "wrong_answers"}
@@ -163,7 +159,7 @@ def test_ensure_keeps_a_world_that_agrees_and_replaces_one_that_does_not(tmp_pat
     ensure_demo_world(folder, seed=1, workers=1, **SMALLEST)
     assert (folder / "train.h5").stat().st_ino == made.st_ino
     ensure_demo_world(folder, seed=2, workers=1, **SMALLEST)
-    assert _json(folder / "demo_world.json")["seed"] == 2
+    assert content(folder / "demo_world.json")["seed"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
 
@@ -184,7 +180,7 @@ def test_foreign_files_are_refused_and_kept(tmp_path: Path) -> None:
     (folder / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"thesis\.txt"):
         ensure_demo_world(folder, seed=2, workers=1, **SMALLEST)
-    assert _json(folder / "demo_world.json")["seed"] == 1
+    assert content(folder / "demo_world.json")["seed"] == 1
     assert (folder / "thesis.txt").read_text() == "mine"
 
 
