@@ -4,16 +4,12 @@ Answers what a way of pre-training is worth to a task: with --multirun, objectiv
 """
 
 import json
-import re
-import signal
-import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.run.door import enter
@@ -21,12 +17,11 @@ from vinvl.run.errors import UserError, say
 from vinvl.run.faults import AUTO, how_to_go_on
 from vinvl.run.folders import config_directory, register_resolvers, run_door, write_json
 from vinvl.run.multirun import results_summary
-from vinvl.run.overrides import command_overrides, given_values, replaces, replacing
-from vinvl.run.signals import INTERRUPTED, START_AGAIN, STOP_SIGNALS
+from vinvl.run.overrides import as_overrides, as_value, command_overrides, given_values, replaces, replacing
+from vinvl.run.signals import INTERRUPTED, START_AGAIN, run_passing_signals_on
 
 STAGES = ("pretrain", "finetune")
 RESUME = f"ckpt_path={AUTO}"
-RESERVED_WORDS = ("true", "false", "null", "nan", "inf")  # of the grammar of overrides
 
 register_resolvers()
 
@@ -99,63 +94,10 @@ def same_stage(before: list[str], now: list[str]) -> bool:
     return list(map(unmoved, before)) == list(map(unmoved, now))
 
 
-def run_passing_signals_on(command: list[str]) -> int:
-    """Runs a process to its end; its exit code. What asks this process to stop is the other's to answer.
-
-    Ctrl-C reaches both by itself; what a scheduler sends, this process alone.
-    """
-    received: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in STOP_SIGNALS}
-    try:
-        process = subprocess.Popen(command)
-        while True:
-            try:
-                return process.wait(timeout=1.0)
-            except subprocess.TimeoutExpired:
-                for number in received:
-                    if number != signal.SIGINT:
-                        process.send_signal(number)
-                received.clear()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def replaced_keys(given: Mapping[str, Any]) -> dict[str, set[str]]:
     """Of each stage the keys that the command gives as a dict which takes the place of what is configured."""
     dicts = [key for key, value in given.items() if isinstance(value, dict) and replaces(key, value)]
     return {stage: {key.removeprefix(f"{stage}.") for key in dicts if key.startswith(f"{stage}.")} for stage in STAGES}
-
-
-def as_overrides(section: DictConfig, whole: Collection[str] = ()) -> list[str]:
-    """A section as the words of a command line: {trainer: {max_epochs: 3}} → ["trainer.max_epochs=3"].
-
-    The dicts of the keys in `whole` stay dicts.
-    """
-
-    def leaves(node: dict[str, Any], prefix: str) -> Iterator[str]:
-        for name, value in node.items():
-            key = f"{prefix}{name}"
-            if isinstance(value, dict) and key not in whole:
-                yield from leaves(value, f"{key}.")
-            else:
-                yield f"{key}={as_value(value)}"
-
-    plain = OmegaConf.to_container(section, resolve=True)
-    assert isinstance(plain, dict)
-    return list(leaves({str(key): value for key, value in plain.items()}, ""))
-
-
-def as_value(value: object) -> str:
-    """A value in Hydra's grammar of overrides; texts are quoted where they could be taken for something else."""
-    if isinstance(value, list):
-        return f"[{','.join(map(as_value, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{as_value(item)}' for key, item in value.items())}}}"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    plain = re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_/.]*", value) and value.lower() not in RESERVED_WORDS
-    return value if plain else QuotedString(value, Quote.double).with_quotes()
 
 
 def figures(stage: str, results: dict[str, Any]) -> dict[str, float]:

@@ -22,16 +22,10 @@ from tests.conftest import TINY_MODEL, TINY_WORLD
 from tests.door_in_process import same_weights
 from tests.door_runs import door_environment
 from vinvl import pretrain_finetune
-from vinvl.pretrain_finetune import (
-    as_overrides,
-    figures,
-    replaced_keys,
-    run_passing_signals_on,
-    same_stage,
-    train_stage,
-)
+from vinvl.pretrain_finetune import figures, replaced_keys, same_stage, train_stage
 from vinvl.run.errors import UserError
-from vinvl.run.overrides import given_values, replacing
+from vinvl.run.overrides import as_overrides, given_values, replacing
+from vinvl.run.signals import run_passing_signals_on
 
 TINY = [
     *(f"data.prepare.{name}={value}" for name, value in TINY_WORLD.items()),

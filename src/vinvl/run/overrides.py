@@ -2,13 +2,14 @@
 
 import copy
 import difflib
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -96,6 +97,43 @@ def _parsed(argument: str) -> Override | None:
         return OverridesParser.create().parse_override(argument)
     except HydraException:
         return None
+
+
+# A configuration as the command line of another process.
+
+
+RESERVED_WORDS = ("true", "false", "null", "nan", "inf")  # of the grammar of overrides
+
+
+def as_overrides(section: DictConfig, whole: Collection[str] = ()) -> list[str]:
+    """A section as the words of a command line: {trainer: {max_epochs: 3}} → ["trainer.max_epochs=3"].
+
+    The dicts of the keys in `whole` stay dicts.
+    """
+
+    def leaves(node: dict[str, Any], prefix: str) -> Iterator[str]:
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict) and key not in whole:
+                yield from leaves(value, f"{key}.")
+            else:
+                yield f"{key}={as_value(value)}"
+
+    plain = OmegaConf.to_container(section, resolve=True)
+    assert isinstance(plain, dict)
+    return list(leaves({str(key): value for key, value in plain.items()}, ""))
+
+
+def as_value(value: object) -> str:
+    """A value in Hydra's grammar of overrides; texts are quoted where they could be taken for something else."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{as_value(item)}' for key, item in value.items())}}}"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    plain = re.fullmatch(r"[A-Za-z_/][A-Za-z0-9_/.]*", value) and value.lower() not in RESERVED_WORDS
+    return value if plain else QuotedString(value, Quote.double).with_quotes()
 
 
 # The settings that a file carries, with those of this command on top.

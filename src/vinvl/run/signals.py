@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,28 @@ def answer_as_worker(number: int) -> None:
     if number != signal.SIGINT:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+def run_passing_signals_on(command: list[str]) -> int:
+    """Runs a process to its end; its exit code. What asks this process to stop is the other's to answer.
+
+    Ctrl-C reaches both by itself; what a scheduler sends, this process alone.
+    """
+    received: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in STOP_SIGNALS}
+    try:
+        process = subprocess.Popen(command)
+        while True:
+            try:
+                return process.wait(timeout=1.0)
+            except subprocess.TimeoutExpired:
+                for number in received:
+                    if number != signal.SIGINT:
+                        process.send_signal(number)
+                received.clear()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:
