@@ -2,39 +2,30 @@
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedModel
 
-from vinvl.models.answering import VinVLForAnswering
 from vinvl.models.export import (
     FORMATS,
-    Provenance,
     check_tokenizer,
     model_card,
-    name_answers,
     named_answers,
     write_oscar,
     write_transformers,
 )
 from vinvl.models.published import ENCODER, MODEL_OF_TASK, convert_model
-from vinvl.models.weight_files import CheckpointFiles
 from vinvl.predictor.trained import only_task_of, record_of_use
 from vinvl.regions.formats.convert import run_conversion
 from vinvl.regions.formats.export import write_mmf_npy, write_oscar_tsv
 from vinvl.regions.store import RegionStore
-from vinvl.run.checkpoint import OUR_KEY
 from vinvl.run.door import enter
 from vinvl.run.errors import UserError, say
-from vinvl.run.faults import CHECKPOINTS
-from vinvl.run.files import new_folder, read_json, refuse_existing
+from vinvl.run.files import new_folder, refuse_existing
 from vinvl.run.folders import config_directory, register_resolvers, run_door, task_as_a_value, write_json
-from vinvl.trained import USE_FILE, OpenedModel, find_answers, find_tokenizer, rows_of_given
+from vinvl.trained import USE_FILE, OpenedModel, find_tokenizer, name_the_answers, rows_of_given
 
 STORE_FORMATS = {"oscar_tsv": write_oscar_tsv, "mmf_npy": write_mmf_npy}
 
@@ -97,65 +88,12 @@ def convert_weights(config: DictConfig) -> Path:
                 write_json(folder / USE_FILE, use)
         if (texts := named_answers(model)) is not None:
             (folder / "answers.json").write_text(json.dumps(texts, ensure_ascii=False) + "\n", encoding="utf-8")
-        card = model_card(model, provenance(files, opened.ours, task), report)
+        card = model_card(model, opened.provenance(task), report)
         (folder / "README.md").write_text(card, encoding="utf-8")
         (folder / "conversion.txt").write_text("\n".join(report.rows()) + "\n", encoding="utf-8")
     say(*str(report).split("\n"))
     say(f"{type(model).__name__} is in {target}; {target / 'conversion.txt'} lists every tensor")
     return target
-
-
-def name_the_answers(model: PreTrainedModel, task: str | None, given: str | None, files: CheckpointFiles) -> None:
-    """Puts the texts of its answers into the configuration of a model that has answers.
-
-    Raises:
-        UserError: some were given that are not this model's.
-    """
-    if given is not None and not isinstance(model, VinVLForAnswering):
-        raise UserError(f"{files.name} is a {type(model).__name__}, which has no answers: leave answers=… out.")
-    if given is not None or task in ("vqa", "gqa"):
-        answers = find_answers(given, files, model)
-        if answers is not None:
-            name_answers(model, answers)
-
-
-def provenance(files: CheckpointFiles, ours: Mapping[str, Any], task: str | None) -> Provenance:
-    """What the model card says about the origin of the weights."""
-    results = results_of(files.weights)
-    return Provenance(
-        source=Path(files.name).name if Path(files.name).exists() else files.name,
-        task=task,
-        data=data_of(ours),
-        split=results.get("split"),
-        scores={name: value for name, value in results.get("scores", {}).items() if isinstance(value, int | float)},
-    )
-
-
-def results_of(weights: Path) -> dict[str, Any]:
-    """The results.json of a checkpoint's run, if they are this checkpoint's and not another's."""
-    folder = weights.parent.parent if weights.parent.name == CHECKPOINTS else weights.parent
-    path = folder / "results.json"
-    if not path.is_file():
-        return {}
-    results = read_json(path)
-    if not isinstance(results, dict) or not isinstance(results.get("scores"), dict):
-        return {}  # a result file of another program
-    scored = results.get("checkpoint")
-    return results if scored is not None and Path(str(scored)).name == weights.name else {}
-
-
-def data_of(ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run's data that tell a reader something; only the last names of paths: cards are published."""
-    if not ours:
-        return {}
-    run_config = ours[OUR_KEY]["run_config"]
-    data = run_config.get("data")
-    if not isinstance(data, dict):
-        return {}
-    told = {"data": run_config.get("name"), "reader": data.get("_target_")}
-    told |= {name: data.get(name) for name in ("train_split", "max_tokens", "max_regions", "use_tags", "use_regions")}
-    told |= {name: Path(str(data[name])).name for name in ("regions", "answers", "tokenizer") if data.get(name)}
-    return {name: value for name, value in told.items() if value is not None}
 
 
 @hydra.main(version_base="1.3", config_path=config_directory(), config_name="convert")

@@ -10,7 +10,8 @@ from typing import Any, Self
 from transformers import BertTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from vinvl.data.text import load_tokenizer, opened_tokenizer
-from vinvl.models.export import answers_in
+from vinvl.models.answering import VinVLForAnswering
+from vinvl.models.export import Provenance, answers_in, name_answers
 from vinvl.models.published import MODEL_OF_TASK, model_of_task
 from vinvl.models.weight_files import TRAINING_CHECKPOINT, CheckpointFiles, find_checkpoint
 from vinvl.models.weights import NEW, AnswerRows
@@ -18,7 +19,7 @@ from vinvl.regions.feature_record import FeatureRecord
 from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.faults import CHECKPOINTS
-from vinvl.run.files import json_object
+from vinvl.run.files import json_object, read_json
 from vinvl.vqa.answers import PICKLES, AnswerVocabulary, read_head_answers
 
 # What a checkpoint of ours, or a folder that `vinvl.convert` has made, says besides its tensors.
@@ -75,6 +76,40 @@ class OpenedModel:
     def features(self) -> FeatureRecord:
         """How the features were made that it was trained on, as far as is known."""
         return FeatureRecord.of_plain((self.ours.get(OUR_KEY) or self.said).get("features"))
+
+    def provenance(self, task: str | None) -> Provenance:
+        """What the model card says of where the weights come from."""
+        results = results_of(self.files.weights)
+        return Provenance(
+            source=Path(self.files.name).name if Path(self.files.name).exists() else self.files.name,
+            task=task,
+            data=self._data(),
+            split=results.get("split"),
+            scores={name: value for name, value in results.get("scores", {}).items() if isinstance(value, int | float)},
+        )
+
+    def _data(self) -> dict[str, Any]:
+        """Settings of the run's data that tell a reader something; of paths the last name alone."""
+        run_config = self.ours[OUR_KEY]["run_config"] if self.ours else {}
+        data = run_config.get("data")
+        if not isinstance(data, dict):
+            return {}
+        names = ("train_split", "max_tokens", "max_regions", "use_tags", "use_regions")
+        told = {"data": run_config.get("name"), "reader": data.get("_target_")}
+        told |= {name: data.get(name) for name in names}
+        told |= {name: Path(str(data[name])).name for name in ("regions", "answers", "tokenizer") if data.get(name)}
+        return {name: value for name, value in told.items() if value is not None}
+
+
+def results_of(weights: Path) -> dict[str, Any]:
+    """The results.json of the run that a checkpoint lies in, where they are this checkpoint's and not another's."""
+    folder = weights.parent.parent if weights.parent.name == CHECKPOINTS else weights.parent
+    path = folder / "results.json"
+    results = read_json(path) if path.is_file() else None
+    if not isinstance(results, dict) or not isinstance(results.get("scores"), dict):
+        return {}  # a result file of another program
+    scored = results.get("checkpoint")
+    return results if scored is not None and Path(str(scored)).name == weights.name else {}
 
 
 def class_of_task(checkpoint: Mapping[str, Any], path: Path) -> tuple[str, str]:
@@ -173,6 +208,20 @@ def find_answers(
             "trained on."
         )
     return texts
+
+
+def name_the_answers(model: PreTrainedModel, task: str | None, given: str | None, files: CheckpointFiles) -> None:
+    """Puts the texts of its answers into the configuration of a model that has answers.
+
+    Raises:
+        UserError: some were given that are not this model's.
+    """
+    if given is not None and not isinstance(model, VinVLForAnswering):
+        raise UserError(f"{files.name} is a {type(model).__name__}, which has no answers: leave answers=… out.")
+    if given is not None or task in ("vqa", "gqa"):
+        answers = find_answers(given, files, model)
+        if answers is not None:
+            name_answers(model, answers)
 
 
 def rows_of_given(
