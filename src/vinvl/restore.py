@@ -1,7 +1,7 @@
 """From a checkpoint to a task and the data it was trained on: the first half of `evaluate` and `predict`."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,7 @@ from vinvl.regions.feature_record import FeatureRecord, OtherFeatures, unlike_st
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.folders import resolve_checkpoint
+from vinvl.run.options import leaves
 from vinvl.run.overrides import command_overrides, given_splits, given_values, refuse_unread_splits, with_given
 from vinvl.task import VinVLTask
 from vinvl.trained import class_of_task
@@ -179,11 +180,13 @@ def check_calls(data: object, path: Path) -> None:
     target = data.get("_target_") if isinstance(data, dict) else None
     if not is_datamodule(target):
         raise UserError(f"{path} names '{target}' as its data, which is no datamodule of vinvl: pass data=NAME.")
-    for key, value in entries(data):
+    for key, value in leaves(data):
         # Everything was resolved when it was written: an interpolation can only have been put there to be evaluated.
-        smuggled = isinstance(value, str) and "${" in value
-        if smuggled or (key == "_target_" and value not in PREPARATIONS and not is_datamodule(value)):
-            raise UserError(f"{path} asks for '{value}' in its data, which no file may have called: pass data=NAME.")
+        smuggled = "${" in key or (isinstance(value, str) and "${" in value)
+        if smuggled or ("_target_" in key.split(".") and value not in PREPARATIONS and not is_datamodule(value)):
+            raise UserError(
+                f"{path} asks for '{key}={value}' in its data, which no file may have called: pass data=NAME."
+            )
 
 
 def is_datamodule(name: object) -> bool:
@@ -195,16 +198,3 @@ def is_datamodule(name: object) -> bool:
     except Exception:  # Hydra raises ImportError, ValueError or its own, by which part of the name is wrong
         return False
     return isinstance(found, type) and issubclass(found, RegionDataModule)
-
-
-def entries(value: object) -> Iterator[tuple[object, object]]:
-    """(key, value) of everything in nested dicts and lists; keys come as values too, list items have the key None."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield None, key
-            yield key, item
-            yield from entries(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield None, item
-            yield from entries(item)
