@@ -148,6 +148,7 @@ def test_fine_tuning_on_pictures_of_ones_own(whole: Path, demo_data: Path, tmp_p
         (["data.val_split=dev"], "no split 'dev'"),
         (["data.splits.val.annotations=nowhere.json"], "nowhere.json does not exist"),
         (["data.splits.train.pictures=nowhere"], "nowhere does not exist"),
+        (["data.splits.test.annotations=nowhere.json"], "(Of the test split: pass test_after_fit=false"),
         (["ckpt_path=last"], "ckpt_path=last: no run under"),
         (["detection_recipe=vinvl"], "start.init must be given"),
         (["detection_data=coco_json"], "must be given: pass data.splits.train.annotations=VALUE"),

@@ -248,6 +248,8 @@ class TestFolders:
         assert one.trained.used is not None and other.trained.used is not None
         assert one.trained.used.usage == other.trained.used.usage and other.trained.task == task
         assert one.trained.features == other.trained.features
+        published = convert(there, tmp_path / "oscar", "format=oscar")  # which says no more than this of its task
+        assert json.loads((published / "config.json").read_text())["finetuning_task"] == task
         if task == "vqa":
             assert_same_answers(one, other, ids)
         elif task == "captioning":
