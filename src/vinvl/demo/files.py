@@ -110,11 +110,18 @@ class DemoWorldSizes:
         }
 
 
-@dataclass(frozen=True)
 class DemoWorld:
     """The files of a demo world; splits are train, val and test."""
 
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.gqa_submission = folder / "gqa_submission_questions.json"  # GQA's testdev without its answers
+        self.karpathy = folder / "dataset_demo.json"  # captions of all splits in the layout of dataset_coco.json
+        self.nocaps_train = folder / "nocaps_train.json"  # the same of training pictures without the held-out shape
+        self.nocaps_val = folder / "nocaps_val.json"  # COCO captions JSON of the pictures of val, with NoCaps' domains
+        self.images = folder / "images"  # PNG pictures
+        self.tokenizer = folder / "tokenizer"  # a folder that transformers reads
+        self.marker = folder / MARKER  # written last: a folder without it is not a demo world
 
     def questions(self, split: str) -> Path:
         """Official VQA v2 question JSON."""
@@ -151,41 +158,6 @@ class DemoWorld:
     def instances(self, split: str) -> Path:
         """COCO instances JSON with attributes; made on the first training of a detector."""
         return self.folder / "detection" / f"instances_{split}.json"
-
-    @property
-    def gqa_submission(self) -> Path:
-        """The questions of GQA's testdev without their answers."""
-        return self.folder / "gqa_submission_questions.json"
-
-    @property
-    def karpathy(self) -> Path:
-        """Captions of all splits in the layout of dataset_coco.json."""
-        return self.folder / "dataset_demo.json"
-
-    @property
-    def nocaps_train(self) -> Path:
-        """Captions of training pictures without the held-out shape, in the layout of dataset_coco.json."""
-        return self.folder / "nocaps_train.json"
-
-    @property
-    def nocaps_val(self) -> Path:
-        """COCO captions JSON of the pictures of val, with NoCaps' domains."""
-        return self.folder / "nocaps_val.json"
-
-    @property
-    def images(self) -> Path:
-        """Folder of PNG pictures."""
-        return self.folder / "images"
-
-    @property
-    def tokenizer(self) -> Path:
-        """transformers tokenizer folder."""
-        return self.folder / "tokenizer"
-
-    @property
-    def marker(self) -> Path:
-        """Written last: a folder without it is not a demo world."""
-        return self.folder / MARKER
 
     def top_level_names(self) -> set[str]:
         """Names of all files and folders that may lie in the folder of a demo world."""
