@@ -15,7 +15,7 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
     ("run",),
     ("regions", "models"),
     ("data",),
-    ("pictures", "trained", "schedules", "exact"),
+    ("pictures", "opening", "schedules", "exact"),
     ("row_names",),
     ("task",),
     ("vqa", "gqa", "nlvr2", "retrieval", "captioning", "pretraining", "detector"),
@@ -26,7 +26,7 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
 )
 EXCEPTIONS = {
     ("gqa", "vqa"),  # its answers
-    ("trained", "vqa"),  # the answers of a model's head
+    ("opening", "vqa"),  # the answers of a model's head
     ("row_names", "vqa"),
     ("retrieval", "captioning"),  # its captions
     ("data", "captioning"),  # how captions are cut into words

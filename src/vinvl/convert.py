@@ -17,6 +17,7 @@ from vinvl.models.export import (
     write_transformers,
 )
 from vinvl.models.published import ENCODER, MODEL_OF_TASK, convert_model
+from vinvl.opening import USE_FILE, OpenedModel, find_tokenizer, name_the_answers, rows_of_given
 from vinvl.predictor.trained import only_task_of, record_of_use
 from vinvl.regions.formats.convert import run_conversion
 from vinvl.regions.formats.export import write_mmf_npy, write_oscar_tsv
@@ -25,7 +26,6 @@ from vinvl.run.door import enter
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import new_folder, refuse_existing
 from vinvl.run.folders import config_directory, register_resolvers, run_door, task_as_a_value, write_json
-from vinvl.trained import USE_FILE, OpenedModel, find_tokenizer, name_the_answers, rows_of_given
 
 STORE_FORMATS = {"oscar_tsv": write_oscar_tsv, "mmf_npy": write_mmf_npy}
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.module import RegionDataModule
+from vinvl.opening import class_of_task
 from vinvl.regions.feature_record import FeatureRecord, OtherFeatures, unlike_store
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
@@ -19,7 +20,6 @@ from vinvl.run.folders import resolve_checkpoint
 from vinvl.run.options import leaves
 from vinvl.run.overrides import command_overrides, given_splits, given_values, refuse_unread_splits, with_given
 from vinvl.task import VinVLTask
-from vinvl.trained import class_of_task
 
 PREPARATIONS = (  # what a checkpoint's data may ask to be called
     "vinvl.demo.ensure_demo_world",

@@ -10,8 +10,8 @@ from vinvl.models.answering import VinVLForAnswering
 from vinvl.models.config import VinVLConfig
 from vinvl.models.weight_files import CheckpointFiles, by_modern_names, find_checkpoint, load_published_state_dict
 from vinvl.models.weights import AnswerRows, initialise, initialise_from_tensors, output_layer
+from vinvl.opening import Words, known_answers, known_words, match_answers, refuse_other_words
 from vinvl.run.errors import UserError
-from vinvl.trained import Words, known_answers, known_words, match_answers, refuse_other_words
 from vinvl.vqa.answers import read_head_answers
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from vinvl.data.commonest import Commonest
 from vinvl.data.module import RegionDataModule
 from vinvl.models.config import VinVLConfig
 from vinvl.models.weights import refuse_other_sizes
+from vinvl.opening import Words, refuse_other_words, words_of, words_of_run
 from vinvl.regions.feature_record import FeatureRecord
 from vinvl.regions.regions import BOX_NUMBERS
 from vinvl.row_names import start_model
@@ -27,7 +28,6 @@ from vinvl.run.checkpoint import OUR_KEY, load_into, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.made import make_optimizer, make_scheduler
 from vinvl.run.survival import refuse_another_run
-from vinvl.trained import Words, refuse_other_words, words_of, words_of_run
 
 # Which parameters decay.
 

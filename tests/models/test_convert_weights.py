@@ -391,6 +391,6 @@ def test_a_model_on_the_hub_brings_its_own_tokenizer(tmp_path: Path, monkeypatch
         return BertTokenizer.from_pretrained(folder)
 
     monkeypatch.setattr("vinvl.models.weight_files.hf_hub_download", lambda _, file_name: str(folder / file_name))
-    monkeypatch.setattr("vinvl.trained.load_tokenizer", load)
+    monkeypatch.setattr("vinvl.opening.load_tokenizer", load)
     there = run(Path("someone/bert"), tmp_path / "out")
     assert asked == ["someone/bert"] and "converted from `someone/bert`" in (there / "README.md").read_text()

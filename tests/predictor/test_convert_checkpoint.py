@@ -12,10 +12,10 @@ from tests.door_runs import call_door, succeed
 from tests.models.test_convert_weights import run
 from vinvl.models import VinVLConfig, VinVLForAnswering
 from vinvl.models.weight_files import find_checkpoint
+from vinvl.opening import results_of
 from vinvl.predictor.trained import published_inputs
 from vinvl.run.errors import UserError
 from vinvl.run.files import new_folder
-from vinvl.trained import results_of
 
 SIZES = {
     "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,

@@ -22,11 +22,11 @@ from vinvl.models.export import check_tokenizer
 from vinvl.models.published import ENCODER, MODEL_OF_TASK, convert_model
 from vinvl.models.weight_files import DATA_PARALLEL, MMF_MODEL, CheckpointFiles
 from vinvl.models.weights import LoadingReport
+from vinvl.opening import OpenedModel, find_answers, find_tokenizer, rows_of_given
 from vinvl.regions.feature_record import FeatureRecord
 from vinvl.retrieval.candidates import ATTENTION_TYPES
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory
-from vinvl.trained import OpenedModel, find_answers, find_tokenizer, rows_of_given
 
 # The published numbers of each task, with their sources, are in these files of conf/data.
 DATA_OF_TASK = {"vqa": "vqa", "gqa": "gqa", "nlvr2": "nlvr2", "retrieval": "retrieval", "captioning": "captions"}
