@@ -78,7 +78,7 @@ class OpenedModel:
         return FeatureRecord.of_plain((self.ours.get(OUR_KEY) or self.said).get("features"))
 
     def provenance(self, task: str | None) -> Provenance:
-        """What the model card says of where the weights come from."""
+        """What the model card says about the origin of the weights."""
         results = results_of(self.files.weights)
         return Provenance(
             source=Path(self.files.name).name if Path(self.files.name).exists() else self.files.name,
@@ -102,7 +102,7 @@ class OpenedModel:
 
 
 def results_of(weights: Path) -> dict[str, Any]:
-    """The results.json of the run that a checkpoint lies in, where they are this checkpoint's and not another's."""
+    """The results.json of a checkpoint's run, if they are this checkpoint's and not another's."""
     folder = weights.parent.parent if weights.parent.name == CHECKPOINTS else weights.parent
     path = folder / "results.json"
     results = read_json(path) if path.is_file() else None
