@@ -54,7 +54,7 @@ def ask(world: DemoWorld, model: Path, weights: Path) -> Path:
     picture = world.images / f"{int(records.image_ids[0]):012d}.png"
     call(
         "predict",
-        [f"ckpt_path={model}", f"weights={weights}", f"image={picture}", f"question='{records.questions[0]}'"],
+        [f"ckpt_path={model}", f"weights={weights}", f"image={picture}", f"question='{records['question'][0]}'"],
     )
     return picture
 

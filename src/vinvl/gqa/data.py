@@ -2,20 +2,20 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 
 from vinvl.data.commonest import Commonest, commonest_answers
 from vinvl.data.contracts import RegionDataArguments
-from vinvl.data.module import RegionDataModule, no_annotations
+from vinvl.data.module import RegionDataModule
 from vinvl.data.records import file_names
-from vinvl.gqa.files import GQARecords, read_gqa
+from vinvl.data.table import RecordTable
+from vinvl.gqa.files import read_gqa
 from vinvl.run.errors import UserError
 from vinvl.vqa.answers import AnswerVocabulary
-from vinvl.vqa.data import AnsweringDataset, AnswerTargets
+from vinvl.vqa.data import AnsweringDataset, AnswerTargets, answering_dataset
 
 
 class GQADataModule(RegionDataModule):
@@ -44,13 +44,13 @@ class GQADataModule(RegionDataModule):
         counts: Counter[str] = Counter()
         for split in self.answer_splits:
             records = self.read_split(split)
-            if records.answers is None:
+            if not records.annotated:
                 raise UserError(
                     f"The answer vocabulary {self.answers_path} does not exist and split '{split}' has no answers to "
                     "build it from: pass data.answers=FILE, or data.answer_splits=[SPLIT] with answers."
                 )
-            times = np.bincount(records.answers.codes, minlength=len(records.answers.names)).tolist()
-            counts.update(dict(zip(records.answers.names, times, strict=True)))
+            names, codes = records["answer"].categories()
+            counts.update(dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True)))
         ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
         AnswerVocabulary(tuple(ranked)).save(self.answers_path)
 
@@ -61,44 +61,17 @@ class GQADataModule(RegionDataModule):
             self._vocabulary = AnswerVocabulary.load(self.answers_path)
         return self._vocabulary
 
-    def read_split(self, split: str) -> GQARecords:
+    def read_split(self, split: str) -> RecordTable:
         forms = "a question file, a folder of them, or a list of these"
         return read_gqa(file_names(self.split_files(split), f"data.splits.{split}", forms))
 
-    def targets_of(self, records: GQARecords) -> AnswerTargets:
-        if records.answers is None:
+    def targets_of(self, records: RecordTable) -> AnswerTargets:
+        if not records.annotated:
             return AnswerTargets.none(self.vocabulary, len(records))
-        return AnswerTargets.of_one_answer(records.answers, self.vocabulary)
+        return AnswerTargets.of_one_answer(records["answer"], self.vocabulary)
 
-    def commonest_of(self, records: GQARecords) -> Commonest:
-        return commonest_answers(records.questions, self.targets_of(records).best(), self.vocabulary.answers)
+    def commonest_of(self, records: RecordTable) -> Commonest:
+        return commonest_answers(records["question"], self.targets_of(records).best(), self.vocabulary.answers)
 
-    def make_dataset(self, records: GQARecords, images: np.ndarray, stage: str) -> AnsweringDataset:
-        return AnsweringDataset(
-            self.tokens_of(records.questions),
-            images,
-            region_text=self.region_text,
-            targets=self.targets_of(records),
-            record_of=partial(question_record, records),
-            scored=stage != "train",
-        )
-
-    def check_scorable(self, stage: str) -> None:
-        dataset = self.datasets[stage]
-        if isinstance(dataset, AnsweringDataset) and not dataset.targets.annotated:
-            raise no_annotations(self.split_of[stage])
-
-
-def question_record(records: GQARecords, index: int) -> dict[str, Any]:
-    """What metrics and result files need of question `index`."""
-    record: dict[str, Any] = {
-        "question_id": str(records.question_ids[index]),
-        "image_id": str(records.image_ids[index]),
-        "question": records.questions[index],
-    }
-    if records.answers is not None:
-        record["answer"] = records.answers[index]
-    for name, column in (("structural", records.structural_types), ("semantic", records.semantic_types)):
-        if column is not None:
-            record[name] = column[index]
-    return record
+    def make_dataset(self, records: RecordTable, images: np.ndarray, stage: str) -> AnsweringDataset:
+        return answering_dataset(self, records, images, self.targets_of(records), stage)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from vinvl.data.batch import Batch
+from vinvl.data.table import RecordTable
 from vinvl.exact import ExactMean
-from vinvl.gqa.data import GQADataModule, question_record
-from vinvl.gqa.files import GQARecords
+from vinvl.gqa.data import GQADataModule
 from vinvl.gqa.metric import TypedAccuracy
 from vinvl.models.answering import VinVLForAnswering, answer_loss_per_example
 from vinvl.task import TaskArguments, VinVLTask
@@ -50,9 +50,9 @@ class GQATask(VinVLTask):
         """The five best answers to each question."""
         return best_answers(self(batch), batch, self.answers, "ce")
 
-    def filled_in(self, records: GQARecords, index: int) -> Prediction | None:
+    def filled_in(self, records: RecordTable, index: int) -> Prediction | None:
         """The commonest training answer to questions that begin like this one."""
-        return filled_in(question_record(records, index), self.commonest)
+        return filled_in(records.row(index), self.commonest)
 
     def write_predictions(self, predictions: Sequence[Prediction], folder: Path) -> dict[str, Path]:
         """The official submission, [{"questionId", "prediction"}], and the five best answers."""

@@ -16,8 +16,9 @@ from vinvl.data.inputs import PlacedImage, RegionText
 from vinvl.data.module import RegionDataModule, no_annotations
 from vinvl.data.records import plain
 from vinvl.data.sampling import Draw
+from vinvl.data.table import RecordTable
 from vinvl.data.text import RaggedTokens, truncated_lengths
-from vinvl.nlvr2.files import NLVR2Records, read_nlvr2
+from vinvl.nlvr2.files import read_nlvr2
 from vinvl.nlvr2.metric import is_official
 from vinvl.run.errors import UserError
 
@@ -28,10 +29,11 @@ class NLVR2Dataset(Dataset[Pair]):
     """One split: item i is statement i with its left and with its right image."""
 
     def __init__(
-        self, records: NLVR2Records, statement_tokens: RaggedTokens, images: np.ndarray, region_text: RegionText
+        self, records: RecordTable, statement_tokens: RaggedTokens, images: np.ndarray, region_text: RegionText
     ) -> None:
         """`images` (N, 2) int64: where left and right image are in the store."""
         self.records = records
+        self.labels = records["label"].numpy().astype(np.int64) if records.annotated else None
         self.statement_tokens = statement_tokens
         self.images = images
         self.region_text = region_text
@@ -43,21 +45,18 @@ class NLVR2Dataset(Dataset[Pair]):
         index = draw.index
         left, right = (PlacedImage(self.region_text, int(image)) for image in self.images[index])
         first, second = statement_pair(self.statement_tokens[index], left, right)
-        labels, record = self._labels(index), self.record(index)
+        labels = np.zeros(0, dtype=np.int64) if self.labels is None else self.labels[index : index + 1]
+        record = self.record(index)
         return replace(first, label_ids=labels, record=record), replace(second, label_ids=labels, record=record)
-
-    def _labels(self, index: int) -> np.ndarray:
-        labels = self.records.labels
-        return np.zeros(0, dtype=np.int64) if labels is None else labels[index : index + 1].astype(np.int64)
 
     def record(self, index: int) -> dict[str, Any]:
         """What metrics and result files need of statement `index`."""
         records = self.records
         return {
             "index": index,
-            "identifier": str(records.identifiers[index]),
+            "identifier": records["identifier"][index],
             "image_ids": [str(image_id) for image_id in records.image_ids[index]],
-            "sentence": records.sentences[index],
+            "sentence": records["sentence"][index],
         }
 
     def lengths(self) -> np.ndarray:
@@ -67,7 +66,7 @@ class NLVR2Dataset(Dataset[Pair]):
 
     def collate(self, items: Sequence[Pair]) -> Batch:
         """2B rows, left and right image of each statement in turn, and B labels."""
-        labels = class_labels([left for left, _ in items]) if self.records.labels is not None else None
+        labels = class_labels([left for left, _ in items]) if self.labels is not None else None
         return collate_statements(items, self.region_text.special.pad_token_id, labels)
 
     def show(self, item: Pair, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
@@ -103,30 +102,27 @@ def collate_statements(pairs: Sequence[Pair], pad_token_id: int, labels: Tensor 
 class NLVR2DataModule(RegionDataModule):
     """Official JSON Lines, a RegionStore and a tokenizer → batches; a split is one file."""
 
-    def read_split(self, split: str) -> NLVR2Records:
+    def read_split(self, split: str) -> RecordTable:
         files = plain(self.split_files(split))
         if not isinstance(files, str):
             raise UserError(f"data.splits.{split} is {files!r}: give one file.")
         return read_nlvr2(files)
 
-    def make_dataset(self, records: NLVR2Records, images: np.ndarray, stage: str) -> NLVR2Dataset:
-        return NLVR2Dataset(records, self.tokens_of(records.sentences), images, self.region_text)
+    def make_dataset(self, records: RecordTable, images: np.ndarray, stage: str) -> NLVR2Dataset:
+        return NLVR2Dataset(records, self.tokens_of(records["sentence"]), images, self.region_text)
 
-    def commonest_of(self, records: NLVR2Records) -> Commonest:
+    def commonest_of(self, records: RecordTable) -> Commonest:
         """Under "": True or False, whatever more of the statements are."""
-        labels = records.labels
-        return {} if labels is None else {"": str(bool(2 * np.count_nonzero(labels) >= len(labels)))}
+        return {"": str(2 * sum(records["label"]) >= len(records))} if records.annotated else {}
 
     def check_scorable(self, stage: str) -> None:
         dataset = self.datasets[stage]
         if not isinstance(dataset, NLVR2Dataset):
             return
         records = dataset.records
-        if records.labels is None:
+        if not records.annotated:
             raise no_annotations(self.split_of[stage])
-        own = (
-            [] if stage == "train" else [i for i, name in enumerate(records.identifiers) if not is_official(str(name))]
-        )
+        own = [] if stage == "train" else [i for i, name in enumerate(records["identifier"]) if not is_official(name)]
         if own:
             rank_zero_warn(
                 f"Split '{self.split_of[stage]}': consistency is not computed, for {records.describe(own[0])} does not "

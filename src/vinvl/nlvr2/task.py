@@ -7,10 +7,10 @@ from typing import NamedTuple, Unpack
 from torch import Tensor
 
 from vinvl.data.batch import Batch
+from vinvl.data.table import RecordTable
 from vinvl.exact import ExactMean
 from vinvl.models.answering import VinVLForPairs, answer_loss_per_example
 from vinvl.nlvr2.data import NLVR2DataModule
-from vinvl.nlvr2.files import NLVR2Records
 from vinvl.nlvr2.metric import PairAccuracy
 from vinvl.run.files import atomic_write
 from vinvl.task import TaskArguments, VinVLTask
@@ -66,10 +66,10 @@ class NLVR2Task(VinVLTask):
         records = batch.records[::2]
         return [Judgement(r["index"], r["identifier"], true) for r, true in zip(records, verdicts, strict=True)]
 
-    def filled_in(self, records: NLVR2Records, index: int) -> Judgement | None:
+    def filled_in(self, records: RecordTable, index: int) -> Judgement | None:
         """What more of the training statements are."""
         known = self.commonest.get("")
-        return None if known is None else Judgement(0, str(records.identifiers[index]), known == "True")
+        return None if known is None else Judgement(0, records["identifier"][index], known == "True")
 
     def write_predictions(self, predictions: Sequence[Judgement], folder: Path) -> dict[str, Path]:
         """predictions.csv, lines of identifier,True or False: what the official metrics.py reads."""

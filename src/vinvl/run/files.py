@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, overload
@@ -90,35 +90,25 @@ def refuse_half_characters(value: Any) -> None:
                 raise ValueError(f"{where} holds half of a surrogate pair, \\ud800 to \\udfff") from None
 
 
-def json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+def json_lines(path: str | Path, parse: Callable[[bytes, str], Any] = parse_json) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value) of every line of a JSON Lines file that is not blank; UTF-8, one line at a time.
 
-    Raises UserError, naming file and line, as `read_json` does.
+    `parse` makes a value of a line and the words that name it. Raises UserError, naming file and line, as `read_json`
+    does.
     """
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield number, parse_json(line.rstrip(), f"{path} line {number}")
+                    yield number, parse(line.rstrip(), f"{path} line {number}")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
 
 
-def json_records(path: str | Path) -> Iterator[tuple[str, int, Any]]:
-    """(place, number from 1, value) of every record of a file that is either JSON Lines or one JSON list.
-
-    `place` is the kind of place to name in messages: "train.jsonl line" or "train.json record". A file that begins with
-    "[" is taken as a list. Raises UserError as `read_json` and `json_lines` do.
-    """
-    if _begins_a_list(path):
-        yield from ((f"{path} record", number, value) for number, value in enumerate(read_json(path), start=1))
-    else:
-        yield from ((f"{path} line", number, value) for number, value in json_lines(path))
-
-
-def _begins_a_list(path: str | Path) -> bool:
+def begins_a_list(path: str | Path) -> bool:
+    """Whether a file is one JSON list, and not JSON Lines."""
     try:
         with open(path, "rb") as file:
             start = file.read(1024).removeprefix(b"\xef\xbb\xbf")

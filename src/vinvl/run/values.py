@@ -2,14 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, TypeVar
+
+import msgspec
 
 from vinvl.run.errors import UserError
-from vinvl.run.files import refuse_half_characters
+from vinvl.run.files import begins_a_list, json_lines, parse_json, read_bytes, refuse_half_characters
 
-MAX_ID_LENGTH = 256  # ids are stored at the width of the longest one
+MAX_ID_LENGTH = 256
 
 
 def checked_id(value: Any, what: str) -> int | str:
@@ -46,6 +48,91 @@ def shown(value: Any) -> str:
     except (ValueError, RecursionError):  # an integer of too many digits, or too deep
         text = f"a {type(value).__name__}"
     return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+# Values that msgspec decodes into what they should be; its words for what is wrong name the very place.
+
+_ID, _FILLED = rf"(?s)\A(?=.*\S)[^\0]{{1,{MAX_ID_LENGTH}}}\Z", r"\S"
+_MEANING = {
+    f"matching regex {_ID!r}": f"that is not blank, without null characters, of {MAX_ID_LENGTH} characters at most",
+    f"matching regex {_FILLED!r}": "that is not blank",
+}
+_MARK = b"\xef\xbb\xbf"  # of the byte order, which some editors write
+
+Id = int | Annotated[str, msgspec.Meta(pattern=_ID)]
+"""An integer, or a text that is not blank. Longer integers than that are refused where they become text."""
+
+FilledText = Annotated[str, msgspec.Meta(pattern=_FILLED)]
+"""A text that is not blank."""
+
+Decoded = TypeVar("Decoded")
+
+
+def decoded(
+    content: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[Decoded], place: str, at: str = "$", remedy: str = ""
+) -> Decoded:
+    """One JSON value in UTF-8 as what it should be.
+
+    Args:
+        content: the value, with or without a byte-order mark.
+        decoder: of the type that it should be.
+        place: names the file, or file and line, for messages.
+        at: where the value stands in it.
+        remedy: what a person does about a value of another type; mends the record, or leaves it out.
+
+    Raises:
+        UserError: it is no JSON, or something else than that.
+    """
+    try:
+        return decoder.decode(content.removeprefix(_MARK) if isinstance(content, bytes) else content)
+    except msgspec.ValidationError as error:
+        raise wrong_value(error, place, at, remedy) from None
+    except (ValueError, RecursionError) as error:
+        parse_json(bytes(content), place if at == "$" else f"{place} at {at}")  # which tells line and column
+        raise UserError(f"{place} is not valid JSON ({error}); it may be cut off or edited by hand.") from error
+
+
+def wrong_value(error: msgspec.ValidationError, place: str, at: str = "$", remedy: str = "") -> UserError:
+    """The sentence for a value of the wrong type; arguments as `decoded` has them."""
+    what, _, where = str(error).partition(" - at `$")
+    for pattern, meaning in _MEANING.items():
+        what = what.replace(pattern, meaning)
+    return UserError(f"{place}: {what} at {at}{where.rstrip('`')}; {remedy or 'mend the record, or leave it out'}.")
+
+
+def decoded_file(path: str | Path, content: type[Decoded], kind: str) -> Decoded:
+    """A whole file, of which `kind` says what it should be ("VQA questions file").
+
+    Raises UserError, naming the file, if it cannot be read or is something else.
+    """
+    return decoded(read_bytes(path), msgspec.json.Decoder(content), str(path), remedy=f"give a {kind}")
+
+
+def decoded_items(
+    items: Iterable[msgspec.Raw], decoder: msgspec.json.Decoder[Decoded], place: str | Path, at: str
+) -> Iterator[Decoded]:
+    """What each item of a list should be; `at` is where the list stands ("$.questions"). Raises as `decoded` does."""
+    return (decoded(item, decoder, str(place), f"{at}[{number}]") for number, item in enumerate(items))
+
+
+def decoded_lines(path: str | Path, decoder: msgspec.json.Decoder[Decoded]) -> Iterator[tuple[int, Decoded]]:
+    """(line number from 1, value) of every line that is not blank. Raises UserError, naming file and line."""
+    return json_lines(path, lambda line, place: decoded(line, decoder, place))
+
+
+def decoded_records(path: str | Path, decoder: msgspec.json.Decoder[Decoded]) -> Iterator[tuple[str, int, Decoded]]:
+    """(place, number from 1, value) of every record of a file that is either JSON Lines or one JSON list.
+
+    `place` is the kind of place to name in messages: "train.jsonl line" or "train.json record". A file that begins with
+    "[" is taken as a list. Raises UserError, naming the file and the record.
+    """
+    if begins_a_list(path):
+        listed = decoded_file(path, list[msgspec.Raw], "list of records")
+        for number, value in enumerate(decoded_items(listed, decoder, path, "$"), start=1):
+            yield f"{path} record", number, value
+    else:
+        for number, value in decoded_lines(path, decoder):
+            yield f"{path} line", number, value
 
 
 # An object that is read member by member.

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from vinvl.data.columns import RaggedTextColumn
+from vinvl.data.table import Column
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes, read_json, write_text_atomically
 from vinvl.run.restricted_pickle import load_restricted
@@ -241,18 +241,19 @@ class AnswerVocabulary:
         return np.array([index for index, _ in counts], dtype=np.int64), np.array(scores, dtype=np.float32)
 
     def soft_targets_of_all(
-        self, answers: RaggedTextColumn, rule: str = "leave_one_out"
+        self, answers: Column, rule: str = "leave_one_out"
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Soft targets of Q questions at once, each as `soft_targets` gives them.
+        """Soft targets of Q questions at once, given the lists of their people's answers, each as `soft_targets` does.
 
         Returns ids (ΣK,) int64, scores (ΣK,) float32 and offsets (Q+1,) int64: question q has `offsets[q]` to
         `offsets[q + 1]`. Raises UserError for a rule that is not known.
         """
         _check_rule(rule)
         index = self._index_of_normalised
-        id_of_name = np.array([index.get(normalise_answer(name), -1) for name in answers.texts.names], dtype=np.int64)
-        people = np.diff(answers.offsets)  # (Q,)
-        given = id_of_name[answers.texts.codes]  # (Σpeople,)
+        names, codes = answers.flat().categories()
+        id_of_name = np.array([index.get(normalise_answer(name), -1) for name in names], dtype=np.int64)
+        people = np.diff(answers.starts())  # (Q,)
+        given = id_of_name[codes]  # (Σpeople,)
         asked = np.repeat(np.arange(len(people)), people)  # (Σpeople,) question of each given answer
         known = given >= 0
         pairs, counts = np.unique(asked[known] * len(self) + given[known], return_counts=True)

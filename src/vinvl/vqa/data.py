@@ -2,26 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, collate, soft_targets
-from vinvl.data.columns import CategoricalColumn
 from vinvl.data.commonest import Commonest, commonest_answers
 from vinvl.data.contracts import RegionDataArguments
 from vinvl.data.inputs import RegionText
 from vinvl.data.module import RegionDataModule, no_annotations
 from vinvl.data.records import checked_entry, plain
 from vinvl.data.sampling import Draw
+from vinvl.data.table import Column, RecordTable
 from vinvl.data.text import RaggedTokens
 from vinvl.run.errors import UserError
 from vinvl.vqa.answers import AnswerVocabulary
-from vinvl.vqa.files import VQARecords, concatenate, read_jsonl, read_official
+from vinvl.vqa.files import read_jsonl, read_official
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,16 @@ class AnswerTargets:
         return cls(vocabulary.answers, False, offsets[:0], np.zeros(0, dtype=np.float32), offsets)
 
     @classmethod
-    def of_people(cls, records: VQARecords, vocabulary: AnswerVocabulary, rule: str) -> "AnswerTargets":
+    def of_people(cls, answers: Column, vocabulary: AnswerVocabulary, rule: str) -> "AnswerTargets":
         """Soft targets from several people's answers (`AnswerVocabulary.soft_targets`)."""
-        if records.answers is None:
-            return cls.none(vocabulary, len(records))
-        return cls(vocabulary.answers, True, *vocabulary.soft_targets_of_all(records.answers, rule=rule))
+        return cls(vocabulary.answers, True, *vocabulary.soft_targets_of_all(answers, rule=rule))
 
     @classmethod
-    def of_one_answer(cls, answers: CategoricalColumn, vocabulary: AnswerVocabulary) -> "AnswerTargets":
+    def of_one_answer(cls, answers: Column, vocabulary: AnswerVocabulary) -> "AnswerTargets":
         """Target 1 for the one right answer; nothing for an answer that is not in the vocabulary."""
-        known = [vocabulary.index_of(name) for name in answers.names]
-        index_of = np.array([-1 if index is None else index for index in known], dtype=np.int64)[answers.codes]
+        names, codes = answers.categories()
+        known = [vocabulary.index_of(name) for name in names]
+        index_of = np.array([-1 if index is None else index for index in known], dtype=np.int64)[codes]
         label_ids = index_of[index_of >= 0]
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(index_of >= 0)])
         return cls(vocabulary.answers, True, label_ids, np.ones(len(label_ids), dtype=np.float32), offsets)
@@ -84,7 +82,7 @@ class AnsweringDataset(Dataset[Example]):
         *,
         region_text: RegionText,
         targets: AnswerTargets,
-        record_of: Callable[[int], dict[str, Any]],
+        records: RecordTable,
         scored: bool,
     ) -> None:
         """
@@ -93,15 +91,14 @@ class AnsweringDataset(Dataset[Example]):
             images: (Q,) int64, where each question's image lies in the store.
             region_text: puts question and image together.
             targets: the right answers.
-            record_of: what metrics, result files and reports need of a question; "question" and "image_id" at least.
-                Picklable, for spawned data workers.
-            scored: items carry `record_of`; not in training, which reads none of it.
+            records: of the questions.
+            scored: items carry their record, for metrics and result files; not in training, which reads none of it.
         """
         self.question_tokens = question_tokens
         self.images = images
         self.region_text = region_text
         self.targets = targets
-        self.record_of = record_of
+        self.records = records
         self.scored = scored
 
     def __len__(self) -> int:
@@ -111,7 +108,7 @@ class AnsweringDataset(Dataset[Example]):
         index = draw.index
         label_ids, label_scores = self.targets[index]
         example = self.region_text.example(self.question_tokens[index], int(self.images[index]))
-        record = {**(self.record_of(index) if self.scored else {}), "index": index}
+        record = {**(self.records.row(index) if self.scored else {}), "index": index}
         return replace(example, label_ids=label_ids, label_scores=label_scores, record=record)
 
     def lengths(self) -> np.ndarray:
@@ -127,7 +124,7 @@ class AnsweringDataset(Dataset[Example]):
             f"{self.targets.answers[label]} {score:.1f}"
             for label, score in zip(item.label_ids, item.label_scores, strict=True)
         ]
-        record = self.record_of(item.record["index"])
+        record = self.records.row(item.record["index"])
         return [
             f"  image id  {record['image_id']}",
             f"  question  {record['question']}",
@@ -167,15 +164,13 @@ class VQADataModule(RegionDataModule):
         super().prepare_data()
         if not self.answers_path.exists():
             records = self.read_split(self.split_of["train"])
-            if records.answers is None:
+            if not records.annotated:
                 raise UserError(
                     f"The answer vocabulary {self.answers_path} does not exist and split '{self.split_of['train']}' "
                     "has no annotations to build it from: pass data.answers=FILE or annotations for the split."
                 )
-            vocabulary = AnswerVocabulary.build(
-                records.answers, self.min_answer_count, multiple_choice_answers=records.multiple_choice_answers
-            )
-            vocabulary.save(self.answers_path)
+            choices = records.get("multiple_choice_answer")
+            AnswerVocabulary.build(records["answers"], self.min_answer_count, choices).save(self.answers_path)
 
     @property
     def vocabulary(self) -> AnswerVocabulary:
@@ -184,7 +179,7 @@ class VQADataModule(RegionDataModule):
             self._vocabulary = AnswerVocabulary.load(self.answers_path)
         return self._vocabulary
 
-    def read_split(self, split: str) -> VQARecords:
+    def read_split(self, split: str) -> RecordTable:
         """The records of one split, from all of its files."""
         files = plain(self.split_files(split))
         if isinstance(files, str):
@@ -196,52 +191,40 @@ class VQADataModule(RegionDataModule):
             checked_entry(part, place, ("questions",), ("annotations",))
             for part in (files if isinstance(files, list) else [files])
         ]
-        return concatenate(
-            [
-                read_official(Path(part["questions"]), Path(part["annotations"]) if "annotations" in part else None)
-                for part in parts
-            ]
-        )
+        return RecordTable.join([read_official(part["questions"], part.get("annotations")) for part in parts])
 
-    def targets_of(self, records: VQARecords) -> AnswerTargets:
-        return AnswerTargets.of_people(records, self.vocabulary, self.target_rule)
+    def targets_of(self, records: RecordTable) -> AnswerTargets:
+        if not records.annotated:
+            return AnswerTargets.none(self.vocabulary, len(records))
+        return AnswerTargets.of_people(records["answers"], self.vocabulary, self.target_rule)
 
-    def commonest_of(self, records: VQARecords) -> Commonest:
-        return commonest_answers(records.questions, self.targets_of(records).best(), self.vocabulary.answers)
+    def commonest_of(self, records: RecordTable) -> Commonest:
+        return commonest_answers(records["question"], self.targets_of(records).best(), self.vocabulary.answers)
 
-    def make_dataset(self, records: VQARecords, images: np.ndarray, stage: str) -> AnsweringDataset:
-        if stage == "predict" and any("test-dev2015" in name for name in records.sources.files.names):
+    def make_dataset(self, records: RecordTable, images: np.ndarray, stage: str) -> AnsweringDataset:
+        if stage == "predict" and any("test-dev2015" in name for name in records["file"].categories()[0]):
             rank_zero_warn(
                 "The VQA server wants answers to all of test2015, for its test-dev phase too: pass "
                 "data.predict_split=test for a file that it takes."
             )
-        return AnsweringDataset(
-            self.tokens_of(records.questions),
-            images,
-            region_text=self.region_text,
-            targets=self.targets_of(records),
-            record_of=partial(question_record, records),
-            scored=stage != "train",
-        )
-
-    def check_scorable(self, stage: str) -> None:
-        dataset = self.datasets[stage]
-        if isinstance(dataset, AnsweringDataset) and not dataset.targets.annotated:
-            raise no_annotations(self.split_of[stage])
+        return answering_dataset(self, records, images, self.targets_of(records), stage)
 
 
-def question_record(records: VQARecords, index: int) -> dict[str, Any]:
-    """What metrics, result files and reports need of question `index`."""
-    question_id = records.question_ids[index]
-    record: dict[str, Any] = {
-        "question_id": question_id.item() if hasattr(question_id, "item") else str(question_id),
-        "image_id": str(records.image_ids[index]),
-        "question": records.questions[index],
-    }
-    if records.answers is not None:
-        record["answers"] = records.answers[index]
-        assert records.answer_types is not None
-        record["answer_type"] = records.answer_types[index]
-        if records.question_types is not None:
-            record["question_type"] = records.question_types[index]
-    return record
+def answering_dataset(
+    data: RegionDataModule, records: RecordTable, images: np.ndarray, targets: AnswerTargets, stage: str
+) -> AnsweringDataset:
+    """The dataset of a stage; arguments as `RegionDataModule.make_dataset` has them.
+
+    Raises:
+        UserError: the split has no annotations, and the stage cannot do without.
+    """
+    if not targets.annotated and stage != "predict":
+        raise no_annotations(data.split_of[stage])
+    return AnsweringDataset(
+        data.tokens_of(records["question"]),
+        images,
+        region_text=data.region_text,
+        targets=targets,
+        records=records,
+        scored=stage != "train",
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vinvl.data.batch import Batch
 from vinvl.data.commonest import Commonest, commonest_for
+from vinvl.data.table import RecordTable
 from vinvl.exact import ExactMean
 from vinvl.models.answering import VinVLForAnswering, answer_loss_per_example
 from vinvl.run.errors import UserError
@@ -17,8 +18,7 @@ from vinvl.run.files import atomic_write
 from vinvl.task import TaskArguments, VinVLTask
 from vinvl.vqa.accuracy import SoftTargetScore, VQAAccuracy
 from vinvl.vqa.answers import AnswerVocabulary
-from vinvl.vqa.data import VQADataModule, question_record
-from vinvl.vqa.files import VQARecords
+from vinvl.vqa.data import VQADataModule
 
 TOP_ANSWERS = 5
 
@@ -153,9 +153,9 @@ class VQATask(VinVLTask):
         """The five best answers to each question."""
         return best_answers(self(batch), batch, self.answers, self.config.loss_type)
 
-    def filled_in(self, records: VQARecords, index: int) -> Prediction | None:
+    def filled_in(self, records: RecordTable, index: int) -> Prediction | None:
         """The commonest training answer to questions that begin like this one."""
-        return filled_in(question_record(records, index), self.commonest)
+        return filled_in(records.row(index), self.commonest)
 
     def write_predictions(self, predictions: Sequence[Prediction], folder: Path) -> dict[str, Path]:
         """The official VQA result format and the five best answers."""

@@ -1,0 +1,230 @@
+"""The records of one split as an Arrow table.
+
+Forked data workers share its memory, for reading an entry touches no reference counts; to spawned ones it goes as a few
+blocks of bytes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vinvl.run.errors import UserError
+from vinvl.run.values import MAX_ID_LENGTH
+
+TEXT, TEXTS = pa.string(), pa.list_(pa.string())
+BLOCK = 1 << 13  # records that are Python objects at a time
+_INT64 = np.iinfo(np.int64)
+
+
+class Column:
+    """N entries of one Arrow type, read as Python's values."""
+
+    def __init__(self, values: pa.ChunkedArray) -> None:
+        self.values = values
+
+    @classmethod
+    def of(cls, values: Iterable[Any], kind: pa.DataType = TEXT) -> Self:
+        """Raises UnicodeEncodeError for a text with a lone surrogate."""
+        return cls(pa.chunked_array([pa.array(list(values), kind)], kind))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.values[int(index)].as_py()
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self), BLOCK):
+            yield from self.values.slice(start, BLOCK).to_pylist()
+
+    def numpy(self) -> np.ndarray:
+        """(N,) numbers, or texts of fixed width."""
+        return self.values.to_numpy() if self.values.type != TEXT else np.array(list(self), dtype=np.str_)
+
+    def flat(self) -> "Column":
+        """Of N lists, all their entries."""
+        return Column(pc.list_flatten(self.values))
+
+    def starts(self) -> np.ndarray:
+        """Of N lists, (N + 1,) int64: where each begins in `flat`, and the last one ends."""
+        return np.insert(np.cumsum(pc.list_value_length(self.values).to_numpy(), dtype=np.int64), 0, 0)
+
+    def categories(self) -> tuple[list[str], np.ndarray]:
+        """The different texts in the order in which they first come, and (N,) int32: which of them each entry is."""
+        encoded = self.values.combine_chunks().dictionary_encode()
+        return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the records of a task hold.
+
+    Attributes:
+        noun: what they are called, "questions".
+        called: what one is called in messages, before its id: "question_id".
+        columns: name → type, in the order in which readers give them. The first is the record's own id: text, or int64
+            where every id is such an integer and the type says so.
+        images: columns of the ids of its images.
+        annotation: the column that all records have, or none, in a split without annotations.
+        filled: column → what stands there in records that do not say, where others do; where none does there is no such
+            column.
+    """
+
+    noun: str
+    called: str
+    columns: Mapping[str, pa.DataType]
+    images: tuple[str, ...] = ("image_id",)
+    annotation: str = ""
+    filled: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def own_id(self) -> str:
+        return next(iter(self.columns))
+
+
+@dataclass(frozen=True, eq=False)
+class RecordTable:
+    """N records of one split in the order of its files.
+
+    `table` has the columns of its form, those without entries left out, and "file" and "number": where each record was
+    read, "train.jsonl line" and 17.
+    """
+
+    table: pa.Table
+    form: Form
+
+    @classmethod
+    def of(cls, form: Form, rows: Iterable[tuple[Any, ...]], path: Any) -> Self:
+        """Packs the rows of a reader: file, number and the columns of the form, None for what a record does not say.
+
+        Raises UserError as `join` does, and if there are none; `path` is where they were looked for.
+        """
+        left = iter(rows)
+        blocks = [cls._block(form, block) for block in iter(lambda: list(islice(left, BLOCK)), [])]
+        if not blocks:
+            raise UserError(f"{path} holds no {form.noun}; an empty split cannot be used.")
+        return cls._joined(blocks, form)
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The records of all parts, as train and val are joined; order is kept.
+
+        Raises UserError if an id occurs twice or only some records are annotated; ValueError if there are no parts.
+        """
+        if not parts:
+            raise ValueError("There are no records to join.")
+        return cls._joined([part.table for part in parts if len(part)] or [parts[0].table], parts[0].form)
+
+    @classmethod
+    def _block(cls, form: Form, rows: Sequence[tuple[Any, ...]]) -> pa.Table:
+        names, (files, numbers, *columns) = ["file", "number", *form.columns], zip(*rows, strict=True)
+        arrays = [pa.array(files, TEXT).dictionary_encode(), pa.array(numbers, pa.int64())]
+        for (name, kind), values in zip(form.columns.items(), columns, strict=True):
+            if name == form.own_id or name in form.images:
+                arrays.append(_ids(values, kind, name, rows))
+            else:
+                arrays.append(pa.array(values, kind))
+        return pa.table(arrays, names=names)
+
+    @classmethod
+    def _joined(cls, tables: Sequence[pa.Table], form: Form) -> Self:
+        kinds = {table.schema.field(form.own_id).type for table in tables}
+        if len(kinds) > 1:  # integers in some, text in others
+            place = tables[0].column_names.index(form.own_id)
+            tables = [table.set_column(place, form.own_id, table[form.own_id].cast(TEXT)) for table in tables]
+        table = pa.concat_tables(tables, promote_options="default").unify_dictionaries().combine_chunks()
+        for name in form.columns:
+            missing = table[name].null_count if name in table.column_names else 0
+            if missing and missing == len(table):
+                table = table.drop_columns(name)
+            elif missing and name in form.filled:
+                place = table.column_names.index(name)
+                table = table.set_column(place, name, table[name].fill_null(form.filled[name]))
+        records = cls(table, form)
+        records._refuse_half_annotated()
+        records._refuse_repeated()
+        return records
+
+    def _refuse_half_annotated(self) -> None:
+        name = self.form.annotation
+        if name in self and self.table[name].null_count:
+            bare = self.table[name].is_null().to_numpy()
+            raise UserError(
+                f"{self.place(int(bare.argmax()))} has no {name} and {self.place(int(bare.argmin()))} has "
+                f"({np.count_nonzero(bare):,} of {len(self):,} records have none); give {name} in every record, or in "
+                "none to predict only."
+            )
+
+    def _refuse_repeated(self) -> None:
+        own = self.table[self.form.own_id]
+        different = pc.count_distinct(own).as_py()
+        if different == len(own):
+            return
+        first: dict[int | str, int] = {}
+        for index, value in enumerate(Column(own)):
+            if first.setdefault(value, index) != index:
+                raise UserError(
+                    f"{self.place(index)} has the {self.form.own_id} {value} of {self.place(first[value])} "
+                    f"({len(own) - different:,} such repeats); give every record a {self.form.own_id} of its own."
+                )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.table.column_names
+
+    def __getitem__(self, name: str) -> Column:
+        """A column; KeyError where there is none."""
+        return Column(self.table[name])
+
+    def get(self, name: str) -> Column | None:
+        """A column; None where there is none."""
+        return Column(self.table[name]) if name in self else None
+
+    @property
+    def annotated(self) -> bool:
+        """Whether the split has what is trained on and scored with."""
+        return self.form.annotation in self
+
+    @cached_property
+    def image_ids(self) -> np.ndarray:
+        """(N,) text: the image of each record; (N, K) where a record has K of them."""
+        columns = [self[name].numpy() for name in self.form.images]
+        return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
+
+    def row(self, index: int) -> dict[str, Any]:
+        """All that a record says, by column."""
+        return {name: self[name][index] for name in self.form.columns if name in self}
+
+    def place(self, index: int) -> str:
+        """File and number: "train.jsonl line 17"."""
+        return f"{self['file'][index]} {self['number'][index]}"
+
+    def describe(self, index: int) -> str:
+        """Names a record for a message: "train.jsonl line 17 (question_id 4)"."""
+        return f"{self.place(index)} ({self.form.called} {self[self.form.own_id][index]})"
+
+    def select(self, keep: np.ndarray) -> Self:
+        """The records where `keep` (N,) bool is True, in their order."""
+        return type(self)(self.table.filter(pa.array(keep)), self.form)
+
+
+def _ids(values: Sequence[int | str], kind: pa.DataType, name: str, rows: Sequence[tuple[Any, ...]]) -> pa.Array:
+    """Integers where the column may hold such and all of these are, otherwise text."""
+    if kind == pa.int64() and all(isinstance(value, int) and _INT64.min <= value <= _INT64.max for value in values):
+        return pa.array(values, kind)
+    texts = [str(value) for value in values]
+    if max(map(len, texts)) > MAX_ID_LENGTH:
+        for row, value, text in zip(rows, values, texts, strict=True):
+            if isinstance(value, int) and len(text) > MAX_ID_LENGTH:
+                raise UserError(
+                    f"{row[0]} {row[1]}: {name} is an integer of more than {MAX_ID_LENGTH} digits; use a shorter id."
+                )
+    return pa.array(texts, TEXT)
