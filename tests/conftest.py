@@ -4,9 +4,11 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import golden
 from tests.door_runs import call, door_environment
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -71,3 +73,26 @@ def refusal(result: subprocess.CompletedProcess[str]) -> str:
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, result.stderr
     return lines[0]
+
+
+READ_BY_WORKERS = "golden_read"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker of pytest-xdist read."""
+    golden.READ.update(getattr(node, "workeroutput", {}).get(READ_BY_WORKERS, ()))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Every part of every recording is read by some test: known only when all of them have passed."""
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[READ_BY_WORKERS] = sorted(golden.READ)
+        return
+    chosen = config.option.keyword or config.option.markexpr or config.option.collectonly or config.option.deselect
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not chosen
+    unread = golden.unread(golden.READ) if whole and exitstatus == 0 else []
+    if unread:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nNo test reads {len(unread)} parts of tests/data/golden:", *unread, sep="\n  ")

@@ -1,13 +1,12 @@
 """Schedules and parameter groups against the published order."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests import golden
 from vinvl.detector.task import parameter_groups as detector_parameter_groups
 from vinvl.schedules import constant_schedule, cosine_schedule, linear_schedule, multistep_schedule
 from vinvl.task import parameter_groups
@@ -32,13 +31,13 @@ def test_published_fine_tuning_order_uses_the_next_factor_and_ends_at_zero() -> 
     assert rates(linear_schedule, 6, total_steps=6, warmup_steps=2, first_step=1) == [0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
 
 
-RECORDED = json.loads((Path(__file__).parent / "data/golden/oscar/optimizer_schedule.json").read_text())
+RECORDED = golden.facts("oscar/optimizer_schedule")
 
 
 class PublishedAdamW(torch.optim.Optimizer):
     """The published update: epsilon is added before the bias correction, and decay comes after the step."""
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, eps: float) -> None:
+    def __init__(self, groups: list[dict[str, Any]], lr: float, eps: float = 1e-8) -> None:
         super().__init__(groups, {"lr": lr, "eps": eps, "weight_decay": 0.0})
 
     @torch.no_grad()

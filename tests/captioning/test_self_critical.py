@@ -1,14 +1,13 @@
 """CIDEr-D as a reward, and the self-critical loss, against recordings of the published code."""
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests import golden
 from vinvl.captioning.cider import NgramIndex
 from vinvl.captioning.self_critical import (
     CiderReward,
@@ -19,7 +18,7 @@ from vinvl.captioning.self_critical import (
 )
 from vinvl.run.errors import UserError
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden" / "oscar" / "cider_scst.json").read_text())
+GOLDEN = golden.facts("oscar/cider_scst")
 REFERENCES = dict(enumerate(GOLDEN["references"]))
 SCST = GOLDEN["scst"]
 

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import ImageRegions
+from vinvl.data.columns import TextColumn
+from vinvl.data.inputs import InputLimits, RegionText
+from vinvl.data.tags import FileTags
+from vinvl.data.text import encode_texts
+from vinvl.models.config import SpecialTokens
 from vinvl.regions.regions import box_geometry
 
 
@@ -55,3 +61,22 @@ def made_rows(count: int, width: int, random: np.random.Generator) -> np.ndarray
     boxes = random.random((count, 4), dtype=np.float32)
     features = random.standard_normal((count, width - 6), dtype=np.float32)
     return np.concatenate([features, box_geometry(boxes, np.ones((1, 2), dtype=np.float32))], axis=1)
+
+
+@dataclass(frozen=True)
+class RecordedStore:
+    """Stands in for a RegionStore of images with these rows."""
+
+    images: list[np.ndarray]
+
+    def at(self, index: int) -> RecordedRegions:
+        return RecordedRegions(self.images[index])
+
+
+def region_text(
+    tokenizer: PreTrainedTokenizerBase, images: list[np.ndarray], tags: list[str], limits: InputLimits
+) -> RegionText:
+    """The images' regions, and their tags as a file has them."""
+    store: Any = RecordedStore(images)
+    of_images = FileTags(TextColumn.from_texts(tags), encode_texts(tokenizer, tags))
+    return RegionText(store, of_images, limits, SpecialTokens.of(tokenizer))

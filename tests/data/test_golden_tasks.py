@@ -1,16 +1,18 @@
-"""GQA, NLVR2 and captioning rows against those that the published code made of the same texts and images."""
+"""VQA, GQA, NLVR2 and captioning rows against those that the published code made of the same texts and images."""
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from tests.data.region_samples import RecordedRegions
+from tests import golden
+from tests.data.region_samples import region_text
 from tests.data.test_text import golden_tokenizer
 from vinvl.captioning.data import (
     CaptionContexts,
@@ -22,12 +24,11 @@ from vinvl.captioning.data import (
     with_caption,
 )
 from vinvl.captioning.files import read_caption_jsonl
-from vinvl.data.batch import Example
-from vinvl.data.columns import TextColumn
+from vinvl.captioning.task import caption_attention_mask
+from vinvl.data.batch import Example, collate
 from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw
-from vinvl.data.table import Column
-from vinvl.data.tags import FileTags
+from vinvl.data.table import Column, RecordTable
 from vinvl.data.text import encode_texts
 from vinvl.models.config import SpecialTokens
 from vinvl.nlvr2.data import NLVR2Dataset
@@ -35,57 +36,76 @@ from vinvl.nlvr2.files import read_nlvr2
 from vinvl.vqa.answers import AnswerVocabulary
 from vinvl.vqa.data import AnsweringDataset, AnswerTargets
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
 TOKENIZER = golden_tokenizer()
 SPECIAL = SpecialTokens.of(TOKENIZER)
 PAD, MASK = SPECIAL.pad_token_id, SPECIAL.mask_token_id
-
-
-@dataclass(frozen=True)
-class RecordedStore:
-    """Stands in for a RegionStore."""
-
-    images: list[np.ndarray]
-
-    def at(self, index: int) -> RecordedRegions:
-        return RecordedRegions(self.images[index])
-
-
-def region_text(images: list[np.ndarray], tags: list[str], limits: InputLimits) -> RegionText:
-    store: Any = RecordedStore(images)
-    return RegionText(store, FileTags(TextColumn.from_texts(tags), encode_texts(TOKENIZER, tags)), limits, SPECIAL)
 
 
 def padded(values: np.ndarray, length: int) -> np.ndarray:
     return np.pad(values, (0, length - len(values)))
 
 
+VQA = golden.facts("oscar/data__vqa")
+
+
 class TestAnsweringAndPairs:
-    facts = json.loads((GOLDEN / "data__gqa_nlvr2.json").read_text())
-    recorded = load_file(GOLDEN / "data__gqa_nlvr2.safetensors")
+    facts = golden.facts("oscar/data__gqa_nlvr2")
+    recorded = golden.arrays("oscar/data__gqa_nlvr2")
     length, regions = facts["max_seq_length"], facts["max_img_seq_length"]
 
     def text_and_images(self, objects: dict[int, str], *, use_tags: bool) -> RegionText:
         """`objects`: image number → its tags as recorded, joined by ";"."""
         images = [self.recorded[f"inputs.img_{index}"] for index in range(4)]
         tags = [objects.get(index, "").replace(";", " ") for index in range(4)]
-        return region_text(images, tags, InputLimits(self.length, self.regions, use_tags))
+        return region_text(TOKENIZER, images, tags, InputLimits(self.length, self.regions, use_tags))
 
-    def assert_recorded(self, key: str, side: int | None, example: Example) -> None:
+    def assert_recorded(self, recorded: Mapping[str, np.ndarray], key: str, side: int | None, example: Example) -> None:
         """Tokens, segments, both halves of the mask and, where recorded, regions."""
 
         def of(name: str) -> np.ndarray:
-            tensor = self.recorded[f"{key}.{name}"]
+            tensor = recorded[f"{key}.{name}"]
             return tensor if side is None else tensor[side]
 
-        count = len(example.input_ids)
         np.testing.assert_array_equal(padded(example.input_ids, self.length), of("input_ids"))
         np.testing.assert_array_equal(padded(example.token_type_ids, self.length), of("segment_ids"))
         text_mask, region_mask = np.split(of("input_mask"), [self.length])
-        np.testing.assert_array_equal(padded(np.ones(count), self.length), text_mask)
+        np.testing.assert_array_equal(padded(np.ones(len(example.input_ids)), self.length), text_mask)
         np.testing.assert_array_equal(padded(np.ones(len(example.region_rows)), self.regions), region_mask)
-        if f"{key}.img_feat" in self.recorded:
-            np.testing.assert_array_equal(example.region_rows, of("img_feat")[: len(example.region_rows)])
+        if f"{key}.img_feat" in recorded:
+            rows, padding = np.split(of("img_feat"), [len(example.region_rows)])
+            np.testing.assert_array_equal(example.region_rows, rows)
+            assert not padding.any()
+
+    @pytest.mark.parametrize("case", VQA["vqa"], ids=lambda case: f"{case['i']}-{case['with_tags']}")
+    def test_vqa(self, case: Mapping[str, Any]) -> None:
+        assert (VQA["max_seq_length"], VQA["max_img_seq_length"]) == (self.length, self.regions)
+        recorded = golden.arrays("oscar/data__vqa")
+        key = f"vqa.{case['i']}.{'tags' if case['with_tags'] else 'notags'}"
+        question_id = int(recorded[f"{key}.q_id"][0])
+        targets = AnswerTargets(
+            tuple(f"answer {index}" for index in range(VQA["num_labels"])),
+            True,
+            np.array(case["labels"], dtype=np.int64),
+            np.array(case["scores"], dtype=np.float32),
+            np.array([0, len(case["labels"])]),
+        )
+        dataset = AnsweringDataset(
+            encode_texts(TOKENIZER, [case["question"]]),
+            np.array([case["i"]]),
+            region_text=self.text_and_images({case["i"]: case["objects"] or ""}, use_tags=case["with_tags"]),
+            targets=targets,
+            records=cast(RecordTable, SimpleNamespace(row=lambda index: {"question_id": question_id})),
+            scored=True,
+        )
+        example = dataset[Draw(0, 0)]
+        self.assert_recorded(recorded, key, None, example)
+        assert TOKENIZER.convert_ids_to_tokens(padded(example.input_ids, self.length).tolist()) == case["tokens"]
+        labels = dataset.collate([example]).labels
+        assert labels is not None
+        np.testing.assert_array_equal(labels[0].numpy(), recorded[f"{key}.target_scores"])
+        # The published code calls a question without any known answer by answer 0.
+        assert [*example.label_ids.tolist(), 0][0] == recorded[f"{key}.label_first"][0]
+        assert example.record["question_id"] == question_id
 
     @pytest.mark.parametrize("row", range(4))
     def test_gqa(self, row: int) -> None:
@@ -102,9 +122,9 @@ class TestAnsweringAndPairs:
             scored=False,
         )
         example = dataset[Draw(0, row)]
-        self.assert_recorded(f"gqa.{row}", None, example)
+        self.assert_recorded(self.recorded, f"gqa.{row}", None, example)
         labels = example.label_ids.tolist()
-        assert labels == (self.recorded[f"gqa.{row}.label"].tolist() if cases[row]["labels"] else [])
+        assert [*labels, 0][:1] == self.recorded[f"gqa.{row}.label"].tolist()
         assert example.label_scores.tolist() == [1.0] * len(labels)
 
     @pytest.mark.parametrize("case", facts["nlvr2"], ids=lambda case: f"{case['i']}-{case['with_tags']}")
@@ -123,15 +143,15 @@ class TestAnsweringAndPairs:
         key = f"nlvr2.{case['i']}.{'tags' if case['with_tags'] else 'notags'}"
         pair = dataset[Draw(0, 0)]
         for side, example in enumerate(pair):
-            self.assert_recorded(key, side, example)
+            self.assert_recorded(self.recorded, key, side, example)
             assert example.label_ids.tolist() == self.recorded[f"{key}.label"].reshape(-1).tolist()
         batch = dataset.collate([pair])
         assert len(batch) == 2 and batch.labels is not None and batch.labels.tolist() == [case["label"]]
         assert batch.input_ids[1, : len(pair[1].input_ids)].tolist() == pair[1].input_ids.tolist()
 
 
-CAPTIONS = json.loads((GOLDEN / "data__caption_tensorizer.json").read_text())["meta"]["rows"]
-CAPTION_TENSORS = load_file(GOLDEN / "data__caption_tensorizer.io.safetensors")
+CAPTIONS = golden.facts("oscar/data__caption_tensorizer")["meta"]["rows"]
+CAPTION_TENSORS = golden.arrays("oscar/data__caption_tensorizer.io")
 TRAINING_ROWS = [row for row in CAPTIONS if row["is_train"]]
 TEST_ROWS = [row for row in CAPTIONS if not row["is_train"]]
 
@@ -185,7 +205,7 @@ class CaptionCase:
         return CaptionContexts(records, np.zeros(1, dtype=np.int64), self.texts(image, limits), self.limits)
 
     def texts(self, image: np.ndarray, limits: InputLimits) -> RegionText:
-        return region_text([image], [self.row["tags"] or ""], limits)
+        return region_text(TOKENIZER, [image], [self.row["tags"] or ""], limits)
 
     def as_published(self, example: Example, name: str) -> np.ndarray:
         """A compact row's tokens or segments at their positions: the published padding put back."""
@@ -193,6 +213,24 @@ class CaptionCase:
         row = np.zeros(self.row["max_seq_length"], dtype=np.int64)
         row[example.position_ids] = getattr(example, name)
         return row
+
+    def assert_recorded(self, example: Example) -> None:
+        """Tokens, segments, regions, and who sees whom, with the published padding put back."""
+        np.testing.assert_array_equal(self.as_published(example, "input_ids"), self.tensor("input_ids"))
+        np.testing.assert_array_equal(self.as_published(example, "token_type_ids"), self.tensor("segment_ids"))
+        tokens = TOKENIZER.convert_ids_to_tokens(self.as_published(example, "input_ids").tolist())
+        assert tokens == self.row["tokens"]
+        kept = len(example.region_rows)
+        assert kept == min(len(CAPTION_TENSORS[f"inputs.img_{self.row['i']}"]), self.row["max_img_seq_length"])
+        if f"outputs.{row_name(self.row).replace('-', '.')}.img_feat" in CAPTION_TENSORS:
+            rows, padding = np.split(self.tensor("img_feat"), [kept])
+            np.testing.assert_array_equal(example.region_rows, rows)
+            assert not padding.any()
+        assert example.position_ids is not None
+        places = np.concatenate([example.position_ids, self.row["max_seq_length"] + np.arange(kept)])
+        ours = np.zeros((self.row["max_seq_length"] + self.row["max_img_seq_length"],) * 2)
+        ours[np.ix_(places, places)] = caption_attention_mask(collate([example], pad_token_id=PAD))[0]
+        np.testing.assert_array_equal(ours, self.tensor("attention_mask"))
 
 
 @pytest.mark.parametrize("row", TRAINING_ROWS, ids=row_name)
@@ -208,14 +246,11 @@ def test_training_captions(row: dict[str, Any], tmp_path: Path) -> None:
         caption[position] = draws.replacement(int(caption[position]), replacements)
     example = with_caption(context, caption, {})
 
-    np.testing.assert_array_equal(case.as_published(example, "input_ids"), case.tensor("input_ids"))
-    np.testing.assert_array_equal(case.as_published(example, "token_type_ids"), case.tensor("segment_ids"))
+    case.assert_recorded(example)
     np.testing.assert_array_equal(np.flatnonzero(case.tensor("masked_pos")), np.flatnonzero(masked))
     recorded_ids = case.tensor("masked_ids")
     assert hidden.tolist() == recorded_ids[: len(hidden)].tolist()
     assert (recorded_ids[len(hidden) :] == PAD).all()
-    kept = len(example.region_rows)
-    assert kept == min(len(CAPTION_TENSORS[f"inputs.img_{row['i']}"]), row["max_img_seq_length"])
     assert example.position_ids is not None and len(set(example.position_ids.tolist())) == len(example.input_ids)
 
 
@@ -250,18 +285,15 @@ def test_a_dataset_hides_as_many_words_and_keeps_the_rest(row: dict[str, Any], t
 
 
 @pytest.mark.parametrize("row", TEST_ROWS, ids=row_name)
-def test_tags_of_images_to_write_captions_for(row: dict[str, Any], tmp_path: Path) -> None:
+def test_images_to_write_captions_for(row: dict[str, Any], tmp_path: Path) -> None:
     """The published row has places for the caption in front, all [MASK]; here there is nothing in front."""
     case = CaptionCase(row)
     example = CaptionedImageDataset(case.contexts(tmp_path))[Draw(0, 0)]
     room = row["max_seq_a_length"]
-    recorded, segments = case.tensor("input_ids"), case.tensor("segment_ids")
-    assert set(recorded[1 : room - 1].tolist()) == {MASK}
-    ids = case.as_published(example, "input_ids")
-    np.testing.assert_array_equal(ids[room:], recorded[room:])
-    np.testing.assert_array_equal(case.as_published(example, "token_type_ids")[room:], segments[room:])
-    assert not ids[:room].any()
-    assert len(example.region_rows) == min(len(CAPTION_TENSORS[f"inputs.img_{row['i']}"]), row["max_img_seq_length"])
+    assert not case.as_published(example, "input_ids")[:room].any() and example.caption_length == 0
+    places = np.array([SPECIAL.cls_token_id, *[MASK] * (room - 2), SPECIAL.sep_token_id])
+    case.assert_recorded(with_caption(example, places, {}))
+    assert (case.tensor("masked_pos") == 1).all()  # published: no hidden words, so all places are marked
 
 
 def test_a_random_word_beyond_the_vocabulary_is_unknown() -> None:

@@ -1,4 +1,4 @@
-"""Tokens: truncation, segments and the published VQA tensors."""
+"""Tokens: truncation, segments, and tokenizers as they are read."""
 
 import io
 import json
@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from vinvl.data.text import assemble_pair, encode_texts, gather_tokens, load_tokenizer, truncated_lengths
+from tests import golden
+from vinvl.data.text import assemble_pair, encode_texts, load_tokenizer, truncated_lengths
 from vinvl.run.errors import UserError
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
 CLS, SEP = 2, 3
 
 
 def golden_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: index for index, token in enumerate(json.loads((GOLDEN / "vocab.json").read_text()))}
+    vocabulary = {token: index for index, token in enumerate(golden.facts("oscar/vocab"))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="[UNK]",
@@ -57,31 +57,6 @@ def test_pairs_never_pass_the_limit_and_keep_their_segments(first: int, second: 
     assert len(input_ids) == len(token_type_ids) <= limit
     assert input_ids[0] == CLS and input_ids[-1] == SEP
     assert set(input_ids[token_type_ids == 1]) <= {20, SEP} and 20 not in input_ids[token_type_ids == 0]
-
-
-def vqa_cases() -> list[dict]:
-    return json.loads((GOLDEN / "data__vqa.json").read_text())["vqa"]
-
-
-@pytest.mark.parametrize("case", vqa_cases(), ids=lambda case: f"{case['i']}-{'tags' if case['with_tags'] else 'text'}")
-def test_published_vqa_tensors(case: dict) -> None:
-    recorded = load_file(GOLDEN / "data__vqa.safetensors")
-    settings = json.loads((GOLDEN / "data__vqa.json").read_text())
-    tokenizer = golden_tokenizer()
-    question = encode_texts(tokenizer, [case["question"]])[0]
-    tags = None
-    if case["objects"] is not None:
-        tokens = encode_texts(tokenizer, case["objects"].split(";"))
-        tags = gather_tokens(tokens, np.arange(len(tokens)))
-    input_ids, token_type_ids = assemble_pair(
-        question, tags, max_tokens=settings["max_seq_length"], cls_token_id=CLS, sep_token_id=SEP
-    )
-    key = f"vqa.{case['i']}.{'tags' if case['with_tags'] else 'notags'}"
-    padding = settings["max_seq_length"] - len(input_ids)
-    np.testing.assert_array_equal(np.pad(input_ids, (0, padding)), recorded[f"{key}.input_ids"])
-    np.testing.assert_array_equal(np.pad(token_type_ids, (0, padding)), recorded[f"{key}.segment_ids"])
-    text_mask = recorded[f"{key}.input_mask"][: settings["max_seq_length"]]
-    assert text_mask.sum() == len(input_ids)
 
 
 def test_missing_tokenizer_is_one_sentence(tmp_path: Path) -> None:

@@ -1,10 +1,8 @@
 """The recorded detectors: their configurations, weights, images and outputs."""
 
-import json
 import zlib
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests import golden
 from vinvl.detector import Architecture, DetectedRegions, Detector, DetectorConfig
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "detector"
-SMALL_WEIGHTS = GOLDEN / "small_state_dict.safetensors"
+SMALL_WEIGHTS = golden.whole("detector/small_state_dict.safetensors")
 SMALL = DetectorConfig(
     architecture=Architecture(
         blocks=(3, 4, 6, 3),
@@ -46,11 +44,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @cache
 def recorded(name: str) -> dict[str, Tensor]:
     """The tensors of one recording."""
-    return load_file(GOLDEN / f"{name}.safetensors")
+    return golden.tensors(f"detector/{name}")
 
 
 def recorded_json(name: str) -> Any:
-    return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+    return golden.facts(f"detector/{name}")
 
 
 def small_config(case: str, variant: str = "") -> DetectorConfig:
@@ -60,7 +58,7 @@ def small_config(case: str, variant: str = "") -> DetectorConfig:
 
 
 def small_images(case: str) -> list[Image.Image]:
-    return [Image.open(GOLDEN / f"small_{case}_{index}.png") for index in range(IMAGES[case])]
+    return [Image.open(golden.whole(f"detector/small_{case}_{index}.png")) for index in range(IMAGES[case])]
 
 
 def small_detector() -> Detector:

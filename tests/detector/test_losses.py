@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.detector.samples import GOLDEN, SMALL, recorded
+from tests import golden
+from tests.detector.samples import SMALL, recorded
 from vinvl.detector import Architecture, Detector
 from vinvl.detector.boxes import BACKGROUND, BOX_HEAD_WEIGHTS, NEITHER, RPN_WEIGHTS, encode, inside, iou, match, sample
 from vinvl.detector.config import TrainingSettings
@@ -30,7 +30,7 @@ from vinvl.detector.starting import initialise
 from vinvl.run.errors import UserError
 
 Box = tuple[float, float, float, float]
-RECORDED = load_file(GOLDEN.parent / "detector_training" / "losses.safetensors")
+RECORDED = golden.tensors("detector_training/losses")
 EVERYTHING = TrainingSettings(
     rpn_samples=10_000, rpn_positive_fraction=1.0, region_samples=1000, region_positive_fraction=1.0
 )

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from tests.detector.samples import GOLDEN, SMALL, recorded, recorded_json
+from tests import golden
+from tests.detector.samples import SMALL, recorded, recorded_json
 from vinvl.detector import DetectorConfig, network_input, pad_batch
 from vinvl.detector.backbone import FrozenBatchNorm2d
 from vinvl.detector.boxes import (
@@ -239,9 +240,10 @@ def test_attributes_are_selected_as_recorded(name: str) -> None:
 
 
 def test_resized_sizes_as_recorded() -> None:
-    rows = recorded_json("resize_sizes")["rows"]
-    assert len(rows) > 70
-    assert [[w, h, *resized_size(w, h, 600, 1000)] for w, h, _, _ in rows] == rows
+    recorded = recorded_json("resize_sizes")
+    assert recorded["columns"][:2] == ["w", "h"] and len(recorded["rows"]) > 70
+    for width, height, *resized in recorded["rows"]:
+        assert list(resized_size(width, height, recorded["min"], recorded["max"])) == resized
 
 
 @settings(deadline=None)
@@ -253,7 +255,7 @@ def test_a_resized_image_is_never_empty_and_turns_with_the_image(width: int, hei
 
 
 def test_network_input_as_recorded() -> None:
-    with Image.open(GOLDEN / "preprocess.png") as image:
+    with Image.open(golden.whole("detector/preprocess.png")) as image:
         ours = network_input(image, replace(SMALL, min_size=90, max_size=150))
     close(ours, recorded("preprocess_min90_max150")["tensor"])
 

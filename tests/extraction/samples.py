@@ -10,7 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from PIL import Image
 
-from tests.detector.samples import GOLDEN, SMALL, SMALL_WEIGHTS
+from tests import golden
+from tests.detector.samples import SMALL, SMALL_WEIGHTS
 from tests.door_runs import door_environment
 from tests.picture_samples import gradient, save
 from vinvl.extraction.run import extract
@@ -47,7 +48,8 @@ def pictures(folder: Path, count: int = 4) -> Path:
     names = ["small_a_0", "small_b_0", "small_batch_0", "small_batch_1"]
     for index in range(count):
         place = folder / ("first" if index % 2 else "second/deep")
-        image = Image.open(GOLDEN / f"{names[index % 4]}.png") if index < 4 else gradient(60 + 40 * (index % 3), 100)
+        recorded = golden.whole(f"detector/{names[index]}.png") if index < len(names) else None
+        image = gradient(60 + 40 * (index % 3), 100) if recorded is None else Image.open(recorded)
         save(place / f"picture_{index:04d}.png", image)
     return folder
 

@@ -1,17 +1,15 @@
 """The recordings of published caption decoding, and random small captioning models, for several test files."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from tests import golden
 from vinvl.models import VinVLConfig, VinVLForCaptioning, generate, load_published_state_dict
 from vinvl.models import constrained as constrained_beam
 from vinvl.models.captioning import seq2seq_attention_mask
@@ -19,7 +17,6 @@ from vinvl.models.config import SpecialTokens
 from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, WordStepper
 from vinvl.models.search import adjusted_logits, sampling_logits
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
 RECORDED_SWITCHES = (  # of the recording's training or data, not of the model
     "img_feature_type",
     "freeze_embedding",
@@ -32,32 +29,45 @@ MAX_LENGTH = 10  # of the recorded decoding
 FIRST_TAG_POSITION = 14
 
 
-def read_case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_case(name: str) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
     """Facts and tensors of a recording."""
-    return json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.io.safetensors")
+    return golden.facts(f"oscar/{name}"), golden.tensors(f"oscar/{name}.io")
 
 
-def recorded_model(facts: dict[str, Any], attention: str = "packed") -> VinVLForCaptioning:
+def recorded_model(facts: Mapping[str, Any], attention: str = "packed") -> VinVLForCaptioning:
     """A captioning model with the weights of a recording, in eval mode."""
     values = {key: value for key, value in facts["config"].items() if key not in RECORDED_SWITCHES}
     tied = values.pop("tie_weights", False)
     config = VinVLConfig(**values, tie_word_embeddings=tied)
     model = VinVLForCaptioning._from_config(config, attn_implementation=attention)
-    model.load_state_dict(load_published_state_dict(GOLDEN / facts["weights"]), strict=True)
+    model.load_state_dict(load_published_state_dict(golden.whole(f"oscar/{facts['weights']}")), strict=True)
     return model.eval()
 
 
 @cache
-def decoding_model() -> VinVLForCaptioning:
-    return recorded_model(read_case("caption_generate")[0])
+def decoding_model(case: str = "caption_generate") -> VinVLForCaptioning:
+    return recorded_model(read_case(case)[0])
 
 
-def recorded_context(tensors: dict[str, Tensor], mode: str = "test_od") -> CaptionContext:
+def recorded_options(params: Mapping[str, Any], **others: int) -> DecodingOptions:
+    """The options of a recorded decoding."""
+    assert params["is_decode"] and params["od_labels_start_posid"] == FIRST_TAG_POSITION
+    assert params["max_length"] == MAX_LENGTH and params["eos_token_ids"] == [SPECIAL.sep_token_id]
+    for name, token in (("bos", "cls"), ("pad", "pad"), ("mask", "mask")):
+        assert params[f"{name}_token_id"] == getattr(SPECIAL, f"{token}_token_id")
+    names = ("max_length", "length_penalty", "repetition_penalty", "temperature", "top_k", "top_p")
+    count = params["num_return_sequences"] * params["num_keep_best"]
+    found = {name: params[name] for name in names} | {"num_return_sequences": count, "sample": params["do_sample"]}
+    return DecodingOptions(**found, **others)
+
+
+def recorded_context(tensors: Mapping[str, Tensor], mode: str = "test_od") -> CaptionContext:
     """The context of a recording, whose rows are [caption slots][tags], with a mask of who sees whom."""
     inputs = {name: tensors[f"inputs.{mode}.{name}"] for name in ("input_ids", "attention_mask", "token_type_ids")}
     text = inputs["input_ids"].shape[1]
     seen = inputs["attention_mask"][:, 0].bool()  # the begin token sees itself and the whole context
     tags = text - MAX_LENGTH
+    assert (tensors[f"inputs.{mode}.masked_pos"] == 1).all()  # published: all places are marked at decoding
     return CaptionContext(
         tag_ids=inputs["input_ids"][:, MAX_LENGTH:],
         tag_position_ids=torch.arange(FIRST_TAG_POSITION, FIRST_TAG_POSITION + tags).expand(len(seen), -1),

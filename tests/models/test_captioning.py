@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.models.caption_cases import GOLDEN, random_model, read_case, recorded_model
+from tests import golden
+from tests.models.caption_cases import random_model, read_case, recorded_model
 from vinvl.models import (
     VinVLConfig,
     VinVLForCaptioning,
@@ -58,7 +59,7 @@ def test_logits_losses_and_gradients(name: str, attention: str) -> None:
             drop_worst_ratio=settings_.get("drop_worst_ratio", 0.0) if is_late else 0.0,
         )
         losses.append(output.loss)
-    torch.testing.assert_close(output.logits, tensors["outputs.class_logits"], rtol=1e-4, atol=5e-5)
+    torch.testing.assert_close(output.logits, tensors["outputs.class_logits"], rtol=1e-5, atol=5e-5)
     torch.testing.assert_close(losses[0], tensors["outputs.loss_call1"], rtol=1e-5, atol=0)
     torch.testing.assert_close(losses[1], tensors["outputs.loss_call2"], rtol=1e-5, atol=0)
     if name == "smooth_dropworst":
@@ -192,7 +193,7 @@ class TestMask:
             masked_ids=true_words(tensors),
         )
         assert order.shape[1] < ids.shape[1] or (captions < CAPTION_SLOTS).any()
-        torch.testing.assert_close(output.logits, tensors["outputs.class_logits"], rtol=1e-4, atol=5e-5)
+        torch.testing.assert_close(output.logits, tensors["outputs.class_logits"], rtol=1e-5, atol=5e-5)
 
 
 class TestTying:
@@ -225,7 +226,7 @@ class TestTying:
             assert torch.equal(embeddings, model.bert.embeddings.word_embeddings.weight)
 
     def test_an_untied_model_starts_from_a_tied_file_without_decoder(self, tmp_path: Path) -> None:
-        weights = load_published_state_dict(GOLDEN / "caption_train__tied.weights.safetensors")
+        weights = load_published_state_dict(golden.whole("oscar/caption_train__tied.weights.safetensors"))
         del weights["cls.predictions.decoder.weight"]
         save_file(weights, tmp_path / "model.safetensors")
         model, report = initialise_with_report(VinVLForCaptioning, self.config(False), tmp_path, strict_head=True)
@@ -234,7 +235,7 @@ class TestTying:
         assert not report.missing and not report.unused
 
     def test_a_tied_model_takes_the_embeddings_of_an_untied_file(self, tmp_path: Path) -> None:
-        weights = load_published_state_dict(GOLDEN / "caption_gen.weights.safetensors")
+        weights = load_published_state_dict(golden.whole("oscar/caption_gen.weights.safetensors"))
         embeddings = weights["bert.embeddings.word_embeddings.weight"]
         assert not torch.equal(weights["cls.predictions.decoder.weight"], embeddings)
         save_file(weights, tmp_path / "model.safetensors")
@@ -244,7 +245,7 @@ class TestTying:
         assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
 
     def test_an_encoder_alone_leaves_a_new_head(self, tmp_path: Path) -> None:
-        weights = load_published_state_dict(GOLDEN / "caption_gen.weights.safetensors")
+        weights = load_published_state_dict(golden.whole("oscar/caption_gen.weights.safetensors"))
         save_file({k: v for k, v in weights.items() if k.startswith("bert.")}, tmp_path / "model.safetensors")
         for tied in (True, False):
             _, report = initialise_with_report(VinVLForCaptioning, self.config(tied), tmp_path)

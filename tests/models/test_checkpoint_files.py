@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests import golden
 from vinvl.models import load_published_state_dict
 from vinvl.run.errors import UserError
-
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
 
 
 class Hostile:
@@ -52,7 +51,7 @@ def test_other_unsound_weight_files(tmp_path: Path) -> None:
 
 
 def test_bin_and_safetensors_hold_the_same(tmp_path: Path) -> None:
-    tensors = load_published_state_dict(GOLDEN / "train_vqa6.weights.safetensors")
+    tensors = load_published_state_dict(golden.whole("oscar/train_vqa6.weights.safetensors"))
     torch.save(tensors, tmp_path / "weights.bin")
     again = load_published_state_dict(str(tmp_path / "weights.bin"))
     assert again.keys() == tensors.keys() and all(torch.equal(again[key], tensors[key]) for key in tensors)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining, BertTokenizer, PreTrainedModel
 
+from tests import golden
 from vinvl.convert import convert
 from vinvl.data.text import load_tokenizer
 from vinvl.models import (
@@ -29,7 +30,6 @@ from vinvl.models import (
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory, task_as_a_value
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(25))]
 SIZES: dict[str, Any] = {
     "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
@@ -77,11 +77,11 @@ def saved(model: PreTrainedModel, folder: Path) -> Path:
 
 def published(case: str, folder: Path, **config: Any) -> Path:
     """A golden case's weights as Oscar was published."""
-    recorded = json.loads((GOLDEN / f"{case}.json").read_text())
+    recorded = golden.facts(f"oscar/{case}")
     folder.mkdir()
-    torch.save(load_file(GOLDEN / recorded["weights"]), folder / "pytorch_model.bin")
-    (folder / "config.json").write_text(json.dumps(recorded["config"] | config))
-    words = json.loads((GOLDEN / "vocab.json").read_text())
+    torch.save(load_file(golden.whole(f"oscar/{recorded['weights']}")), folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps({**recorded["config"], **config}))
+    words = golden.facts("oscar/vocab")
     words = words["vocab"] if isinstance(words, dict) else words
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
     return folder

@@ -1,6 +1,5 @@
 """Caption decoding against recordings of the published one."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -8,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import golden
+from tests.data.test_text import golden_tokenizer
 from tests.models.caption_cases import (
-    GOLDEN,
+    FIRST_TAG_POSITION,
     MAX_LENGTH,
     SPECIAL,
     ReencodingStepper,
@@ -17,17 +18,22 @@ from tests.models.caption_cases import (
     read_case,
     recorded_context,
     recorded_model,
+    recorded_options,
     reencoding,
+    word_log_probs,
 )
+from vinvl.captioning.task import caption_texts
 from vinvl.models.constrained import Constraint, constraint_from_words, constraint_machine, dense_table
-from vinvl.models.decoding import DecodingOptions, WordStepper
+from vinvl.models.decoding import GeneratedCaptions, WordStepper
 from vinvl.models.generate import generate_captions
 from vinvl.models.search import NBestLists
 
 torch.set_num_threads(1)
 
 SEARCHES = [case for case in read_case("caption_generate")[0]["meta"]["cases"] if not case["fast_hidden_state_cache"]]
-SAMPLES = [case for case in read_case("caption_sample")[0]["meta"]["cases"] if case["params"]["num_beams"] == 1]
+SAMPLED = read_case("caption_sample")[0]["meta"]["cases"]
+SAMPLES = [case for case in SAMPLED if case["params"]["num_beams"] == 1]
+TOKENIZER = golden_tokenizer()
 CONSTRAINED = read_case("caption_cbs")[0]["meta"]
 
 
@@ -40,34 +46,20 @@ def close(actual: Tensor, recorded: Tensor, atol: float = 1e-4) -> None:
 @torch.no_grad()
 def test_greedy_and_beam_search(case: dict[str, Any], use_cache: bool) -> None:
     _, tensors = read_case("caption_generate")
-    recorded = case["params"]
-    options = DecodingOptions(
-        max_length=MAX_LENGTH,
-        num_beams=recorded["num_beams"],
-        num_return_sequences=recorded["num_keep_best"],
-        length_penalty=recorded["length_penalty"],
-        repetition_penalty=recorded["repetition_penalty"],
-    )
+    options = recorded_options(case["params"], num_beams=case["params"]["num_beams"])
     with reencoding(not use_cache):
         found = generate_captions(decoding_model(), recorded_context(tensors, case["mode"]), options, special=SPECIAL)
     assert torch.equal(found.ids, tensors[f"outputs.{case['name']}.ids"])
     close(found.log_probs, tensors[f"outputs.{case['name']}.logprobs"])
     assert torch.equal(found.lengths, (found.ids == SPECIAL.sep_token_id).int().argmax(dim=-1) + 1)
+    assert [caption_texts(TOKENIZER, ids) for ids in found.ids] == case["texts"]
 
 
 @pytest.mark.parametrize("case", SAMPLES, ids=lambda case: case["name"])
 def test_samples_their_scores_and_gradients(case: dict[str, Any]) -> None:
     """With the recorded seed the very samples, their scores, and gradients of these."""
     facts, tensors = read_case("caption_sample")
-    recorded = case["params"]
-    options = DecodingOptions(
-        max_length=MAX_LENGTH,
-        sample=True,
-        num_return_sequences=recorded["num_return_sequences"],
-        temperature=recorded["temperature"],
-        top_k=recorded["top_k"],
-        top_p=recorded["top_p"],
-    )
+    options = recorded_options(case["params"])
     model, context = recorded_model(facts), recorded_context(tensors)
     generator = torch.Generator().manual_seed(case["torch_manual_seed"])
     found = generate_captions(model, context, options, special=SPECIAL, generator=generator)
@@ -86,18 +78,34 @@ def test_samples_their_scores_and_gradients(case: dict[str, Any]) -> None:
             assert norms[key] == pytest.approx(norm, rel=1e-3, abs=1e-6), key
 
 
+@torch.no_grad()
+def test_samples_of_a_beam_search_have_the_recorded_scores() -> None:
+    """Such a search is the published code's alone: its captions are scored here."""
+    facts, tensors = read_case("caption_sample")
+    (case,) = [case for case in SAMPLED if case["params"]["num_beams"] > 1]
+    assert not case["requires_grad"] and case["grad_norms"] is None
+    ids = tensors[f"outputs.{case['name']}.ids"]
+    lengths = (ids == SPECIAL.sep_token_id).int().argmax(dim=-1) + 1
+    options = recorded_options(case["params"])
+    given = GeneratedCaptions(ids, lengths, tensors[f"outputs.{case['name']}.logprobs"])
+    sums, ended = word_log_probs(recorded_model(facts), recorded_context(tensors), given, options)
+    assert ended.any()
+    close((sums / (lengths - 1) ** options.length_penalty)[ended], given.log_probs[ended])
+
+
 @pytest.mark.parametrize("stepper_class", [WordStepper, ReencodingStepper])
 @torch.no_grad()
 def test_logits_of_every_step(stepper_class: Any) -> None:
-    _, tensors = read_case("caption_step_logits")
+    facts, tensors = read_case("caption_step_logits")
+    assert facts["meta"]["od_labels_start_posid"] == FIRST_TAG_POSITION
     context, prefix = recorded_context(tensors), tensors["inputs.prefix_ids"][:, None]
-    stepper = stepper_class(decoding_model(), context, SPECIAL.mask_token_id)
+    stepper = stepper_class(decoding_model("caption_step_logits"), context, SPECIAL.mask_token_id)
     for step in range(MAX_LENGTH - 1):
         logits = stepper.next_logits(prefix[..., step])
         close(logits[:, 0], tensors["outputs.step_logits"][:, step])
 
 
-@pytest.mark.parametrize("trace", json.loads((GOLDEN / "caption_beam_hypotheses.json").read_text()))
+@pytest.mark.parametrize("trace", golden.facts("oscar/caption_beam_hypotheses"))
 def test_n_best_list(trace: dict[str, Any]) -> None:
     lists = NBestLists(
         1, trace["n_hyp"], trace["max_length"], trace["length_penalty"], torch.device("cpu"), dtype=torch.float64
@@ -115,7 +123,7 @@ def test_n_best_list(trace: dict[str, Any]) -> None:
 
 
 def recorded_constraints() -> list[list[Constraint]]:
-    vocabulary = json.loads((GOLDEN / "vocab.json").read_text())
+    vocabulary = golden.facts("oscar/vocab")
     pieces = CONSTRAINED["constraint2tokens"]
 
     def tokenize(word: str) -> list[int]:
@@ -131,8 +139,13 @@ def test_constraint_machines() -> None:
     facts, tensors = read_case("caption_cbs")
     words = facts["config"]["vocab_size"]
     recorded = np.unpackbits(tensors["inputs.fsm_packed"].numpy(), axis=-1)[..., :words].astype(bool)
+    given = CONSTRAINED["max_given_constraints"]
+    assert list(recorded.shape) == CONSTRAINED["fsm_shape"]
     for image, constraints in enumerate(recorded_constraints()):
-        machine = constraint_machine(constraints, max_given_constraints=2, max_states=recorded.shape[1])
+        phrases = sum(len(constraint.steps) - 1 for constraint in constraints) * 2 ** (given - 1)
+        assert 2**given + phrases == CONSTRAINED["next_free_state"][image]
+        assert all(len(constraint.steps) <= CONSTRAINED["max_words_per_constraint"] for constraint in constraints)
+        machine = constraint_machine(constraints, max_given_constraints=given, max_states=recorded.shape[1])
         assert np.array_equal(dense_table(machine, words).numpy(), recorded[image])
         assert machine.constraints == tensors["inputs.num_constraints"][image]
 
@@ -142,21 +155,20 @@ def test_constraint_machines() -> None:
 @torch.no_grad()
 def test_constrained_beam_search(run: dict[str, Any], use_cache: bool) -> None:
     _, tensors = read_case("caption_cbs")
-    options = DecodingOptions(
-        max_length=MAX_LENGTH,
-        num_beams=run["beams"],
-        min_constraints=run["min_constraints"],
-    )
+    beams = {"num_beams": run["beams"], "min_constraints": run["min_constraints"]}
+    options = recorded_options(CONSTRAINED["params"], **beams)
     constraints = recorded_constraints()
     context = recorded_context(tensors)
     with reencoding(not use_cache):
-        found = generate_captions(decoding_model(), context, options, special=SPECIAL, constraints=constraints)
+        model = decoding_model("caption_cbs")
+        found = generate_captions(model, context, options, special=SPECIAL, constraints=constraints)
     name = f"outputs.single.beam{run['beams']}.min{run['min_constraints']}"
     # Published: without the begin token, and padded with end tokens.
     words = torch.cat([found.ids[..., 1:], torch.full((4, 1, 1), SPECIAL.sep_token_id)], dim=-1)
     ended = (words == SPECIAL.sep_token_id).cumsum(dim=-1) > 0
     assert torch.equal(words.masked_fill(ended, SPECIAL.sep_token_id), tensors[f"{name}.ids"])
     close(found.log_probs, tensors[f"{name}.logprobs"])
+    assert caption_texts(TOKENIZER, found.ids[:, 0]) == run["texts"]
     assert found.constraints_met is not None
     wanted = torch.tensor([min(len(given), run["min_constraints"]) for given in constraints])
     assert (found.constraints_met >= wanted).all()

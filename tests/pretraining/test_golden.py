@@ -1,33 +1,24 @@
 """Triplets and hidden tokens against recordings of the published code, and against the rates measured on it."""
 
-import json
 import random
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests import golden
 from tests.pretraining.samples import SPECIAL, TOKENIZER
 from vinvl.data.text import encode_texts
 from vinvl.pretraining.triplets import TRIES, PairDraws, PairOptions, Triplets, assemble_pairs, mask_tokens, mismatch
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
-
-
-def golden(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text())
-    return content
-
-
-SAMPLING = golden("data__pretrain_sampling")
+SAMPLING = golden.facts("oscar/data__pretrain_sampling")
 DOCS, ANSWER_ROWS = SAMPLING["docs"], SAMPLING["qa_doc_ids"]
 IMAGES = np.unique([doc[0].split("|")[0] for doc in DOCS], return_inverse=True)[1]
 RUNS = pytest.mark.parametrize(
     "run", SAMPLING["runs"], ids=lambda run: f"{run['textb_sample_mode']}-{run['texta_false_prob']}"
 )
-RANDOM_WORD, FEATURES = golden("data__random_word"), golden("data__pretrain_features")
+RANDOM_WORD, FEATURES = golden.facts("oscar/data__random_word"), golden.facts("oscar/data__pretrain_features")
 
 
 def options_of(run: dict[str, Any], mask_loss_for_unmatched: bool = True) -> PairOptions:
@@ -72,7 +63,9 @@ def test_triplets_are_those_of_the_published_code(run: dict[str, Any]) -> None:
             trace["text_b"],
             trace["label"],
         )
-        assert made.image_rows[0] == trace["item"]
+        assert made.image_rows[0] == trace["item"] and DOCS[trace["item"]][0].split("|")[0] == trace["img_id"]
+        images = {IMAGES[row] for row in (trace["item"], made.first_rows[0], made.second_rows[0])}
+        assert (len(images) > 1) == trace["is_img_match"]  # the published name says the opposite
 
 
 @RUNS
@@ -148,6 +141,7 @@ def test_rows_of_tokens_are_those_of_the_published_code(row: dict[str, Any]) -> 
     )
     # Which texts are hidden is decided with the triplet: here row 0, with row 1 as the other one.
     options = PairOptions(1, row["texta_false_prob"], bool(row["mask_loss_for_unmatched"]))
+    assert PairOptions(2, row["texta_false_prob"], True).num_classes() == row["num_contrast_classes"]
     mask_second = True
     if row["is_next"] == 1 and row["texta_false_prob"] < 0.5:
         mode = PairOptions(2, options.texta_false_prob, options.mask_loss_for_unmatched)
@@ -171,5 +165,9 @@ def test_rows_of_tokens_are_those_of_the_published_code(row: dict[str, Any]) -> 
 
     assert padded(seen[0], SPECIAL.pad_token_id) == row["input_ids"]
     assert padded(pair.token_type_ids[0], 0) == row["segment_ids"]
-    labels = padded(np.where(masked[0], pair.input_ids[0], -1), -1)
-    assert labels == row["lm_label_ids"][:length]
+    # Regions, which follow the tokens, are never hidden.
+    regions = FEATURES["max_img_seq_length"]
+    assert padded(np.where(masked[0], pair.input_ids[0], -1), -1) + [-1] * regions == row["lm_label_ids"]
+    shown = min(row["num_regions"], regions)
+    text = padded(np.ones(pair.input_ids.shape[1], dtype=int), 0)
+    assert text + [1] * shown + [0] * (regions - shown) == row["input_mask"]

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 from transformers import BertTokenizerFast
 
-from tests.data.region_samples import image_regions
+from tests import golden
+from tests.data.region_samples import image_regions, region_text
 from tests.retrieval.samples import retrieval_data
+from vinvl.captioning.files import read_caption_jsonl
 from vinvl.captioning.splits import read_caption_split
 from vinvl.data.batch import Batch, Example, collate
+from vinvl.data.inputs import InputLimits
 from vinvl.data.sampling import Draw
 from vinvl.data.text import RaggedTokens, encode_texts
 from vinvl.models.config import SpecialTokens
@@ -33,15 +36,14 @@ from vinvl.retrieval.candidates import (
 from vinvl.retrieval.data import RetrievalPairs
 from vinvl.run.errors import UserError
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
-FACTS = json.loads((GOLDEN / "data__retrieval_tensorize.json").read_text())["meta"]
-TENSORS = load_file(GOLDEN / "data__retrieval_tensorize.io.safetensors")
+FACTS = golden.facts("oscar/data__retrieval_tensorize")["meta"]
+TENSORS = golden.arrays("oscar/data__retrieval_tensorize.io")
 MAX_TOKENS, MAX_REGIONS = FACTS["max_seq_length"], FACTS["max_img_seq_length"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
-    words = json.loads((GOLDEN / "vocab.json").read_text())
+    words = golden.facts("oscar/vocab")
     words = words["vocab"] if isinstance(words, dict) else words
     path = tmp_path_factory.mktemp("tokenizer") / "vocab.txt"
     path.write_text("\n".join(words) + "\n")
@@ -83,20 +85,34 @@ def test_masks_are_the_published_ones(tokenizer: BertTokenizerFast, tags: str, a
         np.testing.assert_array_equal(masks[number].numpy().astype(np.int8), recorded)
 
 
-def test_pairs_are_the_published_ones_for_the_negatives_that_were_drawn(tokenizer: BertTokenizerFast) -> None:
-    special, image_ids = SpecialTokens.of(tokenizer), list(FACTS["train_captions"])
-    for pair in FACTS["train_pairs"]:
-        own, number = divmod(pair["index"], FACTS["num_captions_per_img"])
-        wrong = image_ids[pair["neg_image_index"]]
-        if pair["negative_is_caption"]:
-            caption, tagged = FACTS["train_captions"][wrong][pair["neg_caption_index"]], image_ids[own]
-        else:
-            caption, tagged = FACTS["train_captions"][image_ids[own]][number], wrong
-        encoded = encode_texts(tokenizer, [caption, FACTS["train_tags"][tagged]])
-        ids, types = caption_first(encoded[0], encoded[1], max_tokens=MAX_TOKENS, special=special)
-        padding = [0] * (MAX_TOKENS - len(ids))
-        assert [*ids.tolist(), *padding] == pair["neg_input_ids"]
-        assert [*types.tolist(), *padding] == pair["neg_segment_ids"]
+@pytest.mark.parametrize("pair", FACTS["train_pairs"], ids=lambda pair: pair["python_random_seed"])
+def test_pairs_are_the_published_ones_for_the_negatives_that_were_drawn(
+    tokenizer: BertTokenizerFast, pair: Mapping[str, Any], tmp_path: Path
+) -> None:
+    lines = [{"image_id": key, "captions": texts} for key, texts in FACTS["train_captions"].items()]
+    records = read_caption_jsonl(write_lines(tmp_path / "train.jsonl", *lines))
+    table = CaptionTable.of(records, lambda texts: encode_texts(tokenizer, texts), FACTS["num_captions_per_img"])
+    images = [TENSORS[f"inputs.img_{number}"] for number in range(4)]
+    text = region_text(
+        tokenizer,
+        images,
+        [FACTS["train_tags"][line["image_id"]] for line in lines],
+        InputLimits(MAX_TOKENS, MAX_REGIONS),
+    )
+    dataset = RetrievalPairs(records, table, np.arange(4), text, attention_type="CLR", seed=0)
+    other = pair["neg_image_index"]
+    wrong = int(table.offsets[other]) + pair["neg_caption_index"] if pair["negative_is_caption"] else None
+    dataset.mismatch = lambda image, generator: (wrong, other)  # type: ignore[method-assign]
+    matched, mismatched = dataset[Draw(0, pair["index"])]
+    assert matched.label_ids.tolist() == [pair["pos_label"]] and mismatched.label_ids.tolist() == [pair["neg_label"]]
+
+    def padded(values: np.ndarray) -> list[int]:
+        return [*values.tolist(), *[0] * (MAX_TOKENS - len(values))]
+
+    assert padded(matched.input_ids) == pair["pos_input_ids"]
+    assert padded(mismatched.input_ids) == pair["neg_input_ids"]
+    assert padded(mismatched.token_type_ids) == pair["neg_segment_ids"]
+    assert mismatched.region_rows.sum() == pytest.approx(pair["neg_feat_checksum"], rel=1e-5)
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(3, 25))

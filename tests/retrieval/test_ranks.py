@@ -1,20 +1,17 @@
 """Ranks and best matches taken block by block, against the published ranks and sorting."""
 
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import golden
 from vinvl.retrieval.candidates import Block, Fold
 from vinvl.retrieval.recall import Blocks, best_columns, best_images, fold_ranks
 from vinvl.retrieval.run import chance
-
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
 
 
 def fold_of(captions_per_image: list[int]) -> Fold:
@@ -33,10 +30,16 @@ def in_blocks(scores: np.ndarray, size: int) -> Blocks:
 
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_ranks_are_the_published_ones(size: int) -> None:
-    recorded = json.loads((GOLDEN / "data__retrieval_ranks.json").read_text())
+    recorded = golden.facts("oscar/data__retrieval_ranks")
     images, captions = len(recorded["img_keys"]), recorded["num_captions_per_img"]
+    fold = fold_of([captions] * images)
+    for pair in recorded["index_map"]:
+        image, caption = divmod(pair["index"], images * captions)
+        owner = fold.owner[fold.captions[caption]]
+        assert [image, recorded["img_keys"][owner], caption % captions] == [pair["img_idx"], *pair["cap"]]
+        assert (owner == image) == pair["label"]
     scores = np.array(recorded["similarities"], dtype=np.float32).reshape(images, images * captions)
-    ranks = fold_ranks(fold_of([captions] * images), in_blocks(scores, size))
+    ranks = fold_ranks(fold, in_blocks(scores, size))
     assert ranks.image_to_text.tolist() == recorded["i2t_ranks"]
     assert ranks.text_to_image.tolist() == recorded["t2i_ranks"]
 

@@ -1,19 +1,15 @@
 """Recall against recordings of the published code and a naive version."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import golden
 from vinvl.retrieval.recall import RecallAtK
 
-GOLDEN = json.loads(
-    (Path(__file__).parents[1] / "data" / "golden" / "oscar" / "data__retrieval_ranks.json").read_text()
-)
+GOLDEN = golden.facts("oscar/data__retrieval_ranks")
 
 
 @pytest.mark.parametrize("way", ["i2t", "t2i"])

@@ -1,17 +1,15 @@
 """Scores of blocks are those of single unpadded pairs, whatever was shared, sorted and padded on the way."""
 
 import itertools
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
+from tests import golden
 from tests.data.region_samples import image_regions, made_rows
 from vinvl.data.batch import Example, collate
 from vinvl.data.text import RaggedTokens
@@ -22,7 +20,6 @@ from vinvl.retrieval.scoring import PairScorer, caption_chunks
 
 torch.set_num_threads(1)
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "oscar"
 SPECIAL = SpecialTokens(cls_token_id=1, sep_token_id=2, pad_token_id=0, mask_token_id=3, unk_token_id=4)
 WIDTH = 10
 
@@ -145,14 +142,14 @@ def test_bfloat16_does_not_round_scores_together() -> None:
 
 @pytest.mark.parametrize("name", ["seqcls__retrieval_sfmx", "seqcls__retrieval_mask3d"])
 def test_pooling_at_the_first_position_alone_gives_the_published_logits(name: str) -> None:
-    facts = json.loads((GOLDEN / f"{name}.json").read_text())
-    tensors = load_file(GOLDEN / f"{name}.io.safetensors")
+    facts = golden.facts(f"oscar/{name}")
+    tensors = golden.tensors(f"oscar/{name}.io")
     recorded = {"output_hidden_states", "output_attentions", "img_feature_type"}
     config = VinVLConfig(**{key: value for key, value in facts["config"].items() if key not in recorded})
     model = VinVLForAnswering._from_config(config, attn_implementation="sdpa").eval()
-    model.load_state_dict(load_published_state_dict(GOLDEN / facts["weights"]))
+    model.load_state_dict(load_published_state_dict(golden.whole(f"oscar/{facts['weights']}")))
     with torch.inference_mode():
         ids, types, features = (tensors[f"inputs.{name}"] for name in ("input_ids", "token_type_ids", "img_feats"))
         hidden = model.bert.embed(ids, types, features)
         logits = model.classifier(model.bert.pool_embedded(hidden, tensors["inputs.attention_mask"]))
-    torch.testing.assert_close(logits, tensors["outputs.logits"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, tensors["outputs.logits"], rtol=1e-5, atol=1e-5)

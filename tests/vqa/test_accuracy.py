@@ -1,9 +1,7 @@
 """The official VQA accuracy: recorded scores, the definition, and independence of order, batches and ranks."""
 
-import json
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -11,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import golden
 from vinvl.vqa.accuracy import VQAAccuracy, leave_one_out_points, official_accuracy
 
-CASES = json.loads((Path(__file__).parents[1] / "data/golden/vqa_eval/cases.json").read_text(encoding="utf-8"))["cases"]
+CASES = golden.facts("vqa_eval/cases")["cases"]
 
 
 class Question(NamedTuple):

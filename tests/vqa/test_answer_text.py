@@ -1,15 +1,13 @@
 """Answer normalisation against the recorded output of the official evaluation, and rule by rule."""
 
-import json
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import golden
 from vinvl.vqa.accuracy import CONTRACTIONS, PUNCTUATION, normalise_answer
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "data/golden/vqa_eval/cases.json").read_text(encoding="utf-8"))
+GOLDEN = golden.facts("vqa_eval/cases")
 
 
 def test_every_recorded_text_is_normalised_as_officially() -> None:

@@ -1,27 +1,22 @@
 """The published in-training score: soft target of the arg-max answer."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from tests import golden
 from vinvl.vqa.accuracy import SoftTargetScore
-
-GOLDEN = Path(__file__).parents[1] / "data/golden/oscar"
 
 
 def test_recorded_score_of_the_published_code() -> None:
-    tensors = load_file(GOLDEN / "metric_vqa_score.io.safetensors")
-    recorded = json.loads((GOLDEN / "metric_vqa_score.json").read_text())["meta"]["mean"]
+    tensors = golden.tensors("oscar/metric_vqa_score.io")
+    recorded = golden.facts("oscar/metric_vqa_score")["meta"]["mean"]
     metric = SoftTargetScore()
     metric.update(tensors["inputs.logits"], tensors["inputs.targets"])
     assert metric.compute().item() == pytest.approx(100 * recorded, rel=1e-6)
     for row, expected in enumerate(tensors["outputs.per_question"].tolist()):
         metric.reset()
         metric.update(tensors["inputs.logits"][row : row + 1], tensors["inputs.targets"][row : row + 1])
-        assert metric.compute().item() == 100 * expected
+        assert metric.compute().item() == 100 * expected == 100 * tensors["outputs.scores"][row].sum().item()
 
 
 def test_batches_and_ranks_do_not_matter() -> None:
