@@ -90,7 +90,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if hasattr(config, "workeroutput"):
         config.workeroutput[READ_BY_WORKERS] = sorted(golden.READ)
         return
-    chosen = config.option.keyword or config.option.markexpr or config.option.collectonly or config.option.deselect
+    choices = ("keyword", "markexpr", "collectonly", "deselect", "ignore", "lf")
+    chosen = any(getattr(config.option, name, None) for name in choices)
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not chosen
     unread = golden.unread(golden.READ) if whole and exitstatus == 0 else []
     if unread:
