@@ -8,15 +8,17 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.models.export import (
+from vinvl.models.published import (
+    ENCODER,
     FORMATS,
+    MODEL_OF_TASK,
     check_tokenizer,
+    convert_model,
     model_card,
     named_answers,
     write_oscar,
     write_transformers,
 )
-from vinvl.models.published import ENCODER, MODEL_OF_TASK, convert_model
 from vinvl.opening import USE_FILE, OpenedModel, find_tokenizer, name_the_answers, rows_of_given
 from vinvl.predictor.trained import only_task_of, record_of_use
 from vinvl.regions.formats.convert import run_conversion

@@ -11,8 +11,7 @@ from transformers import BertTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from vinvl.data.text import load_tokenizer, opened_tokenizer
 from vinvl.models.answering import VinVLForAnswering
-from vinvl.models.export import Provenance, answers_in, name_answers
-from vinvl.models.published import MODEL_OF_TASK, model_of_task
+from vinvl.models.published import MODEL_OF_TASK, Provenance, answers_in, model_of_task, name_answers
 from vinvl.models.weight_files import TRAINING_CHECKPOINT, CheckpointFiles, find_checkpoint
 from vinvl.models.weights import NEW, AnswerRows
 from vinvl.regions.feature_record import FeatureRecord

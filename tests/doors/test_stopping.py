@@ -109,7 +109,7 @@ def test_a_door_with_a_checkpoint(
 @pytest.mark.parametrize(
     ("door", "arguments", "place", "number"),
     [
-        ("convert", ["weights={model}", "to=new"], "vinvl.models.export.write_transformers", signal.SIGTERM),
+        ("convert", ["weights={model}", "to=new"], "vinvl.models.published.write_transformers", signal.SIGTERM),
         ("convert", ["from={store}", "to=new", "format=mmf_npy"], "vinvl.regions.RegionStore.at", signal.SIGINT),
         ("report", ["store={store}", "output=page.html"], "vinvl.pages.regions.write_region_page", signal.SIGTERM),
         ("regions", ["merge", "{store}", "--output", "new.h5"], "vinvl.regions.writer.write_store_file", 15),

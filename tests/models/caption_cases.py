@@ -14,8 +14,14 @@ from vinvl.models import VinVLConfig, VinVLForCaptioning, generate, load_publish
 from vinvl.models import constrained as constrained_beam
 from vinvl.models.captioning import seq2seq_attention_mask
 from vinvl.models.config import SpecialTokens
-from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, WordStepper
-from vinvl.models.search import adjusted_logits, sampling_logits
+from vinvl.models.decoding import (
+    CaptionContext,
+    DecodingOptions,
+    GeneratedCaptions,
+    WordStepper,
+    adjusted_logits,
+    sampling_logits,
+)
 
 RECORDED_SWITCHES = (  # of the recording's training or data, not of the model
     "img_feature_type",
@@ -203,3 +209,10 @@ def word_log_probs(
         word = logits.log_softmax(dim=-1).gather(-1, ids[..., length, None]).squeeze(-1)
         sums = sums + torch.where(length < found.lengths, word, 0.0)
     return sums, (found.lengths > 0) & (found.lengths < ids.shape[-1])
+
+
+def dense_table(machine: constrained_beam.ConstraintMachine, vocabulary: int) -> Tensor:
+    """(S, S, V) bool: the machine as published, for every word of the vocabulary."""
+    table = machine.otherwise[..., None].repeat(1, 1, vocabulary)
+    table[..., machine.words] = machine.by_word
+    return table

@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.models.caption_cases import SPECIAL, one_image, random_context, random_model, reencoding
+from tests.models.caption_cases import SPECIAL, dense_table, one_image, random_context, random_model, reencoding
 from vinvl.models.constrained import (
     Constraint,
     box_overlaps,
     constraint_from_words,
     constraint_machine,
     constraints_from_detections,
-    dense_table,
 )
 from vinvl.models.decoding import DecodingOptions
 from vinvl.models.generate import generate_captions

@@ -325,7 +325,7 @@ def test_a_full_disk_leaves_nothing_behind(
     if failing == "card":
         monkeypatch.setattr("vinvl.convert.model_card", full)
     elif output == "oscar":
-        monkeypatch.setattr("vinvl.models.export.torch.save", full_in_torch)
+        monkeypatch.setattr("vinvl.models.published.torch.save", full_in_torch)
     else:
         monkeypatch.setattr(VinVLForAnswering, "save_pretrained", full)
     with pytest.raises(UserError, match="out cannot be written"):

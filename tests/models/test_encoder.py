@@ -97,16 +97,6 @@ def test_a_row_does_not_depend_on_the_padding_of_its_batch(
 
 
 @torch.no_grad()
-def test_a_row_with_nothing_but_text_in_a_batch_with_regions() -> None:
-    model = small_model(model_class=VinVLForAnswering)
-    text, full = example(4, 0), example(6, 3, seed=1)
-    together = model(**stack([pad(text, 6, 3), full])).logits
-    no_regions = {key: value for key, value in text.items() if key != "region_features"}
-    torch.testing.assert_close(together[:1], model(**no_regions).logits, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(together[:1], model(**text).logits, rtol=1e-5, atol=1e-5)  # R = 0
-
-
-@torch.no_grad()
 def test_regions_have_no_order_but_tokens_have() -> None:
     model, row = small_model(), example(5, 4)
     pooled = model(**row).pooler_output
@@ -153,14 +143,6 @@ def test_the_mask_given_to_each_attention_implementation() -> None:
     for implementation in ("flash_attention_2", "flex_attention"):
         with pytest.raises(UserError, match=f"'{implementation}' attention takes no mask of who sees whom"):
             dense_attention_mask(mask, implementation, torch.float16)
-
-
-def test_flash_attention_refuses_a_3d_mask_in_the_model() -> None:
-    model = small_model()
-    model.config._attn_implementation = "flash_attention_2"  # as if it were installed
-    with pytest.raises(UserError, match="attn_implementation='sdpa'"):
-        model(**example(3, 2) | {"attention_mask": torch.ones(1, 5, 5)})
-    assert VinVLModel._supports_flash_attn and VinVLModel._supports_sdpa and VinVLModel._supports_flex_attn
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])

@@ -15,6 +15,7 @@ from tests.models.caption_cases import (
     SPECIAL,
     ReencodingStepper,
     decoding_model,
+    dense_table,
     read_case,
     recorded_context,
     recorded_model,
@@ -23,10 +24,9 @@ from tests.models.caption_cases import (
     word_log_probs,
 )
 from vinvl.captioning.task import caption_texts
-from vinvl.models.constrained import Constraint, constraint_from_words, constraint_machine, dense_table
+from vinvl.models.constrained import Constraint, constraint_from_words, constraint_machine
 from vinvl.models.decoding import GeneratedCaptions, WordStepper
-from vinvl.models.generate import generate_captions
-from vinvl.models.search import NBestLists
+from vinvl.models.generate import NBestLists, generate_captions
 
 torch.set_num_threads(1)
 

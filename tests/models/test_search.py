@@ -9,9 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.models.caption_cases import SPECIAL, one_image, random_context, random_model, reencoding, word_log_probs
-from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, WordStepper
+from vinvl.models.decoding import (
+    CaptionContext,
+    DecodingOptions,
+    GeneratedCaptions,
+    WordStepper,
+    adjusted_logits,
+    sampling_logits,
+)
 from vinvl.models.generate import generate_captions
-from vinvl.models.search import adjusted_logits, sampling_logits
 from vinvl.run.errors import UserError
 
 torch.set_num_threads(1)
@@ -217,12 +223,3 @@ def test_what_does_not_fit_the_model_is_refused() -> None:
         decode(model, context, max_length=33)
     with pytest.raises(UserError, match="only 23 words; use at most 11"):
         decode(model, context, num_beams=12)
-    with pytest.raises(UserError, match="tag_mask of shape"):
-        CaptionContext(
-            context.tag_ids,
-            context.tag_position_ids,
-            context.tag_token_type_ids,
-            context.tag_mask[:, :0],
-            context.region_features,
-            context.region_mask,
-        )

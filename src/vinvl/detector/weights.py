@@ -130,15 +130,7 @@ def read_label_map(path: str | Path, architecture: Architecture) -> LabelMap:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text: give the detector's label-map file.") from None
     labels = LabelMap.from_json(text, str(path))
-    for kind, names, number in (
-        ("classes", labels.classes, architecture.num_classes),
-        ("attributes", labels.attributes, architecture.num_attributes),
-    ):
-        if len(names) != number:
-            raise UserError(
-                f"{path} names {len(names):,} {kind}, index 0 included, the detector has {number:,}: give the label "
-                "map that belongs to the weights."
-            )
+    _check_names(labels, architecture, str(path))
     return labels
 
 
@@ -215,7 +207,7 @@ def save_detector(path: str | Path, detector: Detector, label_map: LabelMap) -> 
     Raises:
         UserError: the numbers of names are others than the detector's, or the disk cannot be written to.
     """
-    _check_names(label_map, detector.config.architecture, str(path))
+    _check_names(label_map, detector.config.architecture, f"{path}: the label map")
     own = {"config": _plain(asdict(detector.config)), "label_map": label_map.to_json()}
     content = {"model": _state_on_cpu(detector), OUR_KEY: own}
     with atomic_write(path, "wb") as file:
@@ -248,7 +240,7 @@ def read_settings(path: str | Path) -> DetectorFileSettings | None:
     config = _config(own["config"], f"{place}.config")
     _check_blocks(config.architecture, content.get("model"), f"{place}.config")
     label_map = LabelMap.from_json(own["label_map"], f"{place}.label_map")
-    _check_names(label_map, config.architecture, str(path))
+    _check_names(label_map, config.architecture, f"{path}: the label map")
     return DetectorFileSettings(config, label_map)
 
 
@@ -332,8 +324,8 @@ def _check_names(label_map: LabelMap, architecture: Architecture, place: str) ->
     ):
         if len(names) != number:
             raise UserError(
-                f"{place}: the label map names {len(names):,} {kind}, index 0 included, and the detector has "
-                f"{number:,}: the two do not belong together."
+                f"{place} names {len(names):,} {kind}, index 0 included, the detector has {number:,}: give the label "
+                "map that belongs to the weights."
             )
 
 

@@ -14,8 +14,14 @@ from torch import Tensor
 
 from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.config import SpecialTokens
-from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, WordStepper
-from vinvl.models.search import adjusted_logits, pick_captions
+from vinvl.models.decoding import (
+    CaptionContext,
+    DecodingOptions,
+    GeneratedCaptions,
+    WordStepper,
+    adjusted_logits,
+    pick_captions,
+)
 from vinvl.run.errors import UserError
 
 # From detected objects to the constraints of a caption.
@@ -228,13 +234,6 @@ def _reachable(leads_to: Tensor) -> list[int]:
         seen.update(new)
         edge.extend(new)
     return sorted(seen)
-
-
-def dense_table(machine: ConstraintMachine, vocabulary: int) -> Tensor:
-    """(S, S, V) bool: the machine as published, for every word of the vocabulary. Large; for inspection."""
-    table = machine.otherwise[..., None].repeat(1, 1, vocabulary)
-    table[..., machine.words] = machine.by_word
-    return table
 
 
 def refuse_unmeetable(constraints: Sequence[Constraint], min_constraints: int, max_length: int, place: str) -> None:

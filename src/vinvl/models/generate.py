@@ -1,15 +1,27 @@
-"""The way in: captions for a batch of images."""
+"""Captions for a batch of images: the way in, beam search, and captions that grow one word at a time."""
 
+import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.config import SpecialTokens
 from vinvl.models.constrained import Constraint, constrained_beam_search, constraint_machine, refuse_unmeetable
-from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions, WordStepper
-from vinvl.models.search import CANDIDATES_PER_BEAM, beam_search, decode_stepwise
+from vinvl.models.decoding import (
+    CaptionContext,
+    DecodingOptions,
+    GeneratedCaptions,
+    WordStepper,
+    adjusted_logits,
+    finish,
+    pick_captions,
+    sampling_logits,
+)
 from vinvl.run.errors import UserError
+
+CANDIDATES_PER_BEAM = 2  # each beam ends at most once per step, so this many leave every beam open
 
 
 def generate_captions(
@@ -81,3 +93,167 @@ def _check_constraints(
                 )
             if tokens & {special.cls_token_id, special.sep_token_id, special.pad_token_id, special.mask_token_id}:
                 raise UserError(f"The constraint {constraint.name!r} holds a special token; give plain words.")
+
+
+class NBestLists:
+    """For each of B images the `size` best captions so far, ranked by Σ log p / length^length_penalty.
+
+    The rules are the published ones: an image is done once its list is full and the best open caption, if it continued
+    to the greatest length at no cost, could not beat the worst in the list. The order of adding does not matter,
+    except among equal scores.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        size: int,
+        max_length: int,
+        length_penalty: float,
+        device: torch.device,
+        pad_token_id: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._best_length = max_length - 1  # the begin token is counted, the end token is not
+        self._length_penalty = length_penalty
+        self.scores = torch.full((images, size), -math.inf, dtype=dtype, device=device)  # descending; −∞ is empty
+        self.ids = torch.full((images, size, max_length), pad_token_id, device=device)
+        self.lengths = torch.zeros(images, size, dtype=torch.long, device=device)
+
+    def add(self, images: Tensor, ids: Tensor, sums: Tensor, is_ended: Tensor, length: int) -> None:
+        """Offer captions to the lists of some images.
+
+        Args:
+            images: (b,) int64, the numbers of the images.
+            ids: (b, n, max_length) int64, captions with their end token (or the word that it will replace).
+            sums: (b, n) float, summed log-probabilities.
+            is_ended: (b, n) bool; the others are not offered.
+            length: of all n captions, the begin token counted, the end token not.
+        """
+        offered = (sums.to(self.scores.dtype) / length**self._length_penalty).masked_fill(~is_ended, -math.inf)
+        scores = torch.cat([self.scores[images], offered], dim=1)
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, : self.scores.shape[1]]
+        lengths = torch.cat([self.lengths[images], torch.full_like(sums, length + 1, dtype=torch.long)], dim=1)
+        rows = torch.arange(len(images), device=images.device)[:, None]
+        self.scores[images] = scores[rows, best]
+        self.ids[images] = torch.cat([self.ids[images], ids], dim=1)[rows, best]
+        self.lengths[images] = lengths[rows, best]
+
+    def is_done(self, images: Tensor, best_sums: Tensor) -> Tensor:
+        """(b,) bool: whether no open caption of these images can enter the list any more.
+
+        Args:
+            images: (b,) int64.
+            best_sums: (b,) float, the greatest summed log-probability of an open caption.
+        """
+        worst = self.scores[images, -1]
+        bound = best_sums.to(worst.dtype) / self._best_length**self._length_penalty
+        return (worst > -math.inf) & (worst >= bound)
+
+    def result(self, special: SpecialTokens) -> GeneratedCaptions:
+        """The captions of all lists, the best first."""
+        is_empty = self.scores == -math.inf
+        return finish(
+            self.ids.masked_fill(is_empty[..., None], special.pad_token_id),
+            self.lengths.masked_fill(is_empty, 0),
+            self.scores.float(),
+            special,
+        )
+
+
+# Beam search.
+
+
+@torch.no_grad()
+def beam_search(
+    stepper: WordStepper, images: int, options: DecodingOptions, special: SpecialTokens, device: torch.device
+) -> GeneratedCaptions:
+    """The published beam search: 2 · `num_beams` candidates per step, of which those that end enter an n-best list.
+
+    A candidate that ends counts only if it ranks before the `num_beams`-th open one. At the greatest length every
+    candidate ends. Images that are done are dropped from the batch.
+    """
+    beams, size, pad = options.num_beams, options.max_length, special.pad_token_id
+    lists = NBestLists(images, options.num_return_sequences, size, options.length_penalty, device, pad)
+    active = torch.arange(images, device=device)
+    ids = torch.full((images, 1, size), pad, device=device)  # beams are alike at first: one stands for all
+    ids[..., 0] = special.cls_token_id
+    sums = torch.zeros(images, 1, device=device)
+    for length in range(1, size):
+        earlier = ids[..., :length]
+        logits = adjusted_logits(stepper.next_logits(earlier[..., -1]), earlier, options, special.sep_token_id)
+        totals = (sums[..., None] + logits.log_softmax(dim=-1)).flatten(1)
+        best, places = totals.topk(CANDIDATES_PER_BEAM * beams, dim=1)
+        parents, words = places // logits.shape[-1], places % logits.shape[-1]
+        candidates = pick_captions(ids, parents)
+        candidates[..., length] = words
+
+        is_last = length + 1 == size
+        is_ended = torch.ones_like(words, dtype=torch.bool) if is_last else words == special.sep_token_id
+        open_before = (~is_ended).cumsum(dim=1) - (~is_ended).long()
+        is_done = lists.is_done(active, best[:, 0])
+        lists.add(active, candidates, best, is_ended & (open_before < beams) & ~is_done[:, None], length)
+        still = (~is_done).nonzero().squeeze(1)
+        if is_last or len(still) == 0:
+            break
+
+        chosen = is_ended.long().argsort(dim=1, stable=True)[:, :beams]  # the best open candidates
+        ids, sums = pick_captions(candidates, chosen), best.gather(1, chosen)
+        stepper.choose(parents.gather(1, chosen))
+        if len(still) < len(active):
+            stepper.keep_images(still)
+            active, ids, sums = active[still], ids[still], sums[still]
+    return lists.result(special)
+
+
+# Greedy decoding and sampling: captions that grow one word at a time, each by itself.
+
+
+def decode_stepwise(
+    stepper: WordStepper,
+    images: int,
+    options: DecodingOptions,
+    special: SpecialTokens,
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> GeneratedCaptions:
+    """`options.num_return_sequences` captions of each image, by the best word or, with `options.sample`, a drawn one.
+
+    Under autograd, gradients flow from `log_probs` to the model. Images whose captions have all ended are dropped
+    from the batch. The draws of a batch come from one generator, so they depend on what else is in the batch.
+    """
+    captions, size = options.num_return_sequences, options.max_length
+    ids = torch.full((images, captions, size), special.pad_token_id, device=device)
+    ids[..., 0] = special.cls_token_id
+    sums = torch.zeros(images, captions, device=device)
+    is_open = torch.ones(images, captions, dtype=torch.bool, device=device)
+    lengths = torch.ones(images, captions, dtype=torch.long, device=device)
+    active = torch.arange(images, device=device)  # images with an open caption
+    for length in range(1, size):
+        earlier = ids[active, :, :length]
+        logits = adjusted_logits(stepper.next_logits(earlier[..., -1]), earlier, options, special.sep_token_id)
+        if options.sample:
+            logits = sampling_logits(logits, options)
+        words = _choose(logits.detach(), options.sample, generator)
+        chosen = logits.log_softmax(dim=-1).gather(-1, words[..., None]).squeeze(-1)
+
+        was_open = is_open[active]
+        sums = sums.index_add(0, active, torch.where(was_open, chosen, 0.0))
+        words = torch.where(was_open, words, special.pad_token_id)
+        ids[active, :, length] = words
+        lengths[active] += was_open
+        is_open[active] = was_open & (words != special.sep_token_id)
+
+        still = is_open[active].any(dim=1).nonzero().squeeze(1)
+        if len(still) == 0 or length + 1 == size:
+            break
+        if len(still) < len(active):
+            stepper.keep_images(still)
+            active = active[still]
+    return finish(ids, lengths, sums / (lengths - 1), special)
+
+
+def _choose(logits: Tensor, sample: bool, generator: torch.Generator | None) -> Tensor:
+    if not sample:
+        return logits.argmax(dim=-1)
+    drawn = torch.multinomial(logits.softmax(dim=-1).flatten(0, 1), num_samples=1, generator=generator)
+    return drawn.view(logits.shape[:-1])

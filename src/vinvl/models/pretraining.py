@@ -151,16 +151,7 @@ def masked_token_loss(logits: Tensor, masked_ids: Tensor, weights: Tensor | None
 
 
 def masked_token_losses(logits: Tensor, masked_ids: Tensor) -> Tensor:
-    """Cross-entropy of each hidden token, (M,) float32, from logits (M, V) and tokens (M,) int64.
-
-    Raises:
-        UserError: another number of tokens than of logits.
-    """
-    if masked_ids.shape != logits.shape[:1]:
-        raise UserError(
-            f"There are {len(logits)} rows of word logits and masked ids of shape {tuple(masked_ids.shape)}; give one "
-            "id per row."
-        )
+    """Cross-entropy of each hidden token, (M,) float32, from logits (M, V) and tokens (M,) int64."""
     return F.cross_entropy(logits.float(), masked_ids, reduction="none")
 
 
@@ -178,16 +169,7 @@ def contrastive_loss(pair_logits: Tensor, pair_labels: Tensor, weights: Tensor |
 
 
 def contrastive_losses(pair_logits: Tensor, pair_labels: Tensor) -> Tensor:
-    """Cross-entropy of each triplet's class, (B,) float32, 0 where the label is `NO_PAIR_LABEL`.
-
-    Raises:
-        UserError: another number of labels than of logits.
-    """
-    if pair_labels.shape != pair_logits.shape[:1]:
-        raise UserError(
-            f"There are {len(pair_logits)} triplets and pair labels of shape {tuple(pair_labels.shape)}; give one "
-            "label per triplet."
-        )
+    """Cross-entropy of each triplet's class, (B,) float32, 0 where the label is `NO_PAIR_LABEL`."""
     return F.cross_entropy(pair_logits.float(), pair_labels, reduction="none", ignore_index=NO_PAIR_LABEL)
 
 

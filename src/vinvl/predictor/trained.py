@@ -18,8 +18,7 @@ from vinvl.captioning.task import positions_needed
 from vinvl.data.inputs import InputLimits
 from vinvl.models.decoding import DecodingOptions
 from vinvl.models.encoder import VinVLModel
-from vinvl.models.export import check_tokenizer
-from vinvl.models.published import ENCODER, MODEL_OF_TASK, convert_model
+from vinvl.models.published import ENCODER, MODEL_OF_TASK, check_tokenizer, convert_model
 from vinvl.models.weight_files import DATA_PARALLEL, MMF_MODEL, CheckpointFiles
 from vinvl.models.weights import LoadingReport
 from vinvl.opening import OpenedModel, find_answers, find_tokenizer, rows_of_given
