@@ -29,7 +29,6 @@ EXCEPTIONS = {
     ("opening", "vqa"),  # the answers of a model's head
     ("row_names", "vqa"),
     ("retrieval", "captioning"),  # its captions
-    ("data", "captioning"),  # how captions are cut into words
     ("train_detector", "train"),
 }
 

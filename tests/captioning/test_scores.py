@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vinvl.captioning.cider import UNKNOWN, Cider, NgramIndex
 from vinvl.captioning.scores import CaptionScores, evaluate_captions, longest_common_subsequence
-from vinvl.captioning.tokenizer import regex_tokenize, split_at_blanks
+from vinvl.data.words import regex_tokenize, split_at_blanks
 from vinvl.run.errors import UserError
 
 SAMPLE = Path(__file__).parents[1] / "data" / "samples" / "coco_caption"

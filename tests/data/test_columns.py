@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.columns import CategoricalColumn, RaggedTextColumn, TextColumn
+from vinvl.data.columns import CategoricalColumn, TextColumn
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
@@ -28,28 +28,8 @@ def test_round_trip(column_type: type[TextColumn] | type[CategoricalColumn], val
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(texts)))
-def test_ragged_round_trip(values: list[list[str]]) -> None:
-    column = pickle.loads(pickle.dumps(RaggedTextColumn.from_lists(values)))
-    assert len(column) == len(values)
-    assert list(column) == values
-    assert [column[index] for index in range(len(values))] == values
-    with pytest.raises(IndexError):
-        column[len(values)]
-
-
-@settings(deadline=None)
-@given(st.lists(st.lists(st.lists(texts, max_size=4), max_size=4), min_size=1, max_size=4))
-def test_joining(parts: list[list[list[str]]]) -> None:
-    joined = [values for part in parts for values in part]
-    assert list(RaggedTextColumn.concatenate([RaggedTextColumn.from_lists(part) for part in parts])) == joined
-    flat = [[text for values in part for text in values] for part in parts]
-    expected = list(chain.from_iterable(flat))
-    assert list(TextColumn.concatenate([TextColumn.from_texts(part) for part in flat])) == expected
-    assert list(CategoricalColumn.concatenate([CategoricalColumn.from_texts(part) for part in flat])) == expected
-
-
-def test_equal_texts_are_held_once() -> None:
-    column = RaggedTextColumn.concatenate([RaggedTextColumn.from_lists([["yes", "no"], ["yes"]])] * 3)
-    assert list(column.texts.names) == ["yes", "no"]
-    assert column.texts.codes.dtype == np.int32
+@given(st.lists(st.lists(texts), min_size=1, max_size=4))
+def test_joining(parts: list[list[str]]) -> None:
+    expected = list(chain.from_iterable(parts))
+    assert list(TextColumn.concatenate([TextColumn.from_texts(part) for part in parts])) == expected
+    assert list(CategoricalColumn.concatenate([CategoricalColumn.from_texts(part) for part in parts])) == expected

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 
 from vinvl.captioning.records import CaptionRecords
 from vinvl.captioning.splits import read_caption_split
-from vinvl.captioning.tokenizer import no_words, regex_tokenize
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.commonest import Commonest
 from vinvl.data.contracts import RegionDataArguments
@@ -19,6 +18,7 @@ from vinvl.data.inputs import PlacedImage, RegionText
 from vinvl.data.module import RegionDataModule, no_annotations
 from vinvl.data.sampling import Draw, uniform_numbers
 from vinvl.data.text import RaggedTokens
+from vinvl.data.words import no_words, regex_tokenize
 from vinvl.run.errors import UserError
 
 # Which words of captions are hidden for training, and the layout of captions and tags, as in published Oscar.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vinvl.captioning.scores import ImageId, evaluate_captions
-from vinvl.captioning.tokenizer import split_at_blanks
+from vinvl.data.words import split_at_blanks
 from vinvl.run.errors import UserError
 
 _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from vinvl.captioning.cider import Cider
-from vinvl.captioning.tokenizer import CaptionTokenizer, no_words, regex_tokenize
+from vinvl.data.words import CaptionTokenizer, no_words, regex_tokenize
 from vinvl.exact import decode_lines, encode_lines
 from vinvl.run.errors import UserError
 

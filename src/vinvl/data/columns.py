@@ -6,7 +6,6 @@ reading Python strings would; and an array pickles as one block of bytes when wo
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from typing import Self
 
 import numpy as np
@@ -77,37 +76,6 @@ class CategoricalColumn:
 
     def __iter__(self) -> Iterator[str]:
         return map(list(self.names).__getitem__, self.codes)
-
-
-@dataclass(frozen=True, eq=False)
-class RaggedTextColumn:
-    """N lists of texts: list i is texts `offsets[i]` to `offsets[i + 1]` of `texts`; offsets (N+1,) int64."""
-
-    texts: CategoricalColumn
-    offsets: np.ndarray
-
-    @classmethod
-    def from_lists(cls, lists: Sequence[Sequence[str]]) -> Self:
-        texts = CategoricalColumn.from_texts(chain.from_iterable(lists))
-        return cls(texts, _offsets(np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))))
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["RaggedTextColumn"]) -> Self:
-        """The lists of all parts, in order."""
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        return cls(CategoricalColumn.concatenate([part.texts for part in parts]), _offsets(lengths))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> list[str]:
-        position = range(len(self))[index]
-        codes = self.texts.codes[self.offsets[position] : self.offsets[position + 1]]
-        return [self.texts.names[code] for code in codes]
-
-    def __iter__(self) -> Iterator[list[str]]:
-        texts = iter(self.texts)
-        return (list(islice(texts, length)) for length in np.diff(self.offsets).tolist())
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vinvl.captioning.tokenizer import regex_tokenize
 from vinvl.data.text import Texts
+from vinvl.data.words import regex_tokenize
 
 FIRST_WORDS = 2  # of a question, which tell its type: "how many", "is the", "what color"
 LEAST_QUESTIONS = 5  # that begin alike, for their commonest answer to be taken

@@ -1,0 +1,78 @@
+"""Records as Arrow tables: what was put in comes out, in blocks, joined, pickled and selected."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vinvl.data import table
+from vinvl.data.table import TEXT, TEXTS, Column, Form, RecordTable
+from vinvl.run.errors import UserError
+
+FORM = Form(
+    noun="notes",
+    called="note",
+    columns={"note_id": pa.int64(), "image_id": TEXT, "words": TEXTS, "kind": TEXT},
+    annotation="words",
+    filled={"kind": "unstated"},
+)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+def rows(*ids: int | str, words: Any = ("a",), kind: str | None = None, file: str = "a.json record") -> list[tuple]:
+    return [(file, number, own_id, number % 3, words, kind) for number, own_id in enumerate(ids, start=1)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(texts)), st.integers(1, 5))
+def test_columns_hold_what_was_put_in(values: list[list[str]], block: int) -> None:
+    column = pickle.loads(pickle.dumps(Column.of(values, TEXTS)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "BLOCK", block)
+        assert list(column) == values
+    assert [column[index] for index in range(-len(values), 0)] == values
+    flat = [text for one in values for text in one]
+    assert [list(column.flat())[a:b] for a, b in zip(column.starts(), column.starts()[1:], strict=False)] == values
+    names, codes = column.flat().categories()
+    assert names == list(dict.fromkeys(flat)) and [names[code] for code in codes] == flat
+    with pytest.raises(IndexError):
+        column[len(values)]
+
+
+@pytest.mark.parametrize("block", [1, 2, 100])
+def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "BLOCK", block)
+    given_ = [*rows(5, 2**70, 3), ("b.json line", 9, "x", "n1", ["b", "c"], "own")]
+    records = pickle.loads(pickle.dumps(RecordTable.of(FORM, given_, "a.json")))
+    assert list(records["note_id"]) == ["5", str(2**70), "3", "x"]
+    assert list(records["words"]) == [["a"], ["a"], ["a"], ["b", "c"]]
+    assert list(records["kind"]) == ["unstated"] * 3 + ["own"] and records.image_ids.tolist() == ["1", "2", "0", "n1"]
+    assert records.row(3) == {"note_id": "x", "image_id": "n1", "words": ["b", "c"], "kind": "own"}
+    kept = records.select(np.array([False, True, False, True]))
+    assert kept.describe(1) == "b.json line 9 (note x)" and list(kept["note_id"]) == [str(2**70), "x"]
+
+
+def test_what_nobody_says_is_no_column() -> None:
+    records = RecordTable.of(FORM, rows(1, 2, words=None), "a.json")
+    assert not records.annotated and "kind" not in records and records.get("kind") is None
+    assert list(records["note_id"]) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("given_", "sentence"),
+    [
+        ([], "a.json holds no notes"),
+        ([*rows(1, 2), *rows(3, words=None, file="b.json record")], "b.json record 1 has no words and a.json record 1"),
+        ([*rows(1, 2), *rows(2, file="b.json record")], "b.json record 1 has the note_id 2 of a.json record 2"),
+        (rows(1, 10**300), "a.json record 2: note_id is an integer of more than 256 digits"),
+    ],
+)
+def test_refusals(given_: list[tuple], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "BLOCK", 2)
+    with pytest.raises(UserError) as error:
+        RecordTable.of(FORM, given_, "a.json")
+    assert sentence in str(error.value)
