@@ -13,6 +13,7 @@ from tests.demo.samples import content
 from vinvl.demo import DemoWorld, ensure_demo_world
 from vinvl.demo import files as write
 from vinvl.demo.scene import SHAPES, crop_features, crop_pixels
+from vinvl.demo.tokenizer import SPECIAL_TOKENS, SPELLING, write_tokenizer
 from vinvl.regions import RegionStore
 from vinvl.run.errors import UserError
 
@@ -130,6 +131,18 @@ def test_tokenizer_spells_every_text_of_every_split(world: DemoWorld) -> None:
     assert tokens.count("[SEP]") == 2
     assert tokens.count("star") == 2
     assert pair["token_type_ids"] == [0] * (tokens.index("[SEP]") + 1) + [1] * (len(tokens) - tokens.index("[SEP]") - 1)
+
+
+def test_words_of_later_texts_come_after_all_others_and_move_none(tmp_path: Path) -> None:
+    texts = ["what is red?", "what is blue", "red red", "once"]
+    later = ["neither is red", "neither is blue", "neither both", "both", "never"]
+    write_tokenizer(texts, [], tmp_path / "first")
+    write_tokenizer(texts, later, tmp_path / "both")
+    first, both = (
+        (tmp_path / name / "vocab.txt").read_text(encoding="utf-8").splitlines() for name in ("first", "both")
+    )
+    assert first == [*SPECIAL_TOKENS, *SPELLING, "red", "is", "what"]
+    assert both == [*first, "neither", "both"]
 
 
 def test_marker_states_what_was_made(world: DemoWorld) -> None:

@@ -168,8 +168,6 @@ def test_broken_pictures_among_others_are_told_at_the_end(
         ("vqa", ["image=x"], "is a model for vqa: pass question="),
         ("retrieval", ["image=x"], "is a model for retrieval: pass text="),
         ("vqa", ["image=x", "question=a", "text=b"], "Pass one of the two: question"),
-        ("vqa", ["image=x", "text=b"], "is a model for vqa: score needs"),
-        ("captioning", ["image=x", "question=a"], "is a model for captioning: ask needs"),
         ("vqa", ["question=a"], "question=a is for pictures: pass image="),
         ("vqa", ["features=a.h5"], r"features=a.h5 is for pictures"),
         ("vqa", ["image=x", "question=a", "++data.batch_size=3"], "have no 'batch_size'"),
