@@ -137,7 +137,7 @@ class VinVLTask(pl.LightningModule):
             # A checkpoint that brought its own image projection has decided about the layer norm.
             followed = {name: getattr(self.config, name) for name in ("use_img_layernorm", "img_layer_norm_eps")}
             own = {"model_config": {**model_config, **followed}, **own}
-        self.save_hyperparameters({**own})
+        self.save_hyperparameters({**own}, logger=False)
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.weight_decay = weight_decay

@@ -29,6 +29,17 @@ class RunFolder(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         self._take(config, "hydra.run.dir")
 
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Of what Hydra has written, its own settings go: configuration and overrides tell the run."""
+        if config.hydra.output_subdir is not None:
+            (Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir / "hydra.yaml").unlink(missing_ok=True)
+
+    def on_job_end(self, config: DictConfig, **_: Any) -> None:
+        """TensorBoard's logger writes a file of hyperparameters where there are none."""
+        for path in Path(config.hydra.runtime.output_dir).glob("*/hparams.yaml"):
+            if path.read_text() == "{}\n":
+                path.unlink()
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self._take(config, "hydra.sweep.dir")
 
