@@ -17,8 +17,8 @@ from vinvl.models.weights import NEW, AnswerRows
 from vinvl.regions.feature_record import FeatureRecord
 from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError
-from vinvl.run.faults import CHECKPOINTS
 from vinvl.run.files import json_object, read_json
+from vinvl.run.folders import CHECKPOINTS
 from vinvl.vqa.answers import PICKLES, AnswerVocabulary, read_head_answers
 
 # What a checkpoint of ours, or a folder that `vinvl.convert` has made, says besides its tensors.

@@ -14,10 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from vinvl.run.door import enter
 from vinvl.run.errors import UserError, say
-from vinvl.run.faults import AUTO, how_to_go_on
-from vinvl.run.folders import config_directory, register_resolvers, run_door, write_json
-from vinvl.run.multirun import results_summary
+from vinvl.run.folders import AUTO, config_directory, how_to_go_on, register_resolvers, run_door, write_json
 from vinvl.run.overrides import as_overrides, as_value, command_overrides, given_values, replaces, replacing
+from vinvl.run.progress import results_summary
 from vinvl.run.signals import INTERRUPTED, START_AGAIN, run_passing_signals_on
 
 STAGES = ("pretrain", "finetune")

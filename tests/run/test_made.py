@@ -12,7 +12,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback
 
 from vinvl.run.errors import UserError
-from vinvl.run.faults import sentence_of_fault
+from vinvl.run.folders import sentence_of_fault
 from vinvl.run.made import made, made_of_each, refuse_unfit
 
 TRAINER: Any = SimpleNamespace(precision="32-true", val_check_interval=1.0)

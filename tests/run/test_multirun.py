@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import TINY_DEMO, Door
 from vinvl.run.errors import UserError
-from vinvl.run.multirun import MultirunTable, comparison, job_rows, results_summary
+from vinvl.run.progress import MultirunTable, comparison, job_rows, results_summary
 
 SCORES = {"headline": "accuracy", "scores": {"loss": 1.0, "accuracy": 61.5}}
 

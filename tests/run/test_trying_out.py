@@ -12,7 +12,7 @@ from tests.detector.runs import TINY as TINY_DETECTOR
 from tests.door_in_process import CAPTIONING, TINY, composed, run_in_process
 from vinvl.detector.task import DetectorTask
 from vinvl.run.checkpoint import read_checkpoint
-from vinvl.run.multirun import job_rows
+from vinvl.run.progress import job_rows
 from vinvl.task import VinVLTask
 from vinvl.train import train
 

@@ -20,9 +20,8 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
 from vinvl.run.errors import UserError, escaped_warnings, printable, say, sentence_of
-from vinvl.run.faults import sentence_of_fault
 from vinvl.run.files import system_error
-from vinvl.run.folders import config_directory, require_launcher
+from vinvl.run.folders import config_directory, require_launcher, sentence_of_fault
 from vinvl.run.options import checked, readable
 from vinvl.run.overrides import replacing
 from vinvl.run.signals import Interrupted, signal_behind, stopping_at_once

@@ -1,5 +1,6 @@
 """What the doors share: where configs, runs and checkpoints lie, and how an error reaches a person."""
 
+import errno
 import importlib.util
 import json
 import logging
@@ -14,16 +15,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from vinvl.run.errors import UserError, escaped_warnings, printable, say, sentence_of
-from vinvl.run.faults import AUTO, CHECKPOINTS, next_step, sentence_of_fault
-from vinvl.run.files import atomic_write
+from vinvl.run.errors import UserError, causes, escaped_warnings, printable, say, sentence_of
+from vinvl.run.files import atomic_write, lock
+from vinvl.run.options import leaves
 from vinvl.run.signals import Interrupted, signal_behind, stopping_at_once
 
 NAMED_CHECKPOINTS = ("last", "best")  # what ckpt_path may say instead of a file
-LOCK = ".lock"  # in the folder of a run: see vinvl.run.run_folder
+LOCK = ".lock"  # in the folder of a run: see `RunFolder`
 FAILURE = "error.txt"  # in the folder of a --multirun's job that failed
 SUBMITIT_LAUNCHERS = tuple(f"hydra/launcher={name}" for name in ("slurm", "submitit_slurm", "submitit_local"))
 OF_HYDRA = re.compile(  # files in a run's folder that are Hydra's, a launched rank's, or the lock
@@ -219,3 +224,181 @@ def write_json(path: Path, value: Any) -> None:
     with atomic_write(path) as file:
         json.dump(value, file, indent=2)
         file.write("\n")
+
+
+# What goes wrong outside of a person's data, in a sentence: disks, processes that were killed, configurations.
+
+
+AUTO = "auto"  # ckpt_path of a command that is given again and again: go on if there is something to go on from
+CHECKPOINTS = "checkpoints"  # folder of a run
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_NAME = re.compile("embedded null (byte|character)|has an empty name|surrogates not allowed")
+LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)? .*(?:killed by signal|exited unexpectedly)")
+BY_SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
+LOST_RANK = re.compile(
+    r"Connection (?:closed by peer|reset by peer|was likely closed)|Broken pipe|remote process exited", re.I
+)
+TOLD_BY_TARGETS = (TypeError, ValueError, ImportError, MisconfigurationException)  # of values that they do not take
+
+
+def next_step(output_dir: str | Path) -> str:
+    """What a person is told to do after a run of any door has ended before its time."""
+    saved = (Path(output_dir) / CHECKPOINTS / "last.ckpt").is_file()
+    return how_to_go_on(output_dir) if saved else "give the same command again"
+
+
+def how_to_go_on(output_dir: str | Path) -> str:
+    """The same of a run that has a checkpoint."""
+    return f"go on with the same command and hydra.run.dir={output_dir} ckpt_path={AUTO}"
+
+
+def sentence_of_fault(error: BaseException, config: DictConfig | None = None) -> str | None:
+    """The sentence of an exception that is no `UserError`, None where it is a mistake of the program's.
+
+    Args:
+        config: the composed configuration, where there is one already.
+    """
+    found = list(causes(error))
+    if config is not None:
+        if any(isinstance(one, MissingMandatoryValue | InterpolationToMissingValueError) for one in found):
+            return _of_missing_values(config)
+        told = "\n".join(str(one) for one in found if isinstance(one, RuntimeError))
+        if (sentence := _of_lost_process(told, config)) is not None:
+            return sentence
+    for one in found:
+        if isinstance(one, OSError) and one.errno in NO_ROOM:
+            return _of_full_disk(one, config)
+        if isinstance(one, OSError) and one.errno == errno.ENAMETOOLONG:
+            return f"No file can have the name {str(one.filename)[:60]!r}…, which is too long: give another."
+        if isinstance(one, ValueError) and NO_NAME.search(str(one)):
+            return f"A file is given a name that no file can have ({one}): give another."
+    return _of_configuration(error, config)
+
+
+def _of_missing_values(config: DictConfig) -> str:
+    """What the command had to say and did not: `???` in the configuration."""
+    unresolved = OmegaConf.to_container(config, resolve=False)
+    keys = sorted(key for key, value in leaves(unresolved) if value == "???")  # and not what refers to such a key
+    return f"{', '.join(keys)} must be given: pass {' '.join(f'{key}=VALUE' for key in keys)}."
+
+
+def _of_full_disk(error: OSError, config: DictConfig | None) -> str:
+    """A log or results file found no room."""
+    place = error.filename or ("the run folder" if config is None else config.paths.output_dir)
+    then = "give the same command again" if config is None else next_step(config.paths.output_dir)
+    return f"{place} cannot be written ({error.strerror}): make room, then {then}."
+
+
+def _of_lost_process(told: str, config: DictConfig) -> str | None:
+    """A data worker, or another process of a distributed run, is no more, as PyTorch tells it."""
+    then = next_step(config.paths.output_dir)
+    if LOST_WORKER.search(told) is not None:
+        key = "data.num_workers" if "data" in config else "workers"
+        by = BY_SIGNAL.search(told)
+        signal = by[1].strip() if by else ""
+        cut = " or because a file that it reads was cut short" if signal == "Bus error" else ""
+        return (
+            f"A data worker was ended from outside{signal and f' ({signal})'}, perhaps for want of memory, also of "
+            f"shared memory (/dev/shm){cut}: pass a smaller {key}, or 0, and {then}."
+        )
+    if LOST_RANK.search(told) is not None:
+        return (
+            "Another process of this run has ended; what it said stands above, unless it was killed, perhaps for want "
+            f"of memory: {then}."
+        )
+    return None
+
+
+def _of_configuration(error: BaseException, config: DictConfig | None) -> str | None:
+    """What Hydra, OmegaConf, or something that a `_target_` names, does not take."""
+    if isinstance(error, InstantiationException):
+        first, _, full_key = str(error).partition("full_key: ")
+        cause = next((one for one in causes(error) if not isinstance(one, HydraException)), None)
+        where = f" in {_given_as(full_key.strip(), config)}" if full_key else ""
+        if cause is not None and not isinstance(cause, TOLD_BY_TARGETS):
+            return None
+        reason = first.partition(", set env var")[0].strip() if cause is None else _first_line(cause)
+        named = re.search(r"target '([^']+)'", first)
+        return f"The configuration{where} does not fit {named[1] if named else 'its _target_'}: {reason}."
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        told = [_first_line(one) for one in causes(error) if isinstance(one, HydraException | OmegaConfBaseException)]
+        return f"The configuration cannot be used: {'; '.join(dict.fromkeys(told))}."
+    if isinstance(error, MisconfigurationException):
+        return f"This machine or configuration will not do: {_first_line(error)}."
+    return None
+
+
+def _given_as(key: str, config: DictConfig | None) -> str:
+    """The key that a person gives for one whose value is another's: optim.optimizer for task.optimizer."""
+    unresolved = {} if config is None else OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        unresolved = unresolved.get(part) if isinstance(unresolved, dict) else None
+    another = re.fullmatch(r"\$\{([\w.]+)\}", unresolved) if isinstance(unresolved, str) else None
+    return key if another is None else another[1]
+
+
+def _first_line(error: BaseException) -> str:
+    """What an exception says, in one line and without the full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    return (f"{first} {lines[1]}" if first.endswith(":") and len(lines) > 1 else first).rstrip(".")
+
+
+# A run folder before Hydra writes into it: there is room in it, and no other process at work.
+
+
+ROOM = 1 << 16  # bytes for configuration and logs
+
+
+class RunFolder(Callback):
+    """Locks the folder of a run or a sweep as long as the process lives, however it ends; ranks other than 0 do not.
+
+    What stands in the way ends the process with a sentence: Hydra would turn an exception into a warning.
+    """
+
+    def __init__(self) -> None:
+        self._lock: int | None = None
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        self._take(config, "hydra.run.dir")
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Of what Hydra has written, its own settings go: configuration and overrides tell the run."""
+        if config.hydra.output_subdir is not None:
+            (Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir / "hydra.yaml").unlink(missing_ok=True)
+
+    def on_job_end(self, config: DictConfig, **_: Any) -> None:
+        """TensorBoard's logger writes a file of hyperparameters where there are none."""
+        for path in Path(config.hydra.runtime.output_dir).glob("*/hparams.yaml"):
+            if path.read_text() == "{}\n":
+                path.unlink()
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self._take(config, "hydra.sweep.dir")
+
+    def _take(self, config: DictConfig, key: str) -> None:
+        if config.hydra.output_subdir is None or process_rank() > 0:  # Hydra writes nothing, or it is another's folder
+            return
+        before, HydraConfig.instance().cfg = HydraConfig.instance().cfg, config  # type: ignore[assignment]
+        folder = Path(str(OmegaConf.select(config, key)))
+        HydraConfig.instance().cfg = before
+        is_new = not folder.exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            if lock(self._lock, inherited=False) is False:
+                told = "wait for it, or stop it first, or pass another place with"
+                sys.exit(printable(f"error: Another process is at work in {folder}: {told} {key}=FOLDER."))
+            os.write(self._lock, bytes(ROOM))
+            os.ftruncate(self._lock, 0)
+        except OSError as error:
+            if is_new:
+                with suppress(OSError):
+                    (folder / LOCK).unlink(missing_ok=True)
+                    folder.rmdir()
+            sys.exit(
+                printable(
+                    f"error: {folder} cannot be written ({error.strerror or error}): make room, check the permissions, "
+                    f"or pass another place with {key}=FOLDER."
+                )
+            )

@@ -21,8 +21,7 @@ from vinvl.run.checkpoint import (
     update_finished,
 )
 from vinvl.run.errors import UserError
-from vinvl.run.faults import AUTO, CHECKPOINTS, how_to_go_on
-from vinvl.run.folders import resolve_checkpoint
+from vinvl.run.folders import AUTO, CHECKPOINTS, how_to_go_on, resolve_checkpoint
 from vinvl.run.options import leaves
 from vinvl.run.signals import Interrupted, StopRequest, stop_at_once
 
