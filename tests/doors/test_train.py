@@ -61,7 +61,7 @@ def test_same_seed_same_weights(whole_run: tuple[Path, str], door: Door, tmp_pat
     assert_same_weights(whole_run[0] / "checkpoints/last.ckpt", only_run(tmp_path) / "checkpoints/last.ckpt")
 
 
-@pytest.mark.parametrize(("every", "updates"), [("1", 3), ("1", 12), ("null", 1)])  # null: at the end of an epoch
+@pytest.mark.parametrize(("every", "updates"), [("1", 3), ("null", 1)])  # null: at the end of an epoch
 def test_killed_and_resumed_ends_with_the_weights_of_an_uninterrupted_run(
     whole_run: tuple[Path, str], demo_data: Path, door: Door, tmp_path: Path, every: str, updates: int
 ) -> None:
@@ -70,7 +70,7 @@ def test_killed_and_resumed_ends_with_the_weights_of_an_uninterrupted_run(
     process = subprocess.Popen(
         command, cwd=tmp_path, env=door_environment(demo_data), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while saved_updates(tmp_path) < updates:
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
         time.sleep(0.01)
