@@ -1,6 +1,5 @@
 """Going on with a run: what is refused as another run, and what is not; compiled models; what a run's folder keeps."""
 
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.door_in_process import TINY, checkpoint, composed, refused_in_process, run_in_process
 from vinvl.run import folders as runs
-from vinvl.run.checkpoint import AtomicCheckpointIO, read_checkpoint, remove_partial_checkpoints
+from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.options import leaves
 from vinvl.run.survival import differences, resume_path, tidy_run_folder
@@ -158,33 +157,3 @@ def test_slurms_launcher_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UserError, match=r"hydra/launcher=slurm needs .*pip install 'vinvl\[slurm\]'"):
         runs.require_launcher(["--multirun", "hydra/launcher=slurm", "seed=1,2"])
     runs.require_launcher(["--multirun", "seed=1,2"])
-
-
-# --- how a checkpoint is written ---
-
-
-def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    writer = AtomicCheckpointIO()
-    writer.save_checkpoint({"step": 1}, path)
-    seen = []
-    replace = runs.os.replace
-    monkeypatch.setattr("os.replace", lambda old, new: (seen.append(torch.load(old)), replace(old, new)))
-    writer.save_checkpoint({"step": 2}, path)
-    assert seen == [{"step": 2}] and torch.load(path) == {"step": 2}  # it was whole before it got its name
-    with pytest.raises(Exception, match=r"pickle|local object"):
-        writer.save_checkpoint({"step": lambda: 3}, path)
-    assert torch.load(path) == {"step": 2} and [entry.name for entry in path.parent.iterdir()] == ["last.ckpt"]
-    remove_partial_checkpoints(tmp_path / "nowhere")
-
-
-def test_a_disk_without_room_is_told_in_a_sentence(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, before[1]))
-    try:
-        with pytest.raises(UserError, match=r"last.ckpt cannot be saved \(File too large\): it needs 38.1 MiB"):
-            AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(10_000_000)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert list(path.parent.iterdir()) == []

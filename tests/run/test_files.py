@@ -157,6 +157,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     new = b"".join(pieces)
     assert path.read_bytes() == (old if broken else new.decode("latin-1").encode() if as_text else new)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from vinvl.run import folders as runs
 from vinvl.run.errors import UserError
-from vinvl.run.files import atomic_write
 
 LAUNCHERS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
@@ -262,17 +261,3 @@ def test_only_rank_0_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RANK", "1")
     runs.remove_empty_run(folder)
     assert (folder / ".hydra" / "config.yaml").exists()
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "results.json"
-    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
-        file.write("half")
-        raise KeyboardInterrupt
-    assert list(path.parent.iterdir()) == []
-    runs.write_json(path, {"score": 1})
-    with pytest.raises(TypeError):
-        runs.write_json(path, {"score": 2, "what": object()})
-    assert path.read_text() == '{\n  "score": 1\n}\n'
-    assert list(path.parent.iterdir()) == [path]
-    assert path.stat().st_mode & 0o777 == 0o644
