@@ -370,7 +370,7 @@ class RunFolder(Callback):
     def on_job_end(self, config: DictConfig, **_: Any) -> None:
         """TensorBoard's logger writes a file of hyperparameters where there are none."""
         for path in Path(config.hydra.runtime.output_dir).glob("*/hparams.yaml"):
-            if path.read_text() == "{}\n":
+            if process_rank() == 0 and path.read_text(encoding="utf-8") == "{}\n":
                 path.unlink()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
