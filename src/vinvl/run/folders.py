@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -367,7 +368,7 @@ class RunFolder(Callback):
         if config.hydra.output_subdir is not None:
             (Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir / "hydra.yaml").unlink(missing_ok=True)
 
-    def on_job_end(self, config: DictConfig, **_: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """TensorBoard's logger writes a file of hyperparameters where there are none."""
         for path in Path(config.hydra.runtime.output_dir).glob("*/hparams.yaml"):
             if process_rank() == 0 and path.read_text(encoding="utf-8") == "{}\n":
