@@ -18,7 +18,7 @@ from tests.conftest import refusal
 from tests.extraction.samples import environment, overrides, pictures, run_extract
 from tests.picture_samples import broken_pictures
 from vinvl.regions import RegionStore
-from vinvl.regions.journal import committed_images, journal_folder
+from vinvl.regions.writer import Unfinished
 
 
 def arguments(folder: Path, *given: str) -> list[str]:
@@ -31,6 +31,11 @@ def command(folder: Path, *given: str) -> list[str]:
 
 def call(folder: Path, *given: str) -> subprocess.CompletedProcess[str]:
     return door_runs.call(folder, "vinvl.extract", *arguments(folder, *given), environment=environment(folder))
+
+
+def finished(target: Path) -> int:
+    """Images in finished shards."""
+    return sum(shard.header.num_images for shard in Unfinished(target).shards())
 
 
 def uninterrupted(folder: Path) -> bytes:
@@ -49,7 +54,7 @@ def test_killed_again_and_again_nothing_is_lost_or_comes_twice(tmp_path: Path) -
     target, before = tmp_path / "f.h5", 0
     for goal in (5, 18):
         with subprocess.Popen(
-            command(tmp_path, "commit_seconds=0", ALONE),
+            command(tmp_path, "shard_seconds=0", ALONE),
             cwd=tmp_path,
             env=environment(tmp_path),
             stdout=subprocess.PIPE,
@@ -58,20 +63,20 @@ def test_killed_again_and_again_nothing_is_lost_or_comes_twice(tmp_path: Path) -
             start_new_session=True,
         ) as process:
             deadline = time.monotonic() + 120
-            while committed_images(target, besides=-1) < goal and time.monotonic() < deadline:
+            while finished(target) < goal and time.monotonic() < deadline:
                 time.sleep(0.002)
             os.killpg(process.pid, signal.SIGKILL)
             assert process.stdout is not None
             printed = process.stdout.read()
         assert f"{46 - before} of 46 pictures to do" in printed
-        before = committed_images(target, besides=-1)
-        assert goal <= before < 40 and not target.exists() and journal_folder(target).is_dir()
-    result = call(tmp_path, "commit_seconds=0", ALONE)
+        before = finished(target)
+        assert goal <= before < 40 and not target.exists() and Unfinished(target).folder.is_dir()
+    result = call(tmp_path, "shard_seconds=0", ALONE)
     assert result.returncode == 0, result.stderr
     assert f"{46 - before} of 46 pictures to do" in result.stdout and "6 pictures could not be used" in result.stdout
     run_extract(tmp_path, f"images={tmp_path / 'pictures'}", f"output={tmp_path / 'whole.h5'}", ALONE)
     assert target.read_bytes() == (tmp_path / "whole.h5").read_bytes()
-    assert len(RegionStore(target)) == 40 and not journal_folder(target).exists()
+    assert len(RegionStore(target)) == 40 and not Unfinished(target).folder.exists()
 
 
 @pytest.mark.slow
@@ -87,22 +92,21 @@ def test_two_processes_make_the_same_store(tmp_path: Path) -> None:
 def test_control_c_keeps_what_was_done(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures", 40)
     with subprocess.Popen(
-        command(tmp_path, "commit_seconds=1000"),
+        command(tmp_path, "shard_seconds=0.1"),
         cwd=tmp_path,
         env=environment(tmp_path),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        features = journal_folder(tmp_path / "f.h5") / "part-00000" / "features.raw"
         deadline = time.monotonic() + 120
-        while not (features.exists() and features.stat().st_size > 200_000) and time.monotonic() < deadline:
+        while finished(tmp_path / "f.h5") < 8 and time.monotonic() < deadline:
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors, errors
     assert "same command" in errors
-    assert committed_images(tmp_path / "f.h5", besides=-1) >= 8
+    assert finished(tmp_path / "f.h5") >= 8
     result = call(tmp_path)
     assert result.returncode == 0 and len(RegionStore(tmp_path / "f.h5")) == 40
 
@@ -176,7 +180,7 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
 def test_unfinished_work_with_other_settings_is_kept_unless_it_is_to_be_overwritten(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures", 2)
     target = tmp_path / "f.h5"
-    folder = journal_folder(target)
+    folder = Unfinished(target).folder
     folder.mkdir()
     (folder / "settings.json").write_text('{"nms_filter": 2}')
     given = [f"images={tmp_path / 'pictures'}", f"output={target}"]

@@ -18,7 +18,7 @@ from tests.picture_samples import broken_pictures, gradient, save, with_orientat
 from vinvl.detector import Detector
 from vinvl.extraction import run as module_module
 from vinvl.regions import RegionStore
-from vinvl.regions.writer import merge_stores
+from vinvl.regions.merging import merge_stores
 
 
 def store_of(folder: Path, *given: str, name: str = "f.h5") -> RegionStore:

@@ -18,7 +18,7 @@ from vinvl.regions import LabelMap, RegionStore, RegionStoreWriter
 from vinvl.regions.__main__ import summary
 from vinvl.regions.comparison import compare_stores
 from vinvl.regions.layout import _array_layout
-from vinvl.regions.writer import merge_stores
+from vinvl.regions.merging import merge_stores
 from vinvl.run.errors import UserError
 
 

@@ -11,7 +11,7 @@ from tests.regions.samples import assert_same, make_regions, write
 from vinvl.regions import RegionStore
 from vinvl.regions import writer as merging_module
 from vinvl.regions.__main__ import main
-from vinvl.regions.writer import merge_stores, shard_path
+from vinvl.regions.merging import merge_stores, shard_path
 from vinvl.run.errors import UserError
 
 IMAGES = [make_regions(f"image {i}", i % 5, attributes=1, seed=i) for i in range(12)]

@@ -14,7 +14,7 @@ import pytest
 
 from tests.regions.samples import make_regions, write
 from vinvl.regions import RegionStore
-from vinvl.regions.writer import merge_stores
+from vinvl.regions.merging import merge_stores
 from vinvl.run.errors import UserError
 
 

@@ -141,7 +141,8 @@ def test_a_disk_that_fills_up_is_told_and_nothing_is_finished(tmp_path: Path, mo
 
     writer = open_writer(tmp_path / "a.h5")
     with monkeypatch.context() as patch:
-        patch.setattr("vinvl.regions.spool._write_all", fail)
+        patch.setattr("vinvl.regions.writer.SHARD_BYTES", 1)
+        patch.setattr("vinvl.regions.writer.write_store_file", fail)
         with pytest.raises(UserError, match="No space left"):
             writer.add(make_regions("1", 1, attributes=1))
     with pytest.raises(UserError, match="has failed"):
@@ -187,7 +188,8 @@ def test_rewriting_a_file_replaces_it_whole(tmp_path: Path) -> None:
     assert RegionStore(path).image_ids.tolist() == ["2"]
 
 
-def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vinvl.regions.writer.SHARD_BYTES", 2**20)
     image = make_regions("", 100, feature_dim=2048)
     written = 0
     tracemalloc.start()

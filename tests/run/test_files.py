@@ -27,9 +27,8 @@ from vinvl.pretraining.published import convert_published_corpus
 from vinvl.regions import LabelMap, RegionStore
 from vinvl.regions.caches import SharedCopies
 from vinvl.regions.formats.export import write_oscar_tsv
-from vinvl.regions.journal import JournalPart, begin_journal, finish_journal
-from vinvl.regions.spool import RowShapes
-from vinvl.regions.writer import StoreAttributes, merge_stores
+from vinvl.regions.merging import StoreAttributes, merge_stores
+from vinvl.regions.writer import ShardWriter, Unfinished
 from vinvl.retrieval.candidates import Block, Fold
 from vinvl.retrieval.run import ScoreFiles
 from vinvl.run import folders as runs
@@ -41,14 +40,15 @@ DETECTOR_NAMES = LabelMap(tuple(map(str, range(81))), tuple(map(str, range(41)))
 IMAGES = [make_regions(str(number), 3) for number in range(4)]
 
 
-def write_journal(target: Path) -> None:
-    shapes = RowShapes(3, np.dtype("<f2"), 0)
-    begin_journal(target, {"threshold": 0.2})
-    part = JournalPart(target, 0, shapes, LABELS)
-    part.add(IMAGES)
-    part.commit()
-    part.close()
-    finish_journal(target, StoreAttributes(shapes, "X152-C4", LABELS), [], [])
+def write_unfinished(target: Path) -> None:
+    attributes = StoreAttributes(3, np.dtype("<f2"), 0, "X152-C4", LABELS)
+    unfinished = Unfinished(target)
+    unfinished.begin({"threshold": 0.2})
+    shards = ShardWriter(unfinished.folder, 0, attributes)
+    for image in IMAGES:
+        shards.add(image.image_id.encode(), shards.checked(image))
+    shards.flush()
+    unfinished.finish(attributes, [], [])
 
 
 def write_scores(path: Path) -> None:
@@ -91,7 +91,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "store": lambda path: write(path, IMAGES),
     "shards": lambda path: write(path, IMAGES, max_images_per_shard=2),
     "merged store": write_merged,
-    "journal": write_journal,
+    "unfinished store": write_unfinished,
     "corpus index": lambda path: ensure_index(write_lines(path, [{"image_id": 1, "text": "a dog"}]), TOKENIZER),
     "published corpus": lambda path: convert_published_corpus(write_published(path.parent), path),
     "demo world": write_world,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,14 @@ from vinvl.extraction.settings import (
     target_path,
 )
 from vinvl.pictures import Pictures, Unusable, find_pictures
-from vinvl.regions.journal import JournalPart, committed_images, finish_journal, read_journal
-from vinvl.regions.regions import LabelMap, Regions
-from vinvl.regions.spool import RowShapes
+from vinvl.regions.checks import encoded_id
+from vinvl.regions.layout import read_header
+from vinvl.regions.merging import StoreAttributes
+from vinvl.regions.regions import Regions
 from vinvl.regions.store import RegionStore
-from vinvl.regions.writer import StoreAttributes
+from vinvl.regions.writer import ShardWriter, Unfinished, shard_files
 from vinvl.run.errors import UserError, printable, say
-from vinvl.run.files import atomic_write
+from vinvl.run.files import atomic_write, failure_told
 from vinvl.run.folders import process_rank
 from vinvl.run.progress import Show, progress
 from vinvl.run.signals import StopRequest
@@ -116,14 +116,14 @@ def _array(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
     return tensor.to(dtype).cpu().numpy()
 
 
-# What the devices find goes into the journal of the store; what is broken is kept for the report.
+# What the devices find goes into shards of the store; what is broken is kept for the report.
 
 
 LOOK_SECONDS = 2.0  # between two looks at how far other processes are
 
 
 class Stopped(Exception):  # noqa: N818, it is no error
-    """The process was asked to stop and did; what was done is committed."""
+    """The process was asked to stop and did; what was done is in finished shards."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("Stopped as asked to; what was done is kept, and the same command goes on with the rest.")
@@ -131,15 +131,15 @@ class Stopped(Exception):  # noqa: N818, it is no error
 
 
 class Recorder(Callback):
-    """Adds every batch's regions to this process's part of the journal; stops on SIGTERM, SIGUSR1 and Ctrl-C.
+    """Adds every batch's regions to this process's shards; stops on SIGTERM, SIGUSR1 and Ctrl-C.
 
     Args:
-        target: the store; its journal has begun when prediction starts.
+        unfinished: the work on the store; it has begun when prediction starts.
         begin: called first, on rank 0 alone; the others wait for it.
-        shapes, label_map: of the store.
+        attributes: of the store.
         total: pictures in all.
-        done: pictures that were in the store or its journal before.
-        commit_seconds: see `JournalPart`.
+        done: pictures that were in the store or its shards before.
+        shard_seconds: see `ShardWriter`.
 
     Attributes:
         unusable: pictures of this process that could not be used.
@@ -147,19 +147,18 @@ class Recorder(Callback):
 
     def __init__(
         self,
-        target: Path,
+        unfinished: Unfinished,
         begin: Callable[[], None],
-        shapes: RowShapes,
-        label_map: LabelMap,
+        attributes: StoreAttributes,
         *,
         total: int,
         done: int,
-        commit_seconds: float,
+        shard_seconds: float,
     ) -> None:
-        self._target, self._begin, self._shapes, self._label_map = target, begin, shapes, label_map
-        self._total, self._done, self._commit_seconds = total, done, commit_seconds
+        self._unfinished, self._begin, self._attributes = unfinished, begin, attributes
+        self._total, self._done, self._shard_seconds = total, done, shard_seconds
         self.unusable: list[Unusable] = []
-        self._journal: JournalPart | None = None
+        self._shards: ShardWriter | None = None
         self._added = 0
         self._request = StopRequest("these pictures")
         self._others: _Others | None = None
@@ -171,11 +170,11 @@ class Recorder(Callback):
         if trainer.is_global_zero:
             self._begin()
         trainer.strategy.barrier()
-        self._journal = JournalPart(
-            self._target, trainer.global_rank, self._shapes, self._label_map, self._commit_seconds
-        )
+        rank = trainer.global_rank
+        self._stack.enter_context(self._unfinished.locked(rank))
+        self._shards = ShardWriter(self._unfinished.folder, rank, self._attributes, seconds=self._shard_seconds)
         if trainer.is_global_zero:
-            self._others = _Others(self._target, trainer.global_rank)
+            self._others = _Others(self._unfinished.folder, rank)
             self._show = self._stack.enter_context(progress("images", self._total, self._done))
 
     def on_predict_batch_end(
@@ -188,15 +187,14 @@ class Recorder(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         found: Detected = outputs
-        assert self._journal is not None
         self.unusable.extend(found[1])
         paths = dict(zip(batch.ids, batch.paths, strict=True))
         for regions in found[0]:
             try:
-                self._journal.add([regions])
+                self._add(regions)
                 self._added += 1
             except UserError as error:
-                if isinstance(error.__cause__, OSError):
+                if error.__cause__ is not None:  # the disk, not the picture
                     raise
                 self.unusable.append(Unusable(paths[regions.image_id], str(error)))
         if self._others is not None:
@@ -212,27 +210,41 @@ class Recorder(Callback):
         self.finish()
 
     def finish(self) -> None:
-        """Commit what has been added."""
-        self._stack.close()
-        if self._journal is not None:
-            journal, self._journal = self._journal, None
-            journal.commit()
-            journal.close()
+        """Finish a shard of what waits."""
+        shards, self._shards = self._shards, None
+        with self._stack:
+            if shards is not None:
+                with self._disk():
+                    shards.flush()
+
+    def _add(self, regions: Regions) -> None:
+        assert self._shards is not None
+        arrays = self._shards.checked(regions)
+        with self._disk():
+            self._shards.add(encoded_id(regions.image_id), arrays)
+
+    def _disk(self) -> AbstractContextManager[None]:
+        return failure_told(
+            self._unfinished.folder, "make room and give the same command again: what is finished is safe in it"
+        )
 
 
 class _Others:
-    """How many images the other processes have committed since this one began."""
+    """How many images the other processes have finished since this one began."""
 
-    def __init__(self, target: Path, own: int) -> None:
-        self._target, self._own = target, own
-        self._before = self._now = committed_images(target, besides=own)
+    def __init__(self, folder: Path, own: int) -> None:
+        self._folder = folder
+        self._known = dict.fromkeys(shard_files(folder), 0)
+        self._own = f"{own:05d}-"
         self._looked = time.monotonic()
 
     def added(self) -> int:
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             self._looked = time.monotonic()
-            self._now = committed_images(self._target, besides=self._own)
-        return self._now - self._before
+            for path in shard_files(self._folder):
+                if path not in self._known and not path.name.startswith(self._own):
+                    self._known[path] = read_header(path).num_images
+        return sum(self._known.values())
 
 
 REASONS_SHOWN = 20  # of broken pictures; the file lists all
@@ -274,9 +286,8 @@ def extract(config: DictConfig) -> Extracted:
         feature_dtype=dtype,
         precision=str(config.trainer.precision),
     )
-    shapes = row_shapes(opened, dtype)
-    target = Target(path, settings, shapes, overwrite=bool(config.overwrite))
-    run = _Run(config, pictures, feed, opened, target, shapes)
+    target = Target(path, settings, overwrite=bool(config.overwrite))
+    run = _Run(config, pictures, feed, opened, target, store_attributes(opened, dtype, settings))
     try:
         return run.finish(run.detect())
     except Stopped as stopped:
@@ -285,11 +296,16 @@ def extract(config: DictConfig) -> Extracted:
         sys.exit(stopped.exit_code)
 
 
-def row_shapes(opened: OpenedDetector, dtype: str) -> RowShapes:
+def store_attributes(opened: OpenedDetector, dtype: str, settings: Mapping[str, Any]) -> StoreAttributes:
     """Those of a store of the detector's regions."""
     config = opened.detector.config
-    attributes = min(config.attributes_per_box, config.architecture.num_attributes)
-    return RowShapes(config.architecture.c5_channels, np.dtype(dtype).newbyteorder("<"), attributes)
+    return StoreAttributes(
+        feature_dim=config.architecture.c5_channels,
+        feature_dtype=np.dtype(dtype).newbyteorder("<"),
+        num_attributes=min(config.attributes_per_box, config.architecture.num_attributes),
+        detector=detector_text(settings),
+        label_map=opened.label_map,
+    )
 
 
 @dataclass(frozen=True)
@@ -301,12 +317,12 @@ class _Run:
     feed: FeedOptions
     opened: OpenedDetector
     target: Target
-    shapes: RowShapes
+    attributes: StoreAttributes
 
     def detect(self) -> Detection:
-        """Has all pictures looked at that were not before; their regions are in the journal then."""
+        """Has all pictures looked at that were not before; their regions are in shards then."""
         done = self.target.done()
-        before = sum(done(image_id) for image_id in self.pictures.ids)
+        before = sum(image_id in done for image_id in self.pictures.ids)
         missing = len(self.pictures) - before
         if process_rank() == 0:
             say(self.opened.report)
@@ -314,13 +330,12 @@ class _Run:
         if missing == 0:
             return Detection(process_rank() == 0, before, [])
         recorder = Recorder(
-            self.target.path,
+            self.target.unfinished,
             self.target.begin,
-            self.shapes,
-            self.opened.label_map,
+            self.attributes,
             total=len(self.pictures),
             done=before,
-            commit_seconds=float(self.config.commit_seconds),
+            shard_seconds=float(self.config.shard_seconds),
         )
         trainer: pl.Trainer = instantiate(
             self.config.trainer,
@@ -329,13 +344,13 @@ class _Run:
             enable_checkpointing=False,
             enable_progress_bar=False,
         )
-        feed = partial(PictureFeed, self.pictures, done, self.opened.detector.config, self.feed)
-        dtype = getattr(torch, self.shapes.feature_dtype.name)
+        feed = partial(PictureFeed, self.pictures, done.__contains__, self.opened.detector.config, self.feed)
+        dtype = getattr(torch, self.attributes.feature_dtype.name)
         trainer.predict(DetectionModule(self.opened.detector, dtype, feed), return_predictions=False)
         return Detection(trainer.is_global_zero, before, gathered(recorder.unusable))
 
     def finish(self, detected: Detection) -> Extracted:
-        """The journal becomes the store, on one process; what could not be used is written beside it."""
+        """The shards become the store, on one process; what could not be used is written beside it."""
         unusable = tuple(sorted([*self.pictures.unusable, *detected.unusable], key=lambda one: one.path))
         added = len(self.pictures) - detected.before - len(detected.unusable)
         if detected.finishes:
@@ -345,23 +360,18 @@ class _Run:
 
     def _write(self, unusable: Sequence[Unusable]) -> None:
         earlier = self.target.earlier
-        if not read_journal(self.target.path, self.shapes):
-            self.target.discard()
+        if not self.target.unfinished.shards():
+            self.target.unfinished.discard()
             if earlier is None:
                 raise UserError(
                     f"None of the {len(unusable):,} pictures could be used, so {self.target.path} was not written; the "
                     f"first: {unusable[0].reason}"
                 )
             return
-        attributes = StoreAttributes(
-            self.shapes,
-            detector_text(self.target.settings),
-            self.opened.label_map,
-            json.dumps(provenance(self.target.settings)),
-        )
         if earlier is not None:
             earlier.require_sound(contents=True)  # or its damage would get a checksum that says it is whole
-        finish_journal(self.target.path, attributes, self.pictures.ids, earlier.sources if earlier else [])
+        attributes = replace(self.attributes, provenance=provenance(self.target.settings))
+        self.target.unfinished.finish(attributes, self.pictures.ids, earlier.sources if earlier else [])
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,12 +16,11 @@ from vinvl.detector.config import DetectorConfig
 from vinvl.extraction.feed import FeedOptions
 from vinvl.pictures import PictureNames, ReadingOptions
 from vinvl.regions.feature_record import differences, settings_of
-from vinvl.regions.journal import begin_journal, discard_journal, journal_folder, read_journal, read_journal_settings
 from vinvl.regions.layout import FEATURE_DTYPES
+from vinvl.regions.merging import shard_path
 from vinvl.regions.shard import IdLookup
-from vinvl.regions.spool import RowShapes
 from vinvl.regions.store import RegionStore
-from vinvl.regions.writer import shard_path
+from vinvl.regions.writer import Unfinished
 from vinvl.run.errors import UserError
 from vinvl.run.overrides import command_overrides, given_values, with_given
 
@@ -98,10 +98,10 @@ class Target:
     Args:
         path: of the store.
         settings: all that its features follow from, in plain types.
-        shapes: of its rows.
         overwrite: whether what is there with other settings, or is complete, is to be replaced.
 
     Attributes:
+        unfinished: what is done and not in the store yet.
         earlier: the finished store at `path` if it was made with these settings, to which pictures may be added.
 
     Raises:
@@ -109,23 +109,18 @@ class Target:
             False; or a folder.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], shapes: RowShapes, *, overwrite: bool) -> None:
-        self.path, self.settings, self._shapes = path, settings, shapes
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        self.path, self.settings, self.unfinished = path, settings, Unfinished(path)
         if path.is_dir():
             raise UserError(f"output={path} is a folder: name a file to write, such as features.h5.")
-        self._stale = self._begun_otherwise(overwrite)
+        begun = self.unfinished.settings()
+        self._stale = begun is not None and begun != settings
+        if begun is not None and self._stale and not overwrite:
+            raise UserError(
+                f"{self.unfinished.folder} holds work that was begun with other settings ({self._differing(begun)}): "
+                "give the same, or another output, or overwrite=true to begin anew."
+            )
         self.earlier = None if overwrite or not path.exists() else self._same_store()
-
-    def _begun_otherwise(self, overwrite: bool) -> bool:
-        begun = read_journal_settings(self.path)
-        if begun is None or begun == self.settings:
-            return False
-        if overwrite:
-            return True
-        raise UserError(
-            f"{journal_folder(self.path)} holds work that was begun with other settings ({self._differing(begun)}): "
-            "give the same, or another output, or overwrite=true to begin anew."
-        )
 
     def _same_store(self) -> RegionStore:
         try:
@@ -151,29 +146,16 @@ class Target:
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         return "; ".join(found[:SHOWN]) + more
 
-    def done(self) -> DoneImages:
-        """The images that are in the store or its journal."""
-        lookups = [IdLookup(self.earlier.encoded_ids)] if self.earlier is not None else []
-        if not self._stale:
-            lookups += [IdLookup(part.image_ids) for part in read_journal(self.path, self._shapes)]
-        return DoneImages(lookups)
+    def done(self) -> IdLookup:
+        """The images that are in the store or its unfinished work."""
+        ids = [self.earlier.encoded_ids] if self.earlier is not None else []
+        for shard in () if self._stale else self.unfinished.shards():
+            ids.append(shard.image_ids)
+            shard.close()
+        return IdLookup(np.concatenate([np.zeros(0, dtype="S1"), *ids]))
 
     def begin(self) -> None:
-        """Makes the journal; work that was begun with other settings is removed."""
+        """Makes the folder of the work; work that was begun with other settings is removed."""
         if self._stale:
-            discard_journal(self.path)
-        begin_journal(self.path, self.settings)
-
-    def discard(self) -> None:
-        """Removes the journal."""
-        discard_journal(self.path)
-
-
-class DoneImages:
-    """Whether an image id is among those done; called for every picture."""
-
-    def __init__(self, lookups: list[IdLookup]) -> None:
-        self._lookups = lookups
-
-    def __call__(self, image_id: str) -> bool:
-        return any(lookup.find(image_id) >= 0 for lookup in self._lookups)
+            self.unfinished.discard()
+        self.unfinished.begin(self.settings)

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from vinvl.regions.comparison import compare_stores
+from vinvl.regions.merging import merge_stores
 from vinvl.regions.store import RegionStore
-from vinvl.regions.writer import merge_stores
 from vinvl.run.door import Parser, run_command
 from vinvl.run.errors import say
 

@@ -131,8 +131,6 @@ def read_header(path: Path) -> ShardHeader:
 
     Raises UserError, naming the file, for anything that is not a finished store of this version.
     """
-    if path.name.endswith(PARTIAL_SUFFIX) or path.parent.name.endswith(PARTIAL_SUFFIX):
-        raise UserError(f"{path} was left by a writer that did not finish; delete it and write the store again.")
     with open_hdf5(path) as file:
         try:
             return _parse_header(path, file)
@@ -307,8 +305,8 @@ def _check_shapes(path: Path, arrays: dict[str, ArrayLayout], feature_dim: int) 
 
 def _leftover_hint(path: Path) -> str:
     """Tell of the working folder of an interrupted writer, if one lies beside the missing file."""
-    if path.with_name(path.name + PARTIAL_SUFFIX).is_dir():  # a journal, which nobody should delete
-        return " It is being extracted, or its extraction was stopped: the same vinvl.extract command goes on with it."
+    if path.with_name(path.name + PARTIAL_SUFFIX).is_dir():  # finished shards, which nobody should delete
+        return " It is being made, or that was stopped: the same command goes on with it."
     prefix = f".{path.name}."
     try:
         names = [entry.name for entry in path.parent.iterdir()]

@@ -44,6 +44,9 @@ class IdLookup:
         if len(ids) and ids[order[0]] == b"":
             yield f"image number {order[0]} has an empty id."
 
+    def __contains__(self, image_id: str) -> bool:
+        return self.find(image_id) >= 0
+
     def find(self, image_id: str) -> int:
         """The index of an id, the first of it where it comes more than once; -1 if it is not there."""
         ids = self._ids
@@ -190,6 +193,14 @@ class Shard:
             for name in ROW_ARRAYS:
                 getattr(regions, name)
         return regions
+
+    def close(self) -> None:
+        """Close the file; the next reading opens it again."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.stream.close()
+            if opened.handle is not None:
+                opened.handle.close()
 
     def _read(self, what: int | str, name: str, start: int, stop: int) -> np.ndarray:
         """Rows of an array; `what` is the number of the image, or the name of the array, that a failure tells."""

@@ -18,6 +18,7 @@ from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.shard import IdLookup, Shard
 from vinvl.regions.verify import quick_problems, verify_shard
 from vinvl.run.errors import UserError
+from vinvl.run.files import PARTIAL_SUFFIX
 
 
 class RegionStore:
@@ -212,6 +213,8 @@ class RegionStore:
 
 
 def _read_headers(path: Path) -> list[ShardHeader]:
+    if path.name.endswith(PARTIAL_SUFFIX) or path.parent.name.endswith(PARTIAL_SUFFIX):
+        raise UserError(f"{path} was left by a writer that did not finish; delete it and write the store again.")
     if not path.is_dir():
         return [read_header(path)]
     headers = []

@@ -56,6 +56,16 @@ def quick_problems(shard: Shard) -> Iterator[str]:
         yield from _problems_of(shard, name, [check])
 
 
+def unlike_written(shard: Shard) -> Iterator[str]:
+    """What of a file is not as it was written, as sentences; all of it is read."""
+    try:
+        yield from quick_problems(shard)
+        for name in ("features", "boxes", "class_scores", "attribute_scores"):
+            yield from _problems_of(shard, name, [])
+    except UserError as error:
+        yield str(error)
+
+
 def _falls(shard: Shard) -> np.ndarray:
     """The images whose rows end before they begin."""
     return np.flatnonzero(np.diff(shard.offsets) < 0)

@@ -4,287 +4,280 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shutil
+import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
-from zlib import crc32
+from typing import Any, Self
 
-import h5py
 import numpy as np
 
 from vinvl.regions.checks import RegionChecker, encoded_id
-from vinvl.regions.layout import (
-    CHECKSUMS,
-    FEATURE_DTYPES,
-    FEATURES,
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    PROVENANCE,
-    ROW_DTYPES,
-    ShardEntry,
-    write_manifest,
-)
+from vinvl.regions.layout import FEATURE_DTYPES, FEATURES, ShardEntry, read_header, write_manifest
+from vinvl.regions.merging import RowSource, Selection, ShardRows, StoreAttributes, write_store_file
 from vinvl.regions.regions import LabelMap, Regions
-from vinvl.regions.shard import Shard
-from vinvl.regions.spool import RowShapes, Spool, WorkFolder
-from vinvl.regions.store import RegionStore
-from vinvl.regions.verify import quick_problems, unlike_checksum
+from vinvl.regions.shard import IdLookup, Shard
+from vinvl.regions.verify import quick_problems, unlike_written
 from vinvl.run.errors import UserError
-from vinvl.run.files import PARTIAL_SUFFIX, failure_told, put_in_place, reserve_folder, work_folder
+from vinvl.run.files import (
+    PARTIAL_SUFFIX,
+    failure_told,
+    lock,
+    put_in_place,
+    reserve_folder,
+    write_text_atomically,
+)
 
-# One store file out of images that lie elsewhere, in any order: in side files, or in other store files.
+SHARD_BYTES = 64 * 2**20  # of features and all else, which wait in memory for so long
+SHARD_SECONDS = 60.0  # what a kill may cost
 
 
-_BLOCK_BYTES = 8 * 2**20
-# Keeps every array on a cache line, so that mapped float32 and int64 arrays are aligned for NumPy and torch.
-_ALIGNMENT = 64
-# Since version 1.8 (2008) HDF5 can checksum its structures, so that damage is noticed rather than followed.
-_HDF5_VERSIONS = ("v108", "v108")
+class _Waiting:
+    """Images in memory, as `RowSource`."""
 
-
-class RowSource(Protocol):
-    """N images with their rows; a `Shard` or a `SpoolRows`."""
-
-    @property
-    def offsets(self) -> np.ndarray:
-        """(N+1,) int64, image n owns rows offsets[n] to offsets[n+1]"""
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """(N, 2) int32, width and height"""
-
-    @property
-    def image_ids(self) -> np.ndarray:
-        """(N,) UTF-8 bytes of fixed width"""
+    def __init__(self, images: Sequence[tuple[bytes, dict[str, np.ndarray]]]) -> None:
+        self._images = [arrays for _, arrays in images]
+        self.offsets = np.cumsum([0, *(len(arrays[FEATURES]) for arrays in self._images)], dtype="<i8")
+        self.sizes = np.concatenate([np.zeros((0, 2), dtype="<i4"), *(arrays["sizes"] for arrays in self._images)])
+        self.image_ids = np.array([key for key, _ in images], dtype=np.bytes_)
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of one of the six row arrays."""
+        first = int(np.searchsorted(self.offsets, start, side="right")) - 1
+        last = int(np.searchsorted(self.offsets, stop))
+        before = self.offsets[first]
+        return np.concatenate([arrays[name] for arrays in self._images[first:last]])[start - before : stop - before]
+
+    def close(self) -> None:
+        """There is no file."""
 
 
-@dataclass(frozen=True)
-class StoreAttributes:
-    """What a store file says about all of its images."""
-
-    shapes: RowShapes
-    detector: str
-    label_map: LabelMap
-    provenance: str | None = None  # JSON text
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which images a store file gets, in order: image `images[i]` of source `sources[i]`, (N,) int64 each."""
-
-    sources: np.ndarray
-    images: np.ndarray
-
-    @classmethod
-    def whole(cls, *sources: RowSource) -> Selection:
-        """All images of the sources, one source after the other."""
-        counts = [len(source.offsets) - 1 for source in sources]
-        return cls(
-            np.repeat(np.arange(len(counts)), counts),
-            np.concatenate([np.arange(count) for count in counts]) if counts else np.zeros(0, dtype=np.int64),
-        )
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def of(self, number: int) -> np.ndarray:
-        """(N,) bool: whether an image is of source `number`."""
-        return self.sources == number
-
-
-def write_store_file(
-    path: Path, attributes: StoreAttributes, sources: Sequence[RowSource], wanted: Selection
-) -> dict[str, int]:
-    """Write the wanted images as one store file; `complete` is set when all else is written.
-
-    Memory does not grow with the features. Returns the checksums of its arrays. Raises OSError where the file cannot be
-    written.
-    """
-    starts, stops, sizes, ids = _collect(sources, wanted)
-    counts = stops - starts
-    offsets = np.concatenate([np.zeros(1, dtype="<i8"), np.cumsum(counts, dtype="<i8")])
-    with h5py.File(path, "w", libver=_HDF5_VERSIONS, alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
-        file.attrs.update(
-            format=_fixed_text(FORMAT_NAME),
-            version=np.int64(FORMAT_VERSION),
-            complete=np.uint8(0),
-            feature_dim=np.int64(attributes.shapes.feature_dim),
-            detector=_fixed_text(attributes.detector),
-            label_map=_fixed_text(attributes.label_map.to_json()),
-        )
-        if attributes.provenance is not None:
-            file.attrs[PROVENANCE] = _fixed_text(attributes.provenance)
-        spans = list(_spans(wanted.sources, starts, stops))
-        checksums = {
-            name: _copy(file.create_dataset(name, (int(offsets[-1]), *tail), dtype=dtype), name, sources, spans)
-            for name in (FEATURES, *ROW_DTYPES)
-            for dtype, tail in [attributes.shapes.of(name)]
-        }
-        file.create_dataset("offsets", data=offsets)
-        file.create_dataset("sizes", data=sizes)
-        dtype = h5py.string_dtype("utf-8", ids.dtype.itemsize)
-        file.create_dataset("image_ids", data=ids.astype(dtype), dtype=dtype)
-        checksums |= {"offsets": crc32(offsets.data), "sizes": crc32(sizes.data), "image_ids": crc32(ids.data)}
-        file.attrs[CHECKSUMS] = _fixed_text(json.dumps(checksums))
-        file.flush()
-        file.attrs["complete"] = np.uint8(1)
-    return checksums
-
-
-def _collect(sources: Sequence[RowSource], wanted: Selection) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """First row and row behind the last of each wanted image in its source, their sizes and their ids."""
-    starts, stops = np.zeros(len(wanted), dtype=np.int64), np.zeros(len(wanted), dtype=np.int64)
-    sizes = np.zeros((len(wanted), 2), dtype="<i4")
-    width = max([source.image_ids.dtype.itemsize for source in sources], default=1)
-    ids = np.zeros(len(wanted), dtype=f"S{max(1, width)}")
-    for number, source in enumerate(sources):
-        own = wanted.of(number)
-        images = wanted.images[own]
-        starts[own], stops[own] = source.offsets[images], source.offsets[images + 1]
-        sizes[own], ids[own] = source.sizes[images], source.image_ids[images]
-    return starts, stops, sizes, ids
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Rows that follow each other in a source as they do in the file."""
-
-    source: int
-    start: int
-    stop: int
-
-
-def _spans(sources: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Iterator[_Span]:
-    """The images' rows in order, with those joined that lie side by side."""
-    if len(sources) == 0:
-        return
-    breaks = np.flatnonzero((sources[1:] != sources[:-1]) | (starts[1:] != stops[:-1])) + 1
-    firsts = np.concatenate([[0], breaks])
-    lasts = np.concatenate([breaks, [len(sources)]]) - 1
-    for source, start, stop in zip(sources[firsts], starts[firsts], stops[lasts], strict=True):
-        if stop > start:
-            yield _Span(int(source), int(start), int(stop))
-
-
-def _copy(dataset: h5py.Dataset, name: str, sources: Sequence[RowSource], spans: Sequence[_Span]) -> int:
-    """Fill a dataset some megabytes at a time. Returns the checksum."""
-    row_bytes = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
-    checksum = 0
-    if row_bytes == 0 or len(dataset) == 0:
-        return checksum
-    block_rows = max(1, _BLOCK_BYTES // row_bytes)
-    block = np.empty((min(block_rows, len(dataset)), *dataset.shape[1:]), dtype=dataset.dtype)
-    written = filled = 0
-    for span in spans:
-        start = span.start
-        while start < span.stop:
-            stop = min(span.stop, start + len(block) - filled)
-            block[filled : filled + stop - start] = sources[span.source].rows(name, start, stop)
-            filled, start = filled + stop - start, stop
-            if filled == len(block):
-                dataset[written : written + filled] = block
-                checksum = crc32(block.data, checksum)
-                written, filled = written + filled, 0
-    if filled:
-        dataset[written : written + filled] = block[:filled]
-        checksum = crc32(block[:filled].data, checksum)
-    return checksum
-
-
-def _fixed_text(text: str) -> np.ndarray:
-    """A scalar of fixed-length UTF-8, which unlike variable-length text lies within the checksummed structures."""
-    encoded = text.encode("utf-8")
-    dtype = h5py.string_dtype("utf-8", max(1, len(encoded)))
-    return np.array(encoded, dtype=f"S{max(1, len(encoded))}").astype(dtype)
-
-
-# Several store files → one, by copying rows.
-
-
-SHARD_NAME = re.compile(r"(?P<name>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)?")
-NAMES_SHOWN = 5
-
-
-def shard_path(path: Path, index: int, count: int) -> Path:
-    """The name of part `index`, from 0, of `count` parts of a store: features.h5 → features-00003-of-00016.h5."""
-    return path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}{path.suffix}") if count > 1 else path
-
-
-class CheckedShard:
-    """A file that is read from its first row to its last, and held against its checksums on the way."""
-
-    def __init__(self, shard: Shard) -> None:
-        self._shard = shard
-        self._checksums = dict.fromkeys(shard.header.arrays, 0)
-        self.offsets, self.sizes, self.image_ids = shard.offsets, shard.sizes, shard.image_ids
-        for problem in quick_problems(shard):
-            raise UserError(problem)
-
-    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of an array. Raises UserError once all are read, if they are not as they were written."""
-        rows = self._shard.rows(name, start, stop)
-        self._checksums[name] = crc32(rows.data, self._checksums[name])
-        if stop == self._shard.header.num_regions:
-            for problem in unlike_checksum(self._shard, name, self._checksums[name]):
-                raise UserError(problem)
-        return rows
-
-
-def merge_stores(files: Sequence[str | Path], target: str | Path, *, overwrite: bool = False) -> RegionStore:
-    """One store file with the images of all, in the order of the files; returns it opened.
+class ShardWriter:
+    """Makes shards of the images that one process adds: files PROCESS-NUMBER.h5 in a folder, each whole or not there.
 
     Args:
-        files: store files or folders of shards that are alike, with no image twice.
-        target: the file to make.
-        overwrite: whether a file of that name is replaced, once the new one is whole.
+        folder: where they go; shards of this process that are there stay, and further numbers follow.
+        process: its number.
+        attributes: of the store.
+        note: what a shard is to say besides, of types that JSON has, asked for when it is finished.
+        seconds: a shard is finished at the latest when its first image has waited for so long.
 
     Raises:
-        UserError: `target` exists, files do not belong together, are damaged or missing, or the disk is full; nothing
-            is changed then.
+        UserError: an image is not what the store holds (nothing is changed then); OSError: the disk is full.
     """
-    target = Path(target)
-    if not overwrite and os.path.lexists(target):
-        raise UserError(f"{target} exists already: give another name, or say --overwrite.")
-    if target.is_dir():
-        raise UserError(f"{target} is a folder: name a file to write.")
-    _refuse_gaps([Path(file) for file in files])
-    store = RegionStore(list(files))
-    attributes = StoreAttributes(
-        RowShapes(store.feature_dim, store.feature_dtype, store.num_attributes),
-        store.detector,
-        store.label_map,
-        json.dumps(store.provenance) if store.provenance else None,
-    )
-    with work_folder(target) as folder:
-        made = folder / target.name
-        sources = [CheckedShard(source) for source in store.sources]
-        write_store_file(made, attributes, sources, Selection.whole(*sources))
-        put_in_place(made, target)
-    return RegionStore(target)
+
+    def __init__(
+        self,
+        folder: Path,
+        process: int,
+        attributes: StoreAttributes,
+        note: Callable[[], Mapping[str, Any]] = dict,
+        seconds: float = SHARD_SECONDS,
+    ) -> None:
+        self._folder, self._process, self._attributes = folder, process, attributes
+        self._seconds, self._note = seconds, note
+        self._checker = RegionChecker(
+            attributes.feature_dim, attributes.feature_dtype, attributes.num_attributes, attributes.label_map
+        )
+        self._number = 1 + max((int(path.stem[6:]) for path in shard_files(folder, process)), default=-1)
+        self._images: list[tuple[bytes, dict[str, np.ndarray]]] = []
+        self._bytes = 0
+        self._begun = time.monotonic()
+
+    def checked(self, regions: Regions) -> dict[str, np.ndarray]:
+        """The arrays of an image as they are stored. Raises UserError for what the store does not hold."""
+        return self._checker.checked_arrays(regions)
+
+    def add(self, key: bytes, arrays: dict[str, np.ndarray]) -> None:
+        """Takes a checked image in; `key` is its `encoded_id`."""
+        if not self._images:
+            self._begun = time.monotonic()
+        self._images.append((key, {name: array.copy() for name, array in arrays.items()}))
+        self._bytes += sum(array.nbytes for array in arrays.values())
+        if self._bytes >= SHARD_BYTES or time.monotonic() - self._begun >= self._seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Finishes a shard of the images that wait."""
+        if not self._images:
+            return
+        made = self._folder / f"{self._process:05d}{PARTIAL_SUFFIX}"
+        waiting = _Waiting(self._images)
+        attributes = replace(self._attributes, provenance=self._note())
+        try:
+            write_store_file(made, attributes, [waiting], Selection.whole(waiting))
+            put_in_place(made, self._folder / f"{self._process:05d}-{self._number:05d}.h5")
+        finally:
+            made.unlink(missing_ok=True)
+        self._images, self._bytes, self._number = [], 0, self._number + 1
 
 
-def _refuse_gaps(files: Sequence[Path]) -> None:
-    """Files that call themselves parts of one store must be all of its parts."""
-    parts: dict[tuple[str, int], set[int]] = {}
-    for file in files:
-        if match := SHARD_NAME.fullmatch(file.name):
-            whole = f"{match['name']}{match['suffix'] or ''}", int(match["count"])
-            parts.setdefault(whole, set()).add(int(match["index"]))
-    for (name, count), found in parts.items():
-        missing = sorted(set(range(count)) - found)
-        if missing:
-            shown = ", ".join(map(str, missing[:NAMES_SHOWN])) + (" …" if len(missing) > NAMES_SHOWN else "")
-            raise UserError(
-                f"Of the {count} parts of {name}, {len(missing)} are not among the files (shard.index {shown}): "
-                "extract them first."
-            )
+def shard_files(folder: Path, process: int | None = None) -> list[Path]:
+    """The shards in a folder, of all processes or of one, in the order of their making by each."""
+    number = "[0-9]" * 5
+    return sorted(folder.glob(f"{number if process is None else f'{process:05d}'}-{number}.h5"))
+
+
+class Unfinished:
+    """A store that is being made: finished shards in a folder beside it, which outlive the process however it ends.
+
+        features.h5.partial/settings.json     what the features follow from, which must be the same to go on
+        features.h5.partial/00000-00003.h5    a shard: number of the process, and its own
+        features.h5.partial/00000.lock        held by process 0 while it works
+
+    Args:
+        target: the store.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.folder = target.with_name(target.name + PARTIAL_SUFFIX)
+
+    def settings(self) -> dict[str, Any] | None:
+        """What the work was begun with; None if there is no work.
+
+        Raises:
+            UserError: that cannot be read, or the work is of an earlier version.
+        """
+        path = self.folder / "settings.json"
+        lost = f"delete {self.folder}, what it holds is lost."
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} cannot be read ({error}): {lost}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is no JSON object: {lost}")
+        if earlier := sorted(self.folder.glob("part-*")):
+            raise UserError(f"{earlier[0]} was written by an earlier version of vinvl: finish it with that, or {lost}")
+        return content
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Makes the folder, or leaves the one that is there but for what is of no use in it.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with failure_told(self.folder, "check folder, permissions and room"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / "settings.json").exists():
+                write_text_atomically(self.folder / "settings.json", json.dumps(settings, indent=1))
+            sound = {shard.header.path for shard in self.shards()}
+            for path in set(shard_files(self.folder)) - sound:
+                path.unlink()
+
+    def discard(self) -> None:
+        """Removes the work, what it was begun with first: without that nobody takes it for work."""
+        with suppress(OSError):
+            (self.folder / "settings.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def locked(self, process: int) -> Iterator[None]:
+        """Keeps others from working as the same process. Raises UserError if one does."""
+        with failure_told(self.folder, "check folder, permissions and room"):
+            descriptor = os.open(self.folder / f"{process:05d}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if lock(descriptor) is False:
+                raise UserError(
+                    f"Another process is working on {self.target}: wait for it, or stop it first, or give another "
+                    "output."
+                )
+            yield
+        finally:
+            os.close(descriptor)
+
+    def shards(self) -> list[Shard]:
+        """The finished shards without those that are plainly damaged, whose images are to be made again."""
+        return [shard for path in shard_files(self.folder) if (shard := _sound(path)) is not None]
+
+    def first_shards(self) -> list[Shard]:
+        """The shards of process 0 up to the first that is missing or damaged; they are read through for that."""
+        found: list[Shard] = []
+        for number, path in enumerate(shard_files(self.folder, process=0)):
+            shard = _sound(path)
+            if path.stem != f"00000-{number:05d}" or shard is None or any(unlike_written(shard)):
+                break
+            shard.close()
+            found.append(shard)
+        for path in shard_files(self.folder)[len(found) :]:
+            path.unlink()
+        return found
+
+    def finish(self, attributes: StoreAttributes, order: Iterable[str], earlier: Sequence[Shard]) -> int:
+        """Makes the store in place of whatever is at `target`, and removes the work.
+
+        Images come in the order of the ids in `order`, then those that it does not name.
+
+        Args:
+            earlier: files whose images go into the store as well; an image of this work counts before theirs.
+
+        Returns:
+            the number of images.
+
+        Raises:
+            UserError: a shard is damaged, or the disk is full; work and target are as they were then.
+        """
+        shards = self.shards()
+        for shard in shards:
+            refuse_other(shard, attributes)
+            for problem in unlike_written(shard):
+                raise UserError(f"{problem} Delete it and give the same command again, which does its images anew.")
+            shard.close()
+        sources = [ShardRows(shard) for shard in (*shards, *earlier)]
+        wanted = _in_order(sources, order)
+        made = self.folder / f"store{PARTIAL_SUFFIX}"
+        remedy = f"make room and give the same command again; all {len(wanted):,} images are safe in {self.folder}"
+        try:
+            with failure_told(self.target, remedy):
+                write_store_file(made, attributes, sources, wanted)
+                put_in_place(made, self.target)
+        finally:
+            made.unlink(missing_ok=True)
+        self.discard()
+        return len(wanted)
+
+
+def _sound(path: Path) -> Shard | None:
+    """A shard that can be opened, with the offsets, sizes and ids that it was written with."""
+    try:
+        shard = Shard(read_header(path))
+        sound = shard.header.checksums is not None and not any(quick_problems(shard))
+        shard.close()
+    except UserError:
+        return None
+    return shard if sound else None
+
+
+def _in_order(sources: Sequence[RowSource], order: Iterable[str]) -> Selection:
+    """Each image once, as `Unfinished.finish` orders them."""
+    everything = Selection.whole(*sources)
+    if len(everything) == 0:
+        return everything
+    ids = np.concatenate([source.image_ids for source in sources])
+    lookup = IdLookup(ids)
+    found = np.array([lookup.find(image_id) for image_id in order], dtype=np.int64)
+    named = found[found >= 0]
+    _, firsts = np.unique(ids, return_index=True)
+    return everything.at(np.concatenate([named, np.setdiff1d(firsts, named)]))
+
+
+def refuse_other(shard: Shard, attributes: StoreAttributes) -> None:
+    """Raises UserError for a shard of another store, which somebody has put among those of this one."""
+    header = shard.header
+    own = header.feature_dim, header.feature_dtype, header.num_attributes, header.detector, header.label_map
+    if own != (
+        attributes.feature_dim,
+        attributes.feature_dtype,
+        attributes.num_attributes,
+        attributes.detector,
+        attributes.label_map,
+    ):
+        raise UserError(f"{header.path} is of another store: delete it and give the same command again.")
 
 
 HOW_TO_GO_ON = "check folder and permissions, or make room for the store twice, then write it again"
@@ -296,9 +289,10 @@ class RegionStoreWriter:
         with RegionStoreWriter("coco.h5", feature_dim=2048, detector="…", label_map=labels) as writer:
             writer.add(regions)
 
-    Work goes on in a folder `.<name>.<random>.partial` beside `path`. Leaving the block normally moves the finished
-    store to `path`; an exception, `abort`, or losing the writer removes the folder, and `path` is as it was. The image
-    ids are all that is kept in memory, to refuse duplicates; the disk must have room for a file (or shard) twice.
+    Work goes on in a folder beside `path`: shards of some megabytes, of which the store is made at the end. Leaving the
+    block normally moves the finished store to `path`; an exception, `abort`, or losing the writer removes the folder,
+    and `path` is as it was. The image ids and a shard are all that is kept in memory; the disk must have room for the
+    store twice.
 
     path                  the file, replaced if it exists; with `max_images_per_shard` a folder, new or empty
     feature_dim           D
@@ -307,8 +301,10 @@ class RegionStoreWriter:
     num_attributes        K, attributes a region
     feature_dtype         "float16" or "float32"
     max_images_per_shard  None writes one file
-    provenance            what else is known of how the features were made, of types that JSON has; as it is when a file
-                          is finished
+    provenance            what else is known of how the features were made, of types that JSON has; as it is at the end
+    unfinished            work on `path` that is begun, locked and outlives this process unless an error ends it; the
+                          images of its `first_shards` are those that were added first
+    note                  see `ShardWriter`
 
     Raises UserError for bad arguments, for a path that cannot be written, and from `add` for a bad image.
     """
@@ -324,6 +320,8 @@ class RegionStoreWriter:
         feature_dtype: str = "float16",
         max_images_per_shard: int | None = None,
         provenance: Mapping[str, Any] | None = None,
+        unfinished: Unfinished | None = None,
+        note: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.path = Path(path)
         _check_arguments(self.path, feature_dim, num_attributes, feature_dtype)
@@ -331,19 +329,20 @@ class RegionStoreWriter:
             raise UserError(f"{path}: max_images_per_shard is {max_images_per_shard}, it must be at least 1.")
         _check_target(self.path, is_folder=max_images_per_shard is not None)
         dtype = np.dtype(feature_dtype).newbyteorder("<")
-        self._checker = RegionChecker(feature_dim, dtype, num_attributes, label_map)
-        self._attributes = StoreAttributes(RowShapes(feature_dim, dtype, num_attributes), detector, label_map)
+        self._attributes = StoreAttributes(feature_dim, dtype, num_attributes, detector, label_map)
         self._provenance = provenance
         self._max_images_per_shard = max_images_per_shard
-        self._seen: set[bytes] = set()
-        self._shards: list[ShardEntry] = []
-        self._failed = False
-        with failure_told(self.path, HOW_TO_GO_ON):
-            self._work = WorkFolder(*reserve_folder(self.path))
-        # Also runs when the writer is dropped without being closed, and when the interpreter exits.
-        self._discard = weakref.finalize(self, self._work.remove)
-        (self._work.path / "store").mkdir()
-        self._spool = Spool(self._work, self._attributes.shapes)
+        self._failed = self._closed = False
+        if unfinished is None:
+            with failure_told(self.path, HOW_TO_GO_ON):
+                self._folder, descriptor = reserve_folder(self.path)
+            # Also runs when the writer is dropped without being closed, and when the interpreter exits.
+            self._remove: Callable[[], object] = weakref.finalize(self, _remove, self._folder, descriptor, os.getpid())
+        else:
+            self._folder, self._remove = unfinished.folder, unfinished.discard
+        self._goes_on = unfinished is not None
+        self._shards = ShardWriter(self._folder, 0, self._attributes, note)
+        self._seen = {key for rows in self._sources() for key in rows.image_ids.tolist()}
 
     def __enter__(self) -> Self:
         return self
@@ -354,7 +353,7 @@ class RegionStoreWriter:
         if kind is None:
             self.close()
         else:
-            self.abort()
+            self._leave(error)
 
     def add(self, regions: Regions) -> None:
         """Write one image. A refused image (UserError) leaves the writer as it was.
@@ -363,62 +362,82 @@ class RegionStoreWriter:
         that are not finite (in the data type of the store), indices outside of the label map, sizes that are not
         positive.
         """
-        self._check_open()
+        if self._closed or self._failed:
+            raise UserError(f"{self.path}: the writer is closed or has failed; start a new one.")
         try:
             key = encoded_id(regions.image_id)
             if key in self._seen:
                 raise UserError(f"image {regions.image_id!r} was added before; every image id may be added once.")
-            arrays = self._checker.checked_arrays(regions)
+            arrays = self._shards.checked(regions)
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from None
-        # Whatever interrupts the writing below leaves the side files out of step: nothing may be finished then.
+        # Whatever interrupts the writing below leaves images in doubt: nothing may be finished then.
         self._failed = True
         with failure_told(self.path, HOW_TO_GO_ON):
-            if self._spool.length.images == self._max_images_per_shard:
-                self._finish_shard()
-                self._spool = Spool(self._work, self._attributes.shapes)
-            self._spool.append(key, arrays)
+            self._shards.add(key, arrays)
         self._seen.add(key)
         self._failed = False
 
     def close(self) -> None:
         """Finish the store and move it to its path. Does nothing if it is finished or aborted already."""
-        if not self._discard.alive:
+        if self._closed:
             return
         try:
             if self._failed:
                 raise UserError(f"{self.path}: an earlier write failed, so the store cannot be finished.")
             with failure_told(self.path, HOW_TO_GO_ON):
-                self._finish_shard()
-                self._move_into_place()
-        finally:
-            self.abort()
+                self._shards.flush()
+                self._finish()
+        except BaseException as error:
+            self._leave(error)
+            raise
+        self.abort()
 
     def abort(self) -> None:
         """Drop all that was not finished; `path` is as it was before."""
-        self._discard()
+        self._closed = True
+        self._remove()
 
-    def _check_open(self) -> None:
-        if not self._discard.alive or self._failed:
-            raise UserError(f"{self.path}: the writer is closed or has failed; start a new one.")
+    def _leave(self, error: BaseException | None) -> None:
+        """What an error ends is dropped, unless it is nothing that was added which is at fault."""
+        from_outside = not isinstance(error, Exception) or (
+            isinstance(error, UserError) and error.__cause__ is not None
+        )
+        self._closed = True
+        if not (self._goes_on and from_outside):
+            self._remove()
 
-    def _finish_shard(self) -> None:
-        name = f"shard-{len(self._shards):05d}.h5"
-        rows = self._spool.rows()
-        said = None if self._provenance is None else json.dumps(self._provenance)
-        attributes = replace(self._attributes, provenance=said)
-        made = self._work.path / "store" / name
-        checksums = write_store_file(made, attributes, [rows], Selection.whole(rows))
-        self._shards.append(ShardEntry.of(name, self._spool.length.images, checksums))
-        self._spool.clear()
+    def _sources(self) -> list[ShardRows]:
+        shards = [Shard(read_header(path)) for path in shard_files(self._folder)]
+        for shard in shards:
+            refuse_other(shard, self._attributes)
+        return [ShardRows(shard) for shard in shards]
 
-    def _move_into_place(self) -> None:
-        store = self._work.path / "store"
+    def _finish(self) -> None:
+        sources = self._sources()
+        wanted = Selection.whole(*sources)
+        attributes = replace(self._attributes, provenance=self._provenance)
+        store = self._folder / "store"
+        shutil.rmtree(store, ignore_errors=True)  # of a process that was killed here
+        store.mkdir()
+        size = self._max_images_per_shard or max(1, len(wanted))
+        entries = []
+        for number, start in enumerate(range(0, max(1, len(wanted)), size)):
+            name, part = f"shard-{number:05d}.h5", wanted.at(slice(start, start + size))
+            checksums = write_store_file(store / name, attributes, sources, part)
+            entries.append(ShardEntry.of(name, len(part), checksums))
         if self._max_images_per_shard is None:
-            put_in_place(store / self._shards[0].file, self.path)
+            put_in_place(store / entries[0].file, self.path)
         else:
-            write_manifest(store, self._shards)
+            write_manifest(store, entries)
             put_in_place(store, self.path)
+
+
+def _remove(folder: Path, descriptor: int, owner: int) -> None:
+    """Removes a folder, in the process that made it, and lets go of its lock."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _check_arguments(path: Path, feature_dim: int, num_attributes: int, feature_dtype: str) -> None:

@@ -31,7 +31,7 @@ from tests.regions.formats.samples import (
     write_lines,
     write_npy_folder,
 )
-from vinvl.regions import spool
+from vinvl.regions import writer
 from vinvl.regions.formats import fields as base64_arrays
 from vinvl.run.errors import UserError
 from vinvl.run.restricted_pickle import load_restricted
@@ -136,18 +136,24 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
         run(file, file / "out.h5")
 
 
-@pytest.mark.parametrize("call", [3, 40])
+@pytest.mark.parametrize("call", [1, 3, 6])  # a shard, a later one, and the store itself
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
-    file, calls, write = write_lines(tmp_path / "in.tsv", list(map(bottom_up_line, IMAGES))), [], spool._write_all
+    file, calls, write = (
+        write_lines(tmp_path / "in.tsv", list(map(bottom_up_line, IMAGES))),
+        [],
+        writer.write_store_file,
+    )
 
-    def write_some(*arguments: Any) -> None:
+    def write_some(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == call:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(*arguments)
+        return write(*arguments)
 
-    monkeypatch.setattr(spool, "_write_all", write_some)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 1)
+    monkeypatch.setattr(writer, "write_store_file", write_some)
     assert "out.h5 cannot be written (No space left on device)" in refused(file, tmp_path)
+    assert len(calls) == call
 
 
 class Program:

@@ -15,7 +15,7 @@ import numpy as np
 
 from vinvl.regions.formats.class_numbers import offset_of
 from vinvl.regions.formats.fields import MOST_BYTES
-from vinvl.regions.formats.lines import Found
+from vinvl.regions.formats.lines import Done, Found
 from vinvl.regions.formats.rows import FoundImage, KnownNames, ReadOptions, checked_regions, checked_size, shifted
 from vinvl.regions.regions import Regions
 from vinvl.run.errors import UserError
@@ -162,6 +162,11 @@ def image_files(folder: Path, suffix: str) -> list[Path]:
     return sorted(files - infos | {path.with_name(f"{path.stem.removesuffix(INFO)}{suffix}") for path in infos})
 
 
+def info_of(path: Path) -> Path:
+    """The file that says more of a file of features."""
+    return path.with_name(f"{path.stem}{INFO}.npy")
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file; 0 of one that is not there."""
     try:
@@ -171,12 +176,14 @@ def size_of(path: Path) -> int:
 
 
 def images_of_files(
-    folder: Path, files: Sequence[Path], options: ReadOptions, known: KnownNames, workers: int
+    folder: Path, files: Sequence[Path], options: ReadOptions, known: KnownNames, workers: int, done: Done
 ) -> Iterator[Found]:
     """The images of a folder; the id is the path below the folder without its suffix."""
-    paths = iter(files)
+    for path in files[: done.images]:
+        yield Found(str(path), None, done.position)
+    paths = iter(files[done.images :])
     batches = iter(lambda: list(islice(paths, BATCH_FILES)), [])
-    position = 0
+    position = done.position
     for images in in_order(partial(_read_batch, folder=folder, options=options, known=known), batches, workers):
         for path, size, regions in images:
             position += size
@@ -205,7 +212,7 @@ def _read_file(path: Path, folder: Path, options: ReadOptions, known: KnownNames
 
 
 def _read_npy_pair(path: Path) -> dict[str, Any]:
-    info_path = path.with_name(f"{path.stem}{INFO}.npy")
+    info_path = info_of(path)
     if not info_path.is_file():
         raise UserError(f"{path} has no {info_path.name} beside it, so its boxes are not known.")
     if not path.exists():

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from vinvl.regions.formats.fields import MOST_BYTES, IdBlock, IdTable
-from vinvl.regions.formats.rows import LeftOut, checked_size
+from vinvl.regions.formats.rows import LeftOut, checked_size, id_in
 from vinvl.regions.regions import Regions
 from vinvl.run.errors import UserError
 from vinvl.run.files import parse_json, read_json
@@ -30,11 +30,25 @@ RowReader = Callable[[bytes], tuple[str, Regions]]
 
 
 class Found(NamedTuple):
-    """An image or why it cannot be used, its place in the files, and how many bytes of input are read by now."""
+    """An image or why it cannot be used, its place in the files, and how many bytes of input are read by now.
+
+    Of what an earlier run has done there are no regions.
+    """
 
     place: str
-    regions: Regions | UserError
+    regions: Regions | UserError | None
     position: int
+
+
+class Done(NamedTuple):
+    """What an earlier run has done of a source: so many of what is `Found`, which end at that position.
+
+    `unread` are the positions of those that it could not read.
+    """
+
+    images: int = 0
+    position: int = 0
+    unread: frozenset[int] = frozenset()
 
 
 class RowFormat(Protocol):
@@ -71,12 +85,12 @@ class ReadPart:
 
     Attributes:
         images: (line within the part from 0, image id in the file, regions); of a row that could not be read, no id and
-            instead of the regions what is wrong, to follow the place.
+            instead of the regions what is wrong, to follow the place; of one that an earlier run has done, no regions.
         starts: (lines,) int64, where each line begins.
         stop: the end of the part in bytes.
     """
 
-    images: list[tuple[int, str, Regions | str]]
+    images: list[tuple[int, str, Regions | str | None]]
     starts: np.ndarray
     stop: int
 
@@ -98,14 +112,18 @@ def line_parts(path: Path) -> Iterator[LinePart]:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
 
 
-def read_part(part: LinePart, rows: RowFormat) -> ReadPart:
-    """Reads the lines of a part."""
-    images: list[tuple[int, str, Regions | str]] = []
+def read_part(part: LinePart, rows: RowFormat, done: Done) -> ReadPart:
+    """Reads the lines of a part; of those that are done the image ids."""
+    images: list[tuple[int, str, Regions | str | None]] = []
     starts: list[int] = []
     with rows.reader() as read:
         for number, (start, line) in enumerate(part.lines()):
             starts.append(start)
             if not line.strip():
+                continue
+            stop = start + len(line)
+            if stop <= done.position:
+                images.append((number, *(("", "") if stop in done.unread else (id_in(line.split(b"\t", 1)[0]), None))))
                 continue
             try:
                 images.append((number, *read(line.rstrip(b"\r\n"))))
@@ -121,7 +139,7 @@ def wrong_row(line: bytes, error: UserError) -> str:
 
 
 def images_of_lines(
-    path: Path, rows: RowFormat, indices: Iterable[TsvIndex], workers: int, left_out: LeftOut
+    path: Path, rows: RowFormat, indices: Iterable[TsvIndex], workers: int, left_out: LeftOut, done: Done
 ) -> Iterator[Found]:
     """The images of a TSV in its order; of a wrong row a sentence that names file and line.
 
@@ -130,10 +148,11 @@ def images_of_lines(
     """
     held = HeldIndices(indices, left_out)
     before = 0
-    for part in in_order(partial(read_part, rows=rows), line_parts(path), workers):
+    for part in in_order(partial(read_part, rows=rows, done=done), line_parts(path), workers):
+        ends = [*part.starts[1:].tolist(), part.stop]
         for number, _, regions in part.images:
             place = f"{path} line {before + number + 1}"
-            yield Found(place, UserError(place + regions) if isinstance(regions, str) else regions, part.stop)
+            yield Found(place, UserError(place + regions) if isinstance(regions, str) else regions, ends[number])
         held.check(before, part)
         before += len(part.starts)
     held.check_end(before)

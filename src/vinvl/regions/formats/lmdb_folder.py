@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 
 from vinvl.regions.formats.arrays import regions_of_fields
 from vinvl.regions.formats.fields import MOST_BYTES
-from vinvl.regions.formats.lines import Found
+from vinvl.regions.formats.lines import Done, Found
 from vinvl.regions.formats.rows import KnownNames, ReadOptions
 from vinvl.regions.regions import Regions
 from vinvl.run.errors import UserError
@@ -160,7 +160,7 @@ def _record(page: bytes, number: int, page_size: int, node: tuple[int, int, int,
 KEYS = b"keys"  # a list of all ids
 
 
-def images_of_lmdb(folder: Path, options: ReadOptions, known: KnownNames) -> Iterator[Found]:
+def images_of_lmdb(folder: Path, options: ReadOptions, known: KnownNames, done: Done) -> Iterator[Found]:
     """The images of an LMDB in the order of their keys, which are the ids; what is cut off comes first.
 
     Raises:
@@ -174,13 +174,18 @@ def images_of_lmdb(folder: Path, options: ReadOptions, known: KnownNames) -> Ite
             except UserError as error:
                 raise UserError(f"{folder} is no LMDB, or a damaged one ({error}); get the folder again.") from None
             size = os.fstat(file.fileno()).st_size
-            yield from _missing(folder, file, records)
+            missing = list(_missing(folder, file, records))
+            yield from missing
             position = 0
-            for record in sorted(records, key=lambda record: record.stop <= size):
-                if record.key != KEYS:
-                    image_id = record.key.decode("utf-8", "backslashreplace")
-                    position += record.stop - record.start
-                    yield _image(f"{folder}, image {image_id!r}", image_id, file, record, options, known, position)
+            ordered = sorted(records, key=lambda record: record.stop <= size)
+            for number, record in enumerate((one for one in ordered if one.key != KEYS), start=len(missing)):
+                image_id = record.key.decode("utf-8", "backslashreplace")
+                place = f"{folder}, image {image_id!r}"
+                position += record.stop - record.start
+                if number < done.images:
+                    yield Found(place, None, position)
+                else:
+                    yield _image(place, image_id, file, record, options, known, position)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
 

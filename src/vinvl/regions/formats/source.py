@@ -11,9 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from vinvl.regions.formats.arrays import image_files, images_of_files, size_of
+from vinvl.regions.formats.arrays import image_files, images_of_files, info_of, size_of
 from vinvl.regions.formats.lines import (
     LONGEST_LINE,
+    Done,
     Found,
     ImageIndex,
     RowFormat,
@@ -178,8 +179,30 @@ class OpenedSource:
     total_bytes: int
 
 
+def files_read(found: FoundFiles, predictions: Path | None) -> dict[str, list[Path]]:
+    """The files that images are read of, by what a person calls them."""
+    path = found.path
+    if found.format is Format.NPY_FOLDER:
+        return {"from": [*found.files, *(info_of(file) for file in found.files)]}
+    beside = [
+        path.with_suffix(".lineidx"),
+        path.with_name("imageid2idx.json"),
+        path.with_name(f"{path.stem}_offset_map.json"),
+    ]
+    if path.name == FEATURES_TSV and predictions is None:
+        beside.append(path.with_name(PREDICTIONS_TSV))
+    read = {"from": [*(found.files or (path,)), *([] if found.files else beside)]}
+    return read | ({"predictions": [predictions]} if predictions else {})
+
+
 def open_source(
-    found: FoundFiles, files: SourceFiles, options: ReadOptions, scratch: Path, workers: int, left_out: LeftOut
+    found: FoundFiles,
+    files: SourceFiles,
+    options: ReadOptions,
+    scratch: Path,
+    workers: int,
+    left_out: LeftOut,
+    done: Done,
 ) -> OpenedSource:
     """Makes index tables in the folder `scratch`, which must stay while images are read.
 
@@ -197,17 +220,17 @@ def open_source(
     if files.sizes and sizes:
         write_sizes(files.sizes, sizes, left_out)
     if found.format is Format.TENSORS:
-        return _tensors(found.path, files, sizes, options, total, left_out)
+        return _tensors(found.path, files, sizes, options, total, left_out, done)
     if found.format in TSV_OF_OSCAR:
-        return _oscar(found, files, sizes, options, scratch, workers, left_out)
+        return _oscar(found, files, sizes, options, scratch, workers, left_out, done)
     label_map = files.labels or UNKNOWN
     known = KnownNames(len(label_map.classes), len(label_map.attributes))
     if found.format is Format.LMDB:
-        return OpenedSource(images_of_lmdb(found.path, options, known), label_map, total)
+        return OpenedSource(images_of_lmdb(found.path, options, known, done), label_map, total)
     if found.files:
-        return OpenedSource(images_of_files(found.path, found.files, options, known, workers), label_map, total)
+        return OpenedSource(images_of_files(found.path, found.files, options, known, workers, done), label_map, total)
     rows: RowFormat = LxmertRows(options, known) if found.format is Format.LXMERT_TSV else BottomUpRows(options)
-    images = images_of_lines(found.path, rows, line_index(found.path), workers, left_out)
+    images = images_of_lines(found.path, rows, line_index(found.path), workers, left_out, done)
     return OpenedSource(images, label_map, total)
 
 
@@ -219,6 +242,7 @@ def _oscar(
     scratch: Path,
     workers: int,
     left_out: LeftOut,
+    done: Done,
 ) -> OpenedSource:
     path, indices = found.path, line_index(found.path)
     beside = path.with_name(PREDICTIONS_TSV)
@@ -245,16 +269,22 @@ def _oscar(
         sizes=sizes,
         of_predictions=of_predictions,
     )
-    return OpenedSource(images_of_lines(path, rows, indices, workers, left_out), label_map, size_of(path))
+    return OpenedSource(images_of_lines(path, rows, indices, workers, left_out, done), label_map, size_of(path))
 
 
 def _tensors(
-    path: Path, files: SourceFiles, sizes: Path | None, options: ReadOptions, total_bytes: int, left_out: LeftOut
+    path: Path,
+    files: SourceFiles,
+    sizes: Path | None,
+    options: ReadOptions,
+    total_bytes: int,
+    left_out: LeftOut,
+    done: Done,
 ) -> OpenedSource:
     if files.predictions and files.predictions.suffix == ".tsv":
         raise UserError(f"{files.predictions}: boxes and classes for {path} are read from a label pickle, not a TSV.")
     labels = LabelPickle(files.predictions, left_out) if files.predictions else None
     label_map = files.labels or (labels.label_map() if labels else UNKNOWN)
     assumed = SizesOrAssumed(sizes, options.assume_size)
-    images = images_of_tensors(path, labels, ObjectNames.of(label_map, 0), assumed, options)
+    images = images_of_tensors(path, labels, ObjectNames.of(label_map, 0), assumed, options, done)
     return OpenedSource(images, label_map, total_bytes)

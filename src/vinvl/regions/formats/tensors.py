@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vinvl.regions.formats.fields import MOST_BYTES
-from vinvl.regions.formats.lines import Found
+from vinvl.regions.formats.lines import Done, Found
 from vinvl.regions.formats.oscar import (
     DetectedObjects,
     ObjectNames,
@@ -133,7 +133,7 @@ def _rows_of(tensor: Any, dim: int, file_bytes: int) -> np.ndarray:
 
 
 def images_of_tensors(
-    path: Path, labels: LabelPickle | None, names: ObjectNames, sizes: SizesOrAssumed, options: ReadOptions
+    path: Path, labels: LabelPickle | None, names: ObjectNames, sizes: SizesOrAssumed, options: ReadOptions, done: Done
 ) -> Iterator[Found]:
     """The images of a `.pt` file in its order; of one that is no table of region rows, or does not fit its labels, a
     sentence that names file and image.
@@ -142,10 +142,13 @@ def images_of_tensors(
         UserError: the file is damaged, wants to run a program, or holds anything else.
     """
     tensors, file_bytes = load_tensors(path), path.stat().st_size
-    position = 0
-    for key, tensor in tensors.items():
+    position = done.position
+    for number, (key, tensor) in enumerate(tensors.items()):
         regions: Regions | UserError
         place = f"{path}, image {shown(key)}"
+        if number < done.images:
+            yield Found(place, None, position)
+            continue
         try:
             image_id = str(checked_id(key, "image id"))
             try:

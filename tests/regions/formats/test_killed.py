@@ -1,0 +1,241 @@
+"""A conversion that is killed goes on after its last finished shard, to the same bytes; nothing else stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.regions.formats.samples import (
+    DIM,
+    bottom_up_line,
+    lxmert_line,
+    oscar_line,
+    published_folder,
+    refused,
+    run,
+    samples,
+    write_lines,
+    write_lmdb,
+    write_npy_folder,
+)
+from vinvl.regions import RegionStore
+from vinvl.regions import writer as writer_module
+from vinvl.regions.formats.convert import _until_regions
+from vinvl.regions.writer import Unfinished, shard_files
+
+IMAGES = samples(20)
+
+
+def damaged_lines(folder: Path) -> Path:
+    """Rows that cannot be read at the begin, in the middle and at the end, and one that comes twice."""
+    lines = list(map(bottom_up_line, IMAGES))
+    for number in (0, 9, 10, 19):
+        lines[number] = lines[number][:60] + "\n"
+    lines[5] = "\n"
+    lines[7] = bottom_up_line(IMAGES[3])
+    return write_lines(folder / "in.tsv", lines, lineidx=True)
+
+
+def damaged_published(folder: Path) -> Path:
+    source = published_folder(folder / "in", IMAGES)
+    lines = (source / "features.tsv").read_text().splitlines(keepends=True)
+    lines[4] = lines[4][:50] + "!" * (len(lines[4]) - 51) + "\n"
+    (source / "features.tsv").write_text("".join(lines))
+    return source
+
+
+def tensors(folder: Path) -> Path:
+    torch.save({image.image_id: torch.from_numpy(image.rows) for image in IMAGES}, folder / "in.pt")
+    return folder / "in.pt"
+
+
+def damaged_lmdb(folder: Path) -> Path:
+    return write_lmdb(folder / "in", IMAGES)
+
+
+def damaged_npy(folder: Path) -> Path:
+    source = write_npy_folder(folder / "in", IMAGES)
+    (source / f"{IMAGES[3].image_id}_info.npy").unlink()
+    (source / f"{IMAGES[8].image_id}.npy").unlink()
+    return source
+
+
+SKIP, OFFSET = "on_damaged=skip", "class_offset=1"
+SOURCES: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
+    "bottom-up": (lambda folder: write_lines(folder / "in.tsv", list(map(bottom_up_line, IMAGES)), lineidx=True), []),
+    "damaged rows": (damaged_lines, [SKIP]),
+    "LXMERT": (lambda folder: write_lines(folder / "in.tsv", list(map(lxmert_line, IMAGES))), []),
+    "Oscar": (
+        lambda folder: write_lines(folder / "features.tsv", list(map(oscar_line, IMAGES))),
+        ["assume_size=[10,10]"],
+    ),
+    "with predictions": (lambda folder: published_folder(folder / "in", IMAGES), []),
+    "with predictions, damaged": (damaged_published, [SKIP]),
+    "tensors": (tensors, ["assume_size=[10,10]"]),
+    "npy": (damaged_npy, [SKIP, OFFSET]),
+    "LMDB": (damaged_lmdb, [OFFSET]),
+    "shards": (
+        lambda folder: write_lines(folder / "in.tsv", list(map(bottom_up_line, IMAGES))),
+        ["images_per_shard=6"],
+    ),
+}
+
+
+def killed(source: Path, target: Path, settings: list[str], call: int, patch: pytest.MonkeyPatch) -> None:
+    """A conversion that is killed with signal 9 when something gets its name for that time: a shard, or the store."""
+    child = os.fork()
+    if child == 0:
+        calls, put = [], writer_module.put_in_place
+
+        def put_or_die(*arguments: Any) -> None:
+            calls.append(1)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            put(*arguments)
+
+        patch.setattr(writer_module, "put_in_place", put_or_die)
+        try:
+            run(source, target, *settings)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {one.name: one.read_bytes() for one in (path.iterdir() if path.is_dir() else [path])}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_killed_again_and_again_it_makes_the_same_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    make, settings = SOURCES[kind]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    source, settings = make(tmp_path), [*settings, "workers=1"]
+    run(source, tmp_path / "whole" / "out.h5", *settings)
+    size = sum(
+        array.nbytes
+        for array in vars(RegionStore(tmp_path / "whole" / "out.h5").at(0)).values()
+        if hasattr(array, "nbytes")
+    )
+    monkeypatch.setattr(writer_module, "SHARD_BYTES", 2 * size + 1)
+    target = tmp_path / "killed" / "out.h5"
+    numbers = []
+    for call in (1, 3, 2, 99):
+        if call == 99:  # when the store itself gets its name
+            call = 1 + _shards_left(source, target, settings, monkeypatch, tmp_path)
+        killed(source, target, settings, call, monkeypatch)
+        numbers.append(len(shard_files(Unfinished(target).folder)))
+    assert numbers[0] == 0 and numbers[1] == 2 and numbers[2] == 3 and numbers[3] > 3
+    read: list[int] = []
+    monkeypatch.setattr(
+        "vinvl.regions.formats.convert._until_regions", lambda images: read.append(1) or _until_regions(images)
+    )
+    run(source, target, *settings)
+    assert read == []  # it did not begin anew
+    assert content(target) == {
+        name.replace("whole", "killed"): value for name, value in content(tmp_path / "whole" / "out.h5").items()
+    }
+    assert sorted(os.listdir(target.parent)) == sorted(os.listdir(tmp_path / "whole"))
+
+
+def _shards_left(source: Path, target: Path, settings: list[str], patch: pytest.MonkeyPatch, folder: Path) -> int:
+    """How many shards are to come: counted in a copy of the work."""
+    copy = folder / "copied" / target.name
+    shutil.copytree(target.parent, copy.parent)
+    before = len(shard_files(Unfinished(copy).folder))
+    made: list[int] = []
+    with patch.context() as counting:
+        put = writer_module.put_in_place
+        counting.setattr(writer_module, "put_in_place", lambda *arguments: (made.append(1), put(*arguments)))
+        run(source, copy, *settings)
+    shutil.rmtree(copy.parent)
+    assert before == 3
+    return len(made) - 1
+
+
+def begun(folder: Path, patch: pytest.MonkeyPatch, *settings: str) -> tuple[Path, Path]:
+    """A source, and the work on its store with two finished shards."""
+    patch.setattr(writer_module, "SHARD_BYTES", 1)
+    source = write_lines(folder / "in.tsv", list(map(bottom_up_line, IMAGES)))
+    killed(source, folder / "out.h5", [*settings], 3, patch)
+    return source, Unfinished(folder / "out.h5").folder
+
+
+def test_a_damaged_shard_and_what_follows_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, folder = begun(tmp_path, monkeypatch)
+    first = shard_files(folder)[0]
+    written = first.read_bytes()
+    features = written.index(IMAGES[0].features.astype("<f2").tobytes())
+    first.write_bytes(written[:features] + b"\1\2" + written[features + 2 :])
+    store = run(source, tmp_path / "out.h5")
+    assert store.verify() == [] and len(store) == len(IMAGES)
+    assert (store[IMAGES[0].image_id].features == IMAGES[0].features).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda source: source.write_text(source.read_text() + "\n"), "from was "),
+        (lambda source: os.utime(source, (1, 1)), "from was "),
+        (lambda source: "dtype=float32", 'feature_dtype was "float16" and is "float32"'),
+        (lambda source: "on_damaged=skip", 'on_damaged was "refuse"'),
+        (lambda source: "images_per_shard=3", "images_per_shard was null and is 3"),
+        (lambda source: "detector=other", "detector was null"),
+    ],
+)
+def test_other_source_or_settings_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object], words: str
+) -> None:
+    source, folder = begun(tmp_path, monkeypatch)
+    given = change(source)
+    sentence = refused(source, tmp_path, *([given] if isinstance(given, str) else []))
+    assert str(folder) in sentence and words in sentence, sentence
+
+
+def test_a_row_that_is_refused_later_ends_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "SHARD_BYTES", 1)
+    lines = list(map(bottom_up_line, IMAGES))
+    lines[15] = "cut\n"
+    source = write_lines(tmp_path / "in.tsv", lines)
+    assert "line 16" in refused(source, tmp_path, "workers=1")
+
+
+def test_control_c_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "SHARD_BYTES", 1)
+    source = write_lines(tmp_path / "in.tsv", list(map(bottom_up_line, IMAGES)))
+    put, made = writer_module.put_in_place, []
+
+    def stop(*arguments: Any) -> None:
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(1)
+        put(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writer_module, "put_in_place", stop)
+        run(source, tmp_path / "out.h5")
+    assert len(shard_files(Unfinished(tmp_path / "out.h5").folder)) == 3
+    assert len(run(source, tmp_path / "out.h5")) == len(IMAGES) and DIM
+    assert sorted(os.listdir(tmp_path)) == ["in.tsv", "out.h5"]
+
+
+def test_what_is_left_when_all_was_done_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the store's name and the end of its shards."""
+    source, folder = begun(tmp_path, monkeypatch)
+    (folder / "settings.json").unlink()
+    (tmp_path / "out.h5").write_text("the store")
+    sentence = ""
+    with pytest.raises(Exception, match="exists already") as raised:
+        run(source, tmp_path / "out.h5")
+    sentence = str(raised.value)
+    assert str(tmp_path / "out.h5") in sentence and sorted(os.listdir(tmp_path)) == ["in.tsv", "out.h5"]
