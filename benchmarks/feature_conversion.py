@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vinvl.regions.formats.convert import ConversionOptions, convert_features
-from vinvl.regions.formats.rows import ReadOptions
+from vinvl.regions.formats.convert import convert_features
+from vinvl.regions.formats.rows import FeatureOptions
 
 REGIONS, FEATURES = 36, 2048
 WIDTH, HEIGHT = 640, 480
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             megabytes = source.stat().st_size / 1e6
             for workers in options.workers:
                 target = folder / "store.h5"
-                settings = ConversionOptions(read=ReadOptions(assume_size=(WIDTH, HEIGHT)), workers=workers)
+                settings = FeatureOptions(assume_size=(WIDTH, HEIGHT), workers=workers)
                 begin = time.perf_counter()
                 convert_features(source, target, settings)
                 took = time.perf_counter() - begin

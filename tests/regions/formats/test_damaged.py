@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -33,13 +34,13 @@ from tests.regions.formats.samples import (
 )
 from vinvl.convert import convert
 from vinvl.regions import RegionStore
-from vinvl.regions.formats.convert import ConversionOptions, convert_features, run_conversion
+from vinvl.regions.formats.convert import convert_features, run_conversion
 from vinvl.regions.formats.lmdb_folder import read_records, read_value
-from vinvl.regions.formats.rows import ReadOptions
+from vinvl.regions.formats.rows import FeatureOptions
 from vinvl.run.errors import UserError
 
 IMAGES = samples(8)
-READ = ReadOptions(feature_dim=DIM)
+READ = FeatureOptions(dim=DIM, workers=1)
 
 
 def write_npz_folder(folder: Path, images: Sequence[Sample]) -> Path:
@@ -138,10 +139,10 @@ SOURCES = {
 def test_what_is_damaged_is_left_out_and_named(tmp_path: Path, name: str) -> None:
     make, left_out = SOURCES[name]
     source, out = make(tmp_path), tmp_path / "out.h5"
-    read = replace(READ, assume_size=(500, 500)) if name in ("Oscar", "Oscar JSON", "tensors") else READ
+    read = msgspec.structs.replace(READ, assume_size=(500, 500)) if name in ("Oscar", "Oscar JSON", "tensors") else READ
     with pytest.raises(UserError):
-        convert_features(source, out, ConversionOptions(read, workers=1))
-    done = convert_features(source, out, ConversionOptions(read, workers=1, on_damaged="skip"))
+        convert_features(source, out, msgspec.structs.replace(read, workers=1))
+    done = convert_features(source, out, msgspec.structs.replace(read, workers=1, on_damaged="skip"))
     assert (done.images, done.left_out) == (6, left_out), done
     store = RegionStore(out)
     assert sorted(store.image_ids) == sorted(IMAGES[number].image_id for number in (0, 2, 4, 5, 6, 7))
@@ -171,7 +172,7 @@ def test_many_are_listed_in_a_file_beside_the_store(tmp_path: Path) -> None:
 def test_a_source_of_damage_alone_is_refused(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.tsv", [bottom_up_line(damaged(image)) for image in IMAGES])
     with pytest.raises(UserError, match=r"in.tsv holds no image that can be used: .*line 1: image '100': features of"):
-        convert_features(file, tmp_path / "out.h5", ConversionOptions(workers=1, on_damaged="skip"))
+        convert_features(file, tmp_path / "out.h5", FeatureOptions(workers=1, on_damaged="skip"))
     assert [path.name for path in tmp_path.iterdir()] == ["in.tsv"]
 
 
@@ -180,7 +181,7 @@ def test_the_first_image_does_not_decide_alone(tmp_path: Path) -> None:
     first = replace(IMAGES[0], features=IMAGES[0].features[:, :3])
     lines = ["100\t1\t2\n", bottom_up_line(first), *map(bottom_up_line, IMAGES[1:])]
     file = write_lines(tmp_path / "in.tsv", lines)
-    done = convert_features(file, tmp_path / "out.h5", ConversionOptions(workers=1, on_damaged="skip"))
+    done = convert_features(file, tmp_path / "out.h5", FeatureOptions(workers=1, on_damaged="skip"))
     assert (done.images, done.left_out) == (7, 2) and "of dimension 3, expected 8" in done.left_out_first[1]
 
 
@@ -217,9 +218,9 @@ def test_an_lmdb_that_is_cut_or_has_another_list(tmp_path: Path) -> None:
     for length in range(0, len(whole) - 4096, 1000):  # what the last page has behind its record is not missed
         data.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"no LMDB, or a damaged one|lies behind the end of the file"):
-            convert_features(tmp_path / "in", out, ConversionOptions(workers=1))
+            convert_features(tmp_path / "in", out, FeatureOptions(workers=1))
     data.write_bytes(whole)
-    assert convert_features(tmp_path / "in", out, ConversionOptions(workers=1)).images == 2
+    assert convert_features(tmp_path / "in", out, FeatureOptions(workers=1)).images == 2
 
 
 def bytes_changed(file: Path, seed: int) -> None:
@@ -236,7 +237,7 @@ def test_changed_bytes_are_never_more_than_a_sentence(tmp_path: Path, name: str)
         source = SOURCES[name][0](folder)
         inside = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
         bytes_changed(random.Random(seed).choice(inside), seed)
-        options = ConversionOptions(replace(READ, assume_size=(500, 500)), workers=1, on_damaged="skip")
+        options = msgspec.structs.replace(READ, assume_size=(500, 500), on_damaged="skip")
         try:
             done = convert_features(source, folder / "out.h5", options)
         except UserError as error:
@@ -260,17 +261,17 @@ def test_nothing_fills_the_memory(tmp_path: Path) -> None:
             member.write(bytes(2**20))
     tracemalloc.start()
     with pytest.raises(UserError, match=r"100.npz, boxes.npy has more than the 134,217,728 bytes"):
-        convert_features(folder, tmp_path / "out.h5", ConversionOptions(workers=1))
+        convert_features(folder, tmp_path / "out.h5", FeatureOptions(workers=1))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3 * 2**27
     npy = write_npy_folder(tmp_path / "npy", IMAGES[:1]) / "100.npy"
     npy.write_bytes(npy.read_bytes().replace(b"(2, 8), }        ", b"(99999999999, 8),}"[:17].ljust(17)))
     with pytest.raises(UserError, match=r"100.npy (has 64 bytes of data, expected|is no npy file)"):
-        convert_features(npy.parent, tmp_path / "out.h5", ConversionOptions(workers=1))
+        convert_features(npy.parent, tmp_path / "out.h5", FeatureOptions(workers=1))
     torch.save({"1": torch.zeros(1, 1).expand(10**6, DIM + 6)}, tmp_path / "in.pt")
     with pytest.raises(UserError, match=r"image '1' is a tensor of 56,000,000 bytes, which the file does not hold"):
-        convert_features(tmp_path / "in.pt", tmp_path / "out.h5", ConversionOptions(READ, workers=1))
+        convert_features(tmp_path / "in.pt", tmp_path / "out.h5", READ)
 
 
 @pytest.mark.parametrize(
@@ -290,12 +291,12 @@ def test_nothing_fills_the_memory(tmp_path: Path) -> None:
 def test_tensors_of_other_kinds_are_named(tmp_path: Path, make: Callable[[torch.Tensor], Any]) -> None:
     torch.save({"7": make(torch.from_numpy(IMAGES[0].rows))}, tmp_path / "in.pt")
     with pytest.raises(UserError, match=r"in.pt: image '7' (is|has shape)"):
-        convert_features(tmp_path / "in.pt", tmp_path / "out.h5", ConversionOptions(READ, workers=1))
+        convert_features(tmp_path / "in.pt", tmp_path / "out.h5", READ)
 
 
 def test_columns_that_python_3_wrote_as_it_shows_bytes(tmp_path: Path) -> None:
     columns = lxmert_line(IMAGES[0]).rstrip("\n").split("\t")
     shown = [str(text.encode()) if number in (3, 4, 5, 6, 8, 9) else text for number, text in enumerate(columns)]
     file = write_lines(tmp_path / "in.tsv", ["\t".join(shown) + "\n"])
-    convert_features(file, tmp_path / "out.h5", ConversionOptions(workers=1))
+    convert_features(file, tmp_path / "out.h5", FeatureOptions(workers=1))
     np.testing.assert_array_equal(RegionStore(tmp_path / "out.h5")["100"].boxes, IMAGES[0].boxes)

@@ -21,8 +21,8 @@ from tests.regions.formats.samples import (
     write_lines,
     write_npy_folder,
 )
-from vinvl.regions.formats.convert import ConversionOptions, convert_features
-from vinvl.regions.formats.rows import ReadOptions
+from vinvl.regions.formats.convert import convert_features
+from vinvl.regions.formats.rows import FeatureOptions
 
 IMAGES = samples()
 
@@ -138,7 +138,7 @@ def test_files_that_are_at_odds_are_refused(tmp_path: Path, damage: Callable[[Pa
 def test_predictions_that_are_named_may_be_of_more_images(tmp_path: Path) -> None:
     folder = published_folder(tmp_path / "in", IMAGES)
     cut_at_a_line_without_indices(folder)
-    options = ConversionOptions(ReadOptions(DIM), predictions=folder / "predictions.tsv", workers=1)
+    options = FeatureOptions(dim=DIM, predictions=folder / "predictions.tsv", workers=1)
     done = convert_features(folder, tmp_path / "out.h5", options)
     assert done.images == 4 and "has 1 images that" in done.notes[0] and not done.left_out
 

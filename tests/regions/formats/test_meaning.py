@@ -31,8 +31,8 @@ from tests.regions.formats.samples import (
     write_npy_folder,
 )
 from vinvl.regions import RegionStore
-from vinvl.regions.formats.convert import ConversionOptions, convert_features
-from vinvl.regions.formats.rows import ReadOptions
+from vinvl.regions.formats.convert import convert_features
+from vinvl.regions.formats.rows import FeatureOptions
 
 IMAGES = samples()
 
@@ -89,9 +89,9 @@ SOURCES: dict[str, Callable[[Path, list[Sample]], Path]] = {
 def test_an_image_in_which_nothing_was_found_is_an_image(tmp_path: Path, kind: str, empty: list[int]) -> None:
     images = [without_regions(image) if number in empty else image for number, image in enumerate(IMAGES)]
     source = SOURCES[kind](tmp_path / "in", images)
-    read = ReadOptions(DIM if kind in ("columns", "JSON", "tensors") else None)
+    dim = DIM if kind in ("columns", "JSON", "tensors") else None
     labels = tmp_path / "in.pkl" if kind == "tensors" else None
-    done = convert_features(source, tmp_path / "out.h5", ConversionOptions(read, predictions=labels, workers=1))
+    done = convert_features(source, tmp_path / "out.h5", FeatureOptions(dim=dim, predictions=labels, workers=1))
     store = RegionStore(tmp_path / "out.h5")
     assert done.images == 5 and store.verify() == []
     for image in images:

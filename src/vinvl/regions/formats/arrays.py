@@ -16,7 +16,7 @@ import numpy as np
 from vinvl.regions.formats.class_numbers import offset_of
 from vinvl.regions.formats.fields import MOST_BYTES
 from vinvl.regions.formats.lines import Done, Found
-from vinvl.regions.formats.rows import FoundImage, KnownNames, ReadOptions, checked_regions, checked_size, shifted
+from vinvl.regions.formats.rows import FeatureOptions, FoundImage, KnownNames, checked_regions, checked_size, shifted
 from vinvl.regions.regions import Regions
 from vinvl.run.errors import UserError
 from vinvl.run.lines import in_order
@@ -42,7 +42,7 @@ FIELDS = (
 )  # fmt: skip
 
 
-def regions_of_fields(image_id: str, fields: Mapping[str, Any], options: ReadOptions, known: KnownNames) -> Regions:
+def regions_of_fields(image_id: str, fields: Mapping[str, Any], options: FeatureOptions, known: KnownNames) -> Regions:
     """The regions of an image from its named arrays; keys that are not known are left out.
 
     Score tables (R, C) count with their highest number; padding behind the number of boxes is dropped.
@@ -176,7 +176,7 @@ def size_of(path: Path) -> int:
 
 
 def images_of_files(
-    folder: Path, files: Sequence[Path], options: ReadOptions, known: KnownNames, workers: int, done: Done
+    folder: Path, files: Sequence[Path], options: FeatureOptions, known: KnownNames, workers: int, done: Done
 ) -> Iterator[Found]:
     """The images of a folder; the id is the path below the folder without its suffix."""
     for path in files[: done.images]:
@@ -191,12 +191,12 @@ def images_of_files(
 
 
 def _read_batch(
-    paths: list[Path], folder: Path, options: ReadOptions, known: KnownNames
+    paths: list[Path], folder: Path, options: FeatureOptions, known: KnownNames
 ) -> list[tuple[Path, int, Regions | UserError]]:
     return [(path, *_read_file(path, folder, options, known)) for path in paths]
 
 
-def _read_file(path: Path, folder: Path, options: ReadOptions, known: KnownNames) -> tuple[int, Regions | UserError]:
+def _read_file(path: Path, folder: Path, options: FeatureOptions, known: KnownNames) -> tuple[int, Regions | UserError]:
     image_id = path.relative_to(folder).with_suffix("").as_posix()
     try:
         size = size_of(path)

@@ -26,7 +26,7 @@ PART_BYTES = 8 * 2**20
 LONGEST_LINE = MOST_BYTES
 BLOCK_IDS = 100_000
 
-RowReader = Callable[[bytes], tuple[str, Regions]]
+RowReader = Callable[[bytes], tuple[str, Regions | None]]
 
 
 class Found(NamedTuple):
@@ -55,7 +55,7 @@ class RowFormat(Protocol):
     """How the rows of a TSV are read: picklable; what it opens, it opens in the process that reads."""
 
     def reader(self) -> AbstractContextManager[RowReader]:
-        """A function from a line without its end to the file's image id and the regions; raises UserError."""
+        """A function from a line without its end to the image id and, if asked for, the regions; raises UserError."""
         ...
 
 
@@ -128,14 +128,9 @@ def read_part(part: LinePart, rows: RowFormat, done: Done) -> ReadPart:
             try:
                 images.append((number, *read(line.rstrip(b"\r\n"))))
             except UserError as error:
-                images.append((number, "", wrong_row(line, error)))
+                cut = "" if line.endswith(b"\n") else " (the last line, without an end: the file may be cut off)"
+                images.append((number, "", f"{cut}: {error}"))
     return ReadPart(images, np.array(starts, dtype=np.int64), part.stop)
-
-
-def wrong_row(line: bytes, error: UserError) -> str:
-    """What is wrong with a row, to follow its place."""
-    cut = "" if line.endswith(b"\n") else " (the last line, without an end: the file may be cut off)"
-    return f"{cut}: {error}"
 
 
 def images_of_lines(

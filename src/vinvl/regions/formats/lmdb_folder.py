@@ -12,7 +12,7 @@ from typing import IO, NamedTuple
 from vinvl.regions.formats.arrays import regions_of_fields
 from vinvl.regions.formats.fields import MOST_BYTES
 from vinvl.regions.formats.lines import Done, Found
-from vinvl.regions.formats.rows import KnownNames, ReadOptions
+from vinvl.regions.formats.rows import FeatureOptions, KnownNames
 from vinvl.regions.regions import Regions
 from vinvl.run.errors import UserError
 from vinvl.run.restricted_pickle import load_restricted
@@ -160,7 +160,7 @@ def _record(page: bytes, number: int, page_size: int, node: tuple[int, int, int,
 KEYS = b"keys"  # a list of all ids
 
 
-def images_of_lmdb(folder: Path, options: ReadOptions, known: KnownNames, done: Done) -> Iterator[Found]:
+def images_of_lmdb(folder: Path, options: FeatureOptions, known: KnownNames, done: Done) -> Iterator[Found]:
     """The images of an LMDB in the order of their keys, which are the ids; what is cut off comes first.
 
     Raises:
@@ -212,7 +212,7 @@ def _image(
     image_id: str,
     file: IO[bytes],
     record: Record,
-    options: ReadOptions,
+    options: FeatureOptions,
     known: KnownNames,
     position: int,
 ) -> Found:

@@ -5,24 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from vinvl.regions.formats.fields import IdTable, base64_rows, number_of_regions
 from vinvl.regions.formats.lines import (
     LONGEST_LINE,
+    Done,
     HeldIndices,
     LinePart,
     ReadPart,
     RowReader,
     line_index,
     line_parts,
-    wrong_row,
+    read_part,
 )
-from vinvl.regions.formats.rows import GEOMETRY, FoundImage, LeftOut, ReadOptions, checked_regions, checked_size, id_in
+from vinvl.regions.formats.rows import (
+    GEOMETRY,
+    FeatureOptions,
+    FoundImage,
+    LeftOut,
+    checked_regions,
+    checked_size,
+    id_in,
+)
 from vinvl.regions.regions import BACKGROUND, NO_ATTRIBUTE, LabelMap, Regions
 from vinvl.run.errors import UserError
 from vinvl.run.files import parse_json
@@ -253,6 +261,9 @@ def _size_between(geometry: np.ndarray | None, objects: DetectedObjects | None) 
 # A `predictions.tsv` (or `labels.tsv`) of objects, indexed once so that the features find theirs by image id.
 
 
+ObjectsOf = Callable[[str], DetectedObjects]
+
+
 @dataclass(frozen=True)
 class PredictionsFile:
     """A TSV of image id and JSON, with the byte of each image's line in the `IdTable` in `table`. Small to pickle."""
@@ -261,26 +272,25 @@ class PredictionsFile:
     table: Path
 
     @contextmanager
-    def opened(self) -> Iterator[PredictionsReader]:
+    def opened(self) -> Iterator[ObjectsOf]:
+        """What gives the objects of an image id. Raises UserError if the file does not have the image."""
+        table = IdTable(self.table)
         with self.path.open("rb") as file:
-            yield PredictionsReader(self.path, IdTable(self.table), file)
+
+            def objects(image_id: str) -> DetectedObjects:
+                start = table.find(image_id)
+                if start is None:
+                    raise UserError(f"{self.path} has no image {image_id!r}; the two files are not of one run.")
+                file.seek(int(start[0]))
+                return _objects_in(file.readline(LONGEST_LINE).rstrip(b"\r\n"), f"{self.path}, image {image_id!r}")
+
+            yield objects
 
 
-class PredictionsReader:
-    """Objects by image id."""
-
-    def __init__(self, path: Path, table: IdTable, file: IO[bytes]) -> None:
-        self._path, self._table, self._file = path, table, file
-
-    def objects(self, image_id: str) -> DetectedObjects:
-        """Raises UserError if the file does not have the image."""
-        start = self._table.find(image_id)
-        if start is None:
-            raise UserError(f"{self._path} has no image {image_id!r}; the two files are not of one run.")
-        self._file.seek(int(start[0]))
-        image = f"{self._path}, image {image_id!r}"
-        content = self._file.readline(LONGEST_LINE).rstrip(b"\r\n").split(b"\t")
-        return read_objects(parse_json(content[1] if len(content) > 1 else b"", image), image)
+def _objects_in(line: bytes, image: str) -> DetectedObjects:
+    """The objects in the second column of a row."""
+    columns = line.split(b"\t")
+    return read_objects(parse_json(columns[1] if len(columns) > 1 else b"", image), image)
 
 
 class PredictedImages:
@@ -309,16 +319,28 @@ class PredictedImages:
             self._note(more)
 
 
-@dataclass(frozen=True)
-class ScannedPart:
-    """What a part of the TSV has: (line, id) of each image, names, the most attributes of an object, what is wrong."""
+@dataclass
+class _Names:
+    """The names in a part of the TSV, and the most attributes of an object; as `RowFormat` it finds them."""
 
-    images: list[tuple[int, bytes]]
     classes: set[str]
     attributes: set[str]
-    most_attributes: int
-    wrong: list[tuple[int, str]]
-    read: ReadPart
+    most_attributes: int = 0
+
+    @contextmanager
+    def reader(self) -> Iterator[RowReader]:
+        yield self._read
+
+    def _read(self, line: bytes) -> tuple[str, None]:
+        image_id = id_in(line.split(b"\t", 1)[0])
+        objects = _objects_in(line, f"image {image_id!r}")
+        self.take(set(objects.classes), {name for names in objects.attributes for name in names})
+        self.most_attributes = max(self.most_attributes, *map(len, objects.attributes), 0)
+        return image_id, None
+
+    def take(self, classes: set[str], attributes: set[str]) -> None:
+        self.classes |= classes
+        self.attributes |= attributes
 
 
 @dataclass(frozen=True)
@@ -338,49 +360,27 @@ def scan_predictions(path: Path, scratch: Path, workers: int, left_out: LeftOut)
             another one.
     """
     held = HeldIndices(line_index(path), left_out)
-    classes: set[str] = set()
-    attributes: set[str] = set()
-    most, lines, blocks = 0, 0, []
-    for part in in_order(partial(_scan), line_parts(path), workers):
-        for number, wrong in part.wrong:
-            left_out.add(UserError(f"{path} line {lines + number + 1}{wrong}"))
-        held.check(lines, part.read)
-        lines += len(part.read.starts)
-        if part.images:
-            starts = part.read.starts[[number for number, _ in part.images]]
-            blocks.append((np.array([name for _, name in part.images], dtype=np.bytes_), starts[:, None]))
-        classes |= part.classes
-        attributes |= part.attributes
-        most = max(most, part.most_attributes)
+    names, lines, blocks = _Names(set(), set()), 0, []
+    for part, found in in_order(_scan, line_parts(path), workers):
+        for number, _, wrong in part.images:
+            if wrong is not None:
+                left_out.add(UserError(f"{path} line {lines + number + 1}{wrong}"))
+        held.check(lines, part)
+        lines += len(part.starts)
+        if images := [(number, image_id.encode()) for number, image_id, wrong in part.images if wrong is None]:
+            starts = part.starts[[number for number, _ in images]]
+            blocks.append((np.array([image_id for _, image_id in images], dtype=np.bytes_), starts[:, None]))
+        names.take(found.classes, found.attributes)
+        names.most_attributes = max(names.most_attributes, found.most_attributes)
     held.check_end(lines)
     IdTable.write(scratch, blocks, path, left_out.add)
-    return ScannedPredictions(PredictionsFile(path, scratch), label_map_of(classes, attributes), most)
+    label_map = label_map_of(names.classes, names.attributes)
+    return ScannedPredictions(PredictionsFile(path, scratch), label_map, names.most_attributes)
 
 
-def _scan(part: LinePart) -> ScannedPart:
-    images: list[tuple[int, bytes]] = []
-    classes: set[str] = set()
-    attributes: set[str] = set()
-    wrong: list[tuple[int, str]] = []
-    most, starts = 0, []
-    for number, (start, line) in enumerate(part.lines()):
-        starts.append(start)
-        if not line.strip():
-            continue
-        columns = line.rstrip(b"\r\n").split(b"\t")
-        try:
-            image_id = id_in(columns[0])
-            image = f"image {image_id!r}"
-            objects = read_objects(parse_json(columns[1] if len(columns) > 1 else b"", image), image)
-        except UserError as error:
-            wrong.append((number, wrong_row(line, error)))
-            continue
-        images.append((number, image_id.encode()))
-        classes.update(objects.classes)
-        attributes.update(*objects.attributes)
-        most = max(most, *map(len, objects.attributes), 0)
-    read = ReadPart([], np.array(starts, dtype=np.int64), part.stop)
-    return ScannedPart(images, classes, attributes, most, wrong, read)
+def _scan(part: LinePart) -> tuple[ReadPart, _Names]:
+    names = _Names(set(), set())
+    return read_part(part, names, Done()), names
 
 
 # Rows of the TSV files of Oscar and VinVL: `features.tsv` of either dialect, and `predictions.tsv` with features.
@@ -398,7 +398,7 @@ class OscarRows:
         of_predictions: the TSV is a `predictions.tsv`.
     """
 
-    options: ReadOptions
+    options: FeatureOptions
     names: ObjectNames
     predictions: PredictionsFile | None = None
     sizes: Path | None = None
@@ -415,9 +415,7 @@ class OscarRows:
             with self.predictions.opened() as predictions:
                 yield lambda line: self._features(line, sizes, predictions)
 
-    def _features(
-        self, line: bytes, sizes: SizesOrAssumed, predictions: PredictionsReader | None
-    ) -> tuple[str, Regions]:
+    def _features(self, line: bytes, sizes: SizesOrAssumed, predictions: ObjectsOf | None) -> tuple[str, Regions]:
         columns = line.split(b"\t")
         image_id = id_in(columns[0])
         try:
@@ -425,15 +423,14 @@ class OscarRows:
         except UserError as error:
             raise UserError(f"image {image_id!r}: {error}") from None
         features, geometry = split_geometry(rows, self.options.oscar_dim)
-        objects = predictions.objects(image_id) if predictions else None
+        objects = predictions(image_id) if predictions else None
         found = joined(image_id, features, geometry, objects, sizes.of(image_id, objects is None), self.names)
         return image_id, checked_regions(found, self.options)
 
     def _prediction(self, line: bytes, sizes: SizesOrAssumed) -> tuple[str, Regions]:
-        columns = line.split(b"\t")
-        image_id = id_in(columns[0])
+        image_id = id_in(line.split(b"\t", 1)[0])
         image = f"image {image_id!r}"
-        objects = read_objects(parse_json(columns[1] if len(columns) > 1 else b"", image), image)
+        objects = _objects_in(line, image)
         found = joined(image_id, own_features(objects, image), None, objects, sizes.of(image_id, False), self.names)
         return image_id, checked_regions(found, self.options)
 

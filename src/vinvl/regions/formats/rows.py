@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from vinvl.regions.formats.fields import check_pattern, id_by_pattern
+from vinvl.regions.layout import FEATURE_DTYPES
 from vinvl.regions.regions import Regions
 from vinvl.regions.verify import BOX_TOLERANCE, INVERSION_TOLERANCE
 from vinvl.run.errors import UserError
@@ -70,41 +74,83 @@ class LeftOut:
 
 
 ID_PATTERN = "features.id_pattern"
+FILES = ("predictions", "sizes", "labels")
+PositiveInt = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 OSCAR_DIM = 2048
 GEOMETRY = 6  # numbers behind the feature in a region row of Oscar: x1/W, y1/H, x2/W, y2/H, w/W, h/H
 
 
-@dataclass(frozen=True)
-class ReadOptions:
-    """What files do not say about themselves.
+class FeatureOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The section `features` of conf/convert.yaml: what files do not say about themselves, and what is to be made.
 
     Attributes:
-        feature_dim: D, which all features must have; None for what they have. Oscar's rows, which are D numbers wide,
-            or D + 6 with the geometry of the box, are then of 2048.
-        feature_dtype: "float16" or "float32".
+        dim: D, which all features must have; None for what they have. Oscar's rows, which are D numbers wide, or D + 6
+            with the geometry of the box, are then of 2048.
+        dtype: "float16" or "float32".
         class_offset: added to class and attribute numbers; None for what the format needs. The store's 0 is the
             background, and some extractors leave it out, so that their 0 is the first class.
         id_pattern: regular expression whose first group in the file's image id is the store's; None takes it as it is.
         assume_size: (width, height) of images whose size nothing tells; boxes are then no pixels.
         clip_boxes: cut boxes off at the border of the image rather than refuse what lies outside of it.
+        predictions: file of boxes, classes and attributes; None for the `predictions.tsv` beside a `features.tsv`.
+        sizes: file of image widths and heights.
+        labels: label map of the detector; None takes the names of the predictions in alphabetical order.
+        detector: which detector made the features, with its settings, as the store will say.
+        images_per_shard: makes a folder of shards; None makes one file.
+        workers: processes that decode; None for one a core.
+        on_damaged: "refuse" the first damaged or repeated row or file, or "skip" them and name them at the end.
     """
 
-    feature_dim: int | None = None
-    feature_dtype: str = "float16"
-    class_offset: int | None = None
+    predictions: Path | None = None
+    sizes: Path | None = None
+    assume_size: tuple[PositiveInt, PositiveInt] | None = None
+    labels: Path | None = None
+    detector: str | None = None
+    dtype: str = "float16"
+    dim: PositiveInt | None = None
+    class_offset: Annotated[int, msgspec.Meta(ge=0)] | None = None
     id_pattern: str | None = None
-    assume_size: tuple[int, int] | None = None
     clip_boxes: bool = False
+    on_damaged: str = REFUSE
+    images_per_shard: PositiveInt | None = None
+    workers: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a choice that there is not, and a pattern that is none or has no group."""
+        for name, choices in (("dtype", FEATURE_DTYPES), ("on_damaged", ON_DAMAGED)):
+            if getattr(self, name) not in choices:
+                given = shown(getattr(self, name))
+                raise UserError(f"features.{name} is {given}; choose one of {', '.join(choices)}.")
+        if self.id_pattern is not None:
+            check_pattern(self.id_pattern, ID_PATTERN)
 
     @property
     def oscar_dim(self) -> int:
         """D of Oscar's rows."""
-        return self.feature_dim or OSCAR_DIM
+        return self.dim or OSCAR_DIM
 
-    def __post_init__(self) -> None:
-        """Raises UserError for a pattern that is no regular expression or has no group."""
-        if self.id_pattern is not None:
-            check_pattern(self.id_pattern, ID_PATTERN)
+
+def options_of(settings: Mapping[str, Any]) -> FeatureOptions:
+    """Checked options; what is not given is as in conf/convert.yaml.
+
+    Raises:
+        UserError: a setting is not known or not usable; the sentence names it.
+    """
+    known = FeatureOptions.__struct_fields__
+    given = dict(settings)
+    for name, value in settings.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean features.{close[0]}?" if close else f"there are {', '.join(known)}."
+            raise UserError(f"There is no setting features.{name}: {hint}")
+        if name in ("detector", "id_pattern", *FILES) and type(value) in (int, float):
+            given[name] = str(value)  # YAML took it for a number
+    try:
+        return msgspec.convert(given, FeatureOptions, dec_hook=lambda kind, value: kind(value).expanduser())
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$.")
+        name = place.strip("`").split("[")[0]
+        raise UserError(f"features.{name} is {shown(settings[name])}: {reason.lower()}.") from None
 
 
 class KnownNames(NamedTuple):
@@ -138,7 +184,7 @@ class FoundImage:
     attribute_scores: npt.ArrayLike | None = None
 
 
-def checked_regions(found: FoundImage, options: ReadOptions) -> Regions:
+def checked_regions(found: FoundImage, options: FeatureOptions) -> Regions:
     """The regions in the data types of the store.
 
     Raises:
@@ -154,7 +200,7 @@ def checked_regions(found: FoundImage, options: ReadOptions) -> Regions:
         scores = np.zeros(attributes.shape) if found.attribute_scores is None else scores  # the store refuses the rest
     return Regions(
         image_id=id_by_pattern(found.image_id, options.id_pattern, ID_PATTERN),
-        features=_features(found.features, options.feature_dtype, image),
+        features=_features(found.features, options.dtype, image),
         boxes=_boxes(found.boxes, count, found.size, image, clip=options.clip_boxes),
         classes=_numbers(found.classes, count, f"{image}: classes", np.int32),
         class_scores=_numbers(found.class_scores, count, f"{image}: class_scores", np.float32),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -18,6 +20,7 @@ from vinvl.regions.formats.lines import (
     Found,
     ImageIndex,
     RowFormat,
+    TsvIndex,
     images_of_lines,
     line_index,
     write_sizes,
@@ -31,9 +34,9 @@ from vinvl.regions.formats.oscar import (
     SizesOrAssumed,
     scan_predictions,
 )
-from vinvl.regions.formats.rows import SKIP, KnownNames, LeftOut, ReadOptions
+from vinvl.regions.formats.rows import SKIP, FeatureOptions, KnownNames, LeftOut
 from vinvl.regions.formats.tensors import LabelPickle, images_of_tensors
-from vinvl.regions.formats.tsv import BOTTOM_UP_COLUMNS, LXMERT_COLUMNS, BottomUpRows, LxmertRows
+from vinvl.regions.formats.tsv import BOTTOM_UP_COLUMNS, LXMERT_COLUMNS, ColumnRows
 from vinvl.regions.layout import MANIFEST_NAME, open_hdf5
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
@@ -162,15 +165,6 @@ TSV_OF_OSCAR = (Format.OSCAR_TSV, Format.PREDICTIONS_TSV)
 
 
 @dataclass(frozen=True)
-class SourceFiles:
-    """Files beside the features; None is what is not given."""
-
-    predictions: Path | None
-    sizes: Path | None
-    labels: LabelMap | None
-
-
-@dataclass(frozen=True)
 class OpenedSource:
     """Images in the order of the source, the names of their classes and attributes, and the bytes of features."""
 
@@ -195,96 +189,103 @@ def files_read(found: FoundFiles, predictions: Path | None) -> dict[str, list[Pa
     return read | ({"predictions": [predictions]} if predictions else {})
 
 
-def open_source(
-    found: FoundFiles,
-    files: SourceFiles,
-    options: ReadOptions,
-    scratch: Path,
-    workers: int,
-    left_out: LeftOut,
-    done: Done,
-) -> OpenedSource:
-    """Makes index tables in the folder `scratch`, which must stay while images are read.
+@dataclass(frozen=True)
+class Source:
+    """Features that were found, and all that their reading asks for.
 
+    Attributes:
+        labels: label map that is given.
+        scratch: folder for index tables, which must stay while images are read.
+        done: by an earlier run.
+    """
+
+    found: FoundFiles
+    options: FeatureOptions
+    labels: LabelMap | None
+    scratch: Path
+    left_out: LeftOut
+    done: Done
+
+    @cached_property
+    def total_bytes(self) -> int:
+        return sum(map(size_of, self.found.files or (self.found.path,)))
+
+    @property
+    def workers(self) -> int:
+        given = self.options.workers if self.options.workers is not None else os.cpu_count() or 1
+        return 1 if self.total_bytes < SMALL else given
+
+    def images_of(self, rows: RowFormat, indices: list[TsvIndex]) -> Iterator[Found]:
+        """The images of a TSV."""
+        return images_of_lines(self.found.path, rows, indices, self.workers, self.left_out, self.done)
+
+
+def open_source(source: Source) -> OpenedSource:
+    """
     Raises:
         UserError: a file beside the features is missing, wrong, or of no use to this format.
     """
-    for path, name in ((files.predictions, "predictions"), (files.sizes, "sizes")):
+    found, options = source.found, source.options
+    for path, name in ((options.predictions, "predictions"), (options.sizes, "sizes")):
         if path is not None and not path.is_file():
             raise UserError(f"{path} does not exist; check features.{name}=FILE.")
         if path is not None and found.format not in (*TSV_OF_OSCAR, Format.TENSORS):
             raise UserError(f"{found.path} is a {found.format.value}, which features.{name} is of no use to.")
-    total = sum(map(size_of, found.files or (found.path,)))
-    workers = 1 if total < SMALL else workers
-    sizes = scratch / "sizes" if files.sizes else None
-    if files.sizes and sizes:
-        write_sizes(files.sizes, sizes, left_out)
+    sizes = source.scratch / "sizes" if options.sizes else None
+    if options.sizes and sizes:
+        write_sizes(options.sizes, sizes, source.left_out)
     if found.format is Format.TENSORS:
-        return _tensors(found.path, files, sizes, options, total, left_out, done)
+        return _tensors(source, sizes)
     if found.format in TSV_OF_OSCAR:
-        return _oscar(found, files, sizes, options, scratch, workers, left_out, done)
-    label_map = files.labels or UNKNOWN
+        return _oscar(source, sizes)
+    label_map = source.labels or UNKNOWN
     known = KnownNames(len(label_map.classes), len(label_map.attributes))
     if found.format is Format.LMDB:
-        return OpenedSource(images_of_lmdb(found.path, options, known, done), label_map, total)
-    if found.files:
-        return OpenedSource(images_of_files(found.path, found.files, options, known, workers, done), label_map, total)
-    rows: RowFormat = LxmertRows(options, known) if found.format is Format.LXMERT_TSV else BottomUpRows(options)
-    images = images_of_lines(found.path, rows, line_index(found.path), workers, left_out, done)
-    return OpenedSource(images, label_map, total)
+        images = images_of_lmdb(found.path, options, known, source.done)
+    elif found.files:
+        images = images_of_files(found.path, found.files, options, known, source.workers, source.done)
+    else:
+        columns = LXMERT_COLUMNS if found.format is Format.LXMERT_TSV else BOTTOM_UP_COLUMNS
+        images = source.images_of(ColumnRows(columns, options, known), line_index(found.path))
+    return OpenedSource(images, label_map, source.total_bytes)
 
 
-def _oscar(
-    found: FoundFiles,
-    files: SourceFiles,
-    sizes: Path | None,
-    options: ReadOptions,
-    scratch: Path,
-    workers: int,
-    left_out: LeftOut,
-    done: Done,
-) -> OpenedSource:
-    path, indices = found.path, line_index(found.path)
+def _oscar(source: Source, sizes: Path | None) -> OpenedSource:
+    path, indices, left_out = source.found.path, line_index(source.found.path), source.left_out
+    given = source.options.predictions
     beside = path.with_name(PREDICTIONS_TSV)
-    predictions = files.predictions
-    if path.name == FEATURES_TSV and predictions is None and beside.is_file():
-        predictions = beside
+    predictions = given or (beside if path.name == FEATURES_TSV and beside.is_file() else None)
     if path.name == FEATURES_TSV and (ids := path.with_name("imageid2idx.json")).is_file():
-        indices.append(ImageIndex(ids, path, scratch / "images", left_out.skips, of_bytes=False))
+        indices.append(ImageIndex(ids, path, source.scratch / "images", left_out.skips, of_bytes=False))
     if (offsets := path.with_name(f"{path.stem}_offset_map.json")).is_file():
-        indices.append(ImageIndex(offsets, path, scratch / "offsets", left_out.skips, of_bytes=True))
-    of_predictions = found.format is Format.PREDICTIONS_TSV
+        indices.append(ImageIndex(offsets, path, source.scratch / "offsets", left_out.skips, of_bytes=True))
+    of_predictions = source.found.format is Format.PREDICTIONS_TSV
     scanned: ScannedPredictions | None = None
     if of_predictions or predictions:
         of_objects = path if of_predictions else predictions or path
-        told_later = LeftOut(SKIP, scratch) if of_predictions else left_out  # its rows are read once more as features
-        scanned = scan_predictions(of_objects, scratch / "predictions", workers, told_later)
+        told_later = (
+            LeftOut(SKIP, source.scratch) if of_predictions else left_out
+        )  # its rows are read again as features
+        scanned = scan_predictions(of_objects, source.scratch / "predictions", source.workers, told_later)
     if scanned and not of_predictions:
-        indices.append(PredictedImages(scanned.file, path, left_out.notes.append if files.predictions else None))
-    label_map = files.labels or (scanned.label_map if scanned else UNKNOWN)
+        indices.append(PredictedImages(scanned.file, path, left_out.notes.append if given else None))
+    label_map = source.labels or (scanned.label_map if scanned else UNKNOWN)
     rows = OscarRows(
-        options,
+        source.options,
         ObjectNames.of(label_map, scanned.most_attributes if scanned else 0),
         predictions=scanned.file if scanned and not of_predictions else None,
         sizes=sizes,
         of_predictions=of_predictions,
     )
-    return OpenedSource(images_of_lines(path, rows, indices, workers, left_out, done), label_map, size_of(path))
+    return OpenedSource(source.images_of(rows, indices), label_map, source.total_bytes)
 
 
-def _tensors(
-    path: Path,
-    files: SourceFiles,
-    sizes: Path | None,
-    options: ReadOptions,
-    total_bytes: int,
-    left_out: LeftOut,
-    done: Done,
-) -> OpenedSource:
-    if files.predictions and files.predictions.suffix == ".tsv":
-        raise UserError(f"{files.predictions}: boxes and classes for {path} are read from a label pickle, not a TSV.")
-    labels = LabelPickle(files.predictions, left_out) if files.predictions else None
-    label_map = files.labels or (labels.label_map() if labels else UNKNOWN)
+def _tensors(source: Source, sizes: Path | None) -> OpenedSource:
+    path, options = source.found.path, source.options
+    if options.predictions and options.predictions.suffix == ".tsv":
+        raise UserError(f"{options.predictions}: boxes and classes for {path} are read from a label pickle, not a TSV.")
+    labels = LabelPickle(options.predictions, source.left_out) if options.predictions else None
+    label_map = source.labels or (labels.label_map() if labels else UNKNOWN)
     assumed = SizesOrAssumed(sizes, options.assume_size)
-    images = images_of_tensors(path, labels, ObjectNames.of(label_map, 0), assumed, options, done)
-    return OpenedSource(images, label_map, total_bytes)
+    images = images_of_tensors(path, labels, ObjectNames.of(label_map, 0), assumed, options, source.done)
+    return OpenedSource(images, label_map, source.total_bytes)

@@ -20,7 +20,7 @@ from vinvl.regions.formats.oscar import (
     size_in,
     split_geometry,
 )
-from vinvl.regions.formats.rows import GEOMETRY, LeftOut, ReadOptions, checked_regions
+from vinvl.regions.formats.rows import GEOMETRY, FeatureOptions, LeftOut, checked_regions
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes
@@ -133,7 +133,12 @@ def _rows_of(tensor: Any, dim: int, file_bytes: int) -> np.ndarray:
 
 
 def images_of_tensors(
-    path: Path, labels: LabelPickle | None, names: ObjectNames, sizes: SizesOrAssumed, options: ReadOptions, done: Done
+    path: Path,
+    labels: LabelPickle | None,
+    names: ObjectNames,
+    sizes: SizesOrAssumed,
+    options: FeatureOptions,
+    done: Done,
 ) -> Iterator[Found]:
     """The images of a `.pt` file in its order; of one that is no table of region rows, or does not fit its labels, a
     sentence that names file and image.

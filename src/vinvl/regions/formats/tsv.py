@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import numpy as np
 
 from vinvl.regions.formats.fields import base64_rows, number_of_regions
 from vinvl.regions.formats.lines import RowReader
 from vinvl.regions.formats.rows import (
+    FeatureOptions,
     FoundImage,
     KnownNames,
-    ReadOptions,
     checked_regions,
     checked_size,
     id_in,
@@ -27,36 +29,11 @@ LXMERT_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class BottomUpRows:
-    """`RowFormat` of bottom-up-attention's TSV, which has no classes."""
+class ColumnRows:
+    """`RowFormat` of a TSV with these columns. LXMERT's numbers leave the background out: its 0 is the store's 1."""
 
-    options: ReadOptions
-
-    @contextmanager
-    def reader(self) -> Iterator[RowReader]:
-        yield self._read
-
-    def _read(self, line: bytes) -> tuple[str, Regions]:
-        row = columns_of(line, BOTTOM_UP_COLUMNS)
-        image_id = id_in(row["image_id"])
-        try:
-            count = number_of_regions(row["num_boxes"])
-            found = FoundImage(
-                image_id,
-                features=base64_rows(row["features"], count, None, "features", "<f4"),
-                boxes=base64_rows(row["boxes"], count, (4,), "boxes", "<f4"),
-                size=checked_size(row["image_w"], row["image_h"], "the row"),
-            )
-        except UserError as error:
-            raise UserError(f"image {image_id!r}: {error}") from None
-        return image_id, checked_regions(found, self.options)
-
-
-@dataclass(frozen=True)
-class LxmertRows:
-    """`RowFormat` of LXMERT's TSV. Its classes and attributes leave the background out: its 0 is the store's 1."""
-
-    options: ReadOptions
+    columns: tuple[str, ...]
+    options: FeatureOptions
     known: KnownNames
 
     @contextmanager
@@ -64,31 +41,34 @@ class LxmertRows:
         yield self._read
 
     def _read(self, line: bytes) -> tuple[str, Regions]:
-        row = columns_of(line, LXMERT_COLUMNS)
-        image_id = id_in(row["img_id"])
-        offset = 1 if self.options.class_offset is None else self.options.class_offset
+        values = line.split(b"\t")
+        if len(values) != len(self.columns):
+            expected = f"{len(self.columns)}: {', '.join(self.columns)}"
+            raise UserError(f"the row has {len(values)} columns, expected {expected}.")
+        row = dict(zip(self.columns, values, strict=True))
+        image_id = id_in(values[0])
         try:
             count = number_of_regions(row["num_boxes"])
-            classes = base64_rows(row["objects_id"], count, (1,), "objects_id", "<i8")[:, 0]
-            attributes = base64_rows(row["attrs_id"], count, (1,), "attrs_id", "<i8")
             found = FoundImage(
                 image_id,
                 features=base64_rows(row["features"], count, None, "features", "<f4"),
                 boxes=base64_rows(row["boxes"], count, (4,), "boxes", "<f4"),
-                size=checked_size(row["img_w"], row["img_h"], "the row"),
-                classes=shifted(classes, offset, self.known.classes, "objects_id"),
-                class_scores=base64_rows(row["objects_conf"], count, (1,), "objects_conf", "<f4")[:, 0],
-                attributes=shifted(attributes, offset, self.known.attributes, "attrs_id"),
-                attribute_scores=base64_rows(row["attrs_conf"], count, (1,), "attrs_conf", "<f4"),
+                size=checked_size(*(row.get(f"image_{side}", row.get(f"img_{side}")) for side in "wh"), "the row"),
+                **(self._objects(row, count) if "objects_id" in row else {}),
             )
         except UserError as error:
             raise UserError(f"image {image_id!r}: {error}") from None
         return image_id, checked_regions(found, self.options)
 
-
-def columns_of(line: bytes, names: tuple[str, ...]) -> dict[str, bytes]:
-    """The columns of a row by name. Raises UserError if there are more or fewer."""
-    columns = line.split(b"\t")
-    if len(columns) != len(names):
-        raise UserError(f"the row has {len(columns)} columns, expected {len(names)}: {', '.join(names)}.")
-    return dict(zip(names, columns, strict=True))
+    def _objects(self, row: Mapping[str, bytes], count: int) -> dict[str, np.ndarray]:
+        offset = 1 if self.options.class_offset is None else self.options.class_offset
+        columns = {
+            name: base64_rows(row[name], count, (1,), name, "<i8" if name.endswith("id") else "<f4")
+            for name in ("objects_id", "attrs_id", "objects_conf", "attrs_conf")
+        }
+        return {
+            "classes": shifted(columns["objects_id"][:, 0], offset, self.known.classes, "objects_id"),
+            "class_scores": columns["objects_conf"][:, 0],
+            "attributes": shifted(columns["attrs_id"], offset, self.known.attributes, "attrs_id"),
+            "attribute_scores": columns["attrs_conf"],
+        }
