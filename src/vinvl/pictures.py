@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vinvl.data.columns import TextColumn
 from vinvl.regions.checks import encoded_id
-from vinvl.regions.formats.fields import check_pattern, id_by_pattern
+from vinvl.regions.formats.rows import check_pattern, id_by_pattern
 from vinvl.run.errors import UserError
 from vinvl.run.values import shown
 

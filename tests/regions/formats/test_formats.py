@@ -33,7 +33,7 @@ from tests.regions.formats.samples import (
 )
 from vinvl.convert import convert
 from vinvl.regions import RegionStore
-from vinvl.regions.formats import lines, source
+from vinvl.regions.formats import source, tsv
 from vinvl.run import lines as worker_pool
 from vinvl.run.errors import UserError
 
@@ -225,7 +225,7 @@ def test_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.Monke
     folder = published_folder(tmp_path / "in", samples(200))
     run(folder, tmp_path / "one.h5", "workers=1")
     monkeypatch.setattr(source, "SMALL", 0)
-    monkeypatch.setattr(lines, "PART_BYTES", 1000)
+    monkeypatch.setattr(tsv, "PART_BYTES", 1000)
     run(folder, tmp_path / "two.h5", "workers=2")
     assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
     assert_features(RegionStore(tmp_path / "two.h5"), samples(200))

@@ -32,7 +32,7 @@ from tests.regions.formats.samples import (
     write_npy_folder,
 )
 from vinvl.regions import writer
-from vinvl.regions.formats import fields as base64_arrays
+from vinvl.regions.formats import rows as base64_arrays
 from vinvl.run.errors import UserError
 from vinvl.run.restricted_pickle import load_restricted
 

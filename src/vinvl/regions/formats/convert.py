@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 
 from vinvl.regions.feature_record import differences
-from vinvl.regions.formats.lines import Done, Found
 from vinvl.regions.formats.oscar import with_background
 from vinvl.regions.formats.rows import LONGEST_REASON, OSCAR_DIM, FeatureOptions, LeftOut, options_of
 from vinvl.regions.formats.source import FoundFiles, Source, files_read, find_features, open_source
+from vinvl.regions.formats.tsv import Done, Found
 from vinvl.regions.layout import ShardHeader
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.writer import RegionStoreWriter, Unfinished, shard_files
@@ -207,9 +207,9 @@ class _Taken:
 
     def note(self) -> dict[str, Any]:
         """For the shard that is finished now."""
-        told = msgspec.to_builtins(self._now)
+        told: dict[str, Any] = msgspec.to_builtins(self._now)
         self._now.left_out = []
-        return told  # type: ignore[no-any-return]
+        return told
 
 
 class _Shape(NamedTuple):

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from vinvl.regions.formats.arrays import regions_of_fields
-from vinvl.regions.formats.fields import MOST_BYTES
-from vinvl.regions.formats.lines import Done, Found
-from vinvl.regions.formats.rows import FeatureOptions, KnownNames
+from vinvl.regions.formats.rows import MOST_BYTES, FeatureOptions, KnownNames
+from vinvl.regions.formats.tsv import Done, Found
 from vinvl.regions.regions import Regions
 from vinvl.run.errors import UserError
 from vinvl.run.restricted_pickle import load_restricted

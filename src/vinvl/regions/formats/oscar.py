@@ -10,8 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from vinvl.regions.formats.fields import IdTable, base64_rows, number_of_regions
-from vinvl.regions.formats.lines import (
+from vinvl.regions.formats.rows import (
+    GEOMETRY,
+    FeatureOptions,
+    FoundImage,
+    IdTable,
+    LeftOut,
+    base64_rows,
+    checked_regions,
+    checked_size,
+    id_in,
+    number_of_regions,
+)
+from vinvl.regions.formats.tsv import (
     LONGEST_LINE,
     Done,
     HeldIndices,
@@ -21,15 +32,6 @@ from vinvl.regions.formats.lines import (
     line_index,
     line_parts,
     read_part,
-)
-from vinvl.regions.formats.rows import (
-    GEOMETRY,
-    FeatureOptions,
-    FoundImage,
-    LeftOut,
-    checked_regions,
-    checked_size,
-    id_in,
 )
 from vinvl.regions.regions import BACKGROUND, NO_ATTRIBUTE, LabelMap, Regions
 from vinvl.run.errors import UserError

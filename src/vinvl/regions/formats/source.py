@@ -14,17 +14,6 @@ from pathlib import Path
 from typing import IO
 
 from vinvl.regions.formats.arrays import image_files, images_of_files, info_of, size_of
-from vinvl.regions.formats.lines import (
-    LONGEST_LINE,
-    Done,
-    Found,
-    ImageIndex,
-    RowFormat,
-    TsvIndex,
-    images_of_lines,
-    line_index,
-    write_sizes,
-)
 from vinvl.regions.formats.lmdb_folder import images_of_lmdb
 from vinvl.regions.formats.oscar import (
     ObjectNames,
@@ -36,7 +25,20 @@ from vinvl.regions.formats.oscar import (
 )
 from vinvl.regions.formats.rows import SKIP, FeatureOptions, KnownNames, LeftOut
 from vinvl.regions.formats.tensors import LabelPickle, images_of_tensors
-from vinvl.regions.formats.tsv import BOTTOM_UP_COLUMNS, LXMERT_COLUMNS, ColumnRows
+from vinvl.regions.formats.tsv import (
+    BOTTOM_UP_COLUMNS,
+    LONGEST_LINE,
+    LXMERT_COLUMNS,
+    ColumnRows,
+    Done,
+    Found,
+    ImageIndex,
+    RowFormat,
+    TsvIndex,
+    images_of_lines,
+    line_index,
+    write_sizes,
+)
 from vinvl.regions.layout import MANIFEST_NAME, open_hdf5
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from vinvl.regions.formats.fields import MOST_BYTES
-from vinvl.regions.formats.lines import Done, Found
 from vinvl.regions.formats.oscar import (
     DetectedObjects,
     ObjectNames,
@@ -20,7 +18,8 @@ from vinvl.regions.formats.oscar import (
     size_in,
     split_geometry,
 )
-from vinvl.regions.formats.rows import GEOMETRY, FeatureOptions, LeftOut, checked_regions
+from vinvl.regions.formats.rows import GEOMETRY, MOST_BYTES, FeatureOptions, LeftOut, checked_regions
+from vinvl.regions.formats.tsv import Done, Found
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes
