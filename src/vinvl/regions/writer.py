@@ -146,7 +146,7 @@ class Unfinished:
         lost = f"delete {self.folder}, what it holds is lost."
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({error}): {lost}") from None
@@ -162,7 +162,7 @@ class Unfinished:
         Raises:
             UserError: it cannot be written.
         """
-        with failure_told(self.folder, "check folder, permissions and room"):
+        with failure_told(self.target, "check folder, permissions and room"):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "settings.json").exists():
                 write_text_atomically(self.folder / "settings.json", json.dumps(settings, indent=1))
@@ -179,7 +179,7 @@ class Unfinished:
     @contextmanager
     def locked(self, process: int) -> Iterator[None]:
         """Keeps others from working as the same process. Raises UserError if one does."""
-        with failure_told(self.folder, "check folder, permissions and room"):
+        with failure_told(self.target, "check folder, permissions and room"):
             descriptor = os.open(self.folder / f"{process:05d}.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if lock(descriptor) is False:
