@@ -193,13 +193,12 @@ class Unfinished:
 
     def shards(self) -> list[Shard]:
         """The finished shards without those that are plainly damaged, whose images are to be made again."""
-        return [shard for path in shard_files(self.folder) if (shard := _sound(path)) is not None]
+        return [shard for _, shard in _opened(shard_files(self.folder)) if shard is not None]
 
     def first_shards(self) -> list[Shard]:
         """The shards of process 0 up to the first that is missing or damaged; they are read through for that."""
         found: list[Shard] = []
-        for number, path in enumerate(shard_files(self.folder, process=0)):
-            shard = _sound(path)
+        for number, (path, shard) in enumerate(_opened(shard_files(self.folder, process=0))):
             if path.stem != f"00000-{number:05d}" or shard is None or any(unlike_written(shard)):
                 break
             shard.close()
@@ -242,15 +241,19 @@ class Unfinished:
         return len(wanted)
 
 
-def _sound(path: Path) -> Shard | None:
-    """A shard that can be opened, with the offsets, sizes and ids that it was written with."""
-    try:
-        shard = Shard(read_header(path))
-        sound = shard.header.checksums is not None and not any(quick_problems(shard))
-        shard.close()
-    except UserError:
-        return None
-    return shard if sound else None
+def _opened(paths: Iterable[Path]) -> Iterator[tuple[Path, Shard | None]]:
+    """Each file, as a shard if it can be opened and has the offsets, sizes and ids that it was written with."""
+    labels: LabelMap | None = None
+    for path in paths:
+        try:
+            header = read_header(path)
+            labels = header.label_map if labels != header.label_map else labels
+            shard = Shard(replace(header, label_map=labels))  # one label map for all: it is larger than all the rest
+            sound = header.checksums is not None and not any(quick_problems(shard))
+            shard.close()
+        except UserError:
+            sound = False
+        yield path, shard if sound else None
 
 
 def _in_order(sources: Sequence[RowSource], order: Iterable[str]) -> Selection:
@@ -408,10 +411,13 @@ class RegionStoreWriter:
             self._remove()
 
     def _sources(self) -> list[ShardRows]:
-        shards = [Shard(read_header(path)) for path in shard_files(self._folder)]
-        for shard in shards:
+        sources = []
+        for path, shard in _opened(shard_files(self._folder)):
+            if shard is None:
+                raise UserError(f"{path} was damaged while it was in work: write the store again.")
             refuse_other(shard, self._attributes)
-        return [ShardRows(shard) for shard in shards]
+            sources.append(ShardRows(shard))
+        return sources
 
     def _finish(self) -> None:
         sources = self._sources()
