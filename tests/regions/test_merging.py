@@ -9,7 +9,7 @@ import pytest
 
 from tests.regions.samples import assert_same, make_regions, write
 from vinvl.regions import RegionStore
-from vinvl.regions import writer as merging_module
+from vinvl.regions import merging as merging_module
 from vinvl.regions.__main__ import main
 from vinvl.regions.merging import merge_stores, shard_path
 from vinvl.run.errors import UserError

@@ -402,12 +402,9 @@ class RegionStoreWriter:
         self._remove()
 
     def _leave(self, error: BaseException | None) -> None:
-        """What an error ends is dropped, unless it is nothing that was added which is at fault."""
-        from_outside = not isinstance(error, Exception) or (
-            isinstance(error, UserError) and error.__cause__ is not None
-        )
+        """Drops the work, but for work that goes on and that a person or the system has stopped."""
         self._closed = True
-        if not (self._goes_on and from_outside):
+        if isinstance(error, Exception) or not self._goes_on:
             self._remove()
 
     def _sources(self) -> list[ShardRows]:

@@ -208,7 +208,7 @@ def refused(source: Path, folder: Path, *options: str) -> str:
     before = sorted(folder.rglob("*"))
     with pytest.raises(UserError) as raised:
         run(source, folder / "out.h5", *options)
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(folder.rglob("*")) == before, (sorted(folder.rglob("*")), str(raised.value))
     sentence = str(raised.value)
     assert "\n" not in sentence, sentence
     return sentence

@@ -105,7 +105,7 @@ def killed(source: Path, target: Path, settings: list[str], call: int, patch: py
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (call, status)
 
 
 def content(folder: Path) -> dict[str, bytes]:

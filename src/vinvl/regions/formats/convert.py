@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from vinvl.regions.layout import ShardHeader
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.writer import RegionStoreWriter, Unfinished, shard_files
 from vinvl.run.errors import UserError
-from vinvl.run.files import read_bytes, refuse_existing, work_folder
+from vinvl.run.files import read_bytes, refuse_existing, remove_leftovers, work_folder
 from vinvl.run.progress import Show, progress
 
 LEADING = 8  # images with regions that are looked at before the shape of the store is settled
@@ -76,6 +77,7 @@ def convert_features(source: str | Path, target: str | Path, options: FeatureOpt
     begun = unfinished.settings()
     if begun is None and os.path.lexists(target) and shard_files(unfinished.folder):
         unfinished.discard()  # of a run that was killed when all was done
+        remove_leftovers(target.parent, re.escape(target.name))
     refuse_existing(target)
     found = find_features(Path(source))
     facts = _facts(found, options)
@@ -145,7 +147,8 @@ def _facts(found: FoundFiles, options: FeatureOptions) -> dict[str, Any]:
     """What a store follows from, which must be the same for work on it to go on; of files size and time of change."""
     read = {name: _identity(files) for name, files in files_read(found, options.predictions).items()}
     read |= {name: _identity([path]) for name in ("sizes", "labels") if (path := getattr(options, name)) is not None}
-    given = {name: value for name, value in msgspec.to_builtins(options, enc_hook=str).items() if name != "workers"}
+    given: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(options, enc_hook=str))
+    del given["workers"]
     return {**given, "format": found.format.value, **read}
 
 
