@@ -92,7 +92,7 @@ def test_two_processes_make_the_same_store(tmp_path: Path) -> None:
 def test_control_c_keeps_what_was_done(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures", 40)
     with subprocess.Popen(
-        command(tmp_path, "shard_seconds=0.1"),
+        command(tmp_path, "shard_seconds=0"),
         cwd=tmp_path,
         env=environment(tmp_path),
         stdout=subprocess.PIPE,
