@@ -66,7 +66,7 @@ def broken_pictures(folder: Path) -> dict[str, str]:
     (folder / "head.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     save(folder / "float.tif", Image.fromarray(np.zeros((4, 4), dtype=np.float32)))
     return {
-        "text.jpg": "no picture",
+        "text.jpg": "not a picture",
         "empty.png": "empty",
         "cut.jpg": "cut off",
         "bomb.png": "max_pixels",
