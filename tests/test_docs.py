@@ -5,8 +5,9 @@ import ast
 import importlib.util
 import json
 import re
+import runpy
 import shlex
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,19 +16,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vinvl.pretraining.command import _parser as corpus_parser
 from vinvl.regions import RegionStore
-from vinvl.regions.__main__ import _parser as regions_parser
 from vinvl.run.folders import config_directory, open_sections, register_resolvers, task_as_a_value
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 DOORS = ("train", "evaluate", "predict", "pretrain_finetune", "extract", "report", "convert", "train_detector")
 DOOR = re.compile(rf"^(?:python|torchrun .*?) ?-m vinvl\.({'|'.join(DOORS)})\b(.*)$")
-PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
-    "python -m vinvl.regions ": regions_parser,
-    "python -m vinvl.pretraining.corpus ": corpus_parser,
-}
+WITH_SUBCOMMANDS = ("vinvl.regions", "vinvl.pretraining.corpus")
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -53,7 +49,7 @@ def door_commands() -> list[tuple[str, list[str]]]:
 
 def test_the_pages_show_all_doors_and_no_command_that_is_not_tested_here() -> None:
     assert {name for name, _ in door_commands()} == set(DOORS)
-    known = (*PARSERS, "make ", "source .venv/bin/activate")
+    known = (*(f"python -m {module} " for module in WITH_SUBCOMMANDS), "make ", "source .venv/bin/activate")
     others = [line for line in shell_commands() if not DOOR.match(line) and not line.startswith(known)]
     launched = [match for line in others if (match := re.search(r"\bscripts/\w+\.sh experiment=\w+$", line))]
     assert len(launched) == len(others), others
@@ -84,12 +80,26 @@ def test_every_door_command_composes(name: str, overrides: list[str]) -> None:
             assert str(OmegaConf.select(config, key)).lower() == value.strip("'").lower(), override
 
 
-def test_commands_with_subcommands_parse() -> None:
-    for start, parser in PARSERS.items():
-        commands = [line for line in shell_commands() if line.startswith(start)]
-        assert commands
-        for command in commands:
-            parser().parse_args(shlex.split(command.removeprefix(start)))
+class Parsed(BaseException):
+    """What is raised in place of the work of a command whose arguments are understood."""
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("module", WITH_SUBCOMMANDS)
+def test_commands_with_subcommands_parse(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> None:
+        parse(parser, arguments)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    commands = [line for line in shell_commands() if line.startswith(f"python -m {module} ")]
+    assert commands
+    for command in commands:
+        monkeypatch.setattr("sys.argv", ["command", *shlex.split(command)[3:]])
+        with pytest.raises(Parsed):
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def test_everything_named_in_passing_exists() -> None:
