@@ -133,11 +133,11 @@ def class_of_task(checkpoint: Mapping[str, Any], path: Path) -> tuple[str, str]:
 
 
 ANSWER_FILES = ("answers.json", *(f"*{kind}{suffix}" for kind in ("label2ans", "ans2label") for suffix in PICKLES))
-"""What lies beside the weights of an answering model that we or Oscar's authors have written."""
+"""Files beside the weights of an answering model, as we or Oscar's authors write them."""
 
 
 def known_answers(files: CheckpointFiles, size: int) -> list[str] | None:
-    """The answers of a checkpoint's head of `size` rows, by row; None where it does not say them.
+    """The answers of a checkpoint's head of `size` rows, by row; None if it does not say them.
 
     They are those of the training run, or in config.json, or in a file beside the weights: `ANSWER_FILES`.
 
@@ -190,7 +190,7 @@ def find_answers(
     """The answers of a model with A outputs that has been made of a checkpoint: those given, or else those known.
 
     Returns:
-        None where nobody names them.
+        None if they are not named.
 
     Raises:
         UserError: those that were given are not as many as the model's, or no texts.
@@ -229,7 +229,7 @@ def rows_of_given(
     """Where the answers that were given have their rows in a checkpoint's head of `size` rows that are named.
 
     Returns:
-        None where they are the head's in its order: none were given, the head's are not known, or none of them is
+        None if they are the head's in its order: none were given, the head's are not known, or none of them is
         known, which is taken for new names of the same answers, in another language for instance.
 
     Raises:
@@ -275,7 +275,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase) -> Words:
 
 
 def known_words(files: CheckpointFiles) -> Words | None:
-    """The words of the tokenizer that a checkpoint was trained with, None where it is not known."""
+    """The words of the tokenizer that a checkpoint was trained with, None if it is not known."""
     if files.training:
         return words_of_run(files.training)
     try:
@@ -332,7 +332,7 @@ def _find(name: str | None, files: CheckpointFiles) -> tuple[str, PreTrainedToke
         name = files.name  # of a model on the hub, only the weights have been downloaded
     if name is None and not any((files.weights.parent / one).is_file() for one in (*TOKENIZER_FILES, VOCABULARY)):
         raise UserError(
-            f"No tokenizer lies beside {files.name}: pass tokenizer=bert-base-uncased, or the folder of the one that "
+            f"{files.name} has no tokenizer: pass tokenizer=bert-base-uncased, or the folder of the one that "
             "the model was trained with."
         )
     return _open(str(files.weights.parent) if name is None else name)

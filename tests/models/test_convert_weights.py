@@ -280,7 +280,7 @@ def no_pooler(weights: Path, folder: Path) -> None:
         (unknown_activation, "has hidden_act 'swoosh'; choose one of"),
         (odd_head, "has no head for this task|another size|lacks 'classifier"),
         (foreign_vocabulary, "has 31 words and the model's embeddings 30"),
-        (no_vocabulary, "No tokenizer lies beside"),
+        (no_vocabulary, "has no tokenizer"),
         (other_file, r"no vocabulary of BERT's: it has no \[PAD\]"),
         (no_pooler, "lacks 'bert.pooler.dense.bias', without which VinVLForAnswering is not whole"),
     ],

@@ -12,7 +12,7 @@ from vinvl.data.columns import CategoricalColumn, select_categories
 from vinvl.run.errors import UserError
 from vinvl.run.values import checked_id, checked_text, shown
 
-# What the configuration says of a split's files, held against the forms that there are.
+# What the configuration says of a split's files, compared with the known forms.
 
 
 NULL_REMOVES = "where configurations build upon each other, null takes a key away"

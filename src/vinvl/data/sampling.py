@@ -1,7 +1,7 @@
 """Batches of like lengths, dealt to ranks, resumable at any batch.
 
 The order of a whole training run is a function of (seed, number of the batch): nothing but the number of batches
-already seen is needed to go on after a kill.
+already seen is needed to continue after a kill.
 """
 
 from collections.abc import Iterator

@@ -160,7 +160,7 @@ class DemoWorld:
         return self.folder / "detection" / f"instances_{split}.json"
 
     def top_level_names(self) -> set[str]:
-        """Names of all files and folders that may lie in the folder of a demo world."""
+        """Names of all files and folders that may be in the folder of a demo world."""
         files = (self.questions, self.annotations, self.store, self.captions, self.scenes, self.nlvr2, self.gqa)
         names = {file(split).name for file in files for split in SPLITS}
         names |= {path.name for path in (self.gqa_submission, self.karpathy, self.nocaps_train, self.nocaps_val)}
@@ -168,7 +168,7 @@ class DemoWorld:
 
 
 def read_marker(folder: Path) -> dict[str, object] | None:
-    """The marker of a folder, or None where the folder bears no marker of ours."""
+    """The marker of a folder, or None if the folder bears no marker of ours."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -353,7 +353,7 @@ def _as_values(holds: np.ndarray) -> np.ndarray:
 
 
 def _pairs_of_cases(family: StatementFamily, fact: Fact) -> list[PairsOfCase] | None:
-    """Pairs for the two true and the two false cases, or None where a case has too few."""
+    """Pairs for the two true and the two false cases, or None if a case has too few."""
     cases = (*family.true_cases, *family.false_cases)
     by_case = {case: PairsOfCase(fact.values, case) for case in cases}
     if any(len(by_case[case]) < wanted for case, wanted in Counter(cases).items()):

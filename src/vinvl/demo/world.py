@@ -102,9 +102,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def ensure_demo_corpus(folder: Path, **sizes: Unpack[SizeOptions]) -> DemoWorld:
-    """The demo world of these sizes with its pre-training corpus; both are made where they are missing.
+    """The demo world of these sizes with its pre-training corpus; both are made if they are missing.
 
-    The corpus lies in the world's folder and goes with it when another world is made there. Arguments and errors are
+    The corpus is in the world's folder and goes with it when another world is made there. Arguments and errors are
     those of `ensure_demo_world`.
     """
     world = ensure_demo_world(folder, **sizes)
@@ -141,9 +141,9 @@ def corpus_rows(world: DemoWorld, split: str) -> Iterator[dict[str, Any]]:
 
 
 def ensure_demo_instances(folder: Path, **sizes: Unpack[SizeOptions]) -> DemoWorld:
-    """The demo world of these sizes with its annotated objects; both are made where they are missing.
+    """The demo world of these sizes with its annotated objects; both are made if they are missing.
 
-    The annotations lie in the world's folder and go with it when another world is made there. Arguments and errors are
+    The annotations are in the world's folder and go with it when another world is made there. Arguments and errors are
     those of `ensure_demo_world`.
     """
     world = ensure_demo_world(folder, **sizes)
@@ -158,7 +158,7 @@ def instances(scenes: list[dict[str, Any]]) -> dict[str, Any]:
     """What a COCO instances file says of scenes, which are in the layout of the demo world's scene files.
 
     A box is the square around the object's circle, as in the demo's region stores, also where the object is smaller or
-    lies under another one.
+    is behind another one.
     """
     annotations: list[dict[str, Any]] = []
     for scene in scenes:

@@ -108,7 +108,7 @@ class DetectorConfig:
 
     Args:
         architecture: what the weights fix.
-        min_size, max_size: pixels; the shorter side becomes min_size, less where the longer would exceed max_size.
+        min_size, max_size: pixels; the shorter side becomes min_size, less if the longer would exceed max_size.
         pad_multiple: a batch is zero-padded at the bottom and right to a multiple of it; 1 pads to the largest image.
         rpn_candidates, rpn_proposals: boxes of an image before and after the RPN's NMS at IoU `rpn_nms_threshold`.
         boxes: "regressed" refines a proposal for its class; "proposals" leaves it (the published
@@ -116,7 +116,7 @@ class DetectorConfig:
         nms_filter: 1: NMS within each class at `class_nms_threshold`, then a proposal's best class that survived;
             2: one NMS at `agnostic_nms_threshold` over the best class of each proposal, only with boxes="proposals".
         score_threshold, min_boxes, max_boxes: all boxes with at least this score, but not fewer or more than these.
-        attribute_threshold, attributes_per_box: attributes above this probability, of them at most so many.
+        attribute_threshold, attributes_per_box: attributes above this probability, of them at most this many.
         boxes_per_pass: regions that the C5 head takes at once; bounds memory and does not change the result.
 
     Raises:

@@ -283,7 +283,7 @@ class Captioning:
     """Writes captions.
 
     Attributes:
-        constraints: None where the search has none.
+        constraints: None if the search has none.
     """
 
     model: VinVLForCaptioning

@@ -183,7 +183,7 @@ class Block:
 
 
 def folds_of(images: np.ndarray, size: int, table: CaptionTable) -> list[Fold]:
-    """Folds of `size` images each, or one of all where there are fewer; a rest is left out, for folds must be alike."""
+    """Folds of `size` images each, or one of all if there are fewer; a rest is left out: folds must be alike."""
     size = min(size, len(images))
     return [Fold.of(images[start : start + size], table) for start in range(0, len(images) - size + 1, size)]
 
@@ -199,7 +199,7 @@ def blocks_of(folds: Sequence[Fold], size: int) -> list[Block]:
 
 @dataclass(frozen=True)
 class ScoringBlock:
-    """The images of a block, ready to be scored. Moves to a device as a whole, but for the tags.
+    """The images of a block, ready to be scored. All except the tags moves to a device.
 
     Attributes:
         number: of the block in its list; -1 for none, if a rank has nothing to do.
@@ -227,7 +227,7 @@ class RetrievalCandidates(Dataset[Example]):
     def __init__(
         self, records: CaptionRecords, captions: CaptionTable, images: np.ndarray, region_text: RegionText
     ) -> None:
-        """`images` (N,) int64: where the images lie in the store."""
+        """`images` (N,) int64: where the images are in the store."""
         self.records = records
         self.captions = captions
         self.images = images
