@@ -46,7 +46,7 @@ def test_other_unsound_weight_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a.safetensors is not a sound safetensors file"):
         load_published_state_dict(tmp_path / "a.safetensors")
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.bin")
-    with pytest.raises(UserError, match="no table of named tensors"):
+    with pytest.raises(UserError, match="table of named tensors"):
         load_published_state_dict(tmp_path / "nested.bin")
 
 
@@ -65,7 +65,7 @@ def test_bin_and_safetensors_hold_the_same(tmp_path: Path) -> None:
         (torch.eye(3).to_sparse_csr(), "sparse or quantised"),
         (torch.zeros(1).expand(10**9), "1,000,000,000 numbers, and the file holds fewer"),
         (torch.zeros(2, dtype=torch.complex64), "of the kind torch.complex64"),
-        (3.0, "no table of named tensors"),
+        (3.0, "table of named tensors"),
     ],
     ids=["sparse", "csr", "expanded", "complex", "number"],
 )

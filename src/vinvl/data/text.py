@@ -44,7 +44,7 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
     """A transformers tokenizer from a folder or a hub name. Code that comes with it is never run, nor asked for.
 
     Raises:
-        UserError: nothing loadable lies there, it needs code of its own, or it lacks [CLS], [SEP], [PAD] or [MASK].
+        UserError: nothing loadable is there, it needs code of its own, or it lacks [CLS], [SEP], [PAD] or [MASK].
     """
     name = str(name_or_folder)
 
@@ -67,7 +67,7 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def opened_tokenizer(load: Callable[[], PreTrainedTokenizerBase], name: str) -> PreTrainedTokenizerBase:
-    """What `load` loads, which any file may have decided, held against what a BERT-style tokenizer has.
+    """What `load` loads, which any file may have decided, compared with what a BERT-style tokenizer has.
 
     Raises:
         UserError: it cannot be loaded, cannot encode a text, or has no [CLS], [SEP], [PAD] or [MASK].
@@ -112,7 +112,7 @@ def _check_growth(normalizer: Any) -> None:
 
 
 def _said_in(name: str, file: str) -> dict[str, Any]:
-    """The content of a JSON file in a folder or on the hub; {} where there is none."""
+    """The content of a JSON file in a folder or on the hub; {} if there is none."""
     path = cached_file(
         name,
         file,
@@ -285,7 +285,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path | None) -> RaggedTokens:
     """`encode_texts`, from a file in `folder` where these very texts were tokenized by this very tokenizer before.
 
-    One process tokenizes, others wait for it. A file that is damaged is made anew. Where the folder cannot be written
+    One process tokenizes, others wait for it. A damaged file is made again. If the folder cannot be written
     to, or there is none, texts are tokenized in memory.
     """
     if folder is None or len(texts) < LEAST_TEXTS:

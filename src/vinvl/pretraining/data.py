@@ -45,7 +45,7 @@ class CorpusRows:
     """Rows of a mixture, all of whose images are in the store; answers questions about many rows at once."""
 
     def __init__(self, mixture: Mixture, images: np.ndarray, region_text: RegionText) -> None:
-        """`images` (N,) int32: where the image of each row lies in the store."""
+        """`images` (N,) int32: where the image of each row is in the store."""
         self.mixture = mixture
         self.images = images
         self.region_text = region_text
@@ -61,7 +61,7 @@ class CorpusRows:
         return np.minimum(self.region_text.store.num_regions, np.iinfo(np.int16).max).astype(np.int16)
 
     def image_of(self, rows: np.ndarray) -> np.ndarray:
-        """Where the images of rows of any shape lie in the store."""
+        """Where the images of rows of any shape are in the store."""
         images: np.ndarray = self.images[rows]
         return images
 
@@ -126,14 +126,14 @@ VARIANTS = ("oscar", "mmf", "matched")
 
 
 class PretrainingDataset(Dataset[Draw]):
-    """One split; what is random in a batch depends on (seed, epoch, first item of the batch) alone.
+    """One split; random choices in a batch depend only on (seed, epoch, first item of the batch).
 
     An item is its draw, and `collate` makes the batch of the draws: a step over the batch costs what a step over one
     example would.
 
     Variants: "oscar" makes one triplet of a row, which may be mismatched, with hidden tokens. "mmf" makes 2B of B rows:
     first the matched ones with hidden tokens and no label, then those that may be mismatched, with labels and nothing
-    hidden. "matched" makes matched ones with hidden tokens alone, for training without contrast.
+    hidden. "matched" makes only matched ones with hidden tokens, for training without contrast.
     """
 
     def __init__(
@@ -381,7 +381,7 @@ class PretrainingDataModule(RegionDataModule):
         return self.make_dataset(*self._rows_of[split], stage)
 
     def _rows_in_store(self, mixture: Mixture) -> tuple[Mixture, np.ndarray]:
-        """The rows whose images are in the store, and where these lie there, (N,) int32."""
+        """The rows whose images are in the store, and their places there, (N,) int32."""
         for share in mixture.shares:
             self._check_tags(share.corpus)
         images = mixture.positions_in(self.store)
@@ -395,7 +395,7 @@ class PretrainingDataModule(RegionDataModule):
         """Warns once of all rows whose image is not in the store, or refuses them; see `on_missing`."""
         first, missing = mixture.describe(int(np.argmin(present))), int((~present).sum())
         if self.on_missing != "skip" or not present.any():
-            # One id alone: `image_ids` of the whole store as text would stay in memory.
+            # Only one id: `image_ids` of the whole store as text would stay in memory.
             like = f"its ids are like '{self.store.at(0).image_id}'" if len(self.store) else "it is empty"
             remedy = "Extract the missing ones or pass data.on_missing=skip"
             raise UserError(

@@ -67,7 +67,7 @@ class Mixture:
 
     @property
     def image_ids(self) -> np.ndarray:
-        """(N,) text; made anew at each call, and large."""
+        """(N,) text; made again at each call, and large."""
         parts = [s.corpus.image_ids[self._local(s.corpus.images, n)] for n, s in enumerate(self.shares)]
         return np.char.decode(np.concatenate(parts), "utf-8")
 
@@ -82,7 +82,7 @@ class Mixture:
         kept = []
         for number, rows in enumerate(self.kept):
             mask = keep[self.starts[number] : self.starts[number + 1]]
-            # Four bytes a row, for every rank keeps them; no corpus file has 2**31 lines.
+            # Four bytes a row, because every rank keeps them; no corpus file has 2**31 lines.
             kept.append(rows if mask.all() else _int32(np.flatnonzero(mask) if rows is None else rows[mask]))
         return Mixture(self.shares, tuple(kept))
 
@@ -100,7 +100,7 @@ class Mixture:
         return array if kept is None else array[kept]
 
     def positions_in(self, store: RegionStore) -> np.ndarray:
-        """(N,) int32: where the image of each row lies in the store, -1 where it has none."""
+        """(N,) int32: where the image of each row is in the store, -1 where it has none."""
         parts = []
         for number, share in enumerate(self.shares):
             positions = _positions(share.corpus.image_ids, store.encoded_ids)

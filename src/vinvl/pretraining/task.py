@@ -63,14 +63,14 @@ BACKWARD_AND_FORWARD = 3  # a product in the forward pass is two of the same siz
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Products and sums per second that a device can do at its best; None where that is not known.
+    """Products and sums per second that a device can do at its best; None if that is not known.
 
     Args:
         device_name: as `torch.cuda.get_device_name` gives it.
         precision: Lightning's, such as "bf16-mixed".
     """
     number = COMPUTES_IN.get(precision)
-    # Not torch.get_float32_matmul_precision: it raises where TF32 was switched on for CUDA alone.
+    # Not torch.get_float32_matmul_precision: it raises if TF32 was switched on only for CUDA.
     if number == "float32" and torch.backends.cuda.matmul.fp32_precision == "tf32":
         number = "tf32"
     for pattern, peaks in PEAK_FLOPS.items():
@@ -147,7 +147,7 @@ class TrainingPace:
     def restart(self) -> None:
         """Forgets what was counted: the time from here on is training's again."""
         self._since = self.clock()
-        self._counts: Tensor | None = None  # (3,) float64 or float32: tokens and regions, their pairs, regions alone
+        self._counts: Tensor | None = None  # (3,) float64 or float32: tokens and regions, their pairs, only regions
         self._slots = 0
         self._rows = 0
         self._masked_tokens = 0
@@ -175,7 +175,7 @@ class TrainingPace:
 
         Args:
             devices: ranks that work like this one.
-            peak: FLOP/s of this rank's device (`peak_flops`), None where it is not known.
+            peak: FLOP/s of this rank's device (`peak_flops`), None if it is not known.
 
         Returns:
             tokens_per_second (tokens and regions of all ranks, without padding), padding_share, and, where `peak` is
@@ -214,13 +214,13 @@ class PretrainingTask(VinVLTask):
             nothing that the data left unmasked (the wrong second text, say) enters the masked loss. Published Oscar
             and Oscar+.
         mmf: two forwards. The first half of the rows are matched triplets with hidden tokens and no label, for the
-            masked loss alone; the second half are the drawn ones with a label and nothing hidden, for the contrastive
-            loss alone. MMF. Rows do not depend on each other, so both halves go through the model in one batch.
+            masked loss only; the second half are the drawn ones with a label and nothing hidden, for the contrastive
+            loss only. MMF. Rows do not depend on each other, so both halves go through the model in one batch.
         matched: matched triplets with hidden tokens and no labels: the ablation without contrast.
 
     The loss is the sum of the two means over the batch of a rank, as published; rows count by `Batch.loss_weights`.
     The headline, `mean_accuracy`, is the mean of the masked-token accuracy and the contrastive accuracy, both over the
-    whole split; without contrast it is the masked-token accuracy alone.
+    whole split; without contrast it is only the masked-token accuracy.
     """
 
     model_class = VinVLForPreTraining

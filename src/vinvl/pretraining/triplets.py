@@ -132,7 +132,7 @@ class PairOptions:
             raise UserError(f"data.texta_false_prob is {self.texta_false_prob}: give a share from 0 to 0.5.")
 
     def num_classes(self, use_tags: bool = True) -> int:
-        """Of the contrastive label; `use_tags` is False where captions have no second text (published: `use_b`).
+        """Classes of the contrastive label; `use_tags` is False if captions have no second text (published `use_b`).
 
         0 is matched, 1 a wrong second text, the last a wrong first text; these two are one where only one can occur.
         """

@@ -50,7 +50,7 @@ class DeviceFeatures:
         """(ΣR, D) in the store's precision, of rows (ΣR,) on the device.
 
         Raises:
-            UserError: the device has not enough memory.
+            UserError: the device does not have enough memory.
         """
         if self._table is None or self._table.device != rows.device:
             self._table = self._load(rows.device)

@@ -24,8 +24,8 @@ class Comparison:
         images: of these, looked at.
         regions: (of the first, of the second) in them.
         same_box: share of the first's regions that the second has with an IoU of at least `SAME_BOX`.
-        same_tag: of these regions, the share with the same class name; nan where a store has no names.
-        cosine: of these regions' features: mean, and what 95 % of them reach; nan where there are none.
+        same_tag: of these regions, the share with the same class name; nan if a store has no names.
+        cosine: of these regions' features: mean, and what 95 % of them reach; nan if there are none.
         norm_ratio: mean ratio of the norms of these features, the second's to the first's.
         other_sizes: images whose width or height differ.
     """

@@ -1,4 +1,4 @@
-"""What a store says of how its features were made, as checkpoints carry it: a model works with such features alone."""
+"""What a store says of how its features were made, as checkpoints carry it: a model works only with such features."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class FeatureRecord:
     """How the features were made that a model was trained on, as far as their store said.
 
     Attributes:
-        detector: the store's text; "" where nothing is known.
-        feature_dtype: float16 or float32, in the store; "" where nothing is known.
-        provenance: the settings that they were made with, in plain types; {} where nothing is known.
+        detector: the store's text; "" if nothing is known.
+        feature_dtype: float16 or float32, in the store; "" if nothing is known.
+        provenance: the settings that they were made with, in plain types; {} if nothing is known.
     """
 
     detector: str = ""

@@ -26,7 +26,7 @@ class SamplesPerSecond(Callback):
         self._samples = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A run that goes on within an epoch does not start that epoch again."""
+        """A run that continues within an epoch does not start that epoch again."""
         self._since, self._samples = time.perf_counter(), 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -44,7 +44,7 @@ class SamplesPerSecond(Callback):
 
 
 class StopEarly(EarlyStopping):
-    """Lightning's early stopping, which goes on counting when a run goes on, with the patience that is asked for now.
+    """Lightning's early stopping, which counts on when a run continues, with the patience that is asked for now.
 
     Lightning's own would take the patience of the run before, and train on after an end that it had brought about.
     """
@@ -63,7 +63,7 @@ class StopEarly(EarlyStopping):
             if trainer.is_global_zero:
                 say(
                     f"{self.monitor} has not improved for {self.wait_count} evaluations, so nothing more is trained: "
-                    "pass a greater callbacks.early_stopping.patience to go on."
+                    "pass a greater callbacks.early_stopping.patience to continue."
                 )
 
 

@@ -1,4 +1,4 @@
-"""What the `_target_`s of a configuration make, held against what the doors need of them."""
+"""What the `_target_`s of a configuration make, compared with what the doors need of them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,7 @@
 """Pickles of plain containers and NumPy arrays, read by a machine of our own that knows nothing else.
 
 Python's own unpickler lets a file set the state of whatever it may name; arrays and their types have states that make
-the interpreter read and write foreign memory. Here a file's state is only read, and held against its content.
+the interpreter read and write foreign memory. Here a file's state is only read and compared with its content.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def load_restricted(content: bytes, place: str) -> Any:
         ) from None
     except Exception as error:  # damaged opcodes raise whatever they run into
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        reason = "it is cut off, or uses what plain data has not" if isinstance(error, LookupError) else reason
+        reason = "it is cut off, or uses more than plain data needs" if isinstance(error, LookupError) else reason
         raise UserError(f"{place} is a damaged pickle ({reason}); get the file again.") from None
 
 
@@ -78,7 +78,7 @@ class _ForeignError(ValueError):
 
 
 class _Name:
-    """Something that a pickle may name and, where it has `make`, call."""
+    """Something that a pickle may name and, if it has `make`, call."""
 
     def __init__(self, make: Callable[..., Any] | None = None) -> None:
         self.make = make
@@ -141,7 +141,7 @@ class _Machine:
         return line
 
     def _spend(self, amount: int) -> None:
-        """Counts what is copied, for a pickle may name one thing many times."""
+        """Counts what is copied, because a pickle may name one thing many times."""
         self._budget -= amount
         if self._budget < 0:
             raise ValueError("it holds far more than its bytes")
@@ -160,7 +160,7 @@ class _Machine:
         return items
 
     def _fill(self, kind: type, items: Any) -> None:
-        """Adds to the container that lies on top of the stack."""
+        """Adds to the container that is on top of the stack."""
         target = self._stack[-1]
         if type(target) is not kind:
             raise _ForeignError(f"change a {type(target).__name__}")

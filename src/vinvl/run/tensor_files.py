@@ -53,7 +53,7 @@ def plain_tensors(content: Mapping[Any, Any], place: str) -> dict[str, Tensor]:
         shown = repr(name)[:80] if isinstance(name, str) else f"a {type(name).__name__}"
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(
-                f"{place} is no table of named tensors ({shown} is none); give the weights alone, as save_pretrained "
+                f"{place} is not a table of named tensors ({shown} is none); give only weights, as save_pretrained "
                 "writes them."
             )
         problem = unlike_plain(value)
