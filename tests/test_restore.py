@@ -172,7 +172,7 @@ def test_no_answers_are_built_where_a_checkpoint_says(tmp_path: Path) -> None:
     forged = copy.deepcopy(OF_RUN)
     forged["data"]["answers"] = str(tmp_path / "home" / "answers.json")
     own = OmegaConf.merge(of_command(), {"paths": {"data_dir": str(tmp_path / "data")}})
-    with pytest.raises(UserError, match=r"names .*home/answers.json as its answers, which is not there: pass data.an"):
+    with pytest.raises(UserError, match=r"names .*home/answers.json as its answers, .* data.answers="):
         restored(own, forged, [])
     forged["data"]["answers"] = str(tmp_path / "data" / "new" / "answers.json")
     assert restored(own, forged, []).answers == forged["data"]["answers"]

@@ -135,7 +135,7 @@ def refuse_missing_answers(data: DictConfig, config: DictConfig, path: Path) -> 
     if not isinstance(answers, str) or Path(answers).exists():
         return
     if not Path(answers).resolve().is_relative_to(Path(config.paths.data_dir).resolve()):
-        raise UserError(f"{path} names {answers} as its answers, which is not there: pass data.answers=FILE.")
+        raise UserError(f"{path} names {answers} as its answers, which does not exist: pass data.answers=FILE.")
 
 
 def check_splits(given: Mapping[str, Any], data: DictConfig, stage: str) -> None:

@@ -29,7 +29,7 @@ def train(config: DictConfig) -> float | None:
     """Composed configuration → a trained model and results.json in `config.paths.output_dir`.
 
     Returns:
-        the best checkpoint's score in validation, which is what a sweep should choose by; None where there is none.
+        the best checkpoint's score in validation, which is what a sweep should choose by; None if there is none.
     """
     planned = wants_plan(config)
     output_dir = Path(config.paths.output_dir)

@@ -106,7 +106,7 @@ def test_bad_records_are_refused(tmp_path: Path, records: Any, sentence: str) ->
         (b'{"1" {}}', "record 1 is not valid JSON .character 6: Expecting ':'"),
         (b'{"1": }', "record 1 is not valid JSON .character 7: Expecting value"),
         (b"{", "record 1 is not valid JSON .character 2: Expecting property name"),
-        (b"{} {}", "goes on after the object"),
+        (b"{} {}", "does not end after its object"),
     ],
 )
 def test_broken_files_are_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
@@ -121,7 +121,7 @@ def test_files_that_end_badly_are_refused(tmp_path: Path, end: bytes) -> None:
     path = gqa_file(tmp_path, {"1": question()})
     path.write_bytes(path.read_bytes()[:-1] + end)
     assert "is not valid JSON" in refusal(read_gqa, [path]) or end == b"}x"
-    assert end != b"}x" or "goes on after the object" in refusal(read_gqa, [path])
+    assert end != b"}x" or "does not end after its object" in refusal(read_gqa, [path])
 
 
 def test_missing_files_and_empty_folders(tmp_path: Path) -> None:

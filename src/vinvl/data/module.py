@@ -34,7 +34,7 @@ class RegionLoader(DataLoader[Any]):
     """A DataLoader that fills in the features which batches from data workers lack (see `image_regions`).
 
     One of training batches knows how many it has given, on which Lightning saves and restores it (`state_dict`); the
-    batches of an evaluation have no place to go on from.
+    batches of an evaluation have no place to continue from.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Loaders:
         return self.loader(dataset, sampler)
 
     def loader(self, dataset: Any, batch_sampler: Any, *, persistent: bool = True) -> DataLoader[Any]:
-        """The batches of a sampler. Workers stay for the next epoch, or, not `persistent`, begin anew for each."""
+        """The batches of a sampler. Workers stay for the next epoch, or, if not `persistent`, are started for each."""
         return RegionLoader(
             dataset,
             store=self.store,
@@ -234,7 +234,7 @@ class RegionDataModule(pl.LightningDataModule):
     def make_dataset(self, records: Any, images: np.ndarray, stage: str) -> RegionDataset:
         """A dataset for a stage over records whose images are all in the store.
 
-        `images` (N,) int64, or (N, 2): where they lie there, as `records.image_ids` has them.
+        `images` (N,) int64, or (N, 2): their places there, as `records.image_ids` has them.
         """
 
     def prepare_data(self) -> None:
@@ -267,7 +267,7 @@ class RegionDataModule(pl.LightningDataModule):
         return RegionStore(self._copies.paths)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """From page-locked memory the copy goes on while the host prepares the step; Lightning would wait for it."""
+        """From page-locked memory the copy continues while the host prepares the step; Lightning would wait for it."""
         if isinstance(batch, Batch):
             return batch.to(device, non_blocking=self.loaders.pin_memory)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
@@ -411,7 +411,7 @@ def split_entry(splits: object, split: str) -> Any:
         UserError: there is no such split.
     """
     if not isinstance(splits, Mapping):
-        raise UserError(f"data.splits is {splits!r}: give {{NAME: what its records lie in, …}}.")
+        raise UserError(f"data.splits is {splits!r}: give {{NAME: what its records are in, …}}.")
     if split not in splits:
         raise UserError(f"There is no split '{split}' in data.splits; it has {', '.join(sorted(splits))}.")
     return splits[split]

@@ -181,11 +181,11 @@ class RecordTable:
         return name in self.table.column_names
 
     def __getitem__(self, name: str) -> Column:
-        """A column; KeyError where there is none."""
+        """A column; KeyError if there is none."""
         return Column(self.table[name])
 
     def get(self, name: str) -> Column | None:
-        """A column; None where there is none."""
+        """A column; None if there is none."""
         return Column(self.table[name]) if name in self else None
 
     @property

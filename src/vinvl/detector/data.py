@@ -152,7 +152,7 @@ class DetectionDataset:
         records: the pictures and their objects.
         config: min_size and max_size are read.
         labels: the names of classes and attributes.
-        augmentation: None where nothing is left to chance.
+        augmentation: None if nothing is left to chance.
         seed: of the augmentation.
         reading: how pictures are read, as for `records`.
     """

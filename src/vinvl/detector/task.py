@@ -139,7 +139,7 @@ class DetectorTask(VinVLTask):
         return losses.total()
 
     def _generator(self) -> torch.Generator:
-        """What is random in a step is a function of (seed, rank, number of the batch), so that runs can go on."""
+        """What is random in a step is a function of (seed, rank, number of the batch), so that runs can continue."""
         seed = (self.seed * 1_000_003 + self.global_rank) * 2**31 + self.batches_seen
         return torch.Generator(self.device).manual_seed(seed)
 
@@ -153,7 +153,7 @@ class DetectorTask(VinVLTask):
             self.attribute_metric.update(boxes, said, truth.boxes, truth.attributes)
 
     def compute_scores(self) -> dict[str, float]:
-        """The figures of an evaluation over all ranks, in percent, by name; nan where there is nothing to measure."""
+        """The figures of an evaluation over all ranks, in percent, by name; nan if there is nothing to measure."""
         precision, recall = self.precision_metric.compute(), self.attribute_metric.compute()
         scores = {name: 100 * float(precision[name]) for name in ("map_50", "map_75", "map")}
         scores |= {"attributes_of_found": 100 * float(recall["found"]), "attributes": 100 * float(recall["all"])}
@@ -191,7 +191,7 @@ class DetectorTask(VinVLTask):
 
     @classmethod
     def as_now(cls, run_config: dict[str, Any]) -> dict[str, Any]:
-        """Earlier versions read pictures as they lie, and their checkpoints do not say so."""
+        """Earlier versions read pictures as they are stored, and their checkpoints do not say so."""
         reading = {"exif_orientation": EXIF_IGNORE}
         return {**run_config, "data": {"reading": reading, **run_config["data"]}}
 

@@ -25,7 +25,7 @@ class GQADataModule(RegionDataModule):
 
     Args:
         answers: file of the answer vocabulary, JSON or a published .pkl; all answers of `answer_splits`, by falling
-            count, where it is missing.
+            count, if it is missing.
         answer_splits: the splits whose answers make up a vocabulary that is built.
         shared: see `RegionDataArguments`.
     """

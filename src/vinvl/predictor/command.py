@@ -194,7 +194,7 @@ def _said(
 
 
 def _asked(config: DictConfig) -> list[str | None]:
-    """The questions or texts; [None] where there are none."""
+    """The questions or texts; [None] if there are none."""
     if config.question is not None and config.text is not None:
         raise UserError("Pass one of the two: question=… to be answered, or text=… to be scored.")
     given = config.question if config.question is not None else config.text

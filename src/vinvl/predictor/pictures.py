@@ -129,7 +129,7 @@ class Taken:
     Attributes:
         key: the same for the same picture within one call.
         name: for messages and results.
-        stored: its position in the store, None where it is not from there.
+        stored: its position in the store, None if it is not from there.
         image: the file, or what is in memory and stays as it is, Pillow's or NumPy's.
     """
 
@@ -183,7 +183,7 @@ class Looking:
     batch_size: int
 
     def take(self, image: Any) -> Taken:
-        """A picture, which if it is in memory stays as it is as long as the call goes on.
+        """A picture; if it is in memory it must not change during the call.
 
         Raises:
             UserError: it is no `Picture`, there is none of that name, or there is no detector to look at it with.

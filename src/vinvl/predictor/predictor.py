@@ -143,10 +143,10 @@ class Predictor:
         return self._worked(image, None, None, show)
 
     def _worked(self, images: Any, texts: Any, text_is: str | None, work: Work, two: bool = False) -> Any:
-        """The results of all (image, text) in their order, no list where there is a single one.
+        """The results of all (image, text) in their order, no list if there is a single one.
 
         Args:
-            text_is: what the text is called in messages; None where there is none.
+            text_is: what the text is called in messages; None if there is none.
             two: whether what stands for the image is a tuple of two pictures.
 
         Raises:

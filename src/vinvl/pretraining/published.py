@@ -1,4 +1,4 @@
-"""The published corpus, line by line, → one corpus file a dataset and split, whole or not at all."""
+"""The published corpus, line by line, → one corpus file a dataset and split, completely or not at all."""
 
 from __future__ import annotations
 

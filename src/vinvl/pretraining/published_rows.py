@@ -161,7 +161,7 @@ LONGEST_LINE = 2**26
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A label file whose ids, line numbers and line offsets lie in a folder as arrays; small to send to workers."""
+    """A label file whose ids, line numbers and line offsets are in a folder as arrays; small to send to workers."""
 
     path: Path
     id_file: Path
@@ -270,7 +270,7 @@ REMEMBERED = 1024  # tags of images: the captions of an image often stand togeth
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """The label files of the datasets, prepared for reading; None where there is none.
+    """The label files of the datasets, prepared for reading; None if there is none.
 
     Attributes:
         tags: predictions_gt.tsv of each dataset; empty where tags are left to the store.

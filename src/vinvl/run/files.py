@@ -1,6 +1,6 @@
-"""Files and folders that appear under their names whole or not at all, and stay there when the power fails.
+"""Files and folders that appear under their names completely or not at all, and stay there when the power fails.
 
-What is being made lies beside its place under a name of its own, `.NAME.xxxxxxxx.partial`, with a lock on it. So
+What is being made is beside its place under a name of its own, `.NAME.xxxxxxxx.partial`, with a lock on it. So
 whoever writes NAME next can tell what a killed writer has left, and takes it away.
 """
 
@@ -140,7 +140,7 @@ def atomic_write(path: str | Path, mode: Literal["wb"]) -> AbstractContextManage
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file to write, UTF-8 text or (`wb`) bytes, which replaces `path` when it is whole and on the disk.
 
-    Its folder is made where it is missing. Whatever goes wrong, `path` is as it was and nothing lies beside it.
+    Its folder is made if it is missing. Whatever goes wrong, `path` is as it was and nothing is beside it.
 
     Raises:
         UserError: it cannot be written; the operating system's error is its cause.

@@ -33,7 +33,7 @@ class Chunk(NamedTuple):
     first_line: int
 
     def content(self) -> bytes:
-        """The lines, read anew."""
+        """The lines, read again."""
         with open(self.path, "rb") as file:
             file.seek(self.start)
             return file.read(self.stop - self.start)
@@ -65,11 +65,11 @@ def split_file(path: Path, chunk_bytes: int = CHUNK_BYTES) -> tuple[list[Chunk],
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-ENDED_FROM_OUTSIDE = "A worker process was ended from outside, perhaps for want of memory; pass a smaller {}."
+ENDED_FROM_OUTSIDE = "A worker process was ended from outside, perhaps for lack of memory; pass a smaller {}."
 
 
 class SpawnedPool(ProcessPoolExecutor):
-    """Processes that begin anew; an error in this process, or what stops it, ends them at once.
+    """Fresh processes; an error in this process, or what stops it, ends them at once.
 
     Ctrl-C reaches them as well, and is for this process to answer: they have it blocked from their first moment.
 
@@ -100,7 +100,7 @@ class SpawnedPool(ProcessPoolExecutor):
 
 
 def pool_map(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, stack: ExitStack) -> Iterator[Result]:
-    """`work` of each job, in order: in processes that begin anew and end with `stack`, or in this one.
+    """`work` of each job, in order: in fresh processes that end with `stack`, or in this one.
 
     Spawned, not forked: the caller may hold threads and locks of torch or HDF5.
     """

@@ -1,4 +1,4 @@
-"""What a door may be told: words of a command line, held against the configuration and what its `_target_`s take."""
+"""What a door may be told: words of a command line, compared with the configuration and what its `_target_`s take."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def checked(override: Override, bases: Sequence[DictConfig], deleted: Collection
         deleted: keys that the command takes away.
 
     Raises:
-        UserError: nobody knows the option, or it does not take the value.
+        UserError: the option is unknown, or it does not take the value.
     """
     given, key = str(override.input_line), override.key_or_group
     problems = [problem_of(override, base) for base in bases]
@@ -122,7 +122,7 @@ def problem_of(override: Override, base: DictConfig) -> str | None:
 
 
 def unknown(base: DictConfig, key: str) -> str | None:
-    """The sentence about a key that nobody knows, None if it is known, or may be chosen freely."""
+    """The sentence about an unknown key, None if it is known or may be chosen freely."""
     node: Any = base
     parts = key.split(".")
     for depth, part in enumerate(parts):
@@ -144,14 +144,14 @@ def unknown(base: DictConfig, key: str) -> str | None:
 
 
 def of_another(node: DictConfig, name: str) -> str | None:
-    """The key whose value a key of a section has; None where it has a value of its own."""
+    """The key whose value a key of a section has; None if it has a value of its own."""
     unresolved: Any = OmegaConf.to_container(node, resolve=False)
     found = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(name)))
     return None if found is None else found[1]
 
 
 def known_names(node: DictConfig, section: str, base: DictConfig) -> set[str] | None:
-    """The keys that a section may have; None where a person chooses them."""
+    """The keys that a section may have; None if a person chooses them."""
     names = {str(name) for name in node}
     if section in OPEN:
         return None
@@ -245,7 +245,7 @@ def _hint(base: DictConfig, parts: list[str], depth: int, names: set[str]) -> st
 
 
 def _target(node: DictConfig) -> Any:
-    """What a section's `_target_` names; None where it names nothing that can be found."""
+    """What a section's `_target_` names; None if it names nothing that can be found."""
     name = node.get("_target_") if "_target_" in node else None
     try:
         return get_object(name) if isinstance(name, str) else None
@@ -254,7 +254,7 @@ def _target(node: DictConfig) -> Any:
 
 
 def _parameters(target: Any) -> dict[str, Any] | None:
-    """The parameters of a callable with what they are annotated as; None where it takes any.
+    """The parameters of a callable with what they are annotated as; None if it takes any.
 
     What a constructor passes on as `**options` is what the class that it extends takes.
     """

@@ -172,7 +172,7 @@ def json_members(path: str | Path, holds: str) -> Iterator[tuple[str, Any]]:
                 closed = window.expect(",}") == "}"
                 number += 1
             if window.mark():
-                raise UserError(f"{path} goes on after the object that it should consist of; it may be edited by hand.")
+                raise UserError(f"{path} does not end after its object; it may be edited by hand.")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except OSError as error:

@@ -46,7 +46,7 @@ def read_head_answers(path: str | Path) -> tuple[str, ...]:
     """The answers of a file in the order of the outputs of a head that was trained with it.
 
     Of JSON that is the order of their numbers. Oscar takes the entries of X_ans2label.pkl in the order in which they
-    stand there, whatever their numbers, also where X_label2ans.pkl is named that lies beside.
+    stand there, whatever their numbers, also if X_label2ans.pkl beside it is named.
 
     Raises:
         UserError: as `read_answers`.
@@ -64,7 +64,7 @@ def read_head_answers(path: str | Path) -> tuple[str, ...]:
 
 
 def refuse_to_write_pickles(path: str | Path) -> None:
-    """Vocabularies are written as JSON: a pickle that is not there is a wrong path, and no file to make.
+    """Vocabularies are written as JSON: a pickle that does not exist is a wrong path, and not a file to make.
 
     Raises:
         UserError: the path is a pickle's.
@@ -153,11 +153,11 @@ class AnswerVocabulary:
         return self.answers[index]
 
     def index_of(self, answer: str) -> int | None:
-        """Position of an answer written exactly as in the vocabulary; None if it is not there."""
+        """Position of an answer written exactly as in the vocabulary; None if it is not in it."""
         return self._index.get(answer)
 
     def find(self, answer: str) -> int | None:
-        """Position of an answer as it is written or, where it is not there, in normal form; None if it is neither."""
+        """Position of an answer as it is written or, if that is not in it, in normal form; None if it is neither."""
         found = self._index.get(answer)
         return self._index_of_normalised.get(normalise_answer(answer)) if found is None else found
 

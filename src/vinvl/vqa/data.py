@@ -88,7 +88,7 @@ class AnsweringDataset(Dataset[Example]):
         """
         Args:
             question_tokens: of the Q questions.
-            images: (Q,) int64, where each question's image lies in the store.
+            images: (Q,) int64, where each question's image is in the store.
             region_text: puts question and image together.
             targets: the right answers.
             records: of the questions.
@@ -133,13 +133,13 @@ class AnsweringDataset(Dataset[Example]):
         ]
 
 
-# VQA: questions with ten answers each over a RegionStore. VQA v2, the demo world and datasets of one's own.
+# VQA: questions with ten answers each over a RegionStore. VQA v2, the demo world and datasets of your own.
 
 
 class VQADataModule(RegionDataModule):
     """Question and annotation files, a RegionStore, a tokenizer and an answer vocabulary → batches.
 
-    A split is one JSONL file of one's own, or the list of official files that make it up, each
+    A split is one JSONL file of your own, or the list of official files that make it up, each
     `{questions, annotations}` (annotations null for test splits); a single one needs no list.
 
     Args:

@@ -60,7 +60,7 @@ def ranked_answers(
         logits: (B, A).
         answers: the A answers.
         loss_type: what the logits were trained with.
-        count: all, where there are fewer answers.
+        count: all, if there are fewer answers.
     """
     logits = logits.float()
     probabilities = torch.sigmoid(logits) if loss_type == "bce" else torch.softmax(logits, dim=-1)
