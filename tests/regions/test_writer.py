@@ -17,6 +17,7 @@ import pytest
 
 from tests.regions.samples import LABELS, assert_same, make_regions, write
 from vinvl.regions import Regions, RegionStore, RegionStoreWriter
+from vinvl.regions.checks import all_finite
 from vinvl.run.errors import UserError
 
 
@@ -227,3 +228,9 @@ def test_the_file_is_plain_hdf5_as_the_layout_says(tmp_path: Path) -> None:
         "image_ids": ((2,), "|S2"),
         "sizes": ((2, 2), "int32"),
     }
+
+
+def test_every_half_that_is_not_finite_is_seen() -> None:
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    assert [all_finite(halves[i : i + 1]) for i in range(2**16)] == np.isfinite(halves).tolist()
+    assert all_finite(halves[:0]) and all_finite(np.zeros(2)) and not all_finite(np.array([1, np.inf], np.float32))

@@ -117,7 +117,8 @@ class Recorder:
         self.waiting.pop(os.fstat(descriptor).st_ino, None)
 
     def replace(self, old: Path, new: Path) -> None:
-        if new.name != "replaced":
+        in_work = new.parent.suffix == ".partial" and new.parent.name.startswith(".")  # gone with its writer
+        if new.name != "replaced" and not in_work:
             for path in [old, *old.rglob("*")]:
                 assert self.state(path.stat()) in self.flushed, f"{path} was not flushed before {new} got its name"
             self.named.append(new)

@@ -69,10 +69,17 @@ def _numbers(values: object, name: str, shape: tuple[int, ...], dtype: np.dtype,
         raise UserError(f"{image}: {name} are of type {array.dtype}, numbers were expected.")
     with np.errstate(over="ignore", invalid="ignore"):
         converted = np.ascontiguousarray(array, dtype=dtype)
-    if not np.isfinite(converted).all():
+    if not all_finite(converted):
         reason = "NaN or infinite values" if not np.isfinite(array).all() else f"values too large for {dtype}"
         raise UserError(f"{image}: {name} hold {reason}; extract the image again.")
     return converted
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether a C-contiguous array of floats is free of NaN and infinity."""
+    if array.dtype == np.float16:  # of which NumPy looks at one number after the other: 30 times as long
+        return int((array.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
+    return bool(np.isfinite(array).all())
 
 
 def _indices(values: object, name: str, shape: tuple[int, ...], names: int, image: str) -> np.ndarray:

@@ -64,6 +64,8 @@ class ShardWriter:
         attributes: of the store.
         note: what a shard is to say besides, of types that JSON has, asked for when it is finished.
         seconds: a shard is finished at the latest when its first image has waited for so long.
+        durable: whether to wait until a shard is on the disk. A shard that is lost with the power is told by its
+            checksums; where images come as fast as the disk takes them, waiting would cost more than making it again.
 
     Raises:
         UserError: an image is not what the store holds (nothing is changed then); OSError: the disk is full.
@@ -76,7 +78,9 @@ class ShardWriter:
         attributes: StoreAttributes,
         note: Callable[[], Mapping[str, Any]] = dict,
         seconds: float = SHARD_SECONDS,
+        durable: bool = True,
     ) -> None:
+        self._durable = durable
         self._folder, self._process, self._attributes = folder, process, attributes
         self._seconds, self._note = seconds, note
         self._checker = RegionChecker(
@@ -109,7 +113,8 @@ class ShardWriter:
         attributes = replace(self._attributes, provenance=self._note())
         try:
             write_store_file(made, attributes, [waiting], Selection.whole(waiting))
-            put_in_place(made, self._folder / f"{self._process:05d}-{self._number:05d}.h5")
+            name = self._folder / f"{self._process:05d}-{self._number:05d}.h5"
+            put_in_place(made, name, durable=self._durable)
         finally:
             made.unlink(missing_ok=True)
         self._images, self._bytes, self._number = [], 0, self._number + 1
@@ -344,7 +349,7 @@ class RegionStoreWriter:
         else:
             self._folder, self._remove = unfinished.folder, unfinished.discard
         self._goes_on = unfinished is not None
-        self._shards = ShardWriter(self._folder, 0, self._attributes, note)
+        self._shards = ShardWriter(self._folder, 0, self._attributes, note, durable=False)
         self._seen = {key for rows in self._sources() for key in rows.image_ids.tolist()}
 
     def __enter__(self) -> Self:

@@ -199,14 +199,18 @@ def reserve_folder(target: Path) -> tuple[Path, int]:
     return _reserve(target, is_folder=True)
 
 
-def put_in_place(made: Path, target: Path, replaced: Path | None = None) -> None:
+def put_in_place(made: Path, target: Path, replaced: Path | None = None, *, durable: bool = True) -> None:
     """Gives a finished file or folder its name, once all of it is on the disk. Raises OSError.
 
     Args:
         made: on the file system of the target.
         target: replaced if it is a file or an empty folder.
         replaced: what becomes of another folder's name.
+        durable: False does not wait for the disk: for what its reader checks, and makes again where the power failed.
     """
+    if not durable:
+        os.replace(made, target)
+        return
     for folder, _, names in os.walk(made, topdown=False):
         for name in names:
             _flush(Path(folder, name))

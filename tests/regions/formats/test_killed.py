@@ -93,11 +93,11 @@ def killed(source: Path, target: Path, settings: list[str], call: int, patch: py
     if child == 0:
         calls, put = [], writer_module.put_in_place
 
-        def put_or_die(*arguments: Any) -> None:
+        def put_or_die(*arguments: Any, **named: Any) -> None:
             calls.append(1)
             if len(calls) == call:
                 os.kill(os.getpid(), signal.SIGKILL)
-            put(*arguments)
+            put(*arguments, **named)
 
         patch.setattr(writer_module, "put_in_place", put_or_die)
         try:
@@ -148,7 +148,9 @@ def _shards_left(source: Path, target: Path, settings: list[str], patch: pytest.
     made: list[int] = []
     with patch.context() as counting:
         put = writer_module.put_in_place
-        counting.setattr(writer_module, "put_in_place", lambda *arguments: (made.append(1), put(*arguments)))
+        counting.setattr(
+            writer_module, "put_in_place", lambda *arguments, **named: (made.append(1), put(*arguments, **named))
+        )
         run(source, copy, *settings)
     shutil.rmtree(copy.parent)
     assert before == 3
@@ -207,11 +209,11 @@ def test_control_c_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.Mo
     source = write_lines(tmp_path / "in.tsv", list(map(bottom_up_line, IMAGES)))
     put, made = writer_module.put_in_place, []
 
-    def stop(*arguments: Any) -> None:
+    def stop(*arguments: Any, **named: Any) -> None:
         if len(made) == 3:
             raise KeyboardInterrupt
         made.append(1)
-        put(*arguments)
+        put(*arguments, **named)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(writer_module, "put_in_place", stop)

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from vinvl.regions.checks import all_finite
 from vinvl.regions.layout import FEATURE_DTYPES
 from vinvl.regions.regions import Regions
 from vinvl.regions.verify import BOX_TOLERANCE, INVERSION_TOLERANCE
@@ -252,9 +253,8 @@ def _features(features: np.ndarray, dtype: str, image: str) -> np.ndarray:
         raise UserError(f"{image}: features are of type {features.dtype}, numbers were expected.")
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(features, dtype=dtype)
-    finite = np.isfinite(converted).all(axis=1)
-    if not finite.all():
-        region = int(np.argmin(finite))
+    if not all_finite(converted):
+        region = int(np.argmin(np.isfinite(converted).all(axis=1)))
         if np.isfinite(features[region]).all():
             raise UserError(
                 f"{image}: features of region {region} are too large for {dtype}; pass features.dtype=float32."
