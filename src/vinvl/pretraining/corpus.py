@@ -210,8 +210,9 @@ class Corpus:
         if (self.image_ids[1:] <= self.image_ids[:-1]).any():
             raise ValueError("its ids of images are not in order")
         ids = self._batch.column("image").dictionary
-        for start in range(0, len(ids), 2**20):
-            ids.slice(start, 2**20).cast(pa.string())  # refuses what is no UTF-8
+        for start in range(0, len(ids), 2**16):
+            ids.slice(start, 2**16).cast(pa.string())  # refuses what is no UTF-8
+        pa.default_memory_pool().release_unused()  # or every rank would keep what that took
 
     def _are_words(self) -> bool:
         return bool(0 <= self._tokens.min() <= self._tokens.max() < self.facts.vocab_size)
