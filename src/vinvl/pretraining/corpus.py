@@ -370,7 +370,7 @@ def write_index(parts: Iterable[Part], target: Path, facts: IndexFacts) -> None:
         )
         write_batch(file, _columns(written, kinds, ids, tokens.fileno(), facts), msgspec.json.encode(facts))
         if target.is_dir():  # an index of an earlier version
-            shutil.rmtree(target)
+            shutil.rmtree(target, ignore_errors=True)  # another builder may be at it
 
 
 def _columns(
