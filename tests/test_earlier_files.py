@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import vinvl
+from tests.data.test_text import golden_tokenizer
 from tests.door_in_process import run_in_process, scores
-from tests.pretraining.samples import TOKENIZER
 from tests.regions.samples import assert_same, make_regions
 from vinvl.detector import load_detector
 from vinvl.detector.weights import read_settings
@@ -99,7 +99,7 @@ def test_a_corpus_gets_an_index_of_today(tmp_path: Path, capsys: pytest.CaptureF
     (earlier,) = (path for path in (tmp_path / "corpus").iterdir() if path.is_dir())
     with pytest.raises(UserError, match=r"is a folder, as indices of earlier versions are; build it again"):
         Corpus(earlier)
-    corpus = ensure_index(tmp_path / "corpus" / "rows.jsonl", TOKENIZER)
+    corpus = ensure_index(tmp_path / "corpus" / "rows.jsonl", golden_tokenizer(decoder=False))  # as it was then
     assert "anew, for its index is of an earlier version" in capsys.readouterr().err
     assert corpus.path == earlier and len(list((tmp_path / "corpus").iterdir())) == 3  # it lies where that one lay
     expected = content(EARLIER / "corpus" / "expected.json")

@@ -125,7 +125,7 @@ def class_of_task(checkpoint: Mapping[str, Any], path: Path) -> tuple[str, str]:
         )
     found = re.fullmatch(r"vinvl\.(\w+)\.task\.(\w+)", name)
     if found is None:
-        raise UserError(f"{path} is a checkpoint of '{name}', which this version of vinvl has not.")
+        raise UserError(f"{path} is a checkpoint of '{name}', unknown to this version of vinvl.")
     return found[1], found[2]
 
 

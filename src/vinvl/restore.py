@@ -79,7 +79,7 @@ def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
     except ImportError:
         found = None
     if not (isinstance(found, type) and issubclass(found, VinVLTask)):
-        raise UserError(f"{path} is a checkpoint of 'vinvl.{room}.task.{name}', which this version of vinvl has not.")
+        raise UserError(f"{path} is a checkpoint of 'vinvl.{room}.task.{name}', unknown to this version of vinvl.")
     return found
 
 

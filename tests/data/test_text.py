@@ -19,12 +19,13 @@ from vinvl.run.errors import UserError
 CLS, SEP = 2, 3
 
 
-def golden_tokenizer() -> PreTrainedTokenizerFast:
+def golden_tokenizer(decoder: bool = True) -> PreTrainedTokenizerFast:
     vocabulary = {token: index for index, token in enumerate(golden.facts("oscar/vocab"))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    if decoder:
+        tokenizer.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="[UNK]",

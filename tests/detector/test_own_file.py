@@ -104,7 +104,7 @@ def settings_of(saved: Path) -> dict[str, Any]:
         ("config.score_threshold", float("nan"), "score_threshold is nan"),
         ("config.boxes", "none", "boxes='none'"),
         ("config.boxes", [["regressed"]], "boxes is a list"),
-        ("config.colour", "red", "'colour', which this version"),
+        ("config.colour", "red", "'colour'"),
         ("config.architecture.blocks", [1, 2, 3], "4 stages"),
         ("config.architecture.blocks", [10**6, 4, 6, 3], "cannot be that of the file's"),
         ("config.architecture.blocks", [0, 4, 6, 3], "cannot be that of the file's"),

@@ -22,7 +22,7 @@ def test_without_a_compiler_triton_is_done_without(monkeypatch: pytest.MonkeyPat
     cpu = torch.device("cpu")
     monkeypatch.setattr(packing, "short_attention", failing)
     has_short_attention.cache_clear()
-    with pytest.warns(UserWarning, match=r"RuntimeError: Failed to find C compiler\.\); attention takes Flash") as told:
+    with pytest.warns(UserWarning, match=r"RuntimeError: Failed to find C compiler\.\); attention uses Flash") as told:
         assert [has_short_attention(cpu) for _ in range(2)] == [False, False]
     assert len(told) == 1
     monkeypatch.setattr(packing, "short_attention", None)

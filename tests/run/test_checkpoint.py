@@ -118,7 +118,7 @@ def test_only_task_classes_are_taken_from_a_checkpoint() -> None:
         None,
         7,
     ):
-        with pytest.raises(UserError, match="which this version of vinvl has not"):
+        with pytest.raises(UserError, match="unknown to this version"):
             task_class({"vinvl": {"task_class": name}}, path)
 
 
