@@ -2,11 +2,7 @@
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,7 @@ from tests.door_in_process import (
     same_weights,
     scores,
 )
-from tests.door_runs import ON_CPU, door_environment, succeed
+from tests.door_runs import ON_CPU, DoorProcess, door_environment, ranks_succeed, succeed
 from vinvl.captioning.task import CaptioningTask
 from vinvl.models import VinVLConfig, VinVLForCaptioning, initialise_with_report
 from vinvl.models.decoding import DecodingOptions
@@ -202,16 +198,9 @@ def test_killed_and_resumed_ends_with_the_weights_of_an_uninterrupted_run(
     trained: tuple[Path, str], demo_data: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "demo_captioning" / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vinvl.train", *THREE_EPOCHS],
-        cwd=tmp_path, env=door_environment(demo_data) | ON_CPU, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while saved_updates(run) < 3:
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process = DoorProcess(tmp_path, "vinvl.train", *THREE_EPOCHS, environment=door_environment(demo_data) | ON_CPU)
+    process.wait_until(lambda: saved_updates(run) >= 3)
+    process.signalled(signal.SIGKILL)
     assert not (run / "results.json").exists() and 3 <= saved_updates(run) < saved_updates(trained[0])
     run_in_process("train", demo_data, run, *THREE_EPOCHS[:-1], checkpoint(run, "last"))
     assert_same_weights(trained[0], run)
@@ -219,8 +208,7 @@ def test_killed_and_resumed_ends_with_the_weights_of_an_uninterrupted_run(
 
 
 def test_two_ranks_train_and_score_as_one_would(demo_data: Path, tmp_path: Path) -> None:
-    ranks = ["trainer=ddp", "trainer.devices=2", ON_ONE_CPU]
-    printed = succeed(tmp_path, demo_data, "train", *CAPTIONING, *ranks, "hydra.run.dir=run")
+    printed = ranks_succeed(tmp_path, demo_data, "train", *CAPTIONING, "hydra.run.dir=run")
     assert "CIDEr" in printed
     run_in_process("evaluate", demo_data, tmp_path / "alone", checkpoint(tmp_path / "run"), ON_ONE_CPU)
     assert scores(tmp_path / "alone") == scores(tmp_path / "run")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import TINY_DEMO, refusal
 from tests.door_in_process import refused_in_process, run_in_process
-from tests.door_runs import call_door, succeed
+from tests.door_runs import call_door, ranks_succeed, succeed
 from vinvl.data.commonest import commonest_for
 from vinvl.run.checkpoint import read_checkpoint
 
@@ -163,8 +163,7 @@ def test_predict_writes_the_five_best_answers(trained: Trained, predicted: Path)
 
 
 def test_two_ranks_predict_what_one_does(trained: Trained, predicted: Path) -> None:
-    ranks = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
-    trained.succeed("predict", trained.checkpoint, *ranks, "hydra.run.dir=two_ranks")
+    ranks_succeed(trained.folder, trained.data, "predict", trained.checkpoint, "hydra.run.dir=two_ranks")
     for name in ("results.json", "predictions.jsonl"):
         assert (trained.folder / "two_ranks" / name).read_bytes() == (predicted / name).read_bytes()
 

@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,8 +24,8 @@ def arguments(folder: Path, *given: str) -> list[str]:
     return [*overrides(folder), f"images={folder / 'pictures'}", f"output={folder / 'f.h5'}", *given]
 
 
-def command(folder: Path, *given: str) -> list[str]:
-    return [sys.executable, "-m", "vinvl.extract", *arguments(folder, *given)]
+def start(folder: Path, *given: str) -> door_runs.DoorProcess:
+    return door_runs.DoorProcess(folder, "vinvl.extract", *arguments(folder, *given), environment=environment(folder))
 
 
 def call(folder: Path, *given: str) -> subprocess.CompletedProcess[str]:
@@ -36,6 +35,10 @@ def call(folder: Path, *given: str) -> subprocess.CompletedProcess[str]:
 def finished(target: Path) -> int:
     """Images in finished shards."""
     return sum(shard.header.num_images for shard in Unfinished(target).shards())
+
+
+def reaches(target: Path, goal: int) -> bool:
+    return finished(target) >= goal
 
 
 def uninterrupted(folder: Path) -> bytes:
@@ -53,22 +56,10 @@ def test_killed_again_and_again_nothing_is_lost_or_comes_twice(tmp_path: Path) -
     broken_pictures(tmp_path / "pictures" / "broken")
     target, before = tmp_path / "f.h5", 0
     for goal in (5, 18):
-        with subprocess.Popen(
-            command(tmp_path, "shard_seconds=0", ALONE),
-            cwd=tmp_path,
-            env=environment(tmp_path),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            deadline = time.monotonic() + 120
-            while finished(target) < goal and time.monotonic() < deadline:
-                time.sleep(0.002)
-            os.killpg(process.pid, signal.SIGKILL)
-            assert process.stdout is not None
-            printed = process.stdout.read()
-        assert f"{46 - before} of 46 pictures to do" in printed
+        process = start(tmp_path, "shard_seconds=0", ALONE)
+        process.wait_until(partial(reaches, target, goal))
+        process.signalled(signal.SIGKILL)
+        assert f"{46 - before} of 46 pictures to do" in process.printed()
         before = finished(target)
         assert goal <= before < 40 and not target.exists() and Unfinished(target).folder.is_dir()
     result = call(tmp_path, "shard_seconds=0", ALONE)
@@ -83,29 +74,18 @@ def test_killed_again_and_again_nothing_is_lost_or_comes_twice(tmp_path: Path) -
 def test_two_processes_make_the_same_store(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures", 12)
     broken_pictures(tmp_path / "pictures" / "broken")
-    result = call(tmp_path, "trainer=ddp", "trainer.devices=2")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("18 of 18 pictures to do") == 1 and "6 pictures could not be used" in result.stdout
+    printed = door_runs.ranks_succeed(tmp_path, tmp_path, "extract", *arguments(tmp_path))
+    assert printed.count("18 of 18 pictures to do") == 1 and "6 pictures could not be used" in printed
     assert (tmp_path / "f.h5").read_bytes() == uninterrupted(tmp_path)
 
 
 def test_control_c_keeps_what_was_done(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures", 40)
-    with subprocess.Popen(
-        command(tmp_path, "shard_seconds=0"),
-        cwd=tmp_path,
-        env=environment(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        deadline = time.monotonic() + 120
-        while finished(tmp_path / "f.h5") < 8 and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors, errors
-    assert "same command" in errors
+    process = start(tmp_path, "shard_seconds=0")
+    process.wait_until(partial(reaches, tmp_path / "f.h5", 8))
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait() == 130 and "Traceback" not in process.printed(), process.printed()
+    assert "same command" in process.printed()
     assert finished(tmp_path / "f.h5") >= 8
     result = call(tmp_path)
     assert result.returncode == 0 and len(RegionStore(tmp_path / "f.h5")) == 40

@@ -1,18 +1,14 @@
 """Retrieval through the doors: train, evaluate on one rank and two, a killed scoring run, predictions."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TINY_MODEL, TINY_WORLD, Door
 from tests.door_in_process import run_in_process
-from tests.door_runs import ON_CPU, call_door, door_environment, succeed
+from tests.door_runs import ON_CPU, DoorProcess, call_door, door_environment, ranks_succeed, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -69,13 +65,11 @@ def test_evaluation_finds_the_scores_of_the_training_run(trained: tuple[Path, st
     assert scores(only_run(tmp_path, "evaluate")) == scores(run)
 
 
-def test_two_ranks_score_as_one(trained: tuple[Path, str], door: Door, tmp_path: Path) -> None:
+def test_two_ranks_score_as_one(trained: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
     run, _ = trained
-    ranks = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
-    result = door("evaluate", checkpoint(run), *ranks, f"++data.scores_dir={tmp_path / 'scores'}")
-    assert result.returncode == 0, result.stderr + result.stdout
-    assert "scored already" not in result.stdout
-    assert scores(only_run(tmp_path, "evaluate")) == scores(run)
+    given = [checkpoint(run), f"++data.scores_dir={tmp_path / 'scores'}", "hydra.run.dir=two_ranks"]
+    assert "scored already" not in ranks_succeed(tmp_path, demo_data, "evaluate", *given)
+    assert scores(tmp_path / "two_ranks") == scores(run)
     assert_same_files(tmp_path / "scores", run / "retrieval_scores")
 
 
@@ -89,7 +83,7 @@ def assert_same_files(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_scoring_run_goes_on_where_it_was(
-    trained: tuple[Path, str], demo_data: Path, door: Door, tmp_path: Path, ranks: int
+    trained: tuple[Path, str], demo_data: Path, tmp_path: Path, ranks: int
 ) -> None:
     run, _ = trained
     overrides = [checkpoint(run), "trainer.accelerator=cpu", f"++data.scores_dir={tmp_path / 'scores'}"]
@@ -102,29 +96,16 @@ def test_a_killed_scoring_run_goes_on_where_it_was(
         "files.ScoreFiles.write = slow\n"
         "from vinvl.evaluate import main\nmain()\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *overrides],
-        cwd=tmp_path,
-        env=door_environment(demo_data) | ON_CPU,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "scores").glob("*/*.npy")):
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process = DoorProcess(tmp_path, "-c", script, *overrides, environment=door_environment(demo_data) | ON_CPU)
+    process.wait_until(lambda: list((tmp_path / "scores").glob("*/*.npy")) != [])
+    process.signalled(signal.SIGKILL)
     (done,) = (tmp_path / "scores").glob("*/*.npy")
     written = done.stat().st_mtime_ns
-    many = ["trainer=ddp", f"trainer.devices={ranks}"] if ranks > 1 else []
-    result = door("evaluate", *overrides, *many)
-    assert result.returncode == 0, result.stderr
-    assert "1 blocks are scored already" in result.stdout
+    again = ranks_succeed if ranks > 1 else succeed
+    assert "1 blocks are scored already" in again(tmp_path, demo_data, "evaluate", *overrides, "hydra.run.dir=again")
     assert done.stat().st_mtime_ns == written
     assert_same_files(tmp_path / "scores", run / "retrieval_scores")
-    results = [path for path in tmp_path.glob("runs/evaluate/*/results.json")]
-    assert len(results) == 1 and scores(results[0].parent) == scores(run)
+    assert scores(tmp_path / "again") == scores(run)
 
 
 def test_a_damaged_block_is_scored_anew(trained: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
@@ -199,10 +180,10 @@ def test_images_without_regions_have_first_candidates_and_are_counted(
 
 
 def test_two_ranks_validate_as_one(demo_data: Path, tmp_path: Path) -> None:
-    two = ["trainer=ddp", "trainer.devices=2", "trainer.max_epochs=0", "data.val_fold_images=2"]
-    succeed(tmp_path, demo_data, "train", *DEMO, *two, "name=two")
-    succeed(tmp_path, demo_data, "train", *DEMO, "trainer.max_epochs=0", "data.val_fold_images=2", "name=one")
-    assert scores(only_run(tmp_path, "two")) == scores(only_run(tmp_path, "one"))
+    given = [*DEMO, "trainer.max_epochs=0", "data.val_fold_images=2"]
+    ranks_succeed(tmp_path, demo_data, "train", *given, "hydra.run.dir=two")
+    run_in_process("train", demo_data, tmp_path / "one", *given)
+    assert scores(tmp_path / "two") == scores(tmp_path / "one")
 
 
 def test_too_many_candidates_are_refused_before_anything_is_scored(

@@ -1,18 +1,16 @@
 """`python -m vinvl.train` as a user calls it: a whole run, a killed and resumed one, two ranks, two launchers."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import TINY_DEMO, Door
-from tests.door_runs import door_environment, succeed
+from tests.door_runs import DoorProcess, door_environment, succeed
 from vinvl.run.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -66,16 +64,9 @@ def test_killed_and_resumed_ends_with_the_weights_of_an_uninterrupted_run(
     whole_run: tuple[Path, str], demo_data: Path, door: Door, tmp_path: Path, every: str, updates: int
 ) -> None:
     overrides = [*TINY_DEMO, f"callbacks.last.every_n_train_steps={every}"]
-    command = [sys.executable, "-m", "vinvl.train", *overrides]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=door_environment(demo_data), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 600
-    while saved_updates(tmp_path) < updates:
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process = DoorProcess(tmp_path, "vinvl.train", *overrides, environment=door_environment(demo_data))
+    process.wait_until(lambda: saved_updates(tmp_path) >= updates)
+    process.signalled(signal.SIGKILL)
     killed_at = saved_updates(tmp_path)
     assert not (only_run(tmp_path) / "results.json").exists()
     result = door("train", *overrides, "ckpt_path=last")
