@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vinvl.run.files import read_json
-from vinvl.run.folders import write_json
+from vinvl.run.files import read_json, write_json
 
 
 def parents(node: dict[str, Any], names: dict[str, str]) -> Iterator[tuple[str, str]]:

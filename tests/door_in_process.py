@@ -24,7 +24,8 @@ from vinvl.extraction.run import extract
 from vinvl.predict import predict
 from vinvl.report import report
 from vinvl.run.checkpoint import read_checkpoint
-from vinvl.run.folders import config_directory, run_door
+from vinvl.run.door import run_door
+from vinvl.run.folders import config_directory
 from vinvl.train import train
 
 DOORS: dict[str, Callable[[DictConfig], object]] = {

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tests.door_in_process import composed
 from vinvl.restore import check_splits, data_config, decoding_options
 from vinvl.run.errors import UserError
-from vinvl.run.folders import open_sections
+from vinvl.run.options import open_sections
 from vinvl.run.overrides import given_values, replacing
 
 CHECKPOINT = Path("run/checkpoints/best.ckpt")

@@ -4,7 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,14 +23,12 @@ from vinvl.predictor.trained import only_task_of, record_of_use
 from vinvl.regions.formats.convert import run_conversion
 from vinvl.regions.formats.export import write_mmf_npy, write_oscar_tsv
 from vinvl.regions.store import RegionStore
-from vinvl.run.door import enter
+from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
-from vinvl.run.files import new_folder, refuse_existing
-from vinvl.run.folders import config_directory, register_resolvers, run_door, task_as_a_value, write_json
+from vinvl.run.files import new_folder, refuse_existing, write_json
+from vinvl.run.options import task_as_a_value
 
 STORE_FORMATS = {"oscar_tsv": write_oscar_tsv, "mmf_npy": write_mmf_npy}
-
-register_resolvers()
 
 
 def convert(config: DictConfig) -> Path:
@@ -98,9 +95,7 @@ def convert_weights(config: DictConfig) -> Path:
     return target
 
 
-@hydra.main(version_base="1.3", config_path=config_directory(), config_name="convert")
-def main(config: DictConfig) -> None:
-    run_door(convert, config)
+main = door(convert, "convert")
 
 
 if __name__ == "__main__":

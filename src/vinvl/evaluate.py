@@ -3,19 +3,16 @@
 import sys
 from pathlib import Path
 
-import hydra
 import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vinvl.restore import restore
 from vinvl.run.callbacks import progress
-from vinvl.run.door import enter
-from vinvl.run.folders import config_directory, open_sections, register_resolvers, run_door
+from vinvl.run.door import door, enter
+from vinvl.run.options import open_sections
 from vinvl.run.progress import report
 from vinvl.run.survival import StopAtOnce
-
-register_resolvers()
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -39,9 +36,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     return restored.task.scores
 
 
-@hydra.main(version_base="1.3", config_path=config_directory(), config_name="evaluate")
-def main(config: DictConfig) -> None:
-    run_door(evaluate, config)
+main = door(evaluate, "evaluate")
 
 
 if __name__ == "__main__":

@@ -2,19 +2,10 @@
 
 import sys
 
-import hydra
-from omegaconf import DictConfig
-
 from vinvl.extraction.run import extract
-from vinvl.run.door import enter
-from vinvl.run.folders import config_directory, register_resolvers, run_door
+from vinvl.run.door import door, enter
 
-register_resolvers()
-
-
-@hydra.main(version_base="1.3", config_path=config_directory(), config_name="extract")
-def main(config: DictConfig) -> None:
-    run_door(extract, config)
+main = door(extract, "extract")
 
 
 if __name__ == "__main__":

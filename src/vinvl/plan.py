@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vinvl.data.module import RegionDataModule
+from vinvl.run.door import remove_empty_run
 from vinvl.run.errors import UserError
-from vinvl.run.folders import remove_empty_run
 from vinvl.run.made import made, refuse_unfit
 from vinvl.run.progress import duration, print_results
 from vinvl.task import VinVLTask

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytorch_lightning as pl
 import torch.distributed
 from hydra.utils import instantiate
@@ -17,13 +16,11 @@ from vinvl.data.module import RegionDataModule
 from vinvl.predictor.command import ONLY_WITH_PICTURES, ask_about_pictures, picture_arguments
 from vinvl.restore import restore
 from vinvl.run.callbacks import progress
-from vinvl.run.door import enter
+from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
-from vinvl.run.folders import config_directory, open_sections, register_resolvers, run_door, task_as_a_value
+from vinvl.run.options import open_sections, task_as_a_value
 from vinvl.run.survival import StopAtOnce
 from vinvl.task import VinVLTask
-
-register_resolvers()
 
 
 def predict(config: DictConfig) -> list[Any]:
@@ -98,9 +95,7 @@ def in_file_order(predictions: list[Any]) -> list[Any]:
     return sorted(predictions, key=lambda prediction: prediction.position)
 
 
-@hydra.main(version_base="1.3", config_path=config_directory(), config_name="predict")
-def main(config: DictConfig) -> None:
-    run_door(predict, config)
+main = door(predict, "predict")
 
 
 if __name__ == "__main__":

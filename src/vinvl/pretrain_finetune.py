@@ -9,20 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.run.door import enter
+from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
-from vinvl.run.folders import AUTO, config_directory, how_to_go_on, register_resolvers, run_door, write_json
+from vinvl.run.files import write_json
+from vinvl.run.folders import AUTO, how_to_go_on
 from vinvl.run.overrides import as_overrides, as_value, command_overrides, given_values, replaces, replacing
 from vinvl.run.progress import results_summary
 from vinvl.run.signals import INTERRUPTED, START_AGAIN, run_passing_signals_on
 
 STAGES = ("pretrain", "finetune")
 RESUME = f"ckpt_path={AUTO}"
-
-register_resolvers()
 
 
 def pretrain_finetune(config: DictConfig) -> float:
@@ -104,9 +102,7 @@ def figures(stage: str, results: dict[str, Any]) -> dict[str, float]:
     return {f"{stage} {name.split(' ')[0]}": value for name, value in results_summary(results).items()}
 
 
-@hydra.main(version_base="1.3", config_path=config_directory(), config_name="pretrain_finetune")
-def main(config: DictConfig) -> float | None:
-    return run_door(pretrain_finetune, config)
+main = door(pretrain_finetune, "pretrain_finetune")
 
 
 if __name__ == "__main__":

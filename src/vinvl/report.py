@@ -3,16 +3,12 @@
 import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.pages.regions import report_regions
 from vinvl.pictures import PictureNames
-from vinvl.run.door import enter
+from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
-from vinvl.run.folders import config_directory, register_resolvers, run_door
-
-register_resolvers()
 
 
 def report(config: DictConfig) -> Path:
@@ -38,9 +34,7 @@ def report(config: DictConfig) -> Path:
     return output
 
 
-@hydra.main(version_base="1.3", config_path=config_directory(), config_name="report")
-def main(config: DictConfig) -> None:
-    run_door(report, config)
+main = door(report, "report")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -13,16 +12,13 @@ from pytorch_lightning.loggers import Logger
 
 from vinvl.plan import plan, wants_plan
 from vinvl.run.checkpoint import load_into, read_checkpoint
-from vinvl.run.door import enter
+from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
-from vinvl.run.folders import config_directory, register_resolvers, run_door
 from vinvl.run.made import made, made_of_each, refuse_unfit
 from vinvl.run.overrides import command_overrides, given_values, refuse_unread_splits
 from vinvl.run.progress import report
 from vinvl.run.survival import ORDER, Stopped, resume_path, tidy_run_folder, training_order
 from vinvl.task import VinVLTask
-
-register_resolvers()
 
 
 def train(config: DictConfig) -> float | None:
@@ -184,9 +180,7 @@ def validation(trainer: pl.Trainer, headline: str, split: str) -> dict[str, Any]
     }
 
 
-@hydra.main(version_base="1.3", config_path=config_directory(), config_name="train")
-def main(config: DictConfig) -> float | None:
-    return run_door(train, config)
+main = door(train, "train")
 
 
 if __name__ == "__main__":

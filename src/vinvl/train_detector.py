@@ -1,22 +1,14 @@
-"""Train a detector: `python -m vinvl.train_detector [overrides]`. Without overrides: on the demo world."""
+"""Train a detector: `python -m vinvl.train_detector [overrides]`. Without overrides: on the demo world.
+
+A run of `vinvl.train` whose task is the detector's; it also writes detector.pth.
+"""
 
 import sys
 
-import hydra
-from omegaconf import DictConfig
-
-from vinvl.run.door import enter
-from vinvl.run.folders import config_directory, register_resolvers, run_door
+from vinvl.run.door import door, enter
 from vinvl.train import train
 
-register_resolvers()
-
-
-@hydra.main(version_base="1.3", config_path=config_directory(), config_name="train_detector")
-def main(config: DictConfig) -> float | None:
-    """A run of `vinvl.train` whose task is the detector's; it also writes detector.pth."""
-    return run_door(train, config)
-
+main = door(train, "train_detector")
 
 if __name__ == "__main__":
     enter(main, "train_detector", sys.argv[1:])

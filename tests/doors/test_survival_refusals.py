@@ -12,7 +12,7 @@ from tests.door_in_process import TINY, checkpoint, composed, refused_in_process
 from vinvl.run import folders as runs
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
-from vinvl.run.options import leaves
+from vinvl.run.options import leaves, require_launcher
 from vinvl.run.survival import differences, resume_path, tidy_run_folder
 
 PRETRAINING = ["task=pretraining", *TINY, "data.num_workers=0", "trainer.max_epochs=-1", "test_after_fit=false"]
@@ -152,8 +152,8 @@ def test_a_run_folder_keeps_its_logs_and_loses_what_is_half_written(tmp_path: Pa
 
 
 def test_slurms_launcher_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs.require_launcher(["--multirun", "hydra/launcher=basic", "seed=1,2"])
+    require_launcher(["--multirun", "hydra/launcher=basic", "seed=1,2"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"hydra/launcher=slurm needs .*pip install 'vinvl\[slurm\]'"):
-        runs.require_launcher(["--multirun", "hydra/launcher=slurm", "seed=1,2"])
-    runs.require_launcher(["--multirun", "seed=1,2"])
+        require_launcher(["--multirun", "hydra/launcher=slurm", "seed=1,2"])
+    require_launcher(["--multirun", "seed=1,2"])

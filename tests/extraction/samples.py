@@ -15,7 +15,8 @@ from tests.detector.samples import SMALL, SMALL_WEIGHTS
 from tests.door_runs import door_environment
 from tests.picture_samples import gradient, save
 from vinvl.extraction.run import extract
-from vinvl.run.folders import config_directory, run_door
+from vinvl.run.door import run_door
+from vinvl.run.folders import config_directory
 
 ARCHITECTURE = {name: value for name, value in vars(SMALL.architecture).items()}
 LABELS = {

@@ -28,7 +28,8 @@ from vinvl.models import (
     initialise_with_report,
 )
 from vinvl.run.errors import UserError
-from vinvl.run.folders import config_directory, task_as_a_value
+from vinvl.run.folders import config_directory
+from vinvl.run.options import task_as_a_value
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(25))]
 SIZES: dict[str, Any] = {

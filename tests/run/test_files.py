@@ -31,10 +31,9 @@ from vinvl.regions.merging import StoreAttributes, merge_stores
 from vinvl.regions.writer import ShardWriter, Unfinished
 from vinvl.retrieval.candidates import Block, Fold
 from vinvl.retrieval.run import ScoreFiles
-from vinvl.run import folders as runs
 from vinvl.run.checkpoint import AtomicCheckpointIO
 from vinvl.run.errors import UserError
-from vinvl.run.files import atomic_write, new_folder, remove_leftovers, work_folder, write_text_atomically
+from vinvl.run.files import atomic_write, new_folder, remove_leftovers, work_folder, write_json, write_text_atomically
 
 DETECTOR_NAMES = LabelMap(tuple(map(str, range(81))), tuple(map(str, range(41))))
 IMAGES = [make_regions(str(number), 3) for number in range(4)]
@@ -82,7 +81,7 @@ def write_world(path: Path) -> None:
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda path: write_text_atomically(path, "text"),
-    "results": lambda path: runs.write_json(path, {"score": 1.0}),
+    "results": lambda path: write_json(path, {"score": 1.0}),
     "checkpoint": lambda path: AtomicCheckpointIO().save_checkpoint({"step": 1}, path),
     "detector": lambda path: save_detector(path, small_detector(), DETECTOR_NAMES),
     "scores": write_scores,

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
 from vinvl.run import folders as runs
-from vinvl.run.errors import UserError
+from vinvl.run.door import remove_empty_run, run_door
+from vinvl.run.errors import UserError, sentence_of
 
 LAUNCHERS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
@@ -127,33 +128,33 @@ def wrap(error: BaseException) -> BaseException:
 
 def test_sentence_of_a_user_error_however_wrapped() -> None:
     error = UserError("One sentence.")
-    assert runs.sentence_of(error) == runs.sentence_of(wrap(error)) == "One sentence."
+    assert sentence_of(error) == sentence_of(wrap(error)) == "One sentence."
     try:
         try:
             raise error
         finally:
             raise KeyError("while cleaning up")
     except KeyError as later:
-        assert runs.sentence_of(later) == "One sentence."
+        assert sentence_of(later) == "One sentence."
 
 
 def test_sentence_of_a_data_worker() -> None:
     with pytest.raises(UserError) as caught:
         next(iter(DataLoader(Spoilt(), num_workers=1)))
     assert "Traceback" in str(caught.value)
-    assert runs.sentence_of(caught.value) == runs.sentence_of(wrap(caught.value))
-    assert runs.sentence_of(caught.value) == "regions.h5 has no image 7: extract it."
+    assert sentence_of(caught.value) == sentence_of(wrap(caught.value))
+    assert sentence_of(caught.value) == "regions.h5 has no image 7: extract it."
 
 
 def test_sentence_of_another_process() -> None:
     with ProcessPoolExecutor(1) as pool, pytest.raises(UserError) as caught:
         list(pool.map(refuse, [1]))
-    assert runs.sentence_of(caught.value) == "regions.h5 has no image 7: extract it."
+    assert sentence_of(caught.value) == "regions.h5 has no image 7: extract it."
 
 
 def test_other_errors_have_no_sentence() -> None:
-    assert runs.sentence_of(wrap(KeyError("a"))) is None
-    assert runs.sentence_of(ValueError("vinvl.run.errors.UserError: not one")) is None
+    assert sentence_of(wrap(KeyError("a"))) is None
+    assert sentence_of(ValueError("vinvl.run.errors.UserError: not one")) is None
 
 
 @pytest.mark.parametrize(
@@ -168,16 +169,16 @@ def test_other_errors_have_no_sentence() -> None:
 def test_a_door_says_which_name_no_file_can_have(name: str, sentence: str, tmp_path: Path) -> None:
     config = OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run")}})
     with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
-        runs.run_door(lambda _: Path(name).with_name(Path(name).name or "b").with_suffix("").stat(), config)
+        run_door(lambda _: Path(name).with_name(Path(name).name or "b").with_suffix("").stat(), config)
 
 
 def test_a_door_says_the_sentence_and_keeps_other_tracebacks(tmp_path: Path) -> None:
     config = OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run")}})
     with pytest.raises(SystemExit) as left:
-        runs.run_door(refuse, config)
+        run_door(refuse, config)
     assert left.value.code == "error: regions.h5 has no image 7: extract it."  # printed to stderr, exit code 1
     with pytest.raises(ZeroDivisionError):
-        runs.run_door(lambda _: 1 / 0, config)
+        run_door(lambda _: 1 / 0, config)
 
 
 def test_a_door_prints_warnings_and_sentences_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +194,7 @@ def test_a_door_prints_warnings_and_sentences_escaped(tmp_path: Path, capsys: py
 
     config = OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run")}})
     with pytest.raises(SystemExit) as left:
-        runs.run_door(warn_and_refuse, config)
+        run_door(warn_and_refuse, config)
     assert left.value.code == r"error: split '\x1b]0;me\x07' is unknown."
     assert r"skipped \x1b[31m\nimage\u202e" in capsys.readouterr().err
 
@@ -217,9 +218,9 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 def test_an_empty_run_is_removed(tmp_path: Path) -> None:
-    runs.remove_empty_run(failed_run(tmp_path / "runs" / "demo" / "now"))
+    remove_empty_run(failed_run(tmp_path / "runs" / "demo" / "now"))
     assert list((tmp_path / "runs" / "demo").iterdir()) == []
-    runs.remove_empty_run(tmp_path / "never" / "made")
+    remove_empty_run(tmp_path / "never" / "made")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_a_run_with_anything_of_value_stays_as_it_is(tmp_path: Path, kept: str) 
     (folder / kept).parent.mkdir(parents=True, exist_ok=True)
     (folder / kept).write_text("dear to somebody")
     before = tree(folder)
-    runs.remove_empty_run(folder)
+    remove_empty_run(folder)
     assert tree(folder) == before
 
 
@@ -248,16 +249,16 @@ def test_a_run_with_a_link_or_without_hydras_folder_stays(tmp_path: Path) -> Non
     folder = failed_run(tmp_path / "now")
     (folder / "checkpoints").symlink_to(tmp_path / "nowhere")
     before = tree(folder)
-    runs.remove_empty_run(folder)
+    remove_empty_run(folder)
     assert tree(folder) == before and (folder / "checkpoints").is_symlink()
     (tmp_path / "own" / "empty").mkdir(parents=True)
     (tmp_path / "own" / "train.log").touch()
-    runs.remove_empty_run(tmp_path / "own")
+    remove_empty_run(tmp_path / "own")
     assert (tmp_path / "own" / "train.log").exists() and (tmp_path / "own" / "empty").exists()
 
 
 def test_only_rank_0_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = failed_run(tmp_path / "now")
     monkeypatch.setenv("RANK", "1")
-    runs.remove_empty_run(folder)
+    remove_empty_run(folder)
     assert (folder / ".hydra" / "config.yaml").exists()

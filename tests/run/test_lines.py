@@ -7,11 +7,11 @@ import time
 import pytest
 
 from vinvl.run.errors import UserError
-from vinvl.run.lines import SpawnedPool
+from vinvl.run.lines import Pool
 
 
 def test_workers_leave_ctrl_c_alone_and_end_with_an_error() -> None:
-    with pytest.raises(KeyError), SpawnedPool(2) as pool:
+    with pytest.raises(KeyError), Pool(2) as pool:
         assert signal.SIGINT in pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result()
         waiting = [pool.submit(time.sleep, 600) for _ in range(9)]
         raise KeyError
@@ -20,5 +20,5 @@ def test_workers_leave_ctrl_c_alone_and_end_with_an_error() -> None:
 
 
 def test_a_worker_that_is_killed() -> None:
-    with pytest.raises(UserError, match="A worker process was ended from outside"), SpawnedPool(2) as pool:
+    with pytest.raises(UserError, match="A worker process was ended from outside"), Pool(2) as pool:
         list(pool.map(os._exit, [1, 1]))

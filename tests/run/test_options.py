@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 
 from vinvl import convert, evaluate, extract, pretrain_finetune, train, train_detector
-from vinvl.run.door import checked_arguments, enter
+from vinvl.run.door import enter
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory, register_resolvers
-from vinvl.run.options import as_text, checked, fits, readable
+from vinvl.run.options import as_text, checked, checked_arguments, fits, readable
 
 
 @cache

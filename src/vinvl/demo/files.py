@@ -35,7 +35,7 @@ from vinvl.demo.tokenizer import write_tokenizer
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.writer import RegionStoreWriter
 from vinvl.run.errors import UserError
-from vinvl.run.lines import SpawnedPool
+from vinvl.run.lines import Pool
 
 # Where the files of a demo world lie and how its marker tells one world from another.
 
@@ -207,7 +207,7 @@ def write_world(world: DemoWorld, sizes: DemoWorldSizes, workers: int) -> None:
         pool = None
         if workers > 1:
             # Spawned, not forked: the caller may hold threads and locks of torch or HDF5.
-            pool = stack.enter_context(SpawnedPool(workers))
+            pool = stack.enter_context(Pool(workers))
         for split in SPLITS:
             jobs = _jobs(split, sizes, world.images)
             pieces = pool.map(make_piece, jobs) if pool else map(make_piece, jobs)

@@ -19,8 +19,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 
 from vinvl.run.errors import UserError, say
-from vinvl.run.files import atomic_write, refuse_half_characters, remove_leftovers, system_error
-from vinvl.run.folders import NO_ROOM, how_to_go_on
+from vinvl.run.files import NO_ROOM, atomic_write, refuse_half_characters, remove_leftovers, system_error
+from vinvl.run.folders import how_to_go_on
 from vinvl.run.moved import with_new_names
 from vinvl.run.restricted_pickle import inspect_plain
 from vinvl.run.tensor_files import load_tensor_file, plain_tensors

@@ -1,186 +1,267 @@
-"""The way into a door: `python -m vinvl.NAME` looks at its command line before Hydra, and at what Hydra says."""
+"""The way into a door, `python -m vinvl.NAME`, and how an error, a full disk or a signal reaches a person."""
 
-import difflib
+import errno
 import logging
 import os
+import re
 import sys
 import traceback
+import warnings
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
-from hydra.errors import ConfigCompositionException
-from omegaconf import DictConfig
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from vinvl.run.errors import UserError, escaped_warnings, printable, say, sentence_of
-from vinvl.run.files import system_error
-from vinvl.run.folders import config_directory, require_launcher, sentence_of_fault
-from vinvl.run.options import checked, readable
+from vinvl.run.errors import UserError, causes, escaped_warnings, printable, say, sentence_of
+from vinvl.run.files import NO_ROOM, system_error
+from vinvl.run.folders import FAILURE, config_directory, next_step, process_rank, register_resolvers
+from vinvl.run.options import checked_arguments, leaves
 from vinvl.run.overrides import replacing
 from vinvl.run.signals import Interrupted, signal_behind, stopping_at_once
 
-# What the doors without Hydra share: how an error, a full disk or a signal reaches a person.
+FULL_ERROR = "HYDRA_FULL_ERROR"
+OF_HYDRA = re.compile(  # files in a run's folder that are Hydra's, a launched rank's, or the lock
+    r"(train|train_detector|evaluate|predict|pretrain_finetune)(_ddp_process_\d+)?\.log|\.lock"
+)
+NO_NEWS = (  # warnings of Lightning's about what is so on purpose
+    ".*does not have many workers.*",
+    ".*sync_dist=True.*",
+    ".*custom batch sampler.*for prediction.*",
+    ".*smaller than the logging interval.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*Previous log files in this directory.*",  # they are renamed
+)
+Result = TypeVar("Result")
+
+
+def door(run: Callable[[DictConfig], object], name: str) -> Callable[[], object]:
+    """A door's `main`: Hydra composes conf/NAME.yaml with the command line, and `run` is called with it."""
+    register_resolvers()
+
+    def main(config: DictConfig) -> float | None:
+        result = run_door(run, config)
+        return result if isinstance(result, float) else None  # for whoever sweeps
+
+    main.__module__ = f"vinvl.{name}"  # by which Hydra names the job and its log
+    wrapped: Callable[[], object] = hydra.main(version_base="1.3", config_path=config_directory(), config_name=name)(
+        main
+    )
+    return wrapped
+
+
+def enter(main: Callable[[], object], name: str, arguments: Sequence[str], restored: Sequence[str] = ()) -> None:
+    """Runs a door's `main`; ends the process with a code and, after an error, a sentence.
+
+    Args:
+        name: of the door's configuration.
+        arguments: of the command line.
+        restored: sections that a checkpoint brings, unless the command chooses one; `vinvl.restore` checks them.
+    """
+    logging.raiseExceptions = False  # a log that finds no room is no reason for tracebacks between the lines
+    sys.excepthook = _print_escaped
+    in_full = os.environ.get(FULL_ERROR) == "1"
+    os.environ[FULL_ERROR] = "1"  # so that errors come here, and not as Hydra prints them
+    # Hydra writes the configuration and opens its log before the run begins.
+    unwritable = "cannot be written ({}): pass another place, hydra.run.dir=FOLDER or paths.runs_dir=FOLDER."
+    with telling(otherwise=unwritable, in_full=in_full):
+        sys.argv[1:] = replacing(checked_arguments(name, arguments, restored))
+        main()
+
+
+def run_door(run: Callable[[DictConfig], Result], config: DictConfig) -> Result | None:
+    """Runs a door's function and gives its result; see `telling` for what goes wrong.
+
+    In a --multirun the other jobs go on: the sentence is kept in the job's folder, for the table at the end.
+    """
+    for message in NO_NEWS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    folder = Path(config.paths.output_dir)
+    try:
+        with telling(config):
+            return run(config)
+    except SystemExit as left:
+        failed = isinstance(left.code, str)
+        if failed and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            say(left.code, error=True)
+            (folder / FAILURE).write_text(str(left.code).removeprefix("error: ") + "\n", encoding="utf-8")
+            return None
+        remove_empty_run(folder)
+        raise
 
 
 class Parser(ArgumentParser):
-    """Tells what is wrong with a command line as all else is told that is wrong."""
+    """Tells what is wrong with the command line of a door without Hydra as all else is told that is wrong."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help tells what there is.")
 
 
 def run_command(run: Callable[[], int]) -> int:
-    """Runs a command, reading its arguments included; the exit code: its own, 1 after an error, or that of a signal."""
-    with escaped_warnings(), stopping_at_once():
-        try:
+    """Runs a door without Hydra, reading its arguments included; the exit code: its own, or as `telling` has it."""
+    try:
+        with telling(otherwise="cannot be read or written ({})."):
             return run()
-        except (Exception, Interrupted) as error:
-            if (stopped := signal_behind(error)) is not None:
-                say(f"{stopped}; give the same command again.", error=True)
-                return stopped.exit_code
-            sentence = sentence_of(error)
-            if sentence is None and isinstance(error, OSError):
-                sentence = f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error})."
-            if sentence is None:
-                raise
-            say(f"error: {sentence}", error=True)
+    except SystemExit as left:
+        if isinstance(left.code, str):
+            say(left.code, error=True)
             return 1
+        return left.code or 0
 
 
-OWN_FILES = ("config_path", "config_dir", "config_name", "experimental_rerun")  # Hydra's flags for other configurations
-MULTIRUN = ("-m", "--multirun")
-FULL_ERROR = "HYDRA_FULL_ERROR"
-
-
-def enter(main: Callable[[], object], name: str, arguments: Sequence[str], restored: Sequence[str] = ()) -> None:
-    """Runs a door's `main`, which Hydra has wrapped; ends the process with a code and, after an error, a sentence.
+@contextmanager
+def telling(config: DictConfig | None = None, otherwise: str | None = None, *, in_full: bool = False) -> Iterator[None]:
+    """Within it what goes wrong, however deep, ends the process: with one sentence and 1, or with a signal's code.
 
     Args:
-        name: of the door's configuration.
-        arguments: of the command line.
-        restored: sections that a checkpoint brings, unless the command chooses one; `vinvl.restore` holds the command
-            against them.
+        config: the composed configuration, where there is one already.
+        otherwise: what is said of a file for which the operating system gives a reason, and nothing better is known.
+        in_full: whatever is no `UserError` has a traceback, as mistakes of the program's own always have.
     """
-    logging.raiseExceptions = False  # a log that finds no room is no reason for tracebacks between the lines
-    sys.excepthook = _print_escaped
-    in_full = os.environ.get(FULL_ERROR) == "1"
-    os.environ[FULL_ERROR] = "1"  # so that errors come here, and not as Hydra prints them
     with escaped_warnings(), stopping_at_once():
         try:
-            require_launcher(arguments)
-            sys.argv[1:] = replacing(checked_arguments(name, arguments, restored))
-            main()
+            yield
         except (Exception, Interrupted) as error:
             if (stopped := signal_behind(error)) is not None:
-                say(f"{stopped}; give the same command again.", error=True)
+                if process_rank() == 0:
+                    say(f"{stopped}; {_next_step(config)}.", error=True)
                 sys.exit(stopped.exit_code)
-            sentence = sentence_of(error)
-            if sentence is None and not in_full:
-                sentence = sentence_of_fault(error) or _of_unwritable_folder(error)
+            sentence = sentence_of(error) or (None if in_full else sentence_of_fault(error, config, otherwise))
             if sentence is None:
                 raise
             sys.exit(f"error: {printable(sentence)}")
 
 
-def checked_arguments(name: str, arguments: Sequence[str], restored: Sequence[str] = ()) -> list[str]:
-    """The arguments as Hydra can read them.
+def remove_empty_run(folder: Path) -> None:
+    """Removes a failed run's folder if nothing is in it but Hydra's configuration and logs, and empty folders.
 
-    Raises:
-        UserError: one cannot be read, chooses what there is not, is an option that nobody knows, or of the wrong type.
+    hydra.run.dir may be a folder of one's own, so anything else in it keeps it as it is.
     """
-    arguments = sorted(arguments, key=lambda word: word not in MULTIRUN)  # argparse wants flags first, or last
-    parser = get_args_parser()
-    parser.error = _refuse_flags  # type: ignore[method-assign]
-    flags = parser.parse_args(arguments)
-    words = {word: readable(word, bool(flags.multirun)) for word in flags.overrides}
-    if not words or any(getattr(flags, flag, None) for flag in OWN_FILES):
-        return [words.get(word, word) for word in arguments]
-    with initialize_config_dir(config_dir=config_directory(), version_base="1.3", job_name=name):
-        loader = GlobalHydra.instance().config_loader()
-        for word, now in words.items():  # +experiment=NAME: the configuration leaves the place for one
-            key = now.lstrip("+").partition("=")[0]
-            words[word] = now.lstrip("+") if loader.get_group_options(key) else now
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words.values()))
-        overrides = dict(zip(words, parsed, strict=True))
-        choosing = [one for one in parsed if loader.get_group_options(one.key_or_group)]
-        for one in choosing:
-            _refuse_other_choices(one, loader)
-        bases = _bases(name, choosing)
-    chosen = {one.key_or_group for one in choosing}
-    deleted = {one.key_or_group for one in parsed if one.is_delete()}
-    elsewhere = ("hydra.", *(f"{section}." for section in restored if section not in chosen))
-    for word, one in overrides.items():
-        of_plan = name == "train" and one.key_or_group.partition(".")[0] == "plan"  # which no configuration has
-        if one not in choosing and not one.key_or_group.startswith(elsewhere) and not of_plan:
-            words[word] = checked(one, bases, deleted)
-    return [words.get(word, word) for word in arguments]
+    if process_rank() > 0 or not (folder / ".hydra").is_dir():
+        return
+    entries = sorted(folder.rglob("*"), reverse=True)  # what is in a folder comes before it
+    files = [path for path in entries if path.is_symlink() or not path.is_dir()]
+    hydras = {path for path in files if path.parent == folder / ".hydra"}
+    hydras |= {path for path in files if path.parent == folder and OF_HYDRA.fullmatch(path.name)}
+    if hydras == set(files):
+        for path in files:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder one is in, or one that another process has just written to
+            for path in entries:
+                if path not in files:
+                    path.rmdir()
+            folder.rmdir()
 
 
-def _refuse_flags(message: str) -> NoReturn:
-    raise UserError(f"{message}; options are given as KEY=VALUE, and --help shows them.")
+# What goes wrong outside of a person's data, in a sentence: disks, processes that were killed, configurations.
+
+NO_NAME = re.compile("embedded null (byte|character)|has an empty name|surrogates not allowed")
+LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)? .*(?:killed by signal|exited unexpectedly)")
+BY_SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
+LOST_RANK = re.compile(
+    r"Connection (?:closed by peer|reset by peer|was likely closed)|Broken pipe|remote process exited", re.I
+)
+TOLD_BY_TARGETS = (TypeError, ValueError, ImportError, MisconfigurationException)  # of values that they do not take
 
 
-def _bases(name: str, choosing: Sequence[Override]) -> list[DictConfig]:
-    """The configuration with what the command chooses, and without its values; several where it chooses several.
+def sentence_of_fault(
+    error: BaseException, config: DictConfig | None = None, otherwise: str | None = None
+) -> str | None:
+    """The sentence of an exception that is no `UserError`, None where it is a mistake of the program's.
 
-    Raises:
-        UserError: this door has nothing of the kind to choose.
+    Arguments as `telling` has them.
     """
-    ways = []
-    for one in choosing:
-        group, equals, _ = str(one.input_line).partition("=")
-        choices = _choices(one) if one.is_sweep_override() else None
-        ways.append([str(one.input_line)] if choices is None else [f"{group}{equals}{choice}" for choice in choices])
-    ways = [way for way in ways if way]
-    first = [way[0] for way in ways]
-    others = [[*first[:place], choice, *first[place + 1 :]] for place, way in enumerate(ways) for choice in way[1:]]
-    try:
-        return [compose(name, overrides=given, return_hydra_config=True) for given in [first, *others]]
-    except ConfigCompositionException as error:
-        if "No match in the defaults list" not in str(error):
-            raise
-        raise UserError(f"vinvl.{name} leaves nothing of that kind to choose: {str(error).splitlines()[0]}") from None
-
-
-def _choices(override: Override) -> list[Any]:
-    """The values that an override names, those of a sweep too unless it names none of them."""
-    value = override.value()
-    if override.is_sweep_override():
-        return list(value.list) if isinstance(value, ChoiceSweep) else []
-    return [value]
-
-
-def _refuse_other_choices(override: Override, loader: ConfigLoader) -> None:
-    """Refuses GROUP=CHOICE where there is no such file."""
-    group = override.key_or_group
-    for choice in () if override.is_delete() else _choices(override):
-        options = loader.get_group_options(group)
-        shown = [option for option in options if not option.startswith("_")]
-        if isinstance(choice, list) or str(choice) in options:
-            continue
-        if choice is None:  # which Hydra takes for some, and would not merge with what lies in others
-            raise UserError(f"{group}=null will not do: choose of {', '.join(shown)}, or leave it out.")
-        if isinstance(choice, dict):
-            raise UserError(f"{group} is chosen by name, {group}=NAME; single values of it are {group}.KEY=VALUE.")
-        near = difflib.get_close_matches(str(choice), shown, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose of {', '.join(shown)}."
-        raise UserError(f"There is no {group}={choice}; {hint}")
-
-
-def _of_unwritable_folder(error: BaseException) -> str | None:
-    """Hydra writes the configuration and opens its log before the run begins."""
-    cause = system_error(error)
-    if cause is None:
+    found = list(causes(error))
+    if config is not None:
+        if any(isinstance(one, MissingMandatoryValue | InterpolationToMissingValueError) for one in found):
+            unresolved = leaves(OmegaConf.to_container(config, resolve=False))
+            keys = sorted(key for key, value in unresolved if value == "???")  # and not what refers to such a key
+            return f"{', '.join(keys)} must be given: pass {' '.join(f'{key}=VALUE' for key in keys)}."
+        told = "\n".join(str(one) for one in found if isinstance(one, RuntimeError))
+        if (sentence := _of_lost_process(told, config)) is not None:
+            return sentence
+    for one in found:
+        if isinstance(one, OSError) and one.errno in NO_ROOM:
+            place = one.filename or ("the run folder" if config is None else config.paths.output_dir)
+            return f"{place} cannot be written ({one.strerror}): make room, then {_next_step(config)}."
+        if isinstance(one, OSError) and one.errno == errno.ENAMETOOLONG:
+            return f"No file can have the name {str(one.filename)[:60]!r}…, which is too long: give another."
+        if isinstance(one, ValueError) and NO_NAME.search(str(one)):
+            return f"A file is given a name that no file can have ({one}): give another."
+    if (sentence := _of_configuration(error, config)) is not None:
+        return sentence
+    failed = system_error(error)
+    if failed is None or otherwise is None:
         return None
-    reason = f"{cause.filename or 'The run folder'} cannot be written ({cause.strerror or cause})"
-    return f"{reason}: pass another place, hydra.run.dir=FOLDER or paths.runs_dir=FOLDER."
+    return f"{failed.filename or 'A file'} {otherwise.format(failed.strerror or failed)}"
+
+
+def _next_step(config: DictConfig | None) -> str:
+    return "give the same command again" if config is None else next_step(config.paths.output_dir)
+
+
+def _of_lost_process(told: str, config: DictConfig) -> str | None:
+    """A data worker, or another process of a distributed run, is no more, as PyTorch tells it."""
+    if LOST_WORKER.search(told) is not None:
+        key = "data.num_workers" if "data" in config else "workers"
+        by = BY_SIGNAL.search(told)
+        signal = by[1].strip() if by else ""
+        cut = " or because a file that it reads was cut short" if signal == "Bus error" else ""
+        return (
+            f"A data worker was ended from outside{signal and f' ({signal})'}, perhaps for want of memory, also of "
+            f"shared memory (/dev/shm){cut}: pass a smaller {key}, or 0, and {_next_step(config)}."
+        )
+    if LOST_RANK.search(told) is None:
+        return None
+    return (
+        "Another process of this run has ended; what it said stands above, unless it was killed, perhaps for want "
+        f"of memory: {_next_step(config)}."
+    )
+
+
+def _of_configuration(error: BaseException, config: DictConfig | None) -> str | None:
+    """What Hydra, OmegaConf, or something that a `_target_` names, does not take."""
+    if isinstance(error, InstantiationException):
+        first, _, full_key = str(error).partition("full_key: ")
+        cause = next((one for one in causes(error) if not isinstance(one, HydraException)), None)
+        where = f" in {_given_as(full_key.strip(), config)}" if full_key else ""
+        if cause is not None and not isinstance(cause, TOLD_BY_TARGETS):
+            return None
+        reason = first.partition(", set env var")[0].strip() if cause is None else _first_line(cause)
+        named = re.search(r"target '([^']+)'", first)
+        return f"The configuration{where} does not fit {named[1] if named else 'its _target_'}: {reason}."
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        told = [_first_line(one) for one in causes(error) if isinstance(one, HydraException | OmegaConfBaseException)]
+        return f"The configuration cannot be used: {'; '.join(dict.fromkeys(told))}."
+    if isinstance(error, MisconfigurationException):
+        return f"This machine or configuration will not do: {_first_line(error)}."
+    return None
+
+
+def _given_as(key: str, config: DictConfig | None) -> str:
+    """The key that a person gives for one whose value is another's: optim.optimizer for task.optimizer."""
+    unresolved = {} if config is None else OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        unresolved = unresolved.get(part) if isinstance(unresolved, dict) else None
+    another = re.fullmatch(r"\$\{([\w.]+)\}", unresolved) if isinstance(unresolved, str) else None
+    return key if another is None else another[1]
+
+
+def _first_line(error: BaseException) -> str:
+    """What an exception says, in one line and without the full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    return (f"{first} {lines[1]}" if first.endswith(":") and len(lines) > 1 else first).rstrip(".")
 
 
 def _print_escaped(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -4,6 +4,7 @@ What is being made is beside its place under a name of its own, `.NAME.xxxxxxxx.
 whoever writes NAME next can tell what a killed writer has left, and takes it away.
 """
 
+import errno
 import fcntl
 import gc
 import json
@@ -12,15 +13,32 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Literal, overload
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
 from vinvl.run.errors import UserError, cause_of_kind
 
 # JSON that is read, with every failure told as one sentence.
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Within it a file is read: UserError if it is missing or unreadable."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a file; UserError if it is missing or unreadable."""
+    with reading(path):
+        return Path(path).read_bytes()
 
 
 def read_json(path: str | Path) -> Any:
@@ -38,16 +56,6 @@ def json_object(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object; get the file again.")
     return content
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """The bytes of a file; UserError if it is missing or unreadable."""
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
 
 
 def parse_json(content: bytes, place: str) -> Any:
@@ -96,15 +104,10 @@ def json_lines(path: str | Path, parse: Callable[[bytes, str], Any] = parse_json
     `parse` makes a value of a line and the words that name it. Raises UserError, naming file and line, as `read_json`
     does.
     """
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, parse(line.rstrip(), f"{path} line {number}")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    with reading(path), open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, parse(line.rstrip(), f"{path} line {number}")
 
 
 def begins_a_list(path: str | Path) -> bool:
@@ -129,21 +132,19 @@ def no_cycle_collection() -> Iterator[None]:
             gc.enable()
 
 
+# Files and folders that are written.
+
 PARTIAL_SUFFIX = ".partial"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@overload
-def atomic_write(path: str | Path, mode: Literal["w"] = "w") -> AbstractContextManager[IO[str]]: ...
-@overload
-def atomic_write(path: str | Path, mode: Literal["wb"]) -> AbstractContextManager[IO[bytes]]: ...
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file to write, UTF-8 text or (`wb`) bytes, which replaces `path` when it is whole and on the disk.
 
     Its folder is made if it is missing. Whatever goes wrong, `path` is as it was and nothing is beside it.
 
-    Raises:
-        UserError: it cannot be written; the operating system's error is its cause.
+    Raises UserError if it cannot be written; the operating system's error is its cause.
     """
     path = Path(path)
     with failure_told(path, "check folder, permissions and room"):
@@ -163,12 +164,16 @@ def write_text_atomically(path: str | Path, text: str) -> None:
         file.write(text)
 
 
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes a value as JSON with `atomic_write`."""
+    write_text_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder to write into, which gets the name `path` at the end; whatever goes wrong, nothing is left of it.
 
-    Raises:
-        UserError: there is something of that name already, or the disk cannot be written to.
+    Raises UserError if there is something of that name already, or the disk cannot be written to.
     """
     path = Path(path).expanduser()
     refuse_existing(path)
@@ -182,8 +187,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 def work_folder(target: Path) -> Iterator[Path]:
     """An empty folder beside `target` for what is on its way there (see `put_in_place`); it is removed at the end.
 
-    Raises:
-        UserError: what is written into it, or the folder itself, finds no place.
+    Raises UserError if what is written into it, or the folder itself, finds no place.
     """
     with failure_told(target, "nothing is left of it; make room or see to permissions, and give the command again"):
         folder, descriptor = reserve_folder(target)
@@ -230,10 +234,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """
-    Raises:
-        UserError: there is a file, a folder or a link of that name.
-    """
+    """Raises UserError if there is a file, a folder or a link of that name."""
     if os.path.lexists(path):
         raise UserError(f"{path} exists already, and nothing is overwritten: give another name.")
 

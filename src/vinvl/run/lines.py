@@ -17,9 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from vinvl.run.errors import UserError
-
-# A file of lines in pieces that workers read, each on its own.
-
+from vinvl.run.files import reading
 
 CHUNK_BYTES = 16 * 2**20
 
@@ -42,49 +40,50 @@ class Chunk(NamedTuple):
 def split_file(path: Path, chunk_bytes: int = CHUNK_BYTES) -> tuple[list[Chunk], str]:
     """The chunks of a file, and the hexadecimal digest of its content; one pass over it.
 
-    Raises:
-        UserError: the file is missing or unreadable.
+    Raises UserError if the file is missing or unreadable.
     """
     digest = hashlib.blake2b(digest_size=16)
     chunks: list[Chunk] = []
     position, line = 0, 1
-    try:
-        with path.open("rb") as file:
-            while block := file.read(chunk_bytes):
-                block += file.readline()  # up to the end of the line that the block ends in
-                digest.update(block)
-                chunks.append(Chunk(str(path), position, position + len(block), line))
-                position += len(block)
-                line += block.count(b"\n")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    with reading(path), path.open("rb") as file:
+        while block := file.read(chunk_bytes):
+            block += file.readline()  # up to the end of the line that the block ends in
+            digest.update(block)
+            chunks.append(Chunk(str(path), position, position + len(block), line))
+            position += len(block)
+            line += block.count(b"\n")
     return chunks, digest.hexdigest()
 
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-ENDED_FROM_OUTSIDE = "A worker process was ended from outside, perhaps for lack of memory; pass a smaller {}."
 
 
-class SpawnedPool(ProcessPoolExecutor):
-    """Fresh processes; an error in this process, or what stops it, ends them at once.
+class Pool(ProcessPoolExecutor):
+    """Processes that end at once with an error in this process, or with what stops it.
 
-    Ctrl-C reaches them as well, and is for this process to answer: they have it blocked from their first moment.
+    Ctrl-C reaches fresh ones as well, and is for this process to answer: they have it blocked from their first moment.
+
+    Args:
+        forked: copies of this process, where the system can make them, in place of fresh ones, which would import
+            torch and all. The caller must not hold threads and locks of torch or HDF5 that its jobs need.
+        fewer: the option that asks for fewer of them, for a person.
 
     Raises:
         UserError: at its end, where a process ended before its job.
     """
 
-    def __init__(self, workers: int) -> None:
-        super().__init__(workers, mp_context=get_context("spawn"))
+    def __init__(self, workers: int, *, forked: bool = False, fewer: str = "workers") -> None:
+        self._fewer = fewer  # macOS does not allow forks
+        super().__init__(workers, mp_context=get_context("fork" if forked and sys.platform == "linux" else "spawn"))
 
     def submit(self, *call: Any, **named: Any) -> Future[Any]:
         """As it is inherited; it may start a process, which has the same signals blocked."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return super().submit(*call, **named)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forking beside BLAS's threads
+                return super().submit(*call, **named)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -96,43 +95,30 @@ class SpawnedPool(ProcessPoolExecutor):
                 process.terminate()
         self.shutdown(wait=True, cancel_futures=error is not None)
         if isinstance(error, BrokenProcessPool):
-            raise UserError(ENDED_FROM_OUTSIDE.format("workers")) from None
+            told = "A worker process was ended from outside, perhaps for lack of memory; pass a smaller"
+            raise UserError(f"{told} {self._fewer}.") from None
 
 
 def pool_map(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, stack: ExitStack) -> Iterator[Result]:
-    """`work` of each job, in order: in fresh processes that end with `stack`, or in this one.
-
-    Spawned, not forked: the caller may hold threads and locks of torch or HDF5.
-    """
+    """`work` of each job, in order: in fresh processes that end with `stack`, or in this one."""
     if workers < 2 or len(jobs) < 2:
         return map(work, jobs)
-    return stack.enter_context(SpawnedPool(workers)).map(work, jobs)
+    return stack.enter_context(Pool(workers)).map(work, jobs)
 
 
 def in_order(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
-    """`work` of each job, at most 2 jobs a worker ahead of the reader; 1 worker does it in this process.
+    """`work` of each job, in forked processes at most 2 jobs a worker ahead of the reader; 1 worker: in this process.
 
-    Raises:
-        UserError: a worker process ended before its job; and whatever `work` raises.
+    Raises UserError if a worker process ended before its job; and whatever `work` raises.
     """
     if workers < 2:
         yield from map(work, jobs)
         return
-    # Spawned workers would import the program that was started, torch and all, for decoding text. They are all forked
-    # at the first job, and do nothing with threads or HDF5; macOS does not allow it.
-    context = get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
     waiting: deque[Future[Result]] = deque()
-    try:
+    with Pool(workers, forked=True, fewer="features.workers") as pool:
         for job in jobs:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forking beside BLAS's threads
-                waiting.append(pool.submit(work, job))
+            waiting.append(pool.submit(work, job))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(ENDED_FROM_OUTSIDE.format("features.workers")) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

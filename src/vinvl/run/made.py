@@ -16,25 +16,18 @@ SOME_STEPS = 1000
 
 
 def made(kind: type, section: Any, key: str, **given: Any) -> Any:
-    """What a section of the configuration makes.
+    """What a section of the configuration, whose key is `key`, makes; UserError if it is no section or of another kind.
 
     Args:
-        key: of the section.
-
-    Raises:
-        UserError: it makes something of another kind, or is no section.
+        given: arguments besides those of the section.
     """
     if not OmegaConf.is_dict(section):
         raise UserError(f"{key} is {section}, and it must be a section of settings with a _target_.")
-    return _of_kind(kind, instantiate(section, **given), f"{key}._target_")
+    return _of_kind(kind, instantiate(section, **given), key)
 
 
 def made_of_each(kind: type, section: DictConfig | None, key: str) -> list[Any]:
-    """What each part of a section makes; parts that are null make nothing.
-
-    Raises:
-        UserError: one makes something of another kind, or the section has no parts.
-    """
+    """What each part of a section makes, as `made` has it; parts that are null make nothing."""
     if section is None:
         return []
     if not OmegaConf.is_dict(section):
@@ -43,31 +36,19 @@ def made_of_each(kind: type, section: DictConfig | None, key: str) -> list[Any]:
 
 
 def make_optimizer(make: Callable[..., Any] | None, groups: Any) -> Optimizer:
-    """The optimiser of a run.
-
-    Raises:
-        UserError: the configuration's settings are not those of one.
-    """
+    """The optimiser of a run; UserError if the configuration's settings are not those of one."""
     found: Optimizer = _called(Optimizer, "optim.optimizer", make, groups)
     return found
 
 
 def make_scheduler(make: Callable[..., Any] | None, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    """The schedule of a run's learning rate.
-
-    Raises:
-        UserError: the configuration's settings are not those of one.
-    """
+    """The schedule of a run's learning rate; UserError if the configuration's settings are not those of one."""
     found: LRScheduler = _called(LRScheduler, "optim.scheduler", make, optimizer, total_steps=total_steps)
     return found
 
 
 def refuse_unfit(task: Any, trainer: pl.Trainer) -> None:
-    """Refuses, before a run begins, an optimiser, a schedule or a trainer that could not train.
-
-    Raises:
-        UserError: names the setting.
-    """
+    """Raises UserError, before a run begins, for an optimiser, a schedule or a trainer that could not train."""
     precision = str(trainer.precision)
     if precision.endswith("-true") and precision != "32-true":
         raise UserError(
@@ -89,10 +70,10 @@ def _called(kind: type, key: str, make: Callable[..., Any] | None, *given: Any, 
     except Exception as error:  # of whoever wrote what the configuration names
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{key}: {target.__module__}.{target.__qualname__} cannot be had so: {reason}.") from error
-    return _of_kind(kind, found, f"{key}._target_")
+    return _of_kind(kind, found, key)
 
 
 def _of_kind(kind: type, found: Any, key: str) -> Any:
     if not isinstance(found, kind):
-        raise UserError(f"{key} makes a {type(found).__name__}, and a {kind.__name__} is needed.")
+        raise UserError(f"{key}._target_ makes a {type(found).__name__}, and a {kind.__name__} is needed.")
     return found

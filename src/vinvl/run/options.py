@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import re
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vinvl.run.errors import UserError
+from vinvl.run.folders import config_directory
 
 OPEN = ("data.splits", "callbacks", "logger", "plan", "pretrain", "finetune")  # sections whose names a person chooses
 MODEL_CONFIGS = ("model.config", "config")  # sections of fields of MODEL_CONFIG
 MODEL_CONFIG = "vinvl.models.config.VinVLConfig"
+OWN_FILES = ("config_path", "config_dir", "config_name", "experimental_rerun")  # Hydra's flags for other configurations
+MULTIRUN = ("-m", "--multirun")
 OF_HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+SUBMITIT_LAUNCHERS = tuple(f"hydra/launcher={name}" for name in ("slurm", "submitit_slurm", "submitit_local"))
 PLAIN = re.compile(r"[\w./\-]*")  # means to Hydra what it means to a person
 IN_QUOTES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 NAMES_SHOWN = 20
@@ -36,6 +45,75 @@ def leaves(value: object, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(item, f"{key}.{name}" if key else str(name))
     else:
         yield key, value
+
+
+# A command line before Hydra sees it.
+
+
+def open_sections(arguments: list[str]) -> list[str]:
+    """Command-line arguments of a door that takes data and decoding from a checkpoint, `data.KEY=…` as `++data.KEY=…`.
+
+    Hydra would compare such keys with the default dataset, and every dataset has other keys; `vinvl.restore` compares
+    them with the checkpoint's. Where the command names a section itself (data=NAME), Hydra knows better.
+    """
+    named = {argument.split("=", 1)[0] for argument in arguments}
+    prefixes = tuple(f"{section}." for section in ("data", "decoding") if section not in named)
+    opened = [f"++{argument}" if argument.startswith(prefixes) else argument for argument in arguments]
+    # Parts of a split may be given, and the default dataset's splits may be of another form.
+    splits = "data" not in named and any(name.lstrip("+").startswith("data.splits.") for name in named)
+    return ["++data.splits=null", *opened] if splits else opened
+
+
+def task_as_a_value(arguments: list[str]) -> list[str]:
+    """Command-line arguments, `task=NAME` as `task_name=NAME`: Hydra takes `task` for the group of files conf/task."""
+    return [re.sub("^task=", "task_name=", argument) for argument in arguments]
+
+
+def checked_arguments(name: str, arguments: Sequence[str], restored: Sequence[str] = ()) -> list[str]:
+    """The arguments of a door as Hydra can read them; see `vinvl.run.door.enter`.
+
+    Raises UserError if one cannot be read, chooses what does not exist, is an unknown option, or of the wrong type.
+    """
+    require_launcher(arguments)
+    arguments = sorted(arguments, key=lambda word: word not in MULTIRUN)  # argparse wants flags first, or last
+    parser = get_args_parser()
+    parser.error = _refuse_flags  # type: ignore[method-assign]
+    flags = parser.parse_args(arguments)
+    words = {word: readable(word, bool(flags.multirun)) for word in flags.overrides}
+    if not words or any(getattr(flags, flag, None) for flag in OWN_FILES):
+        return [words.get(word, word) for word in arguments]
+    with initialize_config_dir(config_dir=config_directory(), version_base="1.3", job_name=name):
+        loader = GlobalHydra.instance().config_loader()
+        for word, now in words.items():  # +experiment=NAME: the configuration leaves the place for one
+            key = now.lstrip("+").partition("=")[0]
+            words[word] = now.lstrip("+") if loader.get_group_options(key) else now
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(words.values()))
+        choosing = [one for one in parsed if loader.get_group_options(one.key_or_group)]
+        for one in choosing:
+            _refuse_other_choices(one, loader)
+        bases = _bases(name, choosing)
+    chosen = {one.key_or_group for one in choosing}
+    deleted = {one.key_or_group for one in parsed if one.is_delete()}
+    elsewhere = ("hydra.", *(f"{section}." for section in restored if section not in chosen))
+    for word, one in zip(words, parsed, strict=True):
+        of_plan = name == "train" and one.key_or_group.partition(".")[0] == "plan"  # which no configuration has
+        if one not in choosing and not one.key_or_group.startswith(elsewhere) and not of_plan:
+            words[word] = checked(one, bases, deleted)
+    return [words.get(word, word) for word in arguments]
+
+
+def require_launcher(arguments: Sequence[str]) -> None:
+    """Raises UserError for a command that asks for SLURM's launcher where its package is not installed."""
+    asked = [argument for argument in arguments if argument in SUBMITIT_LAUNCHERS]
+    plugins = importlib.util.find_spec("hydra_plugins")
+    if asked and (plugins is None or importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None):
+        raise UserError(
+            f"{asked[0]} needs hydra-submitit-launcher, which is not installed: pip install 'vinvl[slurm]'."
+        )
+
+
+def _refuse_flags(message: str) -> NoReturn:
+    raise UserError(f"{message}; options are given as KEY=VALUE, and --help shows them.")
 
 
 def as_text(value: str) -> str:
@@ -53,8 +131,7 @@ def as_text(value: str) -> str:
 def readable(argument: str, sweeping: bool) -> str:
     """KEY=VALUE as Hydra can read it: names of files that are there, and what its grammar has no use for, in quotes.
 
-    Raises:
-        UserError: it is no KEY=VALUE, or a list or dictionary that cannot be read, or several values without a sweep.
+    Raises UserError if it is no KEY=VALUE, an unreadable list or dictionary, or several values without a sweep.
     """
     key, equals, value = argument.partition("=")
     parser = OverridesParser.create()
@@ -79,6 +156,55 @@ def readable(argument: str, sweeping: bool) -> str:
             f"twice, \"{key}='…'\", for a run of each add --multirun."
         )
     return argument
+
+
+def _bases(name: str, choosing: Sequence[Override]) -> list[DictConfig]:
+    """The configuration with what the command chooses, and without its values; several where it chooses several.
+
+    Raises UserError if this door has nothing of the kind to choose.
+    """
+    ways = []
+    for one in choosing:
+        group, equals, _ = str(one.input_line).partition("=")
+        choices = _choices(one) if one.is_sweep_override() else None
+        ways.append([str(one.input_line)] if choices is None else [f"{group}{equals}{choice}" for choice in choices])
+    ways = [way for way in ways if way]
+    first = [way[0] for way in ways]
+    others = [[*first[:place], choice, *first[place + 1 :]] for place, way in enumerate(ways) for choice in way[1:]]
+    try:
+        return [compose(name, overrides=given, return_hydra_config=True) for given in [first, *others]]
+    except ConfigCompositionException as error:
+        if "No match in the defaults list" not in str(error):
+            raise
+        raise UserError(f"vinvl.{name} leaves nothing of that kind to choose: {str(error).splitlines()[0]}") from None
+
+
+def _choices(override: Override) -> list[Any]:
+    """The values that an override names; of a sweep that names none, such as range(…), none."""
+    value = override.value()
+    if override.is_sweep_override():
+        return list(value.list) if isinstance(value, ChoiceSweep) else []
+    return [value]
+
+
+def _refuse_other_choices(override: Override, loader: ConfigLoader) -> None:
+    """Refuses GROUP=CHOICE where there is no such file."""
+    group = override.key_or_group
+    options = loader.get_group_options(group)
+    shown = [option for option in options if not option.startswith("_")]
+    for choice in () if override.is_delete() else _choices(override):
+        if isinstance(choice, list) or str(choice) in options:
+            continue
+        if choice is None:  # which Hydra takes for some, and would not merge with what lies in others
+            raise UserError(f"{group}=null will not do: choose of {', '.join(shown)}, or leave it out.")
+        if isinstance(choice, dict):
+            raise UserError(f"{group} is chosen by name, {group}=NAME; single values of it are {group}.KEY=VALUE.")
+        near = difflib.get_close_matches(str(choice), shown, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose of {', '.join(shown)}."
+        raise UserError(f"There is no {group}={choice}; {hint}")
+
+
+# One option, compared with the configuration.
 
 
 def checked(override: Override, bases: Sequence[DictConfig], deleted: Collection[str] = ()) -> str:
@@ -107,16 +233,16 @@ def problem_of(override: Override, base: DictConfig) -> str | None:
     key = override.key_or_group
     if override.is_delete():
         return unknown(base, key) if not found(base, key.split(".")) else None
-    if override.is_sweep_override() and not isinstance(override.value(), ChoiceSweep):
-        return unknown(base, key)  # range(…) and the like
-    whole = override.value()
-    for value in whole.list if isinstance(whole, ChoiceSweep) else [whole]:
+    values = _choices(override)
+    if not values:
+        return unknown(base, key)
+    for value in values:
+        items = [(key, value)]
         if isinstance(value, dict) and value and "_target_" not in value and not key.startswith(OPEN):
             items = [(f"{key}.{name}", item) for name, item in leaves({str(k): v for k, v in value.items()})]
-        else:
-            items = [(key, value)]
         for name, item in items:
-            if (problem := unknown(base, name) or unfit(base, name, _plain(item))) is not None:
+            plain = getattr(item, "text", item) if type(item).__name__ == "QuotedString" else item
+            if (problem := unknown(base, name) or unfit(base, name, plain)) is not None:
                 return problem
     return None
 
@@ -136,18 +262,13 @@ def unknown(base: DictConfig, key: str) -> str | None:
             return f"There is no {key}{_hint(base, parts, depth, names)}"
         if part not in list(node) or depth + 1 == len(parts):
             return None
-        if (another := of_another(node, part)) is not None:
-            place, instead = ".".join(parts[: depth + 1]), ".".join([another, *parts[depth + 1 :]])
-            return f"{place} is {another}: give {instead} in place of {key}."
+        unresolved: Any = OmegaConf.to_container(node, resolve=False)
+        another = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(part)))
+        if another is not None:
+            place, instead = ".".join(parts[: depth + 1]), ".".join([another[1], *parts[depth + 1 :]])
+            return f"{place} is {another[1]}: give {instead} in place of {key}."
         node = OmegaConf.select(node, part, throw_on_missing=False)
     return None
-
-
-def of_another(node: DictConfig, name: str) -> str | None:
-    """The key whose value a key of a section has; None if it has a value of its own."""
-    unresolved: Any = OmegaConf.to_container(node, resolve=False)
-    found = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(name)))
-    return None if found is None else found[1]
 
 
 def known_names(node: DictConfig, section: str, base: DictConfig) -> set[str] | None:
@@ -180,14 +301,18 @@ def unfit(base: DictConfig, key: str, value: Any) -> str | None:
     target = _target(node)
     wanted = (_parameters(target) or {}).get(name, Any) if target is not None else Any
     before = OmegaConf.to_container(node, resolve=False).get(name)  # type: ignore[union-attr]
-    told = value is None or isinstance(value, dict)  # what takes a section away, or gives one
-    if isinstance(before, dict) and before and wanted is Any and section not in OPEN and not told:
-        return f"{key}={_told(value)} is one value, and {key} is a section: pass {key}.{next(iter(before))}=VALUE."
+    of_section = value is None or isinstance(value, dict)  # what takes a section away, or gives one
+    brackets = "{…}" if isinstance(value, dict) else "[…]" if isinstance(value, list) else None
+    told = brackets or {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+    if isinstance(before, dict) and before and wanted is Any and section not in OPEN and not of_section:
+        return f"{key}={told} is one value, and {key} is a section: pass {key}.{next(iter(before))}=VALUE."
     if wanted is Any and type(before) in (bool, int, float) and value is not None:
         wanted = type(before)
     if fits(value, wanted):
         return None
-    return f"{key}={_told(value)} will not do: give {_kind(wanted)}."
+    words = list(dict.fromkeys(_alternatives(wanted)))
+    kind = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "a section of settings"
+    return f"{key}={told} will not do: give {kind}."
 
 
 def fits(value: Any, wanted: Any) -> bool:
@@ -213,6 +338,22 @@ def fits(value: Any, wanted: Any) -> bool:
     if isinstance(value, dict) and not issubclass(kind, str):
         return True
     return (isinstance(value, list) and issubclass(list, kind)) or (issubclass(kind, tuple) and isinstance(value, list))
+
+
+def _alternatives(wanted: Any) -> Iterator[str]:
+    """What a person can write on a command line for an annotation."""
+    origin = get_origin(wanted)
+    if origin is Literal:
+        yield from map(str, get_args(wanted))
+    elif origin in (Union, types.UnionType):
+        for one in get_args(wanted):
+            yield from _alternatives(one)
+    elif wanted in (None, type(None)):
+        yield "null"
+    elif (kind := origin or wanted) in KINDS:
+        yield KINDS[kind]
+    elif isinstance(kind, type) and issubclass(list, kind):
+        yield KINDS[list]
 
 
 def found(node: Any, parts: Sequence[str]) -> bool:
@@ -282,36 +423,3 @@ def _parameters(target: Any) -> dict[str, Any] | None:
         if not passes_on:
             return names
     return None
-
-
-def _plain(value: Any) -> Any:
-    """A value of the grammar of overrides as Python's own."""
-    return getattr(value, "text", value) if type(value).__name__ == "QuotedString" else value
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, list | dict):
-        return "[…]" if isinstance(value, list) else "{…}"
-    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
-
-
-def _kind(wanted: Any) -> str:
-    """What an annotation asks for, in words."""
-    words = list(dict.fromkeys(_alternatives(wanted)))
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "a section of settings"
-
-
-def _alternatives(wanted: Any) -> Iterator[str]:
-    """What a person can write on a command line for an annotation."""
-    origin = get_origin(wanted)
-    if origin is Literal:
-        yield from map(str, get_args(wanted))
-    elif origin in (Union, types.UnionType):
-        for one in get_args(wanted):
-            yield from _alternatives(one)
-    elif wanted in (None, type(None)):
-        yield "null"
-    elif (kind := origin or wanted) in KINDS:
-        yield KINDS[kind]
-    elif isinstance(kind, type) and issubclass(list, kind):
-        yield KINDS[list]

@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vinvl.run.errors import UserError, printable, say
-from vinvl.run.files import write_text_atomically
-from vinvl.run.folders import FAILURE, write_json
+from vinvl.run.files import write_json, write_text_atomically
+from vinvl.run.folders import FAILURE
 
 # The short table that ends a run.
 
