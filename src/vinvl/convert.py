@@ -11,10 +11,10 @@ from vinvl.models.published import (
     ENCODER,
     FORMATS,
     MODEL_OF_TASK,
+    answers_in,
     check_tokenizer,
     convert_model,
     model_card,
-    named_answers,
     write_oscar,
     write_transformers,
 )
@@ -85,7 +85,7 @@ def convert_weights(config: DictConfig) -> Path:
             write_transformers(model, tokenizer, folder)
             if (use := record_of_use(task, opened, report)) is not None:
                 write_json(folder / USE_FILE, use)
-        if (texts := named_answers(model)) is not None:
+        if (texts := answers_in(model.config.id2label)) is not None:
             (folder / "answers.json").write_text(json.dumps(texts, ensure_ascii=False) + "\n", encoding="utf-8")
         card = model_card(model, opened.provenance(task), report)
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -20,8 +20,9 @@ from tests.door_in_process import (
     scores,
 )
 from tests.door_runs import ON_CPU, DoorProcess, door_environment, ranks_succeed, succeed
+from tests.models.samples import initialise_with_report
 from vinvl.captioning.task import CaptioningTask
-from vinvl.models import VinVLConfig, VinVLForCaptioning, initialise_with_report
+from vinvl.models import VinVLConfig, VinVLForCaptioning
 from vinvl.models.decoding import DecodingOptions
 from vinvl.regions import RegionStore
 from vinvl.restore import restore

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from tests import golden
 from tests.models.caption_cases import random_model, read_case, recorded_model
+from tests.models.samples import initialise_with_report
 from vinvl.models import (
     VinVLConfig,
     VinVLForCaptioning,
     initialise,
-    initialise_with_report,
     load_published_state_dict,
     masked_word_loss,
     seq2seq_attention_mask,

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining, BertModel
 
-from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLModel, initialise, initialise_with_report
+from tests.models.samples import initialise_with_report
+from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLModel, initialise
 from vinvl.run.errors import UserError
 
 SIZES: dict[str, Any] = {
@@ -70,10 +71,8 @@ def assert_taken(model: torch.nn.Module, tensors: dict[str, Tensor], names: tupl
 
 def test_random_weights() -> None:
     torch.manual_seed(1)
-    model: Any
-    model, report = initialise_with_report(VinVLForAnswering, config(hidden_size=64), None)
+    model: Any = initialise(VinVLForAnswering, config(hidden_size=64), None)
     assert model.classifier.weight.std().item() == pytest.approx(0.02, rel=0.2)
-    assert report.loaded == () and len(report.missing) == len(model.state_dict())
     torch.manual_seed(1)
     again = initialise(VinVLForAnswering, config(hidden_size=64), None)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining, BertTokenizer, PreTrainedModel
 
 from tests import golden
+from tests.models.samples import initialise_with_report
 from vinvl.convert import convert
 from vinvl.data.text import load_tokenizer
 from vinvl.models import (
@@ -25,7 +26,6 @@ from vinvl.models import (
     VinVLForPairs,
     VinVLForPreTraining,
     VinVLModel,
-    initialise_with_report,
 )
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory
@@ -279,7 +279,7 @@ def no_pooler(weights: Path, folder: Path) -> None:
         (other_size, "contradicts itself: hidden_size is 32 in its configuration and 16 in its tensors"),
         (nonsense, "has hidden_dropout_prob 'much', which is no such number"),
         (unknown_activation, "has hidden_act 'swoosh'; choose one of"),
-        (odd_head, "has no head for this task|another size|lacks 'classifier"),
+        (odd_head, "has no head for this task|does not fit the model|lacks 'classifier"),
         (foreign_vocabulary, "has 31 words and the model's embeddings 30"),
         (no_vocabulary, "has no tokenizer"),
         (other_file, r"no vocabulary of BERT's: it has no \[PAD\]"),

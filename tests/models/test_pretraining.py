@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
 from tests import golden
+from tests.models.samples import initialise_with_report
 from vinvl.models import (
     VinVLConfig,
     VinVLForAnswering,
     VinVLForPreTraining,
     initialise,
-    initialise_with_report,
     load_published_state_dict,
 )
 from vinvl.models.pretraining import NO_PAIR_LABEL, contrastive_loss, masked_token_loss

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from tests.door_in_process import CAPTIONING, TINY, refused_in_process, run_in_process
+from tests.models.samples import initialise_with_report
 from vinvl.models import (
     VinVLConfig,
     VinVLForAnswering,
     VinVLForCaptioning,
     VinVLForPairs,
     VinVLModel,
-    initialise_with_report,
     load_published_state_dict,
 )
 from vinvl.models.weight_files import find_checkpoint

@@ -6,7 +6,7 @@ from vinvl.models.config import VinVLConfig
 from vinvl.models.encoder import VinVLModel
 from vinvl.models.pretraining import VinVLForPreTraining
 from vinvl.models.weight_files import load_published_state_dict
-from vinvl.models.weights import LoadingReport, initialise, initialise_with_report
+from vinvl.models.weights import LoadingReport, initialise
 
 __all__ = [
     "LoadingReport",
@@ -19,7 +19,6 @@ __all__ = [
     "answer_loss",
     "answer_loss_per_example",
     "initialise",
-    "initialise_with_report",
     "load_published_state_dict",
     "masked_word_loss",
     "seq2seq_attention_mask",

@@ -29,9 +29,6 @@ from vinvl.models.weights import (
 )
 from vinvl.run.errors import UserError, printable
 
-# Which model each task has, and what a foreign checkpoint's tensors say about the task they were trained for.
-
-
 ENCODER = "encoder"  # only the encoder, of no task
 MODEL_OF_TASK: dict[str, type[PreTrainedModel]] = {
     "vqa": VinVLForAnswering,
@@ -45,24 +42,16 @@ MODEL_OF_TASK: dict[str, type[PreTrainedModel]] = {
 
 
 def model_of_task(task: str) -> type[PreTrainedModel]:
-    """The model class of a task.
-
-    Raises:
-        UserError: no such task.
-    """
+    """The model class of a task; raises UserError if there is no such task."""
     if task not in MODEL_OF_TASK:
         raise UserError(f"There is no task {task!r} to convert for; choose one of {', '.join(MODEL_OF_TASK)}.")
     return MODEL_OF_TASK[task]
 
 
 def recognise_model(config: Mapping[str, Any], found: Mapping[str, Tensor]) -> type[PreTrainedModel]:
-    """The model class that a checkpoint's config.json names, or else its tensors show.
+    """The model class that a checkpoint's config.json names, or else its tensors (`by_modern_names`) show.
 
     Plain BERT, which has no projection of regions, is an encoder whatever heads it brings: they know no regions.
-
-    Args:
-        config: the checkpoint's config.json.
-        found: its tensors, as `by_modern_names` calls them.
     """
     named = {kind.__name__: kind for kind in MODEL_OF_TASK.values()}
     architectures = config.get("architectures")
@@ -97,13 +86,9 @@ def configuration_of(
     model_class: type[PreTrainedModel],
     given: Mapping[str, Any],
 ) -> VinVLConfig:
-    """The configuration of the model that the checkpoint holds.
+    """The configuration of the model that the checkpoint holds, whose tensors are `found` (`by_modern_names`).
 
-    Args:
-        files: the checkpoint.
-        found: its tensors, as `by_modern_names` calls them.
-        model_class: what it shall become.
-        given: fields that a person has said; they go before the checkpoint's. None says nothing.
+    `given`: fields that a person has said; they go before the checkpoint's. None says nothing.
 
     Raises:
         UserError: config.json contradicts the tensors, does not say enough, or describes a head that we do not have.
@@ -111,41 +96,35 @@ def configuration_of(
     published = files.config
     fields = {name: published[name] for name in TAKEN if published.get(name) is not None}
     refuse_wrong_fields(fields, f"The configuration of {files.name}")
-    sizes = encoder_sizes(published, found)
-    _refuse_contradictions(files, sizes)
-    fields |= sizes
+    for name, value in encoder_sizes(published, found).items():
+        if published.get(name, value) not in (None, value):
+            raise UserError(
+                f"{files.name} contradicts itself: {name} is {published[name]} in its configuration and {value} in its "
+                "tensors; the two files are not of one model."
+            )
+        fields[name] = value
     fields["use_img_layernorm"] = "LayerNorm.weight" in found
     fields |= _head(files, found, fields.get("hidden_size", 0), model_class)
     fields["tie_word_embeddings"] = _ties_words(published, found, model_class)
     fields |= {name: value for name, value in given.items() if value is not None}
     if "num_attention_heads" not in fields:
-        guess = HEADS_OF_BERT.get(fields.get("hidden_size", 0))
-        if guess is None:
+        fields["num_attention_heads"] = HEADS_OF_BERT.get(fields.get("hidden_size", 0))
+        if fields["num_attention_heads"] is None:
             raise UserError(
                 f"{files.name} does not say how many attention heads its encoder has, which its tensors do not show: "
                 "pass config.num_attention_heads=NUMBER."
             )
-        fields["num_attention_heads"] = guess
     fields.setdefault("loss_type", "ce")  # MMF's and, if nothing is stated, published Oscar's
-    fields["id2label"] = _answers(fields.get("id2label"), fields.get("num_labels"))
-    known = {name: value for name, value in fields.items() if value is not None}
+    answers = answers_in(fields.pop("id2label", None))
+    if answers is not None and len(answers) == fields.get("num_labels"):
+        fields["id2label"] = dict(enumerate(answers))
     try:
-        return VinVLConfig(**known)
+        return VinVLConfig(**{name: value for name, value in fields.items() if value is not None})
     except UserError as error:
         raise UserError(f"{files.name} describes a model that cannot be: {error}") from None
     except Exception as error:  # transformers checks the types of some fields, with errors of several kinds
         reason = " ".join(str(error).split())
         raise UserError(f"The configuration of {files.name} is no model's ({reason}); get the file again.") from error
-
-
-def _refuse_contradictions(files: CheckpointFiles, sizes: Mapping[str, Any]) -> None:
-    for name, value in sizes.items():
-        said = files.config.get(name)
-        if said is not None and said != value:
-            raise UserError(
-                f"{files.name} contradicts itself: {name} is {said} in its configuration and {value} in its tensors; "
-                "the two files are not of one model."
-            )
 
 
 def _head(
@@ -192,20 +171,6 @@ def _ties_words(published: Mapping[str, Any], found: Mapping[str, Tensor], model
     return True if said is None else bool(said)
 
 
-def _answers(id2label: Any, num_labels: Any) -> dict[int, str] | None:
-    """Answer texts by number, if there are as many of them as answers."""
-    if not isinstance(id2label, dict) or len(id2label) != num_labels:
-        return None
-    try:
-        answers = {int(number): str(answer) for number, answer in id2label.items()}
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return answers if sorted(answers) == list(range(len(answers))) else None
-
-
-# A whole model from a checkpoint that says itself what it is, nothing of it random that was trained there.
-
-
 IMAGE_SIDE = ("bert.img_embedding.", "bert.LayerNorm.", "img_embedding.", "LayerNorm.")
 POOLER = ("bert.pooler.", "pooler.")
 # What may be random, and is reported: plain BERT knows no regions; captions do not pass the pooler.
@@ -231,7 +196,7 @@ def convert_model(
         match_answers: rows of an answer head there → where the model's answers are among them, if not as they stand.
 
     Raises:
-        UserError: no such task; weights that do not make up a model, or not one of this task.
+        UserError: no such task; weights that do not make up a model, or not one of this task, or part of one.
     """
     tensors = load_published_state_dict(files.weights)
     found, _ = by_modern_names(tensors, files.name)
@@ -245,32 +210,21 @@ def convert_model(
     if rows is not None:
         given = {**(given or {}), "num_labels": len(rows.here), "id2label": None}
     config = configuration_of(files, found, model_class, given or {})
-    _refuse_own_decoder(files, found, model_class)
+    decoder, embeddings = found.get(WORD_DECODER), found.get(WORD_EMBEDDINGS)
+    own_decoder = decoder is not None and embeddings is not None and not same_numbers(decoder, embeddings)
+    if model_class is VinVLForPreTraining and own_decoder:
+        raise UserError(
+            f"{files.name} decodes words by weights of their own, and the pre-training model by the embeddings: "
+            "pass task=captioning or task=encoder."
+        )
     model, report = initialise_from_tensors(model_class, config, files, tensors, strict_head=True, answers=rows)
-    allowed = MAY_BE_NEW.get(model_class, ())
-    absent = [name for name in report.missing if not name.startswith(allowed)]
+    absent = [name for name in report.missing if not name.startswith(MAY_BE_NEW.get(model_class, ()))]
     if absent:
         raise UserError(
             f"{files.name} lacks {absent[0]!r}, without which {model_class.__name__} is not whole; pass task=NAME of "
             "the task that it was trained for, or task=encoder."
         )
     return model.eval(), report
-
-
-def _refuse_own_decoder(
-    files: CheckpointFiles, found: Mapping[str, Tensor], model_class: type[PreTrainedModel]
-) -> None:
-    decoder = found.get(WORD_DECODER)
-    if model_class is not VinVLForPreTraining or decoder is None or WORD_EMBEDDINGS not in found:
-        return
-    if not same_numbers(decoder, found[WORD_EMBEDDINGS]):
-        raise UserError(
-            f"{files.name} decodes words by weights of their own, and the pre-training model by the embeddings: "
-            "pass task=captioning or task=encoder."
-        )
-
-
-# README.md of an exported model: what it is, what it was trained on, what it reaches, how to load it.
 
 
 SENTENCES = {
@@ -286,59 +240,63 @@ SENTENCES = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an exported model comes from, as far as its checkpoint says.
-
-    Attributes:
-        source: the checkpoint.
-        task: a key of `MODEL_OF_TASK`, None if unknown.
-        data: settings of the data that it was trained on, by name.
-        split: what it was scored on.
-        scores: its figures there, by name.
-    """
+    """Where an exported model comes from, as far as its checkpoint says."""
 
     source: str
-    task: str | None = None
-    data: Mapping[str, Any] = field(default_factory=dict)
-    split: str | None = None
+    task: str | None = None  # a key of `MODEL_OF_TASK`
+    data: Mapping[str, Any] = field(default_factory=dict)  # settings of the data that it was trained on
+    split: str | None = None  # what it was scored on
     scores: Mapping[str, float] = field(default_factory=dict)
+
+
+CARD = """---
+tags: [vinvl, oscar, vision-language]
+---
+
+# {name}
+
+VinVL (Zhang et al. 2021) for {what}.
+
+- {parameters:,} parameters: {config.num_hidden_layers} layers, hidden size {config.hidden_size}
+- region rows of {config.img_feature_dim} numbers, the last 6 of them the box
+- converted from `{source}`; conversion.txt says what became of every tensor
+{new}
+## How to load
+
+```python
+from vinvl.models import {name}
+model = {name}.from_pretrained("FOLDER").eval()
+```
+
+`python -m vinvl.train model.init=FOLDER data.tokenizer=FOLDER` continues from it.
+
+## Data
+
+{data}
+
+## Metrics
+
+{scores}
+"""
 
 
 def model_card(model: PreTrainedModel, provenance: Provenance, report: LoadingReport) -> str:
     """The text of README.md."""
-    what = SENTENCES.get(provenance.task or "", "a task that its checkpoint does not name")
-    config = model.config
-    assert isinstance(config, VinVLConfig)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    lines = [
-        "---",
-        "tags: [vinvl, oscar, vision-language]",
-        "---",
-        "",
-        f"# {type(model).__name__}",
-        "",
-        f"VinVL (Zhang et al. 2021) for {what}.",
-        "",
-        f"- {parameters:,} parameters: {config.num_hidden_layers} layers, hidden size {config.hidden_size}",
-        f"- region rows of {config.img_feature_dim} numbers, the last 6 of them the box",
-        f"- converted from `{provenance.source}`; conversion.txt says what became of every tensor",
-    ]
-    if report.missing:
-        lines.append(f"- **not trained**, random: {', '.join(f'`{name}`' for name in report.missing)}")
-    lines += ["", "## How to load", "", "```python", f"from vinvl.models import {type(model).__name__}", ""]
-    lines += [f'model = {type(model).__name__}.from_pretrained("FOLDER").eval()', "```", ""]
-    lines.append("`python -m vinvl.train model.init=FOLDER data.tokenizer=FOLDER` continues from it.")
-    lines += ["", "## Data", "", *_told(provenance.data, "The checkpoint does not say what it was trained on.")]
-    lines += ["", "## Metrics", ""]
-    if provenance.scores:
-        lines += [f"On `{provenance.split}`:", "", "| metric | value |", "| --- | --- |"]
-        lines += [f"| {name} | {value:.4g} |" for name, value in provenance.scores.items()]
-    else:
-        lines.append("None are known: no results.json of this checkpoint lay beside it.")
-    return "\n".join(map(printable, lines)) + "\n"
-
-
-def _told(data: Mapping[str, Any], otherwise: str) -> list[str]:
-    return [f"- {name}: `{value}`" for name, value in data.items()] or [otherwise]
+    new = ", ".join(f"`{name}`" for name in report.missing)
+    data = [f"- {name}: `{value}`" for name, value in provenance.data.items()]
+    scores = [f"| {name} | {value:.4g} |" for name, value in provenance.scores.items()]
+    if scores:
+        scores = [f"On `{provenance.split}`:", "", "| metric | value |", "| --- | --- |", *scores]
+    return CARD.format(
+        name=type(model).__name__,
+        what=SENTENCES.get(provenance.task or "", "a task that its checkpoint does not name"),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        config=model.config,
+        source=printable(provenance.source),
+        new=f"- **not trained**, random: {printable(new)}\n" if new else "",
+        data="\n".join(map(printable, data)) or "The checkpoint does not say what it was trained on.",
+        scores="\n".join(map(printable, scores)) or "None are known: no results.json of this checkpoint lay beside it.",
+    )
 
 
 FORMATS = ("transformers", "oscar")
@@ -400,11 +358,7 @@ def published_fields(model: PreTrainedModel, task: str | None = None) -> dict[st
 
 
 def words_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The words of a vocabulary by number, as the lines of vocab.txt.
-
-    Raises:
-        UserError: a number without a word, or a word that is not a line.
-    """
+    """The words of a vocabulary by number, as the lines of vocab.txt; UserError where that file cannot hold them."""
     by_number = sorted((number, word) for word, number in tokenizer.get_vocab().items())
     for place, (number, word) in enumerate(by_number):
         if number != place or "\n" in word or not word:
@@ -416,11 +370,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuses a tokenizer that counts further than the model's word embeddings.
-
-    Raises:
-        UserError: names both numbers.
-    """
+    """Raises UserError for a tokenizer that counts further than the model's word embeddings."""
     words = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
     if words > model.config.vocab_size:
         raise UserError(
@@ -435,13 +385,8 @@ def name_answers(model: PreTrainedModel, answers: Sequence[str]) -> None:
     model.config.label2id = {answer: number for number, answer in enumerate(answers)}
 
 
-def named_answers(model: PreTrainedModel) -> list[str] | None:
-    """The answers' texts in the model's configuration; None if it has transformers' own LABEL_0, LABEL_1, …"""
-    return answers_in(model.config.id2label)
-
-
 def answers_in(id2label: object) -> list[str] | None:
-    """The answers' texts of a configuration's `id2label`; None if it names none."""
+    """The answers' texts of a configuration's `id2label`; None if it has transformers' own LABEL_0, LABEL_1, …"""
     if not isinstance(id2label, Mapping):
         return None
     by_number = {str(number): answer for number, answer in id2label.items()}

@@ -3,7 +3,7 @@
 import copy
 import logging
 import re
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -16,16 +16,23 @@ from vinvl.models.config import VinVLConfig, refuse_wrong_fields
 from vinvl.models.weight_files import CheckpointFiles, by_modern_names, find_checkpoint, load_published_state_dict
 from vinvl.run.errors import UserError, printable
 
-# An answer head's rows are answers: from a checkpoint's head to another list of answers, by their texts.
-
-
 NEW = -1  # no row there
-NAMES_SHOWN = 5
+ENCODER_PARTS = ("embeddings.", "encoder.", "pooler.", "img_embedding.", "LayerNorm.")
+REQUIRED_PARTS = ("embeddings.", "encoder.")  # an encoder of which a part of these is random is a mistake, not a start
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size", "img_feature_dim",
+)  # fmt: skip
+WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+WORD_DECODER, WORD_BIAS = "cls.predictions.decoder.weight", "cls.predictions.bias"
+LAYER = re.compile(r"encoder\.layer\.(\d{1,9})\.")
+KNOWN_MODEL_TYPES = ("bert", "vinvl")
+Model = TypeVar("Model", bound=PreTrainedModel)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class AnswerRows:
-    """Which row of a checkpoint's head each answer takes.
+    """Which row of a checkpoint's head each answer takes, matched by their texts.
 
     Attributes:
         there: the answers of the checkpoint's head, by row.
@@ -88,9 +95,12 @@ class AnswerRows:
         parts = [f"{self.kept:,} kept by their texts"]
         for what, names in (("new, randomly initialised", self.new), ("not used", self.dropped)):
             if names:
-                more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
-                parts.append(f"{len(names):,} {what} ({', '.join(map(repr, names[:NAMES_SHOWN]))}{more})")
+                parts.append(f"{len(names):,} {what} ({_some(list(map(repr, names)), 5)})")
         return ", ".join(parts)
+
+
+def _some(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def output_layer(found: Mapping[str, Tensor]) -> list[str]:
@@ -100,21 +110,6 @@ def output_layer(found: Mapping[str, Tensor]) -> list[str]:
         return []
     prefix = "classifier." if max(layers) < 0 else f"classifier.{max(layers)}."
     return [name for name in (f"{prefix}weight", f"{prefix}bias") if name in found and found[name].dim() > 0]
-
-
-Model = TypeVar("Model", bound=PreTrainedModel)
-
-logger = logging.getLogger(__name__)
-
-ENCODER_PARTS = ("embeddings.", "encoder.", "pooler.", "img_embedding.", "LayerNorm.")
-REQUIRED_PARTS = ("embeddings.", "encoder.")  # an encoder of which a part of these is random is a mistake, not a start
-SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size", "img_feature_dim",
-)  # fmt: skip
-WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
-WORD_DECODER, WORD_BIAS = "cls.predictions.decoder.weight", "cls.predictions.bias"
-LAYER = re.compile(r"encoder\.layer\.(\d{1,9})\.")
-KNOWN_MODEL_TYPES = ("bert", "vinvl")
 
 
 @dataclass(frozen=True)
@@ -145,20 +140,19 @@ class LoadingReport:
             ("not used", self.unused),
         ):
             if names:
-                rest = f" and {len(names) - 6} more" if len(names) > 6 else ""
-                lines.append(f"  {title} ({len(names)}): {', '.join(names[:6])}{rest}")
+                lines.append(f"  {title} ({len(names)}): {_some(names, 6)}")
         return "\n".join(map(printable, lines))
 
     def rows(self) -> list[str]:
         """What became of every tensor, a line each: the word for it, a tab, and its name (old → new where renamed)."""
         old = {new: old for old, new in self.renamed}
-        loaded = [f"renamed\t{old[name]} → {name}" if name in old else f"loaded\t{name}" for name in self.loaded]
-        rest: tuple[tuple[str, Sequence[str]], ...]
-        rest = (("missing", self.missing), ("resized", self.resized), ("unused", self.unused))
+        rows = [("renamed", f"{old[name]} → {name}") if name in old else ("loaded", name) for name in self.loaded]
+        for word, names in (("missing", self.missing), ("resized", self.resized), ("unused", self.unused)):
+            rows += [(word, name) for name in names]
         if self.answers is not None:
-            rest += (("new answer", self.answers.new), ("answer not used", self.answers.dropped))
-        rows = loaded + [f"{word}\t{name}" for word, names in rest for name in names]
-        return ["\t".join(map(printable, row.split("\t", 1))) for row in rows]
+            rows += [("new answer", name) for name in self.answers.new]
+            rows += [("answer not used", name) for name in self.answers.dropped]
+        return [f"{word}\t{printable(name)}" for word, name in rows]
 
 
 def _bare(name: str) -> str:
@@ -168,22 +162,7 @@ def _bare(name: str) -> str:
 def initialise(
     model_class: type[Model], config: VinVLConfig, init: str | Path | None, *, strict_head: bool = False
 ) -> Model:
-    """`initialise_with_report` for callers who read the report in the log (level INFO)."""
-    model, report = initialise_with_report(model_class, config, init, strict_head=strict_head)
-    if init is not None:
-        logger.info("%s", report)
-    return model
-
-
-def initialise_with_report(
-    model_class: type[Model], config: VinVLConfig, init: str | Path | None, *, strict_head: bool = False
-) -> tuple[Model, LoadingReport]:
-    """A new model with the weights of `init` wherever it has them.
-
-    Keys may be the published ones, older or MMF's (see `key_names`), with or without the prefix "bert.". A head is
-    taken completely or not at all; `cls.predictions` and `cls.seq_relationship` are two heads. Whether the regions
-    are layer-normed, and its epsilon, follow a checkpoint that has an image projection, as in the published
-    fine-tuning; `model.config` then says so.
+    """A new model with the weights of `init` wherever it has them; what became of each is logged (level INFO).
 
     Args:
         model_class: `VinVLModel`, `VinVLForAnswering`, or another model whose encoder is called `bert`.
@@ -196,11 +175,12 @@ def initialise_with_report(
             some encoder weights, or (with `strict_head`) another head.
     """
     if init is None:
-        model = _build(model_class, config)
-        return model, LoadingReport("random weights", missing=tuple(sorted(model.state_dict())))
+        return _build(model_class, config)
     files = find_checkpoint(init)
     tensors = load_published_state_dict(files.weights)
-    return initialise_from_tensors(model_class, config, files, tensors, strict_head=strict_head)
+    model, report = initialise_from_tensors(model_class, config, files, tensors, strict_head=strict_head)
+    logger.info("%s", report)
+    return model
 
 
 def initialise_from_tensors(
@@ -212,36 +192,37 @@ def initialise_from_tensors(
     strict_head: bool = False,
     answers: AnswerRows | None = None,
 ) -> tuple[Model, LoadingReport]:
-    """`initialise_with_report` for a checkpoint whose tensors have been read already.
+    """`initialise` from a checkpoint whose tensors have been read already.
 
-    `answers`: where the head's answers have their rows in the checkpoint's head; None: its rows stay as they are.
+    Keys may be the published ones, older or MMF's, with or without the prefix "bert.". A head is taken completely or
+    not at all; `cls.predictions` and `cls.seq_relationship` are two heads. Whether the regions are layer-normed, and
+    its epsilon, follow a checkpoint that has an image projection, as in the published fine-tuning; `model.config` then
+    says so. `answers`: where the head's answers have their rows in the checkpoint's head; None: its rows stay.
     """
     found, originals = by_modern_names(tensors, files.name)
     _refuse_other_encoder(files, found, config)
     config, follows = _follow_image_layernorm(files, found, config)
-
     model = _build(model_class, config)
-    # The model's names without "bert.", each with its full name and tensor.
-    own = {name.removeprefix("bert."): (name, tensor) for name, tensor in model.state_dict().items()}
+    full = {_bare(name): name for name in model.state_dict()}
+    own = {_bare(name): tensor for name, tensor in model.state_dict().items()}
     _share_word_decoder(config, found, originals, own)
-    _refuse_incomplete_encoder(files, found, own)
     if answers is not None:
-        answers.place(files.name, found, {name: tensor for name, (_, tensor) in own.items()})
-    missing, resized = _unfit(files, found, {name: tensor for name, (_, tensor) in own.items()})
-    if strict_head:
-        _refuse_other_head(files, found, own, missing, resized)
+        answers.place(files.name, found, own)
+    missing, resized = _unfit(files, found, own, strict_head)
+    loaded = own.keys() - missing - resized
+    model.load_state_dict({full[name]: found[name] for name in loaded}, strict=False)
 
-    loaded = {full: found[name] for name, (full, _) in own.items() if name not in missing and name not in resized}
-    model.load_state_dict(loaded, strict=False)
-    used = {name for name, (full, _) in own.items() if full in loaded}
+    def told(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted(full[name] for name in names))
+
     return model, LoadingReport(
         files.name,
-        loaded=tuple(sorted(loaded)),
-        missing=tuple(sorted(own[name][0] for name in missing)),
-        resized=tuple(sorted(own[name][0] for name in resized)),
-        unused=tuple(sorted(original for name, original in originals.items() if name not in used | set(resized))),
+        loaded=told(loaded),
+        missing=told(missing),
+        resized=told(resized),
+        unused=tuple(sorted(originals[name] for name in originals.keys() - loaded - resized)),
         image_layernorm=follows,
-        renamed=tuple(sorted((originals[_bare(full)], full) for full in loaded if originals[_bare(full)] != full)),
+        renamed=tuple(sorted((originals[name], full[name]) for name in loaded if originals[name] != full[name])),
         answers=answers,
     )
 
@@ -297,8 +278,8 @@ def encoder_sizes(published: Mapping[str, Any], found: Mapping[str, Tensor]) -> 
         if published.get(field) is not None
     }
     for name, axis, field in (
-        ("embeddings.word_embeddings.weight", 0, "vocab_size"),
-        ("embeddings.word_embeddings.weight", 1, "hidden_size"),
+        (WORD_EMBEDDINGS, 0, "vocab_size"),
+        (WORD_EMBEDDINGS, 1, "hidden_size"),
         ("embeddings.position_embeddings.weight", 0, "max_position_embeddings"),
         ("embeddings.token_type_embeddings.weight", 0, "type_vocab_size"),
         ("encoder.layer.0.intermediate.dense.weight", 0, "intermediate_size"),
@@ -337,29 +318,17 @@ def refuse_other_sizes(fields: Mapping[str, Any], tensors: Mapping[str, Tensor],
     lengths = {length for tensor in tensors.values() for length in tensor.shape if tensor.numel()}
     sizes = {name: fields.get(name) for name in SIZES}
     if fields.get("classifier") == "mlp":
-        sizes["cls_hidden_scale"] = fields.get("hidden_size", 768) * fields.get("cls_hidden_scale", 3)
+        sizes["cls_hidden_scale"] = (fields.get("hidden_size") or 768) * (fields.get("cls_hidden_scale") or 3)
     layers = {match[1] for name in tensors if (match := LAYER.search(name))}
     for name, value in sizes.items():
         if value is not None and value not in lengths:
-            raise UserError(f"{owner} has {name} {fields[name]}, and no tensor of that size: the file is damaged.")
+            raise UserError(f"{owner} has {name} {fields.get(name)}, and no tensor of that size: the file is damaged.")
     if fields.get("num_hidden_layers", 12) != len(layers):
         raise UserError(f"{owner} is of another number of layers than the {len(layers)} of its tensors.")
 
 
-def _refuse_incomplete_encoder(
-    files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str, tuple[str, Tensor]]
-) -> None:
-    required = [name for name in own if name.startswith(REQUIRED_PARTS)]
-    absent = [name for name in required if name not in found]
-    if absent:
-        raise UserError(
-            f"{files.name} lacks {len(absent)} of the {len(required)} encoder weights, among them {absent[0]!r}; is "
-            "the file whole?"
-        )
-
-
 def _share_word_decoder(
-    config: VinVLConfig, found: dict[str, Tensor], originals: dict[str, str], own: dict[str, tuple[str, Tensor]]
+    config: VinVLConfig, found: dict[str, Tensor], originals: dict[str, str], own: dict[str, Tensor]
 ) -> None:
     """Settle which tensor decodes words, for files and models that do and do not tie it to the word embeddings."""
     if WORD_DECODER not in own:
@@ -372,46 +341,40 @@ def _share_word_decoder(
         originals[WORD_DECODER] = originals[WORD_EMBEDDINGS]
 
 
-def _unfit(files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[set[str], set[str]]:
+def _unfit(
+    files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str, Tensor], strict_head: bool
+) -> tuple[set[str], set[str]]:
     """Names of the model that the checkpoint cannot fill: those it lacks, and heads that it has in another size."""
     missing = {name for name in own if name not in found}
-    other_shape = {name for name in own if name in found and found[name].shape != own[name].shape}
-    encoder_mismatch = sorted(name for name in other_shape if name.startswith(ENCODER_PARTS))
-    if encoder_mismatch:
-        name = encoder_mismatch[0]
+    required = [name for name in own if name.startswith(REQUIRED_PARTS)]
+    absent = [name for name in required if name in missing]
+    if absent:
         raise UserError(
-            f"The encoder in {files.name} does not fit the model: {name!r} is {tuple(found[name].shape)} there and "
-            f"{tuple(own[name].shape)} here; choose another checkpoint."
+            f"{files.name} lacks {len(absent)} of the {len(required)} encoder weights, among them {absent[0]!r}; is "
+            "the file whole?"
+        )
+    other_shape = {name for name in own if name in found and found[name].shape != own[name].shape}
+    refused = [name for name in other_shape if strict_head or name.startswith(ENCODER_PARTS)]
+    for name in sorted(refused, key=lambda name: (not name.startswith(ENCODER_PARTS), name)):
+        part, remedy = "head", "use the answer vocabulary and classifier that the checkpoint was trained with"
+        if name.startswith(ENCODER_PARTS):
+            part, remedy = "encoder", "choose another checkpoint"
+        raise UserError(
+            f"The {part} in {files.name} does not fit the model: {name!r} is {tuple(found[name].shape)} there and "
+            f"{tuple(own[name].shape)} here; {remedy}."
+        )
+    no_head = sorted(name for name in missing if not name.startswith(ENCODER_PARTS))
+    if strict_head and no_head:
+        raise UserError(
+            f"{files.name} has no head for this task: {no_head[0]!r} is not in it; give a checkpoint that was trained "
+            "for the task."
         )
     # A head of which one part does not fit is of no use in the other parts.
     heads = {_head_of(name) for name in missing | other_shape if not name.startswith(ENCODER_PARTS)}
-    resized = {name for name in own if _head_of(name) in heads and name in found}
-    return missing, resized
+    return missing, {name for name in own if _head_of(name) in heads and name in found}
 
 
 def _head_of(name: str) -> str:
     """The head that a tensor belongs to; `cls` holds two, for words and for pairs, each of use without the other."""
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[0] == "cls" else parts[0]
-
-
-def _refuse_other_head(
-    files: CheckpointFiles,
-    found: Mapping[str, Tensor],
-    own: Mapping[str, tuple[str, Tensor]],
-    missing: set[str],
-    resized: set[str],
-) -> None:
-    for name in sorted(resized):
-        there, here = tuple(found[name].shape), tuple(own[name][1].shape)
-        if there != here:
-            raise UserError(
-                f"The head in {files.name} is of another size: {name!r} is {there} there and {here} here; use the "
-                "answer vocabulary and classifier that the checkpoint was trained with."
-            )
-    absent = sorted(name for name in missing if not name.startswith(ENCODER_PARTS))
-    if absent:
-        raise UserError(
-            f"{files.name} has no head for this task: {absent[0]!r} is not in it; give a checkpoint that was trained "
-            "for the task."
-        )
