@@ -49,7 +49,7 @@ predict: $(STAMP)  ## python -m vinvl.predict $(ARGS): answer a split's question
 	$(BIN)/python -m vinvl.predict $(ARGS)
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## ruff, mypy, and whether the pages of docs/ build
 	$(BIN)/ruff check src tests scripts benchmarks
