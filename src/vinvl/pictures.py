@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vinvl.data.columns import TextColumn
-from vinvl.regions.checks import encoded_id
 from vinvl.regions.formats.rows import check_pattern, id_by_pattern
+from vinvl.regions.regions import encoded_id
 from vinvl.run.errors import UserError
 from vinvl.run.values import shown
 

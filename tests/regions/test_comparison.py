@@ -10,8 +10,7 @@ import pytest
 
 from tests.regions.samples import LABELS, make_regions
 from vinvl.regions import LabelMap, Regions, RegionStore, RegionStoreWriter
-from vinvl.regions.__main__ import main
-from vinvl.regions.comparison import compare_stores
+from vinvl.regions.__main__ import compare_stores, main
 from vinvl.run.errors import UserError
 
 IMAGES = [make_regions(f"{i}", 6, feature_dim=16, seed=i) for i in range(10)]

@@ -15,8 +15,7 @@ import pytest
 
 from tests.regions.samples import LABELS, make_regions, write
 from vinvl.regions import LabelMap, RegionStore, RegionStoreWriter
-from vinvl.regions.__main__ import summary
-from vinvl.regions.comparison import compare_stores
+from vinvl.regions.__main__ import compare_stores, summary
 from vinvl.regions.layout import _array_layout
 from vinvl.regions.merging import merge_stores
 from vinvl.run.errors import UserError

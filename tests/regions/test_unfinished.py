@@ -16,8 +16,7 @@ import pytest
 from tests.regions.samples import LABELS, assert_same, make_regions, write
 from vinvl.regions import Regions, RegionStore
 from vinvl.regions import writer as writer_module
-from vinvl.regions.checks import encoded_id
-from vinvl.regions.merging import StoreAttributes
+from vinvl.regions.regions import StoreAttributes, encoded_id
 from vinvl.regions.writer import ShardWriter, Unfinished, shard_files
 from vinvl.run.errors import UserError
 

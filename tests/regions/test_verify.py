@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 
 from tests.regions.samples import make_regions, write
 from vinvl.regions import RegionStore
+from vinvl.regions.__main__ import main
 from vinvl.regions.merging import merge_stores
 from vinvl.run.errors import UserError
 
@@ -55,7 +56,7 @@ def test_damage_is_found_and_named(
     layout: dict[str, Any],
 ) -> None:
     # Blocks of a few rows, so that the counting crosses block boundaries.
-    monkeypatch.setattr("vinvl.regions.verify._BLOCK_BYTES", 20)
+    monkeypatch.setattr("vinvl.regions.shard._BLOCK_BYTES", 20)
     path = sample(tmp_path / "coco.h5", **layout)
     assert RegionStore(path).verify() == []
     with h5py.File(path, "r+") as file:
@@ -91,7 +92,7 @@ VALUES: dict[str, object] = {  # every one allowed where it goes
 def test_a_value_that_was_changed_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, layout: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("vinvl.regions.verify._BLOCK_BYTES", 20)
+    monkeypatch.setattr("vinvl.regions.shard._BLOCK_BYTES", 20)
     path = sample(tmp_path / "coco.h5", **layout)
     assert RegionStore(path).has_checksums
     with h5py.File(path, "r+") as file:
@@ -136,7 +137,22 @@ def test_a_shard_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
         RegionStore(folder)
 
 
-def test_files_without_checksums_stay_what_they_were(tmp_path: Path) -> None:
+class Command(Protocol):
+    def __call__(self, *arguments: object) -> tuple[int, str, str]: ...
+
+
+@pytest.fixture
+def run_command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line in this process: exit code, output, errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_files_without_checksums_stay_what_they_were(tmp_path: Path, run_command: Command) -> None:
     folder = sample(tmp_path / "coco", max_images_per_shard=4)
     for path in folder.glob("*.h5"):
         with h5py.File(path, "r+") as file:
@@ -190,13 +206,7 @@ def test_a_file_repacked_in_chunks_is_read_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(other[image_id].rows(), one[image_id].rows())
 
 
-def run_command(*arguments: object) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "vinvl.regions", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_info_prints_a_summary(tmp_path: Path) -> None:
+def test_info_prints_a_summary(tmp_path: Path, run_command: Command) -> None:
     code, out, errors = run_command("info", sample(tmp_path / "coco", max_images_per_shard=4))
     assert (code, errors) == (0, "")
     lines = {" ".join(line[:20].split()): line[21:] for line in out.splitlines()}
@@ -210,7 +220,7 @@ def test_info_prints_a_summary(tmp_path: Path) -> None:
     assert lines["bytes"] == f"{size:,}"
 
 
-def test_verify_prints_sound_or_the_problems(tmp_path: Path) -> None:
+def test_verify_prints_sound_or_the_problems(tmp_path: Path, run_command: Command) -> None:
     path = sample(tmp_path / "coco.h5")
     assert run_command("verify", path) == (0, f"{path}: sound, 6 images\n", "")
     with h5py.File(path, "r+") as file:
@@ -219,9 +229,9 @@ def test_verify_prints_sound_or_the_problems(tmp_path: Path) -> None:
     assert (code, errors) == (1, "") and out.startswith(f"{path}: 1 regions have features that are NaN")
 
 
-def test_command_line_errors_are_one_line(tmp_path: Path) -> None:
+def test_command_line_errors_are_one_line(tmp_path: Path, run_command: Command) -> None:
     code, out, errors = run_command("info", tmp_path / "missing.h5")
     assert (code, out) == (1, "")
     assert errors == f"error: {tmp_path}/missing.h5 cannot be opened: No such file or directory.\n"
-    code, out, _ = run_command("--help")
-    assert code == 0 and "verify" in out and "info" in out
+    help_text = subprocess.run([sys.executable, "-m", "vinvl.regions", "--help"], capture_output=True, text=True)
+    assert help_text.returncode == 0 and "verify" in help_text.stdout and "info" in help_text.stdout

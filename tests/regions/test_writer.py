@@ -17,7 +17,7 @@ import pytest
 
 from tests.regions.samples import LABELS, assert_same, make_regions, write
 from vinvl.regions import Regions, RegionStore, RegionStoreWriter
-from vinvl.regions.checks import all_finite
+from vinvl.regions.regions import all_finite
 from vinvl.run.errors import UserError
 
 

@@ -27,7 +27,8 @@ from vinvl.pretraining.published import convert_published_corpus
 from vinvl.regions import LabelMap, RegionStore
 from vinvl.regions.caches import SharedCopies
 from vinvl.regions.formats.export import write_oscar_tsv
-from vinvl.regions.merging import StoreAttributes, merge_stores
+from vinvl.regions.merging import merge_stores
+from vinvl.regions.regions import StoreAttributes
 from vinvl.regions.writer import ShardWriter, Unfinished
 from vinvl.retrieval.candidates import Block, Fold
 from vinvl.retrieval.run import ScoreFiles

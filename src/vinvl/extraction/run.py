@@ -34,10 +34,8 @@ from vinvl.extraction.settings import (
     target_path,
 )
 from vinvl.pictures import Pictures, Unusable, find_pictures
-from vinvl.regions.checks import encoded_id
 from vinvl.regions.layout import read_header
-from vinvl.regions.merging import StoreAttributes
-from vinvl.regions.regions import Regions
+from vinvl.regions.regions import Regions, StoreAttributes, encoded_id
 from vinvl.regions.store import RegionStore
 from vinvl.regions.writer import ShardWriter, Unfinished, shard_files
 from vinvl.run.errors import UserError, printable, say

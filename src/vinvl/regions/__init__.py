@@ -2,8 +2,8 @@
 
 from vinvl.regions.layout import FORMAT_NAME, FORMAT_VERSION
 from vinvl.regions.regions import LabelMap, Regions
+from vinvl.regions.shard import BOX_TOLERANCE, INVERSION_TOLERANCE
 from vinvl.regions.store import RegionStore
-from vinvl.regions.verify import BOX_TOLERANCE, INVERSION_TOLERANCE
 from vinvl.regions.writer import RegionStoreWriter
 
 __all__ = [

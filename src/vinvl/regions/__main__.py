@@ -6,12 +6,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from vinvl.regions.comparison import compare_stores
+import numpy as np
+
 from vinvl.regions.merging import merge_stores
+from vinvl.regions.regions import Regions
+from vinvl.regions.shard import IdLookup
 from vinvl.regions.store import RegionStore
 from vinvl.run.door import Parser, run_command
-from vinvl.run.errors import say
+from vinvl.run.errors import UserError, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,17 +52,20 @@ def _parser() -> Parser:
         ("info", "print what the store holds"),
         ("verify", "read the store through and print what is wrong with it; exit code 1 if anything is"),
         ("merge", "copy the images of all files into one"),
+        ("compare", "say how alike the regions of images are that two stores hold"),
     ):
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        command.add_argument("files", nargs="+", metavar="FILE", help="file or folder of shards; many act as one")
+        if name == "compare":
+            command.add_argument("first", metavar="FIRST", help="file or folder of shards")
+            command.add_argument("second", metavar="SECOND", help="file or folder of shards")
+            command.add_argument(
+                "--images", type=int, default=500, metavar="N", help="images to look at, at most (500)"
+            )
+        else:
+            command.add_argument("files", nargs="+", metavar="FILE", help="file or folder of shards; many act as one")
         if name == "merge":
             command.add_argument("--output", required=True, metavar="FILE", help="the file to write")
             command.add_argument("--overwrite", action="store_true", help="replace that file if it exists")
-    text = "say how alike the regions of images are that two stores hold"
-    command = commands.add_parser("compare", help=text, description=text.capitalize() + ".")
-    command.add_argument("first", metavar="FIRST", help="file or folder of shards")
-    command.add_argument("second", metavar="SECOND", help="file or folder of shards")
-    command.add_argument("--images", type=int, default=500, metavar="N", help="images to look at, at most (500)")
     return parser
 
 
@@ -79,8 +86,9 @@ def summary(store: RegionStore) -> list[str]:
         ("detector", store.detector),
         ("checksums", "yes" if store.has_checksums else "no, written by an earlier version"),
         ("bytes", f"{sum(header.file_bytes for header in headers):,}"),
-        *((f"  {name}", _text(value)) for name, value in store.provenance.items()),
     ]
+    for name, value in store.provenance.items():
+        rows.append((f"  {name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     return _table(rows)
 
 
@@ -88,8 +96,127 @@ def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{name:<20} {value}" for name, value in rows]
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+# Do two stores hold the same features of the same images? Made by two detectors, or twice by one, they should.
+
+SAME_BOX = 0.9  # IoU from which two regions count as one
+ALIKE = 0.99  # cosine from which two features count as one, rounding aside
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a sample of the images that both stores hold has in common.
+
+    Attributes:
+        shared: images that both hold.
+        images: of these, looked at.
+        regions: (of the first, of the second) in them.
+        same_box: share of the first's regions that the second has with an IoU of at least `SAME_BOX`.
+        same_tag: of these regions, the share with the same class name; nan if a store has no names.
+        cosine: of these regions' features: mean, and what 95 % of them reach; nan if there are none.
+        norm_ratio: mean ratio of the norms of these features, the second's to the first's.
+        other_sizes: images whose width or height differ.
+    """
+
+    shared: int
+    images: int
+    regions: tuple[int, int]
+    same_box: float
+    same_tag: float
+    cosine: tuple[float, float]
+    norm_ratio: float
+    other_sizes: int
+
+    @property
+    def verdict(self) -> str:
+        """What the figures say, for a person."""
+        if self.other_sizes > self.images // 10:
+            return "many images differ in size: the pictures were turned or resized for one of the stores"
+        if not self.same_box > 0.5:
+            return "the boxes differ: another detector, other thresholds or NMS, or other preprocessing"
+        if not self.cosine[0] > 0.9:
+            return "boxes agree and features do not: the features of other boxes, another layer, or other preprocessing"
+        if self.cosine[1] < ALIKE or self.same_box < 0.95 or not 0.99 < self.norm_ratio < 1.01:
+            return "much alike, and not the same: other padding, precision or resizing, or another set of boxes"
+        return "the same features, rounding aside"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(what, figure) for a person."""
+        return [
+            ("images in both", f"{self.shared:,}, {self.images:,} of them looked at"),
+            ("regions", f"{self.regions[0]:,} and {self.regions[1]:,}"),
+            (f"same boxes (IoU {SAME_BOX})", f"{100 * self.same_box:.1f} % of the first's"),
+            ("same tags in these", f"{100 * self.same_tag:.1f} %"),
+            ("cosine of features", f"{self.cosine[0]:.4f} on average, 95 % above {self.cosine[1]:.4f}"),
+            ("ratio of norms", f"{self.norm_ratio:.4f}"),
+            ("images of another size", f"{self.other_sizes:,}"),
+            ("this says", self.verdict),
+        ]
+
+
+def compare_stores(first: RegionStore, second: RegionStore, most: int = 500, seed: int = 0) -> Comparison:
+    """Compares up to `most` images that both hold, drawn at random.
+
+    Raises:
+        UserError: no image is in both, their features are of different dimensions, or one is damaged.
+    """
+    first.require_sound()
+    second.require_sound()
+    if first.feature_dim != second.feature_dim:
+        dims = f"{first.feature_dim} and {second.feature_dim}"
+        raise UserError(f"{first!r} and {second!r} cannot hold the same features: their dimensions are {dims}.")
+    lookup = IdLookup(second.encoded_ids)
+    found = [(index, lookup.find(str(image_id))) for index, image_id in enumerate(first.image_ids)]
+    shared = [pair for pair in found if pair[1] >= 0]
+    if not shared:
+        raise UserError(f"{first!r} and {second!r} have no image in common: their ids may be written in other ways.")
+    chosen = np.random.default_rng(seed).permutation(len(shared))[:most]
+    pairs = [(first.at(shared[i][0]), second.at(shared[i][1])) for i in sorted(chosen.tolist())]
+    names = [
+        np.array([name.strip().lower() for name in store.label_map.classes], dtype=object) for store in (first, second)
+    ]
+    matches = [_match(one, other, names) for one, other in pairs]
+    same_box, same_tag, cosines, ratios = (np.concatenate(parts) for parts in zip(*matches, strict=True))
+    return Comparison(
+        shared=len(shared),
+        images=len(pairs),
+        regions=(sum(len(one) for one, _ in pairs), sum(len(other) for _, other in pairs)),
+        same_box=_mean(same_box),
+        same_tag=_mean(same_tag) if all(map(len, names)) else float("nan"),
+        cosine=(_mean(cosines), float(np.quantile(cosines, 0.05)) if len(cosines) else float("nan")),
+        norm_ratio=_mean(ratios),
+        other_sizes=sum((one.width, one.height) != (other.width, other.height) for one, other in pairs),
+    )
+
+
+def _match(one: Regions, other: Regions, names: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """(R,) whether each region of the first is in the second; of those that are: same tag, cosine, ratio of norms."""
+    if len(one) == 0 or len(other) == 0:
+        return np.zeros(len(one), dtype=bool), np.zeros(0, dtype=bool), np.zeros(0), np.zeros(0)
+    overlaps = _iou(one.boxes.astype(np.float64), other.boxes.astype(np.float64))
+    own, features = one.features.astype(np.float32), other.features.astype(np.float32)
+    norms, others = np.linalg.norm(own, axis=1)[:, None], np.linalg.norm(features, axis=1)[None]
+    cosines = own @ features.T / np.maximum(norms * others, 1e-12)
+    # Several classes of one box come as several regions: of boxes that fit alike, the one with the likest feature.
+    best = np.where(overlaps >= overlaps.max(axis=1, keepdims=True) - 1e-3, cosines, -np.inf).argmax(axis=1)
+    same_box = overlaps[np.arange(len(one)), best] >= SAME_BOX
+    kept, partner = np.flatnonzero(same_box), best[same_box]
+    same_tag = np.zeros(len(kept), dtype=bool)
+    if all(map(len, names)):
+        same_tag = (names[0][one.classes[kept]] == names[1][other.classes[partner]]).astype(bool)
+    return same_box, same_tag, cosines[kept, partner], others[0, partner] / np.maximum(norms[kept, 0], 1e-12)
+
+
+def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(N, M) overlap of boxes (N, 4) and (M, 4); 0 with empty boxes."""
+    top_left = np.maximum(first[:, None, :2], second[None, :, :2])
+    bottom_right = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
+    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second)]
+    return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 if __name__ == "__main__":

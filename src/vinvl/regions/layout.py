@@ -22,6 +22,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -29,33 +30,24 @@ from zlib import crc32
 import h5py
 import numpy as np
 
-from vinvl.regions.regions import LabelMap
+from vinvl.regions.regions import FEATURES, MAX_ID_BYTES, ROW_DTYPES, LabelMap, StoreAttributes
 from vinvl.run.errors import UserError
 from vinvl.run.files import PARTIAL_SUFFIX, write_text_atomically
 
 FORMAT_NAME = "vinvl-regions"
 FORMAT_VERSION = 1
 FEATURE_DTYPES = ("float16", "float32")
-MAX_ID_BYTES = 255
-FEATURES = "features"
-PROVENANCE = "provenance"
-CHECKSUMS = "checksums"
-
-ROW_DTYPES: dict[str, str] = {
-    "boxes": "<f4",
-    "classes": "<i4",
-    "class_scores": "<f4",
-    "attributes": "<i4",
-    "attribute_scores": "<f4",
-}
+PROVENANCE, CHECKSUMS = "provenance", "checksums"
 IMAGE_DTYPES: dict[str, str] = {"offsets": "<i8", "sizes": "<i4"}
+DATASETS = (FEATURES, *ROW_DTYPES, *IMAGE_DTYPES, "image_ids")
 
 # Others are loaded from libraries of the system, or are not safe on damaged files.
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
 _LARGEST_CHUNK = 2**30  # bytes; a chunk is read whole for a row of it
 _LARGEST_RATIO = 1100  # of an array to its compressed bytes; deflate reaches 1032
-
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_OURS = "give a store written by RegionStoreWriter"
+_AGAIN = "write the store again"
 
 
 @dataclass(frozen=True)
@@ -66,21 +58,19 @@ class ArrayLayout:
     shape: tuple[int, ...]
     offset: int | None
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """All that is needed to map one store file. Small and picklable; holds no handle."""
+    """All that is needed to read one store file. Small and picklable; holds no handle."""
 
     path: Path
     file_bytes: int
     modified_ns: int
-    feature_dim: int
-    detector: str
-    label_map: LabelMap
+    attributes: StoreAttributes  # but for the provenance, whose JSON nobody has looked at
     provenance: str | None
     checksums: dict[str, int] | None
     storage: str
@@ -92,15 +82,7 @@ class ShardHeader:
 
     @property
     def num_regions(self) -> int:
-        return self.arrays["features"].shape[0]
-
-    @property
-    def num_attributes(self) -> int:
-        return self.arrays["attributes"].shape[1]
-
-    @property
-    def feature_dtype(self) -> np.dtype:
-        return self.arrays["features"].dtype
+        return self.arrays[FEATURES].shape[0]
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -110,14 +92,14 @@ def open_hdf5(path: Path) -> h5py.File:
     """
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file; give a store written by RegionStoreWriter.")
+            raise UserError(f"{path} is no file; {_OURS}.")
         with path.open("rb") as stream:
             signature = stream.read(len(_HDF5_SIGNATURE))
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror}.{_leftover_hint(path)}") from None
     # HDF5 also looks for its signature behind a user block of 512, 1024, … bytes.
     if signature != _HDF5_SIGNATURE and not h5py.is_hdf5(path):
-        raise UserError(f"{path} is not an HDF5 file; give a store written by RegionStoreWriter.")
+        raise UserError(f"{path} is not an HDF5 file; {_OURS}.")
     try:
         return h5py.File(path, "r", locking=False)
     except (OSError, RuntimeError, ValueError) as error:
@@ -139,28 +121,39 @@ def read_header(path: Path) -> ShardHeader:
 
 
 def _parse_header(path: Path, file: h5py.File) -> ShardHeader:
-    _check_format(path, file)
+    if "format" not in file.attrs or _text_attribute(path, file, "format") != FORMAT_NAME:
+        raise UserError(f"{path} is an HDF5 file but not a region store; {_OURS}.")
+    _check_version(path, _integer_attribute(path, file, "version"))
+    if "complete" not in file.attrs or _integer_attribute(path, file, "complete") != 1:
+        raise UserError(f"{path} is only half written: its writer did not finish; delete it and write it again.")
     feature_dim = _integer_attribute(path, file, "feature_dim")
     detector = _text_attribute(path, file, "detector")
     label_map = LabelMap.from_json(_text_attribute(path, file, "label_map"), f"{path}: the label map")
     status = path.stat()
-    arrays = {name: _array_layout(path, file, name, status.st_size) for name in dataset_names()}
-    _check_shapes(path, arrays, feature_dim)
-    offsets = file["offsets"]
-    if int(offsets[0]) != 0 or int(offsets[-1]) != arrays["features"].shape[0]:
-        raise UserError(
-            f"{path}: offsets run from {int(offsets[0])} to {int(offsets[-1])}, features have "
-            f"{arrays['features'].shape[0]} rows; write the store again."
-        )
-    features = file["features"]
+    arrays = {name: _array_layout(path, file, name, status.st_size) for name in DATASETS}
+    for name, rank in ((FEATURES, 2), ("attributes", 2), ("image_ids", 1)):
+        if len(arrays[name].shape) != rank:
+            raise UserError(f"{path}: dataset {name} has shape {arrays[name].shape}, the layout wants rank {rank}.")
+    (regions, dim), images = arrays[FEATURES].shape, arrays["image_ids"].shape[0]
+    if dim != feature_dim:
+        raise UserError(f"{path}: features have dimension {dim} but the file declares {feature_dim}; {_AGAIN}.")
+    attributes = StoreAttributes(
+        feature_dim, arrays[FEATURES].dtype, arrays["attributes"].shape[1], detector, label_map
+    )
+    shapes: dict[str, tuple[int, ...]] = {name: (regions, *attributes.row_shape(name)) for name in ROW_DTYPES}
+    for name, shape in (shapes | {"offsets": (images + 1,), "sizes": (images, 2)}).items():
+        if arrays[name].shape != shape:
+            raise UserError(f"{path}: dataset {name} has shape {arrays[name].shape}, {shape} was expected.")
+    first, last = (int(file["offsets"][place]) for place in (0, -1))
+    if first != 0 or last != regions:
+        raise UserError(f"{path}: offsets run from {first} to {last}, features have {regions} rows; {_AGAIN}.")
+    features = file[FEATURES]
     storage = "contiguous" if features.chunks is None else f"chunked by {features.chunks[0]} rows"
     return ShardHeader(
         path=path,
         file_bytes=status.st_size,
         modified_ns=status.st_mtime_ns,
-        feature_dim=feature_dim,
-        detector=detector,
-        label_map=label_map,
+        attributes=attributes,
         provenance=_text_attribute(path, file, PROVENANCE) if PROVENANCE in file.attrs else None,
         checksums=_read_checksums(path, file) if CHECKSUMS in file.attrs else None,
         storage=storage if features.compression is None else f"{storage}, {features.compression}",
@@ -168,39 +161,32 @@ def _parse_header(path: Path, file: h5py.File) -> ShardHeader:
     )
 
 
-def dataset_names() -> tuple[str, ...]:
-    """The names of the nine datasets of the layout."""
-    return ("features", *ROW_DTYPES, *IMAGE_DTYPES, "image_ids")
-
-
-def _check_format(path: Path, file: h5py.File) -> None:
-    if "format" not in file.attrs or _text_attribute(path, file, "format") != FORMAT_NAME:
-        raise UserError(f"{path} is an HDF5 file but not a region store; give one written by RegionStoreWriter.")
-    version = _integer_attribute(path, file, "version")
+def _check_version(path: Path, version: object) -> None:
     if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has layout version {version}, this vinvl reads version {FORMAT_VERSION}; "
-            "update vinvl or write the store again."
-        )
-    if "complete" not in file.attrs or _integer_attribute(path, file, "complete") != 1:
-        raise UserError(f"{path} is only half written: its writer did not finish; delete it and write it again.")
+        reads = f"this vinvl reads version {FORMAT_VERSION}; update vinvl or {_AGAIN}"
+        raise UserError(f"{path} has layout version {str(version)[:20]}, {reads}.")
 
 
 def _read_checksums(path: Path, file: h5py.File) -> dict[str, int]:
-    try:
-        content = json.loads(_text_attribute(path, file, CHECKSUMS))
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict) or content.keys() != set(dataset_names()):
+    content = _parsed_json(_text_attribute(path, file, CHECKSUMS))
+    if not isinstance(content, dict) or content.keys() != set(DATASETS):
         raise UserError(f"{path}: root attribute {CHECKSUMS} is damaged; copy or write the file again.")
-    return {name: content[name] for name in dataset_names()}
+    return {name: content[name] for name in DATASETS}
+
+
+def _parsed_json(text: str) -> Any:
+    """The value of a JSON text, None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _integer_attribute(path: Path, file: h5py.File, name: str) -> int:
     value = _scalar_attribute(file, name, h5py.h5t.INTEGER)
     if isinstance(value, (int, np.integer)):
         return int(value)
-    raise UserError(f"{path}: root attribute {name} is missing or not a whole number; write the store again.")
+    raise UserError(f"{path}: root attribute {name} is missing or not a whole number; {_AGAIN}.")
 
 
 def _text_attribute(path: Path, file: h5py.File, name: str) -> str:
@@ -210,7 +196,7 @@ def _text_attribute(path: Path, file: h5py.File, name: str) -> str:
     # h5py smuggles bytes that are no UTF-8 through as lone surrogates, which nothing can print.
     if isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value):
         return value
-    raise UserError(f"{path}: root attribute {name} is missing or not UTF-8 text; write the store again.")
+    raise UserError(f"{path}: root attribute {name} is missing or not UTF-8 text; {_AGAIN}.")
 
 
 def _scalar_attribute(file: h5py.File, name: str, type_class: int) -> object:
@@ -231,17 +217,17 @@ def _scalar_attribute(file: h5py.File, name: str, type_class: int) -> object:
 def _array_layout(path: Path, file: h5py.File, name: str, file_bytes: int) -> ArrayLayout:
     """Where a dataset lies, after checking that it has the data type of the layout and ends within the file."""
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
-        raise UserError(f"{path} has no dataset {name}; write the store again.")
+        raise UserError(f"{path} has no dataset {name}; {_AGAIN}.")
     dataset = file[name]
     _check_dtype(path, dataset, name)
     if dataset.shape is None:
-        raise UserError(f"{path}: dataset {name} is empty of shape; write the store again.")
+        raise UserError(f"{path}: dataset {name} is empty of shape; {_AGAIN}.")
     _check_storage(path, dataset, name)
     if dataset.size == 0 or dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
         return ArrayLayout(dataset.dtype, dataset.shape, None)
     offset = dataset.id.get_offset()
     if offset is None:
-        raise UserError(f"{path}: dataset {name} was declared but never written; write the store again.")
+        raise UserError(f"{path}: dataset {name} was declared but never written; {_AGAIN}.")
     if offset + dataset.size * dataset.dtype.itemsize > file_bytes:
         raise UserError(f"{path}: dataset {name} reaches beyond the end of the file; copy or write it again.")
     is_padded_text = name == "image_ids" and dataset.id.get_type().get_strpad() != h5py.h5t.STR_NULLPAD
@@ -253,16 +239,15 @@ def _check_storage(path: Path, dataset: h5py.Dataset, name: str) -> None:
     plist = dataset.id.get_create_plist()
     if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count() or dataset.id.get_type().committed():
         raise UserError(f"{path}: the data of {name} lie elsewhere; a store has its arrays in itself: write it again.")
-    for number in range(plist.get_nfilters()):
-        if plist.get_filter(number)[0] not in _FILTERS:
-            raise UserError(f"{path}: {name} is compressed in a way that is not read; write it with gzip, lzf or none.")
+    if any(plist.get_filter(number)[0] not in _FILTERS for number in range(plist.get_nfilters())):
+        raise UserError(f"{path}: {name} is compressed in a way that is not read; write it with gzip, lzf or none.")
     if plist.get_layout() == h5py.h5d.CONTIGUOUS:
         return
     stored = dataset.id.get_storage_size()
     chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
     if dataset.nbytes > _LARGEST_RATIO * stored or chunk > _LARGEST_CHUNK:
         sizes = f"{dataset.nbytes:,} bytes, in chunks of {chunk:,}"
-        raise UserError(f"{path}: {name} has {stored:,} bytes that claim to be {sizes}; write the store again.")
+        raise UserError(f"{path}: {name} has {stored:,} bytes that claim to be {sizes}; {_AGAIN}.")
 
 
 def _check_dtype(path: Path, dataset: h5py.Dataset, name: str) -> None:
@@ -271,60 +256,41 @@ def _check_dtype(path: Path, dataset: h5py.Dataset, name: str) -> None:
         if dtype.kind != "S" or dtype.itemsize > MAX_ID_BYTES:
             raise UserError(f"{path}: image_ids must be fixed-length UTF-8 text of at most {MAX_ID_BYTES} bytes.")
         return
-    wanted = FEATURE_DTYPES if name == "features" else (str(np.dtype((ROW_DTYPES | IMAGE_DTYPES)[name])),)
+    wanted = FEATURE_DTYPES if name == FEATURES else (str(np.dtype((ROW_DTYPES | IMAGE_DTYPES)[name])),)
     # The raw type is compared as well: NumPy has no name for some number formats that HDF5 can hold.
     if str(dtype) not in wanted or dataset.id.get_type() != h5py.h5t.py_create(dtype):
         raise UserError(f"{path}: dataset {name} is stored as {dtype}, the layout wants {' or '.join(wanted)}.")
-
-
-def _check_shapes(path: Path, arrays: dict[str, ArrayLayout], feature_dim: int) -> None:
-    """Check all shapes against the numbers of images and regions, K and the declared feature dimension."""
-    for name, rank in (("features", 2), ("attributes", 2), ("image_ids", 1)):
-        if len(arrays[name].shape) != rank:
-            raise UserError(f"{path}: dataset {name} has shape {arrays[name].shape}, the layout wants rank {rank}.")
-    if arrays["features"].shape[1] != feature_dim:
-        raise UserError(
-            f"{path}: features have dimension {arrays['features'].shape[1]} but the file declares {feature_dim}; "
-            "write the store again."
-        )
-    regions, images = arrays["features"].shape[0], arrays["image_ids"].shape[0]
-    attributes = arrays["attributes"].shape[1]
-    wanted: dict[str, tuple[int, ...]] = {
-        "boxes": (regions, 4),
-        "classes": (regions,),
-        "class_scores": (regions,),
-        "attributes": (regions, attributes),
-        "attribute_scores": (regions, attributes),
-        "offsets": (images + 1,),
-        "sizes": (images, 2),
-    }
-    for name, shape in wanted.items():
-        if arrays[name].shape != shape:
-            raise UserError(f"{path}: dataset {name} has shape {arrays[name].shape}, {shape} was expected.")
 
 
 def _leftover_hint(path: Path) -> str:
     """Tell of the working folder of an interrupted writer, if one lies beside the missing file."""
     if path.with_name(path.name + PARTIAL_SUFFIX).is_dir():  # finished shards, which nobody should delete
         return " It is being made, or that was stopped: the same command goes on with it."
-    prefix = f".{path.name}."
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return ""
-    leftover = next((name for name in names if name.startswith(prefix) and name.endswith(PARTIAL_SUFFIX)), None)
-    return "" if leftover is None else f" Its writer did not finish: {leftover} is what it left; delete that and rerun."
+    leftover = next((name for name in names if name.startswith(f".{path.name}.") and name.endswith(PARTIAL_SUFFIX)), "")
+    return leftover and f" Its writer did not finish: {leftover} is what it left; delete that and rerun."
 
 
-# What store files say of how their features were made, beyond the name of the detector.
+def refuse_unfinished(path: Path) -> None:
+    """Raises UserError for what lies in the working folder of a writer."""
+    if path.name.endswith(PARTIAL_SUFFIX) or path.parent.name.endswith(PARTIAL_SUFFIX):
+        raise UserError(f"{path} was left by a writer that did not finish; delete it and {_AGAIN}.")
 
 
 def common_provenance(headers: Sequence[ShardHeader]) -> dict[str, Any]:
-    """What all files say, each key once; a list of the different values, by file, where they do not agree.
+    """What all files say of how their features were made, each key once; a list of the values where they differ.
 
     Raises UserError, naming the file, if a provenance is no JSON object.
     """
-    said = [_parse(header) for header in headers if header.provenance is not None]
+    said: list[dict[str, Any]] = []
+    for header in headers:
+        if header.provenance is not None:
+            said.append(_parsed_json(header.provenance))
+            if not isinstance(said[-1], dict):
+                raise UserError(f"{header.path}: root attribute provenance is no JSON object; copy or {_AGAIN}.")
     common: dict[str, Any] = {}
     for key in dict.fromkeys(key for one in said for key in one):
         values = [one.get(key) for one in said]
@@ -333,18 +299,7 @@ def common_provenance(headers: Sequence[ShardHeader]) -> dict[str, Any]:
     return common
 
 
-def _parse(header: ShardHeader) -> dict[str, Any]:
-    try:
-        content = json.loads(header.provenance or "")
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{header.path}: root attribute provenance is no JSON object; copy or write the file again.")
-    return content
-
-
 # The manifest of a folder of shards: `manifest.json`, which lists files, their numbers of images and checksums.
-
 
 MANIFEST_NAME = "manifest.json"
 
@@ -365,11 +320,7 @@ class ShardEntry:
 
 def write_manifest(folder: Path, shards: Sequence[ShardEntry]) -> None:
     """Write the manifest of all shards."""
-    content = {
-        "format": FORMAT_NAME,
-        "version": FORMAT_VERSION,
-        "shards": [asdict(shard) for shard in shards],
-    }
+    content = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "shards": [asdict(shard) for shard in shards]}
     write_text_atomically(folder / MANIFEST_NAME, json.dumps(content, indent=1) + "\n")
 
 
@@ -379,8 +330,6 @@ def read_manifest(folder: Path) -> list[ShardEntry]:
     Raises UserError if the folder has no sound manifest of this version, or names a shard that is missing.
     """
     path = folder / MANIFEST_NAME
-    if folder.name.endswith(PARTIAL_SUFFIX) or folder.parent.name.endswith(PARTIAL_SUFFIX):
-        raise UserError(f"{folder} was left by a writer that did not finish; delete it and write the store again.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -388,36 +337,30 @@ def read_manifest(folder: Path) -> list[ShardEntry]:
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); write the store again.") from None
+        raise UserError(f"{path} is not valid JSON ({error}); {_AGAIN}.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
         raise UserError(f"{path} is not the manifest of a region store; its format is not {FORMAT_NAME}.")
-    if content.get("version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has layout version {str(content.get('version'))[:20]}, this vinvl reads version "
-            f"{FORMAT_VERSION}; update vinvl or write the store again."
-        )
+    _check_version(path, content.get("version"))
     shards = content.get("shards")
     if not isinstance(shards, list) or not shards:
-        raise UserError(f"{path} lists no shards; write the store again.")
-    return [_read_entry(path, entry) for entry in shards]
+        raise UserError(f"{path} lists no shards; {_AGAIN}.")
+    return [_read_entry(path, entry if isinstance(entry, dict) else {}) for entry in shards]
 
 
-def _read_entry(path: Path, entry: object) -> ShardEntry:
-    entry = entry if isinstance(entry, dict) else {}
+def _read_entry(path: Path, entry: dict[str, object]) -> ShardEntry:
     name, images, checksum = entry.get("file"), entry.get("images"), entry.get("checksum")
-    if not isinstance(name, str) or not isinstance(images, int) or isinstance(images, bool):
-        raise UserError(f"{path} has a shard entry without file and images; write the store again.")
-    if checksum is not None and (not isinstance(checksum, int) or isinstance(checksum, bool)):
-        raise UserError(f"{path}: the checksum of {name!a} is no whole number; copy or write the store again.")
+    if not isinstance(name, str) or type(images) is not int:
+        raise UserError(f"{path} has a shard entry without file and images; {_AGAIN}.")
+    if checksum is not None and type(checksum) is not int:
+        raise UserError(f"{path}: the checksum of {name!a} is no whole number; copy or {_AGAIN}.")
+    names = f"{path} names the shard {name!a}, which is"
     # A manifest must not lead out of its folder.
     if name != Path(name).name or "\0" in name:
-        raise UserError(f"{path} names the shard {name!a}, which is not a plain file name; write the store again.")
+        raise UserError(f"{names} not a plain file name; {_AGAIN}.")
     if not (path.parent / name).is_file():
-        raise UserError(f"{path} names the shard {name!a}, which is missing; copy it here or write the store again.")
+        raise UserError(f"{names} missing; copy it here or {_AGAIN}.")
     # Where the manifest too is a link, somebody made a folder of links, as caches of downloads do.
     if not path.is_symlink() and (path.parent / name).resolve().parent != path.parent.resolve():
-        raise UserError(
-            f"{path} names the shard {name!a}, which is a link out of its folder; name the .h5 files one by one, or "
-            "link the whole folder."
-        )
+        raise UserError(f"{names} a link out of its folder; name the .h5 files one by one, or link the whole folder.")
+    assert checksum is None or isinstance(checksum, int)
     return ShardEntry(name, images, checksum)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from zlib import crc32
 
 import h5py
 import numpy as np
 
-from vinvl.regions.layout import CHECKSUMS, FEATURES, FORMAT_NAME, FORMAT_VERSION, PROVENANCE, ROW_DTYPES
-from vinvl.regions.regions import LabelMap
-from vinvl.regions.shard import Shard
+from vinvl.regions.layout import CHECKSUMS, FORMAT_NAME, FORMAT_VERSION, PROVENANCE
+from vinvl.regions.regions import ROW_ARRAYS, StoreAttributes
+from vinvl.regions.shard import Shard, quick_problems, unlike_checksum
 from vinvl.regions.store import RegionStore
-from vinvl.regions.verify import quick_problems, unlike_checksum
 from vinvl.run.errors import UserError
 from vinvl.run.files import put_in_place, work_folder
 
@@ -31,111 +29,68 @@ _HDF5_VERSIONS = ("v108", "v108")
 
 
 class RowSource(Protocol):
-    """N images with their rows.
+    """N images with their rows: a `Shard`, or images in memory."""
 
-    Attributes:
-        offsets: (N+1,) int64, image n owns rows offsets[n] to offsets[n+1].
-        sizes: (N, 2) int32, width and height.
-        image_ids: (N,) UTF-8 bytes of fixed width.
-    """
+    @property
+    def offsets(self) -> np.ndarray:
+        """(N+1,) int64, image n owns rows offsets[n] to offsets[n+1]"""
 
-    offsets: np.ndarray
-    sizes: np.ndarray
-    image_ids: np.ndarray
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N, 2) int32, width and height"""
 
-    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of one of the six row arrays."""
+    @property
+    def image_ids(self) -> np.ndarray:
+        """(N,) UTF-8 bytes of fixed width"""
+
+    def rows_into(self, name: str, start: int, rows: np.ndarray, /) -> None:
+        """Fills `rows` with those of a row array from `start` on."""
 
     def close(self) -> None:
         """Close the file, which the next reading opens again."""
 
 
-class ShardRows:
-    """The images of a store file, which is open only while it is read.
+class _CheckedShard(Shard):
+    """A file that is read from its first row to its last, and refused where it is not as it was written."""
 
-    Args:
-        checked: whether it is to be held against its checksums: it is read from its first row to its last then.
-
-    Raises:
-        UserError: it cannot be read, or (checked) is not as it was written; for features when all of it is read.
-    """
-
-    def __init__(self, shard: Shard, *, checked: bool = False) -> None:
-        self._shard = shard
-        self._checksums = dict.fromkeys(shard.header.arrays, 0) if checked else None
-        self.offsets, self.sizes, self.image_ids = shard.offsets, shard.sizes, shard.image_ids
-        for problem in quick_problems(shard) if checked else ():
-            raise UserError(problem)
-        self.close()
-
-    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        rows = self._shard.rows(name, start, stop)
-        if self._checksums is not None:
-            self._checksums[name] = crc32(rows.data, self._checksums[name])
-            if stop == self._shard.header.num_regions:
-                for problem in unlike_checksum(self._shard, name, self._checksums[name]):
+    def rows_into(self, name: str, start: int, rows: np.ndarray, index: int | None = None) -> None:
+        super().rows_into(name, start, rows, index)
+        if name in ROW_ARRAYS and rows.nbytes:
+            checksums = self.__dict__.setdefault("_checksums", {})
+            checksums[name] = crc32(rows.data, checksums.get(name, 0) if start else 0)
+            if start + len(rows) == self.header.num_regions:
+                for problem in unlike_checksum(self, name, checksums[name]):
                     raise UserError(problem)
-        return rows
-
-    def close(self) -> None:
-        self._shard.close()
-
-
-@dataclass(frozen=True)
-class StoreAttributes:
-    """What a store file says about all of its images; `provenance` is of types that JSON has."""
-
-    feature_dim: int
-    feature_dtype: np.dtype
-    num_attributes: int
-    detector: str
-    label_map: LabelMap
-    provenance: Mapping[str, Any] | None = None
-
-    def row_layout(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
-        """Data type and shape of one row of a row array."""
-        if name == FEATURES:
-            return self.feature_dtype, (self.feature_dim,)
-        tails: dict[str, tuple[int, ...]] = {"boxes": (4,), "classes": (), "class_scores": ()}
-        return np.dtype(ROW_DTYPES[name]), tails.get(name, (self.num_attributes,))
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which images a store file gets, in order: image `images[i]` of source `sources[i]`, (N,) int64 each."""
-
-    sources: np.ndarray
-    images: np.ndarray
-
-    @classmethod
-    def whole(cls, *sources: RowSource) -> Selection:
-        """All images of the sources, one source after the other."""
-        counts = [len(source.offsets) - 1 for source in sources]
-        nothing = np.zeros(0, dtype=np.int64)
-        return cls(
-            np.repeat(np.arange(len(counts)), counts),
-            np.concatenate([nothing, *(np.arange(count) for count in counts)]),
-        )
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def at(self, chosen: np.ndarray | slice) -> Selection:
-        """Some of the images, in the order that they are chosen in."""
-        return Selection(self.sources[chosen], self.images[chosen])
 
 
 def write_store_file(
-    path: Path, attributes: StoreAttributes, sources: Sequence[RowSource], wanted: Selection
+    path: Path, attributes: StoreAttributes, sources: Sequence[RowSource], wanted: np.ndarray | slice = slice(None)
 ) -> dict[str, int]:
-    """Write the wanted images as one store file; `complete` is set when all else is written.
+    """Write a store file of all images of the sources, or those `wanted`; `complete` is set when all else is written.
 
-    Memory does not grow with the features. Returns the checksums of its arrays. Raises OSError where the file cannot be
-    written.
+    Memory does not grow with the features.
+
+    Args:
+        wanted: (N,) numbers of images in their order, counted over the sources as they follow each other.
+
+    Returns:
+        the checksums of its arrays.
+
+    Raises:
+        OSError: the file cannot be written.
     """
-    starts, stops, sizes, ids = _collect(sources, wanted)
-    counts = stops - starts
-    offsets = np.concatenate([np.zeros(1, dtype="<i8"), np.cumsum(counts, dtype="<i8")])
+    counts = [len(source.sizes) for source in sources]
+    numbers = np.repeat(np.arange(len(sources)), counts)[wanted]
+    starts = np.concatenate([source.offsets[:-1] for source in sources])[wanted]
+    stops = np.concatenate([source.offsets[1:] for source in sources])[wanted]
+    sizes = np.concatenate([source.sizes for source in sources]).astype("<i4")[wanted]
+    ids = np.concatenate([source.image_ids for source in sources])[wanted]
+    ids = ids.astype(f"S{max(1, int(np.char.str_len(ids).max()) if len(ids) else 1)}")
+    offsets = np.concatenate([np.zeros(1, dtype="<i8"), np.cumsum(stops - starts, dtype="<i8")])
+    # Images that lie side by side are read at once: (source, first row, row behind the last).
+    begins = np.flatnonzero(np.diff(numbers, prepend=-1) | (starts != np.roll(stops, 1)))
+    ends = np.append(begins[1:], len(numbers))[: len(begins)]
+    spans = list(zip(numbers[begins].tolist(), starts[begins].tolist(), stops[ends - 1].tolist(), strict=True))
     with h5py.File(path, "w", libver=_HDF5_VERSIONS, alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
         file.attrs.update(
             format=_fixed_text(FORMAT_NAME),
@@ -147,89 +102,44 @@ def write_store_file(
         )
         if attributes.provenance is not None:
             file.attrs[PROVENANCE] = _fixed_text(json.dumps(attributes.provenance))
-        spans = list(_spans(wanted.sources, starts, stops))
-        checksums = {
-            name: _copy(file.create_dataset(name, (int(offsets[-1]), *tail), dtype=dtype), name, sources, spans)
-            for name in (FEATURES, *ROW_DTYPES)
-            for dtype, tail in [attributes.row_layout(name)]
-        }
-        file.create_dataset("offsets", data=offsets)
-        file.create_dataset("sizes", data=sizes)
-        dtype = h5py.string_dtype("utf-8", ids.dtype.itemsize)
-        file.create_dataset("image_ids", data=ids.astype(dtype), dtype=dtype)
-        checksums |= {"offsets": crc32(offsets.data), "sizes": crc32(sizes.data), "image_ids": crc32(ids.data)}
+        checksums = {}
+        for name in ROW_ARRAYS:
+            shape = (int(offsets[-1]), *attributes.row_shape(name))
+            dataset = file.create_dataset(name, shape, dtype=attributes.row_dtype(name))
+            checksums[name] = _copy(dataset, name, sources, spans)
+        for name, array in (("offsets", offsets), ("sizes", sizes), ("image_ids", ids)):
+            checksums[name] = crc32(array.data)
+            dtype = h5py.string_dtype("utf-8", ids.dtype.itemsize) if name == "image_ids" else array.dtype
+            file.create_dataset(name, data=array.astype(dtype), dtype=dtype)
         file.attrs[CHECKSUMS] = _fixed_text(json.dumps(checksums))
         file.flush()
         file.attrs["complete"] = np.uint8(1)
     return checksums
 
 
-def _collect(sources: Sequence[RowSource], wanted: Selection) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """First row and row behind the last of each wanted image in its source, their sizes and their ids."""
-    starts, stops = np.zeros(len(wanted), dtype=np.int64), np.zeros(len(wanted), dtype=np.int64)
-    sizes = np.zeros((len(wanted), 2), dtype="<i4")
-    ids = np.zeros(len(wanted), dtype=f"S{max([1, *(source.image_ids.dtype.itemsize for source in sources)])}")
-    order = np.argsort(wanted.sources, kind="stable")
-    firsts = np.searchsorted(wanted.sources[order], np.arange(len(sources) + 1))
-    for number, source in enumerate(sources):
-        own = order[firsts[number] : firsts[number + 1]]
-        images = wanted.images[own]
-        starts[own], stops[own] = source.offsets[images], source.offsets[images + 1]
-        sizes[own], ids[own] = source.sizes[images], source.image_ids[images]
-    width = int(np.char.str_len(ids).max()) if len(ids) else 1
-    return starts, stops, sizes, ids.astype(f"S{max(1, width)}")
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Rows that follow each other in a source as they do in the file."""
-
-    source: int
-    start: int
-    stop: int
-
-
-def _spans(sources: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Iterator[_Span]:
-    """The images' rows in order, with those joined that lie side by side."""
-    if len(sources) == 0:
-        return
-    breaks = np.flatnonzero((sources[1:] != sources[:-1]) | (starts[1:] != stops[:-1])) + 1
-    firsts = np.concatenate([[0], breaks])
-    lasts = np.concatenate([breaks, [len(sources)]]) - 1
-    for source, start, stop in zip(sources[firsts], starts[firsts], stops[lasts], strict=True):
-        if stop > start:
-            yield _Span(int(source), int(start), int(stop))
-
-
-def _copy(dataset: h5py.Dataset, name: str, sources: Sequence[RowSource], spans: Sequence[_Span]) -> int:
+def _copy(dataset: h5py.Dataset, name: str, sources: Sequence[RowSource], spans: Sequence[tuple[int, int, int]]) -> int:
     """Fill a dataset some megabytes at a time. Returns the checksum."""
-    row_bytes = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
-    checksum = 0
-    if row_bytes == 0 or len(dataset) == 0:
+    checksum = written = filled = 0
+    if dataset.size == 0:
         return checksum
-    block_rows = max(1, BLOCK_BYTES // row_bytes)
-    block = np.empty((min(block_rows, len(dataset)), *dataset.shape[1:]), dtype=dataset.dtype)
+    row_bytes = dataset.nbytes // len(dataset)
+    block = np.empty((min(max(1, BLOCK_BYTES // row_bytes), len(dataset)), *dataset.shape[1:]), dtype=dataset.dtype)
     opened: dict[int, None] = {}  # the sources that were read last, the last at the end
-    written = filled = 0
-    for span in spans:
-        opened.pop(span.source, None)
-        opened[span.source] = None
+    for number, start, stop in spans:
+        opened.pop(number, None)
+        opened[number] = None
         if len(opened) > MOST_OPEN:
             oldest = next(iter(opened))
             del opened[oldest]
             sources[oldest].close()
-        start = span.start
-        while start < span.stop:
-            stop = min(span.stop, start + len(block) - filled)
-            block[filled : filled + stop - start] = sources[span.source].rows(name, start, stop)
-            filled, start = filled + stop - start, stop
-            if filled == len(block):
-                dataset[written : written + filled] = block
-                checksum = crc32(block.data, checksum)
+        while start < stop:
+            rows = block[filled : filled + stop - start]
+            sources[number].rows_into(name, start, rows)
+            filled, start = filled + len(rows), start + len(rows)
+            if filled == len(block) or written + filled == len(dataset):
+                dataset[written : written + filled] = block[:filled]
+                checksum = crc32(block[:filled].data, checksum)
                 written, filled = written + filled, 0
-    if filled:
-        dataset[written : written + filled] = block[:filled]
-        checksum = crc32(block[:filled].data, checksum)
     for number in opened:
         sources[number].close()
     return checksum
@@ -273,19 +183,14 @@ def merge_stores(files: Sequence[str | Path], target: str | Path, *, overwrite: 
         raise UserError(f"{target} is a folder: name a file to write.")
     _refuse_gaps([Path(file) for file in files])
     store = RegionStore(list(files))
-    attributes = StoreAttributes(
-        store.feature_dim,
-        store.feature_dtype,
-        store.num_attributes,
-        store.detector,
-        store.label_map,
-        store.provenance or None,
-    )
     with work_folder(target) as folder:
-        made = folder / target.name
-        sources = [ShardRows(source, checked=True) for source in store.sources]
-        write_store_file(made, attributes, sources, Selection.whole(*sources))
-        put_in_place(made, target)
+        sources = [_CheckedShard(header) for header in store.headers]
+        for source in sources:
+            for problem in quick_problems(source):
+                raise UserError(problem)
+            source.close()
+        write_store_file(folder / target.name, store.attributes, sources)
+        put_in_place(folder / target.name, target)
     return RegionStore(target)
 
 

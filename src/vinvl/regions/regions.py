@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
-from typing import Protocol
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
 from vinvl.run.errors import UserError
 from vinvl.run.values import shown
-
-# The label map: which class and attribute name an index stands for.
-
 
 BACKGROUND = "__background__"
 NO_ATTRIBUTE = "__no_attribute__"
@@ -30,14 +29,10 @@ class LabelMap:
 
     def to_json(self) -> str:
         """The label map as ASCII JSON with the four keys of the published label-map files."""
-        return json.dumps(
-            {
-                "label_to_idx": _index_of_names(self.classes),
-                "attribute_to_idx": _index_of_names(self.attributes),
-                "idx_to_label": {str(index): name for index, name in enumerate(self.classes)},
-                "idx_to_attribute": {str(index): name for index, name in enumerate(self.attributes)},
-            }
-        )
+        kinds = {"label": self.classes, "attribute": self.attributes}
+        forward: dict[str, dict[str, Any]] = {f"{kind}_to_idx": first_indices(names) for kind, names in kinds.items()}
+        backward = {f"idx_to_{kind}": {str(n): name for n, name in enumerate(names)} for kind, names in kinds.items()}
+        return json.dumps(forward | backward)
 
     @classmethod
     def from_json(cls, text: str, source: str = "the label map") -> LabelMap:
@@ -47,21 +42,21 @@ class LabelMap:
         otherwise, and the two must agree; the attribute keys may both be missing.
         Raises UserError for anything that is not such a label map.
         """
+        remedy = "give the detector's label-map file"
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{source} is not valid JSON ({error}); give the detector's label-map file.") from None
+            raise UserError(f"{source} is not valid JSON ({error}); {remedy}.") from None
         if not isinstance(content, dict):
-            raise UserError(f"{source} is not a JSON object; give the detector's label-map file.")
-        if "label_to_idx" not in content and "idx_to_label" not in content:
-            raise UserError(f"{source} has neither label_to_idx nor idx_to_label; give the detector's label-map file.")
-        return cls(
-            classes=_read_names(content, "label", BACKGROUND, source),
-            attributes=_read_names(content, "attribute", NO_ATTRIBUTE, source),
-        )
+            raise UserError(f"{source} is not a JSON object; {remedy}.")
+        if not content.keys() & {"label_to_idx", "idx_to_label"}:
+            raise UserError(f"{source} has neither label_to_idx nor idx_to_label; {remedy}.")
+        classes = _read_names(content, "label", BACKGROUND, source)
+        return cls(classes, _read_names(content, "attribute", NO_ATTRIBUTE, source))
 
 
-def _index_of_names(names: tuple[str, ...]) -> dict[str, int]:
+def first_indices(names: Sequence[str]) -> dict[str, int]:
+    """The index of each name, the first where it comes twice, as in the published label map."""
     indices: dict[str, int] = {}
     for index, name in enumerate(names):
         indices.setdefault(name, index)
@@ -74,14 +69,14 @@ def _read_names(content: dict[str, object], kind: str, name_of_zero: str, source
     if not isinstance(forward, dict) or not isinstance(backward, dict):
         raise UserError(f"{source}: {kind}_to_idx and idx_to_{kind} must be JSON objects.")
     by_index: dict[int, str] = {}
-    for key, name in backward.items():
-        by_index[_checked_index(key, kind, source)] = _checked_name(name, kind, source)
-    for name, value in forward.items():
-        index = _checked_index(value, kind, source)
-        if by_index.setdefault(index, _checked_name(name, kind, source)) != name:
-            raise UserError(
-                f"{source}: {kind} {index} has the names {shown(by_index[index])} and {shown(name)}, not one."
-            )
+    # Of two names of one index in idx_to_… (1 and 01) the last counts.
+    for key, given in backward.items():
+        by_index[_checked_index(key, kind, source)] = _checked_name(given, kind, source)
+    for given, value in forward.items():
+        index, name = _checked_index(value, kind, source), _checked_name(given, kind, source)
+        if by_index.setdefault(index, name) != name:
+            both = f"{shown(by_index[index])} and {shown(name)}"
+            raise UserError(f"{source}: {kind} {index} has the names {both}, not one.")
     if not by_index:
         return ()
     by_index.setdefault(0, name_of_zero)
@@ -94,22 +89,27 @@ def _read_names(content: dict[str, object], kind: str, name_of_zero: str, source
 def _checked_index(value: object, kind: str, source: str) -> int:
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
         return int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9:
+    if type(value) is int and 0 <= value < 10**9:
         return value
     raise UserError(f"{source}: {str(value)[:40]!r} is not a {kind} index; indices are whole numbers from 0.")
 
 
 def _checked_name(name: object, kind: str, source: str) -> str:
-    if isinstance(name, str):
-        try:
-            name.encode("utf-8")
-            return name
-        except UnicodeEncodeError:
-            pass
+    if isinstance(name, str) and not any("\ud800" <= character <= "\udfff" for character in name):
+        return name
     raise UserError(f"{source}: a {kind} name is {ascii(name)[:40]}; names are Unicode text.")
 
 
-ROW_ARRAYS = ("features", "boxes", "classes", "class_scores", "attributes", "attribute_scores")
+FEATURES = "features"
+ROW_DTYPES: dict[str, str] = {
+    "boxes": "<f4",
+    "classes": "<i4",
+    "class_scores": "<f4",
+    "attributes": "<i4",
+    "attribute_scores": "<f4",
+}
+ROW_ARRAYS = (FEATURES, *ROW_DTYPES)
+MAX_ID_BYTES = 255
 BOX_NUMBERS = 6  # a region row is the feature followed by six numbers of its box
 
 
@@ -150,10 +150,7 @@ class Regions:
         return box_geometry(self.boxes, np.array([(self.width, self.height)], dtype=np.float32))
 
     def rows(self, limit: int | None = None) -> np.ndarray:
-        """(min(R, limit), D+6) float32 region rows: the feature followed by the box geometry.
-
-        The first `limit` regions are taken in the order of the store; None takes all.
-        """
+        """(min(R, limit), D+6) float32 region rows in the order of the store: the feature, then the box geometry."""
         count = len(self) if limit is None else min(len(self), limit)
         rows = np.empty((count, self.features.shape[1] + BOX_NUMBERS), dtype=np.float32)
         rows[:, :-BOX_NUMBERS] = self.features[:count]
@@ -183,49 +180,6 @@ class Regions:
                 )
 
 
-class StoredImage(Protocol):
-    """What reads the arrays of one image of a file."""
-
-    @property
-    def feature_layout(self) -> tuple[int, np.dtype]: ...
-
-    def read(self, name: str, /) -> np.ndarray: ...
-
-    def features_into(self, out: np.ndarray, /) -> None: ...
-
-
-class StoredRegions(Regions):
-    """The regions of an image in a store: an array is read when it is first asked for."""
-
-    @classmethod
-    def of(cls, stored: StoredImage, image_id: str, width: int, height: int, source: str) -> StoredRegions:
-        regions = object.__new__(cls)
-        regions.__dict__.update(_stored=stored, image_id=image_id, width=width, height=height, source=source)
-        return regions
-
-    @property
-    def feature_layout(self) -> tuple[int, np.dtype]:
-        layout: tuple[int, np.dtype] = self.__dict__["_stored"].feature_layout
-        return layout
-
-    def features_into(self, out: np.ndarray) -> None:
-        if "features" in self.__dict__:
-            super().features_into(out)
-        else:
-            self.__dict__["_stored"].features_into(out)
-
-    def __getattr__(self, name: str) -> np.ndarray:
-        if name not in ROW_ARRAYS or "_stored" not in self.__dict__:
-            raise AttributeError(name)
-        array: np.ndarray = self.__dict__["_stored"].read(name)
-        self.__dict__[name] = array
-        return array
-
-    def __reduce__(self) -> tuple[type[Regions], tuple[object, ...]]:
-        """What travels to another process has its arrays with it."""
-        return Regions, tuple(getattr(self, field.name) for field in fields(self))
-
-
 def box_geometry(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(R, 6) float32 of boxes (R, 4) float32, as `Regions.box_geometry`.
 
@@ -239,11 +193,113 @@ def box_geometry(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return geometry
 
 
-# Where the regions of images come from: a store, or what a detector has just found.
+@dataclass(frozen=True)
+class StoreAttributes:
+    """What a store file says about all of its images; the provenance, of types that JSON has, makes no difference."""
+
+    feature_dim: int
+    feature_dtype: np.dtype
+    num_attributes: int
+    detector: str
+    label_map: LabelMap
+    provenance: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    def row_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one row of a row array."""
+        own: dict[str, tuple[int, ...]] = {FEATURES: (self.feature_dim,), "boxes": (4,)}
+        return own.get(name, (self.num_attributes,) if name.startswith("attribute") else ())
+
+    def row_dtype(self, name: str) -> np.dtype:
+        return self.feature_dtype if name == FEATURES else np.dtype(ROW_DTYPES[name])
+
+
+# The checks that one image's regions must pass to be written.
+
+_MAX_INT32 = 2**31 - 1
+
+
+def checked_arrays(regions: Regions, attributes: StoreAttributes) -> dict[str, np.ndarray]:
+    """The six row arrays in the data types of the layout, and `sizes` (1, 2).
+
+    Boxes must be finite but may leave the image: detectors do not clip them. Raises UserError naming the image.
+    """
+    try:
+        count = np.shape(regions.features)[0] if np.ndim(regions.features) else 0
+        arrays = {}
+        for name in ROW_ARRAYS:
+            shape, dtype = (count, *attributes.row_shape(name)), attributes.row_dtype(name)
+            array = np.asarray(getattr(regions, name))
+            if array.shape != shape:
+                raise UserError(f"{name} have shape {array.shape}, {shape} was expected.")
+            if dtype.kind == "f":
+                arrays[name] = finite(array, name, dtype)
+            else:
+                arrays[name] = _indices(array, name, len(getattr(attributes.label_map, name)))
+        sizes = _size(regions.width, "width"), _size(regions.height, "height")
+        return arrays | {"sizes": np.array([sizes], dtype="<i4")}
+    except UserError as error:
+        raise UserError(f"image {regions.image_id!r}: {error}") from None
+
+
+def encoded_id(image_id: object) -> bytes:
+    """The UTF-8 bytes of an image id. Raises UserError if it is no text, empty, too long or holds NUL."""
+    if not isinstance(image_id, str):
+        kind = type(image_id).__name__
+        raise UserError(f"image id {image_id!r} is of type {kind}; image ids are text: pass str(id).")
+    try:
+        encoded = image_id.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"image id {image_id!r} is not valid Unicode text; choose another id.") from None
+    if not encoded or b"\0" in encoded or len(encoded) > MAX_ID_BYTES:
+        raise UserError(
+            f"image id {image_id[:40]!r} ({len(encoded)} bytes) is refused; ids have 1 to {MAX_ID_BYTES} bytes, no NUL."
+        )
+    return encoded
+
+
+def finite(array: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
+    """Floats of that type, C-contiguous. Raises UserError for NaN, infinity and what the type cannot hold."""
+    if array.dtype.kind not in "fiu" and array.size:
+        raise UserError(f"{name} are of type {array.dtype}, numbers were expected.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = np.ascontiguousarray(array, dtype=dtype)
+    if not all_finite(converted):
+        reason = "NaN or infinite values" if not np.isfinite(array).all() else f"values too large for {dtype}"
+        raise UserError(f"{name} hold {reason}; extract the image again.")
+    return converted
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether a C-contiguous array of floats is free of NaN and infinity."""
+    if array.dtype == np.float16:  # of which NumPy looks at one number after the other: 30 times as long
+        return int((array.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
+    return bool(np.isfinite(array).all())
+
+
+def _indices(array: np.ndarray, name: str, names: int) -> np.ndarray:
+    """Indices into a list of `names` names; 0 names means that the list is not known."""
+    if array.size:
+        if array.dtype.kind not in "iu":
+            raise UserError(f"{name} are of type {array.dtype}, whole numbers were expected.")
+        low, high = int(array.min()), int(array.max())
+        limit = names - 1 if names else _MAX_INT32
+        if low < 0 or high > limit:
+            raise UserError(f"{name} run from {low} to {high}, the label map allows 0 to {limit}.")
+    return np.ascontiguousarray(array, dtype="<i4")
+
+
+def _size(value: object, name: str) -> int:
+    try:
+        size = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        size = 0
+    if not 0 < size <= _MAX_INT32:
+        raise UserError(f"{name} is {value!r}, a positive number of pixels was expected.")
+    return size
 
 
 class RegionSource(Protocol):
-    """Images named by their position, 0 ≤ index < N, with their regions."""
+    """Images named by their position, 0 ≤ index < N, with their regions: a store, or what a detector has just found."""
 
     @property
     def num_regions(self) -> np.ndarray:

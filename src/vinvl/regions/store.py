@@ -13,12 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from vinvl.regions.layout import MANIFEST_NAME, ShardEntry, ShardHeader, common_provenance, read_header, read_manifest
-from vinvl.regions.regions import LabelMap, Regions
-from vinvl.regions.shard import IdLookup, Shard
-from vinvl.regions.verify import quick_problems, verify_shard
+from vinvl.regions.layout import (
+    MANIFEST_NAME,
+    ShardEntry,
+    ShardHeader,
+    common_provenance,
+    read_header,
+    read_manifest,
+    refuse_unfinished,
+)
+from vinvl.regions.regions import LabelMap, Regions, StoreAttributes
+from vinvl.regions.shard import IdLookup, Shard, quick_problems, verify_shard
 from vinvl.run.errors import UserError
-from vinvl.run.files import PARTIAL_SUFFIX
 
 
 class RegionStore:
@@ -41,7 +47,7 @@ class RegionStore:
         for header in headers[1:]:
             _check_alike(headers[0], header)
         # One label map for all, so that a pickled store of many shards carries it once.
-        headers = [replace(header, label_map=headers[0].label_map) for header in headers]
+        headers = [replace(header, attributes=headers[0].attributes) for header in headers]
         self._name = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         self._set_headers(headers)
         if len(headers) > 1:
@@ -67,28 +73,33 @@ class RegionStore:
         return f"RegionStore({self._name!r}: {len(self):,} images, features of dimension {self.feature_dim})"
 
     @property
+    def attributes(self) -> StoreAttributes:
+        """What all images have in common, with the provenance."""
+        return replace(self._shards[0].header.attributes, provenance=self.provenance or None)
+
+    @property
     def feature_dim(self) -> int:
         """D"""
-        return self._shards[0].header.feature_dim
+        return self._shards[0].header.attributes.feature_dim
 
     @property
     def feature_dtype(self) -> np.dtype:
         """float16 or float32"""
-        return self._shards[0].header.feature_dtype
+        return self._shards[0].header.attributes.feature_dtype
 
     @property
     def num_attributes(self) -> int:
         """K, attributes a region"""
-        return self._shards[0].header.num_attributes
+        return self._shards[0].header.attributes.num_attributes
 
     @property
     def label_map(self) -> LabelMap:
-        return self._shards[0].header.label_map
+        return self._shards[0].header.attributes.label_map
 
     @property
     def detector(self) -> str:
         """Which detector made the features, with its settings."""
-        return self._shards[0].header.detector
+        return self._shards[0].header.attributes.detector
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -213,38 +224,33 @@ class RegionStore:
 
 
 def _read_headers(path: Path) -> list[ShardHeader]:
-    if path.name.endswith(PARTIAL_SUFFIX) or path.parent.name.endswith(PARTIAL_SUFFIX):
-        raise UserError(f"{path} was left by a writer that did not finish; delete it and write the store again.")
+    refuse_unfinished(path)
     if not path.is_dir():
         return [read_header(path)]
-    headers = []
+    headers, manifest = [], path / MANIFEST_NAME
     for entry in read_manifest(path):
         header = read_header(path / entry.file)
         if header.num_images != entry.images:
-            raise UserError(
-                f"{header.path} holds {header.num_images} images but {path / MANIFEST_NAME} says {entry.images}; "
-                "write the store again."
-            )
+            counts = f"holds {header.num_images} images but {manifest} says {entry.images}"
+            raise UserError(f"{header.path} {counts}; write the store again.")
         if entry.checksum is not None and ShardEntry.of(entry.file, entry.images, header.checksums) != entry:
-            raise UserError(
-                f"{header.path} is not the file that {path / MANIFEST_NAME} was written for; copy it again."
-            )
+            raise UserError(f"{header.path} is not the file that {manifest} was written for; copy it again.")
         headers.append(header)
     return headers
 
 
 def _check_alike(first: ShardHeader, other: ShardHeader) -> None:
+    own, theirs = first.attributes, other.attributes
     facts = (
-        ("features of dimension", first.feature_dim, other.feature_dim),
-        ("features of type", first.feature_dtype, other.feature_dtype),
-        ("detector", first.detector, other.detector),
-        ("attributes a region", first.num_attributes, other.num_attributes),
+        ("features of dimension", own.feature_dim, theirs.feature_dim),
+        ("features of type", own.feature_dtype, theirs.feature_dtype),
+        ("detector", own.detector, theirs.detector),
+        ("attributes a region", own.num_attributes, theirs.num_attributes),
     )
-    for what, one, two in facts:
-        if one != two:
-            raise UserError(f"{first.path} and {other.path} cannot be one store: {what} {one} and {two}.")
-    if first.label_map != other.label_map:
-        raise UserError(f"{first.path} and {other.path} cannot be one store: their label maps differ.")
+    differing = [f"{what} {one} and {two}" for what, one, two in facts if one != two]
+    if own != theirs:
+        what = differing[0] if differing else "their label maps differ"
+        raise UserError(f"{first.path} and {other.path} cannot be one store: {what}.")
 
 
 def _check_unique_ids(shards: list[Shard], starts: list[int], ids: np.ndarray) -> None:

@@ -16,21 +16,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from vinvl.regions.checks import RegionChecker, encoded_id
-from vinvl.regions.layout import FEATURE_DTYPES, FEATURES, ShardEntry, read_header, write_manifest
-from vinvl.regions.merging import RowSource, Selection, ShardRows, StoreAttributes, write_store_file
-from vinvl.regions.regions import LabelMap, Regions
-from vinvl.regions.shard import IdLookup, Shard
-from vinvl.regions.verify import quick_problems, unlike_written
+from vinvl.regions.layout import FEATURE_DTYPES, ShardEntry, read_header, write_manifest
+from vinvl.regions.merging import RowSource, write_store_file
+from vinvl.regions.regions import FEATURES, LabelMap, Regions, StoreAttributes, checked_arrays, encoded_id
+from vinvl.regions.shard import IdLookup, Shard, quick_problems, unlike_written
 from vinvl.run.errors import UserError
-from vinvl.run.files import (
-    PARTIAL_SUFFIX,
-    failure_told,
-    lock,
-    put_in_place,
-    reserve_folder,
-    write_text_atomically,
-)
+from vinvl.run.files import PARTIAL_SUFFIX, failure_told, lock, put_in_place, reserve_folder, write_text_atomically
 
 SHARD_BYTES = 64 * 2**20  # of features and all else, which wait in memory for so long
 SHARD_SECONDS = 60.0  # what a kill may cost
@@ -39,17 +30,18 @@ SHARD_SECONDS = 60.0  # what a kill may cost
 class _Waiting:
     """Images in memory, as `RowSource`."""
 
-    def __init__(self, images: Sequence[tuple[bytes, dict[str, np.ndarray]]]) -> None:
+    def __init__(self, images: Sequence[tuple[bytes, dict[str, np.ndarray]]] = ()) -> None:
         self._images = [arrays for _, arrays in images]
         self.offsets = np.cumsum([0, *(len(arrays[FEATURES]) for arrays in self._images)], dtype="<i8")
         self.sizes = np.concatenate([np.zeros((0, 2), dtype="<i4"), *(arrays["sizes"] for arrays in self._images)])
         self.image_ids = np.array([key for key, _ in images], dtype=np.bytes_)
 
-    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        first = int(np.searchsorted(self.offsets, start, side="right")) - 1
-        last = int(np.searchsorted(self.offsets, stop))
-        before = self.offsets[first]
-        return np.concatenate([arrays[name] for arrays in self._images[first:last]])[start - before : stop - before]
+    def rows_into(self, name: str, start: int, rows: np.ndarray) -> None:
+        image, filled = int(np.searchsorted(self.offsets, start, side="right")) - 1, 0
+        while filled < len(rows):
+            own = self._images[image][name][start + filled - int(self.offsets[image]) :][: len(rows) - filled]
+            rows[filled : filled + len(own)] = own
+            image, filled = image + 1, filled + len(own)
 
     def close(self) -> None:
         """There is no file."""
@@ -80,12 +72,8 @@ class ShardWriter:
         seconds: float = SHARD_SECONDS,
         durable: bool = True,
     ) -> None:
-        self._durable = durable
         self._folder, self._process, self._attributes = folder, process, attributes
-        self._seconds, self._note = seconds, note
-        self._checker = RegionChecker(
-            attributes.feature_dim, attributes.feature_dtype, attributes.num_attributes, attributes.label_map
-        )
+        self._note, self._seconds, self._durable = note, seconds, durable
         self._number = 1 + max((int(path.stem[6:]) for path in shard_files(folder, process)), default=-1)
         self._images: list[tuple[bytes, dict[str, np.ndarray]]] = []
         self._bytes = 0
@@ -93,7 +81,7 @@ class ShardWriter:
 
     def checked(self, regions: Regions) -> dict[str, np.ndarray]:
         """The arrays of an image as they are stored. Raises UserError for what the store does not hold."""
-        return self._checker.checked_arrays(regions)
+        return checked_arrays(regions, self._attributes)
 
     def add(self, key: bytes, arrays: dict[str, np.ndarray]) -> None:
         """Takes a checked image in; `key` is its `encoded_id`."""
@@ -104,15 +92,17 @@ class ShardWriter:
         if self._bytes >= SHARD_BYTES or time.monotonic() - self._begun >= self._seconds:
             self.flush()
 
+    def waiting(self) -> _Waiting:
+        """The images that are in no shard yet."""
+        return _Waiting(self._images)
+
     def flush(self) -> None:
         """Finishes a shard of the images that wait."""
         if not self._images:
             return
         made = self._folder / f"{self._process:05d}{PARTIAL_SUFFIX}"
-        waiting = _Waiting(self._images)
-        attributes = replace(self._attributes, provenance=self._note())
         try:
-            write_store_file(made, attributes, [waiting], Selection.whole(waiting))
+            write_store_file(made, replace(self._attributes, provenance=self._note()), [self.waiting()])
             name = self._folder / f"{self._process:05d}-{self._number:05d}.h5"
             put_in_place(made, name, durable=self._durable)
         finally:
@@ -124,6 +114,28 @@ def shard_files(folder: Path, process: int | None = None) -> list[Path]:
     """The shards in a folder, of all processes or of one, in the order of their making by each."""
     number = "[0-9]" * 5
     return sorted(folder.glob(f"{number if process is None else f'{process:05d}'}-{number}.h5"))
+
+
+def _opened(paths: Iterable[Path]) -> Iterator[tuple[Path, Shard | None]]:
+    """Each file, as a shard if it can be opened and has the offsets, sizes and ids that it was written with."""
+    attributes: StoreAttributes | None = None
+    for path in paths:
+        try:
+            header = read_header(path)
+            if header.attributes != attributes:
+                attributes = header.attributes
+            shard = Shard(replace(header, attributes=attributes))  # one label map for all: the largest part of them
+            sound = header.checksums is not None and not any(quick_problems(shard))
+            shard.close()
+        except UserError:
+            sound = False
+        yield path, shard if sound else None
+
+
+def _refuse_other(shard: Shard, attributes: StoreAttributes) -> None:
+    """Raises UserError for a shard of another store, which somebody has put among those of this one."""
+    if shard.header.attributes != attributes:
+        raise UserError(f"{shard.header.path} is of another store: delete it and give the same command again.")
 
 
 class Unfinished:
@@ -171,9 +183,9 @@ class Unfinished:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "settings.json").exists():
                 write_text_atomically(self.folder / "settings.json", json.dumps(settings, indent=1))
-            sound = {shard.header.path for shard in self.shards()}
-            for path in set(shard_files(self.folder)) - sound:
-                path.unlink()
+            for path, shard in _opened(shard_files(self.folder)):
+                if shard is None:
+                    path.unlink()
 
     def discard(self) -> None:
         """Removes the work, what it was begun with first: without that nobody takes it for work."""
@@ -188,10 +200,8 @@ class Unfinished:
             descriptor = os.open(self.folder / f"{process:05d}.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if lock(descriptor) is False:
-                raise UserError(
-                    f"Another process is working on {self.target}: wait for it, or stop it first, or give another "
-                    "output."
-                )
+                other = "wait for it, or stop it first, or give another output"
+                raise UserError(f"Another process is working on {self.target}: {other}.")
             yield
         finally:
             os.close(descriptor)
@@ -228,12 +238,16 @@ class Unfinished:
         """
         shards = self.shards()
         for shard in shards:
-            refuse_other(shard, attributes)
+            _refuse_other(shard, attributes)
             for problem in unlike_written(shard):
                 raise UserError(f"{problem} Delete it and give the same command again, which does its images anew.")
             shard.close()
-        sources = [ShardRows(shard) for shard in (*shards, *earlier)]
-        wanted = _in_order(sources, order)
+        sources: list[RowSource] = [*shards, *earlier, _Waiting()]
+        ids = np.concatenate([source.image_ids for source in sources])
+        lookup = IdLookup(ids)
+        found = np.array([lookup.find(image_id) for image_id in order], dtype=np.int64)
+        named, firsts = found[found >= 0], np.unique(ids, return_index=True)[1]
+        wanted = np.concatenate([named, np.setdiff1d(firsts, named)])
         made = self.folder / f"store{PARTIAL_SUFFIX}"
         remedy = f"make room and give the same command again; all {len(wanted):,} images are safe in {self.folder}"
         try:
@@ -244,48 +258,6 @@ class Unfinished:
             made.unlink(missing_ok=True)
         self.discard()
         return len(wanted)
-
-
-def _opened(paths: Iterable[Path]) -> Iterator[tuple[Path, Shard | None]]:
-    """Each file, as a shard if it can be opened and has the offsets, sizes and ids that it was written with."""
-    labels: LabelMap | None = None
-    for path in paths:
-        try:
-            header = read_header(path)
-            labels = header.label_map if labels != header.label_map else labels
-            shard = Shard(replace(header, label_map=labels))  # one label map for all: it is larger than all the rest
-            sound = header.checksums is not None and not any(quick_problems(shard))
-            shard.close()
-        except UserError:
-            sound = False
-        yield path, shard if sound else None
-
-
-def _in_order(sources: Sequence[RowSource], order: Iterable[str]) -> Selection:
-    """Each image once, as `Unfinished.finish` orders them."""
-    everything = Selection.whole(*sources)
-    if len(everything) == 0:
-        return everything
-    ids = np.concatenate([source.image_ids for source in sources])
-    lookup = IdLookup(ids)
-    found = np.array([lookup.find(image_id) for image_id in order], dtype=np.int64)
-    named = found[found >= 0]
-    _, firsts = np.unique(ids, return_index=True)
-    return everything.at(np.concatenate([named, np.setdiff1d(firsts, named)]))
-
-
-def refuse_other(shard: Shard, attributes: StoreAttributes) -> None:
-    """Raises UserError for a shard of another store, which somebody has put among those of this one."""
-    header = shard.header
-    own = header.feature_dim, header.feature_dtype, header.num_attributes, header.detector, header.label_map
-    if own != (
-        attributes.feature_dim,
-        attributes.feature_dtype,
-        attributes.num_attributes,
-        attributes.detector,
-        attributes.label_map,
-    ):
-        raise UserError(f"{header.path} is of another store: delete it and give the same command again.")
 
 
 HOW_TO_GO_ON = "check folder and permissions, or make room for the store twice, then write it again"
@@ -332,9 +304,13 @@ class RegionStoreWriter:
         note: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.path = Path(path)
-        _check_arguments(self.path, feature_dim, num_attributes, feature_dtype)
-        if max_images_per_shard is not None and max_images_per_shard < 1:
-            raise UserError(f"{path}: max_images_per_shard is {max_images_per_shard}, it must be at least 1.")
+        least = {"feature_dim": (feature_dim, 1), "num_attributes": (num_attributes, 0)}
+        least["max_images_per_shard"] = (1 if max_images_per_shard is None else max_images_per_shard), 1
+        for name, (value, limit) in least.items():
+            if value < limit:
+                raise UserError(f"{path}: {name} is {value}, it must be at least {limit}.")
+        if feature_dtype not in FEATURE_DTYPES:
+            raise UserError(f"{path}: feature_dtype is {feature_dtype!r}, choose one of {', '.join(FEATURE_DTYPES)}.")
         _check_target(self.path, is_folder=max_images_per_shard is not None)
         dtype = np.dtype(feature_dtype).newbyteorder("<")
         self._attributes = StoreAttributes(feature_dim, dtype, num_attributes, detector, label_map)
@@ -350,7 +326,7 @@ class RegionStoreWriter:
             self._folder, self._remove = unfinished.folder, unfinished.discard
         self._goes_on = unfinished is not None
         self._shards = ShardWriter(self._folder, 0, self._attributes, note, durable=False)
-        self._seen = {key for rows in self._sources() for key in rows.image_ids.tolist()}
+        self._seen = {key for rows in self._finished() for key in rows.image_ids.tolist()}
 
     def __enter__(self) -> Self:
         return self
@@ -394,7 +370,6 @@ class RegionStoreWriter:
             if self._failed:
                 raise UserError(f"{self.path}: an earlier write failed, so the store cannot be finished.")
             with failure_told(self.path, HOW_TO_GO_ON):
-                self._shards.flush()
                 self._finish()
         except BaseException as error:
             self._leave(error)
@@ -412,28 +387,29 @@ class RegionStoreWriter:
         if isinstance(error, Exception) or not self._goes_on:
             self._remove()
 
-    def _sources(self) -> list[ShardRows]:
-        sources = []
+    def _finished(self) -> list[Shard]:
+        shards = []
         for path, shard in _opened(shard_files(self._folder)):
             if shard is None:
                 raise UserError(f"{path} was damaged while it was in work: write the store again.")
-            refuse_other(shard, self._attributes)
-            sources.append(ShardRows(shard))
-        return sources
+            _refuse_other(shard, self._attributes)
+            shards.append(shard)
+        return shards
 
     def _finish(self) -> None:
-        sources = self._sources()
-        wanted = Selection.whole(*sources)
+        """What waits goes into the store straight from memory."""
+        sources: list[RowSource] = [*self._finished(), self._shards.waiting()]
+        total = sum(len(source.sizes) for source in sources)
         attributes = replace(self._attributes, provenance=self._provenance)
         store = self._folder / "store"
         shutil.rmtree(store, ignore_errors=True)  # of a process that was killed here
         store.mkdir()
-        size = self._max_images_per_shard or max(1, len(wanted))
+        size = self._max_images_per_shard or max(1, total)
         entries = []
-        for number, start in enumerate(range(0, max(1, len(wanted)), size)):
-            name, part = f"shard-{number:05d}.h5", wanted.at(slice(start, start + size))
-            checksums = write_store_file(store / name, attributes, sources, part)
-            entries.append(ShardEntry.of(name, len(part), checksums))
+        for number, start in enumerate(range(0, max(1, total), size)):
+            name, wanted = f"shard-{number:05d}.h5", np.arange(start, min(start + size, total))
+            checksums = write_store_file(store / name, attributes, sources, wanted)
+            entries.append(ShardEntry.of(name, len(wanted), checksums))
         if self._max_images_per_shard is None:
             put_in_place(store / entries[0].file, self.path)
         else:
@@ -446,15 +422,6 @@ def _remove(folder: Path, descriptor: int, owner: int) -> None:
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
-
-
-def _check_arguments(path: Path, feature_dim: int, num_attributes: int, feature_dtype: str) -> None:
-    if feature_dim < 1:
-        raise UserError(f"{path}: feature_dim is {feature_dim}, it must be at least 1.")
-    if num_attributes < 0:
-        raise UserError(f"{path}: num_attributes is {num_attributes}, it must not be negative.")
-    if feature_dtype not in FEATURE_DTYPES:
-        raise UserError(f"{path}: feature_dtype is {feature_dtype!r}, choose one of {', '.join(FEATURE_DTYPES)}.")
 
 
 def _check_target(path: Path, is_folder: bool) -> None:

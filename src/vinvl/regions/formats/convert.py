@@ -107,7 +107,11 @@ def _convert(found: FoundFiles, unfinished: Unfinished, options: FeatureOptions)
         taken = _Taken(left_out, shards)
         opened = open_source(Source(found, options, labels, scratch, left_out, taken.done))
         leading = [] if shards else _until_regions(opened.images, left_out.skips)
-        shape = _Shape(shards[0].feature_dim, shards[0].num_attributes) if shards else _shape_of(leading, options.dim)
+        shape = (
+            _Shape(shards[0].attributes.feature_dim, shards[0].attributes.num_attributes)
+            if shards
+            else _shape_of(leading, options.dim)
+        )
         writer = RegionStoreWriter(
             target,
             feature_dim=shape.feature_dim,

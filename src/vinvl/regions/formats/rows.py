@@ -14,10 +14,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vinvl.regions.checks import all_finite
 from vinvl.regions.layout import FEATURE_DTYPES
-from vinvl.regions.regions import Regions
-from vinvl.regions.verify import BOX_TOLERANCE, INVERSION_TOLERANCE
+from vinvl.regions.regions import Regions, all_finite
+from vinvl.regions.shard import BOX_TOLERANCE, INVERSION_TOLERANCE
 from vinvl.run.errors import UserError
 from vinvl.run.files import put_in_place
 from vinvl.run.values import checked_id, shown
