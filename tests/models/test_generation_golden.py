@@ -15,7 +15,6 @@ from tests.models.caption_cases import (
     SPECIAL,
     ReencodingStepper,
     decoding_model,
-    dense_table,
     read_case,
     recorded_context,
     recorded_model,
@@ -24,7 +23,7 @@ from tests.models.caption_cases import (
     word_log_probs,
 )
 from vinvl.captioning.task import caption_texts
-from vinvl.models.constrained import Constraint, constraint_from_words, constraint_machine
+from vinvl.models.constrained import Constraint, constraint_from_words, constraint_words, transition_table
 from vinvl.models.decoding import GeneratedCaptions, WordStepper
 from vinvl.models.generate import NBestLists, generate_captions
 
@@ -145,9 +144,14 @@ def test_constraint_machines() -> None:
         phrases = sum(len(constraint.steps) - 1 for constraint in constraints) * 2 ** (given - 1)
         assert 2**given + phrases == CONSTRAINED["next_free_state"][image]
         assert all(len(constraint.steps) <= CONSTRAINED["max_words_per_constraint"] for constraint in constraints)
-        machine = constraint_machine(constraints, max_given_constraints=given, max_states=recorded.shape[1])
-        assert np.array_equal(dense_table(machine, words).numpy(), recorded[image])
-        assert machine.constraints == tensors["inputs.num_constraints"][image]
+        assert len(constraints) == tensors["inputs.num_constraints"][image]
+        named = constraint_words(constraints)
+        table = transition_table(constraints, named, 2**given)
+        states = table.shape[0]
+        dense = table[..., -1:].repeat(1, 1, words)
+        dense[..., named] = table[..., :-1]
+        assert np.array_equal(dense.numpy(), recorded[image, :states, :states])
+        assert not recorded[image, states:].any() and not recorded[image, :, states:].any()
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

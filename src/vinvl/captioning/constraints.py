@@ -1,23 +1,92 @@
 """Constraints of captions from the classes that a detector found: what NoCaps is evaluated with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from vinvl.models.constrained import (
-    MAX_CONSTRAINTS,
-    TOO_GENERIC,
-    Constraint,
-    constraint_from_words,
-    constraints_from_detections,
-)
+from vinvl.models.constrained import MAX_CONSTRAINTS, Constraint, constraint_from_words
 from vinvl.regions.regions import Regions
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_json
+
+# Classes of Open Images that captions seldom name: parts of bodies and things, and groups too wide to be seen as one.
+TOO_GENERIC = frozenset(
+    """auto part|bathroom accessory|bicycle wheel|boy|building|clothing|door handle|fashion accessory|footwear|girl|
+hiking equipment|human arm|human beard|human body|human ear|human eye|human face|human foot|human hair|human hand|
+human head|human leg|human mouth|human nose|land vehicle|mammal|man|person|personal care|plant|plumbing fixture|
+seat belt|skull|sports equipment|tire|tree|vehicle registration plate|wheel|woman""".replace("\n", "").split("|")
+)
+
+
+def constraints_from_detections(
+    classes: Sequence[str],
+    scores: np.ndarray,
+    boxes: np.ndarray,
+    *,
+    parents: Mapping[str, str] | None = None,
+    synonyms: Mapping[str, str] | None = None,
+    excluded: Collection[str] = TOO_GENERIC,
+    max_constraints: int = 3,
+    threshold: float = 0.85,
+) -> list[str]:
+    """The classes that an image's caption should name, the surest first (the NoCaps baseline, Agrawal et al. 2019).
+
+    Excluded classes go first. Of two boxes that are nearly the same, the one whose class is an ancestor of the other's
+    in the hierarchy goes: a dog is not also an animal. What remains is renamed, each label counted once with its best
+    score, and cut to the best `max_constraints`.
+
+    Args:
+        classes: (n) class names; compared in lower case.
+        scores: (n,) float; detections of score 0 are padding.
+        boxes: (n, 4) float, x1, y1, x2, y2.
+        parents: the class hierarchy: each class's parent. No suppression if not given.
+        synonyms: what captions call a class, if not by its name ("kitchen & dining room table": "table").
+        excluded: classes that set no constraint.
+        threshold: boxes overlapping by more than this (intersection over union) are the same thing.
+
+    Raises:
+        UserError: a hierarchy with a circle.
+    """
+    names = [name.lower() for name in classes]
+    hierarchy = {child.lower(): parent.lower() for child, parent in (parents or {}).items()}
+    unwanted = {name.lower() for name in excluded}
+    renamed = {name.lower(): label for name, label in (synonyms or {}).items()}
+    kept = [index for index, name in enumerate(names) if scores[index] > 0 and name not in unwanted]
+    overlaps = box_overlaps(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)[kept])
+    ancestors = [_ancestors(names[index], hierarchy) for index in kept]
+    best: dict[str, float] = {}
+    for place, index in enumerate(kept):
+        if not any(
+            names[index] in above and overlaps[place, other] > threshold for other, above in enumerate(ancestors)
+        ):
+            label = renamed.get(names[index], names[index])
+            best[label] = max(best.get(label, 0.0), float(scores[index]))
+    return sorted(best, key=lambda label: -best[label])[:max_constraints]
+
+
+def box_overlaps(boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of each pair of boxes (n, 4): (n, n), 0 where both are empty."""
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=-1)
+    areas = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=-1)
+    joint = areas[:, None] + areas[None, :] - shared
+    return np.divide(shared, joint, out=np.zeros_like(shared), where=joint > 0)
+
+
+def _ancestors(name: str, parents: Mapping[str, str]) -> set[str]:
+    found: set[str] = set()
+    while name in parents:
+        name = parents[name]
+        if name in found:
+            raise UserError(f"The class hierarchy goes in a circle at {name!r}; every class needs a way to the top.")
+        found.add(name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -87,10 +156,17 @@ class DetectedConstraints:
             self._store.require_sound()
         self.tokenizer = tokenizer
         self.room = max_length - 1  # tokens of a caption besides [CLS]
-        self.hierarchy = _names_by_name(options.hierarchy)
-        self.synonyms = _names_by_name(options.synonyms)
-        self.word_forms = _lists_by_name(options.word_forms)
-        self.excluded = TOO_GENERIC if options.excluded is None else frozenset(_excluded_names(options.excluded))
+        self.hierarchy: dict[str, str] = _table(options.hierarchy, "object of {name: name}", _is_name)
+        self.synonyms: dict[str, str] = _table(options.synonyms, "object of {name: name}", _is_name)
+        self.word_forms: dict[str, list[str]] = _table(options.word_forms, "object of {word: [word, …]}", _are_names)
+        self.excluded = TOO_GENERIC
+        if options.excluded is not None:
+            names = read_json(Path(options.excluded))
+            if not _are_names(names):
+                raise UserError(
+                    f"{options.excluded} holds no JSON list of names; decoding.constraints needs one there."
+                )
+            self.excluded = frozenset(names)
         self.dropped = 0  # constraints that had no room in a caption
         self.without_regions = 0  # images that are not in the detector's store
 
@@ -146,27 +222,17 @@ class DetectedConstraints:
         return "; ".join(told) or None
 
 
-def _names_by_name(path: str | None) -> dict[str, str]:
+def _table(path: str | None, kind: str, is_value: Callable[[object], bool]) -> dict[str, Any]:
+    """The JSON object in a file, {} for no file; its values are such."""
     content = {} if path is None else read_json(Path(path))
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
-        raise UserError(f"{path} holds no JSON object of {{name: name}}, which decoding.constraints needs there.")
+    if not isinstance(content, dict) or not all(map(is_value, content.values())):
+        raise UserError(f"{path} holds no JSON {kind}, which decoding.constraints needs there.")
     return content
 
 
-def _lists_by_name(path: str | None) -> dict[str, list[str]]:
-    content = {} if path is None else read_json(Path(path))
-    if not isinstance(content, dict) or not all(_is_list_of_names(names) for names in content.values()):
-        raise UserError(f"{path} holds no JSON object of {{word: [word, …]}}, which decoding.constraints needs there.")
-    return content
+def _is_name(value: object) -> bool:
+    return isinstance(value, str)
 
 
-def _excluded_names(path: str) -> list[str]:
-    content = read_json(Path(path))
-    if not _is_list_of_names(content):
-        raise UserError(f"{path} holds no JSON list of names; decoding.constraints.excluded needs one.")
-    names: list[str] = content
-    return names
-
-
-def _is_list_of_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_name, value))

@@ -86,9 +86,10 @@ class VinVLConfig(BertConfig):
         attn_implementation: str | None = "auto",
         **bert_fields: Any,
     ) -> None:
-        own: dict[str, Any] = {"img_feature_dim": img_feature_dim, "img_layer_norm_eps": img_layer_norm_eps}
-        own |= {"classifier": classifier, "cls_hidden_scale": cls_hidden_scale, "loss_type": loss_type}
-        own["attn_implementation"] = attn_implementation
+        own: dict[str, Any] = {
+            "img_feature_dim": img_feature_dim, "img_layer_norm_eps": img_layer_norm_eps, "classifier": classifier,
+            "cls_hidden_scale": cls_hidden_scale, "attn_implementation": attn_implementation,
+        }  # fmt: skip
         refuse_wrong_fields(bert_fields | own, "The model")
         bert_fields["attn_implementation"] = PACKED if attn_implementation == "auto" else attn_implementation
         try:
@@ -109,11 +110,7 @@ class VinVLConfig(BertConfig):
 
 
 def refuse_wrong_fields(fields: Mapping[str, Any], owner: str) -> None:
-    """Holds fields of a configuration, which anybody's file may say, against what they can be.
-
-    Raises:
-        UserError: names the first that cannot be; `owner` whose it is.
-    """
+    """Raises UserError, naming `owner`, for the first field of anybody's configuration that cannot be as it is."""
     for name, value in fields.items():
         plain = isinstance(value, str | bool | None) or (isinstance(value, int | float) and not abs(value) > 1e40)
         has = f"{owner} has {name} {repr(value)[:60] if plain else f'a {type(value).__name__}'}"
@@ -127,11 +124,7 @@ def refuse_wrong_fields(fields: Mapping[str, Any], owner: str) -> None:
 
 
 def canonical_loss_type(name: str) -> str:
-    """Our name ("bce", "ce", "kl") of a loss that may be given in its published spelling ("xe", "sfmx").
-
-    Raises:
-        UserError: no such loss.
-    """
+    """Our name ("bce", "ce", "kl") of a loss that may be given in its published spelling; UserError for another."""
     canonical = PUBLISHED_LOSS_NAMES.get(str(name), name)
     if canonical not in LOSS_TYPES:
         raise UserError(f"The model's loss_type is {name!r}; choose one of {', '.join(LOSS_TYPES)}.")

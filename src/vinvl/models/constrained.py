@@ -5,10 +5,9 @@ Shapes: B images, S states, K beams per state, W words in any constraint, V word
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,94 +22,6 @@ from vinvl.models.decoding import (
     pick_captions,
 )
 from vinvl.run.errors import UserError
-
-# From detected objects to the constraints of a caption.
-
-
-# Classes of Open Images that captions seldom name: parts of bodies and things, and groups too wide to be seen as one.
-TOO_GENERIC = frozenset(
-    """auto part|bathroom accessory|bicycle wheel|boy|building|clothing|door handle|fashion accessory|footwear|girl|
-hiking equipment|human arm|human beard|human body|human ear|human eye|human face|human foot|human hair|human hand|
-human head|human leg|human mouth|human nose|land vehicle|mammal|man|person|personal care|plant|plumbing fixture|
-seat belt|skull|sports equipment|tire|tree|vehicle registration plate|wheel|woman""".replace("\n", "").split("|")
-)
-
-
-def constraints_from_detections(
-    classes: Sequence[str],
-    scores: np.ndarray,
-    boxes: np.ndarray,
-    *,
-    parents: Mapping[str, str] | None = None,
-    synonyms: Mapping[str, str] | None = None,
-    excluded: Collection[str] = TOO_GENERIC,
-    max_constraints: int = 3,
-    threshold: float = 0.85,
-) -> list[str]:
-    """The classes that an image's caption should name, the surest first (the NoCaps baseline, Agrawal et al. 2019).
-
-    Excluded classes go first. Of two boxes that are nearly the same, the one whose class is an ancestor of the other's
-    in the hierarchy goes: a dog is not also an animal. What remains is renamed, each label counted once with its best
-    score, and cut to the best `max_constraints`.
-
-    Args:
-        classes: (n) class names; compared in lower case.
-        scores: (n,) float; detections of score 0 are padding.
-        boxes: (n, 4) float, x1, y1, x2, y2.
-        parents: the class hierarchy: each class's parent. No suppression if not given.
-        synonyms: what captions call a class, if not by its name ("kitchen & dining room table": "table").
-        excluded: classes that set no constraint.
-        threshold: boxes overlapping by more than this (intersection over union) are the same thing.
-
-    Raises:
-        UserError: arrays of different lengths, or a hierarchy with a circle.
-    """
-    scores, boxes = np.asarray(scores, dtype=np.float64), np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    if not len(classes) == len(scores) == len(boxes):
-        raise UserError(
-            f"An image has {len(classes)} detected classes, {len(scores)} scores and {len(boxes)} boxes; give one each."
-        )
-    names = [name.lower() for name in classes]
-    hierarchy = {child.lower(): parent.lower() for child, parent in (parents or {}).items()}
-    unwanted = {name.lower() for name in excluded}
-    renamed = {name.lower(): label for name, label in (synonyms or {}).items()}
-
-    kept = [index for index, name in enumerate(names) if scores[index] > 0 and name not in unwanted]
-    overlaps = box_overlaps(boxes[kept])
-    ancestors = [_ancestors(names[index], hierarchy) for index in kept]
-    best: dict[str, float] = {}
-    for place, index in enumerate(kept):
-        is_suppressed = any(
-            names[index] in ancestors[other] and overlaps[place, other] > threshold for other in range(len(kept))
-        )
-        if not is_suppressed:
-            label = renamed.get(names[index], names[index])
-            best[label] = max(best.get(label, 0.0), float(scores[index]))
-    return sorted(best, key=lambda label: -best[label])[:max_constraints]
-
-
-def box_overlaps(boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of each pair of boxes (n, 4): (n, n), 0 where both are empty."""
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=-1)
-    areas = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=-1)
-    joint = areas[:, None] + areas[None, :] - shared
-    return np.divide(shared, joint, out=np.zeros_like(shared), where=joint > 0)
-
-
-def _ancestors(name: str, parents: Mapping[str, str]) -> set[str]:
-    found: set[str] = set()
-    while name in parents:
-        name = parents[name]
-        if name in found:
-            raise UserError(f"The class hierarchy goes in a circle at {name!r}; every class needs a way to the top.")
-        found.add(name)
-    return found
-
-
-# Words that a caption must hold, and the state machine that tells which of them it has.
-
 
 MAX_CONSTRAINTS = 6  # every subset of the constraints is a state: 64 of them already
 
@@ -130,16 +41,10 @@ class Constraint:
 def constraint_from_words(
     label: str, tokenize: Callable[[str], Sequence[int]], word_forms: Mapping[str, Sequence[str]] | None = None
 ) -> Constraint:
-    """The constraint that a label sets, such as "fire hydrant".
+    """The constraint that a label sets, such as "fire hydrant"; `tokenize` gives the token ids of a word.
 
-    Args:
-        label: words, separated by blanks.
-        tokenize: token ids of a word, without special tokens.
-        word_forms: other words that will do, by word. As published, they count only for words of one token, and only
-            forms of one token do; a word of several tokens must be said as it is.
-
-    Raises:
-        UserError: a label without any token.
+    `word_forms`: other words that will do, by word. As published, they count only for words of one token, and only
+    forms of one token do; a word of several tokens must be said as it is.
     """
     steps: list[tuple[int, ...]] = []
     for word in label.split():
@@ -172,15 +77,8 @@ class ConstraintMachine:
         return {number: place for place, number in enumerate(self.states) if number < 2**self.constraints}
 
 
-def constraint_machine(
-    constraints: Sequence[Constraint], *, max_given_constraints: int | None = None, max_states: int | None = None
-) -> ConstraintMachine:
+def constraint_machine(constraints: Sequence[Constraint]) -> ConstraintMachine:
     """The machine of one image's constraints (published: Agrawal et al. 2019 after Anderson et al. 2017).
-
-    Args:
-        max_given_constraints: number states as the published tables for so many constraints do, unreachable states
-            included; by default unreachable ones are left out.
-        max_states: with `max_given_constraints`, the states of those tables.
 
     Raises:
         UserError: too many constraints.
@@ -190,20 +88,27 @@ def constraint_machine(
             f"An image has {len(constraints)} constraints ({', '.join(item.name for item in constraints)}); give at "
             f"most {MAX_CONSTRAINTS} (two or three are usual)."
         )
-    given = max_given_constraints or len(constraints)
-    words = sorted({token for constraint in constraints for step in constraint.steps for token in step})
-    phrase_states = sum((len(constraint.steps) - 1) * 2 ** (given - 1) for constraint in constraints)
-    table = _full_table(constraints, words, 2**given, max_states or 2**given + phrase_states)
-    states = list(range(len(table))) if max_given_constraints else _reachable(table.any(dim=-1))
+    words = constraint_words(constraints)
+    table = transition_table(constraints, words, 2 ** len(constraints))
+    states = _reachable(table.any(dim=-1))
     table = table[states][:, states]
     return ConstraintMachine(
         torch.tensor(words, dtype=torch.long), table[..., :-1], table[..., -1], len(constraints), tuple(states)
     )
 
 
-def _full_table(constraints: Sequence[Constraint], words: list[int], main_states: int, states: int) -> Tensor:
-    """(states, states, W + 1) bool: the transitions, by word; the last column is for all other words."""
+def constraint_words(constraints: Sequence[Constraint]) -> list[int]:
+    """The token ids in any constraint, ascending."""
+    return sorted({token for constraint in constraints for step in constraint.steps for token in step})
+
+
+def transition_table(constraints: Sequence[Constraint], words: list[int], main_states: int) -> Tensor:
+    """(S, S, W + 1) bool: the transitions, by word; the last column is for all other words.
+
+    The states within phrases follow the main ones, of which published tables have 2^(most constraints there are).
+    """
     column = {word: place for place, word in enumerate(words)}
+    states = main_states + sum(len(constraint.steps) - 1 for constraint in constraints) * main_states // 2
     table = torch.zeros(states, states, len(words) + 1, dtype=torch.bool)
     main = torch.arange(main_states)
     table[main, main] = True
@@ -333,11 +238,14 @@ def _search(
         earlier = ids[..., :length]
         last = earlier[..., -1]
         logits = adjusted_logits(stepper.next_logits(last), earlier, options, special.sep_token_id)
-        log_probs = _stay_ended(logits.log_softmax(dim=-1), last == special.sep_token_id, special.sep_token_id)
+        is_end = torch.arange(logits.shape[-1], device=device) == special.sep_token_id
+        after_end = torch.where(is_end, 0.0, -math.inf)  # what has ended is filled up with end tokens, at no cost
+        log_probs = torch.where((last == special.sep_token_id)[..., None], after_end, logits.log_softmax(dim=-1))
         words, gains = transitions.candidates(log_probs, beams)  # (B, N, C)
         totals = sums[..., None] + gains.unflatten(1, sums.shape[1:])  # (B, from, K, C)
         allowed = transitions.allowed(beams)[:, : sums.shape[1]]  # (B, from, to, C)
-        sums, places = _best_per_state(totals, allowed, beams)  # (B, to, K)
+        reachable = torch.where(allowed.transpose(1, 2)[:, :, :, None], totals[:, None], -math.inf)
+        sums, places = reachable.flatten(2).topk(beams, dim=2)  # (B, to, K), out of (B, to, from · K · C)
 
         parents = places.flatten(1) // words.shape[2]
         words = words.flatten(1).gather(1, places.flatten(1))
@@ -355,20 +263,6 @@ def _search(
             transitions.select(still)
             active, ids, sums = active[still], ids[still], sums[still]
     return all_ids.unflatten(1, (states, beams)), all_sums
-
-
-def _stay_ended(log_probs: Tensor, is_ended: Tensor, end_token_id: int) -> Tensor:
-    """Captions that have ended (B, N) are filled up with end tokens, at no cost."""
-    is_end = torch.arange(log_probs.shape[-1], device=log_probs.device) == end_token_id
-    after_end = torch.where(is_end, 0.0, -math.inf)
-    return torch.where(is_ended[..., None], after_end, log_probs)
-
-
-def _best_per_state(totals: Tensor, allowed: Tensor, beams: int) -> tuple[Tensor, Tensor]:
-    """The K best (B, to, K) of all candidates that lead to each state, and their places among from × K × C."""
-    reachable = torch.where(allowed.transpose(1, 2)[:, :, :, None], totals[:, None], -math.inf)  # (B, to, from, K, C)
-    best = reachable.flatten(2).topk(beams, dim=2)
-    return best.values, best.indices
 
 
 def _select(

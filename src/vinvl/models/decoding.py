@@ -1,6 +1,6 @@
 """Decoding word by word: its options and results, and the logits of the next word of captions that share a context.
 
-Shapes: B images, N captions per image, Q new tokens per caption, P earlier ones, C context length, H hidden size.
+Shapes: B images, N captions per image, P words so far, T tag tokens, R regions, C = T + R, H hidden size, V words.
 """
 
 import math
@@ -16,7 +16,10 @@ from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.config import SpecialTokens
 from vinvl.run.errors import UserError
 
-# What may be chosen when captions are decoded.
+LEAST = {
+    "max_length": 2, "min_length": 0, "num_beams": 1, "num_return_sequences": 1, "no_repeat_ngram_size": 0, "top_k": 0,
+    "min_constraints": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,12 @@ class DecodingOptions:
     min_constraints: int = 2
 
     def __post_init__(self) -> None:
-        self._check_counts()
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
         for name in ("repetition_penalty", "temperature"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0 (1 changes nothing).")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}; give a share above 0 and up to 1 (1 keeps every word).")
@@ -80,23 +86,6 @@ class DecodingOptions:
             )
         if not self.sample and (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0):
             raise UserError("temperature, top_k and top_p are for samples; set sample, or leave them at 1, 0 and 1.")
-
-    def _check_counts(self) -> None:
-        for name, least in (
-            ("max_length", 2),  # the begin and the end token
-            ("min_length", 0),
-            ("num_beams", 1),
-            ("num_return_sequences", 1),
-            ("no_repeat_ngram_size", 0),
-            ("top_k", 0),
-            ("min_constraints", 0),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
-
-
-# What decoding hands back.
 
 
 @dataclass(frozen=True)
@@ -125,12 +114,9 @@ def finish(ids: Tensor, lengths: Tensor, log_probs: Tensor, special: SpecialToke
     return GeneratedCaptions(ids, lengths, log_probs)
 
 
-# What captions are written about: tags and regions of a batch of images, and the encoder's memory of them.
-
-
 @dataclass(frozen=True)
 class CaptionContext:
-    """Tags and regions of B images, padded: T tag tokens and R regions each, either of which may be 0.
+    """What captions are written about: tags and regions of B images, padded, either of which may be absent.
 
     Published captioning gives tags token type 1 and, at decoding, the positions from max(40, max_length) on.
     """
@@ -151,7 +137,7 @@ class CaptionContext:
 
     @property
     def mask(self) -> Tensor:
-        """(B, T + R) bool: which tags and regions exist."""
+        """(B, C) bool: which tags and regions exist."""
         return torch.cat([self.tag_mask.bool(), self.region_mask.bool()], dim=1)
 
     def select(self, images: Tensor) -> "CaptionContext":
@@ -159,30 +145,23 @@ class CaptionContext:
         return CaptionContext(**{field.name: getattr(self, field.name)[images] for field in fields(self)})
 
 
-@dataclass(frozen=True)
-class ContextMemory:
-    """Keys and values of the context in every layer, each (B, heads, C, H / heads), and which are real, (B, C)."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    mask: Tensor
-
-    def select(self, images: Tensor) -> "ContextMemory":
-        """The images of these numbers, (n,) int64."""
-        return ContextMemory(
-            tuple(key[images] for key in self.keys), tuple(value[images] for value in self.values), self.mask[images]
-        )
+# Keys and values of a layer: of the context (B, heads, C, H / heads), of captions (B, N, heads, P, H / heads).
+KeysValues = tuple[Tensor, Tensor]
 
 
-def encode_context(model: VinVLForCaptioning, context: CaptionContext) -> ContextMemory:
+def encode_context(model: VinVLForCaptioning, context: CaptionContext) -> tuple[KeysValues, ...]:
     """Encode tags and regions, once per image: they attend to no caption, so no word will ever change them.
 
     Raises:
         UserError: region rows of another width, or training with gradient checkpointing, which keeps no memory.
     """
-    mask = context.mask
+    mask, config = context.mask, model.config
     if mask.shape[1] == 0:
-        return _empty_memory(model, mask)
+        heads = config.num_attention_heads
+        nothing = model.bert.embeddings.word_embeddings.weight.new_zeros(
+            len(mask), heads, 0, config.hidden_size // heads
+        )
+        return ((nothing, nothing),) * config.num_hidden_layers
     cache = DynamicCache()
     model.bert(
         context.tag_ids,
@@ -194,93 +173,77 @@ def encode_context(model: VinVLForCaptioning, context: CaptionContext) -> Contex
         past_key_values=cache,
     )
     layers: list[Any] = list(cache.layers)
-    return ContextMemory(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers), mask)
+    return tuple((layer.keys, layer.values) for layer in layers)
 
 
-def _empty_memory(model: VinVLForCaptioning, mask: Tensor) -> ContextMemory:
-    config, weight = model.config, model.bert.embeddings.word_embeddings.weight
-    heads = config.num_attention_heads
-    nothing = weight.new_zeros(mask.shape[0], heads, 0, config.hidden_size // heads)
-    return ContextMemory((nothing,) * config.num_hidden_layers, (nothing,) * config.num_hidden_layers, mask)
+class WordStepper:
+    """Captions of B images under construction, N of each image; N may change from step to step.
 
-
-# Keys and values of caption tokens in one layer, each (B, N, heads, P, H / heads).
-KeysValues = tuple[Tensor, Tensor]
-
-
-def embed_words(model: VinVLForCaptioning, words: Tensor, positions: Tensor) -> Tensor:
-    """Embedded caption tokens (B, N, Q, H) of ids (B, N, Q) at positions (Q,); captions have token type 0."""
-    flat = words.flatten(0, 1)  # (B·N, Q)
-    embedded = model.bert.embeddings(input_ids=flat, position_ids=positions[None].expand(len(flat), -1))
-    return embedded.unflatten(0, words.shape[:2])
-
-
-def run_layers(
-    model: VinVLForCaptioning,
-    hidden: Tensor,
-    memory: ContextMemory,
-    earlier: tuple[KeysValues, ...] | None,
-    caption_mask: Tensor,
-) -> tuple[Tensor, tuple[KeysValues, ...]]:
-    """Pass new caption tokens through all layers.
-
-    Nothing is written in place, so that gradients flow through any number of calls, and the context is never copied:
-    all captions of an image read one set of keys and values.
-
-    Args:
-        hidden: (B, N, Q, H) embedded tokens.
-        memory: of the B images.
-        earlier: for each layer what this function returned for the P tokens before, or None if P = 0.
-        caption_mask: (Q, P + Q) bool, which caption tokens each new token attends to; all attend to the whole context.
-
-    Returns:
-        hidden states (B, N, Q, H), and for each layer keys and values of the P + Q tokens.
+    Tags and regions are encoded once. Each step feeds the last word and a [MASK], whose logits are those of the next
+    word and which is then forgotten. Nothing is written in place, so that gradients flow through any number of steps,
+    and the context is never copied: all captions of an image read one set of keys and values.
     """
-    context_bias = _bias(memory.mask, hidden.dtype)[:, None, None, None, :]  # (B, 1, 1, 1, C)
-    caption_bias = _bias(caption_mask, hidden.dtype)  # (Q, P + Q)
-    bias = torch.cat(
-        [
-            context_bias.expand(-1, -1, -1, hidden.shape[2], -1),
-            caption_bias.expand(len(hidden), 1, 1, *caption_bias.shape),
-        ],
-        dim=-1,
-    )  # (B, 1, 1, Q, C + P + Q)
-    kept: list[KeysValues] = []
-    layer: Any  # a BertLayer
-    for index, layer in enumerate(model.bert.encoder.layer):
-        attended, keys_values = _attend(
-            layer.attention.self,
-            hidden,
-            memory.keys[index],
-            memory.values[index],
-            None if earlier is None else earlier[index],
-            bias,
-        )
-        hidden = layer.feed_forward_chunk(layer.attention.output(attended, hidden))
-        kept.append(keys_values)
-    return hidden, tuple(kept)
+
+    def __init__(self, model: VinVLForCaptioning, context: CaptionContext, mask_token_id: int) -> None:
+        self._model = model
+        self._mask_token_id = mask_token_id
+        self._context = encode_context(model, context)
+        self._is_real = context.mask
+        self._words: tuple[KeysValues, ...] | None = None
+        self._length = 0
+
+    def next_logits(self, words: Tensor) -> Tensor:
+        """Append `words` (B, N) int64, the begin token first, and return the next word's logits (B, N, V) float32."""
+        new = torch.stack([words, torch.full_like(words, self._mask_token_id)], dim=-1).flatten(0, 1)  # (B·N, 2)
+        positions = torch.arange(self._length, self._length + 2, device=words.device)
+        embedded = self._model.bert.embeddings(input_ids=new, position_ids=positions[None].expand(len(new), -1))
+        hidden = embedded.unflatten(0, words.shape)  # (B, N, 2, H)
+        seen = torch.ones(2, self._length + 2, dtype=torch.bool, device=words.device)
+        seen[0, -1] = False  # the word does not see the mask after it
+        of_context = _bias(self._is_real, hidden.dtype)[:, None, None, None, :].expand(-1, -1, -1, 2, -1)
+        of_caption = _bias(seen, hidden.dtype).expand(len(hidden), 1, 1, -1, -1)
+        bias = torch.cat([of_context, of_caption], dim=-1)  # (B, 1, 1, 2, C + P + 2)
+        kept: list[KeysValues] = []
+        layer: Any  # a BertLayer
+        for index, layer in enumerate(self._model.bert.encoder.layer):
+            earlier = None if self._words is None else self._words[index]
+            attended, keys_values = _attend(layer.attention.self, hidden, self._context[index], earlier, bias)
+            hidden = layer.feed_forward_chunk(layer.attention.output(attended, hidden))
+            kept.append(keys_values)
+        self._words = tuple((keys[..., :-1, :], values[..., :-1, :]) for keys, values in kept)
+        self._length += 1
+        return self._model.cls.predictions(hidden[:, :, 1]).float()
+
+    def choose(self, parents: Tensor) -> None:
+        """Continue with captions `parents` (B, n) int64, numbers within each image; they may repeat or be left out."""
+        assert self._words is not None
+        images = torch.arange(len(parents), device=parents.device)[:, None]
+        self._words = tuple((keys[images, parents], values[images, parents]) for keys, values in self._words)
+
+    def keep_images(self, images: Tensor) -> None:
+        """Go on with the images of these numbers, (b,) int64, only."""
+        self._context = tuple((keys[images], values[images]) for keys, values in self._context)
+        self._is_real = self._is_real[images]
+        if self._words is not None:
+            self._words = tuple((keys[images], values[images]) for keys, values in self._words)
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """What to add to attention scores: 0 where `mask` is true, else the lowest number."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask.bool(), torch.finfo(dtype).min)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _attend(
-    attention: Any,
-    hidden: Tensor,
-    context_keys: Tensor,
-    context_values: Tensor,
-    earlier: KeysValues | None,
-    bias: Tensor,
+    attention: Any, hidden: Tensor, context: KeysValues, earlier: KeysValues | None, bias: Tensor
 ) -> tuple[Tensor, KeysValues]:
     """One layer's self-attention, before its output projection: one softmax over the context and the own caption.
 
     Scores over the context come from one product per image, with the N·Q queries of its captions as rows; those over
-    the captions from one product per caption. Only the scores are joined.
+    the captions from one product per caption. Only the scores are joined. `hidden` is (B, N, Q, H).
     """
     images, captions, new = hidden.shape[:3]
     heads, size = attention.num_attention_heads, attention.attention_head_size
+    context_keys, context_values = context
 
     def split(states: Tensor) -> Tensor:  # (B, N, Q, H) → (B, N, heads, Q, H / heads)
         return states.view(images, captions, new, heads, size).transpose(2, 3)
@@ -304,62 +267,14 @@ def _attend(
     return attended.transpose(2, 3).reshape(images, captions, new, heads * size), (keys, values)
 
 
-# One word at a time: the logits of the next word after given captions, with memory of the earlier words.
-#
-# The caption so far is followed by a [MASK] whose logits are those of the next word. The mask itself is forgotten.
-
-
-class WordStepper:
-    """Captions of B images under construction, N of each image; N may change from step to step.
-
-    Tags and regions are encoded once, and each step feeds the last word and a mask.
-    """
-
-    def __init__(self, model: VinVLForCaptioning, context: CaptionContext, mask_token_id: int) -> None:
-        self._model = model
-        self._mask_token_id = mask_token_id
-        self._memory = encode_context(model, context)
-        self._words: tuple[KeysValues, ...] | None = None
-        self._length = 0
-
-    def next_logits(self, words: Tensor) -> Tensor:
-        """Append `words` (B, N) int64, the begin token first, and return the next word's logits (B, N, V) float32."""
-        new = torch.stack([words, torch.full_like(words, self._mask_token_id)], dim=-1)  # (B, N, 2)
-        positions = torch.arange(self._length, self._length + 2, device=words.device)
-        caption_mask = torch.ones(2, self._length + 2, dtype=torch.bool, device=words.device)
-        caption_mask[0, -1] = False  # the word does not see the mask after it
-        hidden, kept = run_layers(
-            self._model, embed_words(self._model, new, positions), self._memory, self._words, caption_mask
-        )
-        self._words = tuple((keys[..., :-1, :], values[..., :-1, :]) for keys, values in kept)
-        self._length += 1
-        return self._model.cls(hidden[:, :, 1]).float()
-
-    def choose(self, parents: Tensor) -> None:
-        """Continue with captions `parents` (B, n) int64, numbers within each image; they may repeat or be left out."""
-        assert self._words is not None
-        images = torch.arange(len(parents), device=parents.device)[:, None]
-        self._words = tuple((keys[images, parents], values[images, parents]) for keys, values in self._words)
-
-    def keep_images(self, images: Tensor) -> None:
-        """Go on with the images of these numbers, (b,) int64, only."""
-        self._memory = self._memory.select(images)
-        if self._words is not None:
-            self._words = tuple((keys[images], values[images]) for keys, values in self._words)
-
-
-# How decoding options change the distribution of the next word.
-#
-# Shapes: … any leading dimensions (images, captions), P words so far, V words of the vocabulary.
-
-
 def adjusted_logits(logits: Tensor, ids: Tensor, options: DecodingOptions, end_token_id: int) -> Tensor:
     """Logits (…, V) of the word after `ids` (…, P) under repetition penalty, n-gram ban and least length.
 
     Banned words get −∞. Nothing is written in place.
     """
-    if options.repetition_penalty != 1:
-        logits = _penalise_repetition(logits, ids, options.repetition_penalty)
+    if (penalty := options.repetition_penalty) != 1:
+        used = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, ids, True)
+        logits = torch.where(used, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
     if options.no_repeat_ngram_size:
         logits = logits.masked_fill(_repeating_words(ids, options.no_repeat_ngram_size, logits.shape[-1]), -math.inf)
     if ids.shape[-1] + 1 < options.min_length:
@@ -378,30 +293,23 @@ def sampling_logits(logits: Tensor, options: DecodingOptions) -> Tensor:
         ranked, order = logits.sort(dim=-1, descending=True)
         probabilities = ranked.softmax(dim=-1)
         likelier = probabilities.cumsum(dim=-1) - probabilities  # the summed probability of all better words
-        # The first is always kept; by rounding its sum of better words need not be exactly 0.
-        excess = torch.cat(
-            [torch.zeros_like(likelier[..., :1], dtype=torch.bool), likelier[..., 1:] > options.top_p], -1
-        )
+        excess = likelier > options.top_p
+        excess[..., 0] = False  # by rounding the first word's sum of better ones need not be exactly 0
         logits = logits.masked_fill(torch.zeros_like(excess).scatter(-1, order, excess), -math.inf)
     return logits
-
-
-def _penalise_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    used = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, ids, True)
-    return torch.where(used, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def _repeating_words(ids: Tensor, size: int, vocabulary: int) -> Tensor:
     """(…, V) bool: words that would complete a run of `size` words for the second time."""
     length = ids.shape[-1]
-    if length < size:
-        return torch.zeros(*ids.shape[:-1], vocabulary, dtype=torch.bool, device=ids.device)
-    runs = ids.unfold(-1, size, 1)  # (…, runs, size)
-    last = ids[..., length - size + 1 :]  # (…, size − 1), what the next word would complete
-    begins_alike = (runs[..., :-1] == last[..., None, :]).all(dim=-1)
-    words = torch.where(begins_alike, runs[..., -1], vocabulary)  # one column more, for runs that ban nothing
     banned = torch.zeros(*ids.shape[:-1], vocabulary + 1, dtype=torch.bool, device=ids.device)
-    return banned.scatter(-1, words, True)[..., :vocabulary]
+    if length >= size:
+        runs = ids.unfold(-1, size, 1)  # (…, runs, size)
+        last = ids[..., length - size + 1 :]  # (…, size − 1), what the next word would complete
+        begins_alike = (runs[..., :-1] == last[..., None, :]).all(dim=-1)
+        words = torch.where(begins_alike, runs[..., -1], vocabulary)  # one column more, for runs that ban nothing
+        banned = banned.scatter(-1, words, True)
+    return banned[..., :vocabulary]
 
 
 def pick_captions(ids: Tensor, numbers: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The VinVL encoder: one BERT over text tokens, tag tokens and projected image regions.
 
 Shapes: B batch, L text and tag tokens, R regions, D numbers per region row, H hidden size, P cached earlier positions,
-S = L + R the joint sequence.
+S = L + R the joint sequence, T real positions in all.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,6 @@ from vinvl.models.config import VinVLConfig
 from vinvl.models.packing import PACKED, PackedLayout, PackedSequences
 from vinvl.run.errors import UserError
 
-# One layer of BERT, run in the ways that the encoder needs; each can be compiled.
-#
-# Shapes: B batch, S the joint sequence, T real positions, H hidden size.
-
 
 def run_layer(layer: nn.Module, hidden: Tensor, mask: Any, packed: PackedSequences | None = None) -> Tensor:
     """One layer on (B, S, H) padded states and a mask, or on (1, T, H) packed ones."""
@@ -35,11 +31,6 @@ def run_layer_at_first(layer: Any, hidden: Tensor, seen: Tensor | None) -> Tenso
     attended = layer.attention.output(layer.attention.self.attend_from_first(hidden, seen), hidden[:, :1])
     after: Tensor = layer.output(layer.intermediate(attended), attended)
     return after
-
-
-# Who sees whom: checked, and as the attention implementations of transformers expect it.
-#
-# Shapes: B batch, S the joint sequence, P cached earlier positions, Q queries, K keys.
 
 
 def check_mask(attention_mask: Tensor, sequences: int, positions: int, earlier: int = 0) -> None:
@@ -71,12 +62,9 @@ def layer_mask(config: VinVLConfig, attention_mask: Tensor | None, hidden: Tenso
 def dense_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.dtype) -> Tensor:
     """A mask of who sees whom, (B, Q, K) with 1 = attend, as the attention implementation takes it: (B, 1, Q, K).
 
-    "sdpa" and "packed" get booleans; "eager", which adds the mask to the scores, gets 0 and the lowest `dtype`.
-    A row that may attend to nothing attends to everything instead: its output is not meant to be used, and a softmax
-    over nothing is NaN on some backends.
-
-    Raises:
-        UserError: the implementation (flash or flex attention) takes no such mask.
+    "sdpa" and "packed" get booleans; "eager", which adds the mask to the scores, gets 0 and the lowest `dtype`; others
+    take none. A row that may attend to nothing attends to everything instead: its output is not meant to be used, and a
+    softmax over nothing is NaN on some backends.
     """
     allowed = mask.bool()
     allowed = (allowed | ~allowed.any(dim=-1, keepdim=True))[:, None]
@@ -206,7 +194,7 @@ class VinVLModel(BertPreTrainedModel):
         if plain and self.config._attn_implementation == PACKED and attention_mask is not None:
             hidden = self._encode_packed(inputs, attention_mask, layout, layers)
         else:
-            hidden = self._encode_padded(inputs, attention_mask, layout, layers, past_key_values, states, attentions)
+            hidden = self._encode_padded(inputs, attention_mask, layout, layers, past_key_values, (states, attentions))
         if short:
             hidden = self._last_layer_at_first(hidden, attention_mask)
         return BaseModelOutputWithPooling(
@@ -223,11 +211,11 @@ class VinVLModel(BertPreTrainedModel):
         layout: PackedLayout | None,
         layers: list[Any],
         past_key_values: Cache | None,
-        states: list[Tensor] | None,
-        attentions: list[Tensor] | None,
+        record: tuple[list[Tensor] | None, list[Tensor] | None],
     ) -> Tensor:
-        """Hidden states (B, S, H) after the layers; `states` and `attentions` are extended if they are given."""
+        """Hidden states (B, S, H) after the layers; `record`, of states and attention weights, is extended."""
         input_ids, token_type_ids, regions, position_ids = inputs
+        states, attentions = record
         if regions is not None and regions.dim() == 2:
             assert layout is not None and attention_mask is not None
             regions = layout.padded_regions(regions, attention_mask, input_ids.shape[1])
@@ -247,51 +235,33 @@ class VinVLModel(BertPreTrainedModel):
         return hidden
 
     def _encode_packed(
-        self,
-        inputs: Inputs,
-        attention_mask: Tensor,
-        layout: PackedLayout | None,
-        layers: list[Any],
+        self, inputs: Inputs, attention_mask: Tensor, layout: PackedLayout | None, layers: list[Any]
     ) -> Tensor:
         """Hidden states (B, S, H) after the layers, which see only real positions; the inputs are those of `embed`."""
+        input_ids, token_type_ids, regions, position_ids = inputs
         sequences, slots = attention_mask.shape[0], attention_mask.shape[-1]
-        text_slots = inputs[0].shape[1]
-        regions = inputs[2]
+        length = input_ids.shape[1]
         if regions is None or regions.dim() == 3:
-            check_mask(attention_mask, len(inputs[0]), text_slots + (0 if regions is None else regions.shape[1]))
+            check_mask(attention_mask, len(input_ids), length + (0 if regions is None else regions.shape[1]))
         if layout is None:
             exists = attention_mask if attention_mask.dim() == 2 else attention_mask.any(dim=-1)
-            layout = PackedLayout.of_mask(exists.bool().cpu().numpy(), text_slots).with_tensors(
+            layout = PackedLayout.of_mask(exists.bool().cpu().numpy(), length).with_tensors(
                 lambda tensor: tensor.to(attention_mask.device)
             )
         packed = PackedSequences.of(layout, attention_mask)
-        hidden = self._embed_packed(*inputs, layout)
+        self._check_length(input_ids, position_ids)
+        text = layout.text_places
+        hidden = self.embeddings(
+            input_ids=input_ids.flatten()[text][None],
+            token_type_ids=None if token_type_ids is None else token_type_ids.flatten()[text][None],
+            position_ids=(text % length if position_ids is None else position_ids.flatten()[text])[None],
+        )
+        if regions is not None:
+            rows = regions.flatten(0, 1)[layout.region_places] if regions.dim() == 3 else regions
+            hidden = torch.cat([hidden, self.embed_regions(rows)[None]], dim=1).index_select(1, layout.merged)
         for layer in layers:
             hidden = self._run_layer(layer, hidden, None, packed)
         return layout.unpacked(hidden[0], sequences, slots)
-
-    def _embed_packed(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor | None,
-        region_features: Tensor | None,
-        position_ids: Tensor | None,
-        layout: PackedLayout,
-    ) -> Tensor:
-        """`embed` of only the real positions, (1, T, H)."""
-        self._check_length(input_ids, position_ids)
-        text = layout.text_places
-        tokens = self.embeddings(
-            input_ids=input_ids.flatten()[text][None],
-            token_type_ids=None if token_type_ids is None else token_type_ids.flatten()[text][None],
-            position_ids=(text % input_ids.shape[1] if position_ids is None else position_ids.flatten()[text])[None],
-        )
-        if region_features is None:
-            return tokens
-        if region_features.dim() == 3:
-            region_features = region_features.flatten(0, 1)[layout.region_places]
-        regions = self.embed_regions(region_features)[None]
-        return torch.cat([tokens, regions], dim=1).index_select(1, layout.merged)
 
     def _last_layer_at_first(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         """(B, 1, H) of what the layer before the last one gives, (B, S, H)."""
@@ -320,11 +290,7 @@ class VinVLModel(BertPreTrainedModel):
             raise UserError(f"A text of {length} tokens was given to a model that knows {limit} positions; shorten it.")
 
     def embed_regions(self, region_features: Tensor) -> Tensor:
-        """Region rows (..., D) as the encoder gets them, (..., H): projected, normed where configured, dropped out.
-
-        Raises:
-            UserError: D is not the model's.
-        """
+        """Region rows (..., D) as the encoder gets them, (..., H): projected, normed where configured, dropped out."""
         if region_features.shape[-1] != self.config.img_feature_dim:
             raise UserError(
                 f"The region rows hold {region_features.shape[-1]} numbers but the model expects "
@@ -340,13 +306,9 @@ class VinVLModel(BertPreTrainedModel):
         return embedded
 
     def pool_embedded(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The pooled vectors (B, H) of sequences that are embedded already.
+        """The pooled vectors (B, H) of sequences (B, S, H) that are embedded already; `attention_mask` as in `forward`.
 
         The last layer is computed only at the first position, because nothing else of it reaches the pooled vector.
-
-        Args:
-            hidden: (B, S, H), such as `embed` returns.
-            attention_mask: (B, S) or (B, S, S), as in `forward`; None if all attend to all.
         """
         mask = layer_mask(self.config, attention_mask, hidden)
         layer: Any

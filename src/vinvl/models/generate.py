@@ -47,20 +47,6 @@ def generate_captions(
     Raises:
         UserError: options that do not fit the model, the vocabulary or the constraints.
     """
-    _check(model, options)
-    if constraints is not None:
-        _check_constraints(context, constraints, options, special, model.config.vocab_size)
-        machines = [constraint_machine(given) for given in constraints]
-        return constrained_beam_search(model, context, machines, options, special)
-    if options.num_beams > 1:
-        with torch.no_grad():
-            stepper = WordStepper(model, context, special.mask_token_id)
-        return beam_search(stepper, len(context), options, special, context.device)
-    stepper = WordStepper(model, context, special.mask_token_id)
-    return decode_stepwise(stepper, len(context), options, special, context.device, generator)
-
-
-def _check(model: VinVLForCaptioning, options: DecodingOptions) -> None:
     positions, words = model.config.max_position_embeddings, model.config.vocab_size
     if options.max_length > positions:
         raise UserError(f"max_length is {options.max_length}, but the model knows {positions} positions; lower it.")
@@ -68,6 +54,13 @@ def _check(model: VinVLForCaptioning, options: DecodingOptions) -> None:
         raise UserError(
             f"num_beams is {options.num_beams}, but the vocabulary has only {words} words; use at most {words // 2}."
         )
+    if constraints is not None:
+        _check_constraints(context, constraints, options, special, words)
+        machines = [constraint_machine(given) for given in constraints]
+        return constrained_beam_search(model, context, machines, options, special)
+    if options.num_beams > 1:
+        return beam_search(model, context, options, special)
+    return decode_stepwise(model, context, options, special, generator)
 
 
 def _check_constraints(
@@ -110,13 +103,12 @@ class NBestLists:
         max_length: int,
         length_penalty: float,
         device: torch.device,
-        pad_token_id: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._best_length = max_length - 1  # the begin token is counted, the end token is not
         self._length_penalty = length_penalty
         self.scores = torch.full((images, size), -math.inf, dtype=dtype, device=device)  # descending; −∞ is empty
-        self.ids = torch.full((images, size, max_length), pad_token_id, device=device)
+        self.ids = torch.zeros(images, size, max_length, dtype=torch.long, device=device)
         self.lengths = torch.zeros(images, size, dtype=torch.long, device=device)
 
     def add(self, images: Tensor, ids: Tensor, sums: Tensor, is_ended: Tensor, length: int) -> None:
@@ -139,12 +131,7 @@ class NBestLists:
         self.lengths[images] = lengths[rows, best]
 
     def is_done(self, images: Tensor, best_sums: Tensor) -> Tensor:
-        """(b,) bool: whether no open caption of these images can enter the list any more.
-
-        Args:
-            images: (b,) int64.
-            best_sums: (b,) float, the greatest summed log-probability of an open caption.
-        """
+        """(b,) bool: whether no open caption of these images, the best of which sums to (b,), can enter any more."""
         worst = self.scores[images, -1]
         bound = best_sums.to(worst.dtype) / self._best_length**self._length_penalty
         return (worst > -math.inf) & (worst >= bound)
@@ -152,30 +139,24 @@ class NBestLists:
     def result(self, special: SpecialTokens) -> GeneratedCaptions:
         """The captions of all lists, the best first."""
         is_empty = self.scores == -math.inf
-        return finish(
-            self.ids.masked_fill(is_empty[..., None], special.pad_token_id),
-            self.lengths.masked_fill(is_empty, 0),
-            self.scores.float(),
-            special,
-        )
-
-
-# Beam search.
+        ids = self.ids.masked_fill(is_empty[..., None], special.pad_token_id)
+        return finish(ids, self.lengths.masked_fill(is_empty, 0), self.scores.float(), special)
 
 
 @torch.no_grad()
 def beam_search(
-    stepper: WordStepper, images: int, options: DecodingOptions, special: SpecialTokens, device: torch.device
+    model: VinVLForCaptioning, context: CaptionContext, options: DecodingOptions, special: SpecialTokens
 ) -> GeneratedCaptions:
     """The published beam search: 2 · `num_beams` candidates per step, of which those that end enter an n-best list.
 
     A candidate that ends counts only if it ranks before the `num_beams`-th open one. At the greatest length every
     candidate ends. Images that are done are dropped from the batch.
     """
-    beams, size, pad = options.num_beams, options.max_length, special.pad_token_id
-    lists = NBestLists(images, options.num_return_sequences, size, options.length_penalty, device, pad)
+    stepper, device = WordStepper(model, context, special.mask_token_id), context.device
+    images, beams, size = len(context), options.num_beams, options.max_length
+    lists = NBestLists(images, options.num_return_sequences, size, options.length_penalty, device)
     active = torch.arange(images, device=device)
-    ids = torch.full((images, 1, size), pad, device=device)  # beams are alike at first: one stands for all
+    ids = torch.full((images, 1, size), special.pad_token_id, device=device)  # beams are alike: one stands for all
     ids[..., 0] = special.cls_token_id
     sums = torch.zeros(images, 1, device=device)
     for length in range(1, size):
@@ -205,15 +186,11 @@ def beam_search(
     return lists.result(special)
 
 
-# Greedy decoding and sampling: captions that grow one word at a time, each by itself.
-
-
 def decode_stepwise(
-    stepper: WordStepper,
-    images: int,
+    model: VinVLForCaptioning,
+    context: CaptionContext,
     options: DecodingOptions,
     special: SpecialTokens,
-    device: torch.device,
     generator: torch.Generator | None,
 ) -> GeneratedCaptions:
     """`options.num_return_sequences` captions of each image, by the best word or, with `options.sample`, a drawn one.
@@ -221,7 +198,8 @@ def decode_stepwise(
     Under autograd, gradients flow from `log_probs` to the model. Images whose captions have all ended are dropped
     from the batch. The draws of a batch come from one generator, so they depend on what else is in the batch.
     """
-    captions, size = options.num_return_sequences, options.max_length
+    stepper, device = WordStepper(model, context, special.mask_token_id), context.device
+    images, captions, size = len(context), options.num_return_sequences, options.max_length
     ids = torch.full((images, captions, size), special.pad_token_id, device=device)
     ids[..., 0] = special.cls_token_id
     sums = torch.zeros(images, captions, device=device)
@@ -233,7 +211,10 @@ def decode_stepwise(
         logits = adjusted_logits(stepper.next_logits(earlier[..., -1]), earlier, options, special.sep_token_id)
         if options.sample:
             logits = sampling_logits(logits, options)
-        words = _choose(logits.detach(), options.sample, generator)
+            shares = logits.detach().softmax(dim=-1)
+            words = torch.multinomial(shares.flatten(0, 1), num_samples=1, generator=generator).view(shares.shape[:-1])
+        else:
+            words = logits.detach().argmax(dim=-1)
         chosen = logits.log_softmax(dim=-1).gather(-1, words[..., None]).squeeze(-1)
 
         was_open = is_open[active]
@@ -250,10 +231,3 @@ def decode_stepwise(
             stepper.keep_images(still)
             active = active[still]
     return finish(ids, lengths, sums / (lengths - 1), special)
-
-
-def _choose(logits: Tensor, sample: bool, generator: torch.Generator | None) -> Tensor:
-    if not sample:
-        return logits.argmax(dim=-1)
-    drawn = torch.multinomial(logits.softmax(dim=-1).flatten(0, 1), num_samples=1, generator=generator)
-    return drawn.view(logits.shape[:-1])

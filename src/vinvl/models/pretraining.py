@@ -5,17 +5,16 @@ M hidden tokens in the batch.
 """
 
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import BertPreTrainedModel
 from transformers.utils import ModelOutput
 
-from vinvl.models.captioning import MaskedWordPredictions, masked_rows
+from vinvl.models.captioning import WordModel, masked_rows
 from vinvl.models.config import VinVLConfig
-from vinvl.models.encoder import EncoderInputs, VinVLModel
+from vinvl.models.encoder import EncoderInputs
 from vinvl.run.errors import UserError
 
 NO_PAIR_LABEL = -1  # a row that has no part in the contrastive loss
@@ -42,27 +41,12 @@ class PretrainingOutput(ModelOutput):
     masked_places: Tensor | None = None
 
 
-class PretrainingHeads(nn.Module):
-    """Both heads under their published names: `predictions` on hidden states, `seq_relationship` on pooled vectors."""
-
-    def __init__(self, config: VinVLConfig) -> None:
-        super().__init__()
-        assert config.num_labels is not None  # transformers fills it in
-        self.predictions = MaskedWordPredictions(config)
-        self.seq_relationship = nn.Linear(config.hidden_size, config.num_labels)
-
-
-class VinVLForPreTraining(BertPreTrainedModel):
+class VinVLForPreTraining(WordModel):
     """Masked tokens and the contrast of (text, tags, regions) triplets (Zhang et al. 2021, section 3.2; Oscar+).
 
     The contrastive head has C = `config.num_labels` classes (published: `num_contrast_classes`): 3 in Oscar+, 2 in
     Oscar. The word decoder always shares the word embeddings. Parameter names are the published ones.
     """
-
-    config_class = VinVLConfig
-    config: VinVLConfig
-    base_model_prefix = "bert"
-    _tied_weights_keys = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: VinVLConfig) -> None:
         """
@@ -77,18 +61,7 @@ class VinVLForPreTraining(BertPreTrainedModel):
             raise UserError(
                 f"A contrast needs two classes at least, and the model's num_labels is {config.num_labels}."
             )
-        super().__init__(config)
-        self.bert = VinVLModel(config)
-        self.cls = PretrainingHeads(config)
-        self.post_init()
-        # transformers ties only when it also initialises.
-        self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.cls.predictions.decoder
-
-    def set_output_embeddings(self, new_embeddings: Any) -> None:
-        self.cls.predictions.decoder = new_embeddings
+        super().__init__(config, pairs=True)
 
     def forward(
         self,
@@ -120,7 +93,10 @@ class VinVLForPreTraining(BertPreTrainedModel):
         text = encoded.last_hidden_state[:, :length].flatten(0, 1)  # (B·L, H)
         logits = self.cls.predictions(text[places])  # (M, V)
         pair_logits = self.cls.seq_relationship(encoded.pooler_output)  # (B, C)
-        _check_weights(row_weights, len(input_ids))
+        if row_weights is not None and row_weights.shape != (len(input_ids),):
+            raise UserError(
+                f"Row weights of shape {tuple(row_weights.shape)} do not fit {len(input_ids)} triplets; give one each."
+            )
         token_weights = None if row_weights is None else row_weights[places // length]
         masked = None if masked_ids is None else masked_token_loss(logits, masked_ids, token_weights)
         pair = None if pair_labels is None else contrastive_loss(pair_logits, pair_labels, row_weights)
@@ -137,13 +113,9 @@ class VinVLForPreTraining(BertPreTrainedModel):
 def masked_token_loss(logits: Tensor, masked_ids: Tensor, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy of the hidden tokens, a float32 scalar: the sum of weight × loss, over M (published for weights 1).
 
-    A batch in which nothing is hidden has the loss 0; the published mean over nothing would be NaN.
-
-    Args:
-        logits: (M, V) float.
-        masked_ids: (M,) int64.
-        weights: (M,) float. They scale what a token contributes and do not enter the divisor, so that a corpus of
-            weight 0.5 counts half even if it fills a batch.
+    A batch in which nothing is hidden has the loss 0; the published mean over nothing would be NaN. Weights (M,) scale
+    what a token contributes and do not enter the divisor, so that a corpus of weight 0.5 counts half even if it fills
+    a batch.
     """
     losses = masked_token_losses(logits, masked_ids)
     weighted = losses if weights is None else losses * weights
@@ -158,10 +130,7 @@ def masked_token_losses(logits: Tensor, masked_ids: Tensor) -> Tensor:
 def contrastive_loss(pair_logits: Tensor, pair_labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy of the triplets' classes, a float32 scalar: the sum of weight × loss, over the labelled rows.
 
-    Args:
-        pair_logits: (B, C) float.
-        pair_labels: (B,) int64, `NO_PAIR_LABEL` for rows that do not count; without any other the loss is 0.
-        weights: (B,) float, as in `masked_token_loss`.
+    Rows labelled `NO_PAIR_LABEL` do not count; without any other the loss is 0. Weights (B,) as in `masked_token_loss`.
     """
     losses = contrastive_losses(pair_logits, pair_labels)
     weighted = losses if weights is None else losses * weights
@@ -171,8 +140,3 @@ def contrastive_loss(pair_logits: Tensor, pair_labels: Tensor, weights: Tensor |
 def contrastive_losses(pair_logits: Tensor, pair_labels: Tensor) -> Tensor:
     """Cross-entropy of each triplet's class, (B,) float32, 0 where the label is `NO_PAIR_LABEL`."""
     return F.cross_entropy(pair_logits.float(), pair_labels, reduction="none", ignore_index=NO_PAIR_LABEL)
-
-
-def _check_weights(row_weights: Tensor | None, rows: int) -> None:
-    if row_weights is not None and row_weights.shape != (rows,):
-        raise UserError(f"Row weights of shape {tuple(row_weights.shape)} do not fit {rows} triplets; give one each.")
