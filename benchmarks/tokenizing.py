@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from pretraining_feed import WORDS, make_tokenizer
 
-from vinvl.data.columns import TextColumn
+from vinvl.data.table import Column
 from vinvl.data.text import cached_tokens, encode_texts
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     generator = np.random.default_rng(0)
     chosen = generator.integers(0, len(WORDS), (options.texts, 9))
     counts = generator.integers(5, 10, options.texts)
-    texts = TextColumn.from_texts(
+    texts = Column.of(
         " ".join(WORDS[word] for word in row[:count])
         for row, count in zip(chosen.tolist(), counts.tolist(), strict=True)
     )

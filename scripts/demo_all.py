@@ -97,11 +97,10 @@ def caption_page(folder: Path, world: DemoWorld) -> Path:
     captions = json.loads((folder / "captions" / "captions.json").read_text())[:PICTURES_SHOWN]
     records = read_karpathy(world.karpathy, ["test"])
     position = {str(image_id): index for index, image_id in enumerate(records.image_ids)}
-    assert records.file_names is not None
     pictures = []
     for one in captions:
         index = position[str(one["image_id"])]
-        picture = world.images / records.file_names[index]
+        picture = world.images / records["file_name"][index]
         pictures.append(CaptionedPicture(picture, one["caption"], records.captions_of(index)))
     path = folder / "captions.html"
     write_caption_page(path, "Captions of the demo world's test pictures", pictures)

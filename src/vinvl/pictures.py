@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vinvl.data.columns import TextColumn
+from vinvl.data.table import Column
 from vinvl.regions.formats.rows import check_pattern, id_by_pattern
 from vinvl.regions.regions import encoded_id
 from vinvl.run.errors import UserError
@@ -266,8 +266,8 @@ class Pictures:
     ids, paths: N texts. unusable: files whose place gives no id.
     """
 
-    ids: TextColumn
-    paths: TextColumn
+    ids: Column
+    paths: Column
     unusable: tuple[Unusable, ...] = ()
 
     def __len__(self) -> int:
@@ -276,12 +276,8 @@ class Pictures:
     def part(self, index: int, count: int) -> Pictures:
         """Part `index`, from 0, of `count` parts of like size: pictures that follow each other."""
         start, stop = len(self) * index // count, len(self) * (index + 1) // count
-        wanted = range(start, stop)
-        return Pictures(
-            TextColumn.from_texts(self.ids[i] for i in wanted),
-            TextColumn.from_texts(self.paths[i] for i in wanted),
-            self.unusable if index == 0 else (),
-        )
+        ids, paths = (Column.of(column[start:stop]) for column in (self.ids, self.paths))  # whose part alone is sent
+        return Pictures(ids, paths, self.unusable if index == 0 else ())
 
 
 def find_pictures(source: str | Path, names: PictureNames) -> Pictures:
@@ -309,7 +305,7 @@ def find_pictures(source: str | Path, names: PictureNames) -> Pictures:
             f"{source} holds pictures in base64: a TSV of pictures is not read; write each into a file of its own, and "
             "give their folder"
         )
-        return Pictures(TextColumn.from_texts([]), TextColumn.from_texts([]), (Unusable(str(source), reason),))
+        return Pictures(Column.of([]), Column.of([]), (Unusable(str(source), reason),))
     else:
         found, folder = list(_listed(source)), source.parent
     if not found:
@@ -383,7 +379,7 @@ def _named(found: Sequence[tuple[Path, str | None]], folder: Path, names: Pictur
         except UserError as error:
             unusable.append(Unusable(ascii(str(path)) if not str(path).isprintable() else str(path), str(error)))
     _refuse_twins(ids, paths, names)
-    return Pictures(TextColumn.from_texts(ids), TextColumn.from_texts(paths), tuple(unusable))
+    return Pictures(Column.of(ids), Column.of(paths), tuple(unusable))
 
 
 def _refuse_twins(ids: Sequence[str], paths: Sequence[str], names: PictureNames) -> None:

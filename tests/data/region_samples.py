@@ -9,8 +9,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import ImageRegions
-from vinvl.data.columns import TextColumn
 from vinvl.data.inputs import InputLimits, RegionText
+from vinvl.data.table import Column
 from vinvl.data.tags import FileTags
 from vinvl.data.text import encode_texts
 from vinvl.models.config import SpecialTokens
@@ -78,5 +78,5 @@ def region_text(
 ) -> RegionText:
     """The images' regions, and their tags as a file has them."""
     store: Any = RecordedStore(images)
-    of_images = FileTags(TextColumn.from_texts(tags), encode_texts(tokenizer, tags))
+    of_images = FileTags(Column.of(tags), encode_texts(tokenizer, tags))
     return RegionText(store, of_images, limits, SpecialTokens.of(tokenizer))

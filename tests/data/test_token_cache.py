@@ -18,7 +18,7 @@ from transformers import BertTokenizerFast
 from tests.door_in_process import TINY, run_in_process
 from vinvl.data import text as token_cache
 from vinvl.data.arrow import write_batch
-from vinvl.data.columns import TextColumn
+from vinvl.data.table import Column
 from vinvl.data.text import cache_key, cached_tokens, encode_texts
 
 TEXTS = ["a red star", "", "Blue CIRCLE?", "star star", "über [SEP] a"]
@@ -55,7 +55,7 @@ def test_tokens_are_those_made_without_it(tmp_path_factory: pytest.TempPathFacto
     tokenizer = tokenizer_of(folder / "tokenizer")
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(token_cache, "LEAST_TEXTS", 1)
-        for given_ in (texts, TextColumn.from_texts(texts)):
+        for given_ in (texts, Column.of(texts)):
             assert_same(cached_tokens(tokenizer, given_, folder / "cache"), encode_texts(tokenizer, texts))
     assert len(list((folder / "cache").glob("*.arrow"))) == 1
 
@@ -82,9 +82,9 @@ def test_few_texts_and_no_folder_leave_nothing(tokenizer: BertTokenizerFast, tmp
 
 
 def test_what_makes_a_difference_has_another_key(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    texts = TextColumn.from_texts(["ab", "c"])
+    texts = Column.of(["ab", "c"])
     others = [["a", "bc"], ["c", "ab"], ["ab", "c", ""], ["ab", "C"], ["abc"], []]
-    keys = {cache_key(tokenizer, TextColumn.from_texts(other)) for other in [["ab", "c"], *others]}
+    keys = {cache_key(tokenizer, Column.of(other)) for other in [["ab", "c"], *others]}
     keys |= {cache_key(tokenizer_of(tmp_path / "upper", lower=False), texts)}
     keys |= {cache_key(tokenizer_of(tmp_path / "more", extra=("green",)), texts)}
     assert len(keys) == 9
@@ -92,9 +92,9 @@ def test_what_makes_a_difference_has_another_key(tokenizer: BertTokenizerFast, t
 
 
 def test_a_part_of_a_column_has_the_key_of_its_texts(tokenizer: BertTokenizerFast) -> None:
-    whole = TextColumn.from_texts(["x", "ab", "c"])
-    part = TextColumn(whole.data, whole.offsets[1:])
-    assert cache_key(tokenizer, part) == cache_key(tokenizer, TextColumn.from_texts(["ab", "c"]))
+    whole = Column.of(["x", "ab", "c"])
+    part = Column(whole.values[1:])
+    assert cache_key(tokenizer, part) == cache_key(tokenizer, Column.of(["ab", "c"]))
 
 
 def cached(path: Path, lists: Any, type_: pa.DataType) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vinvl.data.columns import TextColumn
+from vinvl.data.table import Column
 from vinvl.pictures import PictureNames, Pictures, find_pictures
 from vinvl.run.errors import UserError
 
@@ -152,7 +152,7 @@ def test_rules_that_are_refused(rule: str, pattern: str | None) -> None:
 
 @given(number=st.integers(0, 50), count=st.integers(1, 20))
 def test_parts_are_all_pictures_once_in_order(number: int, count: int) -> None:
-    names = TextColumn.from_texts([str(i) for i in range(number)])
+    names = Column.of([str(i) for i in range(number)])
     parts = [Pictures(names, names).part(index, count) for index in range(count)]
     assert [name for part in parts for name in part.ids] == list(names)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1

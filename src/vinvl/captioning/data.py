@@ -140,8 +140,8 @@ class CaptionContexts:
             "store_index": image,
             "references": records.captions_of(index),
         }
-        if records.domains is not None:
-            record["domain"] = records.domains[index]
+        if "domain" in records:
+            record["domain"] = records["domain"][index]
         return caption_context(PlacedImage(self.region_text, image), self.limits, record)
 
     def lengths(self) -> np.ndarray:
@@ -321,8 +321,8 @@ class CaptioningDataModule(RegionDataModule):
         if records.captions is None:
             raise no_annotations(self.split_of[stage])
         domains: list[str | None] = [None] * len(records)
-        if stage != "train" and records.domains is not None:  # each is scored by itself
-            domains = list(records.domains)
+        if stage != "train" and "domain" in records:  # each is scored by itself
+            domains = list(records["domain"])
         for domain in dict.fromkeys(domains):
             images = [image for image, of in enumerate(domains) if of == domain]
             if not any(any(regex_tokenize(records.captions_of(image))) for image in images):

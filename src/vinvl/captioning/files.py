@@ -1,135 +1,134 @@
 """Reads captions: Karpathy's dataset_coco.json and dataset_flickr30k.json, COCO's own JSON, JSONL of your own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vinvl.captioning.records import (
-    Caption,
-    CaptionedImage,
-    CaptionRecords,
-    OnMissingCaptions,
-    numbered_caption,
-    pack,
-)
-from vinvl.data.records import (
-    Record,
-    checked_record,
-    checked_text,
-    optional_text,
-    record_list,
-    required,
-    required_id,
-    required_text,
-    shown,
-)
-from vinvl.run.errors import UserError
-from vinvl.run.files import json_lines, no_cycle_collection, read_json
+import numpy as np
+import pyarrow.compute as pc
+from msgspec import Raw, Struct
+from msgspec.json import Decoder
 
-# Reads captions of your own: JSONL, one image per line.
+from vinvl.captioning.records import FOUND, CaptionRecords, OnMissingCaptions
+from vinvl.data.table import ID, TEXT, Form, RecordTable, as_lists
+from vinvl.run.errors import UserError
+from vinvl.run.files import no_cycle_collection
+from vinvl.run.values import FilledText, Id, checked_id, decoded, decoded_file, decoded_items, decoded_lines, shown
+
+Row = tuple[Any, ...]
+
+
+class OwnImage(Struct, gc=False):
+    image_id: Id
+    file_name: str | None = None
+    domain: str | None = None
+    captions: list[str] | None = None
+    caption: str | None = None
+
+
+class CocoImage(Struct, gc=False):
+    id: Id
+    file_name: str | None = None
+    domain: str | None = None
+
+
+class CocoCaption(Struct, gc=False):
+    id: Id
+    image_id: Id
+    caption: str
+
+
+class CocoFile(Struct):
+    images: list[Raw]
+    annotations: list[Raw] | None = None
+
+
+class Sentence(Struct, gc=False):
+    raw: str
+    sentid: Id | None = None
+
+
+class InSplit(Struct, gc=False):
+    split: FilledText
+
+
+class KarpathyImage(Struct, gc=False):
+    filename: str | None = None
+    cocoid: Id | None = None
+    sentences: list[Sentence] | None = None
+
+
+class KarpathyFile(Struct):
+    images: list[Raw]
+
+
+_ANNOTATIONS = Form("annotations", "id", {"caption_id": ID, "image_id": TEXT, "caption": TEXT})
 
 
 def read_caption_jsonl(path: str | Path, on_missing_captions: OnMissingCaptions = "error") -> CaptionRecords:
-    """Reads one split from JSONL, UTF-8, one object per line; blank lines are skipped.
+    """Reads one split from JSONL, UTF-8, one image per line; blank lines are skipped.
 
     Keys: "image_id" (integer or text) and "captions", a list of texts, or "caption", one text; missing on every line of
     a file of images to predict captions for. Optional: "file_name", "domain". Captions are called by their image and
     number from 1, "391895#2".
 
-    `on_missing_captions` "error" refuses images without captions and blank captions, "skip" leaves them out and counts
-    them in `skipped`. Raises UserError, naming file and line, for files and lines that are not as described and for
-    images that occur twice.
+    All readers: `on_missing_captions` "error" refuses images without captions and blank captions, "skip" leaves them
+    out and counts them in `skipped`. UserError names file and record for what is not as described, for images and
+    caption ids that occur twice.
     """
-    images = []
-    for line, value in json_lines(path):
-        place = f"{path} line {line}"
-        record = checked_record(value, place, "image_id and captions")
-        image_id = str(required_id(record, "image_id", place))
-        file_name, domain = optional_text(record, "file_name", place), optional_text(record, "domain", place)
-        images.append(CaptionedImage(line, image_id, file_name, domain, _captions(record, image_id, place)))
-    if not images:
-        raise UserError(f"{path} holds no images; an empty split cannot be used.")
-    return pack(images, f"{path} line", on_missing_captions)
+
+    def rows() -> Iterator[Row]:
+        for line, one in decoded_lines(path, Decoder(OwnImage)):
+            if one.captions is not None and one.caption is not None:
+                raise UserError(f"{path} line {line} has both captions and caption; keep one of the two.")
+            texts = one.captions if one.caption is None else [one.caption]
+            ids = None if texts is None else [f"{one.image_id}#{number}" for number in range(1, len(texts) + 1)]
+            yield f"{path} line", line, one.image_id, one.file_name or None, one.domain or None, _stripped(texts), ids
+
+    return CaptionRecords.checked(RecordTable.of(FOUND, rows(), path), on_missing_captions)
 
 
-def _captions(record: Record, image_id: str, place: str) -> list[Caption] | None:
-    captions, caption = record.get("captions"), record.get("caption")
-    if captions is not None and caption is not None:
-        raise UserError(f"{place} has both captions and caption; keep one of the two.")
-    if caption is not None:
-        captions = [caption]
-    if captions is None:
-        return None
-    if not isinstance(captions, list):
-        raise UserError(f"{place}: captions is {shown(captions)}, expected a list of texts.")
-    return [numbered_caption(image_id, number, text, place) for number, text in enumerate(captions, start=1)]
-
-
-# Reads caption files in the layout of COCO (Chen et al. 2015), which NoCaps (Agrawal et al. 2019) uses as well.
-
-
-_KIND = "COCO caption file"
+def _stripped(texts: Sequence[str] | None) -> list[str] | None:
+    return None if texts is None else [text.strip() for text in texts]
 
 
 def read_coco_captions(path: str | Path, on_missing_captions: OnMissingCaptions = "error") -> CaptionRecords:
-    """Reads the images in the order of the file, each with its captions in the order of theirs.
+    """Reads the layout of COCO (Chen et al. 2015), which NoCaps (Agrawal et al. 2019) uses as well.
 
     The file is an object whose "images" list holds {"id"}, optionally with "file_name" and NoCaps' "domain", and whose
     "annotations" list holds {"id", "image_id", "caption"}. A file without "annotations" (image_info_test2014.json,
-    NoCaps test) holds images only.
-
-    `on_missing_captions` "error" refuses images without captions and blank captions, "skip" leaves them out and counts
-    them in `skipped`. Raises UserError, naming file and record (counted from 1), for files and records that are not as
-    described, for images and annotation ids that occur twice and for annotations of images that the file lacks.
+    NoCaps test) holds images only. Images come in the order of the file, each with its captions in the order of theirs.
+    Raises as `read_caption_jsonl` does, and for annotations of images that the file lacks.
     """
     with no_cycle_collection():
-        content = read_json(path)
-        records = record_list(content, "images", path, _KIND)
-        captions = None if content.get("annotations") is None else _coco_captions(content, path)
-        images = [_coco_image(value, number, path, captions) for number, value in enumerate(records, start=1)]
-        if captions is not None:
-            _refuse_unknown_images(captions, images, path)
-        return pack(images, f"{path} image", on_missing_captions)
+        content = decoded_file(path, CocoFile, "COCO caption file")
+        listed = enumerate(decoded_items(content.images, Decoder(CocoImage), path, "$.images"), start=1)
+        named = ((number, one.id, one.file_name or None, one.domain or None, None, None) for number, one in listed)
+        images = RecordTable.of(FOUND, ((f"{path} image", *row) for row in named), path)
+        if content.annotations is not None:
+            said = enumerate(decoded_items(content.annotations, Decoder(CocoCaption), path, "$.annotations"), start=1)
+            rows = ((f"{path} annotation", number, one.id, one.image_id, one.caption.strip()) for number, one in said)
+            images = _captioned(images, RecordTable.of(_ANNOTATIONS, rows, path), path)
+        return CaptionRecords.checked(images, on_missing_captions)
 
 
-def _coco_image(
-    value: Any, number: int, path: str | Path, captions: dict[str, list[tuple[int, Caption]]] | None
-) -> CaptionedImage:
-    place = f"{path} image {number}"
-    record = checked_record(value, place, "id and file_name")
-    image_id = str(required_id(record, "id", place))
-    return CaptionedImage(
-        number,
-        image_id,
-        optional_text(record, "file_name", place),
-        optional_text(record, "domain", place),
-        None if captions is None else [caption for _, caption in captions.get(image_id, [])],
-    )
-
-
-def _coco_captions(content: dict[str, Any], path: str | Path) -> dict[str, list[tuple[int, Caption]]]:
-    """image id -> (annotation number from 1, caption) of each of its captions."""
-    captions: dict[str, list[tuple[int, Caption]]] = {}
-    for number, value in enumerate(record_list(content, "annotations", path, _KIND), start=1):
-        place = f"{path} annotation {number}"
-        record = checked_record(value, place, "id, image_id and caption")
-        text = checked_text(required(record, "caption", place), f"{place}: caption")
-        image_id = str(required_id(record, "image_id", place))
-        captions.setdefault(image_id, []).append((number, Caption(required_id(record, "id", place), text)))
-    return captions
-
-
-def _refuse_unknown_images(
-    captions: dict[str, list[tuple[int, Caption]]], images: list[CaptionedImage], path: str | Path
-) -> None:
-    known = {image.image_id for image in images}
-    unknown = [image_id for image_id in captions if image_id not in known]
-    if unknown:
-        number, caption = captions[unknown[0]][0]
+def _captioned(images: RecordTable, captions: RecordTable, path: str | Path) -> RecordTable:
+    """The images with their captions."""
+    owners = pc.index_in(captions.table["image_id"], value_set=images.table["image_id"])
+    unknown = owners.is_null()
+    if owners.null_count:
+        first = int(unknown.to_numpy().argmax())
+        others = pc.count_distinct(captions.table["image_id"].filter(unknown)).as_py()
         raise UserError(
-            f"{path} annotation {number} (id {caption.caption_id}) is about image {unknown[0]}, which is not among the "
-            f'"images" of the file ({len(unknown):,} such images); add it or leave its annotations out.'
+            f"{captions.describe(first)} is about image {captions['image_id'][first]}, which is not among the "
+            f'"images" of {path} ({others:,} such images); add it or leave its annotations out.'
         )
+    order = np.argsort(owners.to_numpy(), kind="stable")
+    counts = np.bincount(owners.to_numpy(), minlength=len(images))
+    table = images.table
+    for name, column in (("captions", "caption"), ("caption_ids", "caption_id")):
+        table = table.append_column(name, as_lists(captions[column].take(order), counts))
+    return RecordTable(table, FOUND)
 
 
 def read_karpathy(
@@ -139,56 +138,36 @@ def read_karpathy(
 
     The file is an object whose "images" list holds {"split", "filename", "sentences": [{"raw"}]}, with "cocoid" and
     each sentence's "sentid" if it has one. An image is called by its cocoid, or else by its filename without
-    folder and suffix. Images of other splits are read only as far as their split.
-
-    `on_missing_captions` "error" refuses images without captions and blank captions, "skip" leaves them out and counts
-    them in `skipped`. Raises UserError, naming file and record (counted from 1), for files and records that are not as
-    described, for images and sentence ids that occur twice and for splits that the file does not have.
+    folder and suffix. Images of other splits are read only as far as their split. Raises as `read_caption_jsonl` does,
+    and for splits that the file does not have.
     """
-    with no_cycle_collection():
-        records = record_list(read_json(path), "images", path, "Karpathy split file")
-        return pack(_images(records, path, splits), f"{path} record", on_missing_captions)
-
-
-def _images(records: list[object], path: str | Path, splits: Sequence[str]) -> list[CaptionedImage]:
     splits = [splits] if isinstance(splits, str) else splits
-    images = []
-    found: dict[str, None] = {}
-    for number, value in enumerate(records, start=1):
-        place = f"{path} record {number}"
-        record = checked_record(value, place, "filename, split and sentences")
-        split = required_text(record, "split", place)
-        found[split] = None
-        if split in splits:
-            images.append(_karpathy_image(record, number, place))
-    unknown = [split for split in splits if split not in found]
-    if unknown or not splits:
-        wanted = f"no split {shown(unknown[0])}" if unknown else "no split to read named"
-        raise UserError(f"{path} has {wanted}; it has {', '.join(found)}.")
-    return images
+    with no_cycle_collection():
+        listed = decoded_file(path, KarpathyFile, "Karpathy split file").images
+        split_of = [one.split for one in decoded_items(listed, Decoder(InSplit), path, "$.images")]
+        unknown = [split for split in splits if split not in split_of]
+        if listed and (unknown or not splits):
+            wanted = f"no split {shown(unknown[0])}" if unknown else "no split to read named"
+            raise UserError(f"{path} has {wanted}; it has {', '.join(dict.fromkeys(split_of))}.")
+        rows = (
+            _karpathy_row(value, number, path)
+            for number, (value, split) in enumerate(zip(listed, split_of, strict=True))
+            if split in splits
+        )
+        return CaptionRecords.checked(RecordTable.of(FOUND, rows, path), on_missing_captions)
 
 
-def _karpathy_image(record: Record, number: int, place: str) -> CaptionedImage:
-    file_name = optional_text(record, "filename", place)
-    if record.get("cocoid") is not None:
-        image_id = str(required_id(record, "cocoid", place))
-    else:
-        image_id = PurePosixPath(str(required_id(record, "filename", place))).stem
-    return CaptionedImage(number, image_id, file_name, None, _karpathy_captions(record, image_id, place))
+_KARPATHY_IMAGE = Decoder(KarpathyImage)
 
 
-def _karpathy_captions(record: Record, image_id: str, place: str) -> list[Caption]:
-    sentences = record.get("sentences")
-    if sentences is None:
-        return []
-    if not isinstance(sentences, list):
-        raise UserError(f"{place}: sentences is {shown(sentences)}, expected a list of objects.")
-    captions = []
-    for position, value in enumerate(sentences, start=1):
-        sentence = checked_record(value, f"{place}: sentence {position}", "raw")
-        raw = required(sentence, "raw", f"{place}: sentence {position}")
-        caption = numbered_caption(image_id, position, raw, place)
-        if sentence.get("sentid") is not None:
-            caption = caption._replace(caption_id=required_id(sentence, "sentid", f"{place}: sentence {position}"))
-        captions.append(caption)
-    return captions
+def _karpathy_row(value: Raw, number: int, path: str | Path) -> Row:
+    """Of image `number`, from 0, of the file."""
+    one = decoded(value, _KARPATHY_IMAGE, str(path), f"$.images[{number}]")
+    image_id = one.cocoid
+    if image_id is None:
+        name = checked_id(one.filename, f"{path} record {number + 1}, which has no cocoid: filename")
+        image_id = PurePosixPath(str(name)).stem
+    sentences = one.sentences or ()
+    ids = [f"{image_id}#{n}" if said.sentid is None else said.sentid for n, said in enumerate(sentences, start=1)]
+    texts = [said.raw.strip() for said in sentences]
+    return f"{path} record", number + 1, image_id, one.filename or None, None, texts, ids

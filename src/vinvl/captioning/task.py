@@ -243,9 +243,7 @@ class CaptioningTask(VinVLTask):
         """Domain → image ids of the split that is evaluated, where it has domains (NoCaps); the same on every rank."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         records = data.datasets["val" if self.trainer.state.fn in ("fit", "validate") else "test"].contexts.records
-        if records.domains is None:
-            return {}
-        domains = list(records.domains)
+        domains = list(records.get("domain") or ())
         return {
             name: [str(i) for i, domain in zip(records.image_ids, domains, strict=True) if domain == name]
             for name in sorted(set(domains))

@@ -5,7 +5,7 @@ blocks of bytes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, Self
@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from vinvl.run.errors import UserError
 from vinvl.run.values import MAX_ID_LENGTH
 
-TEXT, TEXTS = pa.string(), pa.list_(pa.string())
+ID, TEXT, IDS, TEXTS = pa.int64(), pa.string(), pa.list_(pa.int64()), pa.list_(pa.string())
+AS_TEXT = {ID: TEXT, IDS: TEXTS}
 BLOCK = 1 << 13  # records that are Python objects at a time
 _INT64 = np.iinfo(np.int64)
 
@@ -36,16 +37,21 @@ class Column:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, index: int) -> Any:
-        return self.values[int(index)].as_py()
+    def __getitem__(self, index: int | slice) -> Any:
+        """An entry, or a list of some that follow each other."""
+        return self.values[index].to_pylist() if isinstance(index, slice) else self.values[int(index)].as_py()
 
     def __iter__(self) -> Iterator[Any]:
         for start in range(0, len(self), BLOCK):
-            yield from self.values.slice(start, BLOCK).to_pylist()
+            yield from self[start : start + BLOCK]
 
     def numpy(self) -> np.ndarray:
         """(N,) numbers, or texts of fixed width."""
         return self.values.to_numpy() if self.values.type != TEXT else np.array(list(self), dtype=np.str_)
+
+    def take(self, places: np.ndarray) -> "Column":
+        """The entries at `places` (M,) int64."""
+        return Column(self.values.take(pa.array(places)))
 
     def flat(self) -> "Column":
         """Of N lists, all their entries."""
@@ -53,7 +59,7 @@ class Column:
 
     def starts(self) -> np.ndarray:
         """Of N lists, (N + 1,) int64: where each begins in `flat`, and the last one ends."""
-        return np.insert(np.cumsum(pc.list_value_length(self.values).to_numpy(), dtype=np.int64), 0, 0)
+        return np.insert(np.cumsum(pc.list_value_length(self.values).fill_null(0).to_numpy(), dtype=np.int64), 0, 0)
 
     def categories(self) -> tuple[list[str], np.ndarray]:
         """The different texts in the order in which they first come, and (N,) int32: which of them each entry is."""
@@ -68,12 +74,13 @@ class Form:
     Attributes:
         noun: what they are called, "questions".
         called: what one is called in messages, before its id: "question_id".
-        columns: name → type, in the order in which readers give them. The first is the record's own id: text, or int64
-            where every id is such an integer and the type says so.
+        columns: name → type, in the order in which readers give them. The first is the record's own id. Ids of type ID
+            and lists of type IDS hold integers where every one is an integer of 64 bits, and text otherwise.
         images: columns of the ids of its images.
         annotation: the column that all records have, or none, in a split without annotations.
         filled: column → what stands there in records that do not say, where others do; where none does there is no such
             column.
+        remedy: what to do about an id that occurs twice.
     """
 
     noun: str
@@ -82,6 +89,7 @@ class Form:
     images: tuple[str, ...] = ("image_id",)
     annotation: str = ""
     filled: Mapping[str, str] = field(default_factory=dict)
+    remedy: str = "give every record an id of its own"
 
     @property
     def own_id(self) -> str:
@@ -126,7 +134,9 @@ class RecordTable:
         names, (files, numbers, *columns) = ["file", "number", *form.columns], zip(*rows, strict=True)
         arrays = [pa.array(files, TEXT).dictionary_encode(), pa.array(numbers, pa.int64())]
         for (name, kind), values in zip(form.columns.items(), columns, strict=True):
-            if name == form.own_id or name in form.images:
+            if kind == IDS:
+                arrays.append(_id_lists(values, name, rows))
+            elif name == form.own_id or name in form.images:
                 arrays.append(_ids(values, kind, name, rows))
             else:
                 arrays.append(pa.array(values, kind))
@@ -134,18 +144,16 @@ class RecordTable:
 
     @classmethod
     def _joined(cls, tables: Sequence[pa.Table], form: Form) -> Self:
-        kinds = {table.schema.field(form.own_id).type for table in tables}
-        if len(kinds) > 1:  # integers in some, text in others
-            place = tables[0].column_names.index(form.own_id)
-            tables = [table.set_column(place, form.own_id, table[form.own_id].cast(TEXT)) for table in tables]
+        for name, kind in form.columns.items():
+            if len({table[name].type for table in tables if name in table.column_names}) > 1:  # integers and texts
+                tables = [_as_text(table, name, AS_TEXT[kind]) for table in tables]
         table = pa.concat_tables(tables, promote_options="default").unify_dictionaries().combine_chunks()
         for name in form.columns:
             missing = table[name].null_count if name in table.column_names else 0
             if missing and missing == len(table):
                 table = table.drop_columns(name)
             elif missing and name in form.filled:
-                place = table.column_names.index(name)
-                table = table.set_column(place, name, table[name].fill_null(form.filled[name]))
+                table = replaced(table, name, table[name].fill_null(form.filled[name]))
         records = cls(table, form)
         records._refuse_half_annotated()
         records._refuse_repeated()
@@ -163,16 +171,12 @@ class RecordTable:
 
     def _refuse_repeated(self) -> None:
         own = self.table[self.form.own_id]
-        different = pc.count_distinct(own).as_py()
-        if different == len(own):
-            return
-        first: dict[int | str, int] = {}
-        for index, value in enumerate(Column(own)):
-            if first.setdefault(value, index) != index:
-                raise UserError(
-                    f"{self.place(index)} has the {self.form.own_id} {value} of {self.place(first[value])} "
-                    f"({len(own) - different:,} such repeats); give every record a {self.form.own_id} of its own."
-                )
+        if (repeat := first_repeat(own)) is not None:
+            first, second, count = repeat
+            raise UserError(
+                f"{self.place(second)} has the {self.form.own_id} {own[second]} of {self.place(first)} ({count:,} such "
+                f"repeats); {self.form.remedy}."
+            )
 
     def __len__(self) -> int:
         return len(self.table)
@@ -213,15 +217,48 @@ class RecordTable:
 
     def select(self, keep: np.ndarray) -> Self:
         """The records where `keep` (N,) bool is True, in their order."""
-        return type(self)(self.table.filter(pa.array(keep)), self.form)
+        return replace(self, table=self.table.filter(pa.array(keep)))
+
+
+def replaced(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The table with other values in a column."""
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def as_lists(values: Column, lengths: np.ndarray) -> pa.ListArray:
+    """N lists of these lengths (N,), whose entries are the values, in order."""
+    offsets = np.insert(np.cumsum(lengths), 0, 0)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.values.combine_chunks())
+
+
+def first_repeat(values: pa.ChunkedArray) -> tuple[int, int, int] | None:
+    """(place of an entry, place of its first repeat, repeats in all); None if all are different."""
+    repeats = len(values) - pc.count_distinct(values).as_py()
+    first: dict[int | str, int] = {}
+    for index, value in enumerate(Column(values) if repeats else ()):
+        if first.setdefault(value, index) != index:
+            return first[value], index, repeats
+    return None
+
+
+def _as_text(table: pa.Table, name: str, kind: pa.DataType) -> pa.Table:
+    return replaced(table, name, table[name].cast(kind)) if name in table.column_names else table
+
+
+def _id_lists(values: Sequence[Sequence[int | str] | None], name: str, rows: Sequence[tuple[Any, ...]]) -> pa.Array:
+    flat = [one for ids in values for one in ids or ()]
+    entries = _ids(flat, ID, name, [row for row, ids in zip(rows, values, strict=True) for _ in ids or ()])
+    ends = np.cumsum([len(ids or ()) for ids in values]).tolist()
+    starts = [None if ids is None else end - len(ids) for ids, end in zip(values, ends, strict=True)]
+    return pa.ListArray.from_arrays(pa.array([*starts, len(flat)], pa.int32()), entries)
 
 
 def _ids(values: Sequence[int | str], kind: pa.DataType, name: str, rows: Sequence[tuple[Any, ...]]) -> pa.Array:
     """Integers where the column may hold such and all of these are, otherwise text."""
-    if kind == pa.int64() and all(isinstance(value, int) and _INT64.min <= value <= _INT64.max for value in values):
+    if kind == ID and all(isinstance(value, int) and _INT64.min <= value <= _INT64.max for value in values):
         return pa.array(values, kind)
     texts = [str(value) for value in values]
-    if max(map(len, texts)) > MAX_ID_LENGTH:
+    if max(map(len, texts), default=0) > MAX_ID_LENGTH:
         for row, value, text in zip(rows, values, texts, strict=True):
             if isinstance(value, int) and len(text) > MAX_ID_LENGTH:
                 raise UserError(

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from vinvl.data.columns import TextColumn
+from vinvl.data.table import Column
 from vinvl.data.text import RaggedTokens, encode_texts, gather_tokens
 from vinvl.regions.regions import LabelMap, RegionSource
 from vinvl.regions.store import RegionStore
@@ -92,7 +92,7 @@ class StoreTags:
 class FileTags:
     """Tags that a file gives for each image; they do not depend on the number of regions."""
 
-    texts: TextColumn
+    texts: Column
     tokens: RaggedTokens
 
     def encode(self, image: int, max_regions: int) -> np.ndarray:
@@ -126,7 +126,7 @@ def tag_source(source: str | None, store: RegionStore, tokenizer: PreTrainedToke
     found = _tags_by_image(source)
     _refuse_strangers(sum(str(image_id) in found for image_id in store.image_ids), source, store)
     texts = [" ".join(found.get(str(image_id), ())) for image_id in store.image_ids]
-    return FileTags(TextColumn.from_texts(texts), encode_texts(tokenizer, texts))
+    return FileTags(Column.of(texts), encode_texts(tokenizer, texts))
 
 
 def _refuse_strangers(known: int, source: str, store: RegionStore) -> None:

@@ -10,15 +10,16 @@ import json
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import tokenizers
 from pytorch_lightning.utilities import rank_zero_warn
 from tokenizers import Tokenizer
@@ -26,7 +27,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedCo
 from transformers.utils.hub import cached_file
 
 from vinvl.data.arrow import is_as_written, map_batch, plain_numbers, write_batch
-from vinvl.data.columns import TextColumn
+from vinvl.data.table import Column
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, json_object, lock, system_error
 from vinvl.run.progress import progress
@@ -144,12 +145,7 @@ class RaggedTokens:
         return np.diff(self.offsets)
 
 
-class Texts(Protocol):
-    """A list of texts, or a `TextColumn`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> str: ...
+Texts = Sequence[str] | Column
 
 
 def encode_texts(
@@ -160,7 +156,7 @@ def encode_texts(
     pieces: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
     for start in range(0, len(texts), ENCODE_CHUNK):
-        chunk = [texts[index] for index in range(start, min(start + ENCODE_CHUNK, len(texts)))]
+        chunk = list(texts[start : start + ENCODE_CHUNK])
         try:
             encoded = encode(chunk)
         except BaseException as error:  # a word without a number and no [UNK], half of a character, an endless search
@@ -290,7 +286,7 @@ def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path
     """
     if folder is None or len(texts) < LEAST_TEXTS:
         return encode_texts(tokenizer, texts)
-    column = texts if isinstance(texts, TextColumn) else TextColumn.from_texts(texts[i] for i in range(len(texts)))
+    column = texts if isinstance(texts, Column) else Column.of(texts)
     path = folder / f"{cache_key(tokenizer, column)}.arrow"
     found = _read(path, len(column), len(tokenizer))
     if found is not None:
@@ -316,16 +312,19 @@ def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path
     return tokens
 
 
-def cache_key(tokenizer: PreTrainedTokenizerBase, texts: TextColumn) -> str:
+def cache_key(tokenizer: PreTrainedTokenizerBase, texts: Column) -> str:
     """A word that other texts, another order of them, another tokenizer or release of its library have otherwise."""
     digest = hashlib.sha256(f"{tokenizer_fingerprint(tokenizer)} {tokenizers.__version__} ".encode())
-    first, last = (int(texts.offsets[0]), int(texts.offsets[-1])) if len(texts.offsets) else (0, 0)
-    digest.update(np.ascontiguousarray(texts.offsets - first, dtype=np.int64).data)
-    digest.update(np.ascontiguousarray(texts.data[first:last]).data)
+    digest.update(np.insert(np.cumsum(pc.binary_length(texts.values).to_numpy(), dtype=np.int64), 0, 0).data)
+    for chunk in texts.values.chunks:
+        _, offsets, letters = chunk.buffers()
+        if len(chunk) and letters is not None:
+            first, last = np.frombuffer(offsets, dtype=np.int32)[[chunk.offset, chunk.offset + len(chunk)]].tolist()
+            digest.update(letters[first:last])
     return digest.hexdigest()[:32]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: TextColumn) -> RaggedTokens:
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Column) -> RaggedTokens:
     """On all cores, with progress where a person looks on."""
     before = os.environ.get(PARALLELISM)
     if multiprocessing.parent_process() is None:  # threads that the parent had are gone in a forked process

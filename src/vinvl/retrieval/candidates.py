@@ -45,7 +45,7 @@ class CaptionTable:
         within = np.arange(len(captions)) - np.repeat(records.offsets[:-1], counts)
         kept = counts if captions_per_image is None else np.minimum(counts, captions_per_image)
         rows = np.flatnonzero(within < np.repeat(kept, counts))
-        tokens = tokens_of([captions[row] for row in rows.tolist()])
+        tokens = tokens_of(captions.take(rows))
         return cls(rows=rows, offsets=np.insert(np.cumsum(kept), 0, 0), tokens=tokens)
 
     def __len__(self) -> int:
