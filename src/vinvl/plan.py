@@ -33,8 +33,7 @@ ENDLESS_STEPS, LIGHTNINGS_EPOCHS = 10**9, 1000
 def wants_plan(config: DictConfig) -> bool:
     """Whether the command asks for a plan instead of a run.
 
-    Raises:
-        UserError: it asks for one in a way that there is not, or of the rest of a run.
+    Raises UserError: it asks for one in a way that there is not, or of the rest of a run.
     """
     asked = config.get("plan") or False
     if not isinstance(asked, bool):

@@ -57,8 +57,7 @@ def pretrain_finetune(config: DictConfig) -> float:
 def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
     """Runs `vinvl.train` in a process of its own; the content of its results.json.
 
-    Raises:
-        UserError: it failed, or the folder's run had other overrides.
+    Raises UserError: it failed, or the folder's run had other overrides.
     """
     results = folder / "results.json"
     known = folder / ".hydra" / "overrides.yaml"

@@ -29,6 +29,8 @@ from vinvl.run.errors import UserError
 from vinvl.run.made import make_optimizer, make_scheduler
 from vinvl.run.survival import refuse_another_run
 
+MOST_BATCHES = 2**31  # of a run: each has a seed of its own, see `VinVLTask.on_train_batch_start`
+
 # Which parameters decay.
 
 
@@ -194,10 +196,8 @@ class VinVLTask(pl.LightningModule):
     def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path, **own: Any) -> Self:
         """The task as a checkpoint of ours (`read_checkpoint`) holds it, for evaluation.
 
-        `own` replaces constructor arguments of the task that the checkpoint carries.
-
-        Raises:
-            UserError: the weights do not fit the model that the checkpoint describes.
+        `own` replaces constructor arguments of the task that the checkpoint carries. Raises UserError: the weights do
+        not fit the model that the checkpoint describes.
         """
         given = {**checkpoint["hyper_parameters"], **own}
         if not isinstance(given.get("model_config"), dict) or given.keys() & (
@@ -223,11 +223,7 @@ class VinVLTask(pl.LightningModule):
 
     @classmethod
     def check_data_class(cls, datamodule: object) -> None:
-        """Refuses the data of another task.
-
-        Raises:
-            UserError: `datamodule` is not of `datamodule_class`.
-        """
+        """Refuses the data of another task. Raises UserError: `datamodule` is not of `datamodule_class`."""
         if not isinstance(datamodule, cls.datamodule_class):
             raise UserError(
                 f"{cls.__name__} needs data of the kind {cls.datamodule_class.__name__}, and data is a "
@@ -237,8 +233,7 @@ class VinVLTask(pl.LightningModule):
     def check_datamodule(self, datamodule: Any) -> None:
         """Refuses a datamodule that this task's weights do not fit, and takes down how its features were made.
 
-        Raises:
-            UserError: it is another task's, or its feature dimension, answers or tokenizer are others.
+        Raises UserError: it is another task's, or its feature dimension, answers or tokenizer are others.
         """
         self.check_data_class(datamodule)
         datamodule.store.require_feature_dim(self.config.img_feature_dim - BOX_NUMBERS)
@@ -362,9 +357,7 @@ class VinVLTask(pl.LightningModule):
         """Clips as Lightning does, and also with a fused optimiser in bfloat16, which Lightning refuses.
 
         It refuses because of the scaled gradients of 16-mixed, which a fused optimiser unscales too late for clipping.
-
-        Raises:
-            UserError: 16-mixed, clipping and a fused optimiser together.
+        Raises UserError: 16-mixed, clipping and a fused optimiser together.
         """
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         if gradient_clip_val is None or not fused:
@@ -384,7 +377,7 @@ class VinVLTask(pl.LightningModule):
 
         A resumed run then draws what the uninterrupted one would have drawn, whatever else used the generator.
         """
-        torch.manual_seed((self.seed * 1_000_003 + self.global_rank) * 2**31 + self.batches_seen)
+        torch.manual_seed((self.seed * 1_000_003 + self.global_rank) * MOST_BATCHES + self.batches_seen)
         self.batches_seen += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -404,14 +397,19 @@ class VinVLTask(pl.LightningModule):
     def check_resumable(self, path: Path) -> None:
         """Refuses to go on from a checkpoint of another task, another model or another run, and takes its weights.
 
-        Raises:
-            UserError: names what differs, and how to begin a new run from the weights instead.
+        Raises UserError: names what differs, and how to begin a new run from the weights instead.
         """
         checkpoint = read_checkpoint(path)
         ours, kind = checkpoint[OUR_KEY], type(self)
         found = str(ours.get("task_class"))
         if found != f"{kind.__module__}.{kind.__qualname__}":
             raise UserError(f"{path} is a checkpoint of {found.split('.')[-1]}, and this run trains {kind.__name__}.")
+        batches, updates = ours.get("batches_seen"), checkpoint.get("global_step")
+        if type(batches) is not int or type(updates) is not int or not 0 <= updates <= batches < MOST_BATCHES:
+            raise UserError(
+                f"{path} tells of {str(updates)[:40]} updates in {str(batches)[:40]} batches, which cannot be: it is "
+                f"damaged; begin a new run from its weights with ckpt_path=null {self.start_again.format(path=path)}."
+            )
         refuse_another_run(self.as_now(ours["run_config"]), self.run_config, path, self.start_again.format(path=path))
         refuse_other_words(words_of_run(checkpoint), self.words or {}, str(path), "data.tokenizer")
         load_into(self, checkpoint, path)

@@ -7,11 +7,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from vinvl.plan import plan, wants_plan
-from vinvl.run.checkpoint import load_into, read_checkpoint
+from vinvl.run.checkpoint import best_checkpoint, load_into, read_checkpoint, validation
 from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
 from vinvl.run.made import made, made_of_each, refuse_unfit
@@ -24,11 +24,9 @@ from vinvl.task import VinVLTask
 def train(config: DictConfig) -> float | None:
     """Composed configuration → a trained model and results.json in `config.paths.output_dir`.
 
-    Returns:
-        the best checkpoint's score in validation, which is what a sweep should choose by; None if there is none.
+    Returns the best checkpoint's score in validation, which is what a sweep should choose by; None if there is none.
     """
     planned = wants_plan(config)
-    output_dir = Path(config.paths.output_dir)
     # First of all: what is missing is told before any work.
     run_config: Any = OmegaConf.to_container(config, resolve=True)
     resume_from = resume_path(config)
@@ -45,9 +43,8 @@ def train(config: DictConfig) -> float | None:
         plan(config, task, datamodule)
         return None
     callbacks = made_of_each(Callback, config.callbacks, "callbacks")
-    trainer: pl.Trainer = made(
-        pl.Trainer, config.trainer, "trainer", callbacks=callbacks, logger=make_loggers(config.logger)
-    )
+    loggers = made_of_each(Logger, config.logger, "logger")
+    trainer: pl.Trainer = made(pl.Trainer, config.trainer, "trainer", callbacks=callbacks, logger=loggers)
     refuse_unfit(task, trainer)
     task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}
     if resume_from is not None:
@@ -57,7 +54,7 @@ def train(config: DictConfig) -> float | None:
             backend=config.compile.backend, dynamic=config.compile.dynamic, mode=config.compile.mode
         )
     if trainer.is_global_zero:
-        tidy_run_folder(output_dir)
+        tidy_run_folder(Path(config.paths.output_dir))
         say_what_is_cut_short(trainer)
         say(*filter(None, [task.started_from]), *datamodule.example_text("train").split("\n"))
     try:
@@ -70,11 +67,7 @@ def train(config: DictConfig) -> float | None:
 
 
 def has_test_split(datamodule: Any) -> bool:
-    """Whether there is a test split, or null in its place; it is read before the training, not after it.
-
-    Raises:
-        UserError: it is missing, damaged, or cannot be scored.
-    """
+    """Whether there is a test split, or null in its place. It is read before the training, and refused before it."""
     name = datamodule.split_of["test"]
     if datamodule.splits.get(name, name) is None:
         return False
@@ -86,12 +79,7 @@ def has_test_split(datamodule: Any) -> bool:
 
 
 def fit_and_test(
-    trainer: pl.Trainer,
-    task: VinVLTask,
-    datamodule: Any,
-    resume_from: Path | None,
-    config: DictConfig,
-    tested: bool,
+    trainer: pl.Trainer, task: VinVLTask, datamodule: Any, resume_from: Path | None, config: DictConfig, tested: bool
 ) -> float | None:
     """Trains; scores the best checkpoint on the test split if `tested`; raises Stopped where a signal asks for it."""
     trainer.fit(task, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
@@ -121,63 +109,6 @@ def say_what_is_cut_short(trainer: Any) -> None:
         )
     elif any(limit not in (None, 1.0) for limit in (trainer.limit_val_batches, trainer.limit_test_batches)):
         say("trainer.limit_val_batches, limit_test_batches: figures are those of a part of the split.")
-
-
-def make_loggers(config: DictConfig) -> list[Logger]:
-    """The loggers of the configuration.
-
-    Raises:
-        UserError: the package of one is not installed.
-    """
-    try:
-        return made_of_each(Logger, config, "logger")
-    except Exception as error:  # Hydra wraps what a constructor raises
-        if isinstance(error.__cause__ or error, ImportError):
-            missing = str(error.__cause__ or error).splitlines()[0]
-            raise UserError(
-                f"The package of a logger is missing ({missing}): pip install 'vinvl[logging]', or pass logger=default."
-            ) from error
-        raise
-
-
-def choosing(trainer: pl.Trainer) -> ModelCheckpoint | None:
-    """What chooses the run's best checkpoint, None if nothing does."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint) and callback.monitor:
-            return callback
-    return None
-
-
-def best_checkpoint(trainer: pl.Trainer) -> str | None:
-    """The best checkpoint of the run as rank 0 knows it, or None if there is none; says so where it is lost."""
-    callback, path = choosing(trainer), ""
-    if callback is not None and trainer.is_global_zero:
-        path = callback.best_model_path
-        if path and not getattr(callback, "is_here", True):
-            score = float(callback.best_model_score or 0)
-            say(
-                f"No file of the best evaluation so far ({callback.monitor} {score:.4g}) is at hand, and none came "
-                "after it that was better: what follows is of the last weights."
-            )
-            path = ""
-    return str(trainer.strategy.broadcast(path)) or None
-
-
-def validation(trainer: pl.Trainer, headline: str, split: str) -> dict[str, Any] | None:
-    """The figure by which the best checkpoint was chosen, for results.json; None if nothing was evaluated.
-
-    Returns:
-        `split`, `figure` (its name among the scores) and `score`.
-    """
-    callback = choosing(trainer)
-    if callback is None or callback.best_model_score is None:
-        return None
-    name = str(callback.monitor).removeprefix("val/")
-    return {
-        "split": split,
-        "figure": headline if name == "score" else name,
-        "score": float(callback.best_model_score),
-    }
 
 
 main = door(train, "train")

@@ -9,9 +9,8 @@ import pytorch_lightning as pl
 import torch
 
 from vinvl.run.callbacks import StopEarly
-from vinvl.run.checkpoint import AtomicCheckpointIO, BestCheckpoint, RunCheckpoint
+from vinvl.run.checkpoint import AtomicCheckpointIO, BestCheckpoint, RunCheckpoint, best_checkpoint
 from vinvl.run.errors import UserError
-from vinvl.train import best_checkpoint
 
 
 class Scripted(pl.LightningModule):

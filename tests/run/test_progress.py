@@ -2,29 +2,24 @@
 
 import pytest
 
-from vinvl.run.progress import progress, progress_lines, time_left
+from vinvl.run.progress import duration, progress, progress_lines
 
 
-@pytest.mark.parametrize(
-    ("left", "speed", "text"), [(10, 0.0, "some time"), (10, 1, "10 s"), (600, 2, "5 min"), (80_000, 10, "2 h 13 min")]
-)
-def test_time_left(left: int, speed: float, text: str) -> None:
-    assert time_left(left, speed) == text
+@pytest.mark.parametrize(("seconds", "text"), [(9.6, "10 s"), (300, "5 min"), (8000, "2 h 13 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_lines_come_now_and_then_and_tell_the_speed_of_this_run(capsys: pytest.CaptureFixture[str]) -> None:
     now = 1000.0
     show = progress_lines("images", 5000, done=1000, clock=lambda: now)
     show(1001)
-    now = 1040.0
-    show(1400, ", 2 broken")
-    now = 1050.0
-    show(1500)  # too soon for another line
-    now = 1080.0
-    show(5000)
+    for now, done, note in ((1030.0, 1000, ""), (1060.0, 1600, ", 2 broken"), (1070.0, 1650, ""), (1100.0, 5000, "")):  # noqa: B007
+        show(done, note)  # the third too soon for another line
     assert capsys.readouterr().out.splitlines() == [
-        "1,400 of 5,000 images, 10.00 images/s, 6 min left, 2 broken",
-        "5,000 of 5,000 images, 50.00 images/s, 0 s left",
+        "1,000 of 5,000 images, 0.00 images/s, some time left",
+        "1,600 of 5,000 images, 10.00 images/s, 5 min left, 2 broken",
+        "5,000 of 5,000 images, 40.00 images/s, 0 s left",
     ]
 
 

@@ -53,7 +53,13 @@ class RegionLoader(DataLoader[Any]):
         return {"position": self._order().position}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._order().position = state_dict["position"]
+        position = state_dict.get("position")
+        if type(position) is not int or not 0 <= position < 2**31:
+            raise UserError(
+                f"ckpt_path names a checkpoint whose training batches go on at {str(position)[:40]}, which cannot be: "
+                "it is damaged; begin a new run from its weights."
+            )
+        self._order().position = position
 
     def _order(self) -> LengthBucketBatchSampler:
         assert isinstance(self.batch_sampler, LengthBucketBatchSampler)

@@ -19,14 +19,13 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 
 from vinvl.run.errors import UserError, say
-from vinvl.run.files import NO_ROOM, atomic_write, refuse_half_characters, remove_leftovers, system_error
+from vinvl.run.files import NO_ROOM, atomic_write, refuse_half_characters, system_error
 from vinvl.run.folders import how_to_go_on
 from vinvl.run.moved import with_new_names
 from vinvl.run.restricted_pickle import inspect_plain
 from vinvl.run.tensor_files import load_tensor_file, plain_tensors
 
 # What a checkpoint of ours carries, read as plain types and tensors only (`weights_only=True`).
-
 
 OUR_KEY = "vinvl"  # where a Lightning checkpoint keeps what is ours
 DELETED_DECODING = ("use_cache",)  # options of earlier versions, without which the same captions are written
@@ -35,8 +34,7 @@ DELETED_DECODING = ("use_cache",)  # options of earlier versions, without which 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint of ours as plain types and tensors, on the CPU.
 
-    Raises:
-        UserError: the file is missing, is no checkpoint, or is not one of ours.
+    Raises UserError: the file is missing, is no checkpoint, or is not one of ours.
     """
     try:
         checkpoint = load_tensor_file(path)
@@ -70,8 +68,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_into(task: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
     """Loads a checkpoint's weights into a task built to the same shape.
 
-    Raises:
-        UserError: names or shapes differ; the sentence names the first that does.
+    Raises UserError: names or shapes differ; the sentence names the first that does.
     """
     own, found = task.state_dict(), checkpoint["state_dict"]
     for name, tensor in own.items():
@@ -95,8 +92,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Writes the checkpoint, or leaves all as it was.
 
-        Raises:
-            UserError: it cannot be written; the sentence names the file, the reason and what room there is.
+        Raises UserError: it cannot be written; the sentence names the file, the reason and what room there is.
         """
         try:
             with atomic_write(path, "wb") as file:
@@ -106,11 +102,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if failed is None:
                 raise
             raise UserError(_why_not_saved(Path(path), checkpoint, failed)) from error
-
-
-def remove_partial_checkpoints(folder: Path) -> None:
-    """Removes what saves that were killed have left in a run's checkpoint folder."""
-    remove_leftovers(folder, r".+\.ckpt")
 
 
 def _why_not_saved(path: Path, checkpoint: dict[str, Any], error: OSError) -> str:
@@ -222,12 +213,10 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, *, filename: str, save_top_k: int = 1, **options: Any) -> None:
-        """
-        Args:
+        """Args:
             filename, save_top_k, options: see Lightning's ModelCheckpoint.
 
-        Raises:
-            UserError: several checkpoints would have one name.
+        Raises UserError: several checkpoints would have one name.
         """
         if save_top_k not in (0, 1) and "{" not in filename:
             raise UserError(
@@ -334,6 +323,39 @@ def _keep_aside(path: Path) -> None:
     free = next(new for number in count(1) if not (new := path.with_stem(f"{path.stem}.{number}")).exists())
     path.rename(free)
     say(f"{path} is no best checkpoint of this run: it is kept as {free.name}.")
+
+
+def _choosing(trainer: pl.Trainer) -> ModelCheckpoint | None:
+    """What chooses the run's best checkpoint, None if nothing does."""
+    found = (one for one in trainer.callbacks if isinstance(one, ModelCheckpoint) and one.monitor)  # type: ignore[attr-defined]
+    return next(found, None)
+
+
+def best_checkpoint(trainer: pl.Trainer) -> str | None:
+    """The best checkpoint of the run as rank 0 knows it, or None if there is none; says so where it is lost."""
+    callback, path = _choosing(trainer), ""
+    if callback is not None and trainer.is_global_zero:
+        path = callback.best_model_path
+        if path and not getattr(callback, "is_here", True):
+            score = float(callback.best_model_score or 0)
+            say(
+                f"No file of the best evaluation so far ({callback.monitor} {score:.4g}) is at hand, and none came "
+                "after it that was better: what follows is of the last weights."
+            )
+            path = ""
+    return str(trainer.strategy.broadcast(path)) or None
+
+
+def validation(trainer: pl.Trainer, headline: str, split: str) -> dict[str, Any] | None:
+    """What the best checkpoint was chosen by, for results.json: `split`, `figure` (its name among the scores), `score`.
+
+    None if nothing was evaluated.
+    """
+    callback = _choosing(trainer)
+    if callback is None or callback.best_model_score is None:
+        return None
+    name = str(callback.monitor).removeprefix("val/")
+    return {"split": split, "figure": headline if name == "score" else name, "score": float(callback.best_model_score)}
 
 
 def update_finished(trainer: pl.Trainer) -> bool:

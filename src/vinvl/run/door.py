@@ -238,6 +238,10 @@ def _of_configuration(error: BaseException, config: DictConfig | None) -> str | 
         if cause is not None and not isinstance(cause, TOLD_BY_TARGETS):
             return None
         reason = first.partition(", set env var")[0].strip() if cause is None else _first_line(cause)
+        if isinstance(cause, ImportError) and full_key.startswith("logger."):
+            return (
+                f"The package of a logger is missing ({reason}): pip install 'vinvl[logging]', or pass logger=default."
+            )
         named = re.search(r"target '([^']+)'", first)
         return f"The configuration{where} does not fit {named[1] if named else 'its _target_'}: {reason}."
     if isinstance(error, HydraException | OmegaConfBaseException):

@@ -101,7 +101,6 @@ def _parsed(argument: str) -> Override | None:
 
 # A configuration as the command line of another process.
 
-
 RESERVED_WORDS = ("true", "false", "null", "nan", "inf")  # of the grammar of overrides
 
 
@@ -137,7 +136,6 @@ def as_value(value: object) -> str:
 
 
 # The settings that a file carries, with those of this command on top.
-
 
 FILES = "data.splits"  # what is given there is one value, also where it is a dict
 GROWING = ("splits", "constraints")  # dicts whose keys need not be carried; whoever reads them knows them
@@ -195,8 +193,7 @@ def _settings(key: str, value: object) -> Iterator[str]:
 def _put(section: Any, names: Sequence[str], value: object, owner: str) -> None:
     """Sets a value within nested dicts and lists; below a key of `GROWING` it may be new.
 
-    Raises:
-        UserError: there is no such place; `owner` names the section in the sentence.
+    Raises UserError: there is no such place; `owner` names the section in the sentence.
     """
     *parents, last = names
     grows = names[0] in GROWING

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vinvl.run.errors import UserError, printable, say
-from vinvl.run.files import write_json, write_text_atomically
+from vinvl.run.files import atomic_write, write_json
 from vinvl.run.folders import FAILURE
 
 # The short table that ends a run.
@@ -45,19 +44,8 @@ def print_results(
         say(f"{what + ':':<18}{path}")
 
 
-class Scored(Protocol):
-    """A task that has been evaluated."""
-
-    scores: dict[str, float]
-
-    @property
-    def headline(self) -> str: ...
-
-    def result_rows(self) -> list[tuple[str, str]]: ...
-
-
 def report(
-    task: Scored,
+    task: Any,
     output_dir: Path,
     *,
     split: str | None,
@@ -69,21 +57,21 @@ def report(
     """Writes results.json and prints the table of what came out and where it lies.
 
     Args:
+        task: a `VinVLTask`, after its evaluation.
         split: what was scored; None if nothing was.
         checkpoint: the best one.
-        chosen_by: see `validation`.
+        chosen_by: see `checkpoint.validation`.
         files: what else there is.
         left_out: records of the split that are not among those scored, for want of regions.
     """
     results = output_dir / "results.json"
-    scores = task.scores if split is not None else {}
+    scores, rows = ({}, []) if split is None else (task.scores, task.result_rows())
     content = {"split": split, "checkpoint": checkpoint, "headline": task.headline, "scores": scores}
     told = {"validation": chosen_by, "left_out": left_out}
     write_json(results, content | {name: value for name, value in told.items() if value})
     shown = {"run folder": output_dir, **(files or {}), "results": results}
     if checkpoint is not None:
         shown["best checkpoint"] = Path(checkpoint)
-    rows = task.result_rows() if split is not None else []
     if left_out:
         rows.append(("records without regions, not scored", f"{left_out:,}"))
     if chosen_by:
@@ -92,12 +80,8 @@ def report(
 
 
 LINE_SECONDS = 30.0  # between two lines in a log
-
-
-class Show(Protocol):
-    """Takes how much is done by now, and words for the end of the line."""
-
-    def __call__(self, now: float, note: str = "") -> None: ...
+Show = Callable[..., None]
+"""(how much is done by now, words for the end of the line or none)."""
 
 
 @contextmanager
@@ -133,14 +117,10 @@ def progress_lines(unit: str, total: float, done: float = 0, *, clock: Callable[
         if moment - last >= LINE_SECONDS:
             last = moment
             speed = (now - done) / max(last - begin, 1e-9)
-            say(f"{_told(unit, total, now, speed)}, {time_left(total - now, speed)} left{note}")
+            left = duration((total - now) / speed) if speed > 0 else "some time"
+            say(f"{_told(unit, total, now, speed)}, {left} left{note}")
 
     return show
-
-
-def time_left(left: float, speed: float) -> str:
-    """`duration` of what is left; "some time" while the speed is not known."""
-    return duration(left / speed) if speed > 0 else "some time"
 
 
 def duration(seconds: float) -> str:
@@ -158,8 +138,9 @@ def _told(unit: str, total: float, now: float, speed: float) -> str:
 
 # The table that ends a --multirun: what each job was given, and what came out.
 
-
 NOTHING = "no result"
+Job = tuple[str, dict[str, str], dict[str, float]]
+"""Name, overrides by key, and figures ({} where it has none)."""
 
 
 class MultirunTable(Callback):
@@ -176,40 +157,30 @@ class MultirunTable(Callback):
             return
         columns, table = comparison(rows)
         path = folder / "multirun.csv"
-        write_text_atomically(path, as_csv(columns, table))
+        with atomic_write(path) as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *table])
         print_results(f"{len(rows)} jobs", table, {"jobs": folder, "table": path}, columns)
         failed = [name for name, _, _ in rows if (folder / name / FAILURE).is_file()]
         if failed:
             sys.exit(f"error: failed: {', '.join(failed)}; {FAILURE} in the folder of each says why.")
 
 
-def job_rows(folder: Path) -> list[tuple[str, dict[str, str], dict[str, float]]]:
-    """Of each job of a sweep, in their order: its name, its overrides, and its figures ({} where it has none)."""
-    jobs = [path.parents[1] for path in folder.glob("*/.hydra/overrides.yaml")]
-    jobs.sort(key=lambda job: (len(job.name), job.name))  # 2 before 10
-    return [(job.name, overrides_of(job), figures_of(job)) for job in jobs]
-
-
-def overrides_of(job: Path) -> dict[str, str]:
-    """What a job's command line said, value by key."""
-    listed = OmegaConf.to_container(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
-    pairs = (str(one).lstrip("+~").split("=", 1) for one in listed or [])
-    return {pair[0]: pair[1] if len(pair) > 1 else "" for pair in pairs}
-
-
-def figures_of(job: Path) -> dict[str, float]:
-    """The figures of a job's results.json that a table of jobs shows: see `results_summary`.
-
-    Raises:
-        UserError: the file is not one that our doors write.
-    """
-    path = job / "results.json"
-    if not path.is_file():
-        return {}
-    try:
-        return results_summary(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no result file of vinvl ({error}); remove it or run the job again.") from error
+def job_rows(folder: Path) -> list[Job]:
+    """The jobs of a sweep, in their order. Raises UserError for a result file that is not of our doors."""
+    rows = []
+    for path in folder.glob("*/.hydra/overrides.yaml"):
+        pairs = (str(one).lstrip("+~").partition("=") for one in OmegaConf.to_container(OmegaConf.load(path)) or [])
+        job = path.parents[1]
+        results, figures = job / "results.json", dict[str, float]()
+        try:
+            if results.is_file():
+                figures = results_summary(json.loads(results.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{results} is no result file of vinvl ({error}); remove it or run the job again."
+            ) from error
+        rows.append((job.name, {key: value for key, _, value in pairs}, figures))
+    return sorted(rows, key=lambda row: (len(row[0]), row[0]))  # 2 before 10
 
 
 def results_summary(results: dict[str, Any]) -> dict[str, float]:
@@ -225,22 +196,15 @@ def results_summary(results: dict[str, Any]) -> dict[str, float]:
     return {str(name): float(value) for name, value in summary.items()}
 
 
-def comparison(
-    rows: Sequence[tuple[str, Mapping[str, str], Mapping[str, float]]],
-) -> tuple[list[str], list[tuple[str, ...]]]:
+def comparison(rows: Sequence[Job]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Columns and rows of the table: the overrides in which the jobs differ, the figures, and what the last one gains.
 
-    Args:
-        rows: of each job its name, its overrides and its figures.
-
-    Returns:
-        the names of the columns, and rows of as many texts. The gain is that of the last figure over the first job's.
+    Returns the names of the columns, and rows of as many texts. The gain is that of the last figure over the first job.
     """
     keys = list(dict.fromkeys(key for _, overrides, _ in rows for key in overrides))
     differing = [key for key in keys if len({overrides.get(key) for _, overrides, _ in rows}) > 1]
-    longest = max((figures for _, _, figures in rows), key=len)  # names every figure in order: a job may lack some
-    names = list(longest)
-    first_job, first = rows[0][0], rows[0][2]
+    names = list(max((figures for _, _, figures in rows), key=len))  # every figure in order: a job may lack some
+    first_job, _, first = rows[0]
     table = []
     for job, overrides, figures in rows:
         shown = [f"{figures[name]:.2f}" if name in figures else "" for name in names]
@@ -253,10 +217,3 @@ def comparison(
         table.append((job, *(overrides.get(key, "") for key in differing), *shown))
     gain = [f"gain over job {first_job}"] if names else ["result"]
     return ["job", *differing, *names, *gain], table
-
-
-def as_csv(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table as text."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    return text.getvalue()

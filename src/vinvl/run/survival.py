@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -16,11 +16,11 @@ from pytorch_lightning.callbacks import Callback
 from vinvl.run.checkpoint import (
     can_go_on_with_evaluation,
     evaluation_follows,
-    remove_partial_checkpoints,
     save_now,
     update_finished,
 )
 from vinvl.run.errors import UserError
+from vinvl.run.files import remove_leftovers
 from vinvl.run.folders import AUTO, CHECKPOINTS, how_to_go_on, resolve_checkpoint
 from vinvl.run.options import leaves
 from vinvl.run.signals import Interrupted, StopRequest, stop_at_once
@@ -157,10 +157,7 @@ NAMES_SHOWN = 4  # of the values in which two runs differ
 def resume_path(config: DictConfig) -> Path | None:
     """The checkpoint that `config.ckpt_path` means, None where the run begins anew.
 
-    `auto` is the `last` of the run's own folder once there is one.
-
-    Raises:
-        UserError: there is no such checkpoint.
+    `auto` is the `last` of the run's own folder once there is one. Raises UserError: there is no such checkpoint.
     """
     if config.ckpt_path is None:
         return None
@@ -170,14 +167,7 @@ def resume_path(config: DictConfig) -> Path | None:
     return path if path.is_file() else None
 
 
-class OrderedData(Protocol):
-    """A datamodule whose batches are made up by the lengths of its examples."""
-
-    @property
-    def datasets(self) -> Mapping[str, Any]: ...
-
-
-def training_order(datamodule: OrderedData, world_size: int) -> dict[str, int]:
+def training_order(datamodule: Any, world_size: int) -> dict[str, int]:
     """What, besides seed and batch size, the order of the training batches follows from.
 
     ranks: processes that share the batches. items: examples of an epoch. lengths: a checksum of their lengths, by which
@@ -235,7 +225,7 @@ def tidy_run_folder(folder: Path) -> None:
 
     Lightning's CSV logger begins a new `metrics.csv` and deletes the old one; that is `metrics.1.csv` then, or 2, 3, …
     """
-    remove_partial_checkpoints(folder / CHECKPOINTS)
+    remove_leftovers(folder / CHECKPOINTS, r".+\.ckpt")
     log = folder / "csv" / "metrics.csv"
     if log.is_file():
         free = next(path for number in count(1) if not (path := log.with_name(f"metrics.{number}.csv")).exists())

@@ -9,7 +9,7 @@ from typing import IO, Annotated, Any, TypeVar
 import msgspec
 
 from vinvl.run.errors import UserError
-from vinvl.run.files import begins_a_list, json_lines, parse_json, read_bytes, refuse_half_characters
+from vinvl.run.files import begins_a_list, json_lines, parse_json, read_bytes, reading, refuse_half_characters
 
 MAX_ID_LENGTH = 256
 
@@ -154,7 +154,7 @@ def json_members(path: str | Path, holds: str) -> Iterator[tuple[str, Any]]:
     """
     number = 1
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
             window = _Window(file)
             opening = window.mark()
             if opening != "{":
@@ -173,10 +173,6 @@ def json_members(path: str | Path, holds: str) -> Iterator[tuple[str, Any]]:
                 number += 1
             if window.mark():
                 raise UserError(f"{path} does not end after its object; it may be edited by hand.")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (in or after record {number}); save it as UTF-8.") from error
     except json.JSONDecodeError as error:
