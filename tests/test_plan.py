@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Door
 from tests.door_in_process import TINY, refused_in_process, run_in_process
 from vinvl import train
 from vinvl.plan import number_of_devices, plan, run_length, size
@@ -39,39 +38,31 @@ def files_of(folder: Path) -> dict[Path, tuple[int, int]]:
 )
 def test_length_of_a_run(trainer: dict[str, Any], expected: tuple[int, int, int]) -> None:
     assert run_length(trainer, 4) == expected
-
-
-def test_a_run_without_an_end_has_no_plan() -> None:
     with pytest.raises(UserError, match="no end"):
-        run_length({"max_epochs": -1, "max_steps": -1}, 10)
+        run_length({**trainer, "max_epochs": -1, "max_steps": -1}, 10)
 
 
-@pytest.mark.parametrize(
-    ("trainer", "devices"),
-    [
-        ({"devices": 8, "num_nodes": 4}, 32),
-        ({"devices": [0, 3]}, 2),
-        ({"devices": "2"}, 2),
-        ({"devices": "0,1"}, 2),
-        ({}, 1),
-    ],
-)
-def test_devices_on_all_nodes(trainer: dict[str, Any], devices: int) -> None:
-    assert number_of_devices(trainer) == devices
+DEVICES: list[tuple[dict[str, Any], int]] = [
+    ({"devices": 8, "num_nodes": 4}, 32), ({"devices": [0, 3]}, 2), ({"devices": "2"}, 2), ({"devices": "0,1"}, 2),
+    ({}, 1),
+]  # fmt: skip
 
 
-def test_numbers_for_people() -> None:
+def test_devices_on_all_nodes_and_numbers_for_people() -> None:
+    assert [number_of_devices(trainer) for trainer, _ in DEVICES] == [devices for _, devices in DEVICES]
     assert [size(n) for n in (1_500, 2.5e9, 3e12)] == ["1.5 kB", "2.5 GB", "3 TB"]
 
 
 @pytest.mark.slow
 def test_the_plan_of_a_run_and_the_run(demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: dict[str, float] = {}
-    monkeypatch.setattr(train, "plan", lambda *given: found.update(plan(*given)))
     wider = ["model.config.hidden_size=128", "data.variant=mmf", "trainer.accumulate_grad_batches=2"]
+    run_in_process("train", demo_data, tmp_path / "run", *PRETRAINING, *wider)  # which makes the corpora too
+    before, found = files_of(demo_data), dict[str, float]()
+    monkeypatch.setattr(train, "plan", lambda *given: found.update(plan(*given)))
     printed = run_in_process("train", demo_data, tmp_path / "plan", *PRETRAINING, *wider, "+plan=true")
-    assert "samples/s of a device" in printed and not (tmp_path / "plan").exists()
-    run_in_process("train", demo_data, tmp_path / "run", *PRETRAINING, *wider)
+    for word in ("samples/s of a device", "FLOPs", "measured", "evaluation", "memory", "checkpoint", "region store"):
+        assert word in printed
+    assert files_of(demo_data) == before and [path.name for path in tmp_path.iterdir()] == ["run"]
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert found["updates"] == read_checkpoint(last)["global_step"]
     assert found["checkpoint"] == pytest.approx(last.stat().st_size, rel=0.1)
@@ -88,16 +79,6 @@ def test_flops_of_a_plan(demo_data: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert found[0]["samples"] == pytest.approx(found[1]["samples"])
     assert 1.2 < found[1]["flops"] / found[0]["flops"] < 2
     assert found[0]["training"] > 0 and found[0]["evaluation"] > 0
-
-
-def test_the_door_tells_and_leaves_no_run(demo_data: Path, tmp_path: Path, door: Door) -> None:
-    door("train", *PRETRAINING, "+plan=true")  # makes what the run itself would need: corpora and their indices
-    before = files_of(demo_data)
-    result = door("train", *PRETRAINING, "+plan=true")
-    assert result.returncode == 0, result.stderr
-    for word in ("samples/s of a device", "FLOPs", "measured", "evaluation", "memory", "checkpoint", "region store"):
-        assert word in result.stdout
-    assert files_of(demo_data) == before and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

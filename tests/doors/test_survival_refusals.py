@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.door_in_process import TINY, checkpoint, composed, refused_in_process, run_in_process
-from vinvl.run import folders as runs
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.options import leaves, require_launcher
@@ -115,22 +114,12 @@ def test_files_may_have_moved() -> None:
 # --- where a run goes on ---
 
 
-def test_auto_names_the_same_folder_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for rank in ("0", "3"):
-        monkeypatch.setenv("RANK", rank)
-        monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-        assert runs.run_directory(str(tmp_path), "demo", "auto") == str(tmp_path / "demo" / "auto")
-        monkeypatch.setenv("SLURM_JOB_ID", "4711")
-        assert runs.run_directory(str(tmp_path), "demo", "auto") == str(tmp_path / "demo" / "slurm-4711")
-
-
 def test_auto_goes_on_in_its_own_folder_alone(demo_data: Path, tmp_path: Path) -> None:
     other = tmp_path / "runs" / "demo_vqa" / "newer" / "checkpoints" / "last.ckpt"
     other.parent.mkdir(parents=True)
     other.touch()
-    with composed(
-        "train", demo_data, tmp_path / "own", "ckpt_path=auto", f"paths.runs_dir={tmp_path / 'runs'}"
-    ) as config:
+    given = ["ckpt_path=auto", f"paths.runs_dir={tmp_path / 'runs'}"]
+    with composed("train", demo_data, tmp_path / "own", *given) as config:
         assert resume_path(config) is None
         own = tmp_path / "own" / "checkpoints" / "last.ckpt"
         own.parent.mkdir()

@@ -3,12 +3,13 @@
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
 from vinvl.run import folders as runs
@@ -20,7 +21,7 @@ LAUNCHERS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*LAUNCHERS, "VINVL_DATA"):
+    for name in (*LAUNCHERS, "VINVL_DATA", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -36,55 +37,50 @@ def checkpoint(folder: Path, run: str, which: str, age: int = 0) -> Path:
 # --- where runs lie ---
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_rank_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
-    assert runs.process_rank() == 0
-    monkeypatch.setenv(launcher, "3")
-    assert runs.process_rank() == 3
-    monkeypatch.setenv(launcher, "")
-    assert runs.process_rank() == 0
+def test_rank_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for launcher in LAUNCHERS:
+        assert runs.process_rank() == 0
+        monkeypatch.setenv(launcher, "3")
+        assert runs.process_rank() == 3
+        monkeypatch.setenv(launcher, "")
 
 
 def test_a_fresh_run_gets_a_folder_named_by_the_time(tmp_path: Path) -> None:
     before = datetime.now().replace(microsecond=0)
-    folder = Path(runs.run_directory(str(tmp_path), "demo", None))
-    assert folder.parent == tmp_path / "demo"
-    assert before <= datetime.strptime(folder.name[:19], "%Y-%m-%d_%H-%M-%S") <= datetime.now()
-    assert not folder.exists()  # naming it makes nothing
+    for nothing_to_continue in (None, "last", str(checkpoint(tmp_path / "elsewhere", "one", "last"))):
+        folder = Path(runs.run_directory(str(tmp_path), "demo", nothing_to_continue))
+        assert folder.parent == tmp_path / "demo"
+        assert before <= datetime.strptime(folder.name[:19], "%Y-%m-%d_%H-%M-%S") <= datetime.now()
+        assert not folder.exists()  # naming it makes nothing
 
 
 @pytest.mark.parametrize("which", ["last", "best"])
-def test_going_on_happens_in_the_folder_of_the_newest_checkpoint(tmp_path: Path, which: str) -> None:
+def test_going_on_happens_in_the_folder_of_the_newest_checkpoint(
+    tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     newest = checkpoint(tmp_path, "one", which, age=10)
     checkpoint(tmp_path, "two", which, age=20)
     checkpoint(tmp_path, "three", "best" if which == "last" else "last", age=5)
-    assert Path(runs.run_directory(str(tmp_path), "demo", which)) == tmp_path / "demo" / "one"
     assert runs.newest_checkpoint(tmp_path, "demo", which) == newest
-    assert runs.resolve_checkpoint(which, str(tmp_path), "demo") == newest
-
-
-def test_a_file_to_go_on_from_begins_a_new_folder(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path, "one", "last")
-    assert Path(runs.run_directory(str(tmp_path), "demo", str(path))) not in (path.parents[1], path.parent)
-    assert runs.resolve_checkpoint(str(path), str(tmp_path), "demo") == path
-
-
-def test_nothing_to_go_on_from_begins_a_new_folder_and_is_refused_by_name(tmp_path: Path) -> None:
-    assert Path(runs.run_directory(str(tmp_path), "demo", "last")).parent == tmp_path / "demo"
-    assert runs.newest_checkpoint(tmp_path, "demo", "last") is None
-    with pytest.raises(UserError, match=r"no run under .*demo has a checkpoints/last.ckpt"):
-        runs.resolve_checkpoint("last", str(tmp_path), "demo")
-    with pytest.raises(UserError, match=r"nowhere.ckpt does not exist"):
-        runs.resolve_checkpoint("nowhere.ckpt", str(tmp_path), "demo")
-
-
-def test_other_ranks_keep_out_of_the_way_but_go_on_in_the_same_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "2")
+    for given in (which, str(newest)):
+        assert runs.resolve_checkpoint(given, str(tmp_path), "demo") == newest
+    for rank in ("0", "2"):  # which else keeps out of the way of the others
+        monkeypatch.setenv("RANK", rank)
+        assert Path(runs.run_directory(str(tmp_path), "demo", which)) == tmp_path / "demo" / "one"
     assert Path(runs.run_directory(str(tmp_path), "demo", None)) == tmp_path / "demo" / "ranks" / "rank-2"
-    path = checkpoint(tmp_path, "one", "last")
-    assert Path(runs.run_directory(str(tmp_path), "demo", "last")) == path.parents[1]
+
+
+def test_auto_names_the_same_folder_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, job, name in (("0", "", "auto"), ("3", "", "auto"), ("0", "4711", "slurm-4711"), ("3", "9", "slurm-9")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        assert runs.run_directory(str(tmp_path), "demo", "auto") == str(tmp_path / "demo" / name)
+
+
+def test_nothing_to_go_on_from_is_refused_by_name(tmp_path: Path) -> None:
+    for name, told in (("last", r"no run under .*demo has a checkpoints/last.ckpt"), ("x.ckpt", "x.ckpt does not exi")):
+        with pytest.raises(UserError, match=told):
+            runs.resolve_checkpoint(name, str(tmp_path), "demo")
 
 
 def test_data_go_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +97,8 @@ def test_data_go_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.
 
 # --- how an error reaches a person ---
 
+TOLD = "regions.h5 has no image 7: extract it."
+
 
 class Spoilt(Dataset[int]):
     """Every item is refused, in the data worker that reads it."""
@@ -112,11 +110,11 @@ class Spoilt(Dataset[int]):
         try:
             raise KeyError("index")
         except KeyError as error:
-            raise UserError("regions.h5 has no image 7: extract it.") from error
+            raise UserError(TOLD) from error
 
 
 def refuse(*_: object) -> None:
-    raise UserError("regions.h5 has no image 7: extract it.")
+    raise UserError(TOLD)
 
 
 def wrap(error: BaseException) -> BaseException:
@@ -126,35 +124,36 @@ def wrap(error: BaseException) -> BaseException:
     return outer
 
 
-def test_sentence_of_a_user_error_however_wrapped() -> None:
-    error = UserError("One sentence.")
-    assert sentence_of(error) == sentence_of(wrap(error)) == "One sentence."
+def while_cleaning_up() -> None:
     try:
-        try:
-            raise error
-        finally:
-            raise KeyError("while cleaning up")
-    except KeyError as later:
-        assert sentence_of(later) == "One sentence."
+        refuse()
+    finally:
+        raise KeyError("while cleaning up")
 
 
-def test_sentence_of_a_data_worker() -> None:
-    with pytest.raises(UserError) as caught:
-        next(iter(DataLoader(Spoilt(), num_workers=1)))
-    assert "Traceback" in str(caught.value)
-    assert sentence_of(caught.value) == sentence_of(wrap(caught.value))
-    assert sentence_of(caught.value) == "regions.h5 has no image 7: extract it."
-
-
-def test_sentence_of_another_process() -> None:
-    with ProcessPoolExecutor(1) as pool, pytest.raises(UserError) as caught:
+def in_another_process() -> None:
+    with ProcessPoolExecutor(1) as pool:
         list(pool.map(refuse, [1]))
-    assert sentence_of(caught.value) == "regions.h5 has no image 7: extract it."
+
+
+@pytest.mark.parametrize("fails", [refuse, while_cleaning_up, in_another_process, lambda: next(iter(LOADER))])
+def test_a_sentence_is_found_wherever_it_was_said(fails: Callable[[], object]) -> None:
+    with pytest.raises((UserError, KeyError)) as caught:
+        fails()
+    assert sentence_of(caught.value) == sentence_of(wrap(caught.value)) == TOLD
+
+
+LOADER = DataLoader(Spoilt(), num_workers=1)
 
 
 def test_other_errors_have_no_sentence() -> None:
     assert sentence_of(wrap(KeyError("a"))) is None
     assert sentence_of(ValueError("vinvl.run.errors.UserError: not one")) is None
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DictConfig:
+    return OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run")}})
 
 
 @pytest.mark.parametrize(
@@ -166,22 +165,14 @@ def test_other_errors_have_no_sentence() -> None:
         ("", "a name that no file can have .*empty name"),
     ],
 )
-def test_a_door_says_which_name_no_file_can_have(name: str, sentence: str, tmp_path: Path) -> None:
-    config = OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run")}})
+def test_a_door_says_which_name_no_file_can_have(name: str, sentence: str, config: DictConfig) -> None:
     with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
         run_door(lambda _: Path(name).with_name(Path(name).name or "b").with_suffix("").stat(), config)
 
 
-def test_a_door_says_the_sentence_and_keeps_other_tracebacks(tmp_path: Path) -> None:
-    config = OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run")}})
-    with pytest.raises(SystemExit) as left:
-        run_door(refuse, config)
-    assert left.value.code == "error: regions.h5 has no image 7: extract it."  # printed to stderr, exit code 1
-    with pytest.raises(ZeroDivisionError):
-        run_door(lambda _: 1 / 0, config)
-
-
-def test_a_door_prints_warnings_and_sentences_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_door_prints_sentences_and_warnings_escaped_and_keeps_other_tracebacks(
+    config: DictConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     def warn_and_refuse(_: object) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
@@ -192,11 +183,12 @@ def test_a_door_prints_warnings_and_sentences_escaped(tmp_path: Path, capsys: py
     def plainly(message: object, category: type[Warning], file: str, line: int, *_: object) -> None:
         sys.stderr.write(warnings.formatwarning(message, category, file, line))  # as Python itself does
 
-    config = OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run")}})
     with pytest.raises(SystemExit) as left:
         run_door(warn_and_refuse, config)
-    assert left.value.code == r"error: split '\x1b]0;me\x07' is unknown."
+    assert left.value.code == r"error: split '\x1b]0;me\x07' is unknown."  # printed to stderr, exit code 1
     assert r"skipped \x1b[31m\nimage\u202e" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        run_door(lambda _: 1 / 0, config)
 
 
 # --- what a failed run leaves ---
@@ -204,12 +196,11 @@ def test_a_door_prints_warnings_and_sentences_escaped(tmp_path: Path, capsys: py
 
 def failed_run(folder: Path) -> Path:
     """The folder as Hydra leaves it."""
-    (folder / ".hydra").mkdir(parents=True)
-    for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
-        (folder / ".hydra" / name).write_text("a: 1\n")
-    (folder / "train.log").touch()
-    (folder / "train_ddp_process_1.log").touch()
-    (folder / "csv").mkdir()
+    (folder / "csv").mkdir(parents=True)
+    for name in (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "train.log",
+                 "train_ddp_process_1.log"):  # fmt: skip
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("a: 1\n")
     return folder
 
 
@@ -217,8 +208,13 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def test_an_empty_run_is_removed(tmp_path: Path) -> None:
-    remove_empty_run(failed_run(tmp_path / "runs" / "demo" / "now"))
+def test_an_empty_run_is_removed_by_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = failed_run(tmp_path / "runs" / "demo" / "now")
+    monkeypatch.setenv("RANK", "1")
+    remove_empty_run(folder)
+    assert (folder / ".hydra" / "config.yaml").exists()
+    monkeypatch.setenv("RANK", "0")
+    remove_empty_run(folder)
     assert list((tmp_path / "runs" / "demo").iterdir()) == []
     remove_empty_run(tmp_path / "never" / "made")
 
@@ -228,37 +224,23 @@ def test_an_empty_run_is_removed(tmp_path: Path) -> None:
     [
         "results.json",
         "checkpoints/last.ckpt",
-        "tensorboard/events.out",
-        "answers.json",
         "slurm-4711.log",  # hydra.run.dir may be a folder of one's own
         "notes/train.log",
         "earlier/.hydra/config.yaml",
         ".hydra/more/results.json",
+        "a link",
+        "no .hydra",
     ],
 )
 def test_a_run_with_anything_of_value_stays_as_it_is(tmp_path: Path, kept: str) -> None:
     folder = failed_run(tmp_path / "now")
-    (folder / kept).parent.mkdir(parents=True, exist_ok=True)
-    (folder / kept).write_text("dear to somebody")
+    if kept == "no .hydra":
+        (folder / ".hydra").rename(folder / "hydra")
+    elif kept == "a link":
+        (folder / "checkpoints").symlink_to(tmp_path / "nowhere")
+    else:
+        (folder / kept).parent.mkdir(parents=True, exist_ok=True)
+        (folder / kept).write_text("dear to somebody")
     before = tree(folder)
     remove_empty_run(folder)
-    assert tree(folder) == before
-
-
-def test_a_run_with_a_link_or_without_hydras_folder_stays(tmp_path: Path) -> None:
-    folder = failed_run(tmp_path / "now")
-    (folder / "checkpoints").symlink_to(tmp_path / "nowhere")
-    before = tree(folder)
-    remove_empty_run(folder)
-    assert tree(folder) == before and (folder / "checkpoints").is_symlink()
-    (tmp_path / "own" / "empty").mkdir(parents=True)
-    (tmp_path / "own" / "train.log").touch()
-    remove_empty_run(tmp_path / "own")
-    assert (tmp_path / "own" / "train.log").exists() and (tmp_path / "own" / "empty").exists()
-
-
-def test_only_rank_0_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = failed_run(tmp_path / "now")
-    monkeypatch.setenv("RANK", "1")
-    remove_empty_run(folder)
-    assert (folder / ".hydra" / "config.yaml").exists()
+    assert tree(folder) == before and (folder / "checkpoints").is_symlink() == (kept == "a link")

@@ -203,7 +203,8 @@ def comparison(rows: Sequence[Job]) -> tuple[list[str], list[tuple[str, ...]]]:
     """
     keys = list(dict.fromkeys(key for _, overrides, _ in rows for key in overrides))
     differing = [key for key in keys if len({overrides.get(key) for _, overrides, _ in rows}) > 1]
-    names = list(max((figures for _, _, figures in rows), key=len))  # every figure in order: a job may lack some
+    longest = max((figures for _, _, figures in rows), key=len)
+    names = list(longest)  # every figure in order: a job may lack some
     first_job, _, first = rows[0]
     table = []
     for job, overrides, figures in rows:

@@ -1,16 +1,15 @@
-"""Pickles of plain containers and NumPy arrays, read by a machine of our own that knows nothing else.
+"""Pickles of plain containers and NumPy arrays, read by Python's own unpickler cut down to what they need.
 
-Python's own unpickler lets a file set the state of whatever it may name; arrays and their types have states that make
-the interpreter read and write foreign memory. Here a file's state is only read and compared with its content.
+As it is, it lets a file set the state of whatever it may name; arrays and their types have states that make the
+interpreter read and write foreign memory. Here a file's state is only read and compared with its content.
 """
 
 from __future__ import annotations
 
-import codecs
+import io
 import math
 import pickle
 import re
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +32,9 @@ def load_restricted(content: bytes, place: str) -> Any:
     more than its bytes; the sentence names `place`.
     """
     try:
-        return _Machine(content).result()
+        value = _Unpickler(content).load()
+        inspect_plain((value,), EXPANSION * len(content) + 1000)
+        return value
     except _ForeignError as error:
         raise UserError(
             f"{place} is a pickle that wants to {error}; only plain containers and NumPy arrays are read, for "
@@ -41,7 +42,9 @@ def load_restricted(content: bytes, place: str) -> Any:
         ) from None
     except Exception as error:  # damaged opcodes raise whatever they run into
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        reason = "it is cut off, or uses more than plain data needs" if isinstance(error, LookupError) else reason
+        reason = (
+            "it is cut off, or uses more than plain data needs" if isinstance(error, LookupError | EOFError) else reason
+        )
         raise UserError(f"{place} is a damaged pickle ({reason}); get the file again.") from None
 
 
@@ -84,7 +87,7 @@ class _Name:
 class _ArrayType:
     """A dtype: its kind as text, and the byte order that follows in the pickle."""
 
-    def __init__(self, _machine: _Machine, text: Any, *_: object) -> None:
+    def __init__(self, _pickle: _Unpickler, text: Any, *_: object) -> None:
         if not isinstance(text, str) or not _TYPES.fullmatch(text):
             raise _ForeignError(f"make arrays of the type {text!r}"[:80])
         self.text, self.order = text, "="
@@ -99,43 +102,21 @@ class _ArrayType:
 class _Unfilled:
     """Where an array will be, once its state has followed in the pickle."""
 
-    def __init__(self, _machine: _Machine, kind: Any, *_: object) -> None:
+    def __init__(self, _pickle: _Unpickler, kind: Any, *_: object) -> None:
         if kind is not _NDARRAY:
             raise _ForeignError("make an array of another class")
         self.array: np.ndarray | None = None
 
 
-class _Machine:
-    """Runs the opcodes of the protocols 0 to 5 that plain data needs."""
+_PYTHONS: Any = pickle._Unpickler  # its own, written in Python: what it knows is a table of opcodes
+
+
+class _Unpickler(_PYTHONS):
+    """Python's own with the opcodes of `_OPCODES` alone; texts of Python 2 are Latin-1."""
 
     def __init__(self, content: bytes) -> None:
-        self._content, self._position = bytes(content), 0
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
+        super().__init__(io.BytesIO(content), encoding="latin1")
         self._budget = EXPANSION * len(content) + 1000
-
-    def result(self) -> Any:
-        """Runs to the end; what is left is plain data."""
-        content, stop = self._content, ord(".")
-        while (opcode := content[self._position]) != stop:
-            self._position += 1
-            _STEPS[opcode](self)
-        value = self._stack.pop()
-        inspect_plain((value,), EXPANSION * len(self._content) + 1000)
-        return value
-
-    def _take(self, length: int) -> bytes:
-        start, self._position = self._position, self._position + length
-        if self._position > len(self._content):
-            raise EOFError("it is cut off")
-        return self._content[start : self._position]
-
-    def _line(self) -> bytes:
-        end = self._content.index(b"\n", self._position)
-        line = self._take(end - self._position)
-        self._position += 1
-        return line
 
     def _spend(self, amount: int) -> None:
         """Counts what is copied, because a pickle may name one thing many times."""
@@ -143,73 +124,67 @@ class _Machine:
         if self._budget < 0:
             raise ValueError("it holds far more than its bytes")
 
-    def _marked(self) -> list[Any]:
-        mark = self._marks.pop()
-        items = self._stack[mark:]
-        del self._stack[mark:]
-        return items
-
-    def _last(self, number: int) -> tuple[Any, ...]:
-        items = tuple(self._stack[len(self._stack) - number :])
-        if len(items) != number:
-            raise IndexError
-        del self._stack[-number:]
-        return items
-
-    def _fill(self, kind: type, items: Any) -> None:
-        """Adds to the container that is on top of the stack."""
-        target = self._stack[-1]
-        if type(target) is not kind:
-            raise _ForeignError(f"change a {type(target).__name__}")
-        getattr(target, "extend" if kind is list else "update")(items)
-
-    def _put(self, key: int) -> None:
-        self._memo[key] = self._stack[-1]
+    def _push(self, value: Any) -> None:
+        self.append(value)  # which another is after a mark
 
     def _get(self, key: int) -> None:
-        value = self._memo[key]
+        value = self.memo[key]
         if type(value) is _Unfilled:
             if value.array is None:
                 raise ValueError("an array contains itself")
             value = value.array
-        self._stack.append(value)
+        self.append(value)
 
-    def _decimal(self, text: bytes) -> None:
+    def _decimal(self) -> None:
+        text = self.readline()[:-1]
         if len(text) > 21:
             raise ValueError("a whole number of more than 64 bits")
-        self._stack.append(text == b"01" if text in (b"00", b"01") else int(text.removesuffix(b"L")))
+        self.append(text == b"01" if text in (b"00", b"01") else int(text.removesuffix(b"L")))
 
     def _long(self, length: int) -> None:
         if length > 9:
             raise ValueError("a whole number of more than 64 bits")
-        self._stack.append(int.from_bytes(self._take(length), "little", signed=True))
+        self.append(int.from_bytes(self._whole(length), "little", signed=True))
 
-    def _name(self, module: Any, name: Any) -> None:
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("a name that is no text")
+    def _number(self, length: int) -> int:
+        return int.from_bytes(self._whole(length), "little")
+
+    def _whole(self, length: int) -> bytes:
+        """So many bytes, which Python's own takes for granted."""
+        content: bytes = self.read(length)
+        if len(content) != length:
+            raise EOFError
+        return content
+
+    def _fill(self, kind: Any, items: Any) -> None:
+        """Adds to the container that is on top of the stack."""
+        target = self.stack[-1]
+        if type(target) is not kind:
+            raise _ForeignError(f"change a {type(target).__name__}")
+        target.update(items)
+
+    def find_class(self, module: Any, name: Any) -> Any:
         if module.startswith("numpy.core"):
             module = module.replace("numpy.core", "numpy._core", 1)  # its name before NumPy 2
-        found = _NAMES.get((module, name))
-        if found is None:
+        if (module, name) not in _NAMES:
             raise _ForeignError("call " + ascii(f"{module}.{name}"[:80])[1:-1])
-        self._stack.append(found)
+        return _NAMES[module, name]
 
     def _call(self) -> None:
-        function, arguments = self._last(2)
+        arguments, function = self.stack.pop(), self.stack.pop()
         if type(function) is not _Name or function.make is None or type(arguments) is not tuple:
             raise _ForeignError("call what is no function")
-        self._stack.append(function.make(self, *arguments))
+        self.append(function.make(self, *arguments))
 
     def _build(self) -> None:
-        (state,) = self._last(1)
-        target = self._stack[-1]
+        state, target = self.stack.pop(), self.stack[-1]
         if type(state) is not tuple or type(target) not in (_ArrayType, _Unfilled):
             raise _ForeignError(f"set the state of a {type(target).__name__}")
         if type(target) is _ArrayType:
             target.set_state(state)
         elif target.array is None:
             _version, shape, kind, fortran, content = state
-            target.array = self._stack[-1] = self._array(content, kind, shape, bool(fortran))
+            target.array = self.stack[-1] = self._array(content, kind, shape, bool(fortran))
 
     def _array(self, content: Any, kind: Any, shape: Any, fortran: bool) -> np.ndarray:
         if type(kind) is not _ArrayType or type(shape) is not tuple or any(type(one) is not int for one in shape[:64]):
@@ -268,12 +243,6 @@ def _text(escaped: bytes) -> str:
     return escaped.decode("raw-unicode-escape").encode("utf-16", "surrogatepass").decode("utf-16")
 
 
-def _quoted(line: bytes) -> str:
-    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-        raise ValueError("a text without quotes")
-    return codecs.escape_decode(line[1:-1])[0].decode("latin1")
-
-
 def inspect_plain(value: Any, limit: int = 10**7) -> None:
     """Raises ValueError for what is no plain data, contains itself, or counted out has more values than `limit`."""
     _inspect(value, limit, {})
@@ -313,85 +282,44 @@ _NAMES = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _Name(_ArrayType),
     ("numpy._core.multiarray", "_reconstruct"): _Name(_Unfilled),
-    ("numpy._core.multiarray", "scalar"): _Name(_Machine._scalar),
+    ("numpy._core.multiarray", "scalar"): _Name(_Unpickler._scalar),
     ("numpy._core.numeric", "_frombuffer"): _Name(
         lambda m, content, kind, shape, order: m._array(content, kind, shape, order == "F")
     ),
-    ("_codecs", "encode"): _Name(_Machine._latin1),
-    ("collections", "OrderedDict"): _Name(_Machine._ordered),
+    ("_codecs", "encode"): _Name(_Unpickler._latin1),
+    ("collections", "OrderedDict"): _Name(_Unpickler._ordered),
 }
 for _module in ("builtins", "__builtin__"):
-    _NAMES[_module, "set"] = _Name(_Machine._set)
+    _NAMES[_module, "set"] = _Name(_Unpickler._set)
     _NAMES[_module, "frozenset"] = _Name(lambda m, *items: frozenset(m._set(*items)))
     _NAMES[_module, "bytes"] = _Name(lambda _: b"")  # how protocols before 3 write no bytes
 
-
-def _number(form: str) -> Callable[[_Machine], Any]:
-    packed = struct.Struct(form)
-
-    def read(machine: _Machine) -> Any:
-        (value,) = packed.unpack_from(machine._content, machine._position)
-        machine._position += packed.size
-        return value
-
-    return read
-
-
-_1, _2, _4, _8 = map(_number, ("B", "<H", "<I", "<Q"))
-_SIGNED, _FLOAT = _number("<i"), _number(">d")
-_STEPS_BY_NAME: dict[str, Callable[[_Machine], Any]] = {
-    "BININT": lambda m: m._stack.append(_SIGNED(m)),
-    "BININT1": lambda m: m._stack.append(_1(m)),
-    "BININT2": lambda m: m._stack.append(_2(m)),
-    "BINFLOAT": lambda m: m._stack.append(_FLOAT(m)),
-    "BINSTRING": lambda m: m._stack.append(m._take(_4(m)).decode("latin1")),
-    "SHORT_BINSTRING": lambda m: m._stack.append(m._take(_1(m)).decode("latin1")),
-    "BINUNICODE": lambda m: m._stack.append(m._take(_4(m)).decode()),
-    "SHORT_BINUNICODE": lambda m: m._stack.append(m._take(_1(m)).decode()),
-    "BINUNICODE8": lambda m: m._stack.append(m._take(_8(m)).decode()),
-    "BINBYTES": lambda m: m._stack.append(m._take(_4(m))),
-    "SHORT_BINBYTES": lambda m: m._stack.append(m._take(_1(m))),
-    "BINBYTES8": lambda m: m._stack.append(m._take(_8(m))),
-    "BYTEARRAY8": lambda m: m._stack.append(m._take(_8(m))),
-    "PROTO": lambda m: m._take(1),  # the protocol
-    "FRAME": lambda m: m._take(8),  # the length of what follows
-    "MARK": lambda m: m._marks.append(len(m._stack)),
-    "NONE": lambda m: m._stack.append(None),
-    "NEWTRUE": lambda m: m._stack.append(True),
-    "NEWFALSE": lambda m: m._stack.append(False),
-    "INT": lambda m: m._decimal(m._line()),
-    "LONG": lambda m: m._decimal(m._line()),
-    "LONG1": lambda m: m._long(_1(m)),
-    "LONG4": lambda m: m._long(_4(m)),
-    "FLOAT": lambda m: m._stack.append(float(m._line())),
-    "STRING": lambda m: m._stack.append(_quoted(m._line())),
-    "UNICODE": lambda m: m._stack.append(_text(m._line())),
-    "EMPTY_TUPLE": lambda m: m._stack.append(()),
-    "TUPLE": lambda m: m._stack.append(tuple(m._marked())),
-    "TUPLE1": lambda m: m._stack.append(m._last(1)),
-    "TUPLE2": lambda m: m._stack.append(m._last(2)),
-    "TUPLE3": lambda m: m._stack.append(m._last(3)),
-    "EMPTY_LIST": lambda m: m._stack.append([]),
-    "LIST": lambda m: m._stack.append(m._marked()),
-    "APPEND": lambda m: m._fill(list, m._last(1)),
-    "APPENDS": lambda m: m._fill(list, m._marked()),
-    "EMPTY_DICT": lambda m: m._stack.append({}),
-    "DICT": lambda m: m._stack.append(_dict(m._marked())),
-    "SETITEM": lambda m: m._fill(dict, _dict(m._last(2))),
-    "SETITEMS": lambda m: m._fill(dict, _dict(m._marked())),
-    "EMPTY_SET": lambda m: m._stack.append(set()),
-    "ADDITEMS": lambda m: m._fill(set, _keys(m._marked())),
-    "FROZENSET": lambda m: m._stack.append(frozenset(_keys(m._marked()))),
-    "PUT": lambda m: m._put(int(m._line())),
-    "BINPUT": lambda m: m._put(_1(m)),
-    "LONG_BINPUT": lambda m: m._put(_4(m)),
-    "MEMOIZE": lambda m: m._put(len(m._memo)),
-    "GET": lambda m: m._get(int(m._line())),
-    "BINGET": lambda m: m._get(_1(m)),
-    "LONG_BINGET": lambda m: m._get(_4(m)),
-    "GLOBAL": lambda m: m._name(m._line().decode(), m._line().decode()),
-    "STACK_GLOBAL": lambda m: m._name(*m._last(2)),
-    "REDUCE": lambda m: m._call(),
-    "BUILD": lambda m: m._build(),
+_KEPT = (  # opcodes that are read as Python reads them
+    "PROTO", "FRAME", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "FLOAT",
+    "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "EMPTY_TUPLE",
+    "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "EMPTY_SET", "PUT",
+    "BINPUT", "LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL",
+)  # fmt: skip
+_OWN: dict[str, Callable[[_Unpickler], None]] = {
+    "BYTEARRAY8": lambda p: p._push(p._whole(p._number(8))),
+    "INT": _Unpickler._decimal,
+    "LONG": _Unpickler._decimal,
+    "LONG1": lambda p: p._long(p._number(1)),
+    "LONG4": lambda p: p._long(p._number(4)),
+    "BINUNICODE": lambda p: p._push(p._whole(p._number(4)).decode()),  # Python's own lets half a character through
+    "SHORT_BINUNICODE": lambda p: p._push(p._whole(p._number(1)).decode()),
+    "BINUNICODE8": lambda p: p._push(p._whole(p._number(8)).decode()),
+    "UNICODE": lambda p: p._push(_text(p.readline()[:-1])),
+    "DICT": lambda p: p._push(_dict(p.pop_mark())),
+    "SETITEM": lambda p: p._fill(dict, _dict([*reversed([p.stack.pop(), p.stack.pop()])])),
+    "SETITEMS": lambda p: p._fill(dict, _dict(p.pop_mark())),
+    "ADDITEMS": lambda p: p._fill(set, _keys(p.pop_mark())),
+    "FROZENSET": lambda p: p._push(frozenset(_keys(p.pop_mark()))),
+    "GET": lambda p: p._get(int(p.readline()[:-1])),
+    "BINGET": lambda p: p._get(p._number(1)),
+    "LONG_BINGET": lambda p: p._get(p._number(4)),
+    "REDUCE": _Unpickler._call,
+    "BUILD": _Unpickler._build,
 }
-_STEPS = {ord(getattr(pickle, name)): step for name, step in _STEPS_BY_NAME.items()}
+_OPCODES = {name: ord(getattr(pickle, name)) for name in (*_KEPT, *_OWN)}
+_Unpickler.dispatch = {code: _OWN.get(name) or _PYTHONS.dispatch[code] for name, code in _OPCODES.items()}
