@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Required, Self, TypedDict
+from typing import Any, ClassVar, Required, Self, TypedDict, Unpack
 
 import pytorch_lightning as pl
 import torch
@@ -60,14 +60,19 @@ class Recipe(TypedDict, total=False):
     seed: int
 
 
-class TaskArguments(Recipe, total=False):
+class Start(Recipe, total=False):
+    """The same of a model of the transformer, and what it starts from; see `VinVLTask`."""
+
+    init: str | None
+    init_answers: str | None
+    gradient_checkpointing: bool
+
+
+class TaskArguments(Start, total=False):
     """What the constructor of every task of the transformer takes besides its own; see `VinVLTask`."""
 
     model_config: Required[dict[str, Any]]
-    init: str | None
-    init_answers: str | None
     words: Words | None
-    gradient_checkpointing: bool
 
 
 class VinVLTask(pl.LightningModule):
@@ -156,14 +161,8 @@ class VinVLTask(pl.LightningModule):
         *,
         datamodule: RegionDataModule,
         model: dict[str, Any],
-        init: str | None,
-        init_answers: str | None = None,
-        gradient_checkpointing: bool,
-        optimizer: MakeOptimizer,
-        scheduler: MakeScheduler,
-        weight_decay: float,
-        seed: int,
         options: Mapping[str, Any],
+        **start: Unpack[Start],
     ) -> Self:
         """The task for a datamodule that has been set up.
 
@@ -175,19 +174,12 @@ class VinVLTask(pl.LightningModule):
             UserError: the data are another task's, or do not fit the model.
         """
         cls.check_data_class(datamodule)
-        vocab_size = model["vocab_size"] or len(datamodule.tokenizer)
         task = cls(
             **cls.arguments_from(datamodule),
             **options,
-            model_config={**model, "vocab_size": vocab_size},
-            init=init,
-            init_answers=init_answers,
+            model_config={**model, "vocab_size": model["vocab_size"] or len(datamodule.tokenizer)},
             words=words_of(datamodule.tokenizer),
-            gradient_checkpointing=gradient_checkpointing,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            weight_decay=weight_decay,
-            seed=seed,
+            **start,
         )
         task.check_datamodule(datamodule)
         return task
