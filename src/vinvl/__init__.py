@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vinvl.run.moved import EarlierNames
 
 if TYPE_CHECKING:
-    from vinvl.predictor.loading import load
-    from vinvl.predictor.predictor import Predictor
+    from vinvl.predictor.predictor import Predictor, load
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__", "load"]

@@ -165,9 +165,9 @@ class TestHostileCheckpoints:
         [
             ("vqa", change(f"{DATA}.max_tokens", "many"), "max_tokens is 'many'"),
             ("vqa", change(f"{DATA}.max_regions", -1), "max_regions is -1"),
-            ("vqa", change(f"{DATA}.max_regions", 10**60), "max_regions is a int"),
-            ("vqa", change(f"{DATA}.use_tags", SHELL), "use_tags is a dict"),
-            ("vqa", change(f"{DATA}.tags", ["a"]), "tags is a list"),
+            ("vqa", change(f"{DATA}.max_regions", 10**60), "max_regions is 1000"),
+            ("vqa", change(f"{DATA}.use_tags", SHELL), r"use_tags is {'_target_'"),
+            ("vqa", change(f"{DATA}.tags", ["a"]), r"tags is \['a'\]"),
             ("vqa", change(f"{DATA}.tokenizer", "${oc.env:HOME}"), "No tokenizer could be loaded"),
             ("vqa", change(f"{DATA}.tokenizer", "a" * 5000), "No tokenizer could be loaded"),
             ("vqa", change("vinvl.run_config", []), "lacks the 'vinvl' record"),
@@ -184,7 +184,7 @@ class TestHostileCheckpoints:
             ("captioning", change(f"{DECODING}.length_penalty", math.nan), r"decoding\.length_penalty is nan"),
             ("captioning", change(f"{DECODING}.sample", 1), r"decoding\.sample is 1"),
             ("captioning", change(f"{DECODING}.constraints", SHELL), "has no '_target_'"),
-            ("captioning", change(f"{DECODING}.constraints", ["x"]), r"decoding\.constraints is a list"),
+            ("captioning", change(f"{DECODING}.constraints", ["x"]), r"decoding\.constraints is \['x'\]"),
             ("captioning", change(f"{DECODING}.constraints", {"max_constraints": "x"}), "of the wrong kind"),
             ("captioning", change(f"{DECODING}.max_length", 10**6), "positions, and the model knows"),
         ],
@@ -304,7 +304,7 @@ class TestFolders:
             ('{"task": "cook"}', "names a task that there is not"),
             ('{"task": ["vqa"]}', "names a task that there is not"),
             ('{"task": "vqa", "inputs": {"max_tokens": "x"}}', "max_tokens is 'x'"),
-            ('{"task": "vqa", "decoding": {"num_beams": {}}}', "num_beams is a dict"),
+            ('{"task": "vqa", "decoding": {"num_beams": {}}}', "num_beams is {}"),
         ],
     )
     def test_a_damaged_settings_file_is_refused(
@@ -387,6 +387,6 @@ def test_the_published_numbers_are_those_of_conf() -> None:
 def test_importing_the_package_imports_nothing_else() -> None:
     code = "import sys, vinvl; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert vinvl.load.__module__ == "vinvl.predictor.loading"
+    assert vinvl.load.__module__ == "vinvl.predictor.predictor"
     with pytest.raises(AttributeError, match="module 'vinvl' has no attribute 'lod'"):
         _ = vinvl.lod  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vinvl.predictor.skills import checked_text, is_many, paired
+from vinvl.predictor.predictor import checked_text, is_many, paired
 from vinvl.run.errors import UserError
 
 ARRAY, IMAGE = np.zeros((2, 2), dtype=np.uint8), Image.new("L", (2, 2))
@@ -30,22 +30,21 @@ LISTS: list[Callable[[list[Any]], Any]] = [list, tuple]
 @pytest.mark.parametrize("as_texts", LISTS)
 def test_lists_of_one_length_belong_together(as_images: Any, as_texts: Any) -> None:
     pairs = paired(as_images(["a", "b"]), as_texts(["x", "y"]))
-    assert pairs.items == [("a", "x"), ("b", "y")] and not pairs.single
+    assert pairs == ([("a", "x"), ("b", "y")], False)
 
 
 @pytest.mark.parametrize("many", LISTS)
 def test_one_goes_with_all(many: Any) -> None:
-    of_one_picture, of_one_text = paired("a", many(["x", "y"])), paired(many(["a", "b"]), "x")
-    assert of_one_picture.items == [("a", "x"), ("a", "y")] and of_one_text.items == [("a", "x"), ("b", "x")]
-    assert not of_one_picture.single and not of_one_text.single
-    assert paired("a", "x").single and paired("a", "x").items == [("a", "x")]
-    assert paired(ARRAY, many(["x"])).items[0][0] is ARRAY
+    assert paired("a", many(["x", "y"])) == ([("a", "x"), ("a", "y")], False)
+    assert paired(many(["a", "b"]), "x") == ([("a", "x"), ("b", "x")], False)
+    assert paired("a", "x") == ([("a", "x")], True)
+    assert paired(ARRAY, many(["x"]))[0][0][0] is ARRAY
 
 
 @pytest.mark.parametrize("many", LISTS)
 def test_nothing_gives_nothing(many: Any) -> None:
     for pairs in (paired(many([]), "x"), paired("a", many([])), paired(many([]), many([]))):
-        assert pairs.items == [] and not pairs.single
+        assert pairs == ([], False)
 
 
 @pytest.mark.parametrize("as_images", LISTS)

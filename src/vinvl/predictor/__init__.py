@@ -1,7 +1,6 @@
 """Using a trained model on pictures: `vinvl.load`."""
 
-from vinvl.predictor.loading import load
-from vinvl.predictor.predictor import Predictor
+from vinvl.predictor.predictor import Predictor, load
 from vinvl.predictor.skills import Answer, Caption, PictureRegions
 from vinvl.regions.feature_record import OtherFeatures
 

@@ -17,8 +17,7 @@ from omegaconf import DictConfig, ListConfig
 
 from vinvl.extraction.settings import detector_config, section
 from vinvl.pictures import SUFFIXES
-from vinvl.predictor.loading import load
-from vinvl.predictor.predictor import Predictor
+from vinvl.predictor.predictor import Predictor, load
 from vinvl.predictor.skills import Answer, Caption
 from vinvl.predictor.trained import Usage
 from vinvl.regions.feature_record import OtherFeatures

@@ -1,14 +1,13 @@
-"""Pictures in whatever form they are given → something that can be looked up in a store or looked at."""
+"""Pictures in whatever form they are given → their regions, looked up in a store or found by a detector."""
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,36 +23,35 @@ from vinvl.regions.regions import LabelMap, Regions, RegionSource
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
 
-# On what device and in what precision a model computes, and how much at a time.
-
-
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+PICTURES_ON_GPU = 8  # through the detector at once; on a CPU one at a time is as fast
 
 
 @dataclass(frozen=True)
 class Computing:
-    """Device, precision, and examples in one forward pass.
+    """On what device and in what precision a model computes, and how much at a time.
 
-    Args:
-        device: that the model is on.
+    Attributes:
         dtype: float32, or bfloat16 for mixed precision: weights stay in float32.
-        batch_size: examples at a time.
+        batch_size: examples in one forward pass.
+        pictures: of one padded size through the detector at once.
     """
 
     device: torch.device
     dtype: str
     batch_size: int
+    pictures: int
 
     @classmethod
-    def of(cls, device: str | None, dtype: str, batch_size: int) -> Computing:
+    def of(cls, device: str | None, dtype: str, batch_size: int, pictures: int | None) -> Computing:
         """From what a person gives; device None is the GPU if there is one. Raises UserError for what cannot be."""
         if dtype not in (FLOAT32, BFLOAT16):
             raise UserError(f"dtype={dtype!r} is unknown: give {FLOAT32} or {BFLOAT16}.")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
-        return cls(device_of(device), dtype, batch_size)
+        found = device_of(device)
+        pictures = (1 if found.type == "cpu" else PICTURES_ON_GPU) if pictures is None else pictures
+        for name, value in (("batch_size", batch_size), ("detector_batch_size", pictures)):
+            refuse_no_count(name, value)
+        return cls(found, dtype, batch_size, pictures)
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -61,18 +59,11 @@ class Computing:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == BFLOAT16):
             yield
 
-    def in_batches(
-        self, items: Sequence[Item], cost: Callable[[Item], int], work: Callable[[list[Item]], Sequence[Result]]
-    ) -> list[Result]:
-        """What `work` makes of the items, in their order; those of like cost are worked on together, to pad little."""
-        order = sorted(range(len(items)), key=lambda index: -cost(items[index]))
-        results: dict[int, Result] = {}
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            with self.precision():
-                found = work([items[index] for index in chosen])
-            results |= dict(zip(chosen, found, strict=True))
-        return [results[index] for index in range(len(items))]
+
+def refuse_no_count(name: str, value: object) -> None:
+    """Raises UserError for an argument that is not a whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise UserError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -116,7 +107,9 @@ def rgb_of(image: Image.Image | np.ndarray, reading: ReadingOptions, name: str) 
         raise UserError(f"{name} is cut off or damaged ({reason}).") from None
 
 
-# The regions of pictures: from a store, or by the detector, which looks at each picture of a call once.
+def key_of(image: object) -> Hashable:
+    """Tells pictures apart while the caller holds them: text by its content, objects by which they are."""
+    return str(image) if isinstance(image, str | os.PathLike) else id(image)
 
 
 KEPT = 512  # pictures whose regions a call keeps: 200 MB at 100 regions of 2,048 halves
@@ -129,38 +122,36 @@ class Taken:
     Attributes:
         key: the same for the same picture within one call.
         name: for messages and results.
-        stored: its position in the store, None if it is not from there.
-        image: the file, or what is in memory and stays as it is, Pillow's or NumPy's.
+        image: its position in the store, its file, or what is in memory, Pillow's or NumPy's, which stays as it is.
     """
 
     key: Hashable
     name: str
-    stored: int | None = None
-    image: Path | Image.Image | np.ndarray | None = None
+    image: int | Path | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class FoundRegions:
-    """What a detector has found in N pictures, like a store in memory."""
+    """What a detector has found in a picture, like a store of one image."""
 
-    found: tuple[Regions, ...]
+    regions: Regions
     label_map: LabelMap
     feature_dim: int
 
     @property
     def num_regions(self) -> np.ndarray:
-        """(N,) int64"""
-        return np.array([len(regions) for regions in self.found], dtype=np.int64)
+        """(1,) int64"""
+        return np.array([len(self.regions)], dtype=np.int64)
 
     def at(self, index: int) -> Regions:
-        return self.found[index]
+        return self.regions
 
     def classes_at(self, index: int) -> np.ndarray:
-        return self.found[index].classes
+        return self.regions.classes
 
 
 Place = tuple[RegionSource, int]
-"""Where the regions of a picture are: a store or a detector's finds, and the position there."""
+"""Where the regions of a picture are: a store or what a detector has found, and the position there."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +163,6 @@ class Looking:
         detector: on its device; None for none.
         reading: how files, and Pillow's images, become pixels.
         feature_dtype: that features are rounded to, as in the store that the model was trained on.
-        batch_size: pictures that go through the detector together, at most.
     """
 
     store: RegionStore | None
@@ -180,7 +170,6 @@ class Looking:
     reading: ReadingOptions
     computing: Computing
     feature_dtype: torch.dtype
-    batch_size: int
 
     def take(self, image: Any) -> Taken:
         """A picture; if it is in memory it must not change during the call.
@@ -189,14 +178,13 @@ class Looking:
             UserError: it is no `Picture`, there is none of that name, or there is no detector to look at it with.
         """
         if isinstance(image, str) and self.store is not None and image in self.store:
-            return Taken(("id", image), image, stored=self.store.index_of(image))
+            return Taken(("id", image), image, self.store.index_of(image))
         if isinstance(image, str | os.PathLike):
             path = self._file(image)
-            taken = Taken(("path", str(path)), str(path), image=path)
+            taken = Taken(str(path), str(path), path)
         else:
             refuse_no_picture(image)
-            name = str(getattr(image, "filename", "") or "the picture")
-            taken = Taken(("object", id(image)), name, image=image)
+            taken = Taken(id(image), str(getattr(image, "filename", "") or "the picture"), image)
         if self.detector is None:
             instead = "" if self.store is None else ", or give the id of an image in features"
             raise UserError(
@@ -216,12 +204,39 @@ class Looking:
         holds = f", whose ids are like {self.store.at(0).image_id!r}" if len(self.store) else ""
         raise UserError(f"{image!r} is neither an image of {self.store!r}{holds}, nor a picture file.")
 
-    def regions(self, pictures: Sequence[Taken]) -> list[Regions]:
-        """The detector's regions of pictures that are not from the store, each as if it was alone.
+    def places(self, pictures: Sequence[Taken], kept: dict[Hashable, FoundRegions]) -> list[Place]:
+        """Where the regions of each picture are.
+
+        Args:
+            kept: what has been found in the call before; gets what is found now, and keeps the last `KEPT`.
+
+        Raises:
+            UserError: a picture is broken.
+        """
+        wanted = {one.key: one for one in pictures if not isinstance(one.image, int)}
+        new = [one for key, one in wanted.items() if key not in kept]
+        kept |= {one.key: found for one, found in zip(new, self.regions(new), strict=True)}
+        for key in wanted:
+            kept[key] = kept.pop(key)
+        places: list[Place] = []
+        for one in pictures:
+            if isinstance(one.image, int):
+                assert self.store is not None
+                places.append((self.store, one.image))
+            else:
+                places.append((kept[one.key], 0))
+        for key in list(kept)[:-KEPT]:
+            del kept[key]
+        return places
+
+    def regions(self, pictures: Sequence[Taken]) -> list[FoundRegions]:
+        """What the detector finds in pictures that are not from the store, in each as if it was alone.
 
         Raises:
             UserError: names a picture that is broken.
         """
+        if not pictures:
+            return []
         assert self.detector is not None
         detector, sizes = self.detector.detector, list[tuple[int, int]]()  # (width, height) before they are resized
         ready: dict[int, Tensor] = {}  # uint8 (height, width, 3), resized: files are read when their turn comes
@@ -229,60 +244,22 @@ class Looking:
             if isinstance(one.image, Path):
                 sizes.append(picture_size(one.image, self.reading))
             else:
-                assert one.image is not None
+                assert not isinstance(one.image, int)
                 rgb = rgb_of(one.image, self.reading, one.name)
                 sizes.append(rgb.size)
                 ready[number] = resized_pixels(rgb, detector.config)
-        found: dict[int, Regions] = {}
+        found: dict[int, FoundRegions] = {}
         padded = [padded_size(*size, detector.config) for size in sizes]
-        for batch in alike(range(len(pictures)), padded, self.batch_size, mixed_sizes=False):
+        for batch in alike(range(len(pictures)), padded, self.computing.pictures, mixed_sizes=False):
             pixels = [ready[i] if i in ready else self._pixels(pictures[i]) for i in batch]
             with self.computing.precision():
-                regions = detector.detect_pixels(pixels, [sizes[index] for index in batch])
-            for index, seen in zip(batch, regions, strict=True):
-                found[index] = store_regions(pictures[index].name, seen, self.feature_dtype)
+                seen = detector.detect_pixels(pixels, [sizes[index] for index in batch])
+            for index, one_seen in zip(batch, seen, strict=True):
+                regions = store_regions(pictures[index].name, one_seen, self.feature_dtype)
+                dimension = detector.config.architecture.c5_channels
+                found[index] = FoundRegions(regions, self.detector.label_map, dimension)
         return [found[index] for index in range(len(pictures))]
 
     def _pixels(self, taken: Taken) -> Tensor:
         assert isinstance(taken.image, Path) and self.detector is not None
         return resized_pixels(read_picture(taken.image, self.reading), self.detector.detector.config)
-
-
-def key_of(image: object) -> Hashable:
-    """Tells pictures apart while the caller holds them: text by its content, objects by which they are."""
-    return str(image) if isinstance(image, str | os.PathLike) else id(image)
-
-
-class Finder:
-    """Finds the regions of the pictures of one call, and remembers those of the last `KEPT`."""
-
-    def __init__(self, looking: Looking) -> None:
-        self._looking = looking
-        self._kept: OrderedDict[Hashable, Regions] = OrderedDict()
-
-    def find(self, pictures: Sequence[Taken]) -> list[Place]:
-        """Where the regions of each picture are.
-
-        Raises:
-            UserError: a picture is broken.
-        """
-        wanted = {one.key: one for one in pictures if one.stored is None}
-        new = [one for key, one in wanted.items() if key not in self._kept]
-        self._kept.update(zip([one.key for one in new], self._looking.regions(new) if new else [], strict=True))
-        for key in wanted:
-            self._kept.move_to_end(key)
-        numbers = {key: number for number, key in enumerate(wanted)}
-        found = self._found([self._kept[key] for key in wanted]) if wanted else None
-        places: list[Place] = []
-        for one in pictures:
-            source = found if one.stored is None else self._looking.store
-            assert source is not None
-            places.append((source, numbers[one.key] if one.stored is None else one.stored))
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
-        return places
-
-    def _found(self, regions: list[Regions]) -> FoundRegions:
-        opened = self._looking.detector
-        assert opened is not None
-        return FoundRegions(tuple(regions), opened.label_map, opened.detector.config.architecture.c5_channels)

@@ -1,42 +1,43 @@
-"""A trained model and a detector, and what they say of pictures."""
+"""A trained model, and a detector or a store of features, and what it says of pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, overload
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast, overload
+
+import torch
 
 from vinvl.data.inputs import PlacedImage, RegionText
 from vinvl.data.tags import StoreTags, TagTokens, tag_source
+from vinvl.detector.config import DetectorConfig
+from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
+from vinvl.extraction.provenance import trained_config, trained_reading, unlike_detector
 from vinvl.models.config import SpecialTokens
-from vinvl.predictor.pictures import Finder, Looking, Picture, Place, key_of
-from vinvl.predictor.skills import (
-    Answer,
-    Answering,
-    Caption,
-    Captioning,
-    Judging,
-    Matching,
-    PictureRegions,
-    checked_text,
-    is_many,
-    paired,
-)
-from vinvl.predictor.trained import TrainedModel
-from vinvl.regions.regions import RegionSource
+from vinvl.pictures import ReadingOptions
+from vinvl.predictor.pictures import Computing, FoundRegions, Looking, Picture, Place, key_of, refuse_no_count
+from vinvl.predictor.skills import Answer, Caption, PictureRegions, Skills
+from vinvl.predictor.trained import TrainedModel, open_trained
+from vinvl.regions.feature_record import OtherFeatures, unlike_store
+from vinvl.regions.regions import BOX_NUMBERS, RegionSource
 from vinvl.regions.store import RegionStore
-from vinvl.run.errors import UserError
+from vinvl.run.errors import UserError, printable
 
 WINDOW = 128  # pictures, or pairs of picture and text, that are in memory at a time
-NEEDED = {
-    "ask": "ask needs one that was trained for VQA or GQA",
-    "caption": "caption needs a captioning model",
-    "score": "score needs one that was trained for image-text retrieval or, for statements about two pictures, NLVR2",
+NEEDED = {  # method → the tasks of models that have it, and what is said to others
+    "ask": (("vqa", "gqa"), "ask needs one that was trained for VQA or GQA"),
+    "caption": (("captioning",), "caption needs a captioning model"),
+    "score": (
+        ("retrieval", "nlvr2"),
+        "score needs one that was trained for image-text retrieval or, for statements about two pictures, NLVR2",
+    ),
 }
 Pictures = Sequence[Picture]
 Texts = Sequence[str]
 PicturePair = tuple[Picture, Picture]
-Skill = Answering | Captioning | Judging | Matching
-Kind = TypeVar("Kind", Answering, Captioning, Matching)
 Work = Callable[[list[Place], list[str]], Sequence[Any]]
 """Of some pictures the places of their regions, one after the other, and the texts → the results."""
 
@@ -57,21 +58,17 @@ class Predictor:
         trained: the model with its task, tokenizer, answers and settings.
     """
 
-    def __init__(self, trained: TrainedModel, looking: Looking, skill: Skill | None) -> None:
-        """
-        Args:
-            trained: of which `skill` is what it can do.
-            looking: what regions come from.
-            skill: None for a model that can only have its pictures' regions found.
-        """
-        self.trained = trained
-        self._looking, self._skill = looking, skill
-        self._tag_tokens: TagTokens | None = None
-        store, used = looking.store, trained.used
-        self._store_text: RegionText | None = None
-        if store is not None and used is not None:
-            tags = tag_source(used.usage.tags, store, used.tokenizer)
-            self._store_text = RegionText(store, tags, used.usage.limits, SpecialTokens.of(used.tokenizer))
+    def __init__(self, trained: TrainedModel, looking: Looking) -> None:
+        self.trained, self._looking = trained, looking
+        if trained.used is not None:  # else it can only have its pictures' regions found
+            self._skills = Skills(trained, looking.store, looking.computing)
+            usage, tokenizer = trained.used.usage, trained.used.tokenizer
+            self._limits, self._special = usage.limits, SpecialTokens.of(tokenizer)
+            if looking.store is not None:
+                tags = tag_source(usage.tags, looking.store, tokenizer)
+                self._store_text = RegionText(looking.store, tags, self._limits, self._special)
+            if looking.detector is not None:
+                self._tag_tokens = TagTokens.of(looking.detector.label_map, tokenizer)
 
     def __repr__(self) -> str:
         detector, store = self._looking.detector, self._looking.store
@@ -87,10 +84,11 @@ class Predictor:
 
     def ask(self, image: Any, question: Any, *, top: int = 5) -> Answer | list[Answer]:
         """The answer to a question about a picture, with the `top` best."""
-        if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-            raise UserError(f"top={top!r} must be a whole number of at least 1.")
-        skill = self._having("ask", Answering)
-        return self._worked(image, question, "question", lambda places, texts: skill(self._placed(places), texts, top))
+        refuse_no_count("top", top)
+        skills = self._able_to("ask")
+        return self._worked(
+            image, question, "question", lambda places, texts: skills.answer(self._placed(places), texts, top)
+        )
 
     @overload
     def caption(self, image: Picture) -> Caption: ...  # type: ignore[overload-overlap]
@@ -100,8 +98,8 @@ class Predictor:
 
     def caption(self, image: Any) -> Caption | list[Caption]:
         """A picture's caption; more of them where `decoding` asks for several (`num_return_sequences`)."""
-        skill = self._having("caption", Captioning)
-        return self._worked(image, None, None, lambda places, _: skill(self._placed(places)))
+        skills = self._able_to("caption")
+        return self._worked(image, None, None, lambda places, _: skills.caption(self._placed(places)))
 
     @overload
     def score(self, image: Picture | PicturePair, text: str) -> float: ...  # type: ignore[overload-overlap]
@@ -117,15 +115,15 @@ class Predictor:
         Of a model for NLVR2 the probability that a statement is true of two pictures: `image` is then a tuple of the
         left and the right one, or a list of such tuples.
         """
-        if isinstance(judging := self._skill, Judging):
+        skills = self._able_to("score")
 
-            def judge(places: list[Place], texts: list[str]) -> list[float]:
-                placed = self._placed(places)
-                return judging(list(zip(placed[::2], placed[1::2], strict=True)), texts)
+        def judge(places: list[Place], texts: list[str]) -> list[float]:
+            placed = self._placed(places)
+            return skills.judge(list(zip(placed[::2], placed[1::2], strict=True)), texts)
 
+        if self.trained.task == "nlvr2":
             return self._worked(image, text, "statement", judge, two=True)
-        skill = self._having("score", Matching)
-        return self._worked(image, text, "text", lambda places, texts: skill(self._placed(places), texts))
+        return self._worked(image, text, "text", lambda places, texts: skills.match(self._placed(places), texts))
 
     @overload
     def regions(self, image: Picture) -> PictureRegions: ...  # type: ignore[overload-overlap]
@@ -152,24 +150,24 @@ class Predictor:
         Raises:
             UserError: what is no picture or no text, or a broken picture.
         """
-        pairs = paired(images, texts, lambda value: is_many(value) and not (two and isinstance(value, tuple)))
-        pictures = [_both(image) if two else (image,) for image, _ in pairs.items]
+        pairs, single = paired(images, texts, lambda value: is_many(value) and not (two and isinstance(value, tuple)))
+        pictures = [_both(image) if two else (image,) for image, _ in pairs]
         keys = [key_of(one[0]) for one in pictures]
         firsts = {key: index for index, key in reversed(list(enumerate(keys)))}
         order = sorted(range(len(keys)), key=lambda index: firsts[keys[index]])  # of one that comes again, all at once
-        finder, results = Finder(self._looking), dict[int, Any]()
+        kept, results = dict[Hashable, FoundRegions](), dict[int, Any]()
         for start in range(0, len(order), WINDOW):
             window = order[start : start + WINDOW]
-            asked = ["" if text_is is None else checked_text(pairs.items[index][1], text_is) for index in window]
-            places = finder.find([self._looking.take(one) for index in window for one in pictures[index]])
-            results |= zip(window, work(places, asked), strict=True)
-        return results[0] if pairs.single else [results[index] for index in range(len(order))]
+            asked = ["" if text_is is None else checked_text(pairs[index][1], text_is) for index in window]
+            taken = [self._looking.take(one) for index in window for one in pictures[index]]
+            results |= zip(window, work(self._looking.places(taken, kept), asked), strict=True)
+        return results[0] if single else [results[index] for index in range(len(order))]
 
-    def _having(self, method: str, kind: type[Kind]) -> Kind:
-        """The skill, if it is of this kind."""
-        if isinstance(self._skill, kind):
-            return self._skill
-        raise UserError(f"{self.trained.name} is a model for {self.trained.task}: {NEEDED[method]}.")
+    def _able_to(self, method: str) -> Skills:
+        tasks, needed = NEEDED[method]
+        if self.trained.task not in tasks:
+            raise UserError(f"{self.trained.name} is a model for {self.trained.task}: {needed}.")
+        return self._skills
 
     def _placed(self, places: Sequence[Place]) -> list[PlacedImage]:
         return [PlacedImage(self._text_of(source), index) for source, index in places]
@@ -177,14 +175,59 @@ class Predictor:
     def _text_of(self, source: RegionSource) -> RegionText:
         """What puts texts and the pictures of a source together."""
         if isinstance(source, RegionStore):
-            assert self._store_text is not None
             return self._store_text
-        used = self.trained.used
-        assert used is not None
-        if self._tag_tokens is None:
-            self._tag_tokens = TagTokens.of(source.label_map, used.tokenizer)
-        tags = StoreTags(source, self._tag_tokens)
-        return RegionText(source, tags, used.usage.limits, SpecialTokens.of(used.tokenizer))
+        return RegionText(source, StoreTags(source, self._tag_tokens), self._limits, self._special)
+
+
+# One picture or many, with one text or many: which belong together.
+
+
+def is_many(value: object) -> bool:
+    """Whether this is a list or the like, and neither a text nor a picture."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def paired(
+    images: Any, texts: Any, image_is_many: Callable[[object], bool] = is_many
+) -> tuple[list[tuple[Any, Any]], bool]:
+    """(image, text) each, and whether there is a single one, so that the result is no list.
+
+    One picture goes with all texts, one text with all pictures, and lists of one length belong together.
+
+    Args:
+        images: one picture, or a list of them.
+        texts: the same of texts.
+        image_is_many: tells the one from the other.
+
+    Raises:
+        UserError: two lists of different length.
+    """
+    many_images, many_texts = image_is_many(images), is_many(texts)
+    if many_images and many_texts and len(images) != len(texts):
+        raise UserError(
+            f"There are {len(images):,} pictures and {len(texts):,} texts: give as many of the one as of the other, or "
+            "a single one for all."
+        )
+    images = images if many_images else [images] * (len(texts) if many_texts else 1)
+    texts = texts if many_texts else [texts] * len(images)
+    return list(zip(images, texts, strict=True)), not (many_images or many_texts)
+
+
+def checked_text(text: object, what: str) -> str:
+    """A question, statement or caption.
+
+    Raises:
+        UserError: it is no text, or there is nothing in it.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"The {what} is a {type(text).__name__}: give a text.")
+    if not text.strip():
+        raise UserError(f"The {what} is blank: give a text.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"The {what} {ascii(text)[:60]} is no valid Unicode text.") from None
+    return text
 
 
 def _both(image: Any) -> tuple[Any, Any]:
@@ -192,3 +235,125 @@ def _both(image: Any) -> tuple[Any, Any]:
     if not isinstance(image, tuple) or len(image) != 2:
         raise UserError("A statement is about two pictures: give a tuple of the left and the right one.")
     return image
+
+
+Configure = Callable[[DetectorConfig | None], DetectorConfig]
+
+
+def load(
+    model: str | Path,
+    *,
+    detector: str | Path | None = None,
+    labels: str | Path | None = None,
+    detector_config: DetectorConfig | Configure | None = None,
+    features: str | Path | Sequence[str | Path] | None = None,
+    tokenizer: str | Path | None = None,
+    answers: str | Path | Sequence[str] | None = None,
+    task: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    decoding: Mapping[str, Any] | None = None,
+    reading: ReadingOptions | Mapping[str, Any] | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    batch_size: int = 64,
+    detector_batch_size: int | None = None,
+) -> Predictor:
+    """A trained model ready to be asked about pictures.
+
+    What it was trained with — tokenizer, answers, how much it sees, how it decodes — is taken from its checkpoint or,
+    of a folder of `vinvl.convert`, from its vinvl.json. Of other people's weights it is as published: the numbers of
+    `conf/data` and `conf/decoding`, whose sources stand there.
+
+    Args:
+        model: a checkpoint of `vinvl.train` (.ckpt), a run's folder (its best checkpoint, else its last), a folder
+            of `vinvl.convert`, a published Oscar or MMF checkpoint, or a name on the Hugging Face hub.
+        detector, labels: weight file that pictures are looked at with, and its label map; see `open_detector`.
+        detector_config: how it is used, or a function from what is known of that (None if nothing is) to it. None: as
+            for the features that the model was trained on, where these weights have made them; else as the weight file
+            says; else as in the published demo.
+        features: a region store (or several), whose image ids stand for pictures.
+        tokenizer, answers: a folder or hub name; a file (JSON, or a published trainval_label2ans.pkl) or the texts,
+            where the model does not carry its own.
+        task: vqa, gqa, nlvr2, retrieval or captioning, where the weights do not show what they were trained for.
+        inputs, decoding: in place of the model's own, see `predictor.trained.Usage` and `DecodingOptions`.
+        reading: how files and Pillow images become pixels, or only some of its options. The others are as for the
+            features that the model was trained on, or as published if that is unknown.
+        device, dtype: cuda or cpu, None: the GPU if there is one; float32, or bfloat16 for mixed precision.
+        batch_size: texts, or pictures to write captions for, in one forward pass.
+        detector_batch_size: pictures of one padded size through the detector at once; None: 8 on a GPU, 1 on a CPU.
+
+    Warns:
+        OtherFeatures: detector or features are not those that the model was trained on, as far as that is known.
+
+    Raises:
+        UserError: something is missing, damaged, or does not fit the rest.
+    """
+    computing = Computing.of(device, dtype, batch_size, detector_batch_size)
+    trained = open_trained(model, task=task, tokenizer=tokenizer, answers=answers, inputs=inputs, decoding=decoding)
+    if not isinstance(reading, ReadingOptions):
+        reading = replace(trained_reading(trained.features), **(reading or {}))
+    opened = None if detector is None else _detector(detector, labels, detector_config, trained, reading)
+    store = None if features is None else _store(features, trained)
+    for network in (trained.model, *(() if opened is None else (opened.detector,))):
+        cast(torch.nn.Module, network).to(computing.device)
+    feature_dtype = getattr(torch, trained.features.feature_dtype or "float16")  # as `vinvl.extract` does by default
+    return Predictor(trained, Looking(store, opened, reading, computing, feature_dtype))
+
+
+def _detector(
+    weights: str | Path,
+    labels: str | Path | None,
+    config: DetectorConfig | Configure | None,
+    trained: TrainedModel,
+    reading: ReadingOptions,
+) -> OpenedDetector:
+    """The detector as the model's features want it. Warns where it makes others."""
+    path, record = Path(weights).expanduser(), trained.features
+    sha256 = ""
+    if "weights_sha256" in record.provenance:
+        with suppress(OSError):  # of a file that cannot be read the detector's loading says why
+            sha256 = sha256_of_file(path)
+
+    def configure(own: DetectorConfig | None) -> DetectorConfig:
+        known = trained_config(record, sha256, own) if sha256 else own
+        if isinstance(config, DetectorConfig):
+            return config
+        return config(known) if config is not None else known or DetectorConfig()
+
+    opened = open_detector(path, labels, configure)
+    _check_dimension(trained, opened.detector.config.architecture.c5_channels, f"The detector {path} makes")
+    _warn(unlike_detector(record, opened, sha256, reading))
+    if trained.used is not None and trained.used.usage.use_tags and not opened.label_map.classes:
+        raise UserError(
+            f"{path} has no names of classes, and {trained.name} was trained with them as tags: pass labels=FILE, or "
+            "inputs={'use_tags': False} to do without."
+        )
+    if trained.used is not None and trained.used.usage.tags is not None:
+        _warn(
+            f"{trained.name} was trained with tags from {trained.used.usage.tags}; those of a picture are the classes "
+            "that the detector finds."
+        )
+    return opened
+
+
+def _store(features: str | Path | Sequence[str | Path], trained: TrainedModel) -> RegionStore:
+    """The store of the image ids. Warns where its features are others than the model's."""
+    store = RegionStore(features)
+    store.require_sound()
+    _check_dimension(trained, store.feature_dim, f"{store!r} holds")
+    _warn(unlike_store(trained.features, store))
+    return store
+
+
+def _check_dimension(trained: TrainedModel, found: int, what: str) -> None:
+    wanted = trained.model.config.img_feature_dim - BOX_NUMBERS
+    if found != wanted:
+        raise UserError(
+            f"{what} features of {found:,} numbers, and {trained.name} was trained on features of {wanted:,}: give "
+            "those that it was trained on."
+        )
+
+
+def _warn(sentence: str | None) -> None:
+    if sentence is not None:
+        warnings.warn(printable(sentence), OtherFeatures, stacklevel=4)  # where `load` is called

@@ -1,16 +1,15 @@
-"""What each kind of model can do with pictures and texts; inputs are put together by what training uses."""
+"""What a trained model says of pictures, and what it sees; inputs are put together by what training uses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from vinvl.captioning.constraints import DetectedConstraints
 from vinvl.captioning.data import caption_context
@@ -18,79 +17,17 @@ from vinvl.captioning.task import caption_texts, context_of, n_best, tag_shift
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import PlacedImage
 from vinvl.data.text import encode_texts
-from vinvl.models.answering import VinVLForAnswering, VinVLForPairs
-from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.config import SpecialTokens
 from vinvl.models.constrained import Constraint
 from vinvl.models.generate import generate_captions
 from vinvl.nlvr2.data import Pair, collate_statements, statement_pair
 from vinvl.predictor.pictures import Computing
-from vinvl.predictor.trained import Usage
+from vinvl.predictor.trained import TrainedModel
 from vinvl.regions.regions import LabelMap, Regions
+from vinvl.regions.store import RegionStore
 from vinvl.retrieval.data import MATCHED, collate_pairs, pair_example
-from vinvl.run.errors import UserError, printable
+from vinvl.run.errors import printable
 from vinvl.vqa.task import ranked_answers
-
-# One picture or many, with one text or many: which belong together.
-
-
-def is_many(value: object) -> bool:
-    """Whether this is a list or the like, and neither a text nor a picture."""
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-class Pairs(NamedTuple):
-    """What belongs together: (image, text) each. Where there is a single one, the result is no list."""
-
-    items: list[tuple[Any, Any]]
-    single: bool
-
-
-def paired(images: Any, texts: Any, image_is_many: Callable[[object], bool] = is_many) -> Pairs:
-    """One picture goes with all texts, one text with all pictures, and lists of one length belong together.
-
-    Args:
-        images: one picture, or a list of them.
-        texts: the same of texts.
-        image_is_many: tells the one from the other.
-
-    Raises:
-        UserError: two lists of different length.
-    """
-    many_images, many_texts = image_is_many(images), is_many(texts)
-    if not many_images and not many_texts:
-        return Pairs([(images, texts)], True)
-    if not many_texts:
-        return Pairs([(image, texts) for image in images], False)
-    if not many_images:
-        return Pairs([(images, text) for text in texts], False)
-    if len(images) != len(texts):
-        raise UserError(
-            f"There are {len(images):,} pictures and {len(texts):,} texts: give as many of the one as of the other, or "
-            "a single one for all."
-        )
-    return Pairs(list(zip(images, texts, strict=True)), False)
-
-
-def checked_text(text: object, what: str) -> str:
-    """A question, statement or caption.
-
-    Raises:
-        UserError: it is no text, or there is nothing in it.
-    """
-    if not isinstance(text, str):
-        raise UserError(f"The {what} is a {type(text).__name__}: give a text.")
-    if not text.strip():
-        raise UserError(f"The {what} is blank: give a text.")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f"The {what} {ascii(text)[:60]} is no valid Unicode text.") from None
-    return text
-
-
-# What a model says of a picture.
-
 
 SHOWN = 20  # regions, when they are printed
 ATTRIBUTES_SHOWN = 3  # of a region
@@ -207,109 +144,108 @@ def _name(names: tuple[str, ...], kind: str, index: int) -> str:
 
 
 TRUE = 1  # the class of a statement that is true
+Input = TypeVar("Input", Example, Pair)
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Answering:
-    """Chooses one of its answers to a question about a picture (VQA, GQA)."""
+class Skills:
+    """What a model of each task does with pictures, whose regions are found, and texts."""
 
-    model: VinVLForAnswering
-    tokenizer: PreTrainedTokenizerBase
-    answers: tuple[str, ...]
-    computing: Computing
+    def __init__(self, trained: TrainedModel, store: RegionStore | None, computing: Computing) -> None:
+        """
+        Args:
+            trained: a model that is used for a task.
+            store: where the things that a caption must name are looked up, if no other store is named for that.
+        """
+        used = trained.used
+        assert used is not None
+        self._model: Any = trained.model  # of the class that the task has
+        self._usage, self._tokenizer, self._answers, self._computing = (
+            used.usage,
+            used.tokenizer,
+            used.answers,
+            computing,
+        )
+        self._special = SpecialTokens.of(used.tokenizer)
+        self._constraints = None
+        if trained.task == "captioning" and (options := used.usage.constraint_options) is not None:
+            length = used.usage.decoding_options.max_length
+            self._constraints = DetectedConstraints(options, store, used.tokenizer, length)
 
-    def __call__(self, images: Sequence[PlacedImage], questions: Sequence[str], top: int) -> list[Answer]:
-        """The answers to B questions, each with the `top` best."""
-        tokens = encode_texts(self.tokenizer, questions)
+    def answer(self, images: Sequence[PlacedImage], questions: Sequence[str], top: int) -> list[Answer]:
+        """The answers to B questions (VQA, GQA), each with the `top` best."""
+        tokens = encode_texts(self._tokenizer, questions)
         examples = [one.region_text.example(tokens[i], one.image) for i, one in enumerate(images)]
-        pad = SpecialTokens.of(self.tokenizer).pad_token_id
 
         def answer(chosen: list[Example]) -> list[Answer]:
-            logits = logits_of(self.model, collate(chosen, pad_token_id=pad).to(self.computing.device))
-            ranked = ranked_answers(logits, self.answers, self.model.config.loss_type, top)
+            ranked = ranked_answers(
+                self._logits(self._collated(chosen)), self._answers, self._model.config.loss_type, top
+            )
             return [Answer(texts[0], scores[0], tuple(zip(texts, scores, strict=True))) for texts, scores in ranked]
 
-        return self.computing.in_batches(examples, length_of, answer)
+        return self._in_batches(examples, length_of, answer)
 
-
-@dataclass(frozen=True)
-class Judging:
-    """Says how likely a statement about two pictures is true (NLVR2)."""
-
-    model: VinVLForPairs
-    tokenizer: PreTrainedTokenizerBase
-    computing: Computing
-
-    def __call__(self, images: Sequence[tuple[PlacedImage, PlacedImage]], statements: Sequence[str]) -> list[float]:
-        """The probabilities that B statements are true, of which each has a left and a right picture."""
-        tokens = encode_texts(self.tokenizer, statements)
+    def judge(self, images: Sequence[tuple[PlacedImage, PlacedImage]], statements: Sequence[str]) -> list[float]:
+        """The probabilities that B statements are true (NLVR2), of which each has a left and a right picture."""
+        tokens = encode_texts(self._tokenizer, statements)
         pairs = [statement_pair(tokens[i], left, right) for i, (left, right) in enumerate(images)]
-        pad = SpecialTokens.of(self.tokenizer).pad_token_id
 
         def judge(chosen: list[Pair]) -> list[float]:
-            logits = logits_of(self.model, collate_statements(chosen, pad).to(self.computing.device))
-            return probabilities_of(logits, TRUE)
+            batch = collate_statements(chosen, self._special.pad_token_id).to(self._computing.device)
+            return probabilities_of(self._logits(batch), TRUE)
 
-        return self.computing.in_batches(pairs, lambda pair: max(map(length_of, pair)), judge)
+        return self._in_batches(pairs, lambda pair: max(map(length_of, pair)), judge)
 
-
-@dataclass(frozen=True)
-class Matching:
-    """Says how likely a text belongs to a picture (image-text retrieval)."""
-
-    model: VinVLForAnswering
-    tokenizer: PreTrainedTokenizerBase
-    attention_type: str
-    computing: Computing
-
-    def __call__(self, images: Sequence[PlacedImage], texts: Sequence[str]) -> list[float]:
-        """The probabilities that B texts match their pictures."""
-        tokens = encode_texts(self.tokenizer, texts)
+    def match(self, images: Sequence[PlacedImage], texts: Sequence[str]) -> list[float]:
+        """The probabilities that B texts match their pictures (image-text retrieval)."""
+        tokens = encode_texts(self._tokenizer, texts)
         examples = [pair_example(tokens[i], one) for i, one in enumerate(images)]
-        pad = SpecialTokens.of(self.tokenizer).pad_token_id
 
         def match(chosen: list[Example]) -> list[float]:
-            batch = collate_pairs(chosen, pad, self.attention_type).to(self.computing.device)
-            pooled = self.model.bert(**batch.inputs(), only_first=True).pooler_output
+            batch = collate_pairs(chosen, self._special.pad_token_id, self._usage.attention_type)
+            pooled = self._model.bert(**batch.to(self._computing.device).inputs(), only_first=True).pooler_output
             # Half precision would round many scores to the same number (see `PairScorer`).
             with torch.autocast(pooled.device.type, enabled=False):
-                return probabilities_of(self.model.classifier(pooled.float()), MATCHED)
+                return probabilities_of(self._model.classifier(pooled.float()), MATCHED)
 
-        return self.computing.in_batches(examples, length_of, match)
+        return self._in_batches(examples, length_of, match)
 
-
-@dataclass(frozen=True)
-class Captioning:
-    """Writes captions.
-
-    Attributes:
-        constraints: None if the search has none.
-    """
-
-    model: VinVLForCaptioning
-    tokenizer: PreTrainedTokenizerBase
-    usage: Usage
-    constraints: DetectedConstraints | None
-    computing: Computing
-
-    def __call__(self, images: Sequence[PlacedImage]) -> list[Caption]:
+    def caption(self, images: Sequence[PlacedImage]) -> list[Caption]:
         """The captions of B pictures."""
-        special, options = SpecialTokens.of(self.tokenizer), self.usage.decoding_options
-        shift = tag_shift(options, self.usage.max_caption_tokens)
+        options = self._usage.decoding_options
+        shift = tag_shift(options, self._usage.max_caption_tokens)
 
         def write(chosen: list[Example]) -> list[Caption]:
-            batch = collate(chosen, pad_token_id=special.pad_token_id).to(self.computing.device)
+            batch = self._collated(chosen)
             wanted = None
-            if self.constraints is not None:
-                wanted = [constraints_of(self.constraints, record["placed"]) for record in batch.records]
-            written = generate_captions(
-                self.model, context_of(batch, shift), options, special=special, constraints=wanted
-            )
-            found = n_best(written, lambda ids: caption_texts(self.tokenizer, ids))
+            if self._constraints is not None:
+                wanted = [constraints_of(self._constraints, record["placed"]) for record in batch.records]
+            context = context_of(batch, shift)
+            written = generate_captions(self._model, context, options, special=self._special, constraints=wanted)
+            found = n_best(written, lambda ids: caption_texts(self._tokenizer, ids))
             return [Caption(texts[0], scores[0], tuple(zip(texts, scores, strict=True))) for texts, scores in found]
 
-        contexts = [caption_context(one, self.usage.caption_limits, {"placed": one}) for one in images]
-        return self.computing.in_batches(contexts, length_of, write)
+        contexts = [caption_context(one, self._usage.caption_limits, {"placed": one}) for one in images]
+        return self._in_batches(contexts, length_of, write)
+
+    def _collated(self, examples: list[Example]) -> Batch:
+        return collate(examples, pad_token_id=self._special.pad_token_id).to(self._computing.device)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """(B, labels)"""
+        return cast(Tensor, self._model(**batch.inputs()).logits)
+
+    def _in_batches(
+        self, items: Sequence[Input], cost: Callable[[Input], int], work: Callable[[list[Input]], Sequence[Result]]
+    ) -> list[Result]:
+        """What `work` makes of the items, in their order; those of like cost are worked on together, to pad little."""
+        order = sorted(range(len(items)), key=lambda index: -cost(items[index]))
+        results: dict[int, Result] = {}
+        for start in range(0, len(order), self._computing.batch_size):
+            chosen = order[start : start + self._computing.batch_size]
+            with self._computing.precision():
+                results |= zip(chosen, work([items[index] for index in chosen]), strict=True)
+        return [results[index] for index in range(len(items))]
 
 
 def constraints_of(constraints: DetectedConstraints, placed: PlacedImage) -> list[Constraint]:
@@ -319,12 +255,6 @@ def constraints_of(constraints: DetectedConstraints, placed: PlacedImage) -> lis
     if constraints.options.regions is None:
         return constraints.of_regions(regions, source.label_map.classes)
     return constraints([regions.image_id])[0]
-
-
-def logits_of(model: VinVLForAnswering | VinVLForPairs, batch: Batch) -> Tensor:
-    """(B, labels)"""
-    logits: Tensor = model(**batch.inputs()).logits
-    return logits
 
 
 def probabilities_of(logits: Tensor, label: int) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from vinvl.regions.feature_record import FeatureRecord
 from vinvl.retrieval.candidates import ATTENTION_TYPES
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory
+from vinvl.run.values import shown
 
 # The published numbers of each task, with their sources, are in these files of conf/data.
 DATA_OF_TASK = {"vqa": "vqa", "gqa": "gqa", "nlvr2": "nlvr2", "retrieval": "retrieval", "captioning": "captions"}
-MOST = 2**20  # tokens or regions: more is no setting of anybody's
+MOST = 2**20  # tokens or regions: no model has room for more
 MMF_RECIPE = "vqa2_mmf"  # in conf/experiment: MMF's models see other numbers of tokens and regions
 
 
@@ -71,23 +72,22 @@ class Usage:
         """
         values = published_inputs(task, of_mmf=said.get("recipe") == MMF_RECIPE)
         search: dict[str, Any] = _read("decoding/caption")
-        known = _section(said.get("inputs"))
-        values |= {name: known[name] for name in values if name in known}
-        known = _section(said.get("decoding"))
-        search |= {name: known[name] for name in search if name in known}
-        _refuse_unknown(inputs, values, f"inputs of {place}")
-        _refuse_unknown(decoding, search, f"decoding of {place}")
+        for name, known, given in (("inputs", values, inputs), ("decoding", search, decoding)):
+            known |= {key: value for key, value in _section(said.get(name)).items() if key in known}
+            _refuse_unknown(given, known, f"{name} of {place}")
         if isinstance(search["constraints"], Mapping) and isinstance(decoding.get("constraints"), Mapping):
             decoding = {**decoding, "constraints": {**search["constraints"], **decoding["constraints"]}}
         usage = cls(**{**values, **inputs}, decoding={**search, **decoding})
-        usage._check(place)
+        for key, value, fits, wanted in usage._checks():
+            if not fits:
+                raise UserError(f"{place}: {key} is {shown(value)}; give {wanted}.")
+        try:
+            _ = usage.decoding_options, usage.constraint_options
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
+        except TypeError:
+            raise UserError(f"{place}: a value of decoding.constraints is of the wrong kind.") from None
         return usage
-
-    def plain(self) -> dict[str, Any]:
-        """{"inputs": …, "decoding": …}, as `of_task` takes it."""
-        values = asdict(self)
-        decoding = values.pop("decoding")
-        return {"inputs": values, "decoding": decoding}
 
     @property
     def limits(self) -> InputLimits:
@@ -106,35 +106,23 @@ class Usage:
         found = self.decoding["constraints"]
         return None if found is None else ConstraintOptions.of(found)
 
-    def _check(self, place: str) -> None:
-        """Refuses values of another kind than these; they may come from a file that anybody has written."""
+    def _checks(self) -> Iterator[tuple[str, Any, bool, str]]:
+        """(name, value, whether it is of the right kind, what to give) of each; anybody may have written them."""
         for name, least in (("max_tokens", 3), ("max_regions", 0), ("max_caption_tokens", 2)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
-                raise UserError(f"{place}: {name} is {_shown(value)}; give a whole number of at least {least}.")
+            yield name, value, type(value) is int and least <= value <= MOST, f"a whole number of at least {least}"
         for name in ("use_tags", "use_regions"):
-            if not isinstance(getattr(self, name), bool):
-                raise UserError(f"{place}: {name} is {_shown(getattr(self, name))}; give true or false.")
-        if not isinstance(self.tags, str | None):
-            raise UserError(f"{place}: tags is {_shown(self.tags)}; give a store, a JSON file, or nothing.")
-        if self.attention_type not in ATTENTION_TYPES:
-            kinds = ", ".join(ATTENTION_TYPES)
-            raise UserError(f"{place}: attention_type is {_shown(self.attention_type)}; give one of {kinds}.")
+            yield name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false"
+        yield "tags", self.tags, isinstance(self.tags, str | None), "a store, a JSON file, or nothing"
+        kinds = ", ".join(ATTENTION_TYPES)
+        yield "attention_type", self.attention_type, self.attention_type in ATTENTION_TYPES, f"one of {kinds}"
         for field in fields(DecodingOptions):
             value = self.decoding[field.name]
-            kinds_of = (int, float) if isinstance(field.default, float) else (type(field.default),)
-            right = isinstance(value, kinds_of) and (isinstance(value, bool) == isinstance(field.default, bool))
-            if not right or (isinstance(value, float) and not math.isfinite(value)):
-                raise UserError(f"{place}: decoding.{field.name} is {_shown(value)}, not like {field.default!r}.")
+            like = type(value) is type(field.default) or (isinstance(field.default, float) and type(value) is int)
+            finite = not isinstance(value, float) or math.isfinite(value)
+            yield f"decoding.{field.name}", value, like and finite, f"a value like {field.default!r}"
         constraints = self.decoding["constraints"]
-        if not isinstance(constraints, Mapping | None):
-            raise UserError(f"{place}: decoding.constraints is {_shown(constraints)}; give settings by name, or none.")
-        try:
-            _ = self.decoding_options, self.constraint_options
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from None
-        except TypeError:
-            raise UserError(f"{place}: a value of decoding.constraints is of the wrong kind.") from None
+        yield "decoding.constraints", constraints, isinstance(constraints, Mapping | None), "settings by name, or none"
 
 
 def published_inputs(task: str, of_mmf: bool = False) -> dict[str, Any]:
@@ -152,8 +140,7 @@ def published_inputs(task: str, of_mmf: bool = False) -> dict[str, Any]:
 def said_by_run(ours: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint of ours says of its usage, unchecked, as `Usage.of_task` takes it."""
     record, parameters = _section(ours.get("vinvl")), _section(ours.get("hyper_parameters"))
-    data = _section(_section(record.get("run_config")).get("data"))
-    return {"inputs": data, "decoding": _section(parameters.get("decoding"))}
+    return {"inputs": _section(record.get("run_config")).get("data"), "decoding": parameters.get("decoding")}
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -175,12 +162,6 @@ def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], place: s
             raise UserError(f"The {place} have no '{name}'{hint}")
 
 
-def _shown(value: object) -> str:
-    """A value of a file that may hold anything, short enough for a sentence."""
-    plain = isinstance(value, str | float | bool | None) or (isinstance(value, int) and abs(value) < 10**40)
-    return repr(value)[:60] if plain else f"a {type(value).__name__}"
-
-
 def only_task_of(model: object) -> str | None:
     """The task of a model that only one has."""
     tasks = [task for task, kind in MODEL_OF_TASK.items() if kind is type(model)]
@@ -188,10 +169,10 @@ def only_task_of(model: object) -> str | None:
 
 
 def record_of_use(task: str | None, opened: OpenedModel, report: LoadingReport) -> dict[str, Any] | None:
-    """What `USE_FILE` says of a model; None where the task is none that a model is used for.
+    """What `USE_FILE` says of a model; None for a task that no model is used for.
 
-    Of anybody else's weights no more than the task is known, and whether they are MMF's. Of paths the file has the last
-    name alone, for folders are published.
+    Of other people's weights it says only the task, and whether they are MMF's. Of paths it has only the last name,
+    because folders are published.
 
     Raises:
         UserError: a checkpoint of ours says of itself what cannot be.
@@ -200,13 +181,12 @@ def record_of_use(task: str | None, opened: OpenedModel, report: LoadingReport) 
         return None
     if not opened.ours:
         return {"task": task, "recipe": recipe_of(report)}
-    usage = Usage.of_task(task, said_by_run(opened.ours), {}, {}, opened.files.name).plain()
-    if usage["inputs"]["tags"] is not None:
-        usage["inputs"]["tags"] = Path(usage["inputs"]["tags"]).name
-    constraints = usage["decoding"]["constraints"]
-    if constraints is not None:
-        usage["decoding"]["constraints"] = {name: _bare(value) for name, value in constraints.items()}
-    return {"task": task, **usage, "features": opened.features.plain()}
+    inputs = asdict(Usage.of_task(task, said_by_run(opened.ours), {}, {}, opened.files.name))
+    decoding = inputs.pop("decoding")
+    inputs["tags"] = _bare(inputs["tags"])
+    if decoding["constraints"] is not None:
+        decoding["constraints"] = {name: _bare(value) for name, value in decoding["constraints"].items()}
+    return {"task": task, "inputs": inputs, "decoding": decoding, "features": opened.features.plain()}
 
 
 def recipe_of(report: LoadingReport) -> str | None:
@@ -249,7 +229,7 @@ class TrainedModel:
         name: as it was given.
         task: a key of `MODEL_OF_TASK`.
         model: of the class that the task has.
-        used: what its use needs; None for encoders and pre-training models, which are no use as they are.
+        used: what its use needs; None for encoders and pre-training models, which cannot be used as they are.
         features: how the features were made that it was trained on, as far as is known.
     """
 
@@ -263,28 +243,21 @@ class TrainedModel:
 def open_trained(
     name: str | Path,
     *,
-    task: str | None = None,
-    tokenizer: str | Path | None = None,
-    answers: str | Path | Sequence[str] | None = None,
-    inputs: Mapping[str, Any] | None = None,
-    decoding: Mapping[str, Any] | None = None,
+    task: str | None,
+    tokenizer: str | Path | None,
+    answers: str | Path | Sequence[str] | None,
+    inputs: Mapping[str, Any] | None,
+    decoding: Mapping[str, Any] | None,
 ) -> TrainedModel:
     """The model of a checkpoint of ours, of a run's folder, or of whatever `find_checkpoint` takes.
 
-    Nothing that a file says is called; its settings are held against what they may be.
-
-    Args:
-        name: where it lies.
-        task: what it was trained for, where neither the file nor its tensors show it.
-        tokenizer: None: that of the training run, or the one beside the weights.
-        answers: a file of them or the texts; None: those of the training run, or of the model's configuration.
-        inputs, decoding: settings of `Usage` that go before those that the model was trained with.
+    Nothing that a file says is called; its settings are checked. Arguments as `load` has them.
 
     Raises:
         UserError: there is no such model, it is damaged, or something that it needs is not known.
     """
     place, opened = str(name), OpenedModel.of(name)
-    files, ours = opened.files, opened.ours
+    files = opened.files
     task = task or opened.task
     model, report = convert_model(files, task, None, lambda size: rows_of_given(answers, files, size, new_ones=False))
     model.requires_grad_(False)
@@ -295,12 +268,12 @@ def open_trained(
         raise UserError(f"{place} is a model for {task}, which writes no captions: leave decoding out.")
     used = None
     if task in DATA_OF_TASK:
-        known = said_by_run(ours) if ours else {"recipe": recipe_of(report), **opened.said}
+        known = said_by_run(opened.ours) if opened.ours else {"recipe": recipe_of(report), **opened.said}
         usage = Usage.of_task(task, known, inputs or {}, decoding or {}, place)
         _check_positions(model, usage, task, place)
         tokenizer_name, found = find_tokenizer(None if tokenizer is None else str(tokenizer), files)
         check_tokenizer(model, found, tokenizer_name)
-        used = Used(usage, found, _answers(answers, files, model, task, place))
+        used = Used(usage, found, _answers(answers, files, model, place) if task in ANSWERING else ())
     return TrainedModel(place, task, model, used, opened.features)
 
 
@@ -318,10 +291,8 @@ def _task_of_model(model: PreTrainedModel, files: CheckpointFiles, place: str) -
 
 
 def _answers(
-    given: str | Path | Sequence[str] | None, files: CheckpointFiles, model: PreTrainedModel, task: str, place: str
+    given: str | Path | Sequence[str] | None, files: CheckpointFiles, model: PreTrainedModel, place: str
 ) -> tuple[str, ...]:
-    if task not in ANSWERING:
-        return ()
     found = find_answers(given, files, model)
     if found is None:
         raise UserError(
