@@ -11,9 +11,9 @@ import pytest
 
 from tests.demo.samples import assert_five_true_sentences, content
 from vinvl.demo import DemoWorld
+from vinvl.demo.files import NOVEL_SHAPE, CaptionedImage, domain, karpathy_layout, nocaps_file
 from vinvl.demo.scene import SHAPES, Scene, sample_scene
 from vinvl.demo.sentences import describe_shape
-from vinvl.demo.task_files import NOVEL_SHAPE, CaptionedImage, domain, karpathy_layout, nocaps_layout
 
 SPLITS = ("train", "val", "test")
 
@@ -114,10 +114,10 @@ def test_every_domain_of_a_default_world_has_pictures_enough(scenes: list[Scene]
 
 def test_captions_near_domain_name_known_things_and_out_of_domain_mostly_novel_ones(scenes: list[Scene]) -> None:
     images = [CaptionedImage(scene.image_id, "val", ("a",)) for scene in scenes]
-    entries, annotations = nocaps_layout(scenes, images, np.random.default_rng(0))
-    domains = {entry["id"]: entry["domain"] for entry in entries}
+    made = nocaps_file(scenes, images, np.random.default_rng(0))
+    domains = {entry["id"]: entry["domain"] for entry in made["images"]}
     known: dict[object, list[bool]] = {}
-    for entry in annotations:
+    for entry in made["annotations"]:
         names_known = any(shape in str(entry["caption"]) for shape in SHAPES if shape != NOVEL_SHAPE)
         known.setdefault(domains[entry["image_id"]], []).append(names_known)
     assert np.mean(known["near-domain"]) > 0.55

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,12 +24,6 @@ from vinvl.demo.scene import (
     overlap,
     render_scene,
 )
-
-
-def test_features_take_nothing_but_the_crops() -> None:
-    assert list(inspect.signature(crop_features).parameters) == ["crops"]
-    crops = [np.random.default_rng(0).integers(0, 256, size=(20, 30, 3), dtype=np.uint8)]
-    assert np.array_equal(crop_features(crops), crop_features([crops[0].copy()]))
 
 
 def test_the_same_pixels_elsewhere_give_the_same_features() -> None:
@@ -59,10 +51,6 @@ def test_features_do_not_depend_on_the_batch(sizes: list[tuple[int, int]], seed:
         assert np.array_equal(crop_features([crop])[0], together[index])
 
 
-def test_no_crops_give_no_rows() -> None:
-    assert crop_features([]).shape == (0, FEATURE_DIM)
-
-
 def test_features_tell_colours_apart() -> None:
     # One nearest neighbour on features of other pictures finds the colour: the pixels hold what questions ask for.
     features, colours = [], []
@@ -87,28 +75,22 @@ def test_pictures_show_the_colour_of_the_object_on_top() -> None:
 
 
 def test_detections_are_wrong_at_the_stated_rates() -> None:
-    objects = regions = spurious = missed = wrong = wrong_colour = 0
-    for scene in sampled(1500, seed=1):
+    objects, spurious, matched, wrong = 0, 0, 0, np.zeros(2)
+    scenes = sampled(700, seed=1)
+    for scene in scenes:
         found = detect(scene, np.random.default_rng([9, scene.image_id]))
-        assert len(found.boxes) >= 1
-        assert (np.diff(found.class_scores) <= 0).all()
+        assert len(found.boxes) >= 1 and (np.diff(found.scores[:, 0]) <= 0).all()
         assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
-        assert (found.boxes >= 0).all()
-        assert (found.boxes <= [scene.width, scene.height] * 2).all()
-        matched = 0
-        for box, label, attributes in zip(found.boxes, found.classes, found.attributes, strict=True):
-            centre = [thing for thing in scene.objects if np.abs(np.array(thing.box) - box).max() < 0.2 * thing.radius]
-            if not centre:
+        assert (found.boxes >= 0).all() and (found.boxes <= [scene.width, scene.height] * 2).all()
+        objects += len(scene.objects)
+        for box, labels in zip(found.boxes, found.labels, strict=True):
+            away = [float(np.abs(np.array(thing.box) - box).max()) / thing.radius for thing in scene.objects]
+            thing = scene.objects[int(np.argmin(away))]
+            if min(away) >= 0.2:
                 spurious += max(overlap(tuple(box), thing.box) for thing in scene.objects) < 0.15
                 continue
             matched += 1
-            thing = min(centre, key=lambda thing: float(np.abs(np.array(thing.box) - box).max()))
-            wrong += CLASSES[label] != thing.shape
-            wrong_colour += ATTRIBUTES[attributes[0]] != thing.colour
-        objects += len(scene.objects)
-        regions += matched
-        missed += len(scene.objects) - matched
-    assert abs(missed / objects - MISSED_RATE) < 0.012
-    assert abs(wrong / regions - WRONG_RATE) < 0.015
-    assert abs(wrong_colour / regions - WRONG_RATE) < 0.015
-    assert 0.6 * SPURIOUS_RATE < spurious / 1500 <= 1.2 * SPURIOUS_RATE
+            wrong += (CLASSES[labels[0]] != thing.shape, ATTRIBUTES[labels[1]] != thing.colour)
+    assert abs(1 - matched / objects - MISSED_RATE) < 0.012
+    assert (np.abs(wrong / matched - WRONG_RATE) < 0.015).all()
+    assert 0.6 * SPURIOUS_RATE < spurious / len(scenes) <= 1.2 * SPURIOUS_RATE

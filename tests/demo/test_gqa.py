@@ -10,9 +10,9 @@ import pytest
 
 from tests.demo.samples import content, named, sampled, yes_no
 from vinvl.demo import DemoWorld
-from vinvl.demo.questions import Question, ask, question_families
+from vinvl.demo.files import TYPES, gqa_id, gqa_records, without_answers
+from vinvl.demo.questions import Question, ask, gqa_only_families, question_families
 from vinvl.demo.scene import COLOURS, SHAPES, Scene
-from vinvl.demo.sentences import TYPES, gqa_id, gqa_only_families, gqa_records, without_answers
 
 SPLITS = {"train": "train", "val": "val", "test": "testdev"}
 KEYS = {

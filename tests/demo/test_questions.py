@@ -23,7 +23,7 @@ def scenes() -> list[Scene]:
 
 @pytest.fixture(scope="module")
 def questions(scenes: list[Scene]) -> list[Question]:
-    return ask(scenes, 10, np.random.default_rng(5))
+    return ask(scenes, 10, np.random.default_rng(5), question_families())
 
 
 def _independent_answer(scene: Scene, text: str) -> str | None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tests.demo.samples import content, sampled
 from vinvl.demo import DemoWorld
+from vinvl.demo.files import nlvr2_records
 from vinvl.demo.scene import Scene
 from vinvl.demo.sentences import PairsOfCase, state, statement_families
-from vinvl.demo.task_files import nlvr2_records
 
 Things = list[dict[str, object]]
 Record = dict[str, object]

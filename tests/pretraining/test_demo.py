@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 from tests.conftest import TINY_WORLD
-from vinvl.demo.files import DemoWorld
-from vinvl.demo.world import ensure_demo_corpus
+from vinvl.demo.world import DemoWorld, ensure_demo_corpus
 
 
 def test_the_corpus_is_captions_descriptions_and_questions_with_true_answers(demo_data: Path) -> None:

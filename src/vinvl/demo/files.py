@@ -1,336 +1,371 @@
-"""The files of a demo world, in the forms of VQA v2, GQA, NLVR2, COCO and NoCaps captions and the RegionStore."""
+"""What the files of a demo world hold: its content in the layouts of VQA v2, GQA, NLVR2, COCO, Karpathy and NoCaps."""
 
 from __future__ import annotations
 
 import json
+import re
+import string
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from vinvl.demo import questions as answers
-from vinvl.demo import scene as detection
-from vinvl.demo.questions import Question
-from vinvl.demo.scene import ATTRIBUTES, CLASSES, FEATURE_DIM, NUM_ATTRIBUTES, Scene
-from vinvl.demo.sentences import Statement, gqa_records, state, without_answers
-from vinvl.demo.task_files import (
-    IMAGES_PER_PIECE,
-    NOCAPS_STREAM,
-    STATEMENT_STREAM,
-    CaptionedImage,
-    Piece,
-    PieceJob,
-    image_file_name,
-    karpathy_layout,
-    make_piece,
-    nlvr2_records,
-    nocaps_layout,
-    question_id,
-    without_novel,
-)
-from vinvl.demo.tokenizer import write_tokenizer
-from vinvl.regions.regions import LabelMap, Regions
-from vinvl.regions.writer import RegionStoreWriter
-from vinvl.run.errors import UserError
-from vinvl.run.lines import Pool
+from vinvl.demo.questions import Question, gqa_only_families, human_answers, most_common_answer
+from vinvl.demo.scene import ATTRIBUTES, CLASSES, COLOURS, SHAPES, Scene
+from vinvl.demo.sentences import Statement, describe_shape
 
-# Where the files of a demo world lie and how its marker tells one world from another.
-
-
-MARKER = "demo_world.json"
-GENERATOR = "vinvl demo world"
-VERSION = 6  # raise it whenever the same seed would give other files
-# No part of the world, but made from it on the first training: answer vocabularies, the pre-training corpus, and the
-# annotations for a detector.
-MADE_LATER = frozenset({"answers.json", "gqa_answers.json", "pretraining", "detection"})
-SPLITS = ("train", "val", "test")
-NLVR2_SPLITS = {"train": "train", "val": "dev", "test": "test1"}  # the datasets' own names of the splits
-GQA_SPLITS = {"train": "train", "val": "val", "test": "testdev"}
-MAX_IMAGES_PER_SPLIT = 99_999  # so that the ranges of image ids stay apart
-
-
-class SizeOptions(TypedDict):
-    """The fields of `DemoWorldSizes`, as keyword arguments."""
-
-    seed: int
-    num_train_images: int
-    num_val_images: int
-    num_test_images: int
-    questions_per_image: int
-
-
-@dataclass(frozen=True)
-class DemoWorldSizes:
-    """Everything that decides what a demo world holds.
-
-    Args:
-        seed: any integer from 0.
-        num_train_images, num_val_images, num_test_images: 1 to 99,999 pictures; the splits share none.
-        questions_per_image: how many questions a picture gets at most, 1 to 999.
-
-    Raises:
-        UserError: for one that is out of range.
-    """
-
-    seed: int
-    num_train_images: int
-    num_val_images: int
-    num_test_images: int
-    questions_per_image: int
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"The demo world's seed is {self.seed}; give an integer from 0.")
-        most = dict.fromkeys((f"num_{split}_images" for split in SPLITS), MAX_IMAGES_PER_SPLIT)
-        for name, largest in (most | {"questions_per_image": 999}).items():
-            if not 1 <= getattr(self, name) <= largest:
-                raise UserError(f"The demo world's {name} is {getattr(self, name)}; give 1 to {largest:,}.")
-
-    def images(self, split: str) -> int:
-        """Number of pictures of a split."""
-        return int(getattr(self, f"num_{split}_images"))
-
-    def marker(self) -> dict[str, object]:
-        """The content of the marker file."""
-        return {
-            "generator": GENERATOR,
-            "version": VERSION,
-            **vars(self),
-            "rates": {
-                "missed_objects": detection.MISSED_RATE,
-                "wrong_classes_and_attributes": detection.WRONG_RATE,
-                "spurious_regions_per_image": detection.SPURIOUS_RATE,
-                "box_jitter": detection.BOX_JITTER,
-                "answers_in_other_words": answers.VARIANT_RATE,
-                "wrong_answers": answers.WRONG_RATE,
-            },
-        }
-
-
-class DemoWorld:
-    """The files of a demo world; splits are train, val and test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.gqa_submission = folder / "gqa_submission_questions.json"  # GQA's testdev without its answers
-        self.karpathy = folder / "dataset_demo.json"  # captions of all splits in the layout of dataset_coco.json
-        self.nocaps_train = folder / "nocaps_train.json"  # the same of training pictures without the held-out shape
-        self.nocaps_val = folder / "nocaps_val.json"  # COCO captions JSON of the pictures of val, with NoCaps' domains
-        self.images = folder / "images"  # PNG pictures
-        self.tokenizer = folder / "tokenizer"  # a folder that transformers reads
-        self.marker = folder / MARKER  # written last: a folder without it is not a demo world
-
-    def questions(self, split: str) -> Path:
-        """Official VQA v2 question JSON."""
-        return self.folder / f"v2_OpenEnded_mscoco_{split}2014_questions.json"
-
-    def annotations(self, split: str) -> Path:
-        """Official VQA v2 annotation JSON."""
-        return self.folder / f"v2_mscoco_{split}2014_annotations.json"
-
-    def store(self, split: str) -> Path:
-        """RegionStore file."""
-        return self.folder / f"{split}.h5"
-
-    def captions(self, split: str) -> Path:
-        """COCO captions JSON."""
-        return self.folder / f"captions_{split}.json"
-
-    def scenes(self, split: str) -> Path:
-        """What the pictures truly show, for checks; no model reads it."""
-        return self.folder / f"scenes_{split}.json"
-
-    def nlvr2(self, split: str) -> Path:
-        """NLVR2 JSON Lines: val is NLVR2's dev, test its test1."""
-        return self.folder / f"nlvr2_{NLVR2_SPLITS[split]}.json"
-
-    def gqa(self, split: str) -> Path:
-        """GQA question JSON with answers: test is GQA's testdev."""
-        return self.folder / f"gqa_{GQA_SPLITS[split]}_balanced_questions.json"
-
-    def pretraining_corpus(self, split: str) -> Path:
-        """JSONL of captions and of questions with their true answers; made on the first pre-training."""
-        return self.folder / "pretraining" / f"{split}.jsonl"
-
-    def instances(self, split: str) -> Path:
-        """COCO instances JSON with attributes; made on the first training of a detector."""
-        return self.folder / "detection" / f"instances_{split}.json"
-
-    def top_level_names(self) -> set[str]:
-        """Names of all files and folders that may be in the folder of a demo world."""
-        files = (self.questions, self.annotations, self.store, self.captions, self.scenes, self.nlvr2, self.gqa)
-        names = {file(split).name for file in files for split in SPLITS}
-        names |= {path.name for path in (self.gqa_submission, self.karpathy, self.nocaps_train, self.nocaps_val)}
-        return names | {self.images.name, self.tokenizer.name, MARKER} | MADE_LATER
-
-
-def read_marker(folder: Path) -> dict[str, object] | None:
-    """The marker of a folder, or None if the folder bears no marker of ours."""
-    try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return marker if isinstance(marker, dict) and marker.get("generator") == GENERATOR else None
-
-
-DETECTOR = "vinvl demo detector"
-FIRST_IMAGE_IDS = {"train": 100_001, "val": 200_001, "test": 300_001}
+Record = dict[str, object]
 INFO = {
-    "description": "Generated demo world in the format of VQA v2.0.",
-    "url": "",
-    "version": "2.0",
-    "year": 2026,
-    "contributor": "vinvl",
-    "date_created": "2026-01-01 00:00:00",
-}
+    "description": "Generated demo world in the format of VQA v2.0.", "url": "", "version": "2.0", "year": 2026,
+    "contributor": "vinvl", "date_created": "2026-01-01 00:00:00",
+}  # fmt: skip
 LICENSE = {"url": "https://opensource.org/license/mit", "name": "MIT License"}
 
 
-@dataclass
-class _SplitContent:
-    """What later files need of a split that is written."""
-
-    scenes: list[Scene]
-    images: list[CaptionedImage]
-    texts: list[str]  # for the tokenizer: questions, tags and captions
-    later_texts: list[str]  # for the tokenizer's last words: statements, questions of GQA only, and answers
+def image_file_name(image_id: int) -> str:
+    """000000100001.png"""
+    return f"{image_id:012d}.png"
 
 
-def write_world(world: DemoWorld, sizes: DemoWorldSizes, workers: int) -> None:
-    """Make a world in the existing empty folder `world.folder`; the marker is written last."""
-    world.images.mkdir()
-    contents: dict[str, _SplitContent] = {}
-    with ExitStack() as stack:
-        pool = None
-        if workers > 1:
-            # Spawned, not forked: the caller may hold threads and locks of torch or HDF5.
-            pool = stack.enter_context(Pool(workers))
-        for split in SPLITS:
-            jobs = _jobs(split, sizes, world.images)
-            pieces = pool.map(make_piece, jobs) if pool else map(make_piece, jobs)
-            contents[split] = _write_split(world, split, pieces, sizes.seed)
-    _write_caption_splits(world, contents, sizes.seed)
-    write_tokenizer(contents["train"].texts, contents["train"].later_texts, world.tokenizer)
-    _write_json(world.marker, sizes.marker())
+def image_record(image_id: int, width: int, height: int) -> Record:
+    """A picture as COCO's files list it."""
+    return {"id": image_id, "file_name": image_file_name(image_id), "width": width, "height": height}
 
 
-def _jobs(split: str, sizes: DemoWorldSizes, image_folder: Path) -> list[PieceJob]:
-    first = FIRST_IMAGE_IDS[split]
-    ids = range(first, first + sizes.images(split))
-    return [
-        PieceJob(sizes.seed, tuple(ids[start : start + IMAGES_PER_PIECE]), sizes.questions_per_image, image_folder)
-        for start in range(0, len(ids), IMAGES_PER_PIECE)
-    ]
+# VQA v2.
 
 
-def _write_split(world: DemoWorld, split: str, pieces: Iterator[Piece], seed: int) -> _SplitContent:
-    """Write the files of a split; regions go to the store as the pieces come in."""
-    content = _SplitContent([], [], [], [])
-    questions: list[Question] = []
-    gqa_only: list[Question] = []
-    annotations: list[dict[str, object]] = []
-    with RegionStoreWriter(
-        world.store(split),
-        feature_dim=FEATURE_DIM,
-        detector=DETECTOR,
-        label_map=LabelMap(classes=CLASSES, attributes=ATTRIBUTES),
-        num_attributes=NUM_ATTRIBUTES,
-    ) as store:
-        for piece in pieces:
-            for regions in _regions(piece):
-                store.add(regions)
-                content.texts.append(" ".join(CLASSES[index] for index in regions.classes))
-            questions.extend(piece.questions)
-            gqa_only.extend(piece.gqa_only)
-            annotations.extend(piece.annotations)
-            for scene, captions in zip(piece.scenes, piece.captions, strict=True):
-                content.scenes.append(scene)
-                content.images.append(CaptionedImage(scene.image_id, split, tuple(captions)))
-    _write_vqa(world, split, questions, annotations)
-    _write_captions(world, split, content)
-    _write_json(world.scenes(split), {"scenes": [asdict(scene) for scene in content.scenes]})
-    _write_gqa(world, split, [*questions, *gqa_only])
-    statements = _write_nlvr2(world, split, content.scenes, seed)
-    content.texts.extend(question.text for question in questions)
-    content.texts.extend(caption for image in content.images for caption in image.captions)
-    content.later_texts.extend(question.text for question in gqa_only)
-    content.later_texts.extend(statement.sentence for statement in statements)
-    # Answers too: of "yes" in pieces, a hidden one would be guessed from the others without a look at the picture.
-    content.later_texts.extend(question.answer for question in [*questions, *gqa_only])
-    return content
+def question_id(question: Question) -> int:
+    """image_id * 1000 + number, as VQA v2 numbers its questions."""
+    return question.image_id * 1000 + question.number
 
 
-def _write_vqa(
-    world: DemoWorld, split: str, questions: Sequence[Question], annotations: list[dict[str, object]]
-) -> None:
+def annotate(question: Question, rng: np.random.Generator) -> Record:
+    """The VQA v2 annotation of a question: ten answers, their most common one and the types."""
+    answers = human_answers(question, rng)
+    return {
+        "question_type": question.kind,
+        "multiple_choice_answer": most_common_answer(answers),
+        "answers": answers,
+        "image_id": question.image_id,
+        "answer_type": question.answer_type,
+        "question_id": question_id(question),
+    }
+
+
+def vqa_files(questions: Sequence[Question], annotations: list[Record], split: str) -> tuple[Record, Record]:
+    """The content of the question file and of the annotation file."""
     header = {"info": INFO, "data_type": "mscoco", "data_subtype": f"{split}2014", "license": LICENSE}
-    entries = [
-        {"image_id": question.image_id, "question": question.text, "question_id": question_id(question)}
-        for question in questions
-    ]
-    _write_json(world.questions(split), {**header, "task_type": "Open-Ended", "questions": entries})
-    _write_json(world.annotations(split), {**header, "annotations": annotations})
+    entries = [{"image_id": one.image_id, "question": one.text, "question_id": question_id(one)} for one in questions]
+    return {**header, "task_type": "Open-Ended", "questions": entries}, {**header, "annotations": annotations}
 
 
-def _write_captions(world: DemoWorld, split: str, content: _SplitContent) -> None:
-    images: list[dict[str, object]] = []
-    annotations: list[dict[str, object]] = []
-    for scene, image in zip(content.scenes, content.images, strict=True):
-        name = image_file_name(scene.image_id)
-        images.append({"id": scene.image_id, "file_name": name, "width": scene.width, "height": scene.height})
-        for caption in image.captions:
-            annotations.append({"image_id": scene.image_id, "id": len(annotations) + 1, "caption": caption})
-    _write_json(world.captions(split), _coco_captions(images, annotations))
+# GQA: the world's own questions, without counting, and kinds that only GQA has.
 
 
-def _write_gqa(world: DemoWorld, split: str, questions: Iterable[Question]) -> None:
-    records = gqa_records(questions)
-    _write_json(world.gqa(split), records)
-    if split == "test":
-        _write_json(world.gqa_submission, without_answers(records))
+FIRST_GQA_ONLY_NUMBER = 1000  # above every number of the world's own questions
+_OF_TYPE = {  # GQA's structural and semantic type → families; counting is missing, as in GQA
+    ("verify", "obj"): "exists_shape exists_colour",
+    ("verify", "attr"): "is_colour",
+    ("verify", "rel"): "is_left is_right is_above is_below",
+    ("compare", "obj"): "more_shapes",
+    ("compare", "attr"): "larger",
+    ("query", "attr"): "colour_of",
+    ("query", "cat"): "shape_of",
+    ("query", "rel"): "shape_left shape_right shape_above shape_below",
+    ("query", "global"): "most_colour most_shape",
+    ("choose", "attr"): "choose_colour",
+    ("choose", "cat"): "choose_shape",
+    ("logical", "obj"): "exists_both exists_either",
+}
+TYPES = {family: types for types, families in _OF_TYPE.items() for family in families.split()}
+ANSWER_GROUPS = {"color": tuple(COLOURS), "shape": SHAPES}  # GQA's `groups.global`; null for yes and no
+_GQA_ONLY_NAMES = frozenset(family.name for family in gqa_only_families())
 
 
-def _write_nlvr2(world: DemoWorld, split: str, scenes: Sequence[Scene], seed: int) -> list[Statement]:
-    """As many statements as there are pictures, so four times as many pairs."""
-    rng = np.random.default_rng([seed, FIRST_IMAGE_IDS[split], STATEMENT_STREAM])
-    statements = state(scenes, len(scenes), rng)
-    lines = [json.dumps(record) + "\n" for record in nlvr2_records(NLVR2_SPLITS[split], scenes, statements)]
-    world.nlvr2(split).write_text("".join(lines), encoding="utf-8")
-    return statements
+def gqa_records(questions: Iterable[Question]) -> dict[str, Record]:
+    """Question id to record, with all keys of GQA's balanced question files and the true answer.
+
+    Questions of families that are not in `TYPES` (those that count) are left out.
+    """
+    return {gqa_id(question): _gqa_record(question) for question in questions if question.family in TYPES}
 
 
-def _write_caption_splits(world: DemoWorld, contents: dict[str, _SplitContent], seed: int) -> None:
-    """The caption files that reach over the splits, and those with a held-out shape."""
-    everything = [image for split in SPLITS for image in contents[split].images]
-    _write_json(world.karpathy, karpathy_layout(everything, world.images.name))
-    known = without_novel(contents["train"].scenes, contents["train"].images)
-    _write_json(world.nocaps_train, karpathy_layout(known, world.images.name))
-    rng = np.random.default_rng([seed, FIRST_IMAGE_IDS["val"], NOCAPS_STREAM])
-    images, annotations = nocaps_layout(contents["val"].scenes, contents["val"].images, rng)
-    _write_json(world.nocaps_val, _coco_captions(images, annotations))
+def without_answers(records: dict[str, Record]) -> dict[str, Record]:
+    """The records as GQA's submission file has them: nothing in them gives the answer."""
+    # The group names what kind of answer is right, so it goes as well.
+    hidden = {"answer", "fullAnswer", "groups"}
+    return {number: {key: one[key] for key in one if key not in hidden} for number, one in records.items()}
 
 
-def _coco_captions(images: list[dict[str, object]], annotations: list[dict[str, object]]) -> dict[str, object]:
+def gqa_id(question: Question) -> str:
+    """A number as text: image id, then four digits that number the question within the picture."""
+    first = FIRST_GQA_ONLY_NUMBER if question.family in _GQA_ONLY_NAMES else 0
+    return str(question.image_id * 10_000 + first + question.number)
+
+
+def _gqa_record(question: Question) -> Record:
+    structural, semantic = TYPES[question.family]
+    group = next((name for name, words in ANSWER_GROUPS.items() if question.answer in words), None)
+    return {
+        "semantic": [],
+        "entailed": [],
+        "equivalent": [gqa_id(question)],
+        "question": question.text,
+        "imageId": str(question.image_id),
+        "isBalanced": True,
+        "groups": {"global": group, "local": question.family},
+        "answer": question.answer,
+        "semanticStr": "",
+        "annotations": {"answer": {}, "question": {}, "fullAnswer": {}},
+        "types": {"detailed": question.family, "semantic": semantic, "structural": structural},
+        "fullAnswer": f"the answer is {question.answer}",
+    }
+
+
+# NLVR2.
+
+
+NUM_DIRECTORIES = 100  # NLVR2 deals its training pairs out to this many
+
+
+def nlvr2_records(split: str, scenes: Sequence[Scene], statements: Sequence[Statement]) -> list[Record]:
+    """One record per pair, with NLVR2's keys and the pictures' own ids beside them.
+
+    NLVR2 derives image names from the identifier `split-set-pair-sentence`. Here a picture serves in many pairs, so
+    `left_image_id` and `right_image_id` name the two; `synset` and `query` hold subject and family of the statement.
+
+    Args:
+        split: train | dev | test1, the first field of the identifier.
+        scenes: the pictures that the pairs of `statements` mean by their position.
+        statements: one set each, always with sentence number 0.
+    """
+    records: list[Record] = []
+    for set_number, statement in enumerate(statements):
+        for pair_number, (left, right, truth) in enumerate(statement.pairs):
+            ids = [scenes[position].image_id for position in (left, right)]
+            record: Record = {
+                "validation": {},
+                "sentence": statement.sentence,
+                "left_url": image_file_name(ids[0]),
+                "writer": "demo",
+                "label": str(truth),
+                "right_url": image_file_name(ids[1]),
+                "synset": statement.subject,
+                "query": statement.family,
+                "identifier": f"{split}-{set_number}-{pair_number}-0",
+                "left_image_id": str(ids[0]),
+                "right_image_id": str(ids[1]),
+            }
+            # As in NLVR2: only train has directories, only the other splits were validated by more people.
+            if split == "train":
+                record["directory"] = set_number % NUM_DIRECTORIES
+            else:
+                record["extra_validations"] = {}
+            records.append(record)
+    return records
+
+
+# Captions: COCO's own layout, that of the Karpathy splits, and NoCaps with one shape held out of training.
+
+
+# One of every ten pictures of train is "restval", as COCO's Karpathy split has part of its training: the second, so
+# that a world of a few pictures has some of both.
+RESTVAL_EVERY, RESTVAL_PLACE = 10, 2
+NOVEL_SHAPE = "star"
+OUT_OF_DOMAIN_SHARE = 0.5  # from this share of novel objects on a picture is out of domain
+
+
+class CaptionedImage(NamedTuple):
+    """A picture of the world with its captions; `split` is train, val or test of the world."""
+
+    image_id: int
+    split: str
+    captions: Sequence[str]
+
+
+def coco_captions(images: list[Record], captions: Iterable[Sequence[str]]) -> dict[str, Any]:
+    """A COCO captions file of images, each with its captions."""
+    annotations: list[Record] = []
+    for image, texts in zip(images, captions, strict=True):
+        for text in texts:
+            annotations.append({"image_id": image["id"], "id": len(annotations) + 1, "caption": text})
     return {"info": INFO, "images": images, "licenses": [{**LICENSE, "id": 1}], "annotations": annotations}
 
 
-def _regions(piece: Piece) -> Iterator[Regions]:
-    for scene, found, features in zip(piece.scenes, piece.detections, piece.features, strict=True):
-        yield Regions(
-            image_id=str(scene.image_id),
-            features=features,
-            boxes=found.boxes,
-            classes=found.classes,
-            class_scores=found.class_scores,
-            attributes=found.attributes,
-            attribute_scores=found.attribute_scores,
-            width=scene.width,
-            height=scene.height,
+def karpathy_layout(images: Iterable[CaptionedImage], folder: str) -> Record:
+    """The content of a Karpathy file; images and sentences are numbered from 0 in the order given.
+
+    Args:
+        images: the pictures, those of the training split in the order of their ids.
+        folder: goes to `filepath`.
+    """
+    entries: list[Record] = []
+    num_sentences = num_train = 0
+    for imgid, image in enumerate(images):
+        num_train += image.split == "train"
+        in_rest = image.split == "train" and num_train % RESTVAL_EVERY == RESTVAL_PLACE
+        sentids = list(range(num_sentences, num_sentences + len(image.captions)))
+        num_sentences += len(sentids)
+        sentences = [
+            {"raw": caption, "tokens": re.findall("[a-z0-9]+", caption.lower()), "imgid": imgid, "sentid": sent}
+            for sent, caption in zip(sentids, image.captions, strict=True)
+        ]
+        entries.append(
+            {
+                "filepath": folder,
+                "filename": image_file_name(image.image_id),
+                "cocoid": image.image_id,
+                "split": "restval" if in_rest else image.split,
+                "imgid": imgid,
+                "sentids": sentids,
+                "sentences": sentences,
+            }
         )
+    return {"dataset": "demo", "images": entries}
 
 
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+def domain(scene: Scene) -> str:
+    """in-domain without novel objects, out-domain where at least half of the objects are novel, else near-domain.
+
+    NoCaps calls a picture out of domain when all its labelled objects are novel; here few such pictures exist.
+    """
+    novel = sum(thing.shape == NOVEL_SHAPE for thing in scene.objects)
+    if novel == 0:
+        return "in-domain"
+    return "out-domain" if novel >= OUT_OF_DOMAIN_SHARE * len(scene.objects) else "near-domain"
+
+
+def nocaps_file(scenes: Sequence[Scene], images: Sequence[CaptionedImage], rng: np.random.Generator) -> Record:
+    """A COCO captions file with NoCaps' `domain` for every image.
+
+    Pictures in domain keep their captions. The others get five that all name the novel shape; near domain the other
+    objects named are known ones, out of domain novel ones if there are any.
+    """
+    domains = [domain(scene) for scene in scenes]
+    entries = [
+        {**image_record(scene.image_id, scene.width, scene.height), "domain": where}
+        for scene, where in zip(scenes, domains, strict=True)
+    ]
+    captions = [
+        image.captions if where == "in-domain" else describe_shape(scene, NOVEL_SHAPE, where == "out-domain", rng)
+        for scene, image, where in zip(scenes, images, domains, strict=True)
+    ]
+    content = coco_captions(entries, captions)
+    content["annotations"] = [
+        {"id": one["id"], **one} for one in content["annotations"]
+    ]  # "id" first, as NoCaps has it
+    return content
+
+
+# The world as a pre-training corpus and as pictures with annotated objects; scenes are those of its scene files.
+
+
+def corpus_rows(
+    captions: dict[str, Any], scenes: list[dict[str, Any]], questions: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Captions and descriptions of objects without tags (those of the store are used), then questions.
+
+    Descriptions say everything about one object, as Visual Genome's do of a region: from these a small model learns
+    quickest. Answers are the true ones, of the GQA file: those of the VQA annotations are as people give them.
+    """
+    for annotation in captions["annotations"]:
+        yield {"image_id": annotation["image_id"], "text": annotation["caption"], "source": "captions"}
+    for scene in scenes:
+        for thing in scene["objects"]:
+            text = f"a {thing['size']} {thing['texture']} {thing['colour']} {thing['shape']}"
+            yield {"image_id": scene["image_id"], "text": text, "source": "descriptions"}
+    for one in questions.values():
+        yield {"image_id": one["imageId"], "text": one["question"], "answer": one["answer"], "source": "questions"}
+
+
+def instances(scenes: list[dict[str, Any]]) -> Record:
+    """A COCO instances file with colours and textures as attributes.
+
+    A box is the square around the object's circle, as in the demo's region stores, also where the object is smaller or
+    is behind another one.
+    """
+    annotations: list[Record] = []
+    for scene in scenes:
+        for thing in scene["objects"]:
+            side = 2 * thing["radius"]
+            corner = (thing["x"] - thing["radius"], thing["y"] - thing["radius"])
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": scene["image_id"],
+                    "category_id": CLASSES.index(thing["shape"]),
+                    "bbox": [round(value, 2) for value in (*corner, side, side)],
+                    "area": round(side * side, 2),
+                    "iscrowd": 0,
+                    "attributes": [thing["colour"], thing["texture"]],
+                }
+            )
+    return {
+        "info": {"description": "Generated demo world."},
+        "images": [image_record(scene["image_id"], scene["width"], scene["height"]) for scene in scenes],
+        "categories": [{"id": index, "name": name} for index, name in enumerate(CLASSES) if index > 0],
+        "attributes": [{"id": index, "name": name} for index, name in enumerate(ATTRIBUTES) if index > 0],
+        "annotations": annotations,
+    }
+
+
+# The world's own WordPiece vocabulary, as a transformers tokenizer folder.
+
+
+VOCABULARY_SIZE = 1000
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
+}  # fmt: skip
+_CHARACTERS = string.ascii_lowercase + string.digits
+# Letters and digits at the start of and inside words, and marks: every plain text can be spelt out.
+SPELLING = (*string.punctuation, *_CHARACTERS, *(f"##{character}" for character in _CHARACTERS))
+
+
+def write_tokenizer(texts: Iterable[str], later_texts: Iterable[str], folder: Path) -> None:
+    """Train a lower-casing WordPiece tokenizer on texts and write the folder that `AutoTokenizer` loads as BERT's.
+
+    Args:
+        texts: the training text, one string per question, tag list or caption.
+        later_texts: more of it; words that only these have get the ids after all others.
+        folder: made here; gets tokenizer.json, tokenizer_config.json and vocab.txt.
+    """
+    # With so few words every frequent word gets a piece of its own. So the words are counted and the letters added,
+    # instead of merged by WordPieceTrainer, whose choice between equally frequent pairs differs from run to run.
+    pieces = [*SPECIAL_TOKENS.values(), *SPELLING]
+    for part in (texts, later_texts):
+        pieces += [word for word in _frequent_words(part) if word not in pieces]
+    pieces = pieces[:VOCABULARY_SIZE]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = _lower_casing(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")))
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
+    names = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
+    config |= {name: SPECIAL_TOKENS[name] for name in names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def _lower_casing(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with BERT's splitting into lower-case words and marks."""
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _frequent_words(texts: Iterable[str]) -> list[str]:
+    """The words that come twice at least, by falling frequency and then by letter."""
+    counter = _lower_casing(Tokenizer(models.WordLevel(unk_token="[UNK]")))
+    trainer = trainers.WordLevelTrainer(vocab_size=VOCABULARY_SIZE, min_frequency=2, show_progress=False)
+    counter.train_from_iterator(texts, trainer)
+    vocabulary = counter.get_vocab()
+    return sorted(vocabulary, key=lambda word: vocabulary[word])

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 
-from vinvl.demo.scene import COLOURS, HEIGHT, SHAPES, SIZE_RADII, TEXTURES, WIDTH, Scene, SceneObject
+from vinvl.demo.scene import COLOURS, HEIGHT, SHAPES, SIZE_RADII, WIDTH, Scene, SceneObject
 
 # The kinds of questions of the demo world: for a scene, every question of a kind, grouped by its true answer.
 
@@ -33,11 +33,6 @@ class QuestionFamily:
     fillings: Callable[[Scene], Fillings]
 
 
-def plural(word: str) -> str:
-    """circle -> circles, cross -> crosses."""
-    return word + ("es" if word.endswith("s") else "s")
-
-
 def only_ones(scene: Scene, attribute: str) -> dict[str, SceneObject]:
     """Objects that are the only one of their `attribute` ("shape" or "colour") in the scene, by its value."""
     counts = Counter(getattr(thing, attribute) for thing in scene.objects)
@@ -47,7 +42,7 @@ def only_ones(scene: Scene, attribute: str) -> dict[str, SceneObject]:
 def noun(attribute: str, value: str, many: bool = False) -> str:
     """What is called by its shape or its colour: "star", "red object", "stars", "red objects"."""
     if attribute == "shape":
-        return plural(value) if many else value
+        return f"{value}s" if many else value
     return f"{value} object{'s' if many else ''}"
 
 
@@ -116,7 +111,7 @@ def _more_shapes(scene: Scene) -> Fillings:
     result: Fillings = {"yes": [], "no": []}
     for first, second in permutations(sorted(counts), 2):
         if counts[first] != counts[second]:
-            result["yes" if counts[first] > counts[second] else "no"].append((plural(first), plural(second)))
+            result["yes" if counts[first] > counts[second] else "no"].append((f"{first}s", f"{second}s"))
     return result
 
 
@@ -167,6 +162,51 @@ def question_families() -> tuple[QuestionFamily, ...]:
     )
 
 
+def gqa_only_families() -> tuple[QuestionFamily, ...]:
+    """Kinds of questions that the world's VQA files do not ask: choices, logic and the picture as a whole."""
+    kind = QuestionFamily
+    choose_colour = ("is the {0} {1} or {2}?", "which color is the {0}, {1} or {2}?")
+    choose_shape = ("is the {0} a {1} or a {2}?", "what is the {0}, a {1} or a {2}?")
+    both = ("is there a {0} and a {1}?", "does the picture show both a {0} and a {1}?")
+    either = ("is there a {0} or a {1}?", "does the picture show either a {0} or a {1}?")
+    most_colour, most_shape = (f"what {what} are most of the objects?" for what in ("color", "shape"))
+    return (
+        kind("choose_colour", "choose", "other", 2, choose_colour, partial(_choose, "shape", "colour")),
+        kind("choose_shape", "choose", "other", 2, choose_shape, partial(_choose, "colour", "shape")),
+        kind("exists_both", "logical", "yes/no", 2, both, partial(_exists_two, all)),
+        kind("exists_either", "logical", "yes/no", 2, either, partial(_exists_two, any)),
+        kind("most_colour", "global", "other", 1, (most_colour,), partial(_most, "colour")),
+        kind("most_shape", "global", "other", 1, (most_shape,), partial(_most, "shape")),
+    )
+
+
+def _choose(named_by: str, asked: str, scene: Scene) -> Fillings:
+    """Which of two values of `asked` the only thing of a shape or colour has."""
+    result: Fillings = {}
+    for value, thing in only_ones(scene, named_by).items():
+        truth = getattr(thing, asked)
+        offers = permutations(COLOURS if asked == "colour" else SHAPES, 2)
+        words = [(noun(named_by, value), *offered) for offered in offers if truth in offered]
+        result.setdefault(truth, []).extend(words)
+    return result
+
+
+def _exists_two(combine: Callable[[tuple[bool, bool]], bool], scene: Scene) -> Fillings:
+    """Whether a shape and a colour are both (`all`) or not both missing (`any`) in the scene."""
+    shapes, colours = ({getattr(thing, of) for thing in scene.objects} for of in ("shape", "colour"))
+    result: Fillings = {"yes": [], "no": []}
+    for shape, colour in product(SHAPES, COLOURS):
+        truth = combine((shape in shapes, colour in colours))
+        result["yes" if truth else "no"].append((shape, noun("colour", colour)))
+    return result
+
+
+def _most(asked: str, scene: Scene) -> Fillings:
+    """What more than half of the objects are."""
+    value, count = Counter(getattr(thing, asked) for thing in scene.objects).most_common(1)[0]
+    return {value: [()]} if 2 * count > len(scene.objects) else {}
+
+
 FAMILY_TRIES = 40  # families tried for one question before the picture gets fewer questions
 
 
@@ -187,14 +227,13 @@ def ask(
     scenes: list[Scene],
     questions_per_image: int,
     rng: np.random.Generator,
-    families: Sequence[QuestionFamily] | None = None,
+    families: Sequence[QuestionFamily],
 ) -> list[Question]:
-    """Ask questions of the given families (`question_families` without) so that their text tells little of the answer.
+    """Ask questions of some families so that their text tells little of the answer.
 
     A family is used on a scene only where at least two answers are possible, or for open questions where the rarest
     answer so far is within reach, so that inside every family each answer comes up about equally often.
     """
-    families = question_families() if families is None else families
     shares = np.array([family.weight for family in families])
     shares = shares / shares.sum()
     given: dict[str, Counter[str]] = {family.name: Counter() for family in families}
@@ -230,8 +269,9 @@ def _ask_one(
     fillings = possible[answer]
     words = fillings[int(rng.integers(len(fillings)))]
     phrasing = family.phrasings[int(rng.integers(len(family.phrasings)))]
-    text = phrasing.format(*words)
-    return Question(scene.image_id, number, text, answer, family.kind, family.name, family.answer_type)
+    return Question(
+        scene.image_id, number, phrasing.format(*words), answer, family.kind, family.name, family.answer_type
+    )
 
 
 # Ten answers a question, as ten people would type them: mostly the same, now and then another word or a slip.
@@ -251,22 +291,12 @@ VARIANTS = {
     "green": ("grass green", "gren"),
     "blue": ("dark blue", "bleu"),
     "yellow": ("golden", "yelow"),
-    "purple": ("violet", "puple"),
-    "black": ("dark grey", "balck"),
     "circle": ("disc", "round thing", "cirlce"),
     "square": ("box", "rectangle", "sqaure"),
     "triangle": ("triangel", "pyramid"),
     "star": ("5 pointed star", "satr"),
-    "cross": ("plus sign", "corss"),
-    "diamond": ("rhombus", "dimond"),
-    "plain": ("no pattern", "solid"),
-    "striped": ("stripes", "stirped"),
-    "dotted": ("dots", "polka dots"),
-    "small": ("little", "tiny"),
-    "medium": ("middle", "average"),
-    "large": ("big", "huge"),
 }
-_GROUPS = (("yes", "no"), ("1", "2", "3", "4"), tuple(COLOURS), SHAPES, TEXTURES, tuple(SIZE_RADII))
+_GROUPS = (("yes", "no"), ("1", "2", "3", "4"), tuple(COLOURS), SHAPES)
 
 
 def human_answers(question: Question, rng: np.random.Generator) -> list[dict[str, str | int]]:
@@ -274,10 +304,9 @@ def human_answers(question: Question, rng: np.random.Generator) -> list[dict[str
 
     Tries again in the rare case that fewer than seven of the ten say the true answer.
     """
-    while True:
+    texts: list[str] = []
+    while texts.count(question.answer) < 7:
         texts = [_one_answer(question.answer, rng) for _ in range(NUM_PEOPLE)]
-        if texts.count(question.answer) >= 7:
-            break
     answers: list[dict[str, str | int]] = []
     for number, text in enumerate(texts, start=1):
         sure = 0.9 if text == question.answer else 0.4

@@ -6,17 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "square", "triangle", "star")
-COLOURS = {
-    "red": (214, 40, 40),
-    "green": (36, 160, 60),
-    "blue": (40, 80, 215),
-    "yellow": (238, 205, 30),
-}
+COLOURS = {"red": (214, 40, 40), "green": (36, 160, 60), "blue": (40, 80, 215), "yellow": (238, 205, 30)}
 TEXTURES = ("plain", "striped", "dotted")
 SIZE_RADII = {"small": (9.0, 11.0), "medium": (16.0, 18.5), "large": (25.0, 28.0)}  # half the side, in pixels
 
@@ -61,13 +57,10 @@ class Scene:
 
 def sample_scene(image_id: int, rng: np.random.Generator) -> Scene:
     """Sample a scene of 3 to 10 objects whose boxes overlap by at most `MAX_OVERLAP` of the smaller one."""
-    counts = np.array(list(OBJECT_COUNT_WEIGHTS), dtype=np.int64)
     weights = np.array(list(OBJECT_COUNT_WEIGHTS.values()), dtype=np.float64)
-    wanted = int(rng.choice(counts, p=weights / weights.sum()))
-    while True:
-        objects = _place_objects(wanted, rng)
-        if len(objects) == wanted:
-            break
+    wanted = int(rng.choice(np.array(list(OBJECT_COUNT_WEIGHTS)), p=weights / weights.sum()))
+    while len(objects := _place_objects(wanted, rng)) < wanted:
+        pass
     top, bottom = rng.integers(218, 240, size=2)
     return Scene(image_id, tuple(objects), (int(top), int(bottom)))
 
@@ -110,6 +103,7 @@ def overlap(first: tuple[float, ...], second: tuple[float, ...]) -> float:
 CLASSES = ("__background__", *SHAPES)
 ATTRIBUTES = ("__no_attribute__", *COLOURS, *TEXTURES)
 NUM_ATTRIBUTES = 2  # a colour and a texture for every region
+NUM_LABELS = (len(SHAPES), len(COLOURS), len(TEXTURES))
 
 MISSED_RATE = 0.02  # objects without a region
 WRONG_RATE = 0.06  # regions of objects whose class is another one; the same for colour and texture
@@ -118,15 +112,12 @@ BOX_JITTER = 0.03  # standard deviation of each box edge, as a share of the obje
 SPURIOUS_TRIES = 20
 
 
-@dataclass(frozen=True)
-class Detections:
+class Detections(NamedTuple):
     """Regions of one picture, by falling class score."""
 
     boxes: np.ndarray  # (R, 4) float32 x1 y1 x2 y2
-    classes: np.ndarray  # (R,) int32
-    class_scores: np.ndarray  # (R,) float32
-    attributes: np.ndarray  # (R, 2) int32
-    attribute_scores: np.ndarray  # (R, 2) float32
+    labels: np.ndarray  # (R, 3) int32: class, colour, texture
+    scores: np.ndarray  # (R, 3) float32, of each
 
 
 def detect(scene: Scene, rng: np.random.Generator) -> Detections:
@@ -135,22 +126,19 @@ def detect(scene: Scene, rng: np.random.Generator) -> Detections:
     rows: list[tuple[np.ndarray, list[int], list[float]]] = []
     for thing in kept:
         edges = np.array(thing.box) + rng.normal(0, BOX_JITTER * 2 * thing.radius, size=4)
-        labels = [
-            1 + _maybe_wrong(SHAPES.index(thing.shape), len(SHAPES), rng),
-            1 + _maybe_wrong(list(COLOURS).index(thing.colour), len(COLOURS), rng),
-            1 + len(COLOURS) + _maybe_wrong(TEXTURES.index(thing.texture), len(TEXTURES), rng),
-        ]
-        rows.append((edges, labels, _scores(rng, low=0.55)))
+        places = (SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), TEXTURES.index(thing.texture))
+        numbers = [_maybe_wrong(place, size, rng) for place, size in zip(places, NUM_LABELS, strict=True)]
+        rows.append((edges, numbers, _scores(rng, low=0.55)))
     for _ in range(int(rng.poisson(SPURIOUS_RATE))):
         empty = _empty_box(scene, rng)
         if empty is not None:
-            rows.append((empty, _random_labels(rng), _scores(rng, low=0.2, high=0.6)))
+            colour, texture, shape = (int(rng.integers(NUM_LABELS[kind])) for kind in (1, 2, 0))
+            rows.append((empty, [shape, colour, texture], _scores(rng, low=0.2, high=0.6)))
     rows.sort(key=lambda row: -row[2][0])
-    boxes = np.array([row[0] for row in rows])
+    boxes, numbers_of, scores = (np.array(column) for column in zip(*rows, strict=True))
     boxes = np.clip(boxes, 0, [scene.width, scene.height] * 2).astype(np.float32)
-    labels_array = np.array([row[1] for row in rows], dtype=np.int32)
-    scores = np.array([row[2] for row in rows], dtype=np.float32)
-    return Detections(boxes, labels_array[:, 0], scores[:, 0], labels_array[:, 1:], scores[:, 1:])
+    labels = np.add(numbers_of, (1, 1, 1 + len(COLOURS)))  # after the background, and textures after the colours
+    return Detections(boxes, labels.astype(np.int32), scores.astype(np.float32))
 
 
 def _maybe_wrong(index: int, size: int, rng: np.random.Generator) -> int:
@@ -163,12 +151,6 @@ def _maybe_wrong(index: int, size: int, rng: np.random.Generator) -> int:
 def _scores(rng: np.random.Generator, low: float, high: float = 0.99) -> list[float]:
     """Class, colour and texture scores."""
     return [float(low + (high - low) * rng.beta(3, 1.2)) for _ in range(3)]
-
-
-def _random_labels(rng: np.random.Generator) -> list[int]:
-    colour = 1 + int(rng.integers(len(COLOURS)))
-    texture = 1 + len(COLOURS) + int(rng.integers(len(TEXTURES)))
-    return [1 + int(rng.integers(len(SHAPES))), colour, texture]
 
 
 def _empty_box(scene: Scene, rng: np.random.Generator) -> np.ndarray | None:
@@ -243,17 +225,9 @@ def outline_of(shape: str, turn: float) -> list[tuple[float, float]]:
         corners = [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)]
     elif shape == "triangle":
         corners = [(0.0, -1.0), (0.98, 0.85), (-0.98, 0.85)]
-    elif shape == "diamond":
-        corners = [(0.0, -1.0), (0.8, 0.0), (0.0, 1.0), (-0.8, 0.0)]
-    elif shape == "star":
+    else:  # a star
         outer, inner = _regular(5, -90.0), [(0.42 * x, 0.42 * y) for x, y in _regular(5, -54.0)]
         corners = [corner for pair in zip(outer, inner, strict=True) for corner in pair]
-    elif shape == "cross":
-        arm = 0.34
-        corners = [(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm),
-                   (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)]  # fmt: skip
-    else:
-        raise ValueError(f"There is no shape called {shape!r}.")
     cosine, sine = math.cos(math.radians(turn)), math.sin(math.radians(turn))
     return [(cosine * x - sine * y, sine * x + cosine * y) for x, y in corners]
 
@@ -302,13 +276,11 @@ def crop_features(crops: Sequence[np.ndarray]) -> np.ndarray:
     """Features of crops.
 
     Args:
-        crops: R arrays (h, w, 3) uint8 of RGB pixels, each of its own size.
+        crops: R arrays (h, w, 3) uint8 of RGB pixels, each of its own size; one at least.
 
     Returns:
         (R, 2048) float16, non-negative.
     """
-    if not crops:
-        return np.zeros((0, FEATURE_DIM), dtype=np.float16)
     described = np.stack([describe_crop(crop) for crop in crops]).astype(np.float32)  # (R, F)
     activations = (described - _typical_description()) @ _projection()  # (R, 2048), exact integers
     scaled = activations / np.float32(TYPICAL_SPREAD) - np.float32(THRESHOLD)

@@ -1,17 +1,15 @@
-"""Captions, statements on two pictures, and GQA's questions, about scenes of the demo world."""
+"""Captions of scenes of the demo world, and statements about two of them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import permutations, product
+from itertools import product
 from operator import eq, gt, lt
 
 import numpy as np
 
-from vinvl.demo.questions import Fillings, Question, QuestionFamily, noun, only_ones, plural
 from vinvl.demo.scene import COLOURS, SHAPES, Scene, SceneObject
 
 # Five captions a picture.
@@ -47,7 +45,7 @@ def describe_shape(scene: Scene, shape: str, more_of_it: bool, rng: np.random.Ge
 
 def _sentences(scene: Scene, order: list[SceneObject], counted: str, singled_out: SceneObject) -> list[str]:
     count = sum(thing.shape == counted for thing in scene.objects)
-    many = f"{_NUMBERS[count]} {plural(counted) if count > 1 else counted}"
+    many = f"{_NUMBERS[count]} {counted}{'s' if count > 1 else ''}"
     total = _NUMBERS[len(scene.objects)]
     return [
         f"a {_short(order[0])} and a {_short(order[1])} on a light background",
@@ -68,126 +66,7 @@ def _relation(first: SceneObject, second: SceneObject) -> str:
     return "above" if first.y < second.y else "below"
 
 
-# Questions of the demo world as the records of GQA: the world's own, without counting, and kinds that only GQA has.
-
-
-GQA_ONLY_PER_IMAGE = 3
-FIRST_GQA_ONLY_NUMBER = 1000  # above every number of the world's own questions
-TYPES = {  # family -> GQA's structural and semantic type; counting is missing, as in GQA
-    "exists_shape": ("verify", "obj"),
-    "exists_colour": ("verify", "obj"),
-    "colour_of": ("query", "attr"),
-    "is_colour": ("verify", "attr"),
-    "is_left": ("verify", "rel"),
-    "is_right": ("verify", "rel"),
-    "is_above": ("verify", "rel"),
-    "is_below": ("verify", "rel"),
-    "more_shapes": ("compare", "obj"),
-    "larger": ("compare", "attr"),
-    "shape_of": ("query", "cat"),
-    "shape_left": ("query", "rel"),
-    "shape_right": ("query", "rel"),
-    "shape_above": ("query", "rel"),
-    "shape_below": ("query", "rel"),
-    "choose_colour": ("choose", "attr"),
-    "choose_shape": ("choose", "cat"),
-    "exists_both": ("logical", "obj"),
-    "exists_either": ("logical", "obj"),
-    "most_colour": ("query", "global"),
-    "most_shape": ("query", "global"),
-}
-ANSWER_GROUPS = {"color": tuple(COLOURS), "shape": SHAPES}  # GQA's `groups.global`; null for yes and no
-
-
-def gqa_records(questions: Iterable[Question]) -> dict[str, dict[str, object]]:
-    """Question id to record, with all keys of GQA's balanced question files and the true answer.
-
-    Questions of families that are not in `TYPES` (those that count) are left out.
-    """
-    return {gqa_id(question): _record(question) for question in questions if question.family in TYPES}
-
-
-def without_answers(records: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """The records as GQA's submission file has them: nothing in them gives the answer."""
-    # The group names what kind of answer is right, so it goes as well.
-    hidden = {"answer", "fullAnswer", "groups"}
-    return {number: {key: value for key, value in record.items() if key not in hidden}
-            for number, record in records.items()}  # fmt: skip
-
-
-def gqa_id(question: Question) -> str:
-    """A number as text: image id, then four digits that number the question within the picture."""
-    number = question.number
-    if question.family in _GQA_ONLY_NAMES:
-        number += FIRST_GQA_ONLY_NUMBER
-    return str(question.image_id * 10_000 + number)
-
-
-def gqa_only_families() -> tuple[QuestionFamily, ...]:
-    """Kinds of questions that the world's VQA files do not ask: choices, logic and the picture as a whole."""
-    kind = QuestionFamily
-    choose_colour = ("is the {0} {1} or {2}?", "which color is the {0}, {1} or {2}?")
-    choose_shape = ("is the {0} a {1} or a {2}?", "what is the {0}, a {1} or a {2}?")
-    both = ("is there a {0} and a {1}?", "does the picture show both a {0} and a {1}?")
-    either = ("is there a {0} or a {1}?", "does the picture show either a {0} or a {1}?")
-    most_colour, most_shape = (f"what {what} are most of the objects?" for what in ("color", "shape"))
-    return (
-        kind("choose_colour", "choose", "other", 2, choose_colour, partial(_choose, "shape", "colour")),
-        kind("choose_shape", "choose", "other", 2, choose_shape, partial(_choose, "colour", "shape")),
-        kind("exists_both", "logical", "yes/no", 2, both, partial(_exists_two, all)),
-        kind("exists_either", "logical", "yes/no", 2, either, partial(_exists_two, any)),
-        kind("most_colour", "global", "other", 1, (most_colour,), partial(_most, "colour")),
-        kind("most_shape", "global", "other", 1, (most_shape,), partial(_most, "shape")),
-    )
-
-
-def _choose(named_by: str, asked: str, scene: Scene) -> Fillings:
-    """Which of two values of `asked` the only thing of a shape or colour has."""
-    result: Fillings = {}
-    for value, thing in only_ones(scene, named_by).items():
-        truth = getattr(thing, asked)
-        offers = permutations(COLOURS if asked == "colour" else SHAPES, 2)
-        words = [(noun(named_by, value), *offered) for offered in offers if truth in offered]
-        result.setdefault(truth, []).extend(words)
-    return result
-
-
-def _exists_two(combine: Callable[[tuple[bool, bool]], bool], scene: Scene) -> Fillings:
-    """Whether a shape and a colour are both (`all`) or not both missing (`any`) in the scene."""
-    shapes, colours = ({getattr(thing, of) for thing in scene.objects} for of in ("shape", "colour"))
-    result: Fillings = {"yes": [], "no": []}
-    for shape, colour in product(SHAPES, COLOURS):
-        truth = combine((shape in shapes, colour in colours))
-        result["yes" if truth else "no"].append((shape, noun("colour", colour)))
-    return result
-
-
-def _most(asked: str, scene: Scene) -> Fillings:
-    """What more than half of the objects are."""
-    value, count = Counter(getattr(thing, asked) for thing in scene.objects).most_common(1)[0]
-    return {value: [()]} if 2 * count > len(scene.objects) else {}
-
-
-_GQA_ONLY_NAMES = frozenset(family.name for family in gqa_only_families())
-
-
-def _record(question: Question) -> dict[str, object]:
-    structural, semantic = TYPES[question.family]
-    group = next((name for name, words in ANSWER_GROUPS.items() if question.answer in words), None)
-    return {
-        "semantic": [],
-        "entailed": [],
-        "equivalent": [gqa_id(question)],
-        "question": question.text,
-        "imageId": str(question.image_id),
-        "isBalanced": True,
-        "groups": {"global": group, "local": question.family},
-        "answer": question.answer,
-        "semanticStr": "",
-        "annotations": {"answer": {}, "question": {}, "fullAnswer": {}},
-        "types": {"detailed": question.family, "semantic": semantic, "structural": structural},
-        "fullAnswer": f"the answer is {question.answer}",
-    }
+# Statements about two pictures, each put to pairs of which half make it true.
 
 
 PAIRS_PER_STATEMENT = 4  # two true, two false: the words of a statement tell nothing of its truth
@@ -287,8 +166,8 @@ def picture_facts(scenes: Sequence[Scene]) -> list[Fact]:
     for number, shape in enumerate(SHAPES):
         of_shape = counts[:, :, number].sum(axis=1)
         facts.append(Fact("shape", f"a {shape}", _as_values(of_shape > 0)))
-        facts.append(Fact("two", f"exactly two {plural(shape)}", _as_values(of_shape == 2)))
-        facts.append(Fact("shape_count", plural(shape), of_shape))
+        facts.append(Fact("two", f"exactly two {shape}s", _as_values(of_shape == 2)))
+        facts.append(Fact("shape_count", f"{shape}s", of_shape))
     for number, colour in enumerate(COLOURS):
         of_colour = counts[:, number].sum(axis=1)
         facts.append(Fact("colour", f"a {colour} object", _as_values(of_colour > 0)))
