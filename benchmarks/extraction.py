@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from vinvl.detector import DetectedRegions, Detector, DetectorConfig, pad_batch
 from vinvl.detector import backbone as resnext_module
-from vinvl.detector.backbone import FrozenBatchNorm2d
+from vinvl.detector.backbone import FrozenBatchNorm2d, RegionHead
+from vinvl.detector.boxes import box_bins
 from vinvl.detector.detector import normalised, resized_pixels
 from vinvl.detector.heads import RegionFeatures, RegionMaps
-from vinvl.detector.roi_align import box_bins
 from vinvl.extraction.run import store_regions
 from vinvl.pictures import ReadingOptions, read_picture
 from vinvl.regions import LabelMap, RegionStoreWriter
@@ -98,8 +98,8 @@ def one_batch(
             batch = batch.contiguous(memory_format=torch.channels_last)
         return detector.backbone(batch), sizes
 
-    def regions() -> tuple[object, Tensor]:
-        maps = features.maps(c4)
+    def regions() -> tuple[RegionMaps, Tensor]:
+        maps = features.head.projections(c4)
         return maps, features.of_boxes(maps, proposals, config.boxes_per_pass).float()
 
     def write() -> None:
@@ -111,11 +111,12 @@ def one_batch(
     proposals = watch("RPN, its NMS", lambda: detector.propose(c4, sizes))
     maps, vectors = watch("RoIAlign, C5 head", regions)
     selections, boxes = watch("classes, NMS", lambda: detector.classify(vectors, proposals, sizes))
-    attributes = watch("attributes", lambda: detector.describe(maps, vectors, proposals, selections, boxes))  # type: ignore[arg-type]
-    chosen = vectors.split([len(one) for one in proposals])
+    of_images = zip(vectors.split([len(one) for one in proposals]), selections, strict=True)
+    chosen = [of_image[kept.proposals] for of_image, kept in of_images]
+    attributes = watch("attributes", lambda: detector.describe(maps, chosen, selections, boxes))
     found = [
         DetectedRegions(
-            boxes[i], boxes[i], selections[i].labels, selections[i].scores, chosen[i][selections[i].proposals],
+            boxes[i], boxes[i], selections[i].labels, selections[i].scores, chosen[i],
             attributes[i][0], attributes[i][1], original_sizes[i],
         )
         for i in range(len(paths))
@@ -129,20 +130,20 @@ def separate_norm(features: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNor
     return result
 
 
-def maps_alone(features: RegionFeatures, c4: Tensor) -> RegionMaps:
-    return RegionMaps(c4, (c4, c4))
+def maps_alone(head: RegionHead, c4: Tensor) -> RegionMaps:
+    return c4, c4
 
 
 def pooled_first(features: RegionFeatures, maps: RegionMaps, boxes: Tensor, images: Tensor) -> Tensor:
-    vectors: Tensor = features.head(box_bins(boxes, images, maps.c4).pool(maps.c4))
-    return vectors
+    c5: Tensor = features.head.layer4(box_bins(boxes, images, maps[0]).pool(maps[0]))
+    return c5.mean(dim=(2, 3))
 
 
 @contextmanager
 def as_published() -> Iterator[None]:
     with (
         mock.patch.object(resnext_module, "normalised_convolution", separate_norm),
-        mock.patch.object(RegionFeatures, "maps", maps_alone),
+        mock.patch.object(RegionHead, "projections", maps_alone),
         mock.patch.object(RegionFeatures, "_of_one_pass", pooled_first),
     ):
         yield

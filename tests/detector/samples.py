@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests import golden
 from vinvl.detector import Architecture, DetectedRegions, Detector, DetectorConfig
+from vinvl.detector.boxes import box_bins
 
 SMALL_WEIGHTS = golden.whole("detector/small_state_dict.safetensors")
 SMALL = DetectorConfig(
@@ -67,6 +68,12 @@ def small_detector() -> Detector:
     missing, unexpected = detector.load_state_dict(load_file(SMALL_WEIGHTS), strict=False)
     assert not unexpected and all(name.startswith("attribute.feature_extractor.") for name in missing)
     return detector.eval()
+
+
+def roi_align(features: Tensor, boxes: list[Tensor], **options: Any) -> Tensor:
+    """Pooled features (sum of boxes, C, bins, bins) of maps (B, C, H, W) and the boxes of each."""
+    images = torch.tensor([image for image, own in enumerate(boxes) for _ in own], dtype=torch.int64)
+    return box_bins(torch.cat(boxes), images, features, **options).pool(features)
 
 
 def full_state_dict(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:

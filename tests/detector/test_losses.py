@@ -26,7 +26,7 @@ from vinvl.detector.losses import (
     rpn_losses,
     sample_regions,
 )
-from vinvl.detector.starting import initialise
+from vinvl.detector.task import initialise
 from vinvl.run.errors import UserError
 
 Box = tuple[float, float, float, float]
@@ -177,7 +177,7 @@ def test_what_regions_learn_is_what_the_published_code_recorded() -> None:
     assert torch.equal(everything.attributes[rows], RECORDED["attr.matched_attributes"])
     predictor = AttributePredictor(
         Architecture(
-            num_classes=6, num_attributes=9, class_embedding_size=4, attribute_hidden_size=5, first_stage_channels=0
+            num_classes=6, num_attributes=9, class_embedding_size=4, attribute_hidden_size=5, first_stage_channels=1
         )
     )
     predictor.fc_attr = torch.nn.Linear(14, 5)
@@ -377,10 +377,10 @@ def losses_of(detector: Detector, targets: list[Objects], seed: int = 1) -> dict
     config = TrainingSettings(region_samples=16, rpn_samples=32)
     losses = detector_losses(detector, images, [(64, 96)] * len(targets), targets, config, generator(seed))
     detector.zero_grad()
-    total = losses.total()
+    total = sum(losses.values(), torch.zeros(()))
     total.backward()
-    assert total.item() == pytest.approx(sum(loss.item() for loss in losses.by_name().values()))
-    return {name: loss.item() for name, loss in losses.by_name().items()}
+    assert total.item() == pytest.approx(sum(loss.item() for loss in losses.values()))
+    return {name: loss.item() for name, loss in losses.items()}
 
 
 def test_losses_of_a_batch_reach_every_part_and_repeat() -> None:

@@ -11,24 +11,23 @@ from PIL import Image
 from torch import Tensor
 
 from tests import golden
-from tests.detector.samples import SMALL, recorded, recorded_json
+from tests.detector.samples import SMALL, recorded, recorded_json, roi_align
 from vinvl.detector import DetectorConfig, network_input, pad_batch
 from vinvl.detector.backbone import FrozenBatchNorm2d
 from vinvl.detector.boxes import (
     BOX_HEAD_WEIGHTS,
     RPN_WEIGHTS,
-    cell_anchors,
+    AnchorGenerator,
+    box_bins,
     clip,
     decode,
     encode,
-    grid_anchors,
     iou,
     nms,
     nms_within_classes,
 )
 from vinvl.detector.detector import resized_size
 from vinvl.detector.heads import select_attributes, select_regions
-from vinvl.detector.roi_align import box_bins, roi_align
 
 OPS = recorded("ops")
 
@@ -99,10 +98,9 @@ def test_decoding_undoes_encoding(seed: int) -> None:
 
 
 def test_anchors_as_recorded() -> None:
-    architecture = SMALL.architecture
-    of_a_cell = cell_anchors(architecture.anchor_sizes, architecture.anchor_ratios)
-    close(of_a_cell, OPS["anchors.cell"])
-    close(grid_anchors(of_a_cell, 6, 9), OPS["anchors.grid_6x9"])
+    anchors = AnchorGenerator(SMALL.architecture.anchor_sizes, SMALL.architecture.anchor_ratios)
+    close(anchors.cell_anchors.get_buffer("0"), OPS["anchors.cell"])
+    close(anchors(6, 9), OPS["anchors.grid_6x9"])
 
 
 def test_frozen_batch_norm_as_recorded() -> None:

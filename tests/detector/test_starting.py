@@ -14,7 +14,7 @@ from vinvl.detector.backbone import FrozenBatchNorm2d
 from vinvl.detector.boxes import iou
 from vinvl.detector.config import TrainingSettings
 from vinvl.detector.losses import Objects, detector_losses
-from vinvl.detector.starting import freeze_batch_norm, freeze_stages, initialise, load_what_fits, train_batch_norm
+from vinvl.detector.task import freeze_batch_norm, freeze_stages, initialise, load_what_fits, train_batch_norm
 from vinvl.run.errors import UserError
 
 
@@ -190,7 +190,7 @@ def overfitted() -> tuple[Detector, list[float], Objects, Tensor]:
     images = (picture.flip(-1).float() - 110).permute(2, 0, 1)[None]
     draws, losses = generator(1), []
     for _ in range(150):
-        loss = detector_losses(detector, images, [(64, 96)], [objects], plan, draws).total()
+        loss = sum(detector_losses(detector, images, [(64, 96)], [objects], plan, draws).values(), torch.zeros(()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -218,6 +218,6 @@ def test_frozen_norm_stays_frozen_in_training() -> None:
     objects = Objects(torch.tensor([[40.0, 40, 120, 100]]), torch.tensor([3]), torch.tensor([[5]]))
     images = network_input(small_images("a")[0], SMALL)[None]
     sizes = [(images.shape[2], images.shape[3])]
-    detector_losses(detector, images, sizes, [objects], plan, generator(0)).total().backward()
+    sum(detector_losses(detector, images, sizes, [objects], plan, generator(0)).values(), torch.zeros(())).backward()
     assert all(torch.equal(tensor, before[name]) for name, tensor in detector.named_buffers())
     assert load_detector(SMALL_WEIGHTS, SMALL)[0].state_dict().keys() == detector.state_dict().keys()

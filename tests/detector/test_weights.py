@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.detector.samples import SMALL, SMALL_WEIGHTS, recorded, small_detector, small_images
 from vinvl.detector import load_detector, read_label_map
-from vinvl.detector.starting import load_what_fits
+from vinvl.detector.task import load_what_fits
 from vinvl.detector.weights import match_names
 from vinvl.run.errors import UserError
 
@@ -78,7 +78,7 @@ def test_a_loaded_detector_is_ready(tmp_path: Path) -> None:
     assert detector.backbone.body.stem.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert detector.roi_heads.box.feature_extractor is detector.attribute.feature_extractor
     assert detector.detect(small_images("b"))[0].labels.tolist() == recorded("small_b")["out0.labels"].tolist()
-    assert len(report.matched) == len(detector.state_dict()) and report.unused == ()
+    assert len(report.loaded) == len(detector.state_dict()) and report.unused == ()
 
 
 def test_extra_tensors_are_told_and_left(tmp_path: Path, weights: dict[str, Tensor]) -> None:
@@ -86,7 +86,7 @@ def test_extra_tensors_are_told_and_left(tmp_path: Path, weights: dict[str, Tens
     same_weights(path)
     _, report = load_detector(path, SMALL)
     assert report.unused == ("relation.fc.weight", "module.counter")
-    assert "2 not used: relation.fc.weight, module.counter" in str(report)
+    assert "2 of it not used (relation.fc.weight, module.counter)" in str(report)
 
 
 def test_anchors_may_be_missing(tmp_path: Path, weights: dict[str, Tensor]) -> None:

@@ -4,20 +4,18 @@ It reads no other part of the package but the store's label map and the reading 
 trainer.
 """
 
-from vinvl.detector.config import Architecture, DetectorConfig, published_config
+from vinvl.detector.config import Architecture, DetectorConfig
 from vinvl.detector.detector import DetectedRegions, Detector, network_input, pad_batch
-from vinvl.detector.weights import DetectorLoadingReport, load_detector, read_label_map, sha256_of_file
+from vinvl.detector.weights import load_detector, read_label_map, sha256_of_file
 
 __all__ = [
     "Architecture",
     "DetectedRegions",
     "Detector",
     "DetectorConfig",
-    "DetectorLoadingReport",
     "load_detector",
     "network_input",
     "pad_batch",
-    "published_config",
     "read_label_map",
     "sha256_of_file",
 ]

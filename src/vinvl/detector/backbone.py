@@ -1,5 +1,7 @@
 """The residual networks of the detector: the body up to C4 and the C5 head that looks at single regions."""
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,10 +14,8 @@ class FrozenBatchNorm2d(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """(channels,) each: the output is input · scale + shift."""
@@ -28,13 +28,14 @@ class FrozenBatchNorm2d(nn.Module):
         return features * scale[:, None, None] + shift[:, None, None]
 
 
-def normalised_convolution(
-    features: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d
-) -> Tensor:
+Norm = FrozenBatchNorm2d | nn.BatchNorm2d  # the latter while it is trained (`vinvl.detector.weights`)
+
+
+def normalised_convolution(features: Tensor, convolution: nn.Conv2d, norm: Norm) -> Tensor:
     """Convolution and the normalisation after it in one: the scale goes into the weights, the shift is the bias.
 
     Features (B, C, H, W) of any float type, which the result has too; the scale is taken in float32. A norm that is
-    being trained (`vinvl.detector.starting`) takes its turn after the convolution.
+    being trained takes its turn after the convolution.
     """
     if isinstance(norm, nn.BatchNorm2d):
         normalised: Tensor = norm(convolution(features))
@@ -84,13 +85,16 @@ class Bottleneck(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H / stride, W / stride)."""
-        around = features
-        if self.downsample is not None:
-            projection, norm = self.downsample
-            assert isinstance(projection, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
-            around = normalised_convolution(features, projection, norm)
+        around = features if self.downsample is None else normalised_convolution(features, *self.way_around())
         through = functional.relu_(normalised_convolution(features, self.conv1, self.bn1))
         return self.after_projection(through, around)
+
+    def way_around(self) -> tuple[nn.Conv2d, Norm]:
+        """Convolution and norm of `downsample`, where there is one."""
+        assert self.downsample is not None
+        projection, norm = self.downsample
+        assert isinstance(projection, nn.Conv2d) and isinstance(norm, Norm)
+        return projection, norm
 
     def after_projection(self, through: Tensor, around: Tensor) -> Tensor:
         """The block behind its first convolutions: (B, inner, H, W) and (B, out, H/stride, W/stride) → the latter."""
@@ -101,51 +105,47 @@ class Bottleneck(nn.Module):
 
 def stage(architecture: Architecture, number: int) -> nn.Sequential:
     """Stage 1 to 4: all except the first halve the map's height and width in their first block."""
-    factor = 2 ** (number - 1)
-    inner_channels = architecture.groups * architecture.width_per_group * factor
-    out_channels = architecture.first_stage_channels * factor
-    in_channels = architecture.stem_channels if number == 1 else out_channels // 2
-    first = Bottleneck(in_channels, inner_channels, out_channels, architecture.groups, stride=1 if number == 1 else 2)
-    rest = [
-        Bottleneck(out_channels, inner_channels, out_channels, architecture.groups, stride=1)
-        for _ in range(architecture.blocks[number - 1] - 1)
-    ]
-    return nn.Sequential(first, *rest)
+    inner, out = (
+        channels * 2 ** (number - 1)
+        for channels in (architecture.groups * architecture.width_per_group, architecture.first_stage_channels)
+    )
+    first = architecture.stem_channels if number == 1 else out // 2
+    stride = 1 if number == 1 else 2
+    blocks = [Bottleneck(first, inner, out, architecture.groups, stride)]
+    for _ in range(architecture.blocks[number - 1] - 1):
+        blocks.append(Bottleneck(out, inner, out, architecture.groups, stride=1))
+    return nn.Sequential(*blocks)
 
 
-class Body(nn.Module):
-    """Images (B, 3, H, W) → C4 features (B, c4_channels, H/16, W/16)."""
+class Backbone(nn.Module):
+    """`backbone` of published checkpoints: images (B, 3, H, W) → C4 features (B, c4_channels, H/16, W/16)."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.stem = Stem(architecture.stem_channels)
-        self.layer1 = stage(architecture, 1)
-        self.layer2 = stage(architecture, 2)
-        self.layer3 = stage(architecture, 3)
+        stages = OrderedDict[str, nn.Module](stem=Stem(architecture.stem_channels))
+        self.body = nn.Sequential(stages | {f"layer{number}": stage(architecture, number) for number in (1, 2, 3)})
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.layer3(self.layer2(self.layer1(self.stem(images))))
+        features: Tensor = self.body(images)
         return features
 
 
 class RegionHead(nn.Module):
-    """Pooled regions (n, c4_channels, 14, 14) → their feature vectors (n, c5_channels)."""
+    """Regions of a C4 map → their feature vectors (n, c5_channels): the C5 head, its first convolutions before pooling.
+
+    Both they and pooling are linear, and the first look at single cells, so either may come first. A map has fewer
+    cells than the regions of a picture have bins: here the convolutions do.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.layer4 = stage(architecture, 4)
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        features: Tensor = self.layer4(pooled)
-        return features.mean(dim=(2, 3))
-
     def projections(self, c4: Tensor) -> tuple[Tensor, Tensor]:
-        """What the first block's 1×1 convolutions make of every cell of a map.
+        """What the first block's 1×1 convolutions make of every cell of a map, without their stride.
 
-        Both they and pooling are linear, and the first look at single cells, so either may come first. A map has fewer
-        cells than the regions of a picture have bins: here the convolutions do. The shifts of their norms are left to
-        `after_pooling`, because a bin outside of the map is zero and not the mean of shifts; norms that are being
-        trained are left to it whole.
+        The shifts of their norms are left to `after_pooling`, because a bin outside of the map is zero and not the mean
+        of shifts; norms that are being trained are left to it whole.
 
         Args:
             c4: (B, c4_channels, H, W).
@@ -153,8 +153,13 @@ class RegionHead(nn.Module):
         Returns:
             (B, inner channels, H, W) on the way through the block, (B, c5_channels, H, W) on the way around it.
         """
-        (through, norm), (around, norm_around) = self._first_convolutions()
-        return _at_every_cell(c4, through, norm), _at_every_cell(c4, around, norm_around)
+        maps = []
+        for convolution, norm in self._ways():
+            weight = convolution.weight
+            if isinstance(norm, FrozenBatchNorm2d):
+                weight = weight * norm.scale_and_shift()[0][:, None, None, None]
+            maps.append(functional.conv2d(c4, weight.to(c4.dtype)))
+        return maps[0], maps[1]
 
     def after_pooling(self, through: Tensor, around: Tensor) -> Tensor:
         """Feature vectors (n, c5_channels) of pooled `projections`, which are changed.
@@ -163,35 +168,27 @@ class RegionHead(nn.Module):
             through: (n, inner channels, 14, 14).
             around: (n, c5_channels, 7, 7), every second bin, because the block halves its map.
         """
-        (_, norm), (_, norm_around) = self._first_convolutions()
-        first = self.layer4[0]
-        assert isinstance(first, Bottleneck)
-        through, around = _after_pooling(through, norm), _after_pooling(around, norm_around)
-        features = first.after_projection(functional.relu_(through), around)
+        (_, norm), (_, norm_around) = self._ways()
+        through, around = _shifted(through, norm), _shifted(around, norm_around)
+        features = self._first().after_projection(functional.relu_(through), around)
         for block in list(self.layer4)[1:]:
             features = block(features)
         return features.mean(dim=(2, 3))
 
-    def _first_convolutions(self) -> tuple[tuple[nn.Conv2d, nn.Module], tuple[nn.Conv2d, nn.Module]]:
-        """The 1×1 convolutions at the beginning of the two ways of the first block, with their norms."""
+    def _ways(self) -> tuple[tuple[nn.Conv2d, Norm], tuple[nn.Conv2d, Norm]]:
+        """The 1×1 convolutions at the beginning of the first block's two ways, with their norms."""
+        first = self._first()
+        return (first.conv1, first.bn1), first.way_around()
+
+    def _first(self) -> Bottleneck:
         first = self.layer4[0]
-        assert isinstance(first, Bottleneck) and first.downsample is not None
-        projection, norm = first.downsample
-        assert isinstance(projection, nn.Conv2d)
-        return (first.conv1, first.bn1), (projection, norm)
+        assert isinstance(first, Bottleneck)
+        return first
 
 
-def _at_every_cell(c4: Tensor, convolution: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """A 1×1 convolution without its stride; with a frozen norm's scale, without its shift."""
-    weight = convolution.weight
+def _shifted(pooled: Tensor, norm: Norm) -> Tensor:
+    """What `RegionHead.projections` has left of a norm."""
     if isinstance(norm, FrozenBatchNorm2d):
-        weight = weight * norm.scale_and_shift()[0][:, None, None, None]
-    return functional.conv2d(c4, weight.to(c4.dtype))
-
-
-def _after_pooling(pooled: Tensor, norm: nn.Module) -> Tensor:
-    """What `_at_every_cell` has left of a norm."""
-    if not isinstance(norm, FrozenBatchNorm2d):
-        normalised: Tensor = norm(pooled)
-        return normalised
-    return pooled.add_(norm.scale_and_shift()[1][:, None, None].to(pooled.dtype))
+        return pooled.add_(norm.scale_and_shift()[1][:, None, None].to(pooled.dtype))
+    normalised: Tensor = norm(pooled)
+    return normalised

@@ -1,51 +1,29 @@
-"""Boxes (x1, y1, x2, y2) in pixels, with the published conventions: anchors, NMS, matching, sampling.
+"""Boxes (x1, y1, x2, y2) in pixels, with the published conventions: coding, matching, sampling, anchors, NMS, RoIAlign.
 
 Two conventions meet here, as in the published code: clipping, the box coder and the matching of training count a box's
 last pixel in (width x2 - x1 + 1), non-maximum suppression does not (width x2 - x1).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-
-# Where half precision ends.
-
-
-def full_precision(like: Tensor) -> torch.autocast:
-    """A context in which a surrounding autocast, if there is one, does not lower anything on the tensor's device."""
-    return torch.autocast(like.device.type, enabled=False)
-
-
-# A few of many, drawn at random with a bounded share of positives.
-
-
-def sample(
-    positive: Tensor, negative: Tensor, number: int, positive_fraction: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Indices, int64, of the drawn positives and of the drawn negatives, each in random order.
-
-    Args:
-        positive, negative: bool (N,), never both True.
-        number: how many are drawn of both together; of positives at most `positive_fraction` of it. Negatives take the
-            places that positives leave; if they are too few, fewer are drawn.
-        generator: on the device of the tensors.
-    """
-    positives = _shuffled(positive, generator)[: int(number * positive_fraction)]
-    return positives, _shuffled(negative, generator)[: number - len(positives)]
-
-
-def _shuffled(chosen: Tensor, generator: torch.Generator) -> Tensor:
-    indices = chosen.nonzero().squeeze(1)
-    return indices[torch.randperm(len(indices), generator=generator, device=chosen.device)]
-
+from torch.nn import functional
 
 RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 BOX_HEAD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 LARGEST_LOG_SCALE = math.log(1000 / 16)  # of a width or height, against overflow
 
 CoderWeights = tuple[float, float, float, float]
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """A context in which a surrounding autocast, if there is one, does not lower anything on the tensor's device."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -98,8 +76,7 @@ def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return boxes[..., :2] + 0.5 * size, size
 
 
-# Which object an anchor or a region belongs to.
-
+# Which anchors and regions are learnt from: the object that each belongs to, and a draw of bounded size.
 
 BACKGROUND, NEITHER = -1, -2  # instead of an object's index
 
@@ -133,6 +110,26 @@ def match(
     return matched
 
 
+def sample(
+    positive: Tensor, negative: Tensor, number: int, positive_fraction: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Indices, int64, of the drawn positives and of the drawn negatives, each in random order.
+
+    Args:
+        positive, negative: bool (N,), never both True.
+        number: how many are drawn of both together; of positives at most `positive_fraction` of it. Negatives take the
+            places that positives leave; if they are too few, fewer are drawn.
+        generator: on the device of the tensors.
+    """
+
+    def shuffled(chosen: Tensor) -> Tensor:
+        indices = chosen.nonzero().squeeze(1)
+        return indices[torch.randperm(len(indices), generator=generator, device=chosen.device)]
+
+    positives = shuffled(positive)[: int(number * positive_fraction)]
+    return positives, shuffled(negative)[: number - len(positives)]
+
+
 def inside(anchors: Tensor, image_size: tuple[int, int], straddle: int = 0) -> Tensor:
     """Which anchors (N, 4) are in an image of (height, width), bool (N,).
 
@@ -147,43 +144,11 @@ def inside(anchors: Tensor, image_size: tuple[int, int], straddle: int = 0) -> T
 
 # The boxes that the region proposal network starts from.
 
-
 STRIDE = 16  # pixels of the image per cell of the C4 map
 
 
-def cell_anchors(sizes: Sequence[int], ratios: Sequence[float]) -> Tensor:
-    """Anchors of the cell at the origin: (ratios · sizes, 4) float32, the sizes of the first ratio first.
-
-    Widths and heights are rounded at the scale of one cell before they are enlarged, as published Faster R-CNN does.
-    """
-    boxes = []
-    for ratio in ratios:
-        width = round(math.sqrt(STRIDE * STRIDE / ratio))
-        height = round(width * ratio)
-        for size in sizes:
-            half_width = (width * size / STRIDE - 1) / 2
-            half_height = (height * size / STRIDE - 1) / 2
-            centre = (STRIDE - 1) / 2
-            boxes.append((centre - half_width, centre - half_height, centre + half_width, centre + half_height))
-    return torch.tensor(boxes, dtype=torch.float32, device="cpu")
-
-
-def grid_anchors(of_a_cell: Tensor, height: int, width: int) -> Tensor:
-    """Anchors of every cell of a map: (height · width · A, 4), in the order (y, x, anchor).
-
-    Args:
-        of_a_cell: (A, 4), from `cell_anchors`.
-        height, width: cells of the map.
-    """
-    x = torch.arange(width, device=of_a_cell.device, dtype=of_a_cell.dtype) * STRIDE
-    y = torch.arange(height, device=of_a_cell.device, dtype=of_a_cell.dtype) * STRIDE
-    shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")
-    shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=-1)  # (height, width, 4)
-    return (shifts[:, :, None, :] + of_a_cell).reshape(-1, 4)
-
-
 class AnchorGenerator(nn.Module):
-    """Holds the anchors of a cell where published checkpoints have them: `cell_anchors.0`."""
+    """Holds the anchors of a cell, (A, 4), where published checkpoints have them: `cell_anchors.0`."""
 
     def __init__(self, sizes: Sequence[int], ratios: Sequence[float]) -> None:
         super().__init__()
@@ -191,8 +156,28 @@ class AnchorGenerator(nn.Module):
         self.cell_anchors.register_buffer("0", cell_anchors(sizes, ratios))
 
     def forward(self, height: int, width: int) -> Tensor:
-        """Anchors (height · width · A, 4) of a map."""
-        return grid_anchors(self.cell_anchors.get_buffer("0"), height, width)
+        """Anchors of every cell of a map: (height · width · A, 4), in the order (y, x, anchor)."""
+        of_a_cell = self.cell_anchors.get_buffer("0")
+        x = torch.arange(width, device=of_a_cell.device, dtype=of_a_cell.dtype) * STRIDE
+        y = torch.arange(height, device=of_a_cell.device, dtype=of_a_cell.dtype) * STRIDE
+        shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")
+        shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=-1)  # (height, width, 4)
+        return (shifts[:, :, None, :] + of_a_cell).reshape(-1, 4)
+
+
+def cell_anchors(sizes: Sequence[int], ratios: Sequence[float]) -> Tensor:
+    """Anchors of the cell at the origin: (ratios · sizes, 4) float32, the sizes of the first ratio first.
+
+    Widths and heights are rounded at the scale of one cell before they are enlarged, as published Faster R-CNN does.
+    """
+    boxes, centre = [], (STRIDE - 1) / 2
+    for ratio in ratios:
+        width = round(math.sqrt(STRIDE * STRIDE / ratio))
+        height = round(width * ratio)
+        for size in sizes:
+            half_width, half_height = ((side * size / STRIDE - 1) / 2 for side in (width, height))
+            boxes.append((centre - half_width, centre - half_height, centre + half_width, centre + half_height))
+    return torch.tensor(boxes, dtype=torch.float32, device="cpu")
 
 
 # Non-maximum suppression in plain torch: exactly the greedy result, without a loop over boxes or classes.
@@ -200,7 +185,6 @@ class AnchorGenerator(nn.Module):
 # Greedy suppression keeps a box unless an earlier *kept* box overlaps it. Asking that of all boxes at once, again and
 # again until the answer stays, ends in the greedy answer: after n rounds the first n boxes are right, since nothing
 # but earlier boxes decides about them. Real boxes need a handful of rounds.
-
 
 BLOCK = 1024  # boxes compared at once by `nms`
 PAIRS_AT_ONCE = 2**23  # overlaps held at once by `nms_within_classes`
@@ -247,8 +231,7 @@ def nms_within_classes(boxes: Tensor, scores: Tensor, threshold: float, floor: f
         order = scores[:, part].argsort(dim=0, descending=True, stable=True)[:most].T  # (c, K)
         own = boxes[order, part[:, None] if boxes.shape[1] > 1 else 0]  # (c, K, 4)
         ranked = torch.arange(most, device=scores.device) < counts[part][:, None]  # (c, K), padding False
-        keep = _greedy(iou(own, own) > threshold, ranked)
-        survives[order, part[:, None]] = keep
+        survives[order, part[:, None]] = _greedy(iou(own, own) > threshold, ranked)
     return survives
 
 
@@ -262,3 +245,96 @@ def _greedy(overlapping: Tensor, candidates: Tensor) -> Tensor:
         if torch.equal(remaining, keep):
             return keep
         keep = remaining
+
+
+# RoIAlign as one weighted sum of map cells for each bin.
+#
+# A bin's value is the mean of bilinear samples on a grid inside it. Both the grid and bilinear weights are products of
+# one factor in y and one in x, so the cells that count in a bin, and how much, are an outer product of few numbers:
+# exact for any number of samples a bin. Summing cells is what `embedding_bag` does, in one call for all boxes of all
+# images. As the published code pools: ceil(box / bins) samples a bin in each direction, no half-pixel shift, boxes at
+# least one cell wide and high, samples more than a cell outside the map count as zero.
+
+BINS = 14  # of a region, in each direction
+
+
+@dataclass(frozen=True)
+class BoxBins:
+    """Which cells of a batch of maps count in the bins of n boxes, and how much; `pool` takes their weighted sums."""
+
+    rows: Tensor  # (n, bins, most) int64, of the bins of one direction
+    row_weights: Tensor  # (n, bins, most) float32
+    columns: Tensor  # likewise, of the other
+    column_weights: Tensor
+    first_cell: Tensor  # (n,) int64, where the map of each box's image begins among the cells of all maps
+    width: int  # of a map
+
+    def every_second(self) -> BoxBins:
+        """Every second bin in both directions, from the first on."""
+        names = ("rows", "row_weights", "columns", "column_weights")
+        return replace(self, **{name: getattr(self, name)[:, ::2] for name in names})
+
+    def pool(self, features: Tensor) -> Tensor:
+        """(n, C, bins, bins) in channels-last memory, of maps (B, C, H, W)."""
+        channels, count, bins = features.shape[1], len(self.rows), self.rows.shape[1]
+        if count == 0:
+            return features.new_zeros(0, channels, bins, bins)
+        rows = self.rows * self.width + self.first_cell[:, None, None]
+        cells = rows[:, :, None, :, None] + self.columns[:, None, :, None, :]  # (n, bins, bins, rows, columns)
+        weights = self.row_weights[:, :, None, :, None] * self.column_weights[:, None, :, None, :]
+        counting = weights > 0
+        in_bin = counting.flatten(3).sum(dim=3).flatten()
+        pooled = functional.embedding_bag(
+            cells[counting],
+            features.permute(0, 2, 3, 1).reshape(-1, channels),
+            in_bin.cumsum(0) - in_bin,
+            mode="sum",
+            per_sample_weights=weights[counting].to(features.dtype),
+        )
+        return pooled.view(count, bins, bins, channels).permute(0, 3, 1, 2)
+
+
+def box_bins(boxes: Tensor, images: Tensor, features: Tensor, bins: int = BINS, scale: float = 1 / STRIDE) -> BoxBins:
+    """The bins of boxes on maps of the size of `features`.
+
+    Args:
+        boxes: (n, 4) in pixels.
+        images: (n,) int64, which map of the batch each box is on.
+        features: (B, C, H, W).
+        bins: in each direction.
+        scale: cells of the map per pixel.
+    """
+    height, width = features.shape[2:]
+    rows, row_weights = _cells(boxes[:, 1], boxes[:, 3], height, bins, scale)
+    columns, column_weights = _cells(boxes[:, 0], boxes[:, 2], width, bins, scale)
+    return BoxBins(rows, row_weights, columns, column_weights, images * (height * width), width)
+
+
+def _cells(start: Tensor, end: Tensor, cells: int, bins: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Which cells of one axis count in each bin of a box, and how much: (n, bins, most) int64 and float32.
+
+    Cells that count are neighbours; if there are fewer than the most, the weights of the others are 0.
+    """
+    weights = _bin_weights(start, end, cells, bins, scale)
+    if len(weights) == 0:
+        return torch.zeros(weights.shape, dtype=torch.int64, device=weights.device), weights
+    counts = weights > 0
+    most = max(1, int(counts.sum(dim=2).max()))
+    first = counts.to(torch.uint8).argmax(dim=2).clamp(max=cells - most)
+    index = first[..., None] + torch.arange(most, device=start.device)
+    return index, weights.gather(2, index)
+
+
+def _bin_weights(start: Tensor, end: Tensor, cells: int, bins: int, scale: float) -> Tensor:
+    """How much each cell of one axis counts in each bin of a box, (n, bins, cells); `start`, `end`: (n,) pixels."""
+    start, end = start.float() * scale, end.float() * scale
+    size = ((end - start).clamp(min=1) / bins)[:, None, None]  # of a bin, in cells
+    samples = size.ceil()  # in a bin
+    sample = torch.arange(int(samples.max()) if len(start) else 0, device=start.device)
+    bin_index = torch.arange(bins, device=start.device)[:, None]
+    place = start[:, None, None] + bin_index * size + (sample + 0.5) * size / samples  # (n, bins, samples)
+    counts = (sample < samples) & (place >= -1) & (place <= cells)
+    place = place.clamp(0, cells - 1)
+    distance = (place[..., None] - torch.arange(cells, device=start.device)).abs()
+    bilinear = (1 - distance).clamp(min=0)  # (n, bins, samples, cells)
+    return (bilinear * counts[..., None]).sum(dim=2) / samples

@@ -1,14 +1,22 @@
-"""What a detector is (its architecture) and how it is used (sizes, thresholds, which boxes)."""
+"""What a detector is (its architecture), how it is used (sizes, thresholds, which boxes), and how it is trained."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from vinvl.run.errors import UserError
+from vinvl.run.values import check_fields
 
-# How the detector is trained: what counts as found, how much is looked at, how losses are weighed.
+LARGEST = 2**20  # that a setting may be: more is a damaged file, and would take for ever to build
+Count = Annotated[int, Meta(ge=1, le=LARGEST)]
+Number = Annotated[float, Meta(ge=0, le=LARGEST)]
+Ratio = Annotated[float, Meta(gt=0, le=LARGEST)]
+Share = Annotated[float, Meta(gt=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -30,62 +38,58 @@ class TrainingSettings:
         UserError: settings out of range.
     """
 
-    rpn_foreground_iou: float = 0.7
-    rpn_background_iou: float = 0.3
+    rpn_foreground_iou: Share = 0.7
+    rpn_background_iou: Number = 0.3
     straddle: int = 0
-    rpn_samples: int = 256
-    rpn_positive_fraction: float = 0.5
-    rpn_candidates: int = 12000
-    rpn_proposals: int = 2000
-    foreground_iou: float = 0.5
-    region_samples: int = 512
-    region_positive_fraction: float = 0.25
-    attribute_loss_weight: float = 0.5
+    rpn_samples: Count = 256
+    rpn_positive_fraction: Share = 0.5
+    rpn_candidates: Count = 12000
+    rpn_proposals: Count = 2000
+    foreground_iou: Share = 0.5
+    region_samples: Count = 512
+    region_positive_fraction: Share = 0.25
+    attribute_loss_weight: Number = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("rpn_samples", "rpn_candidates", "rpn_proposals", "region_samples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"training {name}={getattr(self, name)} must be at least 1.")
-        for name in ("rpn_foreground_iou", "rpn_positive_fraction", "foreground_iou", "region_positive_fraction"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"training {name}={getattr(self, name)} must be above 0 and at most 1.")
-        if not 0 <= self.rpn_background_iou <= self.rpn_foreground_iou:
+        check_fields(self, "training ")
+        if self.rpn_background_iou > self.rpn_foreground_iou:
             raise UserError(
-                f"training rpn_background_iou={self.rpn_background_iou} must be between 0 and "
+                f"training rpn_background_iou={self.rpn_background_iou} must not exceed "
                 f"rpn_foreground_iou={self.rpn_foreground_iou}."
             )
-        if self.attribute_loss_weight < 0:
-            raise UserError(f"training attribute_loss_weight={self.attribute_loss_weight} must not be negative.")
-
-
-REGRESSED, PROPOSALS = "regressed", "proposals"
-PER_CLASS, CLASS_AGNOSTIC = 1, 2  # the published NMS_FILTER
 
 
 @dataclass(frozen=True)
 class Architecture:
     """What the weights fix. The defaults are AttrRCNN ResNeXt-152 (32×8d) C4, VinVL's detector.
 
-    Channels double from stage to stage; all convolutions of a bottleneck's middle have `groups` groups.
+    Channels double from stage to stage; all convolutions of a bottleneck's middle have `groups` groups. Raises
+    UserError where a setting is out of range.
     """
 
-    blocks: Sequence[int] = (3, 8, 36, 3)  # of the stages 1 to 3 (the body, up to C4) and 4 (the C5 head)
-    stem_channels: int = 64
-    first_stage_channels: int = 256
-    groups: int = 32
-    width_per_group: int = 8
-    anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512)  # pixels of the network's input
-    anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0)  # height / width
-    num_classes: int = 1595  # with the background, class 0
-    num_attributes: int = 525  # with "no attribute", attribute 0
-    class_embedding_size: int = 256
-    attribute_hidden_size: int = 512
+    # Blocks of the stages 1 to 3 (the body, up to C4) and 4 (the C5 head).
+    blocks: Annotated[Sequence[Count], Meta(min_length=4, max_length=4)] = (3, 8, 36, 3)
+    stem_channels: Count = 64
+    first_stage_channels: Count = 256
+    groups: Count = 32
+    width_per_group: Count = 8
+    # Pixels of the network's input, and height / width.
+    anchor_sizes: Annotated[Sequence[Count], Meta(min_length=1, max_length=100)] = (32, 64, 128, 256, 512)
+    anchor_ratios: Annotated[Sequence[Ratio], Meta(min_length=1, max_length=100)] = (
+        0.5,
+        1.0,
+        2.0,
+    )
+    num_classes: Count = 1595  # with the background, class 0
+    num_attributes: Count = 525  # with "no attribute", attribute 0
+    class_embedding_size: Count = 256
+    attribute_hidden_size: Count = 512
 
     def __post_init__(self) -> None:
         for name in ("blocks", "anchor_sizes", "anchor_ratios"):  # lists, where they come from a configuration file
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.blocks) != 4:
-            raise UserError(f"architecture.blocks={list(self.blocks)} must give the blocks of 4 stages.")
+            given = getattr(self, name)
+            object.__setattr__(self, name, tuple(given) if isinstance(given, Sequence) else given)
+        check_fields(self, "detector architecture.")
 
     @property
     def c4_channels(self) -> int:
@@ -113,79 +117,51 @@ class DetectorConfig:
         rpn_candidates, rpn_proposals: boxes of an image before and after the RPN's NMS at IoU `rpn_nms_threshold`.
         boxes: "regressed" refines a proposal for its class; "proposals" leaves it (the published
             IGNORE_BOX_REGRESSION). Features are the proposal's in both.
-        nms_filter: 1: NMS within each class at `class_nms_threshold`, then a proposal's best class that survived;
-            2: one NMS at `agnostic_nms_threshold` over the best class of each proposal, only with boxes="proposals".
+        nms_filter: the published NMS_FILTER; 1: NMS within each class at `class_nms_threshold`, then a proposal's best
+            class that survived; 2: one NMS at `agnostic_nms_threshold` over the best class of each proposal, only with
+            boxes="proposals".
         score_threshold, min_boxes, max_boxes: all boxes with at least this score, but not fewer or more than these.
         attribute_threshold, attributes_per_box: attributes above this probability, of them at most this many.
         boxes_per_pass: regions that the C5 head takes at once; bounds memory and does not change the result.
 
     Raises:
-        UserError: settings that contradict each other.
+        UserError: settings out of range, or that contradict each other.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
-    min_size: int = 600
-    max_size: int = 1000
-    pad_multiple: int = 1
-    rpn_candidates: int = 6000
-    rpn_proposals: int = 300
-    rpn_nms_threshold: float = 0.7
-    boxes: str = REGRESSED
-    nms_filter: int = PER_CLASS
-    class_nms_threshold: float = 0.3
-    agnostic_nms_threshold: float = 0.5
-    score_threshold: float = 0.2
-    min_boxes: int = 10
-    max_boxes: int = 100
-    attribute_threshold: float = 0.05
-    attributes_per_box: int = 16
-    boxes_per_pass: int = 100
+    min_size: Count = 600
+    max_size: Count = 1000
+    pad_multiple: Count = 1
+    rpn_candidates: Count = 6000
+    rpn_proposals: Count = 300
+    rpn_nms_threshold: Number = 0.7
+    boxes: Literal["regressed", "proposals"] = "regressed"
+    nms_filter: Literal[1, 2] = 1
+    class_nms_threshold: Number = 0.3
+    agnostic_nms_threshold: Number = 0.5
+    score_threshold: Number = 0.2
+    min_boxes: Annotated[int, Meta(ge=0)] = 10
+    max_boxes: Count = 100
+    attribute_threshold: Number = 0.05
+    attributes_per_box: Count = 16
+    boxes_per_pass: Count = 100
+
+    def plain(self) -> dict[str, Any]:
+        """The fields in the types of JSON: lists for tuples."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
     @classmethod
     def of_plain(cls, fields: Mapping[str, Any]) -> DetectorConfig:
-        """From the fields in plain types, as `dataclasses.asdict` gives them."""
+        """From `plain` fields."""
         return cls(**{**fields, "architecture": Architecture(**fields["architecture"])})
 
     def __post_init__(self) -> None:
-        if self.boxes not in (REGRESSED, PROPOSALS):
-            raise UserError(f"detector boxes={self.boxes!r} is unknown: give {REGRESSED} or {PROPOSALS}.")
-        if self.nms_filter not in (PER_CLASS, CLASS_AGNOSTIC):
-            raise UserError(
-                f"detector nms_filter={self.nms_filter!r} is unknown: give 1 (per class) or 2 (all classes)."
-            )
-        if self.nms_filter == CLASS_AGNOSTIC and self.boxes != PROPOSALS:
+        check_fields(self, "detector ")
+        if self.nms_filter == 2 and self.boxes != "proposals":
             raise UserError("detector nms_filter=2 has one box for all classes: give boxes=proposals with it.")
-        if not 0 <= self.min_boxes <= self.max_boxes:
-            raise UserError(
-                f"detector min_boxes={self.min_boxes} and max_boxes={self.max_boxes} leave no number of boxes between "
-                "them: give 0 <= min_boxes <= max_boxes."
-            )
-        sizes = ("min_size", "max_size", "pad_multiple", "rpn_candidates", "rpn_proposals", "max_boxes")
-        for name in (*sizes, "attributes_per_box", "boxes_per_pass"):
-            if getattr(self, name) < 1:
-                raise UserError(f"detector {name}={getattr(self, name)} must be at least 1.")
-        if self.min_size > self.max_size:
-            raise UserError(f"detector min_size={self.min_size} must not exceed max_size={self.max_size}.")
-
-
-def published_config(pipeline: str) -> DetectorConfig:
-    """The settings of one published pipeline.
-
-    Args:
-        pipeline: "mmf" (MMF's extraction script), "demo" (the published demo), "readme" (the published README's
-            extraction) or "released" (the released feature files, as far as their folder's name tells: NMS_FILTER 2 and
-            threshold 0.2; that their boxes are proposals and the padding is the batch's is assumed).
-
-    Raises:
-        UserError: another name.
-    """
-    match pipeline:
-        case "mmf":
-            return DetectorConfig(pad_multiple=32)
-        case "demo":
-            return DetectorConfig()
-        case "readme":
-            return DetectorConfig(boxes=PROPOSALS)
-        case "released":
-            return DetectorConfig(boxes=PROPOSALS, nms_filter=CLASS_AGNOSTIC)
-    raise UserError(f"There is no published detector pipeline {pipeline!r}: give mmf, demo, readme or released.")
+        for least, most in (("min_boxes", "max_boxes"), ("min_size", "max_size")):
+            if getattr(self, least) > getattr(self, most):
+                raise UserError(
+                    f"detector {least}={getattr(self, least)} must not exceed {most}={getattr(self, most)}."
+                )

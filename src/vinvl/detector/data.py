@@ -18,7 +18,8 @@ from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import resized_pixels, resized_size
 from vinvl.detector.instances import InstanceOptions, read_instances
 from vinvl.detector.losses import Objects
-from vinvl.detector.records import PictureRecords, read_label_map_file
+from vinvl.detector.records import PictureRecords
+from vinvl.detector.weights import read_label_map
 from vinvl.pictures import ReadingOptions, read_picture
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
@@ -382,7 +383,7 @@ class DetectionDataModule(pl.LightningDataModule):
             return self.datasets[same_split[0]]
         files = self.split_files(self.split_of[stage])
         if self._label_map is None and self.label_map_file is not None:
-            self._label_map = read_label_map_file(self.label_map_file)
+            self._label_map = read_label_map(self.label_map_file)
         records, labels = read_instances(files["annotations"], files["pictures"], self._label_map, self.options)
         self._label_map = self._label_map or labels
         if stage == "train":

@@ -8,21 +8,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vinvl.detector.backbone import Body
+from vinvl.detector.backbone import Backbone
 from vinvl.detector.boxes import BOX_HEAD_WEIGHTS, clip, decode, full_precision
-from vinvl.detector.config import PROPOSALS, Architecture, DetectorConfig
+from vinvl.detector.config import DetectorConfig
 from vinvl.detector.heads import (
-    AttributeHead,
-    BoxHead,
+    RPN,
+    AttributePredictor,
+    BoxPredictor,
+    Head,
     RegionFeatures,
     RegionMaps,
     Selection,
     select_attributes,
     select_regions,
 )
-from vinvl.detector.rpn import RPN
 
-# What the detector says of one image.
+ImageSize = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,6 @@ class DetectedRegions:
 
 # From a picture to the network's input, exactly as the published extractor does it.
 
-
 COLOUR_ORDER = "BGR"
 MEAN = (103.530, 116.280, 123.675)  # of blue, green and red, 0 to 255; the standard deviation is not divided by
 
@@ -83,10 +83,7 @@ def padded_size(width: int, height: int, config: DetectorConfig) -> tuple[int, i
 def resized_pixels(image: Image.Image, config: DetectorConfig) -> Tensor:
     """Uint8 (height, width, 3) of a picture, red-green-blue, resized; the part that needs no device.
 
-    Args:
-        image: of any mode that Pillow converts to RGB; an EXIF orientation is not looked at (`rgb_picture` turns
-            it).
-        config: min_size and max_size are read.
+    image: of any mode that Pillow converts to RGB; an EXIF orientation is not looked at (`rgb_picture` turns it).
     """
     size = resized_size(image.width, image.height, config.min_size, config.max_size)
     resized = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
@@ -103,7 +100,7 @@ def network_input(image: Image.Image, config: DetectorConfig) -> Tensor:
     return normalised(resized_pixels(image, config))
 
 
-def pad_batch(images: list[Tensor], multiple: int = 1) -> tuple[Tensor, list[tuple[int, int]]]:
+def pad_batch(images: list[Tensor], multiple: int = 1) -> tuple[Tensor, list[ImageSize]]:
     """(B, 3, H, W), zero at the bottom and right of smaller images, and each image's (height, width) in it.
 
     Args:
@@ -118,25 +115,10 @@ def pad_batch(images: list[Tensor], multiple: int = 1) -> tuple[Tensor, list[tup
     return batch, sizes
 
 
-ImageSize = tuple[int, int]
-
-
-class Backbone(nn.Module):
-    """`backbone` of published checkpoints."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        self.body = Body(architecture)
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.body(images)
-        return features
-
-
 class RoIHeads(nn.Module):
     """`roi_heads` of published checkpoints."""
 
-    def __init__(self, box: BoxHead) -> None:
+    def __init__(self, box: Head[BoxPredictor]) -> None:
         super().__init__()
         self.box = box
 
@@ -159,8 +141,8 @@ class Detector(nn.Module):
         self.backbone = Backbone(config.architecture)
         self.rpn = RPN(config.architecture)
         features = RegionFeatures(config.architecture)
-        self.roi_heads = RoIHeads(BoxHead(features, config.architecture))
-        self.attribute = AttributeHead(features, config.architecture)
+        self.roi_heads = RoIHeads(Head(features, BoxPredictor(config.architecture)))
+        self.attribute = Head(features, AttributePredictor(config.architecture))
 
     @property
     def device(self) -> torch.device:
@@ -200,35 +182,29 @@ class Detector(nn.Module):
         """
         if self.rpn.head.conv.weight.is_contiguous(memory_format=torch.channels_last):
             images = images.contiguous(memory_format=torch.channels_last)
-        c4 = self.backbone(images)
+        c4, extractor = self.backbone(images), self.roi_heads.box.feature_extractor
         proposals = self.propose(c4, sizes)
-        maps = self.roi_heads.box.feature_extractor.maps(c4)
-        vectors = self.roi_heads.box.feature_extractor.of_boxes(maps, proposals, self.config.boxes_per_pass).float()
+        maps = extractor.head.projections(c4)
+        vectors = extractor.of_boxes(maps, proposals, self.config.boxes_per_pass).float()
         selections, boxes = self.classify(vectors, proposals, sizes)
-        attributes = self.describe(maps, vectors, proposals, selections, boxes)
-        chosen = _per_image(vectors, proposals)
-        return [
-            DetectedRegions(
-                boxes=boxes[i] * _rescaling(sizes[i], original_sizes[i], boxes[i]),
-                network_boxes=boxes[i],
-                labels=selections[i].labels,
-                scores=selections[i].scores,
-                features=chosen[i][selections[i].proposals],
-                attribute_labels=attributes[i][0],
-                attribute_scores=attributes[i][1],
-                image_size=original_sizes[i],
+        of_images = zip(_per_image(vectors, proposals), selections, strict=True)
+        features = [of_image[chosen.proposals] for of_image, chosen in of_images]
+        attributes = self.describe(maps, features, selections, boxes)
+        found = []
+        for i, (height, width) in enumerate(sizes):
+            scale = boxes[i].new_tensor([original_sizes[i][0] / width, original_sizes[i][1] / height]).repeat(2)
+            labels, scores = selections[i].labels, selections[i].scores
+            found.append(
+                DetectedRegions(
+                    boxes[i] * scale, boxes[i], labels, scores, features[i], *attributes[i], original_sizes[i]
+                )
             )
-            for i in range(len(sizes))
-        ]
+        return found
 
     def propose(self, c4: Tensor, sizes: list[ImageSize]) -> list[Tensor]:
         """The RPN's boxes (N, 4) of each image, pixels of the network's input, of C4 features (B, C, H, W)."""
-        logits, deltas = self.rpn(c4)
-        anchors = self.rpn.anchors(c4)
-        return [
-            self.rpn.propose(logits[image], deltas[image], anchors, size, self.config).boxes
-            for image, size in enumerate(sizes)
-        ]
+        logits, deltas, anchors = self.rpn(c4)
+        return [self.rpn.propose(logits[i], deltas[i], anchors, size, self.config)[0] for i, size in enumerate(sizes)]
 
     def classify(
         self, vectors: Tensor, proposals: list[Tensor], sizes: list[ImageSize]
@@ -241,43 +217,33 @@ class Detector(nn.Module):
             sizes: (height, width) of each image.
         """
         predictor = self.roi_heads.box.predictor
+        candidates = [boxes[:, None] for boxes in proposals]  # (N, 1, 4), or refined for every class (N, C, 4)
         with full_precision(vectors):
             probabilities = _per_image(predictor.class_logits(vectors).softmax(dim=1), proposals)
-            regressed = self.config.boxes != PROPOSALS
-            deltas = _per_image(predictor.box_deltas(vectors), proposals) if regressed else []
-        candidates = [boxes[:, None] for boxes in proposals]
-        if regressed:
-            candidates = [
-                clip(decode(of_image, boxes, BOX_HEAD_WEIGHTS), size)
-                for of_image, boxes, size in zip(deltas, candidates, sizes, strict=True)
-            ]
-        selections = [
-            select_regions(scores, boxes, self.config) for scores, boxes in zip(probabilities, candidates, strict=True)
-        ]
+            if self.config.boxes == "regressed":
+                deltas = _per_image(predictor.box_deltas(vectors), proposals)
+                decoded = (decode(*pair, BOX_HEAD_WEIGHTS) for pair in zip(deltas, candidates, strict=True))
+                candidates = [clip(boxes, size) for boxes, size in zip(decoded, sizes, strict=True)]
+        selections = [select_regions(*pair, self.config) for pair in zip(probabilities, candidates, strict=True)]
         return selections, [
             boxes[chosen.proposals, chosen.labels if boxes.shape[1] > 1 else 0]
             for boxes, chosen in zip(candidates, selections, strict=True)
         ]
 
     def describe(
-        self,
-        maps: RegionMaps,
-        vectors: Tensor,
-        proposals: list[Tensor],
-        selections: list[Selection],
-        boxes: list[Tensor],
+        self, maps: RegionMaps, features: list[Tensor], selections: list[Selection], boxes: list[Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
         """Attribute indices and probabilities (n, attributes_per_box) of each image's kept regions.
 
         They are read off the final boxes. Where those are the proposals, their feature vectors are known already.
 
         Args:
-            maps: of the images' C4 features, from `RegionFeatures.maps`.
-            vectors, proposals, selections, boxes: as in and from `classify`.
+            maps: of the images' C4 features, from `RegionHead.projections`.
+            features: (n, c5_channels) of the kept proposals.
+            selections, boxes: from `classify`.
         """
-        if self.config.boxes == PROPOSALS:
-            of_images = _per_image(vectors, proposals)
-            of_boxes = torch.cat([of_images[i][chosen.proposals] for i, chosen in enumerate(selections)])
+        if self.config.boxes == "proposals":
+            of_boxes = torch.cat(features)
         else:
             of_boxes = self.attribute.feature_extractor.of_boxes(maps, boxes, self.config.boxes_per_pass).float()
         with full_precision(of_boxes):
@@ -288,9 +254,3 @@ class Detector(nn.Module):
 def _per_image(rows: Tensor, boxes: list[Tensor]) -> list[Tensor]:
     """Rows of all boxes, in turn, split into those of each image."""
     return list(rows.split([len(of_image) for of_image in boxes]))
-
-
-def _rescaling(size: ImageSize, original_size: ImageSize, like: Tensor) -> Tensor:
-    """What boxes of the network's input are multiplied with, (4,), to be in pixels of the original image."""
-    height, width = size
-    return like.new_tensor([original_size[0] / width, original_size[1] / height]).repeat(2)

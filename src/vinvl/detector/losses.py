@@ -1,6 +1,7 @@
 """A batch of pictures with their objects → the losses that train the detector."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +18,9 @@ from vinvl.detector.boxes import (
     sample,
 )
 from vinvl.detector.config import TrainingSettings
-from vinvl.detector.detector import Detector
+from vinvl.detector.detector import Detector, ImageSize
 
-# What is truly to be seen in a picture.
+BOX_BETA, REGION_BOX_BETA = 1 / 9, 1.0  # where the published box losses turn from a square into a line
 
 
 @dataclass(frozen=True)
@@ -37,29 +38,12 @@ class Objects:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Objects":
-        """The same on a device."""
-        return Objects(*(tensor.to(device, non_blocking=non_blocking) for tensor in self._tensors()))
-
-    def pin_memory(self) -> "Objects":
-        """The same in page-locked memory."""
-        return Objects(*(tensor.pin_memory() for tensor in self._tensors()))
-
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.boxes, self.labels, self.attributes
-
-
-# What the region proposal network is trained with.
-
-
-BOX_BETA = 1 / 9  # where the published box loss turns from a square into a line
-
 
 def rpn_losses(
     logits: Tensor,
     deltas: Tensor,
     anchors: Tensor,
-    sizes: list[tuple[int, int]],
+    sizes: list[ImageSize],
     targets: list[Objects],
     settings: TrainingSettings,
     generator: torch.Generator,
@@ -67,7 +51,7 @@ def rpn_losses(
     """Losses of objectness and of boxes, scalars, both divided by the number of anchors learnt from.
 
     Args:
-        logits: (B, N), deltas: (B, N, 4), anchors: (N, 4), of `RPN`.
+        logits, deltas, anchors: (B, N), (B, N, 4) and (N, 4), of `RPN`.
         sizes: (height, width) of each image without the padding.
         targets: the objects of each image.
         settings: the rpn_ settings and straddle are read.
@@ -101,21 +85,18 @@ def rpn_losses(
     return objectness / max(1, learnt_from), box / max(1, learnt_from)
 
 
-# What is learnt from single regions: their class, box and attributes.
-
-
-REGION_BOX_BETA = 1.0  # where the published box loss turns from a square into a line
-
-
-@dataclass(frozen=True)
-class SampledRegions:
-    """Regions of one or more images that are learnt from: n in all, p of them show objects."""
+class SampledRegions(NamedTuple):
+    """Regions of one or more images that are learnt from: n in all, p of them, those with a label, show objects."""
 
     boxes: Tensor  # (n, 4) pixels of the network's input
     labels: Tensor  # (n,) int64, 0 background
-    positives: Tensor  # (p,) int64: which of the n show objects
-    deltas: Tensor  # (p, 4): what moves those onto their objects
+    deltas: Tensor  # (p, 4): what moves those that show objects onto them
     attributes: Tensor  # (p, K) int64, of their objects, 0 fills up
+
+    @property
+    def positives(self) -> Tensor:
+        """(p,) int64: which of the n show objects."""
+        return self.labels.nonzero().squeeze(1)
 
 
 def sample_regions(
@@ -136,28 +117,17 @@ def sample_regions(
         matched >= 0, matched == BACKGROUND, settings.region_samples, settings.region_positive_fraction, generator
     )
     found = matched[positives]
-    boxes = candidates[torch.cat([positives, negatives])]
     return SampledRegions(
-        boxes=boxes,
+        boxes=candidates[torch.cat([positives, negatives])],
         labels=torch.cat([objects.labels[found], torch.zeros_like(negatives)]),
-        positives=torch.arange(len(positives), device=boxes.device),
         deltas=encode(objects.boxes[found], candidates[positives], BOX_HEAD_WEIGHTS),
         attributes=objects.attributes[found],
     )
 
 
 def joined(regions: list[SampledRegions]) -> SampledRegions:
-    """The regions of several images as one."""
-    starts = torch.tensor([0, *(len(part.labels) for part in regions[:-1])]).cumsum(0).tolist()
-    most = max(part.attributes.shape[1] for part in regions)
-    padded = [functional.pad(part.attributes, (0, most - part.attributes.shape[1])) for part in regions]
-    return SampledRegions(
-        boxes=torch.cat([part.boxes for part in regions]),
-        labels=torch.cat([part.labels for part in regions]),
-        positives=torch.cat([part.positives + start for part, start in zip(regions, starts, strict=True)]),
-        deltas=torch.cat([part.deltas for part in regions]),
-        attributes=torch.cat(padded),
-    )
+    """The regions of several images as one; each has room for as many attributes."""
+    return SampledRegions(*(torch.cat(parts) for parts in zip(*regions, strict=True)))
 
 
 def class_loss(logits: Tensor, regions: SampledRegions) -> Tensor:
@@ -193,32 +163,15 @@ def attribute_loss(logits: Tensor, attributes: Tensor) -> Tensor:
     return -(targets * logits.log_softmax(dim=1)).sum() / max(1, len(logits))
 
 
-@dataclass(frozen=True)
-class DetectorLosses:
-    """Scalars, float32; their sum is what is minimised."""
-
-    objectness: Tensor
-    rpn_box: Tensor
-    classes: Tensor
-    box: Tensor
-    attributes: Tensor  # with its weight
-
-    def by_name(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def total(self) -> Tensor:
-        return self.objectness + self.rpn_box + self.classes + self.box + self.attributes
-
-
 def detector_losses(
     detector: Detector,
     images: Tensor,
-    sizes: list[tuple[int, int]],
+    sizes: list[ImageSize],
     targets: list[Objects],
     settings: TrainingSettings,
     generator: torch.Generator,
-) -> DetectorLosses:
-    """The losses of a batch.
+) -> dict[str, Tensor]:
+    """The losses of a batch by name: scalars, float32, with their weights; their sum, in turn, is what is minimised.
 
     All sampled regions go through the C5 head as one batch: its statistics, where batch norm is trained, are theirs.
 
@@ -231,42 +184,21 @@ def detector_losses(
         generator: on the same device; all that is random comes from it.
     """
     c4 = detector.backbone(images.contiguous(memory_format=torch.channels_last))
-    logits, deltas = detector.rpn(c4)
-    anchors = detector.rpn.anchors(c4)
+    logits, deltas, anchors = detector.rpn(c4)
     objectness, rpn_box = rpn_losses(logits, deltas, anchors, sizes, targets, settings, generator)
-    regions = _sampled(detector, logits.detach(), deltas.detach(), anchors, sizes, targets, settings, generator)
-    extractor = detector.roi_heads.box.feature_extractor
-    vectors = extractor.in_one_pass(c4, [of_image.boxes for of_image in regions]).float()
-    everything = joined(regions)
-    found = everything.positives
-    with full_precision(vectors):
-        predictor = detector.roi_heads.box.predictor
-        classes = class_loss(predictor.class_logits(vectors), everything)
-        box = box_loss(predictor.box_deltas(vectors), everything)
-        attribute_logits = detector.attribute.predictor(vectors[found], everything.labels[found])
-        attributes = settings.attribute_loss_weight * attribute_loss(attribute_logits, everything.attributes)
-    return DetectorLosses(objectness, rpn_box, classes, box, attributes)
-
-
-@torch.no_grad()
-def _sampled(
-    detector: Detector,
-    logits: Tensor,
-    deltas: Tensor,
-    anchors: Tensor,
-    sizes: list[tuple[int, int]],
-    targets: list[Objects],
-    settings: TrainingSettings,
-    generator: torch.Generator,
-) -> list[SampledRegions]:
-    """The regions of each image that are learnt from; no gradient reaches the RPN through their boxes."""
     config = replace(detector.config, rpn_candidates=settings.rpn_candidates, rpn_proposals=settings.rpn_proposals)
-    return [
-        sample_regions(
-            detector.rpn.propose(logits[image], deltas[image], anchors, sizes[image], config).boxes,
-            objects,
-            settings,
-            generator,
-        )
-        for image, objects in enumerate(targets)
-    ]
+    parts = []
+    with torch.no_grad():  # no gradient reaches the RPN through the boxes of regions
+        for image, objects in enumerate(targets):
+            proposals, _ = detector.rpn.propose(logits[image], deltas[image], anchors, sizes[image], config)
+            parts.append(sample_regions(proposals, objects, settings, generator))
+    regions = joined(parts)
+    vectors = detector.roi_heads.box.feature_extractor(c4, [part.boxes for part in parts]).float()
+    predictor, found = detector.roi_heads.box.predictor, regions.positives
+    losses = {"objectness": objectness, "rpn_box": rpn_box}
+    with full_precision(vectors):
+        losses["classes"] = class_loss(predictor.class_logits(vectors), regions)
+        losses["box"] = box_loss(predictor.box_deltas(vectors), regions)
+        attribute_logits = detector.attribute.predictor(vectors[found], regions.labels[found])
+        losses["attributes"] = settings.attribute_loss_weight * attribute_loss(attribute_logits, regions.attributes)
+    return losses

@@ -14,7 +14,6 @@ from vinvl.data.records import checked_record, checked_text, required, required_
 from vinvl.detector.average_precision import TrueBoxes
 from vinvl.regions.regions import BACKGROUND, NO_ATTRIBUTE, LabelMap
 from vinvl.run.errors import UserError
-from vinvl.run.files import read_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,18 +194,6 @@ def _listed(attributes: Any) -> list[Any] | None:
     if not isinstance(attributes, dict) or not all(isinstance(one, int | float | None) for one in attributes.values()):
         return None
     return [name for name, value in attributes.items() if value is True]
-
-
-def read_label_map_file(path: str | Path) -> LabelMap:
-    """The published label-map JSON.
-
-    Raises:
-        UserError: the file is missing or no label map.
-    """
-    try:
-        return LabelMap.from_json(read_bytes(path).decode("utf-8-sig"), str(path))
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: give a label-map file.") from None
 
 
 def _names_by_id(entries: list[Any], place: str) -> dict[int, str]:

@@ -1,9 +1,8 @@
-"""Training the detector: Faster R-CNN's losses and those of attributes, average precision, a weight file at the end."""
+"""Training the detector: what it starts from, the losses, average precision, and a weight file at the end."""
 
 import copy
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -12,48 +11,136 @@ import torch
 from torch import Tensor, nn
 
 from vinvl.detector.average_precision import AttributeRecall, AveragePrecision, FoundBoxes
+from vinvl.detector.backbone import FrozenBatchNorm2d
 from vinvl.detector.config import DetectorConfig, TrainingSettings
 from vinvl.detector.data import DetectionBatch, DetectionDataModule
 from vinvl.detector.detector import DetectedRegions, Detector, normalised, pad_batch
 from vinvl.detector.losses import detector_losses
-from vinvl.detector.starting import freeze_batch_norm, freeze_stages, initialise, load_what_fits, train_batch_norm
-from vinvl.detector.weights import save_detector
+from vinvl.detector.weights import LoadingReport, read_detector_weights, save_detector, sources_of, unused_of
 from vinvl.pictures import EXIF_IGNORE
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 from vinvl.task import Recipe, VinVLTask
 
+# What training starts from: random numbers, a weight file as far as it fits, and what stays as it is.
+#
+# The published detector, fine-tuned from an ImageNet network, keeps its batch norm frozen; random weights hardly learn
+# without it. So it is trained and then folded into the same constants, exactly.
+
+NORM_EPSILON = 1e-5  # torch's, added to the variances; ours has none
+BGR, RGB = "bgr", "rgb"  # what the first convolution of a weight file takes
+IMAGENET_DEVIATIONS = (0.229, 0.224, 0.225)  # of red, green and blue, 0 to 1
+STEM = "backbone.body.stem.conv1.weight"
+STAGES = ("stem", "layer1", "layer2", "layer3")
+
+
+def train_batch_norm(module: nn.Module) -> None:
+    """Puts trainable batch norm in the place of all frozen ones in a module; in evaluation it does the same as before.
+
+    To the rounding of its epsilon: a variance smaller than that becomes that.
+    """
+    for parent in list(module.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, FrozenBatchNorm2d):
+                weight = norm.get_buffer("weight")
+                trained = nn.BatchNorm2d(len(weight), eps=NORM_EPSILON, device=weight.device)
+                state = dict(norm.state_dict())
+                state["running_var"] = (state["running_var"] - trained.eps).clamp(min=0)
+                trained.load_state_dict(state, strict=False)  # the count of batches is its own
+                setattr(parent, name, trained.train(norm.training))
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Puts constants in the place of all trainable batch norm in a module, which do what that does in evaluation."""
+    for parent in list(module.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, nn.BatchNorm2d):
+                frozen = FrozenBatchNorm2d(norm.num_features).to(norm.weight.device)
+                state = {key: value for key, value in norm.state_dict().items() if key != "num_batches_tracked"}
+                state["running_var"] = state["running_var"] + norm.eps
+                frozen.load_state_dict(state)
+                setattr(parent, name, frozen.train(norm.training))
+
+
+@torch.no_grad()
+def initialise(detector: Detector, generator: torch.Generator) -> None:
+    """Random weights as published: Gaussian in the heads, uniform by the number of inputs in the residual networks.
+
+    generator: on the CPU; the detector must be there too.
+    """
+    for module in detector.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, a=1, generator=generator)
+    head, box, attribute = detector.rpn.head, detector.roi_heads.box.predictor, detector.attribute.predictor
+    for layer, deviation in (
+        (head.conv, 0.01),
+        (head.cls_logits, 0.01),
+        (head.bbox_pred, 0.01),
+        (box.cls_score, 0.01),
+        (box.bbox_pred, 0.001),
+        (attribute.fc_attr, 0.01),
+        (attribute.attr_score, 0.01),
+        (attribute.cls_embedding, 0.01),
+    ):
+        layer.weight.normal_(0, deviation, generator=generator)
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+            layer.bias.zero_()
+
+
+@torch.no_grad()
+def load_what_fits(detector: Detector, path: str | Path, colours: str = BGR) -> LoadingReport:
+    """Takes the tensors of a weight file that the detector has a place for; the others stay as they are.
+
+    Args:
+        detector: with frozen batch norm.
+        path: a detector's weight file, ours or a published one, or that of a residual network for whole pictures with
+            torchvision's names (conv1, layer1.0.conv1, …), whose stages 1 to 4 are those of the detector.
+        colours: what that network was trained on: "bgr", 0 to 255, as the detector is; or "rgb", 0 to 1, divided by
+            ImageNet's deviations, as torchvision's networks are: its first convolution is rewritten to take the former.
+
+    Raises:
+        UserError: the file cannot be read, or nothing in it fits; or `colours` is neither.
+    """
+    if colours not in (BGR, RGB):
+        raise UserError(f"init_colours={colours!r} is unknown: give {BGR} or {RGB}.")
+    tensors = read_detector_weights(path)
+    wanted = detector.state_dict()
+    matched = sources_of(wanted, tensors)
+    fitting = {name: source for name, source in matched.items() if tensors[source].shape == wanted[name].shape}
+    if not any(name.endswith(".weight") for name in fitting):
+        raise UserError(f"{path} has no tensor that fits the detector: give a weight file of its architecture.")
+    state = {name: tensors[source].detach().float() for name, source in fitting.items()}
+    for name, source in fitting.items():  # a file that counts batches comes from torch's batch norm
+        if name.endswith("running_var") and source.removesuffix("running_var") + "num_batches_tracked" in tensors:
+            state[name] = state[name] + NORM_EPSILON
+    if colours == RGB and STEM in state:
+        # Both networks are given pictures less the same mean, so that the borders' zeros mean the same too.
+        scale = 1 / (255 * state[STEM].new_tensor(IMAGENET_DEVIATIONS))
+        state[STEM] = (state[STEM] * scale[:, None, None]).flip(1)
+    detector.load_state_dict(state, strict=False)
+    return LoadingReport(
+        source=str(path),
+        loaded=tuple(fitting),
+        unused=tuple(name for name in unused_of(matched, tensors) if not name.endswith("num_batches_tracked")),
+        random=tuple(name for name in wanted if name not in matched),
+        other_shape=tuple(name for name in matched if name not in fitting),
+    )
+
+
+def freeze_stages(detector: Detector, number: int) -> None:
+    """Leaves the first so many stages of the body (stem, layer1, layer2, layer3) as they are.
+
+    Raises:
+        UserError: there are fewer stages.
+    """
+    if not 0 <= number <= len(STAGES):
+        raise UserError(f"frozen_stages={number} must be between 0 and {len(STAGES)} ({', '.join(STAGES)}).")
+    for name in STAGES[:number]:
+        detector.backbone.body.get_submodule(name).requires_grad_(False)
+
+
 FROZEN, TRAINED = "frozen", "trained"
 WEIGHTS = "detector.pth"  # what a run makes, in its folder
-
-
-def config_for(detector: DetectorConfig, labels: LabelMap) -> dict[str, Any]:
-    """The settings of a detector with as many classes and attributes as there are names, in plain types."""
-    architecture = replace(
-        detector.architecture, num_classes=len(labels.classes), num_attributes=len(labels.attributes)
-    )
-    config = replace(detector, architecture=architecture)
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))  # lists for tuples: a checkpoint holds nothing else
-    return plain
-
-
-def parameter_groups(detector: nn.Module, weight_decay: float, bias_lr_factor: float) -> list[dict[str, Any]]:
-    """Weights; the scales of norms, which do not decay; biases, which do not either, and may learn faster.
-
-    `lr_factor` of a group is multiplied with the optimiser's rate (the published BIAS_LR_FACTOR).
-    """
-    weights: list[nn.Parameter] = []
-    scales: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
-    for name, parameter in detector.named_parameters():
-        if parameter.requires_grad:
-            (biases if name.endswith("bias") else scales if parameter.dim() == 1 else weights).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
-        {"params": scales, "weight_decay": 0.0, "lr_factor": 1.0},
-        {"params": biases, "weight_decay": 0.0, "lr_factor": bias_lr_factor},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 class DetectorTask(VinVLTask):
@@ -100,7 +187,13 @@ class DetectorTask(VinVLTask):
             UserError: settings that contradict each other, or weights that do not fit.
         """
         super().__init__({"config": dict(config), "label_map": label_map, "batch_norm": batch_norm}, **recipe)
-        _check_batch_norm(batch_norm, frozen_stages)
+        if batch_norm not in (FROZEN, TRAINED):
+            raise UserError(f"batch_norm={batch_norm!r} is unknown: give {FROZEN} or {TRAINED}.")
+        if batch_norm == TRAINED and frozen_stages > 0:
+            raise UserError(
+                f"frozen_stages={frozen_stages} with batch_norm={TRAINED} would change the norms of stages that are to "
+                f"stay as they are: give frozen_stages=0 or batch_norm={FROZEN}."
+            )
         self.settings = DetectorConfig.of_plain(config)
         self.detector = Detector(self.settings)
         initialise(self.detector, torch.Generator().manual_seed(self.seed))
@@ -134,9 +227,9 @@ class DetectorTask(VinVLTask):
         losses = detector_losses(
             self.detector, images, sizes, batch.objects(), self.training_settings, self._generator()
         )
-        named = {f"train/{name}": loss.detach() for name, loss in losses.by_name().items()}
+        named = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         self.log_dict(named, batch_size=len(batch))
-        return losses.total()
+        return sum(losses.values(), images.new_zeros(()))
 
     def _generator(self) -> torch.Generator:
         """What is random in a step is a function of (seed, rank, number of the batch), so that runs can continue."""
@@ -176,17 +269,13 @@ class DetectorTask(VinVLTask):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.detector, self.weight_decay, self.bias_lr_factor)
 
-    def exported(self) -> Detector:
-        """A copy of the detector as it is used: with frozen batch norm and its own settings."""
+    def write_files(self, folder: Path) -> dict[str, Path]:
+        """The weight file of the detector as it is used: frozen batch norm, its own settings and names."""
         detector = copy.deepcopy(self.detector)
         freeze_batch_norm(detector)
         detector.config = self.settings
-        return detector.eval()
-
-    def write_files(self, folder: Path) -> dict[str, Path]:
-        """The weight file, with settings and names."""
         path = folder / WEIGHTS
-        save_detector(path, self.exported(), self.labels)
+        save_detector(path, detector.eval(), self.labels)
         return {"weight file": path}
 
     @classmethod
@@ -196,6 +285,29 @@ class DetectorTask(VinVLTask):
         return {**run_config, "data": {"reading": reading, **run_config["data"]}}
 
 
+def config_for(detector: DetectorConfig, labels: LabelMap) -> dict[str, Any]:
+    """The settings of a detector with as many classes and attributes as there are names, in plain types."""
+    classes, attributes = len(labels.classes), len(labels.attributes)
+    architecture = replace(detector.architecture, num_classes=classes, num_attributes=attributes)
+    return replace(detector, architecture=architecture).plain()
+
+
+def parameter_groups(detector: nn.Module, weight_decay: float, bias_lr_factor: float) -> list[dict[str, Any]]:
+    """Weights; the scales of norms, which do not decay; biases, which do not either, and may learn faster.
+
+    `lr_factor` of a group is multiplied with the optimiser's rate (the published BIAS_LR_FACTOR).
+    """
+    weights, scales, biases = (
+        {"params": [], "weight_decay": decay, "lr_factor": factor}
+        for decay, factor in ((weight_decay, 1.0), (0.0, 1.0), (0.0, bias_lr_factor))
+    )
+    for name, parameter in detector.named_parameters():
+        if parameter.requires_grad:
+            group: dict[str, Any] = biases if name.endswith("bias") else scales if parameter.dim() == 1 else weights
+            group["params"].append(parameter)
+    return [group for group in (weights, scales, biases) if group["params"]]
+
+
 def found_boxes(regions: DetectedRegions) -> FoundBoxes:
     """What evaluation takes: a detected box counts its last pixel in, an annotated one does not."""
     return FoundBoxes(
@@ -203,13 +315,3 @@ def found_boxes(regions: DetectedRegions) -> FoundBoxes:
         labels=regions.labels.cpu().numpy(),
         scores=regions.scores.double().cpu().numpy(),
     )
-
-
-def _check_batch_norm(batch_norm: str, frozen_stages: int) -> None:
-    if batch_norm not in (FROZEN, TRAINED):
-        raise UserError(f"batch_norm={batch_norm!r} is unknown: give {FROZEN} or {TRAINED}.")
-    if batch_norm == TRAINED and frozen_stages > 0:
-        raise UserError(
-            f"frozen_stages={frozen_stages} with batch_norm={TRAINED} would change the norms of stages that are to "
-            f"stay as they are: give frozen_stages=0 or batch_norm={FROZEN}."
-        )

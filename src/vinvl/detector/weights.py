@@ -1,13 +1,13 @@
-"""Build a detector from a published weight file, with every tensor accounted for."""
+"""Weight files of detectors, published ones and our own, with every tensor accounted for."""
 
 from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, read_bytes
 from vinvl.run.tensor_files import load_tensor_file, unlike_plain
+from vinvl.run.values import shown
 
 PARALLEL_PREFIX = "module."  # of every name in a file saved from a data-parallel model
 SHARED = ("attribute.feature_extractor.", "roi_heads.box.feature_extractor.")  # two names of one module
@@ -27,26 +28,34 @@ NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
-class DetectorLoadingReport:
-    """What became of the tensors of a weight file."""
+class LoadingReport:
+    """What became of the tensors of a weight file and of the detector, by name."""
 
     source: str
-    matched: Mapping[str, str]  # the detector's name → the file's
-    unused: tuple[str, ...]  # names of the file that the detector has no place for
+    loaded: tuple[str, ...]  # the detector's
+    unused: tuple[str, ...]  # the file's that the detector has no place for
+    random: tuple[str, ...] = ()  # the detector's that are not in the file
+    other_shape: tuple[str, ...] = ()  # the detector's that the file has in another shape: they are random too
 
     def __str__(self) -> str:
-        text = f"detector from {self.source}: {len(self.matched)} tensors loaded"
-        return text + (f", {len(self.unused)} not used: {_some(self.unused)}" if self.unused else "")
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for names, what in (
+            (self.random, "not in it and random"),
+            (self.other_shape, "of another shape in it and random"),
+            (self.unused, "of it not used"),
+        ):
+            if names:
+                parts.append(f"{len(names)} {what} ({_some(names)})")
+        return f"detector from {self.source}: {'; '.join(parts)}"
 
 
-def load_detector(path: str | Path, config: DetectorConfig) -> tuple[Detector, DetectorLoadingReport]:
+def load_detector(path: str | Path, config: DetectorConfig) -> tuple[Detector, LoadingReport]:
     """A detector with the weights of a file, and what became of the tensors.
 
     It is on the CPU, in float32, in channels-last memory (which convolutions are fastest in), set to evaluate.
 
     Args:
-        path: a torch file, either a dict with the tensors under `model` (its other entries are not looked at) or the
-            just tensors by name, or a .safetensors file. It is opened by torch's restricted loader.
+        path: see `read_detector_weights`.
         config: the architecture must be the file's.
 
     Raises:
@@ -56,26 +65,20 @@ def load_detector(path: str | Path, config: DetectorConfig) -> tuple[Detector, D
     with torch.device("meta"):  # nothing is initialised that the file replaces
         detector = Detector(config)
     wanted = detector.state_dict()
-    matched = match_names(wanted, tensors)
-    for alias, original in (SHARED, SHARED[::-1]):  # either name of the shared module will do
-        for name in wanted:
-            twin = original + name.removeprefix(alias)
-            if name.startswith(alias) and name not in matched and twin in matched:
-                matched[name] = matched[twin]
-    _refuse_missing(path, [name for name in wanted if name not in matched and name != COMPUTED], len(wanted))
-    _refuse_other_shapes(path, matched, wanted, tensors)
-    _refuse_two_versions(path, matched, tensors)
+    matched = sources_of(wanted, tensors)
+    _refuse_unlike(path, matched, wanted, tensors)
     state = {name: tensors[source].detach().float() for name, source in matched.items()}
     state.setdefault(COMPUTED, wanted[COMPUTED])
     detector.load_state_dict(state, assign=True)
     detector.requires_grad_(True).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    used = set(matched.values())
-    report = DetectorLoadingReport(str(path), matched, tuple(name for name in tensors if name not in used))
-    return detector, report
+    return detector, LoadingReport(str(path), tuple(matched), unused_of(matched, tensors))
 
 
 def read_detector_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a detector's weight file by name, without the prefix of a data-parallel model; no code is run.
+
+    path: a torch file, either a dict with the tensors under `model` (its other entries are not looked at) or just the
+        tensors by name, or a .safetensors file. It is opened by torch's restricted loader.
 
     Raises:
         UserError: the file is missing, damaged, or holds no named tensors.
@@ -99,13 +102,11 @@ def read_detector_weights(path: str | Path) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or unlike_plain(value) is not None:
             raise UserError(f"{path}: {str(name)[:80]!r} is not a tensor of numbers: give a detector's weight file.")
-    tensors: dict[str, Tensor] = dict(content)
-    for name, tensor in tensors.items():
+    for name, tensor in content.items():
         if not tensor.isfinite().all():
             raise UserError(f"{path}: {name[:80]!r} holds NaN or infinite numbers: the file is damaged, get it again.")
-    if all(name.startswith(PARALLEL_PREFIX) for name in tensors):
-        return {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
-    return tensors
+    prefix = PARALLEL_PREFIX if all(name.startswith(PARALLEL_PREFIX) for name in content) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
 
 
 def match_names(wanted: Iterable[str], found: Iterable[str]) -> dict[str, str]:
@@ -119,52 +120,41 @@ def match_names(wanted: Iterable[str], found: Iterable[str]) -> dict[str, str]:
     return matched
 
 
-def read_label_map(path: str | Path, architecture: Architecture) -> LabelMap:
-    """The names of a detector's classes and attributes, from the published label-map JSON.
-
-    Raises:
-        UserError: the file is missing or no label map, or it names other numbers of classes or attributes.
-    """
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: give the detector's label-map file.") from None
-    labels = LabelMap.from_json(text, str(path))
-    _check_names(labels, architecture, str(path))
-    return labels
+def sources_of(wanted: Iterable[str], tensors: Iterable[str]) -> dict[str, str]:
+    """`match_names`, where either name of the shared module will do for both."""
+    matched = match_names(wanted, tensors)
+    for alias, original in (SHARED, SHARED[::-1]):
+        for name in wanted:
+            twin = original + name.removeprefix(alias)
+            if name.startswith(alias) and name not in matched and twin in matched:
+                matched[name] = matched[twin]
+    return matched
 
 
-def sha256_of_file(path: str | Path) -> str:
-    """The hash, 64 hexadecimal digits, by which features name the weights that they were made with."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def unused_of(matched: Mapping[str, str], tensors: Iterable[str]) -> tuple[str, ...]:
+    used = set(matched.values())
+    return tuple(name for name in tensors if name not in used)
 
 
-def _refuse_missing(path: str | Path, missing: list[str], number: int) -> None:
-    if missing:
-        raise UserError(
-            f"{path} lacks {len(missing)} of the detector's {number} tensors ({_some(missing)}): it is of another "
-            "architecture, or not a detector."
-        )
-
-
-def _refuse_other_shapes(
+def _refuse_unlike(
     path: str | Path, matched: Mapping[str, str], wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
+    """Raises UserError where a file does not hold the detector that is wanted."""
+    missing = [name for name in wanted if name not in matched and name != COMPUTED]
+    if missing:
+        raise UserError(
+            f"{path} lacks {len(missing)} of the detector's {len(wanted)} tensors ({_some(missing)}): it is of another "
+            "architecture, or not a detector."
+        )
     other = [name for name, source in matched.items() if tensors[source].shape != wanted[name].shape]
     if other:
-        name = other[0]
-        there, here = tuple(tensors[matched[name]].shape), tuple(wanted[name].shape)
+        there, here = tuple(tensors[matched[other[0]]].shape), tuple(wanted[other[0]].shape)
         more = f" and {len(other) - 1} more tensors differ" if len(other) > 1 else ""
         raise UserError(
-            f"{path}: {matched[name]} has the shape {there}, the detector's {name} has {here}{more}: give the "
+            f"{path}: {matched[other[0]]} has the shape {there}, the detector's {other[0]} has {here}{more}: give the "
             "configuration that belongs to the weights."
         )
-
-
-def _refuse_two_versions(path: str | Path, matched: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """The box and the attribute head are one C5 head under two names; a file in which they differ is none of ours."""
-    alias, original = SHARED
+    alias, original = SHARED  # one C5 head under two names; a file in which they differ is none of ours
     for name, source in matched.items():
         twin = matched[original + name.removeprefix(alias)] if name.startswith(alias) else source
         if twin != source and not torch.equal(tensors[source], tensors[twin]):
@@ -182,14 +172,10 @@ def _some(names: Iterable[str]) -> str:
 # A torch file of a dict: `model` holds the tensors under the published names, so that whatever reads published files
 # reads these; `vinvl_detector` holds the settings as plain values and the label map as JSON text.
 
-
 OUR_KEY = "vinvl_detector"
-LARGEST_NUMBER = 2**20  # that a setting may have: more is a damaged file, and would take for ever to build
-Settings = TypeVar("Settings", Architecture, DetectorConfig)
 
 
-@dataclass(frozen=True)
-class DetectorFileSettings:
+class DetectorFileSettings(NamedTuple):
     """What a weight file of ours says besides its tensors."""
 
     config: DetectorConfig
@@ -208,8 +194,14 @@ def save_detector(path: str | Path, detector: Detector, label_map: LabelMap) -> 
         UserError: the numbers of names are others than the detector's, or the disk cannot be written to.
     """
     _check_names(label_map, detector.config.architecture, f"{path}: the label map")
-    own = {"config": _plain(asdict(detector.config)), "label_map": label_map.to_json()}
-    content = {"model": _state_on_cpu(detector), OUR_KEY: own}
+    copies: dict[int, Tensor] = {}  # the two names of the C5 head keep sharing theirs: the file holds them once
+    state = detector.state_dict(keep_vars=True)
+    for tensor in state.values():
+        copies.setdefault(id(tensor), tensor.detach().to("cpu", torch.float32).contiguous())
+    content = {
+        "model": {name: copies[id(tensor)] for name, tensor in state.items()},
+        OUR_KEY: {"config": detector.config.plain(), "label_map": label_map.to_json()},
+    }
     with atomic_write(path, "wb") as file:
         torch.save(content, file)
 
@@ -233,88 +225,35 @@ def read_settings(path: str | Path) -> DetectorFileSettings | None:
     if own is None:
         return None
     place = f"{path}: {OUR_KEY}"
-    if not isinstance(own, Mapping) or not isinstance(own.get("config"), Mapping):
-        raise UserError(f"{place} holds no settings: the file is damaged, get it from its source again.")
-    if not isinstance(own.get("label_map"), str):
-        raise UserError(f"{place} holds no label map: the file is damaged, get it from its source again.")
-    config = _config(own["config"], f"{place}.config")
-    _check_blocks(config.architecture, content.get("model"), f"{place}.config")
-    label_map = LabelMap.from_json(own["label_map"], f"{place}.label_map")
-    _check_names(label_map, config.architecture, f"{path}: the label map")
-    return DetectorFileSettings(config, label_map)
+    own = own if isinstance(own, Mapping) else {}
+    config: Any = own.get("config")
+    names: Any = own.get("label_map")
+    for found, kind, what in ((config, Mapping, "settings"), (names, str, "label map")):
+        if not isinstance(found, kind):
+            raise UserError(f"{place} holds no {what}: the file is damaged, get it from its source again.")
+    settings = _config(config, f"{place}.config", content.get("model"))
+    label_map = LabelMap.from_json(names, f"{place}.label_map")
+    _check_names(label_map, settings.architecture, f"{path}: the label map")
+    return DetectorFileSettings(settings, label_map)
 
 
-def _plain(value: Any) -> Any:
-    """Dicts, lists and single values only."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def _state_on_cpu(detector: Detector) -> dict[str, Tensor]:
-    """The tensors by name; the two names of the C5 head keep sharing theirs, so that the file holds them once."""
-    copies: dict[int, Tensor] = {}
-    state = detector.state_dict(keep_vars=True)
-    for tensor in state.values():
-        copies.setdefault(id(tensor), tensor.detach().to("cpu", torch.float32).contiguous())
-    return {name: copies[id(tensor)] for name, tensor in state.items()}
-
-
-def _config(values: Mapping[Any, Any], place: str) -> DetectorConfig:
-    architecture = values.get("architecture")
-    if not isinstance(architecture, Mapping):
+def _config(values: Mapping[Any, Any], place: str, tensors: object) -> DetectorConfig:
+    if not isinstance(values.get("architecture"), Mapping):
         raise UserError(f"{place} has no architecture: the file is damaged, get it from its source again.")
-    others = {key: value for key, value in values.items() if key != "architecture"}
-    _check_types(others, DetectorConfig(), place)
-    _check_types(architecture, Architecture(), f"{place}.architecture")
     try:
-        return DetectorConfig(architecture=Architecture(**architecture), **others)
+        config = DetectorConfig.of_plain(values)
     except UserError as error:
-        raise UserError(f"{place}: {error}") from None
-
-
-def _check_types(values: Mapping[Any, Any], defaults: Settings, place: str) -> None:
-    """Refuses unknown settings and values of another kind than the default; a setting may be missing."""
-    known = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
-    for key, value in values.items():
-        if key not in known:
-            raise UserError(
-                f"{place} has the setting {_shown(key)}, unknown to this version of vinvl: use the version that "
-                "wrote the file, or a later one."
-            )
-        default = known[key]
-        if not (_all_like(value, default) if isinstance(default, tuple) else _like(value, default)):
-            kind = f"numbers like {list(default)}" if isinstance(default, tuple) else f"a value like {default!r}"
-            raise UserError(f"{place}.{key} is {_shown(value)}, where {kind} should be: the file is damaged.")
-
-
-def _all_like(value: object, default: Sequence[float]) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= 100 and all(_like(item, default[0]) for item in value)
-
-
-def _like(value: object, default: object) -> bool:
-    """Whether a single value may stand where the default stands: text, a whole number or a number, in range."""
-    if isinstance(default, str) or isinstance(value, bool):
-        return isinstance(value, str) and isinstance(default, str)
-    kinds = int if isinstance(default, int) else (int, float)
-    return isinstance(value, kinds) and 0 <= value <= LARGEST_NUMBER  # so it is finite
-
-
-def _shown(value: object) -> str:
-    """A value of a file that may hold anything, short enough for a sentence."""
-    if isinstance(value, str | float | bool) or (isinstance(value, int) and abs(value) < 10**40):
-        return repr(value)[:40]
-    return f"a {type(value).__name__}"
-
-
-def _check_blocks(architecture: Architecture, tensors: object, place: str) -> None:
-    """Refuses an architecture that cannot be the file's before it is built, which could take for ever."""
+        raise UserError(f"{place}: {error} The file is damaged.") from None
+    except TypeError as error:  # a name that is none of ours
+        name = shown(str(error).rpartition(" argument ")[2].strip("'"))
+        raise UserError(
+            f"{place} has the setting {name}, unknown to this version of vinvl: use the version that wrote the file, "
+            "or a later one."
+        ) from None
     number = len(tensors) if isinstance(tensors, Mapping) else 0
-    names = ("blocks", "anchor_sizes", "anchor_ratios")
-    least = min(min(getattr(architecture, name)) for name in names)
-    single = (getattr(architecture, field.name) for field in fields(architecture) if field.name not in names)
-    if sum(architecture.blocks) > number or least <= 0 or min(single) < 1:
+    if sum(config.architecture.blocks) > number:  # to build it could take for ever
         raise UserError(f"{place}.architecture cannot be that of the file's {number:,} tensors: the file is damaged.")
+    return config
 
 
 def _check_names(label_map: LabelMap, architecture: Architecture, place: str) -> None:
@@ -329,8 +268,22 @@ def _check_names(label_map: LabelMap, architecture: Architecture, place: str) ->
             )
 
 
-# A weight file, its label map and the settings that belong to it → a detector ready for use.
+def read_label_map(path: str | Path, architecture: Architecture | None = None) -> LabelMap:
+    """The names of classes and attributes, from the published label-map JSON; `architecture` is who they belong to.
 
+    Raises:
+        UserError: the file is missing or no label map, or it names other numbers of classes or attributes.
+    """
+    try:
+        labels = LabelMap.from_json(read_bytes(path).decode("utf-8-sig"), str(path))
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: give a label-map file.") from None
+    if architecture is not None:
+        _check_names(labels, architecture, str(path))
+    return labels
+
+
+# A weight file, its label map and the settings that belong to it → a detector ready for use.
 
 PUBLISHED_LABELS = "VG-SGG-dicts-vgoi6-clipped.json"
 NO_LABELS = "none"
@@ -343,7 +296,7 @@ class OpenedDetector:
     detector: Detector
     label_map: LabelMap
     weights: Path
-    report: DetectorLoadingReport
+    report: LoadingReport
 
 
 def open_detector(
@@ -370,7 +323,21 @@ def open_detector(
     own = read_settings(weights)
     found = own.config if own else None
     config = configure(found) if configure else found or DetectorConfig()
-    label_map = _label_map(weights, labels, own.label_map if own else None, config)
+    if labels is None and own is None:
+        labels = weights.with_name(PUBLISHED_LABELS)
+        if not labels.is_file():
+            raise UserError(
+                f"The label map of {weights} is not known: pass labels=FILE (the published one is called "
+                f"{PUBLISHED_LABELS}; beside the weights it is found by itself), or labels={NO_LABELS} to do without "
+                "names of classes and attributes."
+            )
+    if labels is None:
+        assert own is not None
+        label_map = own.label_map
+    elif str(labels) == NO_LABELS:
+        label_map = LabelMap((), ())
+    else:
+        label_map = read_label_map(Path(labels).expanduser(), config.architecture)
     detector, report = load_detector(weights, config)
     detector.requires_grad_(False)
     if compile:
@@ -378,21 +345,10 @@ def open_detector(
     return OpenedDetector(detector, label_map, weights, report)
 
 
-def _label_map(weights: Path, labels: str | Path | None, carried: LabelMap | None, config: DetectorConfig) -> LabelMap:
-    if labels is None and carried is not None:
-        return carried
-    if labels is None:
-        beside = weights.with_name(PUBLISHED_LABELS)
-        if not beside.is_file():
-            raise UserError(
-                f"The label map of {weights} is not known: pass labels=FILE (the published one is called "
-                f"{PUBLISHED_LABELS}; beside the weights it is found by itself), or labels={NO_LABELS} to do without "
-                "names of classes and attributes."
-            )
-        labels = beside
-    if str(labels) == NO_LABELS:
-        return LabelMap((), ())
-    return read_label_map(Path(labels).expanduser(), config.architecture)
+def sha256_of_file(path: str | Path) -> str:
+    """The hash, 64 hexadecimal digits, by which features name the weights that they were made with."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def device_of(name: str | None) -> torch.device:

@@ -408,7 +408,7 @@ def _parameters(target: Any) -> dict[str, Any] | None:
         except (TypeError, ValueError):
             return None
         try:
-            hints = typing.get_type_hints(function, include_extras=True)
+            hints = typing.get_type_hints(function)
         except Exception:  # an annotation that only a type checker can resolve
             hints = {}
         passes_on = False

@@ -3,8 +3,9 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import IO, Annotated, Any, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -48,6 +49,34 @@ def shown(value: Any) -> str:
     except (ValueError, RecursionError):  # an integer of too many digits, or too deep
         text = f"a {type(value).__name__}"
     return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def check_fields(settings: Any, prefix: str) -> None:
+    """Refuses a dataclass with a field that is not of the type and in the range that its annotation says.
+
+    prefix: of the field's name in the sentence: "data.", "detector ".
+
+    Raises:
+        UserError: names the first such field.
+    """
+    for name, kind in _kinds(settings.__class__).items():
+        value = getattr(settings, name)
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            items = value if isinstance(value, list | tuple) else (value,)
+            single = all(isinstance(item, str | int | float) for item in items)
+            plain = shown(value) if single else f"a {type(value).__name__}"
+            if get_origin(kind) is Literal:
+                choices = " or ".join(map(str, get_args(kind)))
+                raise UserError(f"{prefix}{name}={plain} is unknown: give {choices}.") from None
+            wanted = str(error).partition(" - at ")[0].replace("`", "").replace("array", "list")
+            raise UserError(f"{prefix}{name}={plain} cannot be: {wanted[0].lower()}{wanted[1:]}.") from None
+
+
+@cache
+def _kinds(settings: Any) -> dict[str, Any]:
+    return get_type_hints(settings, include_extras=True)
 
 
 # Values that msgspec decodes into what they should be; its words for what is wrong name the very place.
