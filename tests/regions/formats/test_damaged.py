@@ -270,7 +270,7 @@ def test_nothing_fills_the_memory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"100.npy (has 64 bytes of data, expected|is no npy file)"):
         convert_features(npy.parent, tmp_path / "out.h5", FeatureOptions(workers=1))
     torch.save({"1": torch.zeros(1, 1).expand(10**6, DIM + 6)}, tmp_path / "in.pt")
-    with pytest.raises(UserError, match=r"image '1' is a tensor of 56,000,000 bytes, which the file does not hold"):
+    with pytest.raises(UserError, match=r"image '1': it is a tensor of 56,000,000 bytes, which the file does not hold"):
         convert_features(tmp_path / "in.pt", tmp_path / "out.h5", READ)
 
 
@@ -290,7 +290,7 @@ def test_nothing_fills_the_memory(tmp_path: Path) -> None:
 )
 def test_tensors_of_other_kinds_are_named(tmp_path: Path, make: Callable[[torch.Tensor], Any]) -> None:
     torch.save({"7": make(torch.from_numpy(IMAGES[0].rows))}, tmp_path / "in.pt")
-    with pytest.raises(UserError, match=r"in.pt: image '7' (is|has shape)"):
+    with pytest.raises(UserError, match=r"in.pt: image '7': it (is|has shape)"):
         convert_features(tmp_path / "in.pt", tmp_path / "out.h5", READ)
 
 

@@ -242,7 +242,7 @@ def test_tensors_that_are_programs_or_no_region_rows(tmp_path: Path) -> None:
     torch.save({"1": Program()}, file)
     assert "in.pt is no file of tensors" in refused(file, tmp_path)
     torch.save({"1": torch.zeros(3, DIM + 1)}, file)
-    assert "in.pt: image '1' has shape (3, 9), expected 8 or 14" in refused(file, tmp_path)
+    assert "in.pt: image '1': it has shape (3, 9), expected 8 or 14" in refused(file, tmp_path)
     torch.save({"1": torch.zeros(3, DIM + 6), 1: torch.zeros(3, DIM + 6)}, file)
     assert "in.pt, image 1: image '1' was added before" in refused(file, tmp_path, "assume_size=[9,9]")
     file.write_bytes(file.read_bytes()[:-100])

@@ -6,7 +6,6 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -15,24 +14,22 @@ import numpy as np
 
 from vinvl.regions.formats.rows import (
     MOST_BYTES,
+    Done,
     FeatureOptions,
-    FoundImage,
+    Found,
     KnownNames,
-    checked_regions,
+    at,
     checked_size,
+    images_of_items,
+    regions_of,
     shifted,
 )
-from vinvl.regions.formats.tsv import Done, Found
 from vinvl.regions.regions import Regions
 from vinvl.run.errors import UserError
-from vinvl.run.lines import in_order
 from vinvl.run.restricted_pickle import load_restricted, plain_array
 from vinvl.run.values import shown
 
-# Named arrays of one image, as MMF, bottom-up-attention and others save them, → `FoundImage`.
-
-
-# What the several extractors call one thing.
+# Named arrays of one image, as MMF, bottom-up-attention and others save them: what they call one thing.
 FEATURES = ("features", "x", "feature", "feat")
 BOXES = ("boxes", "bbox", "bboxes")
 WIDTH = ("image_w", "image_width", "img_w", "width")
@@ -60,21 +57,22 @@ def regions_of_fields(image_id: str, fields: Mapping[str, Any], options: Feature
     features = _array(_required(fields, FEATURES, "features"), "features")
     boxes = _array(_required(fields, BOXES, "boxes"), "boxes")
     features, count = _of_boxes(features, boxes, _optional(fields, COUNT))
-    size = checked_size(_required(fields, WIDTH, "width"), _required(fields, HEIGHT, "height"), "the image")
+    size = checked_size(_required(fields, WIDTH, "width"), _required(fields, HEIGHT, "height"))
     classes, scores = _numbers(fields, CLASSES, count), _numbers(fields, SCORES, count)
     attributes, attribute_scores = _numbers(fields, ATTRIBUTES, count), _numbers(fields, ATTRIBUTE_SCORES, count)
     if (given := options.class_offset) is None and (said := _optional(fields, OFFSET)) is not None:
-        given = checked_count(said, 1, "class_offset")
+        given = _checked_count(said, 1, "class_offset")
     if given is None:
         offset = offset_of(classes, scores, known.classes, "class")
         of_attributes = offset_of(attributes, attribute_scores, known.attributes, "attribute", otherwise=offset)
     else:
         offset = of_attributes = given
-    found = FoundImage(
+    return regions_of(
         image_id,
-        features=features[:count],
-        boxes=boxes[:count].reshape(count, -1) if count else np.zeros((0, 4)),
-        size=size,
+        features[:count],
+        boxes[:count].reshape(count, -1) if count else np.zeros((0, 4)),
+        size,
+        options,
         classes=None if classes is None else shifted(classes, offset or 0, known.classes, "classes"),
         class_scores=_highest(scores),
         attributes=None
@@ -82,11 +80,9 @@ def regions_of_fields(image_id: str, fields: Mapping[str, Any], options: Feature
         else shifted(attributes, of_attributes or 0, known.attributes, "attributes"),
         attribute_scores=_highest(attribute_scores) if attributes is None or attributes.ndim == 1 else attribute_scores,
     )
-    return checked_regions(found, options)
 
 
-def checked_count(given: Any, most: int, what: str = "the number of boxes") -> int:
-    """A whole number from 0 that a file announces. Raises UserError if it is more than `most`."""
+def _checked_count(given: Any, most: int, what: str = "the number of boxes") -> int:
     array = np.asarray(given)
     if array.size != 1 or array.dtype.kind not in "iu" or not 0 <= int(array.item()) <= most:
         raise UserError(f"{what} is {shown(given)}, expected a whole number from 0 to {most}.")
@@ -105,7 +101,7 @@ def _of_boxes(features: np.ndarray, boxes: np.ndarray, given: Any) -> tuple[np.n
         raise UserError(f"features have shape {features.shape}, expected a row for each region.")
     if features.shape[1] == len(boxes) != len(features):
         features = features.T
-    count = min(len(features), len(boxes)) if given is None else checked_count(given, min(len(features), len(boxes)))
+    count = min(len(features), len(boxes)) if given is None else _checked_count(given, min(len(features), len(boxes)))
     longer = features if len(features) > len(boxes) else boxes
     if len(features) != len(boxes) and (given is None or longer[count:].any()):
         raise UserError(f"features have shape {features.shape}, but there are {len(boxes)} boxes.")
@@ -148,7 +144,6 @@ def _highest(scores: np.ndarray | None) -> np.ndarray | None:
 
 
 INFO = "_info"
-BATCH_FILES = 16
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes; the others have no limit when reading
 
 # The head of an npy file as NumPy writes it, of a plain data type. (NumPy's own reader runs a Python parser on it.)
@@ -185,36 +180,20 @@ def images_of_files(
     folder: Path, files: Sequence[Path], options: FeatureOptions, known: KnownNames, workers: int, done: Done
 ) -> Iterator[Found]:
     """The images of a folder; the id is the path below the folder without its suffix."""
-    for path in files[: done.images]:
-        yield Found(str(path), None, done.position)
-    paths = iter(files[done.images :])
-    batches = iter(lambda: list(islice(paths, BATCH_FILES)), [])
-    position = done.position
-    for images in in_order(partial(_read_batch, folder=folder, options=options, known=known), batches, workers):
-        for path, size, regions in images:
-            position += size
-            yield Found(str(path), regions, position)
+    return images_of_items(files, partial(_read_file, folder=folder, options=options, known=known), workers, done)
 
 
-def _read_batch(
-    paths: list[Path], folder: Path, options: FeatureOptions, known: KnownNames
-) -> list[tuple[Path, int, Regions | UserError]]:
-    return [(path, *_read_file(path, folder, options, known)) for path in paths]
-
-
-def _read_file(path: Path, folder: Path, options: FeatureOptions, known: KnownNames) -> tuple[int, Regions | UserError]:
-    image_id = path.relative_to(folder).with_suffix("").as_posix()
+def _read_file(path: Path, folder: Path, options: FeatureOptions, known: KnownNames) -> Found:
+    image_id, size = path.relative_to(folder).with_suffix("").as_posix(), 0
     try:
-        size = size_of(path)
         fields = read_npz(path) if path.suffix == ".npz" else _read_npy_pair(path)
+        size = size_of(path)
+        with at(str(path)):
+            return Found(str(path), regions_of_fields(image_id, fields, options, known), size)
     except OSError as error:
-        return 0, UserError(f"{path} cannot be read ({error.strerror or error}); check the path.")
+        return Found(str(path), UserError(f"{path} cannot be read ({error.strerror or error}); check the path."), 0)
     except UserError as error:
-        return 0, error
-    try:
-        return size, regions_of_fields(image_id, fields, options, known)
-    except UserError as error:
-        return size, UserError(f"{path}: {error}")
+        return Found(str(path), error, size)
 
 
 def _read_npy_pair(path: Path) -> dict[str, Any]:

@@ -11,16 +11,15 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from vinvl.regions.feature_record import differences
 from vinvl.regions.formats.oscar import with_background
-from vinvl.regions.formats.rows import LONGEST_REASON, OSCAR_DIM, FeatureOptions, LeftOut, options_of
+from vinvl.regions.formats.rows import LONGEST_REASON, OSCAR_DIM, Done, FeatureOptions, Found, LeftOut, options_of
 from vinvl.regions.formats.source import FoundFiles, Source, files_read, find_features, open_source
-from vinvl.regions.formats.tsv import Done, Found
 from vinvl.regions.layout import ShardHeader
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.writer import RegionStoreWriter, Unfinished, shard_files
@@ -38,9 +37,8 @@ class Conversion:
 
     Attributes:
         before: images that an earlier run had done, and the bytes that it had read.
-        left_out: number of rows and files that were skipped.
-        left_out_first: why, of the first few.
-        left_out_list: file beside the store that names all, where they are more.
+        left_out: number of rows and files that were skipped, why of the first few, and the file beside the store that
+            names all, where they are more.
         notes: what else is to be told.
     """
 
@@ -48,12 +46,12 @@ class Conversion:
     images: int
     regions: int
     read_bytes: int
-    before: int = 0
-    before_bytes: int = 0
-    left_out: int = 0
-    left_out_first: tuple[str, ...] = ()
-    left_out_list: Path | None = None
-    notes: tuple[str, ...] = ()
+    before: int
+    before_bytes: int
+    left_out: int
+    left_out_first: tuple[str, ...]
+    left_out_list: Path | None
+    notes: tuple[str, ...]
 
 
 def convert_features(source: str | Path, target: str | Path, options: FeatureOptions) -> Conversion:
@@ -107,17 +105,15 @@ def _convert(found: FoundFiles, unfinished: Unfinished, options: FeatureOptions)
         taken = _Taken(left_out, shards)
         opened = open_source(Source(found, options, labels, scratch, left_out, taken.done))
         leading = [] if shards else _until_regions(opened.images, left_out.skips)
-        shape = (
-            _Shape(shards[0].attributes.feature_dim, shards[0].attributes.num_attributes)
-            if shards
-            else _shape_of(leading, options.dim)
-        )
+        dim, num_attributes = _shape_of(leading, options.dim)
+        if shards:
+            dim, num_attributes = shards[0].attributes.feature_dim, shards[0].attributes.num_attributes
         writer = RegionStoreWriter(
             target,
-            feature_dim=shape.feature_dim,
+            feature_dim=dim,
             detector=options.detector or f"not named; converted from {found.format.value}",
             label_map=opened.label_map,
-            num_attributes=shape.num_attributes,
+            num_attributes=num_attributes,
             feature_dtype=options.dtype,
             max_images_per_shard=options.images_per_shard,
             provenance=left_out.provenance,
@@ -126,25 +122,24 @@ def _convert(found: FoundFiles, unfinished: Unfinished, options: FeatureOptions)
         )
         with writer:
             with progress("MB", opened.total_bytes / 1e6, taken.done.position / 1e6) as show:
-                images, regions = _write(chain(leading, opened.images), writer, shape, taken, show)
+                images, regions = _write(chain(leading, opened.images), writer, dim, num_attributes, taken, show)
             before = sum(shard.num_images for shard in shards)
             if not images + before:
                 first = f": {left_out.first[0]}" if left_out.first else "."
                 raise UserError(f"{found.path} holds no image that can be used{first}")
             refuse_existing(target)
-        kept = left_out.keep_list(target)
-    return Conversion(
-        found.format.value,
-        images + before,
-        regions + sum(shard.num_regions for shard in shards),
-        opened.total_bytes,
-        before,
-        taken.done.position,
-        left_out.count,
-        tuple(left_out.first),
-        kept,
-        tuple(left_out.notes),
-    )
+        return Conversion(
+            found.format.value,
+            images + before,
+            regions + sum(shard.num_regions for shard in shards),
+            opened.total_bytes,
+            before,
+            taken.done.position,
+            left_out.count,
+            tuple(left_out.first),
+            left_out.keep_list(target),
+            tuple(left_out.notes),
+        )
 
 
 def _facts(found: FoundFiles, options: FeatureOptions) -> dict[str, Any]:
@@ -219,13 +214,6 @@ class _Taken:
         return told
 
 
-class _Shape(NamedTuple):
-    """What all images of a store have in common."""
-
-    feature_dim: int
-    num_attributes: int
-
-
 def _until_regions(found: Iterable[Found], skips: bool) -> list[Found]:
     """The first images, until some have regions: base64 of no regions does not tell how long features are."""
     leading, with_regions = [], 0
@@ -238,20 +226,20 @@ def _until_regions(found: Iterable[Found], skips: bool) -> list[Found]:
     return leading
 
 
-def _shape_of(leading: Sequence[Found], given_dim: int | None) -> _Shape:
-    """The shape of most of the first images, so that a damaged one among them does not decide for all."""
+def _shape_of(leading: Sequence[Found], given_dim: int | None) -> tuple[int, int]:
+    """(D, K) of most of the first images, so that a damaged one among them does not decide for all."""
     usable = [one.regions for one in leading if isinstance(one.regions, Regions)]
     images = [image for image in usable if len(image)] or usable
     dims = Counter(image.features.shape[1] for image in images).most_common(1)
     attributes = Counter(image.attributes.shape[1] for image in images).most_common(1)
     dim = given_dim or (dims[0][0] if dims else 0)
-    return _Shape(dim if 0 < dim <= LONGEST_FEATURE else OSCAR_DIM, attributes[0][0] if attributes else 0)
+    return dim if 0 < dim <= LONGEST_FEATURE else OSCAR_DIM, attributes[0][0] if attributes else 0
 
 
 def _write(
-    found: Iterable[Found], writer: RegionStoreWriter, shape: _Shape, taken: _Taken, show: Show
+    found: Iterable[Found], writer: RegionStoreWriter, dim: int, num_attributes: int, taken: _Taken, show: Show
 ) -> tuple[int, int]:
-    """(images, regions) that were added."""
+    """(images, regions) that were added to a store of D = `dim` and K = `num_attributes`."""
     added = regions = 0
     for number, (place, image, position) in enumerate(found, start=1):
         if not taken.take(number, position) or image is None:
@@ -260,7 +248,15 @@ def _write(
             taken.leave_out(image)
             continue
         try:
-            writer.add(_shaped(image, shape))
+            if not len(image):
+                features, none = np.zeros((0, dim)), np.zeros((0, num_attributes), dtype=np.int32)
+                image = replace(image, features=features, attributes=none, attribute_scores=none)
+            elif (own := image.features.shape[1]) != dim:
+                raise UserError(
+                    f"image {image.image_id!r} has features of dimension {own}, expected {dim} as features.dim or "
+                    "others have; a store has one dimension."
+                )
+            writer.add(image)
         except UserError as error:
             if error.__cause__ is not None:  # the disk, not the image
                 raise
@@ -270,23 +266,6 @@ def _write(
         regions += len(image)
         show(position / 1e6, f", {added:,} images")
     return added, regions
-
-
-def _shaped(image: Regions, shape: _Shape) -> Regions:
-    """An image with the shape of the store. Raises UserError if it has regions of another dimension."""
-    if not len(image):
-        none = np.zeros((0, shape.num_attributes))
-        features = np.zeros((0, shape.feature_dim))
-        return replace(image, features=features, attributes=none.astype(np.int32), attribute_scores=none)
-    if image.features.shape[1] != shape.feature_dim:
-        raise UserError(
-            f"image {image.image_id!r} has features of dimension {image.features.shape[1]}, expected "
-            f"{shape.feature_dim} as features.dim or others have; a store has one dimension."
-        )
-    return image
-
-
-# The settings of `python -m vinvl.convert from=…` → a conversion, and the line that tells how it went.
 
 
 def run_conversion(source: Path, target: Path, settings: Mapping[str, Any]) -> str:

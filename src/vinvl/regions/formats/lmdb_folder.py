@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from vinvl.regions.formats.arrays import regions_of_fields
-from vinvl.regions.formats.rows import MOST_BYTES, FeatureOptions, KnownNames
-from vinvl.regions.formats.tsv import Done, Found
-from vinvl.regions.regions import Regions
+from vinvl.regions.formats.rows import MOST_BYTES, Done, FeatureOptions, Found, KnownNames, at, images_of_items
 from vinvl.run.errors import UserError
 from vinvl.run.restricted_pickle import load_restricted
 from vinvl.run.values import shown
@@ -159,7 +158,9 @@ def _record(page: bytes, number: int, page_size: int, node: tuple[int, int, int,
 KEYS = b"keys"  # a list of all ids
 
 
-def images_of_lmdb(folder: Path, options: FeatureOptions, known: KnownNames, done: Done) -> Iterator[Found]:
+def images_of_lmdb(
+    folder: Path, options: FeatureOptions, known: KnownNames, workers: int, done: Done
+) -> Iterator[Found]:
     """The images of an LMDB in the order of their keys, which are the ids; what is cut off comes first.
 
     Raises:
@@ -174,23 +175,15 @@ def images_of_lmdb(folder: Path, options: FeatureOptions, known: KnownNames, don
                 raise UserError(f"{folder} is no LMDB, or a damaged one ({error}); get the folder again.") from None
             size = os.fstat(file.fileno()).st_size
             missing = list(_missing(folder, file, records))
-            yield from missing
-            position = 0
-            ordered = sorted(records, key=lambda record: record.stop <= size)
-            for number, record in enumerate((one for one in ordered if one.key != KEYS), start=len(missing)):
-                image_id = record.key.decode("utf-8", "backslashreplace")
-                place = f"{folder}, image {image_id!r}"
-                position += record.stop - record.start
-                if number < done.images:
-                    yield Found(place, None, position)
-                else:
-                    yield _image(place, image_id, file, record, options, known, position)
+        ordered = sorted((one for one in records if one.key != KEYS), key=lambda record: record.stop <= size)
+        read = partial(_read_image, folder=folder, options=options, known=known)
+        yield from images_of_items([*missing, *ordered], read, workers, done)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
 
 
-def _missing(folder: Path, file: IO[bytes], records: list[Record]) -> Iterator[Found]:
-    """The ids in the list of all that have no record."""
+def _missing(folder: Path, file: IO[bytes], records: list[Record]) -> Iterator[str]:
+    """What is wrong with the list of all ids: those in it that have no record."""
     present = {record.key for record in records}
     place = f"{folder}, list of all ids {KEYS.decode()!r}"
     try:
@@ -198,32 +191,27 @@ def _missing(folder: Path, file: IO[bytes], records: list[Record]) -> Iterator[F
         if listed and not isinstance(listed[0], list | tuple):
             raise UserError(f"it is {shown(listed[0])}, expected a list.")
     except UserError as error:
-        yield Found(place, UserError(f"{place}: {error}"), 0)
+        yield f"{place}: {error}"
         return
     for key in listed[0] if listed else []:
         encoded = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
         if not isinstance(encoded, bytes) or encoded not in present:
-            yield Found(place, UserError(f"{place} has {shown(key)}, which has no record; get the folder again."), 0)
+            yield f"{place} has {shown(key)}, which has no record; get the folder again."
 
 
-def _image(
-    place: str,
-    image_id: str,
-    file: IO[bytes],
-    record: Record,
-    options: FeatureOptions,
-    known: KnownNames,
-    position: int,
-) -> Found:
-    found: Regions | UserError
+def _read_image(record: Record | str, folder: Path, options: FeatureOptions, known: KnownNames) -> Found:
+    if isinstance(record, str):
+        return Found("", UserError(record), 0)
+    image_id = record.key.decode("utf-8", "backslashreplace")
+    place, size = f"{folder}, image {image_id!r}", record.stop - record.start
     try:
-        content = load_restricted(_value(file, record), "the record")
-        if not isinstance(content, dict):
-            raise UserError(f"the record is {type(content).__name__}, expected a dict with features and bbox.")
-        found = regions_of_fields(image_id, content, options, known)
+        with at(place), (folder / "data.mdb").open("rb") as file:
+            content = load_restricted(_value(file, record), "the record")
+            if not isinstance(content, dict):
+                raise UserError(f"the record is {type(content).__name__}, expected a dict with features and bbox.")
+            return Found(place, regions_of_fields(image_id, content, options, known), size)
     except UserError as error:
-        found = UserError(f"{place}: {error}")
-    return Found(place, found, position)
+        return Found(place, error, size)
 
 
 def _value(file: IO[bytes], record: Record) -> bytes:

@@ -1,14 +1,18 @@
-"""One image of somebody else's features → `Regions`, with the checks that all formats have in common."""
+"""One image of somebody else's features → `Regions`, with the checks and refusals that all formats have in common.
+
+What is refused here does not say where it stands: whoever reads a row or a file puts that in front (`at`).
+"""
 
 from __future__ import annotations
 
 import binascii
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,9 +23,60 @@ from vinvl.regions.regions import Regions, all_finite
 from vinvl.regions.shard import BOX_TOLERANCE, INVERSION_TOLERANCE
 from vinvl.run.errors import UserError
 from vinvl.run.files import put_in_place
+from vinvl.run.lines import in_order
 from vinvl.run.values import checked_id, shown
 
-# Rows and files that cannot be used: the first one is refused, or they are left out and named.
+# What is found in a source, and what of it an earlier run has done.
+
+
+class Found(NamedTuple):
+    """An image or why it cannot be used, its place in the files, and how many bytes of input are read by now.
+
+    Of what an earlier run has done there are no regions.
+    """
+
+    place: str
+    regions: Regions | UserError | None
+    position: int
+
+
+class Done(NamedTuple):
+    """What an earlier run has done of a source: so many of what is `Found`, which end at that position.
+
+    `unread` are the positions of those that it could not read.
+    """
+
+    images: int = 0
+    position: int = 0
+    unread: frozenset[int] = frozenset()
+
+
+Item = TypeVar("Item")
+ITEMS_AT_ONCE = 16
+
+
+def images_of_items(items: Sequence[Item], read: Callable[[Item], Found], workers: int, done: Done) -> Iterator[Found]:
+    """The images of files, records or tensors. `read` gives one with its own size for the position."""
+    position = done.position
+    yield from (Found("", None, position) for _ in items[: done.images])
+    batches = (items[start : start + ITEMS_AT_ONCE] for start in range(done.images, len(items), ITEMS_AT_ONCE))
+    for batch in in_order(partial(_read_all, read), batches, workers):
+        for place, regions, size in batch:
+            position += size
+            yield Found(place, regions, position)
+
+
+def _read_all(read: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
+    return [read(item) for item in items]
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Puts the place in front of what is refused."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 REFUSE, SKIP = ON_DAMAGED = ("refuse", "skip")
@@ -31,11 +86,11 @@ LONGEST_REASON = 400
 
 
 class LeftOut:
-    """What was left out so far; the whole list is in a file, so that memory does not grow with it.
+    """Rows and files that were left out so far; the whole list is in a file, so that memory does not grow with it.
 
     Attributes:
         notes: what else is to be told at the end.
-        provenance: what the store says of it, kept up to date; None where damage is refused.
+        provenance: what the store says of it, kept up to date; None where the first that is damaged is refused.
     """
 
     def __init__(self, on_damaged: str, scratch: Path) -> None:
@@ -75,32 +130,13 @@ class LeftOut:
 
 
 ID_PATTERN = "features.id_pattern"
-FILES = ("predictions", "sizes", "labels")
 PositiveInt = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 OSCAR_DIM = 2048
 GEOMETRY = 6  # numbers behind the feature in a region row of Oscar: x1/W, y1/H, x2/W, y2/H, w/W, h/H
 
 
 class FeatureOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The section `features` of conf/convert.yaml: what files do not say about themselves, and what is to be made.
-
-    Attributes:
-        dim: D, which all features must have; None for what they have. Oscar's rows, which are D numbers wide, or D + 6
-            with the geometry of the box, are then of 2048.
-        dtype: "float16" or "float32".
-        class_offset: added to class and attribute numbers; None for what the format needs. The store's 0 is the
-            background, and some extractors leave it out, so that their 0 is the first class.
-        id_pattern: regular expression whose first group in the file's image id is the store's; None takes it as it is.
-        assume_size: (width, height) of images whose size nothing tells; boxes are then no pixels.
-        clip_boxes: cut boxes off at the border of the image rather than refuse what lies outside of it.
-        predictions: file of boxes, classes and attributes; None for the `predictions.tsv` beside a `features.tsv`.
-        sizes: file of image widths and heights.
-        labels: label map of the detector; None takes the names of the predictions in alphabetical order.
-        detector: which detector made the features, with its settings, as the store will say.
-        images_per_shard: makes a folder of shards; None makes one file.
-        workers: processes that decode; None for one a core.
-        on_damaged: "refuse" the first damaged or repeated row or file, or "skip" them and name them at the end.
-    """
+    """The section `features` of conf/convert.yaml, which tells what each is for."""
 
     predictions: Path | None = None
     sizes: Path | None = None
@@ -117,11 +153,9 @@ class FeatureOptions(msgspec.Struct, frozen=True, kw_only=True):
     workers: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        """Raises UserError for a choice that there is not, and a pattern that is none or has no group."""
         for name, choices in (("dtype", FEATURE_DTYPES), ("on_damaged", ON_DAMAGED)):
-            if getattr(self, name) not in choices:
-                given = shown(getattr(self, name))
-                raise UserError(f"features.{name} is {given}; choose one of {', '.join(choices)}.")
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(f"features.{name} is {shown(value)}; choose one of {', '.join(choices)}.")
         if self.id_pattern is not None:
             check_pattern(self.id_pattern, ID_PATTERN)
 
@@ -144,7 +178,7 @@ def options_of(settings: Mapping[str, Any]) -> FeatureOptions:
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean features.{close[0]}?" if close else f"there are {', '.join(known)}."
             raise UserError(f"There is no setting features.{name}: {hint}")
-        if name in ("detector", "id_pattern", *FILES) and type(value) in (int, float):
+        if name in ("detector", "id_pattern", "predictions", "sizes", "labels") and type(value) in (int, float):
             given[name] = str(value)  # YAML took it for a number
     try:
         return msgspec.convert(given, FeatureOptions, dec_hook=lambda kind, value: kind(value).expanduser())
@@ -152,172 +186,6 @@ def options_of(settings: Mapping[str, Any]) -> FeatureOptions:
         reason, _, place = str(error).partition(" - at `$.")
         name = place.strip("`").split("[")[0]
         raise UserError(f"features.{name} is {shown(settings[name])}: {reason.lower()}.") from None
-
-
-class KnownNames(NamedTuple):
-    """How many names the label map has, with those of the background and of no attribute; 0 if it is not given."""
-
-    classes: int
-    attributes: int
-
-
-@dataclass(frozen=True)
-class FoundImage:
-    """What a file says about one image, not checked: R regions; None is what the file does not say.
-
-    image_id          as in the file
-    features          (R, D) numbers
-    boxes             (R, 4) x1 y1 x2 y2 in pixels
-    size              width, height
-    classes           (R,) whole numbers, 0 is the background
-    class_scores      (R,)
-    attributes        (R, K) whole numbers, 0 is none
-    attribute_scores  (R, K)
-    """
-
-    image_id: str
-    features: np.ndarray
-    boxes: np.ndarray
-    size: tuple[int, int]
-    classes: npt.ArrayLike | None = None
-    class_scores: npt.ArrayLike | None = None
-    attributes: npt.ArrayLike | None = None
-    attribute_scores: npt.ArrayLike | None = None
-
-
-def checked_regions(found: FoundImage, options: FeatureOptions) -> Regions:
-    """The regions in the data types of the store.
-
-    Raises:
-        UserError: numbers that are not finite, numbers of rows that differ, boxes that are no boxes of this image.
-    """
-    image = f"image {found.image_id!r}"
-    if found.features.ndim != 2:
-        raise UserError(f"{image}: features have shape {found.features.shape}, expected a row for each region.")
-    count = len(found.features)
-    attributes = _table(found.attributes, count, f"{image}: attributes")
-    scores = _table(found.attribute_scores, count, f"{image}: attribute_scores")
-    if attributes.shape != scores.shape:
-        scores = np.zeros(attributes.shape) if found.attribute_scores is None else scores  # the store refuses the rest
-    return Regions(
-        image_id=id_by_pattern(found.image_id, options.id_pattern, ID_PATTERN),
-        features=_features(found.features, options.dtype, image),
-        boxes=_boxes(found.boxes, count, found.size, image, clip=options.clip_boxes),
-        classes=_numbers(found.classes, count, f"{image}: classes", np.int32),
-        class_scores=_numbers(found.class_scores, count, f"{image}: class_scores", np.float32),
-        attributes=_whole(attributes, f"{image}: attributes"),
-        attribute_scores=scores.astype(np.float32),
-        width=found.size[0],
-        height=found.size[1],
-    )
-
-
-def id_in(column: bytes) -> str:
-    """The image id of a row. Raises UserError if it is empty, too long or no UTF-8."""
-    try:
-        image_id = column.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        image_id = ""
-    if not image_id:
-        raise UserError("the image id, column 1 of the row, is empty or no UTF-8 text.")
-    return str(checked_id(image_id, "the image id, column 1 of the row,"))
-
-
-def checked_size(width: object, height: object, image: str) -> tuple[int, int]:
-    """Width and height in pixels from numbers or texts. Raises UserError for what is no positive whole number."""
-    sizes = []
-    for name, value in (("width", width), ("height", height)):
-        try:
-            number = float(value.item() if isinstance(value, np.generic | np.ndarray) else value)  # type: ignore[arg-type]
-        except (TypeError, ValueError, OverflowError):
-            number = float("nan")
-        if isinstance(value, bool) or not number.is_integer() or not 0 < number < 2**31:
-            raise UserError(f"{image}: {name} is {shown(value)}, a positive number of pixels was expected.")
-        sizes.append(int(number))
-    return sizes[0], sizes[1]
-
-
-def shifted(numbers: np.ndarray, offset: int, names: int, what: str) -> np.ndarray:
-    """Class or attribute numbers as the store counts them. Raises UserError for some that the label map has not."""
-    if numbers.size and 0 < names <= numbers.max() + offset:
-        raise UserError(
-            f"{what} reach {numbers.max()} (and {offset} is added), but the label map has {names} names, the "
-            "background's included: give the detector's label map, or another features.class_offset."
-        )
-    return numbers + offset
-
-
-def _features(features: np.ndarray, dtype: str, image: str) -> np.ndarray:
-    if features.dtype.kind not in "fiu":
-        raise UserError(f"{image}: features are of type {features.dtype}, numbers were expected.")
-    with np.errstate(over="ignore"):
-        converted = np.ascontiguousarray(features, dtype=dtype)
-    if not all_finite(converted):
-        region = int(np.argmin(np.isfinite(converted).all(axis=1)))
-        if np.isfinite(features[region]).all():
-            raise UserError(
-                f"{image}: features of region {region} are too large for {dtype}; pass features.dtype=float32."
-            )
-        raise UserError(f"{image}: features of region {region} are NaN or infinite; extract the image again.")
-    return converted
-
-
-def _boxes(boxes: np.ndarray, count: int, size: tuple[int, int], image: str, *, clip: bool) -> np.ndarray:
-    if boxes.shape != (count, 4) or boxes.dtype.kind not in "fiu":
-        raise UserError(f"{image}: boxes are {boxes.shape} of {boxes.dtype}, expected ({count}, 4) numbers.")
-    boxes = boxes.astype(np.float32)
-    if not np.isfinite(boxes).all():
-        raise UserError(f"{image}: boxes hold NaN or infinite values; extract the image again.")
-    edge = np.array([*size, *size], dtype=np.float32)
-    if count and min(size) > 16 and float(boxes.max()) <= 1 + BOX_TOLERANCE:
-        raise UserError(
-            f"{image}: no box reaches beyond pixel 1 of {size[0]} x {size[1]}; boxes are expected in pixels."
-        )
-    inverted = (boxes[:, :2] - boxes[:, 2:] > INVERSION_TOLERANCE * edge[:2]).any(axis=1)
-    if inverted.any():
-        region = int(np.argmax(inverted))
-        raise UserError(f"{image}: box {region} {_shown(boxes[region])} is inverted; x1 y1 x2 y2 was expected.")
-    if clip:
-        return np.clip(boxes, 0, edge)
-    outside = ((boxes < -BOX_TOLERANCE * edge) | (boxes > (1 + BOX_TOLERANCE) * edge)).any(axis=1)
-    if outside.any():
-        region = int(np.argmax(outside))
-        raise UserError(
-            f"{image}: box {region} {_shown(boxes[region])} lies outside of the image of {size[0]} x {size[1]}; "
-            "width and height may be the wrong way round, or pass features.clip_boxes=true."
-        )
-    return boxes
-
-
-def _numbers(values: npt.ArrayLike | None, count: int, what: str, dtype: type[np.generic]) -> np.ndarray:
-    if values is None:
-        return np.zeros(count, dtype=dtype)
-    array = np.asarray(values)
-    if array.shape != (count,) or array.dtype.kind not in "fiu":
-        raise UserError(f"{what} are {array.shape} of {array.dtype}, expected ({count},) numbers.")
-    return _whole(array, what) if dtype is np.int32 else array.astype(dtype)
-
-
-def _table(values: npt.ArrayLike | None, count: int, what: str) -> np.ndarray:
-    """(R, K); K is 0 if there are no values, 1 if there is one for each region."""
-    if values is None:
-        return np.zeros((count, 0), dtype=np.int32)
-    array = np.asarray(values)
-    array = array[:, None] if array.ndim == 1 else array
-    if array.ndim != 2 or len(array) != count or array.dtype.kind not in "fiu":
-        raise UserError(f"{what} are {array.shape} of {array.dtype}, expected numbers for each of {count} regions.")
-    return array
-
-
-def _whole(array: np.ndarray, what: str) -> np.ndarray:
-    """int32; int64 and floats that are whole numbers have been seen in files."""
-    if array.size and not ((array >= 0) & (array < 2**31) & (array == np.floor(array))).all():
-        raise UserError(f"{what} hold {array.min()} to {array.max()}, expected whole numbers from 0.")
-    return array.astype(np.int32)
-
-
-def _shown(box: np.ndarray) -> str:
-    return "(" + ", ".join(f"{number:.6g}" for number in box.tolist()) + ")"
 
 
 # Image ids out of longer names, by a regular expression that a person gives.
@@ -347,6 +215,156 @@ def id_by_pattern(name: str, pattern: str | None, setting: str) -> str:
     return match[1]
 
 
+# The checks of an image.
+
+
+class KnownNames(NamedTuple):
+    """How many names the label map has, with those of the background and of no attribute; 0 if it is not given."""
+
+    classes: int
+    attributes: int
+
+
+def regions_of(
+    image_id: str,
+    features: np.ndarray,
+    boxes: np.ndarray,
+    size: tuple[int, int],
+    options: FeatureOptions,
+    *,
+    classes: npt.ArrayLike | None = None,
+    class_scores: npt.ArrayLike | None = None,
+    attributes: npt.ArrayLike | None = None,
+    attribute_scores: npt.ArrayLike | None = None,
+) -> Regions:
+    """The regions of an image in the data types of the store.
+
+    Args:
+        image_id: as in the file.
+        features: (R, D) numbers.
+        boxes: (R, 4) x1 y1 x2 y2 in pixels.
+        size: width, height.
+        options: the data type of the features, what becomes of boxes outside, and of the id.
+        classes: (R,) whole numbers, 0 is the background; None where the file does not say.
+        class_scores: (R,)
+        attributes: (R, K) whole numbers, 0 is none; or (R,)
+        attribute_scores: (R, K) or (R,)
+
+    Raises:
+        UserError: numbers that are not finite, numbers of rows that differ, boxes that are no boxes of this image.
+    """
+    if features.ndim != 2:
+        raise UserError(f"features have shape {features.shape}, expected a row for each region.")
+    count = len(features)
+    table = _numbers(attributes, count, "attributes", columns=1)
+    scores = _numbers(attribute_scores, count, "attribute_scores", columns=1)
+    if attribute_scores is None:
+        scores = np.zeros(table.shape)  # of other shapes the store refuses the rest
+    return Regions(
+        image_id=id_by_pattern(image_id, options.id_pattern, ID_PATTERN),
+        features=_features(features, options.dtype),
+        boxes=_boxes(boxes, count, size, clip=options.clip_boxes),
+        classes=_whole(_numbers(classes, count, "classes"), "classes"),
+        class_scores=_numbers(class_scores, count, "class_scores").astype(np.float32),
+        attributes=_whole(table, "attributes"),
+        attribute_scores=scores.astype(np.float32),
+        width=size[0],
+        height=size[1],
+    )
+
+
+def _features(features: np.ndarray, dtype: str) -> np.ndarray:
+    if features.dtype.kind not in "fiu":
+        raise UserError(f"features are of type {features.dtype}, numbers were expected.")
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(features, dtype=dtype)
+    if not all_finite(converted):
+        region = int(np.argmin(np.isfinite(converted).all(axis=1)))
+        if np.isfinite(features[region]).all():
+            raise UserError(f"features of region {region} are too large for {dtype}; pass features.dtype=float32.")
+        raise UserError(f"features of region {region} are NaN or infinite; extract the image again.")
+    return converted
+
+
+def _boxes(boxes: np.ndarray, count: int, size: tuple[int, int], *, clip: bool) -> np.ndarray:
+    if boxes.shape != (count, 4) or boxes.dtype.kind not in "fiu":
+        raise UserError(f"boxes are {boxes.shape} of {boxes.dtype}, expected ({count}, 4) numbers.")
+    boxes = boxes.astype(np.float32)
+    if not np.isfinite(boxes).all():
+        raise UserError("boxes hold NaN or infinite values; extract the image again.")
+    edge, pixels = np.array([*size, *size], dtype=np.float32), f"{size[0]} x {size[1]}"
+    if count and min(size) > 16 and float(boxes.max()) <= 1 + BOX_TOLERANCE:
+        raise UserError(f"no box reaches beyond pixel 1 of {pixels}; boxes are expected in pixels.")
+    inverted = np.any(boxes[:, :2] - boxes[:, 2:] > INVERSION_TOLERANCE * edge[:2], axis=1)
+    if inverted.any():
+        raise UserError(f"{_box(boxes, inverted)} is inverted; x1 y1 x2 y2 was expected.")
+    if clip:
+        return np.clip(boxes, 0, edge)
+    outside = np.any((boxes < -BOX_TOLERANCE * edge) | (boxes > (1 + BOX_TOLERANCE) * edge), axis=1)
+    if outside.any():
+        remedy = "width and height may be the wrong way round, or pass features.clip_boxes=true"
+        raise UserError(f"{_box(boxes, outside)} lies outside of the image of {pixels}; {remedy}.")
+    return boxes
+
+
+def _box(boxes: np.ndarray, bad: np.ndarray) -> str:
+    region = int(np.argmax(bad))
+    return f"box {region} ({', '.join(f'{number:.6g}' for number in boxes[region].tolist())})"
+
+
+def _numbers(values: npt.ArrayLike | None, count: int, what: str, columns: int = 0) -> np.ndarray:
+    """(R,) or (R, K) numbers; zeros, or of no columns, where there are none."""
+    if values is None:
+        return np.zeros((count, 0) if columns else count, dtype=np.int32)
+    array = np.asarray(values)
+    array = array[:, None] if columns and array.ndim == 1 else array
+    if array.ndim != 1 + columns or len(array) != count or array.dtype.kind not in "fiu":
+        raise UserError(f"{what} are {array.shape} of {array.dtype}, expected numbers for each of {count} regions.")
+    return array
+
+
+def _whole(array: np.ndarray, what: str) -> np.ndarray:
+    """int32; int64 and floats that are whole numbers have been seen in files."""
+    if array.size and not ((array >= 0) & (array < 2**31) & (array == np.floor(array))).all():
+        raise UserError(f"{what} hold {array.min()} to {array.max()}, expected whole numbers from 0.")
+    return array.astype(np.int32)
+
+
+def id_in(column: bytes) -> str:
+    """The image id of a row. Raises UserError if it is empty, too long or no UTF-8."""
+    try:
+        image_id = column.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        image_id = ""
+    if not image_id:
+        raise UserError("the image id, column 1 of the row, is empty or no UTF-8 text.")
+    return str(checked_id(image_id, "the image id, column 1 of the row,"))
+
+
+def checked_size(width: object, height: object) -> tuple[int, int]:
+    """Width and height in pixels from numbers or texts. Raises UserError for what is no positive whole number."""
+    sizes = []
+    for name, value in (("width", width), ("height", height)):
+        try:
+            number = float(value.item() if isinstance(value, np.generic | np.ndarray) else value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
+        if isinstance(value, bool) or not number.is_integer() or not 0 < number < 2**31:
+            raise UserError(f"{name} is {shown(value)}, a positive number of pixels was expected.")
+        sizes.append(int(number))
+    return sizes[0], sizes[1]
+
+
+def shifted(numbers: np.ndarray, offset: int, names: int, what: str) -> np.ndarray:
+    """Class or attribute numbers as the store counts them. Raises UserError for some that the label map has not."""
+    if numbers.size and 0 < names <= numbers.max() + offset:
+        raise UserError(
+            f"{what} reach {numbers.max()} (and {offset} is added), but the label map has {names} names, the "
+            "background's included: give the detector's label map, or another features.class_offset."
+        )
+    return numbers + offset
+
+
 # Base64 text → arrays, with the one check that catches whatever is cut or damaged: the number of bytes.
 
 
@@ -361,8 +379,8 @@ def number_of_regions(text: Any) -> int:
     except (TypeError, ValueError):
         count = -1
     if isinstance(text, bool | float) or not 0 <= count <= MOST_REGIONS:
-        shown = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-        raise UserError(f"the number of boxes is {shown[:40]!r}, a whole number was expected.")
+        given = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+        raise UserError(f"the number of boxes is {given[:40]!r}, a whole number was expected.")
     return count
 
 
@@ -392,69 +410,6 @@ def base64_rows(text: bytes | str, count: int, widths: tuple[int, ...] | None, w
         raise UserError(f"{what} hold characters that are not base64; the row may be damaged.")
     width = len(content) // (count * item) if count else (widths[0] if widths else 0)
     if width * count * item != len(content) or (widths is not None and width not in widths):
-        expected = " or ".join(f"{count} x {one} x {item}" for one in widths) if widths else f"{count} x D x {item}"
+        expected = " or ".join(f"{count} x {one} x {item}" for one in widths or ("D",))
         raise UserError(f"{what} are {len(content):,} bytes of base64, expected {expected} for {count} boxes.")
     return np.frombuffer(content, dtype=dtype).reshape(count, width)
-
-
-IdBlock = tuple[np.ndarray, np.ndarray]
-
-
-class IdTable:
-    """Whole numbers (K,) by id: a sorted (N,) array of UTF-8 ids and an (N, K) int64 array, both memory-mapped."""
-
-    def __init__(self, folder: Path) -> None:
-        self.ids = np.load(folder / "ids.npy", mmap_mode="r")
-        self.values = np.load(folder / "values.npy", mmap_mode="r")
-
-    @classmethod
-    def write(
-        cls,
-        folder: Path,
-        blocks: Iterable[IdBlock],
-        source: str | Path,
-        on_repeat: Callable[[UserError], None] | None = None,
-    ) -> IdTable:
-        """Makes a table in a new folder of blocks of (n,) ids and (n, K) int64.
-
-        Args:
-            folder: to make.
-            blocks: of the table, in any order.
-            source: what the sentences name.
-            on_repeat: told of each id that came before, whose first numbers stay; None refuses it.
-
-        Raises:
-            UserError: there is no id, or one comes twice.
-        """
-        parts = list(blocks)
-        if not parts:
-            raise UserError(f"{source} names no images.")
-        ids = np.concatenate([part for part, _ in parts])
-        order = np.argsort(ids, kind="stable")
-        ids = ids[order]
-        first = np.concatenate([[True], ids[1:] != ids[:-1]])
-        for image_id in ids[~first]:
-            error = UserError(f"{source} has image {image_id.decode('utf-8', 'replace')!r} more than once.")
-            if on_repeat is None:
-                raise error
-            on_repeat(error)
-        folder.mkdir(parents=True)
-        np.save(folder / "ids.npy", ids[first])
-        np.save(folder / "values.npy", np.concatenate([values for _, values in parts])[order[first]])
-        return cls(folder)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def position(self, image_id: str) -> int | None:
-        """Where an id is in the table."""
-        key = image_id.encode("utf-8", "surrogatepass")
-        if len(key) > self.ids.dtype.itemsize:
-            return None  # NumPy would convert all ids to its length
-        position = int(self.ids.searchsorted(np.array(key, dtype=self.ids.dtype)))
-        return position if position < len(self.ids) and self.ids[position] == key else None
-
-    def find(self, image_id: str) -> np.ndarray | None:
-        """(K,) numbers of an id."""
-        position = self.position(image_id)
-        return None if position is None else self.values[position]

@@ -15,25 +15,17 @@ from typing import IO
 
 from vinvl.regions.formats.arrays import image_files, images_of_files, info_of, size_of
 from vinvl.regions.formats.lmdb_folder import images_of_lmdb
-from vinvl.regions.formats.oscar import (
-    ObjectNames,
-    OscarRows,
-    PredictedImages,
-    ScannedPredictions,
-    SizesOrAssumed,
-    scan_predictions,
-)
-from vinvl.regions.formats.rows import SKIP, FeatureOptions, KnownNames, LeftOut
+from vinvl.regions.formats.oscar import FeatureRows, Joiner, PredictionRows, scan_predictions
+from vinvl.regions.formats.rows import SKIP, Done, FeatureOptions, Found, KnownNames, LeftOut
 from vinvl.regions.formats.tensors import LabelPickle, images_of_tensors
 from vinvl.regions.formats.tsv import (
     BOTTOM_UP_COLUMNS,
     LONGEST_LINE,
     LXMERT_COLUMNS,
     ColumnRows,
-    Done,
-    Found,
     ImageIndex,
-    RowFormat,
+    PredictedImages,
+    ReadRow,
     TsvIndex,
     images_of_lines,
     line_index,
@@ -44,7 +36,6 @@ from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 
 # Which format of features a file or folder has, told by its content rather than by its name.
-
 
 FEATURES_TSV, PREDICTIONS_TSV = "features.tsv", "predictions.tsv"
 FIRST_ROWS = 16
@@ -162,7 +153,6 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 SMALL = 32 * 2**20  # bytes that are decoded sooner than processes are started
-UNKNOWN = LabelMap((), ())
 TSV_OF_OSCAR = (Format.OSCAR_TSV, Format.PREDICTIONS_TSV)
 
 
@@ -187,7 +177,7 @@ def files_read(found: FoundFiles, predictions: Path | None) -> dict[str, list[Pa
     ]
     if path.name == FEATURES_TSV and predictions is None:
         beside.append(path.with_name(PREDICTIONS_TSV))
-    read = {"from": [*(found.files or (path,)), *([] if found.files else beside)]}
+    read = {"from": list(found.files) or [path, *beside]}
     return read | ({"predictions": [predictions]} if predictions else {})
 
 
@@ -217,9 +207,16 @@ class Source:
         given = self.options.workers if self.options.workers is not None else os.cpu_count() or 1
         return 1 if self.total_bytes < SMALL else given
 
-    def images_of(self, rows: RowFormat, indices: list[TsvIndex]) -> Iterator[Found]:
+    @cached_property
+    def sizes(self) -> Path | None:
+        """Folder of a table of image sizes, if a file of them is given."""
+        if self.options.sizes:
+            write_sizes(self.options.sizes, self.scratch / "sizes", self.left_out)
+        return self.scratch / "sizes" if self.options.sizes else None
+
+    def images_of(self, read: ReadRow, indices: list[TsvIndex]) -> Iterator[Found]:
         """The images of a TSV."""
-        return images_of_lines(self.found.path, rows, indices, self.workers, self.left_out, self.done)
+        return images_of_lines(self.found.path, read, indices, self.workers, self.left_out, self.done)
 
 
 def open_source(source: Source) -> OpenedSource:
@@ -227,67 +224,57 @@ def open_source(source: Source) -> OpenedSource:
     Raises:
         UserError: a file beside the features is missing, wrong, or of no use to this format.
     """
-    found, options = source.found, source.options
+    found, options, done = source.found, source.options, source.done
     for path, name in ((options.predictions, "predictions"), (options.sizes, "sizes")):
         if path is not None and not path.is_file():
             raise UserError(f"{path} does not exist; check features.{name}=FILE.")
         if path is not None and found.format not in (*TSV_OF_OSCAR, Format.TENSORS):
             raise UserError(f"{found.path} is a {found.format.value}, which features.{name} is of no use to.")
-    sizes = source.scratch / "sizes" if options.sizes else None
-    if options.sizes and sizes:
-        write_sizes(options.sizes, sizes, source.left_out)
-    if found.format is Format.TENSORS:
-        return _tensors(source, sizes)
     if found.format in TSV_OF_OSCAR:
-        return _oscar(source, sizes)
-    label_map = source.labels or UNKNOWN
+        return _oscar(source)
+    if found.format is Format.TENSORS:
+        return _tensors(source)
+    label_map = source.labels or LabelMap((), ())
     known = KnownNames(len(label_map.classes), len(label_map.attributes))
     if found.format is Format.LMDB:
-        images = images_of_lmdb(found.path, options, known, source.done)
+        images = images_of_lmdb(found.path, options, known, source.workers, done)
     elif found.files:
-        images = images_of_files(found.path, found.files, options, known, source.workers, source.done)
+        images = images_of_files(found.path, found.files, options, known, source.workers, done)
     else:
         columns = LXMERT_COLUMNS if found.format is Format.LXMERT_TSV else BOTTOM_UP_COLUMNS
         images = source.images_of(ColumnRows(columns, options, known), line_index(found.path))
     return OpenedSource(images, label_map, source.total_bytes)
 
 
-def _oscar(source: Source, sizes: Path | None) -> OpenedSource:
-    path, indices, left_out = source.found.path, line_index(source.found.path), source.left_out
-    given = source.options.predictions
+def _oscar(source: Source) -> OpenedSource:
+    path, left_out, given = source.found.path, source.left_out, source.options.predictions
+    sizes, indices = source.sizes, line_index(path)
     beside = path.with_name(PREDICTIONS_TSV)
-    predictions = given or (beside if path.name == FEATURES_TSV and beside.is_file() else None)
+    of_objects = given or (beside if path.name == FEATURES_TSV and beside.is_file() else None)
     if path.name == FEATURES_TSV and (ids := path.with_name("imageid2idx.json")).is_file():
         indices.append(ImageIndex(ids, path, source.scratch / "images", left_out.skips, of_bytes=False))
     if (offsets := path.with_name(f"{path.stem}_offset_map.json")).is_file():
         indices.append(ImageIndex(offsets, path, source.scratch / "offsets", left_out.skips, of_bytes=True))
-    of_predictions = source.found.format is Format.PREDICTIONS_TSV
-    scanned: ScannedPredictions | None = None
-    if of_predictions or predictions:
-        of_objects = path if of_predictions else predictions or path
-        told_later = (
-            LeftOut(SKIP, source.scratch) if of_predictions else left_out
-        )  # its rows are read again as features
-        scanned = scan_predictions(of_objects, source.scratch / "predictions", source.workers, told_later)
-    if scanned and not of_predictions:
-        indices.append(PredictedImages(scanned.file, path, left_out.notes.append if given else None))
-    label_map = source.labels or (scanned.label_map if scanned else UNKNOWN)
-    rows = OscarRows(
-        source.options,
-        ObjectNames.of(label_map, scanned.most_attributes if scanned else 0),
-        predictions=scanned.file if scanned and not of_predictions else None,
-        sizes=sizes,
-        of_predictions=of_predictions,
-    )
-    return OpenedSource(source.images_of(rows, indices), label_map, source.total_bytes)
+    if source.found.format is Format.PREDICTIONS_TSV:  # whose rows are read again as features, which tells their damage
+        of_objects, left_out = path, LeftOut(SKIP, source.scratch)
+    scanned = None
+    if of_objects:
+        scanned = scan_predictions(of_objects, source.scratch / "predictions", source.workers, left_out)
+    label_map = source.labels or (scanned.label_map if scanned else LabelMap((), ()))
+    joiner = Joiner(source.options, label_map, scanned.most_attributes if scanned else 0, sizes)
+    if source.found.format is Format.PREDICTIONS_TSV:
+        return OpenedSource(source.images_of(PredictionRows(joiner), indices), label_map, source.total_bytes)
+    if scanned:
+        indices.append(PredictedImages(scanned.path, scanned.table, path, left_out.notes.append if given else None))
+    return OpenedSource(source.images_of(FeatureRows(joiner, scanned), indices), label_map, source.total_bytes)
 
 
-def _tensors(source: Source, sizes: Path | None) -> OpenedSource:
-    path, options = source.found.path, source.options
-    if options.predictions and options.predictions.suffix == ".tsv":
-        raise UserError(f"{options.predictions}: boxes and classes for {path} are read from a label pickle, not a TSV.")
-    labels = LabelPickle(options.predictions, source.left_out) if options.predictions else None
-    label_map = source.labels or (labels.label_map() if labels else UNKNOWN)
-    assumed = SizesOrAssumed(sizes, options.assume_size)
-    images = images_of_tensors(path, labels, ObjectNames.of(label_map, 0), assumed, options, source.done)
+def _tensors(source: Source) -> OpenedSource:
+    path, given = source.found.path, source.options.predictions
+    if given and given.suffix == ".tsv":
+        raise UserError(f"{given}: boxes and classes for {path} are read from a label pickle, not a TSV.")
+    labels = LabelPickle(given, source.left_out) if given else None
+    label_map = source.labels or (labels.label_map if labels else LabelMap((), ()))
+    joiner = Joiner(source.options, label_map, 0, source.sizes)
+    images = images_of_tensors(path, labels, joiner, source.done, source.left_out.notes.append)
     return OpenedSource(images, label_map, source.total_bytes)

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vinvl.regions.formats.rows import (
     MOST_BYTES,
+    Done,
     FeatureOptions,
-    FoundImage,
-    IdBlock,
-    IdTable,
+    Found,
     KnownNames,
     LeftOut,
+    at,
     base64_rows,
-    checked_regions,
     checked_size,
     id_in,
     number_of_regions,
+    regions_of,
     shifted,
 )
 from vinvl.regions.regions import Regions
@@ -39,37 +38,8 @@ PART_BYTES = 8 * 2**20
 LONGEST_LINE = MOST_BYTES
 BLOCK_IDS = 100_000
 
-RowReader = Callable[[bytes], tuple[str, Regions | None]]
-
-
-class Found(NamedTuple):
-    """An image or why it cannot be used, its place in the files, and how many bytes of input are read by now.
-
-    Of what an earlier run has done there are no regions.
-    """
-
-    place: str
-    regions: Regions | UserError | None
-    position: int
-
-
-class Done(NamedTuple):
-    """What an earlier run has done of a source: so many of what is `Found`, which end at that position.
-
-    `unread` are the positions of those that it could not read.
-    """
-
-    images: int = 0
-    position: int = 0
-    unread: frozenset[int] = frozenset()
-
-
-class RowFormat(Protocol):
-    """How the rows of a TSV are read: picklable; what it opens, it opens in the process that reads."""
-
-    def reader(self) -> AbstractContextManager[RowReader]:
-        """A function from a line without its end to the image id and, if asked for, the regions; raises UserError."""
-        ...
+# How the rows of a TSV are read: image id and columns → regions, if they are asked for; picklable, raises UserError.
+ReadRow = Callable[[str, list[bytes]], Regions | None]
 
 
 class LinePart(NamedTuple):
@@ -84,10 +54,7 @@ class LinePart(NamedTuple):
         with open(self.path, "rb") as file:
             file.seek(self.start)
             position = self.start
-            while position < self.stop:
-                line = file.readline(self.stop - position)
-                if not line:
-                    return
+            while position < self.stop and (line := file.readline(self.stop - position)):
                 yield position, line
                 position += len(line)
 
@@ -125,29 +92,32 @@ def line_parts(path: Path) -> Iterator[LinePart]:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
 
 
-def read_part(part: LinePart, rows: RowFormat, done: Done) -> ReadPart:
+def read_part(part: LinePart, read: ReadRow, done: Done) -> ReadPart:
     """Reads the lines of a part; of those that are done the image ids."""
     images: list[tuple[int, str, Regions | str | None]] = []
     starts: list[int] = []
-    with rows.reader() as read:
-        for number, (start, line) in enumerate(part.lines()):
-            starts.append(start)
-            if not line.strip():
-                continue
-            stop = start + len(line)
-            if stop <= done.position:
-                images.append((number, *(("", "") if stop in done.unread else (id_in(line.split(b"\t", 1)[0]), None))))
-                continue
-            try:
-                images.append((number, *read(line.rstrip(b"\r\n"))))
-            except UserError as error:
-                cut = "" if line.endswith(b"\n") else " (the last line, without an end: the file may be cut off)"
-                images.append((number, "", f"{cut}: {error}"))
+    for number, (start, line) in enumerate(part.lines()):
+        starts.append(start)
+        stop = start + len(line)
+        if not line.strip():
+            continue
+        if stop <= done.position:
+            images.append((number, *(("", "") if stop in done.unread else (id_in(line.split(b"\t", 1)[0]), None))))
+            continue
+        image_id = ""
+        try:
+            columns = line.rstrip(b"\r\n").split(b"\t")
+            image_id = id_in(columns[0])
+            images.append((number, image_id, read(image_id, columns)))
+        except UserError as error:
+            cut = "" if line.endswith(b"\n") else " (the last line, without an end: the file may be cut off)"
+            image = f": image {image_id!r}" if image_id else ""
+            images.append((number, "", f"{cut}{image}: {error}"))
     return ReadPart(images, np.array(starts, dtype=np.int64), part.stop)
 
 
 def images_of_lines(
-    path: Path, rows: RowFormat, indices: Iterable[TsvIndex], workers: int, left_out: LeftOut, done: Done
+    path: Path, read: ReadRow, indices: Iterable[TsvIndex], workers: int, left_out: LeftOut, done: Done
 ) -> Iterator[Found]:
     """The images of a TSV in its order; of a wrong row a sentence that names file and line.
 
@@ -156,7 +126,7 @@ def images_of_lines(
     """
     held = HeldIndices(indices, left_out)
     before = 0
-    for part in in_order(partial(read_part, rows=rows, done=done), line_parts(path), workers):
+    for part in in_order(partial(read_part, read=read, done=done), line_parts(path), workers):
         ends = [*part.starts[1:].tolist(), part.stop]
         for number, _, regions in part.images:
             place = f"{path} line {before + number + 1}"
@@ -166,16 +136,10 @@ def images_of_lines(
     held.check_end(before)
 
 
-class TsvIndex(Protocol):
-    """A file that says where the rows of a TSV are."""
+# The files that say where the rows of a TSV are. `check` holds one against a part that has so many lines before it,
+# `check_end` against the number of lines of all.
 
-    def check(self, before: int, part: ReadPart) -> None:
-        """Holds it against a part of the TSV that has `before` lines before it."""
-        ...
-
-    def check_end(self, lines: int) -> None:
-        """Holds it against the number of lines of the whole TSV."""
-        ...
+ANOTHER = "delete the index, or get both again"
 
 
 class HeldIndices:
@@ -185,11 +149,9 @@ class HeldIndices:
         self._indices, self._left_out = list(indices), left_out
 
     def check(self, before: int, part: ReadPart) -> None:
-        """As `TsvIndex.check`."""
         self._each(lambda index: index.check(before, part))
 
     def check_end(self, lines: int) -> None:
-        """As `TsvIndex.check_end`."""
         self._each(lambda index: index.check_end(lines))
 
     def _each(self, hold: Callable[[TsvIndex], None]) -> None:
@@ -222,14 +184,14 @@ class LineIndex:
             line = int(wrong[0])
             raise UserError(
                 f"{self._path} sends line {before + line + 1} of {self._tsv} to byte {listed[line]:,}, but it begins "
-                f"at {part.starts[line]:,}: the index is of another file; delete it or get both again."
+                f"at {part.starts[line]:,}: the index is of another file; {ANOTHER}."
             )
 
     def check_end(self, lines: int) -> None:
         if len(self._offsets) != lines:
             raise UserError(
                 f"{self._path} lists {len(self._offsets):,} lines, but {self._tsv} has {lines:,}: "
-                "one of them is cut off or of another file; delete the index, or get both again."
+                f"one of them is cut off or of another file; {ANOTHER}."
             )
 
 
@@ -248,7 +210,7 @@ class ImageIndex:
 
     def __init__(self, path: Path, tsv: Path, scratch: Path, repeats: bool, *, of_bytes: bool) -> None:
         self._path, self._tsv, self._of_bytes, self._repeats = path, tsv, of_bytes, repeats
-        self._table = IdTable.write(scratch, _id_blocks(path), path)
+        self._table = IdTable.write(scratch, _id_blocks(path, _rows_in(path)), path)
         self._places = np.asarray(self._table.values[:, 0])
         self._seen = np.zeros(len(self._table), dtype=bool)
         self._elsewhere: dict[int, int] = {}
@@ -274,33 +236,125 @@ class ImageIndex:
         for position, place in self._elsewhere.items():
             if not self._seen[position]:
                 raise self._at_odds(position, place)
-        if not self._seen.all():
-            raise UserError(
-                f"{self._path} names {int((~self._seen).sum()):,} images that {self._tsv} does not have, such as "
-                f"{self._name(int(np.argmin(self._seen)))!r}: the TSV is cut off or of another index; delete the "
-                "index, or get both again."
-            )
-
-    def _name(self, position: int) -> str:
-        name: bytes = self._table.ids[position]
-        return name.decode("utf-8", "replace")
+        if (missing := self._table.lacking(self._seen, self._tsv)) is not None:
+            raise UserError(f"{self._path} names {missing}: the TSV is cut off or of another index; {ANOTHER}.")
 
     def _at_odds(self, position: int, place: int) -> UserError:
         kind = "byte" if self._of_bytes else "row"
         return UserError(
-            f"{self._path} sends image {self._name(position)!r} to {kind} {self._places[position]:,} (from 0), but it "
-            f"is {kind} {place:,} of {self._tsv}: the index is of another file; delete it or get both again."
+            f"{self._path} sends image {self._table.name(position)!r} to {kind} {self._places[position]:,} (from 0), "
+            f"but it is {kind} {place:,} of {self._tsv}: the index is of another file; {ANOTHER}."
         )
 
 
-def _id_blocks(path: Path) -> Iterator[IdBlock]:
-    members = json_members(path, "image ids with their row numbers")
+class PredictedImages:
+    """The ids in a `predictions.tsv`, which has no more images than the features that it is of."""
+
+    def __init__(self, predictions: Path, table: Path, tsv: Path, note: Callable[[str], None] | None) -> None:
+        """`note` is told of a file that has more where a person named it for these features; None refuses it."""
+        self._path, self._table, self._tsv, self._note = predictions, IdTable(table), tsv, note
+        self._seen = np.zeros(len(self._table), dtype=bool)
+        self._unread = 0
+
+    def check(self, before: int, part: ReadPart) -> None:
+        for _, image_id, regions in part.images:
+            self._unread += isinstance(regions, str)
+            if (position := self._table.position(image_id)) is not None:
+                self._seen[position] = True
+
+    def check_end(self, lines: int) -> None:
+        missing = self._table.lacking(self._seen, self._tsv)
+        if missing is not None and int((~self._seen).sum()) > self._unread:
+            more = f"{self._path} has {missing}"
+            if self._note is None:
+                raise UserError(f"{more}: the features are cut off, or a part: pass features.predictions=FILE then.")
+            self._note(more)
+
+
+TsvIndex = LineIndex | ImageIndex | PredictedImages
+
+
+class IdTable:
+    """Whole numbers (K,) by id: a sorted (N,) array of UTF-8 ids and an (N, K) int64 array, both memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ids = np.load(folder / "ids.npy", mmap_mode="r")
+        self.values = np.load(folder / "values.npy", mmap_mode="r")
+
+    @classmethod
+    def write(
+        cls,
+        folder: Path,
+        blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+        source: str | Path,
+        on_repeat: Callable[[UserError], None] | None = None,
+    ) -> IdTable:
+        """Makes a table in a new folder of blocks of (n,) ids and (n, K) int64, in any order.
+
+        Args:
+            source: what the sentences name.
+            on_repeat: told of each id that came before, whose first numbers stay; None refuses it.
+
+        Raises:
+            UserError: there is no id, or one comes twice.
+        """
+        parts = list(blocks)
+        if not parts:
+            raise UserError(f"{source} names no images.")
+        ids = np.concatenate([part for part, _ in parts])
+        order = np.argsort(ids, kind="stable")
+        ids = ids[order]
+        first = np.concatenate([[True], ids[1:] != ids[:-1]])
+        for image_id in ids[~first]:
+            error = UserError(f"{source} has image {image_id.decode('utf-8', 'replace')!r} more than once.")
+            if on_repeat is None:
+                raise error
+            on_repeat(error)
+        folder.mkdir(parents=True)
+        np.save(folder / "ids.npy", ids[first])
+        np.save(folder / "values.npy", np.concatenate([values for _, values in parts])[order[first]])
+        return cls(folder)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def position(self, image_id: str) -> int | None:
+        """Where an id is in the table."""
+        key = image_id.encode("utf-8", "surrogatepass")
+        if len(key) > self.ids.dtype.itemsize:
+            return None  # NumPy would convert all ids to its length
+        position = int(self.ids.searchsorted(np.array(key, dtype=self.ids.dtype)))
+        return position if position < len(self.ids) and self.ids[position] == key else None
+
+    def find(self, image_id: str) -> np.ndarray | None:
+        """(K,) numbers of an id."""
+        position = self.position(image_id)
+        return None if position is None else self.values[position]
+
+    def name(self, position: int) -> str:
+        name: bytes = self.ids[position]
+        return name.decode("utf-8", "replace")
+
+    def lacking(self, seen: np.ndarray, tsv: Path) -> str | None:
+        """How many of the ids were not seen in a TSV, in words; None if all were."""
+        if seen.all():
+            return None
+        example = self.name(int(np.argmin(seen)))
+        return f"{int((~seen).sum()):,} images that {tsv} does not have, such as {example!r}"
+
+
+def _id_blocks(path: Path, members: Iterator[tuple[object, Sequence[int]]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blocks of ids and their numbers, for `IdTable.write`."""
     while block := list(islice(members, BLOCK_IDS)):
-        for name, row in block:
-            if type(row) is not int or not 0 <= row < 2**62:
-                raise UserError(f"{path} sends image {name[:40]!r} to row {shown(row)}, a whole number was expected.")
         ids = np.array([str(checked_id(name, f"{path}: an id")).encode() for name, _ in block], dtype=np.bytes_)
-        yield ids, np.array([[row] for _, row in block], dtype=np.int64)
+        yield ids, np.array([numbers for _, numbers in block], dtype=np.int64)
+
+
+def _rows_in(path: Path) -> Iterator[tuple[str, Sequence[int]]]:
+    for name, row in json_members(path, "image ids with their row numbers"):
+        if type(row) is not int or not 0 <= row < 2**62:
+            raise UserError(f"{path} sends image {name[:40]!r} to row {shown(row)}, a whole number was expected.")
+        yield name, (row,)
 
 
 # Rows of the TSV files of bottom-up-attention and of LXMERT, whose columns have fixed places.
@@ -314,35 +368,26 @@ LXMERT_COLUMNS = (
 
 @dataclass(frozen=True)
 class ColumnRows:
-    """`RowFormat` of a TSV with these columns. LXMERT's numbers leave the background out: its 0 is the store's 1."""
+    """`ReadRow` of a TSV with these columns. LXMERT's numbers leave the background out: its 0 is the store's 1."""
 
     columns: tuple[str, ...]
     options: FeatureOptions
     known: KnownNames
 
-    @contextmanager
-    def reader(self) -> Iterator[RowReader]:
-        yield self._read
-
-    def _read(self, line: bytes) -> tuple[str, Regions]:
-        values = line.split(b"\t")
+    def __call__(self, image_id: str, values: list[bytes]) -> Regions:
         if len(values) != len(self.columns):
             expected = f"{len(self.columns)}: {', '.join(self.columns)}"
             raise UserError(f"the row has {len(values)} columns, expected {expected}.")
-        row = dict(zip(self.columns, values, strict=True))
-        image_id, prefix = id_in(values[0]), self.columns[0].removesuffix("id")
-        try:
-            count = number_of_regions(row["num_boxes"])
-            found = FoundImage(
-                image_id,
-                features=base64_rows(row["features"], count, None, "features", "<f4"),
-                boxes=base64_rows(row["boxes"], count, (4,), "boxes", "<f4"),
-                size=checked_size(row[f"{prefix}w"], row[f"{prefix}h"], "the row"),
-                **(self._objects(row, count) if "objects_id" in row else {}),
-            )
-        except UserError as error:
-            raise UserError(f"image {image_id!r}: {error}") from None
-        return image_id, checked_regions(found, self.options)
+        row, prefix = dict(zip(self.columns, values, strict=True)), self.columns[0].removesuffix("id")
+        count = number_of_regions(row["num_boxes"])
+        return regions_of(
+            image_id,
+            base64_rows(row["features"], count, None, "features", "<f4"),
+            base64_rows(row["boxes"], count, (4,), "boxes", "<f4"),
+            checked_size(row[f"{prefix}w"], row[f"{prefix}h"]),
+            self.options,
+            **(self._objects(row, count) if "objects_id" in row else {}),
+        )
 
     def _objects(self, row: Mapping[str, bytes], count: int) -> dict[str, np.ndarray]:
         offset = 1 if self.options.class_offset is None else self.options.class_offset
@@ -361,9 +406,6 @@ class ColumnRows:
 # Image sizes from a file, for features that do not say how large their pictures were.
 
 
-SizeOf = tuple[object, object, object]
-
-
 def write_sizes(path: Path, scratch: Path, left_out: LeftOut) -> IdTable:
     """A table of (width, height) in a new folder, from one of three kinds of file.
 
@@ -373,21 +415,23 @@ def write_sizes(path: Path, scratch: Path, left_out: LeftOut) -> IdTable:
     Raises:
         UserError: it is none of these, or has a size that is none, or (unless skipped) an id twice.
     """
-    return IdTable.write(scratch, _blocks(_sizes(path), path), path, left_out.add)
+    return IdTable.write(scratch, _id_blocks(path, _checked_sizes(path)), path, left_out.add)
 
 
-def _blocks(sizes: Iterator[SizeOf], path: Path) -> Iterator[IdBlock]:
-    while block := list(islice(sizes, BLOCK_IDS)):
-        names = [str(checked_id(name, f"{path}: image id")) for name, _, _ in block]
-        values = [checked_size(width, height, f"{path}: image {name!r}") for name, width, height in block]
-        yield np.array([name.encode() for name in names], dtype=np.bytes_), np.array(values, dtype=np.int64)
+def _checked_sizes(path: Path) -> Iterator[tuple[object, Sequence[int]]]:
+    for name, width, height in _sizes(path):
+        with at(f"{path}: image {shown(name)}"):
+            size = checked_size(width, height)
+        yield name, size
 
 
-def _sizes(path: Path) -> Iterator[SizeOf]:
+def _sizes(path: Path) -> Iterator[tuple[object, object, object]]:
     if path.suffix == ".tsv":
         yield from _tsv_sizes(path)
         return
-    if _is_coco(path):
+    holds = "image ids with [width, height]"
+    first = next(iter(json_members(path, holds)), ("", None))[0]
+    if first in ("images", "info", "licenses", "annotations", "categories", "type"):  # as COCO has it
         images = read_json(path).get("images")
         if not isinstance(images, list):
             raise UserError(f"{path} has no list of images; give a JSON {{id: [width, height]}} or of COCO's form.")
@@ -396,30 +440,23 @@ def _sizes(path: Path) -> Iterator[SizeOf]:
                 raise UserError(f"{path} image {number} lacks id, width or height.")
             yield image["id"], image["width"], image["height"]
         return
-    for name, value in json_members(path, "image ids with [width, height]"):
+    for name, value in json_members(path, holds):
         if not isinstance(value, list) or len(value) != 2:
             raise UserError(f"{path}: image {name[:40]!r} has {shown(value)}, [width, height] was expected.")
         yield name, value[0], value[1]
 
 
-def _is_coco(path: Path) -> bool:
-    """Whether a member of the object is a list of images, or what COCO has before that."""
-    first = next(iter(json_members(path, "image ids with [width, height]")), ("", None))
-    return first[0] in ("images", "info", "licenses", "annotations", "categories", "type")
-
-
-def _tsv_sizes(path: Path) -> Iterator[SizeOf]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
-                if not line.strip():
-                    continue
-                place = f"{path} line {number}"
-                name, _, content = line.partition(b"\t")
-                value: Any = parse_json(content.strip(), place)
-                value = value[0] if isinstance(value, list) and value else value
-                if not isinstance(value, dict) or not {"width", "height"} <= set(value):
-                    raise UserError(f"{place} has no width and height.")
-                yield name.decode("utf-8", "replace").strip(), value["width"], value["height"]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+def _tsv_sizes(path: Path) -> Iterator[tuple[object, object, object]]:
+    number = 0
+    for part in line_parts(path):
+        for _, line in part.lines():
+            number += 1
+            if not line.strip():
+                continue
+            place = f"{path} line {number}"
+            name, _, content = line.partition(b"\t")
+            value: Any = parse_json(content.strip(), place)
+            value = value[0] if isinstance(value, list) and value else value
+            if not isinstance(value, dict) or not {"width", "height"} <= set(value):
+                raise UserError(f"{place} has no width and height.")
+            yield name.decode("utf-8", "replace").strip(), value["width"], value["height"]
