@@ -10,22 +10,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO, Final, Literal
 
 import numpy as np
+from msgspec import Meta
 from PIL import Image, UnidentifiedImageError
 
 from vinvl.data.table import Column
 from vinvl.regions.formats.rows import check_pattern, id_by_pattern
 from vinvl.regions.regions import encoded_id
 from vinvl.run.errors import UserError
-from vinvl.run.values import shown
+from vinvl.run.values import check_fields, shown
 
 # A picture file of any kind → RGB pixels, or one sentence that says what is wrong with it.
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no others are opened, whatever a file claims to be
-EXIF_IGNORE, EXIF_APPLY = "ignore", "apply"
+EXIF_IGNORE: Final = "ignore"
+EXIF_APPLY: Final = "apply"
 DROP_ALPHA = "drop"
 ORIENTATION_TAG = 0x0112
 TURNS = {  # by EXIF orientation: what makes the picture upright
@@ -58,15 +60,12 @@ class ReadingOptions:
         UserError: a value that is not one of these.
     """
 
-    exif_orientation: str = EXIF_APPLY
+    exif_orientation: Literal["ignore", "apply"] = EXIF_APPLY
     transparency: str = "white"
-    max_pixels: int = PILLOWS_LIMIT
+    max_pixels: Annotated[int, Meta(ge=1)] = PILLOWS_LIMIT
 
     def __post_init__(self) -> None:
-        if self.exif_orientation not in (EXIF_IGNORE, EXIF_APPLY):
-            raise UserError(
-                f"exif_orientation={self.exif_orientation!r} is unknown: give {EXIF_IGNORE} or {EXIF_APPLY}."
-            )
+        check_fields(self, "")
         if self.transparency != DROP_ALPHA:
             try:
                 Image.new("RGB", (1, 1), self.transparency)
@@ -74,8 +73,6 @@ class ReadingOptions:
                 raise UserError(
                     f"transparency={self.transparency!r} is not a colour: give a name such as white, or {DROP_ALPHA}."
                 ) from None
-        if type(self.max_pixels) is not int or self.max_pixels < 1:
-            raise UserError(f"max_pixels={self.max_pixels!r} must be a whole number of at least 1.")
 
 
 def read_picture(path: str | Path, options: ReadingOptions) -> Image.Image:
@@ -211,7 +208,6 @@ def _too_large(path: str | Path, size: str, options: ReadingOptions) -> UserErro
 
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
-STEM, PATH, FILE = "stem", "path", "file"
 BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")  # of pictures
 
 
@@ -229,12 +225,11 @@ class PictureNames:
         UserError: another rule, or a pattern that is none or has no group.
     """
 
-    rule: str = STEM
+    rule: Literal["stem", "path", "file"] = "stem"
     pattern: str | None = None
 
     def __post_init__(self) -> None:
-        if self.rule not in (STEM, PATH, FILE):
-            raise UserError(f"id.rule={self.rule!r} is unknown: give {STEM}, {PATH} or {FILE}.")
+        check_fields(self, "id.")
         if self.pattern is not None:
             check_pattern(self.pattern, "id.pattern")
 
@@ -245,8 +240,8 @@ class PictureNames:
             UserError: the pattern does not fit, or the id is none that a store can hold.
         """
         place = path.relative_to(folder) if path.is_relative_to(folder) else path
-        name = path.stem if self.rule == STEM else place.as_posix() if self.rule == FILE else os.path.splitext(place)[0]
-        name = id_by_pattern(name, self.pattern, "id.pattern")
+        names = {"stem": path.stem, "file": place.as_posix(), "path": os.path.splitext(place)[0]}
+        name = id_by_pattern(names[self.rule], self.pattern, "id.pattern")
         encoded_id(name)
         return name
 
@@ -389,8 +384,8 @@ def _refuse_twins(ids: Sequence[str], paths: Sequence[str], names: PictureNames)
     first = {image_id: int(index) for image_id, index in zip(distinct, firsts, strict=True)}
     twin = next(index for index, image_id in enumerate(ids) if first[image_id] != index)
     one, other = Path(paths[first[ids[twin]]]), Path(paths[twin])
-    rule = FILE if os.path.splitext(one)[0] == os.path.splitext(other)[0] else PATH
-    rules = (STEM, PATH, FILE)
+    rule = "file" if os.path.splitext(one)[0] == os.path.splitext(other)[0] else "path"
+    rules = ("stem", "path", "file")
     finer = names.pattern is None and rules.index(rule) > rules.index(names.rule)
     way = f"id.rule={rule}" if finer else "another id.pattern" if names.pattern else "one line a file"
     raise UserError(

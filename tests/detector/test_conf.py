@@ -1,20 +1,32 @@
-"""conf/train_detector.yaml and its groups compose, and what they say is what is published."""
+"""What the detector may be told: its configurations compose, are what is published, and are refused out of range."""
 
 import inspect
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from tests.test_conf import GROUPS, assert_callable_as_written, composed
 from vinvl.detector import Detector, DetectorConfig
 from vinvl.detector.config import TrainingSettings
 from vinvl.detector.data import DetectionDataModule
 from vinvl.detector.task import DetectorTask
+from vinvl.run.errors import UserError
+from vinvl.run.folders import config_directory
 from vinvl.task import Recipe
 
 OWN = [f"data.splits.{split}={{annotations: a.json, pictures: folder}}" for split in ("train", "val")]
+FOLDER = Path(config_directory()) / "detector"
+PIPELINES = {  # of the published demo, MMF's extraction script, the published README, and the released files' names
+    "x152c4": DetectorConfig(),
+    "x152c4_mmf": DetectorConfig(pad_multiple=32),
+    "x152c4_readme": DetectorConfig(boxes="proposals"),
+    "x152c4_released": DetectorConfig(boxes="proposals", nms_filter=2),
+}
 INIT = {"faster_rcnn_c4": ["start.init=FILE"], "vinvl": ["start.init=FILE"]}
 
 
@@ -74,3 +86,45 @@ def test_the_demo_detector_is_small() -> None:
     assert isinstance(config, DetectorConfig) and config.architecture.c5_channels == 256
     parameters = sum(tensor.numel() for tensor in Detector(config).parameters())
     assert parameters < 500_000
+
+
+def preset(name: str, *overrides: str) -> DetectorConfig:
+    with initialize_config_dir(config_dir=str(FOLDER), version_base="1.3"):
+        config = instantiate(compose(name, overrides=list(overrides)))
+    assert isinstance(config, DetectorConfig)
+    return config
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "demo"))
+def test_each_preset_is_its_pipeline(name: str) -> None:
+    assert preset(name) == PIPELINES[name]
+
+
+def test_every_setting_of_use_is_shown_and_can_be_given() -> None:
+    shown = OmegaConf.load(FOLDER / "x152c4.yaml")
+    assert isinstance(shown.architecture.num_classes, int)
+    assert {str(key) for key in shown} - {"_target_"} == set(DetectorConfig.__dataclass_fields__)
+    config = preset("x152c4", "max_boxes=36", "architecture.blocks=[3,4,6,3]")
+    assert config.max_boxes == 36 and config.architecture.blocks == (3, 4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        (DetectorConfig, {"boxes": "refined"}, "regressed or proposals"),
+        (DetectorConfig, {"nms_filter": 3}, "nms_filter=3"),
+        (DetectorConfig, {"nms_filter": 2}, "boxes=proposals"),
+        (DetectorConfig, {"min_boxes": 101}, "min_boxes=101 must not exceed max_boxes=100"),
+        (DetectorConfig, {"rpn_proposals": 0}, "rpn_proposals=0"),
+        (DetectorConfig, {"min_size": 1200}, "min_size=1200"),
+        (DetectorConfig, {"pad_multiple": 0}, "pad_multiple=0"),
+        (TrainingSettings, {"rpn_samples": 0}, "rpn_samples=0"),
+        (TrainingSettings, {"foreground_iou": 0.0}, "foreground_iou=0.0"),
+        (TrainingSettings, {"region_positive_fraction": 1.5}, "region_positive_fraction=1.5"),
+        (TrainingSettings, {"rpn_background_iou": 0.8}, "rpn_background_iou=0.8"),
+        (TrainingSettings, {"attribute_loss_weight": -1.0}, "attribute_loss_weight=-1.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(kind: type[Any], changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        replace(kind(), **changes)

@@ -12,7 +12,6 @@ from torch import Tensor
 from tests import golden
 from tests.detector.samples import (
     IMAGES,
-    SMALL,
     VARIANTS,
     assert_regions_as_recorded,
     full_state_dict,
@@ -25,7 +24,6 @@ from tests.detector.samples import (
 )
 from vinvl.detector import Detector, DetectorConfig, network_input, pad_batch
 from vinvl.detector.heads import RegionFeatures
-from vinvl.run.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -136,16 +134,6 @@ def test_all_tensors_of_the_published_model_have_a_place() -> None:
     assert sum(parameter.numel() for parameter in detector.parameters()) == contract["parameters"]
 
 
-def test_channels_last_finds_the_same(detector: Detector) -> None:
-    detector.config = small_config("batch")
-    expected = recorded("small_batch")
-    other = small_detector().to(memory_format=torch.channels_last)
-    other.config = detector.config
-    assert other.backbone.get_parameter("body.stem.conv1.weight").is_contiguous(memory_format=torch.channels_last)
-    for index, regions in enumerate(other.detect(small_images("batch"))):
-        assert_regions_as_recorded(regions, expected, f"out{index}.")
-
-
 def test_bfloat16_finds_nearly_the_same_and_answers_in_float32(detector: Detector) -> None:
     detector.config = small_config("a", "ignore_regression_filter2.")
     exact = detector.detect(small_images("a"))[0]
@@ -214,35 +202,3 @@ def test_an_image_of_one_pixel_has_regions(detector: Detector) -> None:
     detector.config = small_config("a")
     regions = detector.detect([Image.new("L", (1, 1))])[0]
     assert len(regions) >= 1 and bool(regions.boxes.isfinite().all()) and bool(regions.features.isfinite().all())
-
-
-def test_losses_reach_every_convolution() -> None:
-    detector = small_detector()
-    images = torch.randn(1, 3, 64, 64)
-    c4 = detector.backbone(images)
-    logits, deltas, _ = detector.rpn(c4)
-    assert logits.shape == (1, 4 * 4 * 15) and deltas.shape == (1, 4 * 4 * 15, 4)
-    vectors = detector.roi_heads.box.feature_extractor(c4, [torch.tensor([[3.0, 5.0, 40.0, 50.0]])], 100)
-    predictor = detector.roi_heads.box.predictor
-    attributes = detector.attribute.predictor(vectors, torch.tensor([4]))
-    parts = [logits, deltas, predictor.class_logits(vectors), predictor.box_deltas(vectors), attributes]
-    sum(part.square().mean() for part in parts).backward()  # type: ignore[union-attr]
-    without = [name for name, value in detector.named_parameters() if value.grad is None or not value.grad.any()]
-    assert without == []
-
-
-@pytest.mark.parametrize(
-    ("wrong", "sentence"),
-    [
-        ({"boxes": "refined"}, "regressed or proposals"),
-        ({"nms_filter": 3}, "nms_filter=3"),
-        ({"nms_filter": 2}, "boxes=proposals"),
-        ({"min_boxes": 101}, "min_boxes=101 must not exceed max_boxes=100"),
-        ({"rpn_proposals": 0}, "rpn_proposals=0"),
-        ({"min_size": 1200}, "min_size=1200"),
-        ({"pad_multiple": 0}, "pad_multiple=0"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        replace(SMALL, **wrong)  # type: ignore[arg-type]

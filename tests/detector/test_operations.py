@@ -158,7 +158,7 @@ def test_nms_as_recorded(name: str) -> None:
     assert nms(OPS[f"{name}.boxes"], OPS[f"{name}.scores"], threshold, limit=7).tolist() == kept[:7].tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     number=st.integers(0, 40),
@@ -207,7 +207,7 @@ def test_regions_are_selected_as_recorded(name: str) -> None:
     close(case["features"].mean(dim=(2, 3))[chosen.proposals], case["out_box_features"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10**6), sharpness=st.sampled_from([0.5, 3.0, 8.0]), fewest=st.integers(0, 12))
 def test_looking_at_good_scores_first_changes_nothing(seed: int, sharpness: float, fewest: int) -> None:
     """Against the definition: suppress in every class, then the best class of each proposal, then the number."""
@@ -275,10 +275,3 @@ def test_a_batch_is_padded_with_zeros() -> None:
     assert batch.shape == (2, 3, 8, 12) and sizes == [(5, 9), (8, 4)]
     assert batch[0].sum() == first.sum() and torch.equal(batch[1, :, :8, :4], second)
     assert pad_batch([first, second])[0].shape == (2, 3, 8, 9)
-
-
-def test_a_proposal_that_survives_in_no_class_is_no_region() -> None:
-    probabilities = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2], [0.9, 0.05, 0.05]])  # the first is better in all
-    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9], [50, 50, 60, 60]])[:, None]
-    chosen = select_regions(probabilities, boxes, DetectorConfig())  # asks for ten
-    assert chosen.proposals.tolist() == [0, 2] and chosen.labels.tolist() == [1, 1]

@@ -124,7 +124,7 @@ def test_padded_size_is_that_of_the_batch() -> None:
         assert padded_size(width, height, SMALL) == (batch.shape[3], batch.shape[2])
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}])
-def test_options_that_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(UserError, match="must be at least"):
-        FeedOptions(ReadingOptions(), **options)
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("batch_size", 1.5), ("workers", -1)])
+def test_options_that_are_refused(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"^{name}={value}"):
+        FeedOptions(ReadingOptions(), **{name: value})  # type: ignore[arg-type]

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from msgspec import Meta
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -14,7 +16,7 @@ from vinvl.data.module import STAGES_OF, Loaders, example_text, split_entry
 from vinvl.data.records import checked_entry
 from vinvl.data.sampling import Draw
 from vinvl.detector.average_precision import TrueBoxes
-from vinvl.detector.config import DetectorConfig
+from vinvl.detector.config import Count, DetectorConfig
 from vinvl.detector.detector import resized_pixels, resized_size
 from vinvl.detector.instances import InstanceOptions, read_instances
 from vinvl.detector.losses import Objects
@@ -23,8 +25,9 @@ from vinvl.detector.weights import read_label_map
 from vinvl.pictures import ReadingOptions, read_picture
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
+from vinvl.run.values import check_fields
 
-# Pictures with their objects, as they flow from data to the detector.
+OBJECTS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -79,20 +82,16 @@ class DetectionBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "DetectionBatch":
         """The batch with every tensor on `device`."""
-        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "DetectionBatch":
         """The batch in page-locked memory (called by the DataLoader)."""
-        return self._with_tensors(lambda tensor: tensor.pin_memory())
+        return self._changed(lambda tensor: tensor.pin_memory())
 
-    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "DetectionBatch":
-        return replace(
-            self,
-            padded=change(self.padded),
-            boxes=change(self.boxes),
-            labels=change(self.labels),
-            attributes=change(self.attributes),
-        )
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "DetectionBatch":
+        names = ("padded", "boxes", "labels", "attributes")
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **changed)
 
 
 def collate(examples: Sequence[DetectionExample]) -> DetectionBatch:
@@ -120,12 +119,6 @@ def collate(examples: Sequence[DetectionExample]) -> DetectionBatch:
     )
 
 
-# Annotated pictures as examples: read, resized and, for training, flipped.
-
-
-OBJECTS_SHOWN = 8
-
-
 @dataclass(frozen=True)
 class Augmentation:
     """What is changed at random in a picture that is trained on.
@@ -135,19 +128,19 @@ class Augmentation:
         min_sizes: the shorter side becomes one of these, each as likely, instead of the detector's min_size.
 
     Raises:
-        UserError: no probability.
+        UserError: a value out of range.
     """
 
-    flip_probability: float = 0.0
-    min_sizes: tuple[int, ...] = ()
+    flip_probability: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    min_sizes: tuple[Count, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.flip_probability <= 1:
-            raise UserError(f"data.flip_probability={self.flip_probability} must be between 0 and 1.")
+        check_fields(self, "data.")
 
 
+@dataclass(frozen=True, eq=False)
 class DetectionDataset:
-    """One split as examples.
+    """One split as examples: pictures read, resized and, for training, flipped.
 
     Args:
         records: the pictures and their objects.
@@ -158,21 +151,14 @@ class DetectionDataset:
         reading: how pictures are read, as for `records`.
     """
 
-    def __init__(
-        self,
-        records: PictureRecords,
-        config: DetectorConfig,
-        labels: LabelMap,
-        augmentation: Augmentation | None,
-        seed: int,
-        reading: ReadingOptions = ReadingOptions(),  # noqa: B008, it is immutable
-    ) -> None:
-        self.reading = reading
-        self.records = records
-        self.config = config
-        self.labels = labels
-        self.augmentation = augmentation
-        self.seed = seed
+    records: PictureRecords
+    config: DetectorConfig
+    labels: LabelMap
+    augmentation: Augmentation | None
+    seed: int
+    reading: ReadingOptions = ReadingOptions()  # noqa: RUF009, it is immutable
+
+    collate = staticmethod(collate)  # which runs in the data workers
 
     def __len__(self) -> int:
         return len(self.records)
@@ -211,10 +197,6 @@ class DetectionDataset:
         if flipped:
             pixels, objects = pixels.flip(1), replace(objects, boxes=mirrored(objects.boxes, pixels.shape[1]))
         return DetectionExample(pixels, objects, Truth(boxes, attributes), index, size)
-
-    def collate(self, examples: Sequence[DetectionExample]) -> DetectionBatch:
-        """Runs in the data workers."""
-        return collate(examples)
 
     def show(self, example: DetectionExample) -> list[str]:
         """Lines that show a person one example."""
@@ -264,9 +246,6 @@ def mirrored(boxes: Tensor, width: int) -> Tensor:
     return torch.stack([width - 1 - x2, y1, width - 1 - x1, y2], dim=1)
 
 
-KEEP, SKIP = "keep", "skip"
-
-
 class DetectionDataModule(pl.LightningDataModule):
     """COCO-style annotations and their pictures → batches of pictures of like shape.
 
@@ -284,9 +263,9 @@ class DetectionDataModule(pl.LightningDataModule):
         train_split: str,
         val_split: str,
         test_split: str,
-        empty_pictures: str,
-        bad_boxes: str,
-        on_missing: str,
+        empty_pictures: Literal["keep", "skip"],
+        bad_boxes: Literal["refuse", "clip"],
+        on_missing: Literal["error", "skip"],
         flip_probability: float,
         min_sizes: Sequence[int] | None,
         batch_size: int,
@@ -304,8 +283,7 @@ class DetectionDataModule(pl.LightningDataModule):
             label_map: a label-map file whose order of classes and attributes the detector gets; None: the training
                 file's own.
             train_split, val_split, test_split: which of `splits` each stage reads.
-            empty_pictures: "keep" or "skip" pictures without objects in training.
-            bad_boxes, on_missing: see `InstanceOptions`.
+            empty_pictures, bad_boxes, on_missing: see `InstanceOptions`.
             flip_probability, min_sizes: see `Augmentation`; min_sizes None for the detector's.
             batch_size, eval_batch_size: pictures, per device.
             num_workers, pin_memory: of the loaders.
@@ -317,14 +295,11 @@ class DetectionDataModule(pl.LightningDataModule):
             UserError: an option is none of its choices.
         """
         super().__init__()
-        if empty_pictures not in (KEEP, SKIP):
-            raise UserError(f"data.empty_pictures={empty_pictures!r} is unknown: give {KEEP} or {SKIP}.")
         self.splits = splits
         self.split_of = {"train": train_split, "val": val_split, "test": test_split}
         self.detector = detector
         self.label_map_file = label_map
-        self.empty_pictures = empty_pictures
-        self.options = InstanceOptions(bad_boxes=bad_boxes, on_missing=on_missing, reading=reading)
+        self.options = InstanceOptions(bad_boxes, on_missing, empty_pictures, reading)
         self.augmentation = Augmentation(flip_probability, tuple(min_sizes or ()))
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
         self.loaders = Loaders(**sizes, num_workers=num_workers, pin_memory=pin_memory, seed=seed)
@@ -335,7 +310,6 @@ class DetectionDataModule(pl.LightningDataModule):
         self._label_map: LabelMap | None = None
 
     def prepare_data(self) -> None:
-        """Makes what can be made."""
         if self.prepare is not None:
             self.prepare()
 
@@ -356,17 +330,15 @@ class DetectionDataModule(pl.LightningDataModule):
         return self._label_map
 
     def train_dataloader(self) -> DataLoader[DetectionExample]:
-        """Shuffled batches of this rank, of pictures of like shape."""
         return self.loaders.training(self.datasets["train"], self.trainer)
 
     def val_dataloader(self) -> DataLoader[DetectionExample]:
-        return self._evaluation_loader("val")
+        return self.loaders.evaluation(self.datasets["val"], self.trainer)
 
     def test_dataloader(self) -> DataLoader[DetectionExample]:
-        return self._evaluation_loader("test")
+        return self.loaders.evaluation(self.datasets["test"], self.trainer)
 
     def example_text(self, stage: str, index: int = 0) -> str:
-        """One example, for a person to read before a run starts."""
         return example_text(self.datasets[stage], self.split_of[stage], index)
 
     def split_files(self, split: str) -> dict[str, str]:
@@ -397,12 +369,8 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def _to_learn_from(self, records: PictureRecords) -> PictureRecords:
         """Without the pictures that have no objects, if so asked."""
-        if self.empty_pictures == KEEP:
+        if self.options.empty_pictures == "keep":
             return records
         owners = np.repeat(np.arange(len(records)), np.diff(records.offsets))
         counts = np.bincount(owners[~records.crowd], minlength=len(records))
         return records if counts.all() else records.select(counts > 0)
-
-    def _evaluation_loader(self, stage: str) -> DataLoader[DetectionExample]:
-        """Every picture of a stage once over all ranks."""
-        return self.loaders.evaluation(self.datasets[stage], self.trainer)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
@@ -18,9 +18,8 @@ from vinvl.pictures import ReadingOptions, picture_size
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 from vinvl.run.files import no_cycle_collection, read_json
+from vinvl.run.values import check_fields
 
-REFUSE, CLIP = "refuse", "clip"
-ERROR, SKIP = "error", "skip"
 TOLERANCE = 1.0  # pixels that a box may reach out of its image, as some of COCO's own do by rounding; it is clipped
 ROUNDING = 1e-3  # by which shares of an image may exceed 1, or 100 %
 FEW = 0.01  # share of images that may hold nothing beyond their first pixel if boxes are clipped
@@ -36,20 +35,20 @@ class InstanceOptions:
         bad_boxes: "refuse" boxes that reach out of their image or have no area; "clip" them to it, and leave out what
             has no area then.
         on_missing: "error" or "skip" pictures whose file is missing.
+        empty_pictures: "keep" or "skip" pictures without objects in training.
         reading: how pictures are read: boxes are those of a picture that EXIF has turned, or of one as stored.
 
     Raises:
         UserError: other values.
     """
 
-    bad_boxes: str = REFUSE
-    on_missing: str = ERROR
+    bad_boxes: Literal["refuse", "clip"] = "refuse"
+    on_missing: Literal["error", "skip"] = "error"
+    empty_pictures: Literal["keep", "skip"] = "keep"
     reading: ReadingOptions = ReadingOptions()  # noqa: RUF009, it is immutable
 
     def __post_init__(self) -> None:
-        for name, choices in (("bad_boxes", (REFUSE, CLIP)), ("on_missing", (ERROR, SKIP))):
-            if getattr(self, name) not in choices:
-                raise UserError(f"data.{name}={getattr(self, name)!r} is unknown: give {' or '.join(choices)}.")
+        check_fields(self, "data.")
 
 
 @dataclass(frozen=True)
@@ -196,12 +195,12 @@ def _within(box: list[float], size: list[int], place: str, options: InstanceOpti
     clipped = (max(x, 0.0), max(y, 0.0), min(x + width, float(size[0])), min(y + height, float(size[1])))
     empty = not (width > 0 and height > 0 and clipped[0] < clipped[2] and clipped[1] < clipped[3])
     outside = max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE
-    if options.bad_boxes == REFUSE and (empty or outside):
+    if options.bad_boxes == "refuse" and (empty or outside):
         what = "has no area" if not (width > 0 and height > 0) else f"is not within its image of {size[0]} × {size[1]}"
         if 0 <= x < width <= size[0] and 0 <= y < height <= size[1]:
             what += " (its corners would be: give x, y, width and height)"
         raise UserError(
-            f"{place}: the bbox {shown(box)} {what}: mend it, or pass data.bad_boxes={CLIP}, which cuts boxes off at "
+            f"{place}: the bbox {shown(box)} {what}: mend it, or pass data.bad_boxes=clip, which cuts boxes off at "
             "the border and leaves those without area out."
         )
     return None if empty else clipped
@@ -223,7 +222,7 @@ def _check_boxes(
     np.maximum.at(furthest, owners, far.max(axis=1))
     annotated = np.isfinite(furthest)
     in_shares = annotated & (furthest <= 1 + ROUNDING) & (images.sizes.min(axis=1) > 16)
-    if in_shares.sum() > (FEW * annotated.sum() if options.bad_boxes == CLIP else 0):
+    if in_shares.sum() > (FEW * annotated.sum() if options.bad_boxes == "clip" else 0):
         image = int(in_shares.argmax())
         width, height = images.sizes[image].tolist()
         raise UserError(
@@ -252,7 +251,7 @@ def _check_boxes(
         )
     if outside.any() or lost:
         rank_zero_warn(
-            f"data.bad_boxes={CLIP}: {path} has {int(outside.sum()):,} boxes, of {len(boxes):,}, that reach out of "
+            f"data.bad_boxes=clip: {path} has {int(outside.sum()):,} boxes, of {len(boxes):,}, that reach out of "
             f"their image; {lost:,} of all have no area within it and are left out."
         )
 
@@ -294,7 +293,7 @@ def _without_missing(records: PictureRecords, present: set[str], options: Instan
         f"{records.folder} lacks {missing:,} of the {len(keep):,} pictures of {records.source}, the first being "
         f"{records.files[first]!r} (image {records.image_ids[first]})"
     )
-    if options.on_missing == ERROR or not keep.any():
-        raise UserError(f"{sentence}: give the folder that file names start from, or pass data.on_missing={SKIP}.")
-    rank_zero_warn(f"data.on_missing={SKIP}: {sentence}; they are left out.")
+    if options.on_missing == "error" or not keep.any():
+        raise UserError(f"{sentence}: give the folder that file names start from, or pass data.on_missing=skip.")
+    rank_zero_warn(f"data.on_missing=skip: {sentence}; they are left out.")
     return records.select(keep)

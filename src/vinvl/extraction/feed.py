@@ -6,10 +6,11 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,6 +18,7 @@ from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import padded_size, resized_pixels
 from vinvl.pictures import Pictures, ReadingOptions, Unusable, picture_size, read_picture
 from vinvl.run.errors import UserError
+from vinvl.run.values import check_fields
 
 WINDOW = 512  # pictures whose sizes are looked at together, to make batches of those that are alike
 HEAD_READERS = 8  # threads: it is waiting for the disk, not work
@@ -35,14 +37,12 @@ class FeedOptions:
     """
 
     reading: ReadingOptions
-    batch_size: int = 1
+    batch_size: Annotated[int, Meta(ge=1)] = 1
     mixed_sizes: bool = False
-    workers: int = 2
+    workers: Annotated[int, Meta(ge=0)] = 2
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {least}.")
+        check_fields(self, "")
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,19 @@ class PictureBatch:
         return len(self.ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PictureBatch:
-        return self._with(tuple(one.to(device, non_blocking=non_blocking) for one in self.pixels))
+        return replace(self, pixels=tuple(one.to(device, non_blocking=non_blocking) for one in self.pixels))
 
     def pin_memory(self) -> PictureBatch:
-        return self._with(tuple(one.pin_memory() for one in self.pixels))
+        return replace(self, pixels=tuple(one.pin_memory() for one in self.pixels))
 
     def single(self) -> Iterator[PictureBatch]:
         """Each picture as a batch of its own."""
-        for i in range(len(self)):
-            own = slice(i, i + 1)
-            yield PictureBatch(self.ids[own], self.paths[own], self.pixels[own], self.original_sizes[own], ())
-
-    def _with(self, pixels: tuple[Tensor, ...]) -> PictureBatch:
-        return PictureBatch(self.ids, self.paths, pixels, self.original_sizes, self.unusable)
+        for picture in zip(self.ids, self.paths, self.pixels, self.original_sizes, strict=True):
+            image_id, path, pixels, size = picture
+            yield PictureBatch((image_id,), (path,), (pixels,), (size,), ())
 
 
+@dataclass(frozen=True, eq=False)
 class PictureFeed:
     """The batches of this process's share of the pictures, in an order that depends only on the pictures.
 
@@ -86,29 +84,22 @@ class PictureFeed:
         pin_memory: of the pixels, for a GPU.
     """
 
-    def __init__(
-        self,
-        pictures: Pictures,
-        done: Callable[[str], bool],
-        config: DetectorConfig,
-        options: FeedOptions,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        pin_memory: bool = False,
-    ) -> None:
-        self._pictures, self._done, self._config, self._options = pictures, done, config, options
-        self._rank, self._world_size, self._pin_memory = rank, world_size, pin_memory
+    pictures: Pictures
+    done: Callable[[str], bool]
+    config: DetectorConfig
+    options: FeedOptions
+    rank: int = 0
+    world_size: int = 1
+    pin_memory: bool = False
 
     def __iter__(self) -> Iterator[PictureBatch]:
-        workers = self._options.workers
+        workers = self.options.workers
         loader: DataLoader[PictureBatch] = DataLoader(
-            _PictureDataset(self._pictures, self._config, self._options.reading),
-            sampler=_Batches(self),
+            _PictureDataset(self.pictures, self.config, self.options.reading),
+            sampler=self.batches(),
             batch_size=None,
             num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=self._pin_memory,
+            pin_memory=self.pin_memory,
             prefetch_factor=2 if workers else None,
             worker_init_fn=_begin_worker,
         )
@@ -119,22 +110,22 @@ class PictureFeed:
 
         A picture is passed over if it is done; the batches of a window are otherwise the same whatever is done.
         """
-        window = window_size(len(self._pictures), self._world_size)
+        window = window_size(len(self.pictures), self.world_size)
         with ThreadPoolExecutor(HEAD_READERS) as readers:
-            for number, start in enumerate(range(0, len(self._pictures), window)):
-                indices = range(start, min(start + window, len(self._pictures)))
-                mine = number % self._world_size == self._rank
-                if mine and not all(self._done(self._pictures.ids[index]) for index in indices):
+            for number, start in enumerate(range(0, len(self.pictures), window)):
+                indices = range(start, min(start + window, len(self.pictures)))
+                mine = number % self.world_size == self.rank
+                if mine and not all(self.done(self.pictures.ids[index]) for index in indices):
                     with warnings.catch_warnings():  # which threads cannot do each for itself
                         sizes = list(readers.map(self._padded_size, indices))
-                    for batch in alike(indices, sizes, self._options.batch_size, self._options.mixed_sizes):
-                        left = [index for index in batch if not self._done(self._pictures.ids[index])]
+                    for batch in alike(indices, sizes, self.options.batch_size, self.options.mixed_sizes):
+                        left = [index for index in batch if not self.done(self.pictures.ids[index])]
                         if left:
                             yield left
 
     def _padded_size(self, index: int) -> tuple[int, int] | None:
         try:
-            return padded_size(*picture_size(self._pictures.paths[index], self._options.reading), self._config)
+            return padded_size(*picture_size(self.pictures.paths[index], self.options.reading), self.config)
         except UserError:
             return None  # the worker that reads it says why
 
@@ -155,52 +146,36 @@ def alike(
     """
     known = [(size, index) for index, size in zip(indices, sizes, strict=True) if size is not None]
     batches = [[index] for index, size in zip(indices, sizes, strict=True) if size is None]
+    groups: dict[tuple[int, int] | None, list[int]] = {}  # by size, or all in one, by shape
     if mixed_sizes:
-        ordered = [index for _, index in sorted(known, key=lambda one: (one[0][0] / one[0][1], one[0], one[1]))]
-        batches += [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
-    else:
-        groups: dict[tuple[int, int], list[int]] = {}
-        for size, index in known:
-            groups.setdefault(size, []).append(index)
-        for group in groups.values():
-            batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+        known = sorted(known, key=lambda one: (one[0][0] / one[0][1], one))
+    for size, index in known:
+        groups.setdefault(None if mixed_sizes else size, []).append(index)
+    for group in groups.values():
+        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
     return sorted(batches, key=min)
 
 
-class _Batches:
-    """The sampler: `PictureFeed.batches` as often as it is asked for."""
-
-    def __init__(self, feed: PictureFeed) -> None:
-        self._feed = feed
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._feed.batches()
-
-
+@dataclass(frozen=True, eq=False)
 class _PictureDataset(Dataset[PictureBatch]):
     """Lists of pictures as batches."""
 
-    def __init__(self, pictures: Pictures, config: DetectorConfig, reading: ReadingOptions) -> None:
-        self._pictures, self._config, self._reading = pictures, config, reading
+    pictures: Pictures
+    config: DetectorConfig
+    reading: ReadingOptions
 
     def __getitem__(self, indices: list[int]) -> PictureBatch:
-        ids, paths, pixels, sizes, unusable = [], [], [], [], []
+        found, unusable = [], []
         for index in indices:
-            path = self._pictures.paths[index]
+            path = self.pictures.paths[index]
             try:
-                image = read_picture(path, self._reading)
+                image = read_picture(path, self.reading)
             except UserError as error:
                 unusable.append(Unusable(path, str(error)))
                 continue
-            ids.append(self._pictures.ids[index])
-            paths.append(path)
-            pixels.append(resized_pixels(image, self._config))
-            sizes.append((image.width, image.height))
-        return PictureBatch(tuple(ids), tuple(paths), tuple(pixels), tuple(sizes), tuple(unusable))
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+            found.append((self.pictures.ids[index], path, resized_pixels(image, self.config), image.size))
+        ids, paths, pixels, sizes = zip(*found, strict=True) if found else ((), (), (), ())
+        return PictureBatch(ids, paths, pixels, sizes, tuple(unusable))
 
 
 def _begin_worker(number: int) -> None:

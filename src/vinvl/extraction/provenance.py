@@ -1,4 +1,4 @@
-"""What a store says of how its features were made, and by which part of that two stores are of one kind."""
+"""The settings of an extraction, what a store says of them, and what already exists at the place of the store."""
 
 from __future__ import annotations
 
@@ -6,23 +6,57 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import COLOUR_ORDER, MEAN
 from vinvl.detector.weights import OpenedDetector
 from vinvl.pictures import PictureNames, ReadingOptions
-from vinvl.regions.feature_record import FeatureRecord, settings_of, unlike_settings
+from vinvl.regions.feature_record import FeatureRecord, differences, settings_of, unlike_settings
 from vinvl.regions.regions import LabelMap
+from vinvl.regions.shard import IdLookup
+from vinvl.regions.store import RegionStore
+from vinvl.regions.writer import Unfinished
 from vinvl.run.errors import UserError
+from vinvl.run.overrides import command_overrides, given_values, with_given
 
 PACKAGES = ("vinvl", "torch", "pillow", "numpy")
 UNDECIDED = ("boxes_per_pass",)  # settings of a detector that change no result
 DIGITS = 12  # of a hash, as a person is shown it
+SHOWN = 3  # settings that differ
+
+
+def section(config: DictConfig, name: str) -> dict[str, Any]:
+    """A section in plain types."""
+    value = OmegaConf.to_container(config[name], resolve=True)
+    assert isinstance(value, Mapping)
+    return {str(key): item for key, item in value.items()}
+
+
+def detector_config(config: DictConfig, carried: DetectorConfig | None) -> DetectorConfig:
+    """The detector's settings: as its own weight file carries them, with `detector.KEY=VALUE` of the command on top.
+
+    Where the file carries none, or the command chooses (detector=NAME), the section of the configuration stands.
+
+    Raises:
+        UserError: settings that contradict each other.
+    """
+    given = given_values(command_overrides())
+    if carried is None or "detector" in given:
+        chosen: DetectorConfig = instantiate(config.detector)
+        return chosen
+    return DetectorConfig.of_plain(with_given(carried.plain(), "detector", config, given, "The weight file's detector"))
+
+
+# What a store says of how its features were made, and by which part of that two stores are of one kind.
 
 
 def feature_settings(
@@ -38,29 +72,25 @@ def feature_settings(
     precision: str,
 ) -> dict[str, Any]:
     """Everything except the pictures that determines features, tags and ids; plain types, as JSON returns them."""
-    own = {name: value for name, value in asdict(detector).items() if name not in UNDECIDED}
-    return plain(
-        {
-            "weights": weights.name,
-            "weights_sha256": weights_sha256,
-            "label_map_sha256": hashlib.sha256(label_map.to_json().encode()).hexdigest(),
-            **own,
-            "batches": "mixed sizes" if mixed_sizes else "one size each",
-            "colour_order": COLOUR_ORDER,
-            "pixel_mean": list(MEAN),
-            "exif_orientation": reading.exif_orientation,
-            "transparency": reading.transparency,
-            "image_id": {"rule": names.rule, "pattern": names.pattern},
-            "feature_dtype": feature_dtype,
-            "precision": precision,
-        }
-    )
+    return {
+        "weights": weights.name,
+        "weights_sha256": weights_sha256,
+        "label_map_sha256": hashlib.sha256(label_map.to_json().encode()).hexdigest(),
+        **{name: value for name, value in detector.plain().items() if name not in UNDECIDED},
+        "batches": "mixed sizes" if mixed_sizes else "one size each",
+        "colour_order": COLOUR_ORDER,
+        "pixel_mean": list(MEAN),
+        "exif_orientation": reading.exif_orientation,
+        "transparency": reading.transparency,
+        "image_id": {"rule": names.rule, "pattern": names.pattern},
+        "feature_dtype": feature_dtype,
+        "precision": precision,
+    }
 
 
 def detector_text(settings: Mapping[str, Any]) -> str:
     """The settings in one line: what a person compares first, and a hash of all of them."""
-    blocks = settings["architecture"]["blocks"]
-    layers = 3 * sum(blocks) + 2
+    layers = 3 * sum(settings["architecture"]["blocks"]) + 2
     weights = f"{settings['weights']} (sha256 {settings['weights_sha256'][:DIGITS]})"
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     nms = f"NMS_FILTER {settings['nms_filter']}, {settings['boxes']} boxes"
@@ -72,11 +102,6 @@ def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, and what else is worth knowing: versions and the day."""
     versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
     return {**settings, "versions": versions, "made": f"{datetime.now():%Y-%m-%d}"}
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON gives it back."""
-    return json.loads(json.dumps(value))
 
 
 def _version(package: str) -> str:
@@ -100,35 +125,25 @@ def trained_config(record: FeatureRecord, weights_sha256: str, own: DetectorConf
     Returns:
         `own` if the features are another detector's, or how they were made is unknown.
     """
-    if record.provenance.get("weights_sha256") != weights_sha256:
+    said = record.provenance
+    if said.get("weights_sha256") != weights_sha256:
         return own
     config = own or DetectorConfig()
-    known = {name: value for name, value in asdict(config).items() if name != "architecture"}
-    found = {name: record.provenance[name] for name in known if _alike(record.provenance.get(name), known[name])}
     try:
-        return replace(config, **found)
+        return replace(
+            config, **{name: said[name] for name in config.plain() if name in said and name != "architecture"}
+        )
     except UserError:  # a record that somebody has changed
         return own
-
-
-def _alike(value: object, example: object) -> bool:
-    """Whether a value of a file may stand where the example stands."""
-    if isinstance(example, str) or isinstance(value, bool):
-        return isinstance(value, str) and isinstance(example, str)
-    return isinstance(value, int if isinstance(example, int) else int | float)
 
 
 def trained_reading(record: FeatureRecord) -> ReadingOptions:
     """How pictures became pixels for the features a model was trained on; as published if that is unknown."""
-    exif, colour = (record.provenance.get(name) for name in ("exif_orientation", "transparency"))
-    usual = ReadingOptions()
+    names = ("exif_orientation", "transparency")
     try:
-        return ReadingOptions(
-            exif_orientation=exif if isinstance(exif, str) else usual.exif_orientation,
-            transparency=colour if isinstance(colour, str) else usual.transparency,
-        )
+        return ReadingOptions(**{name: record.provenance[name] for name in names if name in record.provenance})
     except UserError:  # a record that somebody has changed
-        return usual
+        return ReadingOptions()
 
 
 def unlike_detector(
@@ -149,3 +164,72 @@ def unlike_detector(
         precision="",
     )
     return unlike_settings(settings_of(record.provenance), now, f"{opened.weights} makes")
+
+
+class Target:
+    """The store to write, with what was done for it before.
+
+    Args:
+        path: of the store.
+        settings: all that its features follow from, in plain types.
+        overwrite: whether what is there with other settings, or is complete, is to be replaced.
+
+    Attributes:
+        unfinished: what is done and not in the store yet.
+        earlier: the finished store at `path` if it was made with these settings, to which pictures may be added.
+
+    Raises:
+        UserError: there is something else at `path`, or work that was begun with other settings, and `overwrite` is
+            False; or a folder.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        self.path, self.settings, self.unfinished = path, settings, Unfinished(path)
+        if path.is_dir():
+            raise UserError(f"output={path} is a folder: name a file to write, such as features.h5.")
+        begun = self.unfinished.settings()
+        self._stale = begun is not None and begun != settings
+        if begun is not None and self._stale and not overwrite:
+            raise UserError(
+                f"{self.unfinished.folder} holds work that was begun with other settings ({self._differing(begun)}): "
+                "give the same, or another output, or overwrite=true to begin anew."
+            )
+        self.earlier = None if overwrite or not path.exists() else self._same_store()
+
+    def _same_store(self) -> RegionStore:
+        try:
+            store = RegionStore(self.path)
+            made = settings_of(store.provenance)
+        except UserError as error:
+            raise UserError(
+                f"output={self.path} exists and is no region store that could be added to ({error}) Give another name, "
+                "or overwrite=true to replace it."
+            ) from None
+        if made == self.settings:
+            return store
+        reason = self._differing(made) if made else "it does not say how its features were made"
+        raise UserError(
+            f"output={self.path} exists with other settings ({reason}): give another name, or overwrite=true to "
+            "replace it."
+        )
+
+    def _differing(self, before: Mapping[str, Any]) -> str:
+        found = differences(before, self.settings)
+        if len(found) == 1 and "exif_orientation" in before and found[0].startswith("exif_orientation"):
+            return f"{found[0]}; reading.exif_orientation={before['exif_orientation']} goes on as it was begun"
+        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        return "; ".join(found[:SHOWN]) + more
+
+    def done(self) -> IdLookup:
+        """The images that are in the store or its unfinished work."""
+        ids = [self.earlier.encoded_ids] if self.earlier is not None else []
+        for shard in () if self._stale else self.unfinished.shards():
+            ids.append(shard.image_ids)
+            shard.close()
+        return IdLookup(np.concatenate([np.zeros(0, dtype="S1"), *ids]))
+
+    def begin(self) -> None:
+        """Makes the folder of the work; work that was begun with other settings is removed."""
+        if self._stale:
+            self.unfinished.discard()
+        self.unfinished.begin(self.settings)

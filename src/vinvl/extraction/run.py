@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,14 @@ import torch.distributed
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
 
 from vinvl.detector.detector import DetectedRegions, Detector
-from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
+from vinvl.detector.weights import open_detector, sha256_of_file
 from vinvl.extraction.feed import FeedOptions, PictureBatch, PictureFeed
-from vinvl.extraction.provenance import detector_text, feature_settings, provenance
-from vinvl.extraction.settings import (
-    Target,
-    detector_config,
-    feature_dtype,
-    feed_options,
-    picture_names,
-    shard,
-    target_path,
-)
-from vinvl.pictures import Pictures, Unusable, find_pictures
-from vinvl.regions.layout import read_header
+from vinvl.extraction.provenance import Target, detector_config, detector_text, feature_settings, provenance, section
+from vinvl.pictures import PictureNames, Pictures, ReadingOptions, Unusable, find_pictures
+from vinvl.regions.layout import FEATURE_DTYPES, read_header
+from vinvl.regions.merging import shard_path
 from vinvl.regions.regions import Regions, StoreAttributes, encoded_id
 from vinvl.regions.store import RegionStore
 from vinvl.regions.writer import ShardWriter, Unfinished, shard_files
@@ -44,14 +35,16 @@ from vinvl.run.folders import process_rank
 from vinvl.run.progress import Show, progress
 from vinvl.run.signals import StopRequest
 
-# The detector as Lightning runs it: devices, precision and processes are its Trainer's.
-
+LOOK_SECONDS = 2.0  # between two looks at how far other processes are
+REASONS_SHOWN = 20  # of broken pictures; the file lists all
 
 Detected = tuple[list[Regions], list[Unusable]]
 
 
 class DetectionModule(pl.LightningModule):
     """Batches of pixels → regions in memory of the host, in the data types of a store.
+
+    The detector as Lightning runs it: devices, precision and processes are its Trainer's.
 
     Args:
         detector: with its weights.
@@ -73,23 +66,22 @@ class DetectionModule(pl.LightningModule):
     @torch.no_grad()
     def predict_step(self, batch: PictureBatch, batch_idx: int = 0) -> Detected:
         """The regions of each picture, and the pictures that gave none because they are broken or do not fit."""
+        regions: list[Regions] = []
         unusable = list(batch.unusable)
-        if len(batch) == 0:
-            return [], unusable
         try:
             return self._detect(batch), unusable
         except torch.OutOfMemoryError:  # one after the other takes less; what does not fit then, never will
-            regions = []
             for one in batch.single():
                 try:
                     regions += self._detect(one)
                 except torch.OutOfMemoryError:
-                    unusable.append(
-                        Unusable(one.paths[0], f"{one.paths[0]} does not fit into the memory of the device.")
-                    )
-            return regions, unusable
+                    reason = f"{one.paths[0]} does not fit into the memory of the device."
+                    unusable.append(Unusable(one.paths[0], reason))
+        return regions, unusable
 
     def _detect(self, batch: PictureBatch) -> list[Regions]:
+        if len(batch) == 0:
+            return []
         found = self.detector.detect_pixels(list(batch.pixels), list(batch.original_sizes))
         return [store_regions(name, one, self.feature_dtype) for name, one in zip(batch.ids, found, strict=True)]
 
@@ -97,27 +89,16 @@ class DetectionModule(pl.LightningModule):
 def store_regions(image_id: str, found: DetectedRegions, feature_dtype: torch.dtype) -> Regions:
     """The detector's regions as a store has them; attributes of no probability are attribute 0, none."""
     attributes = torch.where(found.attribute_scores > 0, found.attribute_labels, 0)
-    return Regions(
-        image_id=image_id,
-        features=_array(found.features, feature_dtype),
-        boxes=_array(found.boxes, torch.float32),
-        classes=_array(found.labels, torch.int32),
-        class_scores=_array(found.scores, torch.float32),
-        attributes=_array(attributes, torch.int32),
-        attribute_scores=_array(found.attribute_scores, torch.float32),
-        width=found.image_size[0],
-        height=found.image_size[1],
-    )
-
-
-def _array(tensor: Tensor, dtype: torch.dtype) -> np.ndarray:
-    return tensor.to(dtype).cpu().numpy()
-
-
-# What the devices find goes into shards of the store; what is broken is kept for the report.
-
-
-LOOK_SECONDS = 2.0  # between two looks at how far other processes are
+    tensors = {
+        "features": found.features.to(feature_dtype),
+        "boxes": found.boxes.float(),
+        "classes": found.labels.int(),
+        "class_scores": found.scores.float(),
+        "attributes": attributes.int(),
+        "attribute_scores": found.attribute_scores.float(),
+    }
+    arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    return Regions(image_id, **arrays, width=found.image_size[0], height=found.image_size[1])
 
 
 class Stopped(Exception):  # noqa: N818, it is no error
@@ -132,8 +113,7 @@ class Recorder(Callback):
     """Adds every batch's regions to this process's shards; stops on SIGTERM, SIGUSR1 and Ctrl-C.
 
     Args:
-        unfinished: the work on the store; it has begun when prediction starts.
-        begin: called first, on rank 0 alone; the others wait for it.
+        target: the store; work on it begins with prediction, on rank 0, for which the others wait.
         attributes: of the store.
         total: pictures in all.
         done: pictures that were in the store or its shards before.
@@ -144,17 +124,10 @@ class Recorder(Callback):
     """
 
     def __init__(
-        self,
-        unfinished: Unfinished,
-        begin: Callable[[], None],
-        attributes: StoreAttributes,
-        *,
-        total: int,
-        done: int,
-        shard_seconds: float,
+        self, target: Target, attributes: StoreAttributes, *, total: int, done: int, shard_seconds: float
     ) -> None:
-        self._unfinished, self._begin, self._attributes = unfinished, begin, attributes
-        self._total, self._done, self._shard_seconds = total, done, shard_seconds
+        self._target, self._attributes, self._shard_seconds = target, attributes, shard_seconds
+        self._total, self._done = total, done
         self.unusable: list[Unusable] = []
         self._shards: ShardWriter | None = None
         self._added = 0
@@ -166,13 +139,13 @@ class Recorder(Callback):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._request.listen()
         if trainer.is_global_zero:
-            self._begin()
+            self._target.begin()
         trainer.strategy.barrier()
-        rank = trainer.global_rank
-        self._stack.enter_context(self._unfinished.locked(rank))
-        self._shards = ShardWriter(self._unfinished.folder, rank, self._attributes, seconds=self._shard_seconds)
+        rank, unfinished = trainer.global_rank, self._target.unfinished
+        self._stack.enter_context(unfinished.locked(rank))
+        self._shards = ShardWriter(unfinished.folder, rank, self._attributes, seconds=self._shard_seconds)
         if trainer.is_global_zero:
-            self._others = _Others(self._unfinished.folder, rank)
+            self._others = _Others(unfinished.folder, rank)
             self._show = self._stack.enter_context(progress("images", self._total, self._done))
 
     def on_predict_batch_end(
@@ -187,14 +160,16 @@ class Recorder(Callback):
         found: Detected = outputs
         self.unusable.extend(found[1])
         paths = dict(zip(batch.ids, batch.paths, strict=True))
+        assert self._shards is not None
         for regions in found[0]:
             try:
-                self._add(regions)
-                self._added += 1
+                arrays = self._shards.checked(regions)
             except UserError as error:
-                if error.__cause__ is not None:  # the disk, not the picture
-                    raise
                 self.unusable.append(Unusable(paths[regions.image_id], str(error)))
+                continue
+            with self._disk():
+                self._shards.add(encoded_id(regions.image_id), arrays)
+            self._added += 1
         if self._others is not None:
             now = self._done + self._added + len(self.unusable) + self._others.added()
             self._show(now, f", {len(self.unusable):,} broken" if self.unusable else "")
@@ -215,16 +190,9 @@ class Recorder(Callback):
                 with self._disk():
                     shards.flush()
 
-    def _add(self, regions: Regions) -> None:
-        assert self._shards is not None
-        arrays = self._shards.checked(regions)
-        with self._disk():
-            self._shards.add(encoded_id(regions.image_id), arrays)
-
     def _disk(self) -> AbstractContextManager[None]:
-        return failure_told(
-            self._unfinished.folder, "make room and give the same command again: what is finished is safe in it"
-        )
+        folder = self._target.unfinished.folder
+        return failure_told(folder, "make room and give the same command again: what is finished is safe in it")
 
 
 class _Others:
@@ -245,140 +213,84 @@ class _Others:
         return sum(self._known.values())
 
 
-REASONS_SHOWN = 20  # of broken pictures; the file lists all
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """What came out: images in the store, those added by this run, and the pictures that could not be used."""
-
-    path: Path
-    images: int
-    added: int
-    unusable: tuple[Unusable, ...]
-
-
-def extract(config: DictConfig) -> Extracted:
+def extract(config: DictConfig) -> None:
     """Composed configuration → a store of the pictures' regions at `config.output`.
 
     Raises:
         UserError: whatever a person has to change. What was done until then is kept, and the same command goes on.
     """
-    path, feed = target_path(config), feed_options(config)
-    dtype = feature_dtype(config)
-    pictures = find_pictures(str(config.images), picture_names(config)).part(*shard(config))
-    opened = open_detector(
-        str(config.weights),
-        None if config.labels is None else str(config.labels),
-        partial(detector_config, config),
-        compile=bool(config.compile),
-    )
+    index, count = config.shard.index, config.shard.count
+    if type(index) is not int or type(count) is not int or not 0 <= index < count <= 99_999:
+        raise UserError(f"shard.index={index!r} shard.count={count!r}: give an index from 0 below the count.")
+    if config.dtype not in FEATURE_DTYPES:
+        raise UserError(f"dtype={config.dtype!r} is unknown: give {' or '.join(FEATURE_DTYPES)}.")
+    reading, names = ReadingOptions(**section(config, "reading")), PictureNames(**section(config, "id"))
+    feed = FeedOptions(reading, config.batch_size, bool(config.mixed_sizes), config.workers)
+    pictures = find_pictures(str(config.images), names).part(index, count)
+    labels = None if config.labels is None else str(config.labels)
+    opened = open_detector(str(config.weights), labels, partial(detector_config, config), compile=bool(config.compile))
+    detector = opened.detector.config
     settings = feature_settings(
         weights=opened.weights,
         weights_sha256=sha256_of_file(opened.weights),
-        detector=opened.detector.config,
+        detector=detector,
         label_map=opened.label_map,
-        reading=feed.reading,
-        names=picture_names(config),
+        reading=reading,
+        names=names,
         mixed_sizes=feed.mixed_sizes,
-        feature_dtype=dtype,
+        feature_dtype=config.dtype,
         precision=str(config.trainer.precision),
     )
+    path = shard_path(Path(str(config.output)).expanduser(), index, count)
     target = Target(path, settings, overwrite=bool(config.overwrite))
-    run = _Run(config, pictures, feed, opened, target, store_attributes(opened, dtype, settings))
+    attributes = StoreAttributes(
+        feature_dim=detector.architecture.c5_channels,
+        feature_dtype=np.dtype(config.dtype).newbyteorder("<"),
+        num_attributes=min(detector.attributes_per_box, detector.architecture.num_attributes),
+        detector=detector_text(settings),
+        label_map=opened.label_map,
+    )
+    if process_rank() == 0:
+        say(opened.report)
     try:
-        return run.finish(run.detect())
+        detect(config, pictures, feed, opened.detector, target, attributes)
     except Stopped as stopped:
         if process_rank() == 0:
             say(stopped, error=True)
         sys.exit(stopped.exit_code)
 
 
-def store_attributes(opened: OpenedDetector, dtype: str, settings: Mapping[str, Any]) -> StoreAttributes:
-    """Those of a store of the detector's regions."""
-    config = opened.detector.config
-    return StoreAttributes(
-        feature_dim=config.architecture.c5_channels,
-        feature_dtype=np.dtype(dtype).newbyteorder("<"),
-        num_attributes=min(config.attributes_per_box, config.architecture.num_attributes),
-        detector=detector_text(settings),
-        label_map=opened.label_map,
-    )
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One process's part of an extraction; all hold the same."""
-
-    config: DictConfig
-    pictures: Pictures
-    feed: FeedOptions
-    opened: OpenedDetector
-    target: Target
-    attributes: StoreAttributes
-
-    def detect(self) -> Detection:
-        """Has all pictures looked at that were not before; their regions are in shards then."""
-        done = self.target.done()
-        before = sum(image_id in done for image_id in self.pictures.ids)
-        missing = len(self.pictures) - before
-        if process_rank() == 0:
-            say(self.opened.report)
-            say(f"{self.target.path}: {missing:,} of {len(self.pictures):,} pictures to do")
-        if missing == 0:
-            return Detection(process_rank() == 0, before, [])
-        recorder = Recorder(
-            self.target.unfinished,
-            self.target.begin,
-            self.attributes,
-            total=len(self.pictures),
-            done=before,
-            shard_seconds=float(self.config.shard_seconds),
-        )
-        trainer: pl.Trainer = instantiate(
-            self.config.trainer,
-            callbacks=[recorder],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-        )
-        feed = partial(PictureFeed, self.pictures, done.__contains__, self.opened.detector.config, self.feed)
-        dtype = getattr(torch, self.attributes.feature_dtype.name)
-        trainer.predict(DetectionModule(self.opened.detector, dtype, feed), return_predictions=False)
-        return Detection(trainer.is_global_zero, before, gathered(recorder.unusable))
-
-    def finish(self, detected: Detection) -> Extracted:
-        """The shards become the store, on one process; what could not be used is written beside it."""
-        unusable = tuple(sorted([*self.pictures.unusable, *detected.unusable], key=lambda one: one.path))
-        added = len(self.pictures) - detected.before - len(detected.unusable)
-        if detected.finishes:
-            self._write(unusable)
-            report(self.target.path, added, unusable)
-        return Extracted(self.target.path, detected.before + added, added, unusable)
-
-    def _write(self, unusable: Sequence[Unusable]) -> None:
-        earlier = self.target.earlier
-        if not self.target.unfinished.shards():
-            self.target.unfinished.discard()
-            if earlier is None:
-                raise UserError(
-                    f"None of the {len(unusable):,} pictures could be used, so {self.target.path} was not written; the "
-                    f"first: {unusable[0].reason}"
-                )
-            return
-        if earlier is not None:
-            earlier.require_sound(contents=True)  # or its damage would get a checksum that says it is whole
-        attributes = replace(self.attributes, provenance=provenance(self.target.settings))
-        self.target.unfinished.finish(attributes, self.pictures.ids, earlier.sources if earlier else [])
-
-
-@dataclass(frozen=True)
-class Detection:
-    """Whether this process is to finish the work, how many pictures were done before, and those that gave nothing."""
-
-    finishes: bool
-    before: int
-    unusable: list[Unusable]
+def detect(
+    config: DictConfig,
+    pictures: Pictures,
+    feed: FeedOptions,
+    detector: Detector,
+    target: Target,
+    attributes: StoreAttributes,
+) -> None:
+    """Has all pictures looked at that were not before; one process then makes the shards the store."""
+    done = target.done()
+    before = sum(image_id in done for image_id in pictures.ids)
+    missing = len(pictures) - before
+    finishes, unusable = process_rank() == 0, list(pictures.unusable)
+    if finishes:
+        say(f"{target.path}: {missing:,} of {len(pictures):,} pictures to do")
+    if missing:
+        shard_seconds = float(config.shard_seconds)
+        recorder = Recorder(target, attributes, total=len(pictures), done=before, shard_seconds=shard_seconds)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer: pl.Trainer = instantiate(config.trainer, callbacks=[recorder], **quiet)
+        make_feed = partial(PictureFeed, pictures, done.__contains__, detector.config, feed)
+        dtype = getattr(torch, attributes.feature_dtype.name)
+        trainer.predict(DetectionModule(detector, dtype, make_feed), return_predictions=False)
+        finishes = trainer.is_global_zero
+        found = gathered(recorder.unusable)
+        missing -= len(found)
+        unusable += found
+    if finishes:
+        unusable.sort(key=lambda one: one.path)
+        write(pictures, target, attributes, unusable)
+        report(target.path, missing, unusable)
 
 
 def gathered(unusable: list[Unusable]) -> list[Unusable]:
@@ -388,6 +300,24 @@ def gathered(unusable: list[Unusable]) -> list[Unusable]:
     parts: list[list[Unusable]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(parts, unusable)
     return [one for part in parts for one in part]
+
+
+def write(pictures: Pictures, target: Target, attributes: StoreAttributes, unusable: Sequence[Unusable]) -> None:
+    """The shards become the store, or part of the one that is there."""
+    unfinished: Unfinished = target.unfinished
+    earlier = target.earlier
+    if unfinished.shards():
+        if earlier is not None:
+            earlier.require_sound(contents=True)  # or its damage would get a checksum that says it is whole
+        attributes = replace(attributes, provenance=provenance(target.settings))
+        unfinished.finish(attributes, pictures.ids, earlier.sources if earlier else [])
+        return
+    unfinished.discard()
+    if earlier is None:
+        raise UserError(
+            f"None of the {len(unusable):,} pictures could be used, so {target.path} was not written; the first: "
+            f"{unusable[0].reason}"
+        )
 
 
 def report(path: Path, added: int, unusable: Sequence[Unusable]) -> None:

@@ -57,7 +57,7 @@ def report_regions(
     wanted = _wanted(store, places, ids, count, seed)
     said = made.get("exif_orientation")  # else as published, or unturned where only that fits
     turnings = (said,) if said in (EXIF_APPLY, EXIF_IGNORE) else (EXIF_APPLY, EXIF_IGNORE)
-    readings = [ReadingOptions(turning, max_pixels=max_pixels) for turning in turnings]
+    readings = [ReadingOptions(turning, max_pixels=max_pixels) for turning in turnings]  # type: ignore[arg-type]
     shown = [_with_picture(store, index, places, readings) for index in wanted]
     title = f"Regions of {', '.join(str(header.path.name) for header in store.headers[:3])}"
     more = f" and {len(store.headers) - 3} more" if len(store.headers) > 3 else ""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from vinvl.extraction.settings import detector_config, section
+from vinvl.extraction.provenance import detector_config, section
 from vinvl.pictures import SUFFIXES
 from vinvl.predictor.predictor import Predictor, load
 from vinvl.predictor.skills import Answer, Caption
