@@ -22,7 +22,7 @@ from vinvl.data.text import RaggedTokens
 from vinvl.models import VinVLConfig, VinVLForAnswering
 from vinvl.models.config import SpecialTokens
 from vinvl.retrieval.candidates import caption_first
-from vinvl.retrieval.scoring import PairScorer, caption_chunks
+from vinvl.retrieval.scoring import PairScorer
 
 MAX_TOKENS = MAX_REGIONS = 70
 ROW_WIDTH = 2054
@@ -118,13 +118,11 @@ def main() -> None:
     pairs = coco_like(options.images, options.captions, options.crowded, np.random.default_rng(0), device)
     offsets = np.insert(np.cumsum([len(one) for one in pairs.captions]), 0, 0)
     tokens = RaggedTokens(np.concatenate(pairs.captions).astype(np.int32), offsets)
-    chunks = caption_chunks(
-        tokens, np.arange(len(tokens)), max_rows=options.rows, max_tokens=MAX_TOKENS, special=SPECIAL, device=device
-    )
+    captions = np.arange(len(tokens))
     scorer = PairScorer(model, SPECIAL, MAX_TOKENS, options.rows)
 
     def ours(block: Pairs) -> Tensor:
-        return scorer.score(block.tags, block.regions, chunks)
+        return scorer.score(block.tags, block.regions, tokens, captions)
 
     def fixed(block: Pairs) -> Tensor:
         return Padded(model, block, options.rows).score()

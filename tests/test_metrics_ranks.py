@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vinvl.captioning.scores import CaptionScores
+from vinvl.captioning.scores import CaptionTexts, evaluate_captions
 from vinvl.gqa.metric import TypedAccuracy
 from vinvl.nlvr2.metric import PairAccuracy
 from vinvl.retrieval.recall import RecallAtK
@@ -20,7 +20,7 @@ CAPTIONS = ["a cat", "a red bus on a street", "two dogs play", "a café at night
 
 def computed(rows: list[int], repeated: list[int]) -> dict[str, float]:
     """All four metrics over some of six rows; rows of `repeated` are given again to those that count each once."""
-    captions, recall, pairs, typed = CaptionScores(), RecallAtK(), PairAccuracy(), TypedAccuracy()
+    captions, recall, pairs, typed = CaptionTexts(), RecallAtK(), PairAccuracy(), TypedAccuracy()
     for row in [*rows, *repeated]:
         captions.update([row], [CAPTIONS[row]], [[CAPTIONS[row] + " there", CAPTIONS[(row + 1) % NUM_ROWS]]])
         pairs.update([f"dev-{row // 2}-{row % 2}-0"], torch.tensor([row > 2]), torch.tensor([True]))
@@ -29,9 +29,11 @@ def computed(rows: list[int], repeated: list[int]) -> dict[str, float]:
         typed.update(torch.tensor([row % 3 == 0]), [["query", "verify"][row % 2]], [f"type {row}"])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The ``compute`` method")
-        subset = {f"subset {name}": value for name, value in captions.compute_for([0, 3, 4]).items()}
-        results = captions.compute() | subset | recall.compute() | pairs.compute() | typed.compute()
-    return {name: value.item() for name, value in results.items()}
+        texts, references = captions.compute()
+        results = recall.compute() | pairs.compute() | typed.compute()
+    subset = evaluate_captions({row: texts[row] for row in (0, 3, 4)}, references).corpus
+    found = evaluate_captions(texts, references).corpus | {f"subset {name}": value for name, value in subset.items()}
+    return found | {name: value.item() for name, value in results.items()}
 
 
 def run_rank(rank: int, folder: str) -> None:

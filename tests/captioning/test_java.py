@@ -95,7 +95,7 @@ def test_spice_reads_the_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
             return 0.2, [{"All": {"f": len(res[row][0]) / 10}, "Object": {"f": 0.0}} for row in gts]
 
     fake_java(tmp_path, "", monkeypatch)
-    monkeypatch.setattr(java, "why_spice_unavailable", lambda: None)
+    monkeypatch.setattr(java, "why_unavailable", lambda spice: None)
     monkeypatch.setattr("pycocoevalcap.spice.spice.Spice", Spice)
     monkeypatch.delenv("JDK_JAVA_OPTIONS", raising=False)
     assert java.spice_scores(["a", "abc"], [["x"], ["y"]]) == (pytest.approx(0.2), [0.1, 0.3])
@@ -117,8 +117,6 @@ def test_programs_that_fail_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     gc.collect()
 
 
-def test_meteor_wants_references() -> None:
-    with pytest.raises(UserError, match="Caption 2 has no references"):
-        java.meteor_scores(["a", "b"], [["a"], []])
+def test_every_caption_wants_references() -> None:
     with pytest.raises(UserError, match="Image 5 has a caption but no reference captions"):
         java.evaluate_in_java({5: "a"}, {})

@@ -67,7 +67,7 @@ def test_labels_follow_the_masked_positions_of_a_padded_batch(demo_data: Path, t
     """With the hidden words put back every row reads as its caption."""
     _, datamodule = made(demo_data, tmp_path, "data.num_workers=0")
     dataset: Any = datamodule.datasets["train"]
-    captions = dataset.contexts.records.captions
+    captions = dataset.records.captions
     for batch in list(datamodule.train_dataloader()):
         assert batch.labels is not None and batch.masked_positions is not None and batch.caption_lengths is not None
         assert int(batch.masked_positions.sum()) == len(batch.labels)

@@ -15,7 +15,6 @@ from tests import golden
 from tests.data.region_samples import region_text
 from tests.data.test_text import golden_tokenizer
 from vinvl.captioning.data import (
-    CaptionContexts,
     CaptionDataset,
     CaptionedImageDataset,
     CaptionLimits,
@@ -196,13 +195,13 @@ class CaptionCase:
         row = self.row
         return CaptionLimits(row["max_seq_a_length"], row["max_seq_length"], row["mask_prob"], row["max_masked_tokens"])
 
-    def contexts(self, folder: Path) -> CaptionContexts:
+    def contexts(self, folder: Path) -> CaptionedImageDataset:
         row, image = self.row, CAPTION_TENSORS[f"inputs.img_{self.row['i']}"]
         limits = InputLimits(row["max_seq_length"], row["max_img_seq_length"], use_tags=row["tags"] is not None)
         line = {"image_id": 7, "captions": [row["caption"] or "(none)"]}
         (folder / "one.jsonl").write_text(json.dumps(line) + "\n")
         records = read_caption_jsonl(folder / "one.jsonl", "error")
-        return CaptionContexts(records, np.zeros(1, dtype=np.int64), self.texts(image, limits), self.limits)
+        return CaptionedImageDataset(records, np.zeros(1, dtype=np.int64), self.texts(image, limits), self.limits)
 
     def texts(self, image: np.ndarray, limits: InputLimits) -> RegionText:
         return region_text(TOKENIZER, [image], [self.row["tags"] or ""], limits)
@@ -236,7 +235,7 @@ class CaptionCase:
 @pytest.mark.parametrize("row", TRAINING_ROWS, ids=row_name)
 def test_training_captions(row: dict[str, Any], tmp_path: Path) -> None:
     case, draws = CaptionCase(row), PublishedDraws(row)
-    context = case.contexts(tmp_path)[0]
+    context = case.contexts(tmp_path).context(0)
     words = encode_texts(TOKENIZER, [row["caption"]])[0]
     caption = case.limits.caption(words, SPECIAL.cls_token_id, SPECIAL.sep_token_id)
     masked = choose_positions(case.limits, np.array([len(caption)]), draws.order(len(caption))[None])[0]
@@ -288,7 +287,7 @@ def test_a_dataset_hides_as_many_words_and_keeps_the_rest(row: dict[str, Any], t
 def test_images_to_write_captions_for(row: dict[str, Any], tmp_path: Path) -> None:
     """The published row has places for the caption in front, all [MASK]; here there is nothing in front."""
     case = CaptionCase(row)
-    example = CaptionedImageDataset(case.contexts(tmp_path))[Draw(0, 0)]
+    example = case.contexts(tmp_path)[Draw(0, 0)]
     room = row["max_seq_a_length"]
     assert not case.as_published(example, "input_ids")[:room].any() and example.caption_length == 0
     places = np.array([SPECIAL.cls_token_id, *[MASK] * (room - 2), SPECIAL.sep_token_id])

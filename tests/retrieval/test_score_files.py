@@ -19,6 +19,10 @@ def files(folder: Path, fingerprint: str = "a" * 24) -> ScoreFiles:
     return made
 
 
+def finished(store: ScoreFiles) -> tuple[frozenset[int], list[str]]:
+    return store.prepare({})
+
+
 def scores(number: int) -> np.ndarray:
     block = BLOCKS[number]
     return np.random.default_rng(number).random((block.stop - block.start, 7)).astype(np.float32)
@@ -26,12 +30,12 @@ def scores(number: int) -> np.ndarray:
 
 def test_what_is_written_is_read_and_known_as_finished(tmp_path: Path) -> None:
     store = files(tmp_path)
-    assert store.finished() == (frozenset(), [])
+    assert finished(store) == (frozenset(), [])
     for number in (0, 2):
         store.write(number, scores(number))
         assert store.path(number).stat().st_size == store.bytes_of(number)
         np.testing.assert_array_equal(np.load(store.path(number)), scores(number))
-    assert files(tmp_path).finished() == (frozenset({0, 2}), [])
+    assert finished(files(tmp_path)) == (frozenset({0, 2}), [])
     np.testing.assert_array_equal(store.read(2), scores(2))
     with pytest.raises(UserError, match=r"fold000_images0000002-0000003\.npy is missing or damaged: run the same"):
         store.read(1)
@@ -62,17 +66,17 @@ def test_damaged_and_foreign_files_are_not_taken_for_finished(tmp_path: Path, da
                 "text": b"hello",
             }[damage]
         )
-    assert store.finished() == (frozenset(), [path.name])
+    assert finished(store) == (frozenset(), [path.name])
     with pytest.raises(UserError, match="missing or damaged"):
         store.read(0)
     store.write(0, scores(0))
-    assert store.finished() == (frozenset({0}), [])
+    assert finished(store) == (frozenset({0}), [])
 
 
 def test_scores_without_order_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="NaN or infinite"):
         files(tmp_path).write(0, np.full((2, 7), np.nan, dtype=np.float32))
-    assert not files(tmp_path).finished()[0]
+    assert not finished(files(tmp_path))[0]
 
 
 def test_a_folder_of_other_scores_and_one_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
@@ -89,5 +93,4 @@ def test_a_candidate_set_that_the_disk_cannot_hold_is_refused(tmp_path: Path) ->
     huge = Fold(np.arange(1), np.broadcast_to(np.int64(0), captions), np.broadcast_to(np.int64(0), captions))
     store = ScoreFiles(tmp_path, "a" * 24, [huge], [Block(0, 0, images)])
     with pytest.raises(UserError, match=r"The scores need 2000000\.0 GB and .* free: make room"):
-        store.check_room(frozenset())
-    store.check_room(frozenset({0}))
+        store.prepare({})

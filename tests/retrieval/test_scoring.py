@@ -56,15 +56,10 @@ class World:
         self.regions = [made_rows(count, WIDTH, random) for count in regions]
 
     def scores(self, model: VinVLForAnswering, max_tokens: int, max_rows: int, attention_type: str) -> torch.Tensor:
-        chunks = caption_chunks(
-            ragged(self.captions), np.arange(len(self.captions)), max_rows=max_rows, max_tokens=max_tokens,
-            special=SPECIAL, device=torch.device("cpu"),
-        )  # fmt: skip
-        assert sorted(torch.cat([chunk.columns for chunk in chunks]).tolist()) == list(range(len(self.captions)))
-        assert max(map(len, chunks)) <= max_rows
         scorer = PairScorer(model, SPECIAL, max_tokens, max_rows, attention_type)
         with torch.inference_mode():
-            return scorer.score(self.tags, [torch.from_numpy(rows) for rows in self.regions], chunks)
+            regions = [torch.from_numpy(rows) for rows in self.regions]
+            return scorer.score(self.tags, regions, ragged(self.captions), np.arange(len(self.captions)))
 
     def single(self, model: VinVLForAnswering, image: int, caption: int, max_tokens: int, attention_type: str) -> float:
         """The difference of the logits from a plain forward pass of one pair without padding."""

@@ -1,4 +1,8 @@
-"""Captioned images as items: a caption to hide words of and train on, or an image to write a caption for."""
+"""Captioned images as items: a caption to hide words of and train on, or an image to write a caption for.
+
+Words are hidden in a whole batch at once. Shapes: B captions of at most C tokens, [CLS] and [SEP] counted; M captions
+of N images.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,11 +24,6 @@ from vinvl.data.sampling import Draw, uniform_numbers
 from vinvl.data.text import RaggedTokens
 from vinvl.data.words import no_words, regex_tokenize
 from vinvl.run.errors import UserError
-
-# Which words of captions are hidden for training, and the layout of captions and tags, as in published Oscar.
-#
-# Words are hidden in a whole batch at once. Shapes: B captions of at most C tokens, [CLS] and [SEP] counted.
-
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.5  # of the chosen words 80 % become [MASK]; of the others half a random word
 
@@ -118,10 +117,10 @@ def hide_words(
     return shown, masked
 
 
-class CaptionContexts:
-    """Tags and regions of images: what captions are written about.
+class CaptionedImageDataset(Dataset[Example]):
+    """One split to write captions for: item i is the context of image i, its references in the record.
 
-    Tags stand at the positions from `limits.max_caption_tokens` on, as if the caption had been padded up to there.
+    Tags stand at the positions from `limits.max_caption_tokens` on, as if a caption had been padded up to there.
     """
 
     def __init__(self, records: CaptionRecords, images: np.ndarray, region_text: RegionText, limits: CaptionLimits):
@@ -131,8 +130,14 @@ class CaptionContexts:
         self.region_text = region_text
         self.limits = limits
 
-    def __getitem__(self, index: int) -> Example:
-        """The context of image `index`: `tags [SEP]` with the image's regions; without a caption."""
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        return self.context(draw.index)
+
+    def context(self, index: int) -> Example:
+        """`tags [SEP]` with the regions of image `index`; without a caption."""
         image, records = int(self.images[index]), self.records
         record: dict[str, Any] = {
             "index": index,
@@ -147,6 +152,17 @@ class CaptionContexts:
     def lengths(self) -> np.ndarray:
         """(N,) int64: tags and regions of each image."""
         return self.region_text.image_lengths(self.images)
+
+    def collate(self, items: Sequence[Example]) -> Batch:
+        return collate(items, pad_token_id=self.region_text.special.pad_token_id)
+
+    def show(self, item: Example, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        references = item.record["references"]
+        return [
+            f"  image id  {item.record['image_id']}",
+            *self.region_text.describe(item, item.record["store_index"], words(item.input_ids)),
+            f"  captions  {references[0] if references else '(none)'}",
+        ]
 
 
 def caption_context(placed: PlacedImage, limits: CaptionLimits, record: dict[str, Any]) -> Example:
@@ -165,9 +181,12 @@ def caption_context(placed: PlacedImage, limits: CaptionLimits, record: dict[str
 class CaptionDataset(Dataset[Example]):
     """One split to train on: item i is caption i; `collate` hides some of the words, others in each epoch."""
 
-    def __init__(self, contexts: CaptionContexts, caption_tokens: RaggedTokens, replacements: Replacements, seed: int):
+    def __init__(
+        self, contexts: CaptionedImageDataset, caption_tokens: RaggedTokens, replacements: Replacements, seed: int
+    ) -> None:
         """`caption_tokens`: of the M captions, image by image."""
         self.contexts = contexts
+        self.records = contexts.records
         self.caption_tokens = caption_tokens
         self.caption_image = contexts.records.caption_image
         self.replacements = replacements
@@ -177,7 +196,7 @@ class CaptionDataset(Dataset[Example]):
         return len(self.caption_tokens)
 
     def __getitem__(self, draw: Draw) -> Example:
-        context = self.contexts[int(self.caption_image[draw.index])]
+        context = self.contexts.context(int(self.caption_image[draw.index]))
         limits, special = self.contexts.limits, self.contexts.region_text.special
         caption = limits.caption(self.caption_tokens[draw.index], special.cls_token_id, special.sep_token_id)
         record = {**context.record, "caption_index": draw.index, "epoch": draw.epoch}
@@ -188,7 +207,7 @@ class CaptionDataset(Dataset[Example]):
         return self.caption_tokens.lengths() + self.contexts.lengths()[self.caption_image]
 
     def collate(self, items: Sequence[Example]) -> Batch:
-        whole = collate(items, pad_token_id=self.contexts.region_text.special.pad_token_id)
+        whole = self.contexts.collate(items)
         lengths = np.array([item.caption_length for item in items])
         captions = whole.input_ids[:, : lengths.max()].numpy()
         epochs, indices = (np.array([item.record[name] for item in items]) for name in ("epoch", "caption_index"))
@@ -203,7 +222,7 @@ class CaptionDataset(Dataset[Example]):
         )
 
     def show(self, item: Example, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
-        captions, batch = self.contexts.records.captions, self.collate([item])
+        captions, batch = self.records.captions, self.collate([item])
         assert captions is not None and batch.labels is not None
         return [
             f"  image id  {item.record['image_id']}",
@@ -224,36 +243,6 @@ def with_caption(context: Example, caption: np.ndarray, record: dict[str, Any]) 
         caption_length=len(caption),
         record=record,
     )
-
-
-class CaptionedImageDataset(Dataset[Example]):
-    """One split to write captions for: item i is the context of image i, its references in the record."""
-
-    def __init__(self, contexts: CaptionContexts) -> None:
-        self.contexts = contexts
-
-    def __len__(self) -> int:
-        return len(self.contexts.records)
-
-    def __getitem__(self, draw: Draw) -> Example:
-        return self.contexts[draw.index]
-
-    def lengths(self) -> np.ndarray:
-        return self.contexts.lengths()
-
-    def collate(self, items: Sequence[Example]) -> Batch:
-        return collate(items, pad_token_id=self.contexts.region_text.special.pad_token_id)
-
-    def show(self, item: Example, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
-        references = item.record["references"]
-        return [
-            f"  image id  {item.record['image_id']}",
-            *self.contexts.region_text.describe(item, item.record["store_index"], words(item.input_ids)),
-            f"  captions  {references[0] if references else '(none)'}",
-        ]
-
-
-# Captioning: images with captions over a RegionStore. COCO in Karpathy's split, NoCaps, the demo world, your own.
 
 
 TRAINING_ITEMS = ("captions", "images")
@@ -300,13 +289,12 @@ class CaptioningDataModule(RegionDataModule):
     def make_dataset(
         self, records: CaptionRecords, images: np.ndarray, stage: str
     ) -> CaptionDataset | CaptionedImageDataset:
-        contexts = CaptionContexts(records, images, self.region_text, self.caption_limits)
-        if stage != "train" or self.training_items == "images":
-            if stage == "train" and records.captions is None:
-                raise no_annotations(self.split_of[stage])
-            return CaptionedImageDataset(contexts)
-        if records.captions is None:
+        contexts = CaptionedImageDataset(records, images, self.region_text, self.caption_limits)
+        if stage == "train" and records.captions is None:
             raise no_annotations(self.split_of[stage])
+        if stage != "train" or self.training_items == "images":
+            return contexts
+        assert records.captions is not None
         special = self.region_text.special
         return CaptionDataset(
             contexts,
@@ -315,9 +303,13 @@ class CaptioningDataModule(RegionDataModule):
             self.seed,
         )
 
-    def check_scorable(self, stage: str) -> None:
+    def _records(self, stage: str) -> CaptionRecords:
         dataset: Any = self.datasets[stage]
-        records: CaptionRecords = dataset.contexts.records
+        records: CaptionRecords = dataset.records
+        return records
+
+    def check_scorable(self, stage: str) -> None:
+        records = self._records(stage)
         if records.captions is None:
             raise no_annotations(self.split_of[stage])
         domains: list[str | None] = [None] * len(records)
@@ -330,6 +322,5 @@ class CaptioningDataModule(RegionDataModule):
 
     def training_references(self) -> dict[str, list[str]]:
         """Image id → captions of the training split, once `setup("fit")` has read it."""
-        dataset: Any = self.datasets["train"]
-        records: CaptionRecords = dataset.contexts.records
+        records = self._records("train")
         return {str(image_id): records.captions_of(index) for index, image_id in enumerate(records.image_ids)}

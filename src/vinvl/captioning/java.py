@@ -1,7 +1,7 @@
 """METEOR, SPICE and the PTB tokenizer: Java programs that come with `pycocoevalcap`.
 
-They need Java and the package `pycocoevalcap` (extra "captions"); without them every function here raises a UserError
-that says which is missing. A score is never 0 for lack of a program.
+They need Java and the package `pycocoevalcap` (extra "captions"); a UserError says which is missing, or which program
+stopped. A score is never 0 for lack of a program.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from vinvl.captioning.scores import ImageId, evaluate_captions
+from vinvl.captioning.scores import ImageId, evaluate_captions, refuse_without_references
 from vinvl.data.words import split_at_blanks
 from vinvl.run.errors import UserError
 
@@ -26,21 +26,28 @@ _OPTIONS = "-Dfile.encoding=UTF-8 -Dstdout.encoding=UTF-8 " + " ".join(
 _LAST = "a"  # a text after all others, whose words tell whether the tokenizer gave a line for each
 
 
-def why_unavailable() -> str | None:
-    """One sentence saying what METEOR and the PTB tokenizer lack here; None if they can run."""
+def why_unavailable(spice: bool = False) -> str | None:
+    """One sentence saying what METEOR and the PTB tokenizer, or SPICE, lack here; None if they can run."""
     if shutil.which("java") is None:
         return (
             "METEOR, SPICE and the PTB tokenizer need Java, and there is no java on the PATH; install a Java runtime."
         )
-    if importlib.util.find_spec("pycocoevalcap") is None:
+    package = importlib.util.find_spec("pycocoevalcap")
+    if package is None or not package.submodule_search_locations:
         return "METEOR, SPICE and the PTB tokenizer need pycocoevalcap; pip install 'vinvl[captions]'."
+    models = Path(package.submodule_search_locations[0]) / "spice" / "lib"
+    if spice and not all((models / name).is_file() for name in _SPICE_MODELS):  # `Spice` would download them
+        return (
+            "SPICE needs the Stanford CoreNLP 3.6.0 models (about 400 MB), which are missing; if there is a "
+            "network, run python -m pycocoevalcap.spice.get_stanford_models once."
+        )
     return None
 
 
 @contextmanager
 def _running(name: str) -> Iterator[None]:
     """Gives Java its options; what cannot run or fails within it is one sentence that names the program."""
-    if (problem := why_unavailable()) is not None:
+    if (problem := why_unavailable(spice=name == "SPICE")) is not None:
         raise UserError(problem)
     before = os.environ.get("JDK_JAVA_OPTIONS")
     os.environ["JDK_JAVA_OPTIONS"] = f"{before or ''} {_OPTIONS}".strip()
@@ -57,8 +64,7 @@ def _running(name: str) -> Iterator[None]:
 def ptb_tokenize(texts: Sequence[str]) -> list[list[str]]:
     """Words of each text as the COCO evaluation sees them: Penn Treebank tokens, lower case, without punctuation.
 
-    Fits `evaluate_captions(tokenize=…)`. Brackets stay as "-lrb-" and so on, in published numbers too. Raises UserError
-    if it cannot run or fails.
+    Fits `evaluate_captions(tokenize=…)`. Brackets stay as "-lrb-" and so on, in published numbers too.
     """
     if not texts:
         return []
@@ -76,21 +82,17 @@ def meteor_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) 
     """METEOR 1.5 (English, normalised), 0 to 1: of the corpus, and of each caption against its references.
 
     The COCO evaluation passes texts through the PTB tokenizer first: give " ".join of `ptb_tokenize` for its numbers.
-    Raises UserError if it cannot run or fails, ValueError if the lengths differ.
     """
     if not captions:
         return math.nan, []
-    if not all(references):
-        raise UserError(f"Caption {list(map(bool, references)).index(False) + 1} has no references for METEOR.")
-    rows = list(enumerate(zip(captions, references, strict=True)))
     with _running("METEOR"):
         from pycocoevalcap.meteor.meteor import Meteor
 
         meteor = Meteor()
         try:
             corpus, scores = meteor.compute_score(
-                {row: [_meteor_text(text) for text in texts] for row, (_, texts) in rows},
-                {row: [_meteor_text(caption)] for row, (caption, _) in rows},
+                {row: [_meteor_text(text) for text in texts] for row, texts in enumerate(references)},
+                {row: [_meteor_text(caption)] for row, caption in enumerate(captions)},
             )
         finally:
             with suppress(OSError):  # closing sends what an ended program did not take
@@ -100,37 +102,18 @@ def meteor_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) 
     return corpus, scores
 
 
-def why_spice_unavailable() -> str | None:
-    """One sentence saying what SPICE lacks here; None if it can run. Looked at first, as `Spice` would download it."""
-    if (problem := why_unavailable()) is not None:
-        return problem
-    from pycocoevalcap.spice import spice
-
-    if not all((Path(spice.__file__).parent / "lib" / name).is_file() for name in _SPICE_MODELS):
-        return (
-            "SPICE needs the Stanford CoreNLP 3.6.0 models (about 400 MB), which are missing; if there is a "
-            "network, run python -m pycocoevalcap.spice.get_stanford_models once."
-        )
-    return None
-
-
 def spice_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
     """SPICE F-scores, 0 to 1: the mean, and each caption's against its references.
 
-    nan if SPICE finds nothing to compare in a caption; the mean is then nan too, as in the COCO evaluation. Raises
-    UserError if it cannot run or fails, ValueError if the lengths differ.
+    nan if SPICE finds nothing to compare in a caption; the mean is then nan too, as in the COCO evaluation.
     """
-    if (problem := why_spice_unavailable()) is not None:
-        raise UserError(problem)
     if not captions:
         return math.nan, []
-    rows = list(enumerate(zip(captions, references, strict=True)))
     with _running("SPICE"):
         from pycocoevalcap.spice.spice import Spice
 
-        mean, scores = Spice().compute_score(
-            {row: list(texts) for row, (_, texts) in rows}, {row: [caption] for row, (caption, _) in rows}
-        )
+        gold = {row: list(texts) for row, texts in enumerate(references)}
+        mean, scores = Spice().compute_score(gold, {row: [caption] for row, caption in enumerate(captions)})
         return float(mean), [score["All"]["f"] for score in scores]
 
 
@@ -144,12 +127,10 @@ class JavaScores(NamedTuple):
 def evaluate_in_java(captions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> JavaScores:
     """Scores of one caption per image after the PTB tokenizer, to the digit as the COCO evaluation computes them.
 
-    Never raises for lack of Java or a package: what could not be computed is in `missing`, with the reason. Raises
-    UserError if an image has no references.
+    What could not be computed, for lack of Java or a package, is in `missing`, with the reason. Raises UserError if an
+    image has no references.
     """
-    for image_id in captions:
-        if not references.get(image_id):
-            raise UserError(f"Image {image_id!r} has a caption but no reference captions; add them or leave it out.")
+    refuse_without_references(captions, references)
     result = JavaScores({}, {})
     try:
         words = iter(ptb_tokenize([*captions.values(), *(text for key in captions for text in references[key])]))

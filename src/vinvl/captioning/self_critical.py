@@ -1,7 +1,7 @@
 """Self-critical sequence training: captions are sampled, and those better than a baseline are made likelier."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from vinvl.models.config import SpecialTokens
 from vinvl.models.decoding import CaptionContext, DecodingOptions
 from vinvl.models.generate import generate_captions
 from vinvl.run.errors import UserError
-
-# Self-critical sequence training: CIDEr-D as the reward, and the loss.
-
 
 END_OF_SENTENCE = "<eos>"
 
@@ -39,11 +36,7 @@ class CiderReward:
     def __init__(
         self, references: Mapping[ImageId, Sequence[str]], prepare: Callable[[str], str] = wrap_sentence
     ) -> None:
-        """references: image id → its reference captions, for all training images.
-
-        Document frequencies are counted over these references. Raises UserError if there are no images or one has no
-        references.
-        """
+        """references: image id → its reference captions, for all training images; document frequencies are theirs."""
         if not references:
             raise UserError("The CIDEr reward was given no images; it needs the training references.")
         for image_id, texts in references.items():
@@ -71,24 +64,11 @@ class CiderReward:
         return torch.from_numpy(self._cider.cider_d([self._rows[image_id] for image_id in image_ids], words))
 
 
-def greedy_baseline(greedy_rewards: Tensor, samples_per_image: int) -> Tensor:
-    """Baseline (B·n,) of n samples of each of B images: the reward (B,) of the image's greedy caption.
-
-    Source: Rennie et al. 2017.
-    """
-    return greedy_rewards.repeat_interleave(samples_per_image)
-
-
 def mean_of_others_baseline(rewards: Tensor, samples_per_image: int) -> Tensor:
     """Baseline (B·n,) of each sample: the mean reward of the other n−1 samples of its image; rewards (B·n,).
 
-    Samples of an image are neighbours. Raises UserError if n is below 2. Source: published Oscar ("sample" baseline).
+    Samples of an image are neighbours. Source: published Oscar ("sample" baseline).
     """
-    if samples_per_image < 2:
-        raise UserError(
-            f"The mean-of-others baseline needs 2 samples per image or more, not {samples_per_image}; "
-            "draw more samples or use the greedy baseline."
-        )
     grouped = rewards.view(-1, samples_per_image)
     return ((grouped.sum(dim=1, keepdim=True) - grouped) / (samples_per_image - 1)).view(-1)
 
@@ -97,90 +77,65 @@ def scst_loss(log_probs: Tensor, rewards: Tensor, baseline: Tensor) -> Tensor:
     """Self-critical loss, a scalar: −mean(log p · (reward − baseline)).
 
     log_probs (C,) of the sampled captions, length-normalised in the published code; rewards and baseline (C,), any
-    float type and device: they are constants here, moved to where log_probs is. Raises ValueError if the shapes differ.
+    float type and device: they are constants here, moved to where log_probs is.
 
     Source: Rennie et al. 2017; published Oscar.
     """
-    if not log_probs.shape == rewards.shape == baseline.shape:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (log_probs, rewards, baseline))
-        raise ValueError(f"Expected log-probabilities, rewards and baseline of one shape (C,), got {shapes}.")
     advantage = (rewards.detach() - baseline.detach().to(rewards.device)).to(log_probs)
     return -(log_probs * advantage).mean()
 
 
-BASELINES = ("greedy", "sample")
-
-
-@dataclass(frozen=True)
-class SelfCriticalOptions:
-    """Settings of self-critical training.
-
-    Attributes:
-        samples: captions sampled per image.
-        baseline: "greedy", the reward of the image's greedy caption without dropout (Rennie et al. 2017), or
-            "sample", the mean reward of the image's other samples.
-
-    Raises:
-        UserError: another baseline, or too few samples for it.
-    """
-
-    samples: int
-    baseline: str
-
-    def __post_init__(self) -> None:
-        if self.baseline not in BASELINES:
-            raise UserError(f"task.options.scst_baseline is '{self.baseline}': choose one of {', '.join(BASELINES)}.")
-        least = 2 if self.baseline == "sample" else 1
-        if self.samples < least:
-            raise UserError(
-                f"task.options.scst_samples is {self.samples}; the {self.baseline} baseline needs {least} or more."
-            )
+BASELINES = {"greedy": 1, "sample": 2}  # each with the samples of an image that it needs at least
 
 
 class SelfCritical:
     """The loss of a batch of images (published Oscar; Rennie et al. 2017)."""
 
-    def __init__(
-        self, reward: CiderReward, options: SelfCriticalOptions, decoding: DecodingOptions, special: SpecialTokens
-    ) -> None:
-        self.reward = reward
-        self.options = options
-        self.special = special
-        plain = DecodingOptions(max_length=decoding.max_length)
-        self.greedy = plain
-        self.sampling = replace(plain, sample=True, num_return_sequences=options.samples)
+    def __init__(self, samples: int, baseline: str, max_length: int) -> None:
+        """
+        Args:
+            samples: captions sampled per image.
+            baseline: "greedy", the reward of the image's greedy caption without dropout (Rennie et al. 2017), or
+                "sample", the mean reward of the image's other samples.
+            max_length: of a caption.
+
+        Raises:
+            UserError: another baseline, or too few samples for it.
+        """
+        if baseline not in BASELINES:
+            raise UserError(f"task.options.scst_baseline is '{baseline}': choose one of {', '.join(BASELINES)}.")
+        if samples < BASELINES[baseline]:
+            raise UserError(
+                f"task.options.scst_samples is {samples}; the {baseline} baseline needs {BASELINES[baseline]} or more."
+            )
+        self.baseline = baseline
+        self.greedy = DecodingOptions(max_length=max_length)
+        self.sampling = replace(self.greedy, sample=True, num_return_sequences=samples)
 
     def loss(
         self,
+        reward: CiderReward,
         model: VinVLForCaptioning,
         context: CaptionContext,
         image_ids: Sequence[str],
+        special: SpecialTokens,
         texts: Callable[[Tensor], list[str]],
     ) -> tuple[Tensor, Tensor]:
         """The loss of B images, a scalar, and the mean reward of their samples.
 
         Captions are sampled in training mode, with dropout, as published. `texts` decodes (C, length) token ids.
         """
-        count = self.options.samples
-        sampled = generate_captions(model, context, self.sampling, special=self.special)
-        rewards = self.reward([i for i in image_ids for _ in range(count)], texts(sampled.ids.flatten(0, 1)))
-        if self.options.baseline == "greedy":
-            baseline = greedy_baseline(self._greedy_rewards(model, context, image_ids, texts), count)
-        else:
+        count = self.sampling.num_return_sequences
+        sampled = generate_captions(model, context, self.sampling, special=special)
+        rewards = reward([i for i in image_ids for _ in range(count)], texts(sampled.ids.flatten(0, 1)))
+        if self.baseline == "sample":
             baseline = mean_of_others_baseline(rewards, count)
+        else:
+            model.eval()
+            try:
+                with torch.no_grad():
+                    written = generate_captions(model, context, self.greedy, special=special)
+            finally:
+                model.train()
+            baseline = reward(list(image_ids), texts(written.ids[:, 0])).repeat_interleave(count)
         return scst_loss(sampled.log_probs.flatten(), rewards, baseline), rewards.mean()
-
-    @torch.no_grad()
-    def _greedy_rewards(
-        self,
-        model: VinVLForCaptioning,
-        context: CaptionContext,
-        image_ids: Sequence[str],
-        texts: Callable[[Tensor], list[str]],
-    ) -> Tensor:
-        model.eval()
-        try:
-            written = generate_captions(model, context, self.greedy, special=self.special)
-        finally:
-            model.train()
-        return self.reward(list(image_ids), texts(written.ids[:, 0]))

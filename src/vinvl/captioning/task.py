@@ -15,8 +15,8 @@ from vinvl.captioning.constraints import ConstraintOptions, DetectedConstraints
 from vinvl.captioning.data import CaptioningDataModule, CaptionLimits
 from vinvl.captioning.java import JavaScores, evaluate_in_java
 from vinvl.captioning.records import CaptionRecords
-from vinvl.captioning.scores import CaptionScores
-from vinvl.captioning.self_critical import CiderReward, SelfCritical, SelfCriticalOptions
+from vinvl.captioning.scores import CaptionTexts, ImageId, evaluate_captions
+from vinvl.captioning.self_critical import CiderReward, SelfCritical
 from vinvl.data.batch import Batch
 from vinvl.models.captioning import VinVLForCaptioning, seq2seq_attention_mask
 from vinvl.models.config import SpecialTokens
@@ -25,8 +25,6 @@ from vinvl.models.generate import generate_captions
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
 from vinvl.task import TaskArguments, VinVLTask
-
-# From a batch of images to what captions are decoded from, and from what was decoded to texts.
 
 
 def tag_shift(decoding: DecodingOptions, max_caption_tokens: int) -> int:
@@ -113,39 +111,36 @@ class CaptioningTask(VinVLTask):
             drop_worst_after: batches seen before the worst words are dropped.
             freeze_embedding: keep the word embeddings as they are.
             validation_beams: beams of the evaluations during training, which are never constrained.
-            scst_samples, scst_baseline: see `SelfCriticalOptions`.
+            scst_samples, scst_baseline: see `SelfCritical`.
             java_metrics: METEOR and SPICE at test, where Java is present.
             shared: see `VinVLTask`.
 
         Raises:
             UserError: values that could not be trained or decoded with, before anything has been trained.
         """
-        _check_shares(label_smoothing=label_smoothing, drop_worst_ratio=drop_worst_ratio)
+        for name, share in (("label_smoothing", label_smoothing), ("drop_worst_ratio", drop_worst_ratio)):
+            if not 0 <= share < 1:
+                raise UserError(f"task.options.{name} is {share}; give a share from 0 up to, but not including, 1.")
         own = {
-            "decoding": dict(decoding),
-            "label_smoothing": label_smoothing,
-            "drop_worst_ratio": drop_worst_ratio,
-            "drop_worst_after": drop_worst_after,
-            "freeze_embedding": freeze_embedding,
-            "validation_beams": validation_beams,
-            "scst_samples": scst_samples,
-            "scst_baseline": scst_baseline,
+            "decoding": dict(decoding), "label_smoothing": label_smoothing, "drop_worst_ratio": drop_worst_ratio,
+            "drop_worst_after": drop_worst_after, "freeze_embedding": freeze_embedding,
+            "validation_beams": validation_beams, "scst_samples": scst_samples, "scst_baseline": scst_baseline,
             "java_metrics": java_metrics,
-        }
+        }  # fmt: skip
         super().__init__(own, **shared)
         self.decoding, self.constraint_options = _search(decoding)
         self.validation_decoding = replace(self.decoding, num_beams=validation_beams, num_return_sequences=1)
         self.label_smoothing = label_smoothing
         self.drop_worst_ratio = drop_worst_ratio
         self.drop_worst_after = drop_worst_after
-        self.self_critical_options = SelfCriticalOptions(scst_samples, scst_baseline)
+        self.self_critical = SelfCritical(scst_samples, scst_baseline, self.decoding.max_length)
         self.java_metrics = java_metrics
         if freeze_embedding:
             self.model.freeze_word_embeddings()
         # Captions are written without the pooled vector; a parameter without gradient would make DDP wait for one.
         self.model.bert.pooler.requires_grad_(False)
-        self.caption_scores = CaptionScores()
-        self._self_critical: SelfCritical | None = None
+        self.caption_texts = CaptionTexts()
+        self._reward: CiderReward | None = None
         self._constraints: DetectedConstraints | None = None
 
     def check_datamodule(self, datamodule: CaptioningDataModule) -> None:
@@ -159,8 +154,7 @@ class CaptioningTask(VinVLTask):
                 self.constraint_options, datamodule.store, self.tokenizer, self.decoding.max_length
             )
         if datamodule.training_items == "images" and "train" in datamodule.datasets:
-            reward = CiderReward(self._as_written(datamodule.training_references()))
-            self._self_critical = SelfCritical(reward, self.self_critical_options, self.decoding, self.special)
+            self._reward = CiderReward(self._as_written(datamodule.training_references()))
 
     def positions_needed(self, datamodule: CaptioningDataModule) -> int:
         """Those of caption and tags, as training reads them or, if longer, as captions are written."""
@@ -174,9 +168,11 @@ class CaptioningTask(VinVLTask):
         return {image_id: [next(written) for _ in texts] for image_id, texts in references.items()}
 
     def training_loss(self, batch: Batch) -> Tensor:
-        if self._self_critical is not None:
+        if self._reward is not None:
             image_ids = [record["image_id"] for record in batch.records]
-            critical_loss, reward = self._self_critical.loss(self.model, self.context(batch), image_ids, self.texts)
+            critical_loss, reward = self.self_critical.loss(
+                self._reward, self.model, self.context(batch), image_ids, self.special, self.texts
+            )
             self.log("train/reward", reward, batch_size=len(batch))
             return critical_loss
         dropping = self.batches_seen > self.drop_worst_after
@@ -214,17 +210,26 @@ class CaptioningTask(VinVLTask):
         options = self.validation_decoding if training else self.decoding
         best = self.write_captions(batch, options, constrained=not training).ids[:, 0]
         image_ids = [record["image_id"] for record in batch.records]
-        self.caption_scores.update(image_ids, self.texts(best), [record["references"] for record in batch.records])
+        self.caption_texts.update(image_ids, self.texts(best), [record["references"] for record in batch.records])
 
     def compute_scores(self) -> dict[str, float]:
-        scores = in_percent(self.caption_scores.compute())
+        captions, references = self.caption_texts.compute()
+        scores = evaluate_captions(captions, references).corpus
         for domain, image_ids in self._domains().items():
-            in_domain = in_percent(self.caption_scores.compute_for(image_ids))
-            scores |= {f"{domain}/{name}": value for name, value in in_domain.items()}
+            theirs: dict[ImageId, str] = {
+                image_id: captions[image_id] for image_id in image_ids if image_id in captions
+            }
+            found = evaluate_captions(theirs, references).corpus
+            scores |= {f"{domain}/{name}": value for name, value in found.items()}
         if self.java_metrics and self.trainer.state.fn != "fit":
-            scores |= self._java_scores()
+            on_one_rank = evaluate_in_java(captions, references) if self.trainer.is_global_zero else None
+            in_java = cast(JavaScores, self.trainer.strategy.broadcast(on_one_rank))
+            scores |= in_java.scores
+            for name, why in in_java.missing.items():
+                if self.trainer.is_global_zero:
+                    say(f"{name} was not computed: {why}")
         self._tell_losses()
-        return scores
+        return {name: 100 * value for name, value in scores.items()}
 
     def on_predict_epoch_end(self) -> None:
         self._tell_losses()
@@ -242,21 +247,12 @@ class CaptioningTask(VinVLTask):
     def _domains(self) -> dict[str, list[str]]:
         """Domain → image ids of the split that is evaluated, where it has domains (NoCaps); the same on every rank."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        records = data.datasets["val" if self.trainer.state.fn in ("fit", "validate") else "test"].contexts.records
+        records = data.datasets["val" if self.trainer.state.fn in ("fit", "validate") else "test"].records
         domains = list(records.get("domain") or ())
         return {
             name: [str(i) for i, domain in zip(records.image_ids, domains, strict=True) if domain == name]
             for name in sorted(set(domains))
         }
-
-    def _java_scores(self) -> dict[str, float]:
-        captions, references = self.caption_scores.seen()
-        on_one_rank = evaluate_in_java(captions, references) if self.trainer.is_global_zero else None
-        result = cast(JavaScores, self.trainer.strategy.broadcast(on_one_rank))
-        for name, why in result.missing.items():
-            if self.trainer.is_global_zero:
-                say(f"{name} was not computed: {why}")
-        return {name: 100 * value for name, value in result.scores.items()}
 
     def result_rows(self) -> list[tuple[str, str]]:
         """The figures that papers print; results.json has all."""
@@ -297,18 +293,8 @@ class CaptioningTask(VinVLTask):
         return {title: official, "captions with scores": all_of_them}
 
 
-def _check_shares(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise UserError(f"task.options.{name} is {share}; give a share from 0 up to, but not including, 1.")
-
-
 def _search(decoding: Mapping[str, Any]) -> tuple[DecodingOptions, ConstraintOptions | None]:
-    """How captions are written at test, and with which constraints.
-
-    Raises:
-        UserError: several captions an image, or samples, with constraints.
-    """
+    """How captions are written at test, and with which constraints."""
     options = DecodingOptions(**{name: value for name, value in decoding.items() if name != "constraints"})
     constraints = decoding.get("constraints")
     if constraints is None:
@@ -325,11 +311,6 @@ def as_number(image_id: str) -> int | str:
     """An image id as COCO's server wants it, where it is a number in its usual spelling."""
     number = int(image_id) if image_id.isascii() and image_id.isdecimal() else None
     return number if number is not None and str(number) == image_id else image_id
-
-
-def in_percent(scores: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scores as they are published: times 100."""
-    return {name: 100 * value.item() for name, value in scores.items()}
 
 
 def caption_attention_mask(batch: Batch) -> Tensor:

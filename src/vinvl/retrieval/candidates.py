@@ -16,8 +16,6 @@ from vinvl.data.text import RaggedTokens, Texts
 from vinvl.models.config import SpecialTokens
 from vinvl.run.errors import UserError
 
-# The captions that retrieval uses, as tokens beside the images they belong to.
-
 
 @dataclass(frozen=True, eq=False)
 class CaptionTable:
@@ -61,9 +59,6 @@ class CaptionTable:
         return np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
 
 
-# A caption and an image's tags as one text, cut as image-text retrieval cuts it, and its masks of who sees whom.
-
-
 PADDING, CAPTION, TAGS, REGIONS = range(4)  # the parts of a joint sequence
 CROSS_PAIRS = {"CL": (CAPTION, TAGS), "CR": (CAPTION, REGIONS), "LR": (TAGS, REGIONS)}
 ATTENTION_TYPES = ("CLR", *CROSS_PAIRS)
@@ -73,17 +68,10 @@ LEAST_TOKENS = 3  # [CLS], one word, [SEP]
 def segment_lengths(
     caption: np.ndarray | int, tags: np.ndarray | int, max_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths of the two segments, special tokens included: the caption comes first, tags fill what it leaves.
+    """Lengths of `[CLS] caption [SEP]` and `tags [SEP]`, from those without special tokens: tags fill what is left.
 
-    Args:
-        caption: tokens of captions, without special tokens; any shape.
-        tags: tokens of tags, of a shape that broadcasts with it.
-        max_tokens: limit over both segments.
-
-    Returns:
-        the caption's with [CLS] and [SEP], and the tags' with [SEP]; 0 where there are no tags or no room. A room of
-        only one token is given, the [SEP], as published. Where the caption leaves none, the published slice is wrong
-        and the sequence too long; here it has no second segment.
+    0 where there are no tags or no room. A room of only one token is given, the [SEP], as published. Where the caption
+    leaves none, the published slice is wrong and the sequence too long; here it has no second segment.
     """
     first = np.minimum(caption, max_tokens - 2) + 2
     room = max_tokens - first
@@ -94,16 +82,10 @@ def segment_lengths(
 def caption_first(
     caption: np.ndarray, tags: np.ndarray, *, max_tokens: int, special: SpecialTokens
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`[CLS] caption [SEP] tags [SEP]` of at most `max_tokens` (published Oscar, retrieval).
+    """`[CLS] caption [SEP] tags [SEP]` of at most `max_tokens` (published Oscar, retrieval), without tags if m is 0.
 
-    Args:
-        caption: (n,) token ids without special tokens.
-        tags: (m,) token ids; m may be 0.
-        max_tokens: see `segment_lengths`.
-        special: ids of the special tokens.
-
-    Returns:
-        input_ids (L,) int64 and token_type_ids (L,) int64: 0 for the caption, 1 for the tags.
+    Of caption (n,) and tags (m,) without special tokens: input_ids (L,) and token_type_ids (L,), 0 for the caption and
+    1 for the tags, int64.
     """
     first, second = (int(length) for length in segment_lengths(len(caption), len(tags), max_tokens))
     sep = [special.sep_token_id]
@@ -113,16 +95,6 @@ def caption_first(
     token_type_ids = np.zeros(len(input_ids), dtype=np.int64)
     token_type_ids[first:] = 1
     return input_ids, token_type_ids
-
-
-def check_attention_type(attention_type: str) -> None:
-    """Refuses a mask that is not one of the published `att_mask_type`.
-
-    Raises:
-        UserError: it is none of CLR, CL, CR, LR.
-    """
-    if attention_type not in ATTENTION_TYPES:
-        raise UserError(f"data.attention_type is '{attention_type}': pass one of {', '.join(ATTENTION_TYPES)}.")
 
 
 def parts_of(batch: Batch) -> Tensor:

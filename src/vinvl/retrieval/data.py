@@ -17,6 +17,7 @@ from vinvl.data.inputs import PlacedImage, RegionText
 from vinvl.data.module import RegionDataModule, no_annotations, rank_and_world_size
 from vinvl.data.sampling import Draw
 from vinvl.retrieval.candidates import (
+    ATTENTION_TYPES,
     LEAST_TOKENS,
     Block,
     BlockImages,
@@ -27,14 +28,10 @@ from vinvl.retrieval.candidates import (
     attention_mask_of,
     blocks_of,
     caption_first,
-    check_attention_type,
     folds_of,
     parts_of,
 )
 from vinvl.run.errors import UserError
-
-# Training data of image-text retrieval: each caption with its image, and a pair that does not match.
-
 
 MISMATCHED, MATCHED = 0, 1  # the classes, as published
 WRONG_CAPTION_SHARE = 0.5  # of the mismatched pairs; the others have a wrong image (published Oscar)
@@ -165,7 +162,7 @@ class RetrievalDataModule(RegionDataModule):
 
     Args:
         captions_per_image: only this many captions of an image are used, the first; None for all.
-        attention_type: published `att_mask_type`, see `retrieval_text.attention_mask_of`.
+        attention_type: published `att_mask_type`, see `attention_mask_of`.
         on_missing_captions: `error` or `skip` images without captions and blank captions.
         val_images: images of the validation split that are scored, drawn by `seed`; None for all.
         val_fold_images: they are divided into folds of this many, and every image is scored with its fold's captions.
@@ -195,12 +192,13 @@ class RetrievalDataModule(RegionDataModule):
         **shared: Unpack[RegionDataArguments],
     ) -> None:
         super().__init__(**shared)
-        check_attention_type(attention_type)
+        if attention_type not in ATTENTION_TYPES:
+            raise UserError(f"data.attention_type is '{attention_type}': pass one of {', '.join(ATTENTION_TYPES)}.")
         if self.limits.max_tokens < LEAST_TOKENS:
             raise UserError(f"data.max_tokens is {self.limits.max_tokens}: give {LEAST_TOKENS} at least.")
-        sizes = {"block_images": block_images, "val_fold_images": val_fold_images}
+        least_one = {"block_images": block_images, "val_fold_images": val_fold_images}
         optional = {"captions_per_image": captions_per_image, "val_images": val_images, "test_images": test_images}
-        for name, size in (sizes | {key: value for key, value in optional.items() if value is not None}).items():
+        for name, size in {**least_one, **{key: value for key, value in optional.items() if value is not None}}.items():
             if size is None or size < 1:
                 raise UserError(f"data.{name} is {size}: give a number of 1 or more.")
         self.captions_per_image = captions_per_image

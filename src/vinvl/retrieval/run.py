@@ -18,12 +18,9 @@ from torch import Tensor
 from vinvl.captioning.records import CaptionRecords
 from vinvl.retrieval.candidates import Block, Fold, RetrievalCandidates, ScoringBlock
 from vinvl.retrieval.recall import FoldRanks, best_columns, best_images, fold_ranks
-from vinvl.retrieval.scoring import CaptionChunk, PairScorer, caption_chunks
+from vinvl.retrieval.scoring import PairScorer
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, read_json, write_text_atomically
-
-# What the scores of a retrieval run depend on, as one short text.
-
 
 DIGEST_BYTES = 12
 PROBED_IMAGES = 16  # whose features are looked at; all of them would be gigabytes
@@ -32,15 +29,9 @@ PROBED_IMAGES = 16  # whose features are looked at; all of them would be gigabyt
 def scores_fingerprint(
     weights: Mapping[str, Tensor], candidates: RetrievalCandidates, folds: Sequence[Fold], settings: Mapping[str, Any]
 ) -> str:
-    """24 hexadecimal digits that change with weights, images, captions, tags, limits and settings.
+    """24 hexadecimal digits that change with weights, images, captions, tags, limits and settings (in plain types).
 
     Region features of only `PROBED_IMAGES` images are read, evenly spread; of the others only the number of regions.
-
-    Args:
-        weights: the model's, by name.
-        candidates: images and captions.
-        folds: which of them are scored with which.
-        settings: anything else that the scores depend on, in plain types.
     """
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for name in sorted(weights):
@@ -63,15 +54,12 @@ def scores_fingerprint(
     return digest.hexdigest()
 
 
-# Scores on the disk, a file for each block, so that a scoring run can be killed and taken up again.
-
-
 DESCRIPTION = "candidates.json"  # beside the blocks: what they are scores of
 HEADER_BYTES = 128  # of a .npy file of a small shape
 
 
 class ScoreFiles:
-    """The score matrices of the folds, (I, C) float32 each, in blocks of rows.
+    """The score matrices of the folds, (I, C) float32 each, in blocks of rows, so that scoring can be killed.
 
     A block is a .npy file that appears under its name only when it is whole, and is followed by the fingerprint (which
     np.load does not look at), so that a file that is cut short and one of another run are known as such.
@@ -84,11 +72,11 @@ class ScoreFiles:
         self.folds = folds
         self.blocks = blocks
 
-    def prepare(self, description: dict[str, Any]) -> None:
-        """Makes the folder, or checks that the one there is of the same scores.
+    def prepare(self, description: dict[str, Any]) -> tuple[frozenset[int], list[str]]:
+        """Makes the folder, and says which blocks are finished, and which files there are not whole or of other scores.
 
         Raises:
-            UserError: it cannot be made, is of other scores, or the disk has no room for what is missing.
+            UserError: the folder cannot be made, is of other scores, or the disk has no room for what is missing.
         """
         path = self.folder / DESCRIPTION
         try:
@@ -102,20 +90,16 @@ class ScoreFiles:
             write_text_atomically(path, json.dumps({**description, "fingerprint": self.fingerprint}, indent=2) + "\n")
         elif read_json(path).get("fingerprint") != self.fingerprint:
             raise UserError(f"{path} is of other scores than these: remove the folder, or pass data.scores_dir=FOLDER.")
-
-    def check_room(self, finished: frozenset[int]) -> None:
-        """Refuses scores that the disk cannot hold.
-
-        Raises:
-            UserError: says how much there is and how much is needed.
-        """
-        needed = sum(self.bytes_of(number) for number in range(len(self.blocks)) if number not in finished)
+        there = [number for number in range(len(self.blocks)) if self.path(number).exists()]
+        whole = frozenset(number for number in there if self._load(number) is not None)
+        needed = sum(self.bytes_of(number) for number in range(len(self.blocks)) if number not in whole)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
                 f"The scores need {needed / 1e9:.1f} GB and {self.folder} has {free / 1e9:.1f} GB free: make room, "
                 "pass data.scores_dir=FOLDER on another disk, or fewer candidates (data.test_candidates=1k)."
             )
+        return whole, [self.path(number).name for number in there if number not in whole]
 
     def bytes_of(self, number: int) -> int:
         """Size of a block's file."""
@@ -130,19 +114,6 @@ class ScoreFiles:
     def path(self, number: int) -> Path:
         block = self.blocks[number]
         return self.folder / f"fold{block.fold:03d}_images{block.start:07d}-{block.stop - 1:07d}.npy"
-
-    def finished(self) -> tuple[frozenset[int], list[str]]:
-        """The blocks whose files are whole and of these scores, and the names of files there that are not."""
-        whole, bad = set(), []
-        for number in range(len(self.blocks)):
-            path = self.path(number)
-            if not path.exists():
-                continue
-            if self._load(number) is None:
-                bad.append(path.name)
-            else:
-                whole.add(number)
-        return frozenset(whole), bad
 
     def write(self, number: int, scores: np.ndarray) -> None:
         """Saves a block's scores (images, captions) float32.
@@ -189,31 +160,6 @@ class ScoreFiles:
 TOP_MATCHES = 10
 
 
-class FoldScorer:
-    """Scores blocks of images with the captions of their fold; the captions of the last fold stay on the device."""
-
-    def __init__(self, scorer: PairScorer, candidates: RetrievalCandidates, folds: Sequence[Fold]) -> None:
-        self.scorer = scorer
-        self.candidates = candidates
-        self.folds = folds
-        self._fold = -1
-        self._chunks: list[CaptionChunk] = []
-
-    def score(self, images: ScoringBlock, block: Block) -> Tensor:
-        """Scores (images, C) float32 of a block."""
-        if block.fold != self._fold:
-            self._chunks = caption_chunks(
-                self.candidates.captions.tokens,
-                self.folds[block.fold].captions,
-                max_rows=self.scorer.max_rows,
-                max_tokens=self.scorer.max_tokens,
-                special=self.scorer.special,
-                device=images.region_features[0].device,
-            )
-            self._fold = block.fold
-        return self.scorer.score(images.tag_ids, images.region_features, self._chunks)
-
-
 @dataclass(frozen=True, eq=False)
 class ScoringRun:
     """Candidates, their division, the files of the scores, what scores them, and what is told of each scored block."""
@@ -222,16 +168,17 @@ class ScoringRun:
     folds: Sequence[Fold]
     blocks: Sequence[Block]
     files: ScoreFiles
-    scorer: FoldScorer
+    scorer: PairScorer
     progress: Callable[[int], None]
 
     def score(self, images: ScoringBlock) -> None:
         """Scores a block and saves it; nothing for a block that comes empty."""
-        if not images.region_features:
-            return
-        scores = self.scorer.score(images, self.blocks[images.number])
-        self.files.write(images.number, scores.cpu().numpy())
-        self.progress(images.number)
+        if images.region_features:
+            fold = self.folds[self.blocks[images.number].fold]
+            tokens = self.candidates.captions.tokens
+            scores = self.scorer.score(images.tag_ids, images.region_features, tokens, fold.captions)
+            self.files.write(images.number, scores.cpu().numpy())
+            self.progress(images.number)
 
     def blocks_of(self, fold: int) -> Iterable[tuple[Block, np.ndarray]]:
         """The blocks of a fold with their scores, read one at a time."""

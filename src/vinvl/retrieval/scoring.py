@@ -1,7 +1,7 @@
 """Scores of images with captions: what is the same for many pairs is computed once, and little is padded."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -47,16 +47,7 @@ def caption_chunks(
     special: SpecialTokens,
     device: torch.device,
 ) -> list[CaptionChunk]:
-    """The captions of a fold, sorted by length once and cut into chunks of `max_rows` at most.
-
-    Args:
-        tokens: of all captions, without special tokens.
-        captions: (C,) int64: those of the fold, as rows of `tokens`.
-        max_rows: captions in a chunk.
-        max_tokens: limit over caption and tags.
-        special: ids of the special tokens.
-        device: where the tensors go.
-    """
+    """The captions (C,) int64 of a fold, rows of `tokens`, by length, in chunks of `max_rows` at most."""
     kept, _ = segment_lengths(tokens.lengths()[captions], 0, max_tokens)  # (C,) with [CLS] and [SEP]
     order = np.argsort(kept, kind="stable")
     chunks = []
@@ -114,17 +105,9 @@ class ImageSide:
 
     def part(self, images: slice) -> "ImageSide":
         """Some of the images."""
-        return ImageSide(
-            self.tag_ids[images],
-            self.tag_counts[images],
-            self.host_tag_counts[images],
-            self.regions[images],
-            self.region_counts[images],
-            self.host_region_counts[images],
-        )
+        return ImageSide(*(getattr(self, field.name)[images] for field in fields(self)))
 
 
-@dataclass(frozen=True)
 class PairScorer:
     """Scores every image with every caption: the logit of "matched" less that of "mismatched".
 
@@ -132,42 +115,63 @@ class PairScorer:
     is laid out as caption, tags, regions, each part padded to the longest of those it is computed with; the tokens
     have the positions that they have in the text without padding, so the score is that of the single pair.
 
-    From block to block nothing but the images goes to the device, and nothing comes back before the scores.
-
-    Attributes:
-        model: two classes, in eval mode.
-        special: ids of the special tokens.
-        max_tokens: limit over caption and tags.
-        max_rows: pairs in one forward pass.
-        attention_type: see `retrieval_text.attention_mask_of`.
+    From block to block nothing but the images goes to the device, and nothing comes back before the scores: the last
+    captions that were scored stay there.
     """
 
-    model: VinVLForAnswering
-    special: SpecialTokens
-    max_tokens: int
-    max_rows: int
-    attention_type: str = "CLR"
+    def __init__(
+        self,
+        model: VinVLForAnswering,
+        special: SpecialTokens,
+        max_tokens: int,
+        max_rows: int,
+        attention_type: str = "CLR",
+    ) -> None:
+        """
+        Args:
+            model: two classes, in eval mode.
+            max_tokens: limit over caption and tags.
+            max_rows: pairs in one forward pass.
+            attention_type: see `attention_mask_of`.
+        """
+        self.model = model
+        self.special = special
+        self.max_tokens = max_tokens
+        self.max_rows = max_rows
+        self.attention_type = attention_type
+        self._captions: np.ndarray | None = None
+        self._chunks: list[CaptionChunk] = []
 
     def score(
-        self, tag_ids: Sequence[np.ndarray], region_features: Sequence[Tensor], chunks: Sequence[CaptionChunk]
+        self,
+        tag_ids: Sequence[np.ndarray],
+        region_features: Sequence[Tensor],
+        tokens: RaggedTokens,
+        captions: np.ndarray,
     ) -> Tensor:
-        """Scores (I, C) float32 of I images with the C captions of all chunks, on the model's device.
+        """Scores (I, C) float32 of I images with C captions, on the device of the region features.
 
         Args:
             tag_ids: (m,) int64 token ids of each image's tags.
             region_features: (R, D) float32 of each image; R may be 0.
-            chunks: from `caption_chunks`, every caption of the fold once.
+            tokens: captions, without special tokens.
+            captions: (C,) int64: which of them. The same array again means the same captions.
         """
+        if captions is not self._captions:
+            self._captions, self._chunks = captions, caption_chunks(
+                tokens, captions, max_rows=self.max_rows, max_tokens=self.max_tokens, special=self.special,
+                device=region_features[0].device,
+            )  # fmt: skip
         order = sorted(range(len(tag_ids)), key=lambda image: (len(region_features[image]), len(tag_ids[image])))
         side = self._image_side([tag_ids[image] for image in order], [region_features[image] for image in order])
         device = side.tag_ids.device
-        scores = torch.empty((len(order), sum(map(len, chunks))), dtype=torch.float32, device=device)
-        for chunk in chunks:
-            captions = self.model.bert.embeddings(input_ids=chunk.input_ids)  # (K, L, H)
+        scores = torch.empty((len(order), len(captions)), dtype=torch.float32, device=device)
+        for chunk in self._chunks:
+            embedded = self.model.bert.embeddings(input_ids=chunk.input_ids)  # (K, L, H)
             step = max(1, self.max_rows // len(chunk))
             for start in range(0, len(order), step):
                 images = slice(start, start + step)
-                scores[images, chunk.columns] = self._score_group(chunk, captions, side.part(images))
+                scores[images, chunk.columns] = self._score_group(chunk, embedded, side.part(images))
         return scores[torch.from_numpy(np.argsort(order)).to(device)]
 
     def _image_side(self, tag_ids: Sequence[np.ndarray], region_features: Sequence[Tensor]) -> ImageSide:

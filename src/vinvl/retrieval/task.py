@@ -17,7 +17,7 @@ from vinvl.models.answering import VinVLForAnswering, answer_loss_per_example
 from vinvl.retrieval.candidates import Block, Fold, ScoringBlock
 from vinvl.retrieval.data import RetrievalDataModule
 from vinvl.retrieval.recall import RECALL_AT, FoldRanks, RecallAtK, fold_ranks
-from vinvl.retrieval.run import FoldScorer, ScoreFiles, ScoringRun, chance, scores_fingerprint
+from vinvl.retrieval.run import ScoreFiles, ScoringRun, chance, scores_fingerprint
 from vinvl.retrieval.scoring import PairScorer
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
@@ -52,17 +52,14 @@ class RetrievalTask(VinVLTask):
 
     def __init__(self, **shared: Unpack[TaskArguments]) -> None:
         """`shared`: see `VinVLTask`."""
-        shared["model_config"] = {
-            **shared["model_config"],
-            "num_labels": 2,
-            "loss_type": "ce",
-            "classifier": "linear",
-        }
+        own = {"num_labels": 2, "loss_type": "ce", "classifier": "linear"}
+        shared["model_config"] = {**shared["model_config"], **own}
         super().__init__({}, **shared)
         self.image_to_text = RecallAtK()
         self.text_to_image = RecallAtK()
         self.run_folder: Path | None = None
-        self._validation: FoldScorer | None = None
+        self._scorer: PairScorer | None = None
+        self._val_folds: list[Fold] = []
         self._run: ScoringRun | None = None
 
     @classmethod
@@ -80,13 +77,16 @@ class RetrievalTask(VinVLTask):
     def setup(self, stage: str) -> None:
         """Before the loaders are made: finds the scores that are there already."""
         data = self._datamodule()
+        model: Any = self.model
+        scorer = PairScorer(
+            model, data.region_text.special, data.limits.max_tokens, data.loaders.eval_batch_size, data.attention_type
+        )
         if stage in ("fit", "validate"):
-            candidates, folds = data.candidates("val"), data.folds("val")
-            self._validation = FoldScorer(self._pair_scorer(data), candidates, folds)
+            self._scorer, self._val_folds = scorer, data.folds("val")
         else:
-            self._run = self._prepare_run(data, stage)
+            self._run = self._prepare_run(data, stage, scorer)
 
-    def _prepare_run(self, data: RetrievalDataModule, stage: str) -> ScoringRun:
+    def _prepare_run(self, data: RetrievalDataModule, stage: str, scorer: PairScorer) -> ScoringRun:
         candidates, folds = data.candidates(stage), data.folds(stage)
         blocks = data.blocks(stage, folds)
         strategy = self.trainer.strategy
@@ -96,17 +96,10 @@ class RetrievalTask(VinVLTask):
         # Rank 0 decides: the run folder of the others is another, and blocks may appear while they look.
         folder, fingerprint = strategy.broadcast((Path(base) / fingerprint, fingerprint))
         files = ScoreFiles(folder, fingerprint, folds, blocks)
-
-        def look() -> tuple[frozenset[int], list[str]]:
-            files.prepare({"settings": settings, "images": sum(len(fold.images) for fold in folds)})
-            found = files.finished()
-            files.check_room(found[0])
-            return found
-
-        finished, bad = self._on_rank_zero(look)
-        self._announce(folds, blocks, files, finished, bad)
+        description = {"settings": settings, "images": sum(len(fold.images) for fold in folds)}
+        finished, bad = self._on_rank_zero(partial(files.prepare, description))
+        self._announce(folds, files, len(finished), bad)
         data.finished = finished
-        scorer = FoldScorer(self._pair_scorer(data), candidates, folds)
         pairs = [(block.stop - block.start) * len(folds[block.fold].captions) for block in blocks]
         progress = self._progress(pairs, finished)
         return ScoringRun(candidates, folds, blocks, files, scorer, progress)
@@ -129,35 +122,25 @@ class RetrievalTask(VinVLTask):
 
     def _settings(self, data: RetrievalDataModule) -> dict[str, Any]:
         """What the scores depend on besides weights and candidates."""
-        limits = data.limits
+        limits = {name: getattr(data.limits, name) for name in ("max_tokens", "max_regions", "use_tags", "use_regions")}
         return {
             "model": dict(self.hparams["model_config"]),
-            "max_tokens": limits.max_tokens,
-            "max_regions": limits.max_regions,
-            "use_tags": limits.use_tags,
-            "use_regions": limits.use_regions,
+            **limits,
             "attention_type": data.attention_type,
             "precision": str(self.trainer.precision),
             "block_images": data.block_images,
         }
 
-    def _announce(
-        self,
-        folds: Sequence[Fold],
-        blocks: Sequence[Block],
-        files: ScoreFiles,
-        finished: frozenset[int],
-        bad: Sequence[str],
-    ) -> None:
+    def _announce(self, folds: Sequence[Fold], files: ScoreFiles, finished: int, bad: Sequence[str]) -> None:
         """Says what is going to be scored, and what need not be."""
         if not self.trainer.is_global_zero:
             return
         if bad:
             rank_zero_warn(f"{files.folder}: {len(bad)} damaged or foreign files are scored again, the first {bad[0]}.")
         pairs = sum(len(fold.images) * len(fold.captions) for fold in folds)
-        say(f"Scoring {describe_folds(folds)}: {pairs:,} pairs in {len(blocks):,} blocks.")
+        say(f"Scoring {describe_folds(folds)}: {pairs:,} pairs in {len(files.blocks):,} blocks.")
         if finished:
-            say(f"{len(finished):,} blocks are scored already in {files.folder}.")
+            say(f"{finished:,} blocks are scored already in {files.folder}.")
 
     def _progress(self, pairs: Sequence[int], finished: frozenset[int]) -> Callable[[int], None]:
         """What is told of each block that rank 0 has scored; the other ranks are as far as it is."""
@@ -174,15 +157,6 @@ class RetrievalTask(VinVLTask):
 
         return tell
 
-    def _pair_scorer(self, data: RetrievalDataModule) -> PairScorer:
-        return PairScorer(
-            self.model,  # type: ignore[arg-type]  # it is of `model_class`
-            data.region_text.special,
-            data.limits.max_tokens,
-            data.loaders.eval_batch_size,
-            data.attention_type,
-        )
-
     def _datamodule(self) -> RetrievalDataModule:
         data = getattr(self.trainer, "datamodule", None)
         assert isinstance(data, RetrievalDataModule), "a RetrievalTask runs with trainer and datamodule"
@@ -190,13 +164,13 @@ class RetrievalTask(VinVLTask):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Scores one fold of the sample and takes its ranks."""
-        assert self._validation is not None
+        assert self._scorer is not None
         if batch.number < 0:
             return
-        fold = self._validation.folds[batch.number]
-        block = Block(batch.number, 0, len(fold.images))
-        scores = self._validation.score(batch, block).cpu().numpy()
-        self._update(fold_ranks(fold, lambda: [(block, scores)]))
+        fold = self._val_folds[batch.number]
+        tokens = self._datamodule().candidates("val").captions.tokens
+        scores = self._scorer.score(batch.tag_ids, batch.region_features, tokens, fold.captions).cpu().numpy()
+        self._update(fold_ranks(fold, lambda: [(Block(batch.number, 0, len(fold.images)), scores)]))
 
     def evaluate_batch(self, batch: Any) -> None:
         """Scores a block of the test candidates onto the disk."""
@@ -209,8 +183,7 @@ class RetrievalTask(VinVLTask):
 
     def compute_scores(self) -> dict[str, float]:
         if self._run is None or not self.trainer.testing:
-            assert self._validation is not None
-            return with_mean(self._figures(), self._validation.folds)
+            return with_mean(self._figures(), self._val_folds)
         self.trainer.strategy.barrier("every block is on the disk")
         figures = [self._figures_of_fold(number, self._run) for number in range(len(self._run.folds))]
         return with_mean({name: float(np.mean([one[name] for one in figures])) for name in figures[0]}, self._run.folds)
