@@ -16,8 +16,7 @@ from transformers import BertTokenizerFast
 from tests import golden
 from tests.data.region_samples import image_regions, region_text
 from tests.retrieval.samples import retrieval_data
-from vinvl.captioning.files import read_caption_jsonl
-from vinvl.captioning.splits import read_caption_split
+from vinvl.captioning.files import read_caption_jsonl, read_caption_split
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import InputLimits
 from vinvl.data.sampling import Draw

@@ -109,7 +109,7 @@ def test_a_configuration_file_may_take_a_form_away(demo_data: Path, tmp_path: Pa
         own = {"jsonl": str(tmp_path / "own.jsonl"), "karpathy": None, "splits": None}
         (tmp_path / "own.jsonl").write_text('{"image_id": 1, "captions": ["a star"]}\n')
         merged = OmegaConf.merge(config.data.splits.train, own)
-    from vinvl.captioning.splits import read_caption_split
+    from vinvl.captioning.files import read_caption_split
 
     assert len(read_caption_split(merged, "train", "error")) == 1
 

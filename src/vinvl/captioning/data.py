@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vinvl.captioning.files import read_caption_split
 from vinvl.captioning.records import CaptionRecords
-from vinvl.captioning.splits import read_caption_split
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.commonest import Commonest
 from vinvl.data.contracts import RegionDataArguments

@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow.compute as pc
 from msgspec import Raw, Struct
 from msgspec.json import Decoder
+from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.captioning.records import FOUND, CaptionRecords, OnMissingCaptions
+from vinvl.data.records import NULL_REMOVES, plain
 from vinvl.data.table import ID, TEXT, Form, RecordTable, as_lists
 from vinvl.run.errors import UserError
 from vinvl.run.files import no_cycle_collection
@@ -171,3 +173,33 @@ def _karpathy_row(value: Raw, number: int, path: str | Path) -> Row:
     ids = [f"{image_id}#{n}" if said.sentid is None else said.sentid for n, said in enumerate(sentences, start=1)]
     texts = [said.raw.strip() for said in sentences]
     return f"{path} record", number + 1, image_id, one.filename or None, None, texts, ids
+
+
+def read_caption_split(files: Any, split: str, on_missing_captions: str) -> CaptionRecords:
+    """The captioned images of a split; a warning says what was skipped and how many.
+
+    `files`: `{karpathy: FILE, splits: [NAME, …]}`, `{coco: FILE}` (also NoCaps) or `{jsonl: FILE}`.
+
+    Raises:
+        UserError: another form, or what the readers refuse.
+    """
+    if on_missing_captions not in ("error", "skip"):
+        raise UserError(f"data.on_missing_captions is '{on_missing_captions}': choose error or skip.")
+    handling: Any = on_missing_captions
+    match plain(files):
+        case {"karpathy": str(path), "splits": [*names], **others} if not others:
+            records = read_karpathy(path, names, handling)
+        case {"coco": str(path), **others} if not others:
+            records = read_coco_captions(path, handling)
+        case {"jsonl": str(path), **others} if not others:
+            records = read_caption_jsonl(path, handling)
+        case other:
+            several = isinstance(other, dict) and len({"karpathy", "coco", "jsonl"} & other.keys()) > 1
+            raise UserError(
+                f"data.splits.{split} is {other!r}: give {'one of ' if several else ''}"
+                "{karpathy: FILE, splits: [NAME, …]}, {coco: FILE} or {jsonl: FILE}"
+                f"{f' ({NULL_REMOVES})' if several else ''}."
+            )
+    if records.skipped.images or records.skipped.blank_captions:
+        rank_zero_warn(f"data.on_missing_captions=skip: split '{split}' goes without {records.skipped.describe()}.")
+    return records

@@ -73,8 +73,6 @@ class CaptionRecords(RecordTable):
         Raises UserError, naming the record, if there are such and `on_missing_captions` is not "skip", if nothing is
         left, and if two captions have one id.
         """
-        if on_missing_captions not in ("error", "skip"):
-            raise UserError(f"on_missing_captions is {on_missing_captions!r}; set it to error or skip.")
         table, skipped = found.table, SkippedCaptions()
         if "captions" in found:
             captions = found["captions"]

@@ -9,8 +9,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vinvl.captioning.files import read_caption_split
 from vinvl.captioning.records import CaptionRecords, OnMissingCaptions
-from vinvl.captioning.splits import read_caption_split
 from vinvl.data.batch import Batch, Example, ImageRegions, class_labels, collate
 from vinvl.data.contracts import RegionDataArguments
 from vinvl.data.inputs import PlacedImage, RegionText
