@@ -9,12 +9,7 @@ import torch
 
 from tests import golden
 from vinvl.captioning.cider import NgramIndex
-from vinvl.captioning.self_critical import (
-    CiderReward,
-    mean_of_others_baseline,
-    scst_loss,
-    wrap_sentence,
-)
+from vinvl.captioning.self_critical import CiderReward, mean_of_others_baseline, scst_loss, wrap_sentence
 from vinvl.run.errors import UserError
 
 GOLDEN = golden.facts("oscar/cider_scst")

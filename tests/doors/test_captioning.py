@@ -32,13 +32,9 @@ pytestmark = pytest.mark.slow
 ON_ONE_CPU = "trainer.accelerator=cpu"
 LEARNING = ["optim.optimizer.lr=3e-3", "optim.scheduler.warmup_steps=0"]
 THREE_EPOCHS = [
-    "trainer.log_every_n_steps=1",
-    *CAPTIONING,
-    *LEARNING,
-    "trainer.max_epochs=3",
-    "callbacks.last.every_n_train_steps=1",
-    "hydra.run.dir=runs/demo_captioning/run",
-]
+    "trainer.log_every_n_steps=1", *CAPTIONING, *LEARNING, "trainer.max_epochs=3",
+    "callbacks.last.every_n_train_steps=1", "hydra.run.dir=runs/demo_captioning/run",
+]  # fmt: skip
 FIGURES = {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "CIDEr_plain"}
 
 
@@ -174,8 +170,9 @@ class TestSelfCritical:
         assert state.keys() == after.keys()
         assert max(rewards) > 0
         assert any(not torch.equal(state[name], after[name]) for name in state)  # without decay: by the rewards alone
-        run_in_process("evaluate", demo_data, tmp_path / "again", checkpoint(tmp_path / "run"), ON_ONE_CPU)
-        assert scores(tmp_path / "again") == scores(tmp_path / "run")
+        if baseline == "greedy":
+            run_in_process("evaluate", demo_data, tmp_path / "again", checkpoint(tmp_path / "run"), ON_ONE_CPU)
+            assert scores(tmp_path / "again") == scores(tmp_path / "run")
 
     def test_the_start_is_the_whole_model(self, trained: tuple[Path, str]) -> None:
         start = trained[0] / "checkpoints" / "best.ckpt"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests import golden
+from tests.models.samples import SIZES
 from vinvl.models import VinVLConfig, VinVLForCaptioning, generate, load_published_state_dict
 from vinvl.models import constrained as constrained_beam
 from vinvl.models.captioning import seq2seq_attention_mask
@@ -88,17 +89,9 @@ def random_model(seed: int, words: int = 23, scale: float = 0.6) -> VinVLForCapt
     """A small captioning model that prefers different words for different images."""
     torch.manual_seed(seed)
     config = VinVLConfig(
-        vocab_size=words,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=24,
-        max_position_embeddings=32,
-        img_feature_dim=6,
-        use_img_layernorm=bool(seed % 2),
-        initializer_range=scale,
-        tie_word_embeddings=False,
-    )
+        **SIZES | {"vocab_size": words, "max_position_embeddings": 32}, img_feature_dim=6, initializer_range=scale,
+        use_img_layernorm=bool(seed % 2), tie_word_embeddings=False,
+    )  # fmt: skip
     return VinVLForCaptioning._from_config(config, attn_implementation="packed").eval()
 
 
@@ -174,11 +167,7 @@ class ReencodingStepper:
         tags, regions = context.tag_ids.shape[1], context.region_features.shape[1]
         captions = torch.full((count,), length, device=context.device)
         full = seq2seq_attention_mask(
-            captions,
-            torch.full_like(captions, tags),
-            torch.full_like(captions, regions),
-            length + tags,
-            regions,
+            captions, torch.full_like(captions, tags), torch.full_like(captions, regions), length + tags, regions
         )
         exists = torch.cat(
             [torch.ones_like(captions, dtype=torch.bool)[:, None].expand(-1, length), context.mask], dim=1

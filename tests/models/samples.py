@@ -3,9 +3,28 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vinvl.models import LoadingReport, VinVLConfig, load_published_state_dict
 from vinvl.models.weight_files import find_checkpoint
 from vinvl.models.weights import initialise_from_tensors
+
+SIZES: dict[str, Any] = {  # of a BERT that takes no time
+    "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
+    "max_position_embeddings": 20,
+}  # fmt: skip
+
+
+def gradient_norms(model: Any) -> dict[str, float | None]:
+    """Of every parameter by name; None for those without a gradient."""
+    return {name: None if one.grad is None else one.grad.norm().item() for name, one in model.named_parameters()}
+
+
+def as_region_features(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs of a recording, by our names."""
+    names = {"img_feats": "region_features"}
+    recorded = ("input_ids", "token_type_ids", "attention_mask", "img_feats")
+    return {names.get(key, key): tensors[f"inputs.{key}"] for key in recorded}
 
 
 def initialise_with_report(

@@ -21,10 +21,13 @@ class Hostile:
         return Path.touch, (Path("owned"),)  # type: ignore[return-value]
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "best.ckpt"])
 @pytest.mark.parametrize("content", ["pickle", "torch", "text", "empty", "cut"])
-def test_weight_files_that_are_not_opened(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weight_files_that_are_not_opened(
+    content: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "pytorch_model.bin"
+    path = tmp_path / name
     if content == "pickle":
         path.write_bytes(pickle.dumps({"a": Hostile()}, protocol=2))
     elif content == "torch":
@@ -34,7 +37,7 @@ def test_weight_files_that_are_not_opened(content: str, tmp_path: Path, monkeypa
         path.write_bytes(path.read_bytes()[:-500])
     else:
         path.write_bytes(b"not weights" if content == "text" else b"")
-    with pytest.raises(UserError, match=r"pytorch_model.bin is damaged or holds more than tensors"):
+    with pytest.raises(UserError, match=rf"{name} is damaged or holds more than tensors"):
         load_published_state_dict(path)
     assert not (tmp_path / "owned").exists()
 

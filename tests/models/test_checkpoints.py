@@ -11,18 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining, BertModel
 
-from tests.models.samples import initialise_with_report
+from tests.models.samples import SIZES, initialise_with_report
 from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLModel, initialise
 from vinvl.run.errors import UserError
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 30,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 24,
-    "max_position_embeddings": 20,
-}
 
 
 def config(**changes: Any) -> VinVLConfig:

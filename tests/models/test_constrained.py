@@ -10,11 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.models.caption_cases import SPECIAL, dense_table, one_image, random_context, random_model, reencoding
-from vinvl.models.constrained import (
-    Constraint,
-    constraint_from_words,
-    constraint_machine,
-)
+from vinvl.models.constrained import Constraint, constraint_from_words, constraint_machine
 from vinvl.models.decoding import DecodingOptions
 from vinvl.models.generate import generate_captions
 from vinvl.run.errors import UserError

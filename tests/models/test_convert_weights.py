@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining, BertTokenizer, PreTrainedModel
 
 from tests import golden
-from tests.models.samples import initialise_with_report
+from tests.models.samples import SIZES, initialise_with_report
 from vinvl.convert import convert
 from vinvl.data.text import load_tokenizer
 from vinvl.models import (
@@ -32,10 +32,6 @@ from vinvl.run.folders import config_directory
 from vinvl.run.options import task_as_a_value
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(25))]
-SIZES: dict[str, Any] = {
-    "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
-    "max_position_embeddings": 20,
-}  # fmt: skip
 VINVL = SIZES | {"img_feature_dim": 12}
 MODELS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "vqa": (VinVLForAnswering, {"num_labels": 5, "classifier": "mlp", "cls_hidden_scale": 2, "loss_type": "kl"}),
@@ -231,86 +227,69 @@ def test_answers_keep_their_texts(tmp_path: Path) -> None:
     assert VinVLForAnswering.from_pretrained(there).config.id2label == {0: "yes", 1: "no", 2: ""}
 
 
-def damage(weights: Path, folder: Path) -> None:
-    content = weights.read_bytes()
-    weights.write_bytes(content[: len(content) // 2])
+def said(**changes: Any) -> Callable[[Path], None]:
+    """Writes other fields into the config.json of a folder."""
+
+    def harm(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return harm
 
 
-def other_size(weights: Path, folder: Path) -> None:
-    content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(content | {"hidden_size": 32}))
+def tensors(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable[[Path], None]:
+    """Changes the weights of a folder."""
+
+    def harm(folder: Path) -> None:
+        path = folder / "pytorch_model.bin"
+        torch.save(change(torch.load(path, weights_only=True)), path)
+
+    return harm
 
 
-def nonsense(weights: Path, folder: Path) -> None:
-    content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(content | {"hidden_dropout_prob": "much"}))
-
-
-def unknown_activation(weights: Path, folder: Path) -> None:
-    content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(content | {"hidden_act": "swoosh"}))
-
-
-def odd_head(weights: Path, folder: Path) -> None:
-    torch.save(torch.load(weights, weights_only=True) | {"classifier.weight": torch.tensor(1.0)}, weights)
-
-
-def foreign_vocabulary(weights: Path, folder: Path) -> None:
-    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in [*WORDS, "more"]))
-
-
-def no_vocabulary(weights: Path, folder: Path) -> None:
-    (folder / "vocab.txt").unlink()
-
-
-def other_file(weights: Path, folder: Path) -> None:
-    (folder / "vocab.txt").write_text("a\nb\n")
-
-
-def no_pooler(weights: Path, folder: Path) -> None:
-    tensors = torch.load(weights, weights_only=True)
-    torch.save({name: tensor for name, tensor in tensors.items() if "pooler" not in name}, weights)
+def words(*words: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
 
 
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (damage, "is damaged or holds more than tensors"),
-        (other_size, "contradicts itself: hidden_size is 32 in its configuration and 16 in its tensors"),
-        (nonsense, "has hidden_dropout_prob 'much', which is no such number"),
-        (unknown_activation, "has hidden_act 'swoosh'; choose one of"),
-        (odd_head, "has no head for this task|does not fit the model|lacks 'classifier"),
-        (foreign_vocabulary, "has 31 words and the model's embeddings 30"),
-        (no_vocabulary, "has no tokenizer"),
-        (other_file, r"no vocabulary of BERT's: it has no \[PAD\]"),
-        (no_pooler, "lacks 'bert.pooler.dense.bias', without which VinVLForAnswering is not whole"),
+        (said(hidden_size=32), "contradicts itself: hidden_size is 32 in its configuration and 16 in its tensors"),
+        (said(hidden_dropout_prob="much"), "has hidden_dropout_prob 'much', which is no such number"),
+        (said(hidden_act="swoosh"), "has hidden_act 'swoosh'; choose one of"),
+        (
+            tensors(lambda found: found | {"classifier.weight": torch.tensor(1.0)}),
+            "has no head for this task|does not fit the model|lacks 'classifier",
+        ),
+        (
+            tensors(lambda found: {name: one for name, one in found.items() if "pooler" not in name}),
+            "lacks 'bert.pooler.dense.bias', without which VinVLForAnswering is not whole",
+        ),
+        (words(*WORDS, "more"), "has 31 words and the model's embeddings 30"),
+        (words("a", "b"), r"no vocabulary of BERT's: it has no \[PAD\]"),
+        (lambda folder: (folder / "vocab.txt").unlink(), "has no tokenizer"),
     ],
 )
-def test_folders_that_are_refused(harm: Callable[[Path, Path], None], sentence: str, tmp_path: Path) -> None:
+def test_folders_that_are_refused(harm: Callable[[Path], None], sentence: str, tmp_path: Path) -> None:
     model = randomised(VinVLForAnswering, num_labels=5)
     folder = run(saved(model, tmp_path / "start"), tmp_path / "oscar", "format=oscar")
-    harm(folder / "pytorch_model.bin", folder)
+    harm(folder)
     with pytest.raises(UserError, match=sentence):
         run(folder, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["oscar", "start"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "link"])
-def test_nothing_is_overwritten(kind: str, tmp_path: Path) -> None:
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
     start, target = saved(randomised(VinVLModel), tmp_path / "start"), tmp_path / "out"
-    if kind == "folder":
-        target.mkdir()
-    elif kind == "file":
-        target.write_text("mine")
-    else:
-        target.symlink_to(tmp_path / "nowhere")
+    target.symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match="exists already, and nothing is overwritten"):
         run(start, target)
-    assert not (target / "config.json").exists()
+    assert not target.exists()
 
 
-@pytest.mark.parametrize("output", ["transformers", "oscar"])
-@pytest.mark.parametrize("failing", ["weights", "card"])
+@pytest.mark.parametrize(
+    ("output", "failing"), [("transformers", "weights"), ("oscar", "weights"), ("transformers", "card")]
+)
 def test_a_full_disk_leaves_nothing_behind(
     output: str, failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

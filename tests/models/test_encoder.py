@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from tests.models.samples import SIZES
 from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLModel
 from vinvl.models.encoder import dense_attention_mask
 from vinvl.run.errors import UserError
@@ -26,18 +27,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` 
 
 def small_config(**changes: Any) -> VinVLConfig:
     values: dict[str, Any] = {
-        "vocab_size": 50,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 24,
-        "max_position_embeddings": 20,
-        "img_feature_dim": WIDTH,
-        "use_img_layernorm": True,
-        "num_labels": 5,
+        "vocab_size": 50, "img_feature_dim": WIDTH, "use_img_layernorm": True, "num_labels": 5,
         "initializer_range": 0.5,  # large, so that attention is far from uniform
-    }
-    return VinVLConfig(**(values | changes))
+    }  # fmt: skip
+    return VinVLConfig(**(SIZES | values | changes))
 
 
 def small_model(attention: str = "sdpa", model_class: Any = VinVLModel, **changes: Any) -> Any:

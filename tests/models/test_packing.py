@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn import functional
 
+from tests.models.samples import SIZES
 from vinvl.models import (
     VinVLConfig,
     VinVLForAnswering,
@@ -28,26 +29,17 @@ torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 
 WIDTH, WORDS, HEADS = 6, 31, 4
-SIZES = st.lists(st.tuples(st.integers(2, 12), st.integers(0, 9)), min_size=1, max_size=7)  # tokens, regions
+ROWS = st.lists(st.tuples(st.integers(2, 12), st.integers(0, 9)), min_size=1, max_size=7)  # tokens, regions
 
 
 def model_of(kind: Any, attention: str, **changes: Any) -> Any:
     torch.manual_seed(0)
     values: dict[str, Any] = {
-        "vocab_size": WORDS,
-        "hidden_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": HEADS,
-        "intermediate_size": 24,
-        "max_position_embeddings": 20,
-        "img_feature_dim": WIDTH,
-        "use_img_layernorm": True,
-        "num_labels": 4,
+        "vocab_size": WORDS, "num_hidden_layers": 3, "num_attention_heads": HEADS, "img_feature_dim": WIDTH,
+        "use_img_layernorm": True, "num_labels": 4, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.5,  # large, so that attention is far from uniform
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    return kind._from_config(VinVLConfig(**(values | changes)), attn_implementation=attention)
+    }  # fmt: skip
+    return kind._from_config(VinVLConfig(**(SIZES | values | changes)), attn_implementation=attention)
 
 
 def batch_of(sizes: list[tuple[int, int]], seed: int = 0) -> dict[str, Tensor]:
@@ -122,7 +114,7 @@ def test_a_layout_has_every_real_position_once(mask: list[list[bool]], data: st.
 
 
 @settings(max_examples=25, deadline=None)
-@given(sizes=SIZES, seed=st.integers(0, 99))
+@given(sizes=ROWS, seed=st.integers(0, 99))
 def test_answers(sizes: list[tuple[int, int]], seed: int) -> None:
     given_ = batch_of(sizes, seed) | {"labels": torch.rand(len(sizes), 4)}
     assert_alike(VinVLForAnswering, given_, lambda output: output.loss)
@@ -142,7 +134,7 @@ def test_pairs() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(sizes=SIZES, seed=st.integers(0, 99))
+@given(sizes=ROWS, seed=st.integers(0, 99))
 def test_hidden_words_and_triplets(sizes: list[tuple[int, int]], seed: int) -> None:
     given_ = batch_of(sizes, seed)
     text_slots = given_["input_ids"].shape[1]

@@ -13,14 +13,9 @@ from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
 from tests import golden
-from tests.models.samples import initialise_with_report
-from vinvl.models import (
-    VinVLConfig,
-    VinVLForAnswering,
-    VinVLForPreTraining,
-    initialise,
-    load_published_state_dict,
-)
+from tests.models import samples
+from tests.models.samples import as_region_features, gradient_norms, initialise_with_report
+from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLForPreTraining, initialise, load_published_state_dict
 from vinvl.models.pretraining import NO_PAIR_LABEL, contrastive_loss, masked_token_loss
 from vinvl.run.errors import UserError
 
@@ -28,21 +23,12 @@ torch.set_num_threads(1)
 
 CASES = ["3class", "2class_default"]
 NOT_OF_THE_MODEL = ("img_feature_type", "num_contrast_classes")
-SIZES: dict[str, Any] = {
-    "vocab_size": 30,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "intermediate_size": 24,
-    "max_position_embeddings": 20,
-}
-WORD_HEAD = (
-    "cls.predictions.bias",
-    "cls.predictions.transform.LayerNorm.bias",
-    "cls.predictions.transform.LayerNorm.weight",
-    "cls.predictions.transform.dense.bias",
-    "cls.predictions.transform.dense.weight",
-)
+SIZES: dict[str, Any] = samples.SIZES | {"num_hidden_layers": 1}
+WORD_HEAD = tuple(
+    f"cls.predictions.{name}"
+    for name in ("bias", "transform.LayerNorm.bias", "transform.LayerNorm.weight", "transform.dense.bias",
+                 "transform.dense.weight")
+)  # fmt: skip
 PAIR_HEAD = ("cls.seq_relationship.bias", "cls.seq_relationship.weight")
 
 
@@ -54,14 +40,6 @@ def recorded(name: str, attention: str = "sdpa") -> tuple[dict[str, Any], dict[s
     model = VinVLForPreTraining._from_config(config, attn_implementation=attention).eval()
     model.load_state_dict(load_published_state_dict(golden.whole(f"oscar/{facts['weights']}")), strict=True)
     return facts, golden.tensors(f"oscar/pretrain__{name}.io"), model
-
-
-def inputs_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = {"img_feats": "region_features"}
-    return {
-        names.get(key, key): tensors[f"inputs.{key}"]
-        for key in ("input_ids", "token_type_ids", "attention_mask", "img_feats")
-    }
 
 
 def labels_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -109,7 +87,7 @@ class TestRecordings:
     def test_logits_losses_and_gradients(self, name: str, attention: str) -> None:
         facts, tensors, model = recorded(name, attention)
         labels = labels_of(tensors)
-        output = model(**inputs_of(tensors), **labels)
+        output = model(**as_region_features(tensors), **labels)
         where = tensors["outputs.prediction_scores"][:, : labels["masked_positions"].shape[1]]
         torch.testing.assert_close(output.logits, where[labels["masked_positions"]], rtol=1e-5, atol=5e-5)
         torch.testing.assert_close(output.pair_logits, tensors["outputs.seq_relationship_score"], rtol=1e-5, atol=1e-5)
@@ -118,7 +96,7 @@ class TestRecordings:
         assert torch.equal(output.loss, output.masked_word_loss + output.pair_loss)
 
         output.loss.backward()
-        norms = {key: parameter.grad.norm().item() for key, parameter in model.named_parameters()}
+        norms = gradient_norms(model)
         assert set(norms) == set(facts["meta"]["grad_norms"])
         for key, norm in facts["meta"]["grad_norms"].items():
             assert norms[key] == pytest.approx(norm, rel=1e-4, abs=1e-6), key
@@ -128,8 +106,8 @@ class TestRecordings:
         _, tensors, model = recorded(name)
         scores = tensors["outputs.prediction_scores"]
         with torch.no_grad():
-            output = model(**inputs_of(tensors))
-            everywhere = model.cls.predictions(model.bert(**inputs_of(tensors)).last_hidden_state)
+            output = model(**as_region_features(tensors))
+            everywhere = model.cls.predictions(model.bert(**as_region_features(tensors)).last_hidden_state)
         assert output.loss is None and output.masked_word_loss is None and output.pair_loss is None
         text = scores[:, : tensors["inputs.input_ids"].shape[1]].flatten(0, 1)
         torch.testing.assert_close(output.logits, text, rtol=1e-5, atol=5e-5)
@@ -283,7 +261,7 @@ class TestStarting:
         model, report = initialise_with_report(VinVLForPreTraining, VinVLConfig(**sizes), tmp_path, strict_head=True)
         assert not report.missing and not report.unused and report.image_layernorm is True
         with torch.no_grad():
-            output = model.eval()(**inputs_of(tensors), **labels_of(tensors))
+            output = model.eval()(**as_region_features(tensors), **labels_of(tensors))
         torch.testing.assert_close(output.loss, tensors["outputs.loss"], rtol=1e-5, atol=0)
 
     def test_saved_and_read_again(self, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.door_in_process import CAPTIONING, TINY, refused_in_process, run_in_process
+from tests.door_in_process import CAPTIONING, TINY, run_in_process
 from tests.models.samples import initialise_with_report
 from vinvl.models import (
     VinVLConfig,
@@ -92,25 +92,12 @@ def test_sizes_of_the_run_are_read_from_it(tmp_path: Path) -> None:
         initialise_with_report(VinVLModel, other, start)
 
 
-@pytest.mark.parametrize("content", ["pickle", "code", "text", "empty", "cut"])
-def test_hostile_and_damaged_files_are_not_opened(
-    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "best.ckpt"
-    if content == "pickle":
-        path.write_bytes(pickle.dumps({"state_dict": Hostile()}, protocol=2))
-    elif content == "code":
-        saved(path, callbacks=Hostile())
-    elif content == "cut":
-        saved(path).write_bytes(path.read_bytes()[:-700])
-    else:
-        path.write_bytes(b"not weights" if content == "text" else b"")
-    objects = r" \(objects of builtins.getattr, .*, which may run programs\)" if content == "code" else ""
-    sentence = rf"best\.ckpt is damaged or holds more than tensors{objects}, so it was not opened"
-    with pytest.raises(UserError, match=sentence):
+def test_a_checkpoint_that_would_run_a_program_is_not_opened(tmp_path: Path) -> None:
+    path = saved(tmp_path / "best.ckpt", callbacks=Hostile())
+    objects = r"objects of builtins.getattr, .*, which may run programs"
+    with pytest.raises(UserError, match=rf"best\.ckpt is damaged or holds more than tensors \({objects}\), so it was"):
         initialise_with_report(VinVLForPairs, VinVLConfig(**SIZES), path)
-    assert not (tmp_path / "owned").exists()
+    assert not Path("owned").exists()
 
 
 @pytest.mark.parametrize(
@@ -154,47 +141,34 @@ class TestThroughTheDoor:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def starts(cls, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-        """Checkpoints of a run of VQA and one of GQA."""
-        folder, found = tmp_path_factory.mktemp("starts"), {}
-        for task in ("vqa", "gqa"):
-            run_in_process(
-                "train", demo_data, folder / task, f"task={task}", *cls.SHORT, f"data.answers={folder / task}.json"
-            )
-            found[task] = folder / task / "checkpoints" / "last.ckpt"
-        return found
+    def start(cls, demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The checkpoint of a run of VQA."""
+        folder = tmp_path_factory.mktemp("start")
+        run_in_process("train", demo_data, folder / "vqa", *cls.SHORT, f"data.answers={folder}/vqa.json")
+        return folder / "vqa" / "checkpoints" / "last.ckpt"
 
-    @pytest.mark.parametrize(("start", "task"), [("vqa", "gqa"), ("gqa", "nlvr2"), ("vqa", "captioning")])
+    @pytest.mark.parametrize("task", ["gqa", "nlvr2", "captioning"])
     def test_a_run_starts_from_the_run_of_another_task(
-        self, starts: dict[str, Path], demo_data: Path, tmp_path: Path, start: str, task: str
+        self, start: Path, demo_data: Path, tmp_path: Path, task: str
     ) -> None:
         chosen = CAPTIONING if task == "captioning" else [f"task={task}"]
-        still = ["optim=adamw_constant", "optim.optimizer.lr=0", f"model.init={starts[start]}"]
+        still = ["optim=adamw_constant", "optim.optimizer.lr=0", f"model.init={start}"]
         run_in_process("train", demo_data, tmp_path / "run", *chosen, *self.SHORT, *still)
-        source = weights_of(starts[start])
+        source = weights_of(start)
         after = weights_of(tmp_path / "run" / "checkpoints" / "last.ckpt")
         encoder = [name for name in source if name.startswith("bert.")]
         assert encoder and all(torch.equal(after[name], source[name]) for name in encoder)
 
-    def test_answers_in_another_order(self, starts: dict[str, Path], demo_data: Path, tmp_path: Path) -> None:
+    def test_answers_in_another_order(self, start: Path, demo_data: Path, tmp_path: Path) -> None:
         """Each row follows its answer, and so does the baseline, which is no answer by its place in the file."""
-        answers = json.loads((starts["vqa"].parents[2] / "vqa.json").read_text())
+        answers = json.loads((start.parents[2] / "vqa.json").read_text())
         (tmp_path / "reversed.json").write_text(json.dumps([*answers[::-1], "aardvark"]))
         still = ["optim=adamw_constant", "optim.optimizer.lr=0", "trainer.max_steps=1", "trainer.limit_val_batches=1"]
-        given = [*TINY, *still, f"model.init={starts['vqa']}", f"data.answers={tmp_path / 'reversed.json'}"]
+        given = [*TINY, *still, f"model.init={start}", f"data.answers={tmp_path / 'reversed.json'}"]
         told = run_in_process("train", demo_data, tmp_path / "run", *given)
         assert f"most frequent training answer ('{answers[0]}')" in told
-        source, after = (weights_of(path) for path in (starts["vqa"], tmp_path / "run" / "checkpoints" / "last.ckpt"))
+        source, after = (weights_of(path) for path in (start, tmp_path / "run" / "checkpoints" / "last.ckpt"))
         assert torch.equal(after["classifier.weight"][:-1], source["classifier.weight"].flip(0))
-
-    def test_another_size_of_model_is_refused(self, starts: dict[str, Path], demo_data: Path, tmp_path: Path) -> None:
-        overrides = ["task=nlvr2", *self.SHORT, f"model.init={starts['vqa']}", "model.config.hidden_size=64"]
-        sentence = refused_in_process("train", demo_data, tmp_path / "no", *overrides)
-        assert "hidden_size is 32 there and 64 here" in sentence
-
-    def test_a_file_that_is_not_there(self, demo_data: Path, tmp_path: Path) -> None:
-        overrides = ["task=nlvr2", *self.SHORT, f"model.init={tmp_path / 'gone.ckpt'}"]
-        assert "gone.ckpt" in refused_in_process("train", demo_data, tmp_path / "no", *overrides)
 
 
 def as_folder(start: Path, folder: Path, **config: Any) -> Path:

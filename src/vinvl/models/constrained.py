@@ -266,11 +266,7 @@ def _search(
 
 
 def _select(
-    ids: Tensor,
-    sums: Tensor,
-    machines: Sequence[ConstraintMachine],
-    options: DecodingOptions,
-    special: SpecialTokens,
+    ids: Tensor, sums: Tensor, machines: Sequence[ConstraintMachine], options: DecodingOptions, special: SpecialTokens
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For each image the best caption (B, max_length), its score (B,) and how many constraints it meets (B,)."""
     first, words = ids[:, :, 0], ids[:, :, 0, 1:]  # the best of every state

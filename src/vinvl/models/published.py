@@ -81,10 +81,7 @@ HEADS_OF_BERT = {768: 12, 1024: 16}  # attention heads of BERT base and large, b
 
 
 def configuration_of(
-    files: CheckpointFiles,
-    found: Mapping[str, Tensor],
-    model_class: type[PreTrainedModel],
-    given: Mapping[str, Any],
+    files: CheckpointFiles, found: Mapping[str, Tensor], model_class: type[PreTrainedModel], given: Mapping[str, Any]
 ) -> VinVLConfig:
     """The configuration of the model that the checkpoint holds, whose tensors are `found` (`by_modern_names`).
 
