@@ -7,9 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# N-grams as numbers: exact ids for every run of one to four words, looked up for a whole batch at once.
-
-
 MAX_N = 4
 UNKNOWN = -1
 
@@ -131,12 +128,7 @@ class Cider:
     """
 
     def __init__(self, references: Sequence[Sequence[Words]]) -> None:
-        """references[i] are the references of image i as words, at least one per image.
-
-        Document frequencies are counted over these images. Raises ValueError if an image has no reference.
-        """
-        if not all(references):
-            raise ValueError("Every image needs a reference caption.")
+        """references[i] are those of image i as words, at least one; document frequencies are counted over them."""
         sentences = [sentence for image in references for sentence in image]
         self._index = NgramIndex(sentences)
         self._reference_starts = np.cumsum([0, *(len(image) for image in references)])  # (images + 1,)
@@ -153,23 +145,13 @@ class Cider:
             norms.append(_norms(counts, self._weights[counts.ids]))
         self._reference_norms = np.concatenate(norms)  # (references, 4)
 
-    def cider_d(self, images: Sequence[int], captions: Sequence[Words]) -> FloatArray:
+    def scores(self, images: Sequence[int], captions: Sequence[Words], clipped: bool = True) -> FloatArray:
         """CIDEr-D (C,) of C captions as words, each against the references of image images[c] (0 to about 10).
 
         Cosine of tf-idf vectors, counts clipped to the reference's, times exp(−Δ²/2σ²) with Δ the difference in
-        bigrams and σ = 6; averaged over n = 1 … 4 and the references; times 10.
-
-        This is what the COCO evaluation calls "CIDEr". All scores are 0 if there is one image.
+        bigrams and σ = 6; averaged over n = 1 … 4 and the references; times 10. This is what the COCO evaluation calls
+        "CIDEr". All scores are 0 if there is one image. Not `clipped`: plain CIDEr, without clip and length penalty.
         """
-        return self._scores(images, captions, clipped=True)
-
-    def plain_cider(self, images: Sequence[int], captions: Sequence[Words]) -> FloatArray:
-        """CIDEr (C,) without the clipping and the length penalty of `cider_d`, times 10 as well."""
-        return self._scores(images, captions, clipped=False)
-
-    def _scores(self, images: Sequence[int], captions: Sequence[Words], clipped: bool) -> FloatArray:
-        if len(images) != len(captions):
-            raise ValueError(f"Got {len(images)} images for {len(captions)} captions.")
         if not captions:
             return np.zeros(0)
         counts = self._index.count(captions)

@@ -150,10 +150,10 @@ class DetectedConstraints:
             max_length: of a caption.
         """
         self.options = options
-        self._store = store
+        self.store = store
         if options.regions is not None:
-            self._store = RegionStore(options.regions)
-            self._store.require_sound()
+            self.store = RegionStore(options.regions)
+            self.store.require_sound()
         self.tokenizer = tokenizer
         self.room = max_length - 1  # tokens of a caption besides [CLS]
         self.hierarchy: dict[str, str] = _table(options.hierarchy, "object of {name: name}", _is_name)
@@ -170,20 +170,15 @@ class DetectedConstraints:
         self.dropped = 0  # constraints that had no room in a caption
         self.without_regions = 0  # images that are not in the detector's store
 
-    @property
-    def store(self) -> RegionStore:
-        """Where the images are looked up."""
-        assert self._store is not None, "made without a store: call of_regions"
-        return self._store
-
     def __call__(self, image_ids: Sequence[str]) -> list[list[Constraint]]:
-        return [self._of_image(image_id) for image_id in image_ids]
-
-    def _of_image(self, image_id: str) -> list[Constraint]:
-        if image_id not in self.store:
-            self.without_regions += 1
-            return []
-        return self.of_regions(self.store[image_id], self.store.label_map.classes)
+        assert self.store is not None, "made without a store: call of_regions"
+        there = [image_id in self.store for image_id in image_ids]
+        self.without_regions += there.count(False)
+        names = self.store.label_map.classes
+        return [
+            self.of_regions(self.store[image_id], names) if known else []
+            for image_id, known in zip(image_ids, there, strict=True)
+        ]
 
     def of_regions(self, regions: Regions, names: Sequence[str]) -> list[Constraint]:
         """The constraints that an image's regions set; `names` of their classes."""

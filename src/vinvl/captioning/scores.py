@@ -135,8 +135,8 @@ def evaluate_captions(
     rows = list(range(len(image_ids)))
     columns = (
         [rouge_l(candidate, texts) for candidate, texts in zip(candidates, gold, strict=True)],
-        cider.cider_d(rows, candidates).tolist(),
-        cider.plain_cider(rows, candidates).tolist(),
+        cider.scores(rows, candidates).tolist(),
+        cider.scores(rows, candidates, clipped=False).tolist(),
     )
     per_image = {
         image_id: dict(zip(SCORE_NAMES, [*bleu_scores(count), *means], strict=True))

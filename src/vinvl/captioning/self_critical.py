@@ -55,13 +55,13 @@ class CiderReward:
     def __call__(self, image_ids: Sequence[ImageId], captions: Sequence[str]) -> Tensor:
         """Rewards (C,) float64 on the CPU, 0 to about 10, of C captions of the images image_ids[c] (repeats are fine).
 
-        Raises UserError for an image without references, ValueError if the lengths differ.
+        Raises UserError for an image without references.
         """
         unknown = [image_id for image_id in image_ids if image_id not in self._rows]
         if unknown:
             raise UserError(f"Image {unknown[0]!r} has no reference captions; the CIDEr reward cannot be computed.")
         words = [self._prepare(caption).split() for caption in captions]
-        return torch.from_numpy(self._cider.cider_d([self._rows[image_id] for image_id in image_ids], words))
+        return torch.from_numpy(self._cider.scores([self._rows[image_id] for image_id in image_ids], words))
 
 
 def mean_of_others_baseline(rewards: Tensor, samples_per_image: int) -> Tensor:
