@@ -3,10 +3,13 @@
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,13 +22,12 @@ from vinvl.regions.caches import DeviceFeatures, SharedCopies
 from vinvl.run.errors import UserError
 
 USER = f"vinvl-{os.getuid()}"
-HOLDER = """
-import sys, time
+ENDING = """
+import sys
 from pathlib import Path
 from vinvl.regions.caches import SharedCopies
 copies = SharedCopies([Path(sys.argv[1])], memory=Path(sys.argv[2]))
-print(copies.paths[0], flush=True)
-time.sleep(60)
+assert copies.paths[0].exists()
 """
 
 
@@ -45,12 +47,25 @@ def files(memory: Path) -> list[str]:
     return sorted(path.suffix for path in (memory / USER).iterdir())
 
 
-def hold(store: Path, memory: Path) -> subprocess.Popen[str]:
-    """Another process that uses the copy."""
-    command = [sys.executable, "-c", HOLDER, str(store), str(memory)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline()
-    return process
+@contextmanager
+def holding(store: Path, memory: Path) -> Iterator[str]:
+    """Another process that uses the copy, whose name is given, and is killed at the end."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            copies = SharedCopies([store], memory)
+            os.write(writing, str(copies.paths[0]).encode() + b"\n")
+            time.sleep(60)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    try:
+        with os.fdopen(reading) as file:
+            yield file.readline().strip()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 class TestCopies:
@@ -77,15 +92,11 @@ class TestCopies:
         second.release()
 
     def test_another_process_shares_it_and_killed_it_is_taken_away_by_the_next(self, store: Path, memory: Path) -> None:
-        process = hold(store, memory)
-        try:
+        with holding(store, memory):
             mine = SharedCopies([store], memory)
             name = mine.paths[0]
             mine.release()
             assert files(memory) == [".h5", ".lock"]  # the other one uses it still
-        finally:
-            process.kill()
-            process.wait()
         assert files(memory) == [".h5", ".lock"]
         other = write(store.with_name("other.h5"), [make_regions("x", 3)])
         copies = SharedCopies([other], memory)
@@ -93,20 +104,11 @@ class TestCopies:
         copies.release()
 
     def test_two_at_once_make_one(self, store: Path, memory: Path) -> None:
-        processes = [
-            subprocess.Popen([sys.executable, "-c", HOLDER, str(store), str(memory)], stdout=subprocess.PIPE, text=True)
-            for _ in range(2)
-        ]
-        try:
-            names = {process.stdout.readline().strip() for process in processes if process.stdout}
-            assert len(names) == 1 and Path(names.pop()).read_bytes() == store.read_bytes()
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+        with holding(store, memory) as one, holding(store, memory) as other:
+            assert one == other and Path(one).read_bytes() == store.read_bytes()
 
     def test_a_process_that_ends_takes_it_away(self, store: Path, memory: Path) -> None:
-        command = [sys.executable, "-c", HOLDER.replace("time.sleep(60)", ""), str(store), str(memory)]
+        command = [sys.executable, "-c", ENDING, str(store), str(memory)]
         subprocess.run(command, check=True, capture_output=True)
         assert files(memory) == []
 
@@ -136,22 +138,14 @@ class TestCopies:
 
 
 class TestOnTheDevice:
-    def test_rows_are_those_of_the_images(self, store: Path) -> None:
-        regions = RegionStore(store)
-        table = DeviceFeatures(regions)
-        stored = torch.tensor([[3, 2], [0, 1], [4, 0], [3, 1]])
-        rows = table.rows_of(stored)
-        expected = torch.cat([torch.tensor(regions.at(i).features[:count]) for i, count in stored.tolist()])
-        assert torch.equal(table.features(rows), expected)
-
-    def test_a_store_of_several_files(self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_rows_are_those_of_the_images(self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         other = write(tmp_path / "other.h5", [make_regions(f"more {n}", 3, seed=n + 9) for n in range(3)])
-        regions = RegionStore([store, other])
         monkeypatch.setattr("vinvl.regions.caches.CHUNK", 12)  # two rows at once
-        table = DeviceFeatures(regions)
-        stored = torch.tensor([[7, 3], [4, 2], [5, 3]])
-        expected = torch.cat([torch.tensor(regions.at(i).features[:count]) for i, count in stored.tolist()])
-        assert torch.equal(table.features(table.rows_of(stored)), expected)
+        for files, stored in ((store, [[3, 2], [0, 1], [4, 0], [3, 1]]), ([store, other], [[7, 3], [4, 2], [5, 3]])):
+            regions = RegionStore(files)  # type: ignore[arg-type]
+            table = DeviceFeatures(regions)
+            expected = torch.cat([torch.tensor(regions.at(i).features[:count]) for i, count in stored])
+            assert torch.equal(table.features(table.rows_of(torch.tensor(stored))), expected)
 
     def test_a_device_without_room(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 10))

@@ -55,10 +55,6 @@ def set_attribute(name: str, value: object) -> Callable[[h5py.File], None]:
     return change
 
 
-def delete(name: str) -> Callable[[h5py.File], None]:
-    return lambda file: file.__delitem__(name)
-
-
 def group_instead(file: h5py.File) -> None:
     del file["boxes"]
     file.create_group("boxes")
@@ -107,10 +103,6 @@ def bomb(file: h5py.File) -> None:
         file.create_dataset(name, shape, dtype, chunks=True, compression="gzip")
 
 
-def deep_label_map(file: h5py.File) -> None:
-    file.attrs["label_map"] = "[" * 100_000
-
-
 EDITS: list[tuple[str, Callable[[h5py.File], None], str]] = [
     ("foreign", lambda file: file.attrs.__delitem__("format"), "is an HDF5 file but not a region store"),
     ("other format", set_attribute("format", "keras"), "is an HDF5 file but not a region store"),
@@ -124,8 +116,8 @@ EDITS: list[tuple[str, Callable[[h5py.File], None], str]] = [
     ("detector not UTF-8", set_attribute("detector", b"\xff\xfe"), "attribute detector is missing or not UTF-8"),
     ("no label map", lambda file: file.attrs.__delitem__("label_map"), "attribute label_map is missing"),
     ("label map no JSON", set_attribute("label_map", "{"), "label map is not valid JSON"),
-    ("label map too deep", deep_label_map, "label map is not valid JSON"),
-    ("missing dataset", delete("offsets"), "has no dataset offsets"),
+    ("label map too deep", set_attribute("label_map", "[" * 60_000), "label map is not valid JSON"),
+    ("missing dataset", lambda file: file.__delitem__("offsets"), "has no dataset offsets"),
     ("group for dataset", group_instead, "has no dataset boxes"),
     ("link for dataset", link_elsewhere, "has no dataset boxes"),
     ("soft link", soft_link, "has no dataset boxes"),
@@ -169,13 +161,6 @@ def test_edited_files(tmp_path: Path, change: Callable[[h5py.File], None], sente
     assert sentence in told and str(tmp_path / "coco.h5") in told
 
 
-@pytest.mark.parametrize("change", [virtual, external, link_elsewhere])
-def test_a_shard_that_reads_other_files_is_refused_too(tmp_path: Path, change: Callable[[h5py.File], None]) -> None:
-    folder = sample(tmp_path / "coco", max_images_per_shard=3)
-    edit(folder / "shard-00001.h5", change)
-    assert str(folder / "shard-00001.h5") in refusal(folder)
-
-
 def test_a_shard_stays_beside_its_manifest(tmp_path: Path) -> None:
     folder, other = sample(tmp_path / "coco", max_images_per_shard=3), tmp_path / "other"
     expected = RegionStore(folder).at(5).features
@@ -214,17 +199,6 @@ def test_a_file_cut_at_any_place(tmp_path: Path) -> None:
         assert f"{cut} is truncated" in told or f"{cut} is a damaged HDF5 file" in told
 
 
-def test_a_dataset_that_reaches_beyond_the_file(tmp_path: Path) -> None:
-    path = sample(tmp_path / "coco.h5")
-    offset = RegionStore(path).headers[0].arrays["features"].offset
-    content = path.read_bytes()
-    address = int(offset or 0).to_bytes(8, "little") + (24 * 3 * 2).to_bytes(8, "little")
-    assert content.count(address) == 1
-    path.write_bytes(content.replace(address, (len(content) - 100).to_bytes(8, "little") + address[8:]))
-    told = refusal(path)  # newer HDF5 libraries find it themselves
-    assert f"{path}: dataset features reaches beyond" in told or f"{path} is a damaged store" in told
-
-
 def test_the_end_of_every_dataset_is_compared_with_the_size_of_the_file(tmp_path: Path) -> None:
     path = sample(tmp_path / "coco.h5")
     layout = RegionStore(path).headers[0].arrays["features"]
@@ -240,7 +214,7 @@ def test_every_flipped_byte_is_read_or_refused(tmp_path: Path) -> None:
     path = sample(tmp_path / "coco.h5")
     content = path.read_bytes()
     random = np.random.default_rng(0)
-    for position in [*range(0, 96, 3), *random.integers(96, len(content), size=70).tolist()]:
+    for position in [*range(0, 96, 4), *random.integers(96, len(content), size=50).tolist()]:
         path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
         try:
             store = RegionStore(path)

@@ -19,7 +19,7 @@ from vinvl.run.errors import UserError
 image_ids = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=12)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_random_ragged_contents_come_back(data: st.DataObject) -> None:
     names = data.draw(st.lists(image_ids, unique=True, max_size=9))
@@ -57,6 +57,9 @@ def test_float32_features_keep_their_precision(tmp_path: Path) -> None:
     store = RegionStore(write(tmp_path / "a.h5", [regions], feature_dtype="float32"))
     assert store.feature_dtype == np.float32
     assert_same(store["7"], regions)
+    layout = store.headers[0].arrays["features"]  # the bytes on the disk are what a map shows
+    mapped = np.memmap(tmp_path / "a.h5", layout.dtype, mode="r", offset=layout.offset or 0, shape=layout.shape)
+    np.testing.assert_array_equal(mapped, regions.features)
 
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
@@ -74,15 +77,6 @@ def test_arrays_are_read_once_are_ones_own_and_travel(tmp_path: Path, compressio
         assert_same(store["2"], images[2])
     with pytest.raises(AttributeError):
         one.colour  # noqa: B018
-
-
-def test_the_bytes_on_disk_are_what_a_map_shows(tmp_path: Path) -> None:
-    regions = make_regions("7", 4)
-    path = write(tmp_path / "a.h5", [regions])
-    layout = RegionStore(path).headers[0].arrays["features"]
-    mapped = np.memmap(path, dtype=layout.dtype, mode="r", offset=layout.offset or 0, shape=layout.shape)
-    np.testing.assert_array_equal(mapped, regions.features)
-    assert layout.offset
 
 
 def test_region_rows_are_features_and_float32_geometry() -> None:

@@ -66,19 +66,18 @@ def test_bad_images_are_refused_by_name_and_leave_no_trace(
     assert_same(store["1"], good)
 
 
-@pytest.mark.parametrize("image_id", ["", "a\0", "x" * 256, "\ud800", 42, None])
-def test_malformed_image_ids_are_refused(tmp_path: Path, image_id: str) -> None:
-    with open_writer(tmp_path / "a.h5") as writer, pytest.raises(UserError, match="image id"):
-        writer.add(with_value("image_id", image_id))
-
-
 @pytest.mark.parametrize("images_per_shard", [None, 1])
-def test_duplicate_image_ids_are_refused_also_across_shards(tmp_path: Path, images_per_shard: int | None) -> None:
+def test_duplicate_and_malformed_ids_are_refused_also_across_shards(
+    tmp_path: Path, images_per_shard: int | None
+) -> None:
     with open_writer(tmp_path / "a", max_images_per_shard=images_per_shard) as writer:
         writer.add(make_regions("42", 1, attributes=1))
         writer.add(make_regions("43", 1, attributes=1))
         with pytest.raises(UserError, match="image '42' was added before"):
             writer.add(make_regions("42", 2, attributes=1))
+        for malformed in ("", "a\0", "x" * 256, "\ud800", 42, None):
+            with pytest.raises(UserError, match="image id"):
+                writer.add(with_value("image_id", malformed))
     assert RegionStore(tmp_path / "a").image_ids.tolist() == ["42", "43"]
 
 
@@ -102,44 +101,36 @@ def test_bad_arguments_are_refused_before_anything_is_written(
 def test_targets_that_cannot_be_written_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="folder is a folder"):
-        open_writer(tmp_path / "folder")
-    with pytest.raises(UserError, match="folder exists already"):
-        open_writer(tmp_path / "folder", max_images_per_shard=5)
-    with pytest.raises(UserError, match="cannot be written"):
-        open_writer(tmp_path / "folder" / "thesis.tex" / "a.h5")
-    with pytest.raises(UserError, match="choose another name"):
-        open_writer(tmp_path / "a.partial")
+    for name, size, words in (
+        ("folder", None, "folder is a folder"),
+        ("folder", 5, "folder exists already"),
+        ("folder/thesis.tex/a.h5", None, "cannot be written"),
+        ("a.partial", None, "choose another name"),
+    ):
+        with pytest.raises(UserError, match=words):
+            open_writer(tmp_path / name, max_images_per_shard=size)
 
 
 @pytest.mark.parametrize("layout", [{}, {"max_images_per_shard": 2}])
-def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, layout: dict[str, Any]) -> None:
+def test_an_interrupted_writer_leaves_nothing_but_the_old_file(tmp_path: Path, layout: dict[str, Any]) -> None:
+    old = write(tmp_path / "a", [make_regions("old", 1)]) if not layout else None
     with pytest.raises(KeyboardInterrupt), open_writer(tmp_path / "a", **layout) as writer:
         for number in range(5):
             writer.add(make_regions(str(number), 3, attributes=1))
         raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == ([old] if old else [])
+    assert old is None or RegionStore(old).image_ids.tolist() == ["old"]
     with pytest.raises(UserError, match="writer is closed"):
         writer.add(make_regions("9", 3, attributes=1))
-
-
-def test_a_failure_while_finishing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = write(tmp_path / "a.h5", [make_regions("old", 1)])
-
-    def fail(*_: object) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(UserError, match=r"a.h5 cannot be written \(No space left"):
-        write(old, [make_regions("new", 1)])
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
-    assert RegionStore(old).image_ids.tolist() == ["old"]
 
 
 def test_a_disk_that_fills_up_is_told_and_nothing_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("No space left on device")
 
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"b.h5 cannot be written \(No space left"):
+        patch.setattr("os.replace", fail)
+        write(tmp_path / "b.h5", [make_regions("new", 1)])
     writer = open_writer(tmp_path / "a.h5")
     with monkeypatch.context() as patch:
         patch.setattr("vinvl.regions.writer.SHARD_BYTES", 1)
@@ -198,13 +189,13 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path, monkeypatch: pytest.
         with RegionStoreWriter(tmp_path / "a.h5", feature_dim=2048, detector="", label_map=LABELS) as writer:
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
-            for number in range(200):
+            for number in range(80):
                 writer.add(dataclasses.replace(image, image_id=str(number)))
                 written += image.features.nbytes
         peak = tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
-    assert written > 80e6 and peak < 20e6
+    assert written > 32e6 and peak < 20e6
 
 
 def test_the_file_is_plain_hdf5_as_the_layout_says(tmp_path: Path) -> None:
