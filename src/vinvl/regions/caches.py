@@ -21,15 +21,15 @@ from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import is_open_file, lock, put_in_place
 
-# All features of a store on the device, for stores that fit there: batches then bring row numbers, and no features.
-
-
 CHUNK = 1 << 27  # bytes copied at once
 SPARE = 0.05  # of the device's free memory that must be left at the least
 
 
 class DeviceFeatures:
-    """The features of a store; loaded when they are first asked for, for only then the device is known."""
+    """All features of a store on the device, for stores that fit there: batches then bring row numbers alone.
+
+    They are loaded when they are first asked for, for only then the device is known.
+    """
 
     def __init__(self, store: RegionStore) -> None:
         self.store = store
@@ -37,29 +37,22 @@ class DeviceFeatures:
         self._table: Tensor | None = None
 
     def rows_of(self, stored: Tensor) -> Tensor:
-        """(ΣR,) int64: the row of each region.
-
-        Args:
-            stored: (B, 2) int64, position and number of regions of each image.
-        """
+        """(ΣR,) int64: the row of each region, of (B, 2) int64 position and number of regions of each image."""
         positions, counts = stored.numpy().T
         before = np.cumsum(counts) - counts
         return torch.from_numpy(np.repeat(self.starts[positions] - before, counts) + np.arange(counts.sum()))
 
     def features(self, rows: Tensor) -> Tensor:
-        """(ΣR, D) in the store's precision, of rows (ΣR,) on the device.
-
-        Raises:
-            UserError: the device does not have enough memory.
-        """
+        """(ΣR, D) in the store's precision, of rows (ΣR,) on the device. Raises UserError for too little memory."""
         if self._table is None or self._table.device != rows.device:
             self._table = self._load(rows.device)
         return self._table[rows]
 
     def _load(self, device: torch.device) -> Tensor:
         store = self.store
-        dtype = torch.float16 if store.feature_dtype == np.float16 else torch.float32
-        total, size = int(self.starts[-1]), int(self.starts[-1]) * store.feature_dim * store.feature_dtype.itemsize
+        dtype, row_bytes = getattr(torch, store.feature_dtype.name), store.feature_dim * store.feature_dtype.itemsize
+        total = int(self.starts[-1])
+        size = total * row_bytes
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             if size > free * (1 - SPARE):
@@ -69,7 +62,7 @@ class DeviceFeatures:
                 )
         say(f"Features onto {device}: {size / 1e9:.2f} GB …", error=True)
         table = torch.empty((total, store.feature_dim), dtype=dtype, device=device)
-        rows_at_once = max(1, CHUNK // (store.feature_dim * store.feature_dtype.itemsize))
+        rows_at_once = max(1, CHUNK // row_bytes)
         written = 0
         for source in store.sources:
             for start in range(0, source.header.num_regions, rows_at_once):
@@ -84,26 +77,16 @@ WORTH_TELLING = 10**8  # bytes
 
 
 class SharedCopies:
-    """Files in shared memory, in use until `release` or the end of the process.
-
-    Attributes:
-        paths: of the copies, in the order of the files.
-    """
+    """Files in shared memory, at `paths` in their order, in use until `release` or the end of the process."""
 
     def __init__(self, files: Sequence[Path], memory: Path = MEMORY) -> None:
-        """Waits where another process is copying the same file.
-
-        Raises:
-            UserError: there is no such memory, or not enough of it.
-        """
+        """Waits where another process copies the same file. Raises UserError if there is not enough such memory."""
         folder = memory / f"vinvl-{os.getuid()}"
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"data.cache=ram keeps files in {memory}, which cannot be used ({error.strerror}): "
-                "pass data.cache=null."
-            ) from error
+            reason = f"which cannot be used ({error.strerror})"
+            raise UserError(f"data.cache=ram keeps files in {memory}, {reason}: pass data.cache=null.") from error
         if folder.stat().st_uid != os.getuid() or folder.is_symlink():
             raise UserError(f"{folder} is not yours: data.cache=ram keeps files there; pass data.cache=null.")
         _take_away_unused(folder)
@@ -167,13 +150,12 @@ def _copy(file: Path, copy: Path) -> None:
 
 
 def _release(owner: int, locks: list[int], copies: list[Path]) -> None:
-    if os.getpid() != owner:  # a forked data worker
-        return
-    for descriptor, copy in zip(locks, copies, strict=True):
-        _take_away_if_unused(descriptor, copy)
-        os.close(descriptor)
-    locks.clear()
-    copies.clear()
+    if os.getpid() == owner:  # and not a forked data worker
+        for descriptor, copy in zip(locks, copies, strict=True):
+            _take_away_if_unused(descriptor, copy)
+            os.close(descriptor)
+        locks.clear()
+        copies.clear()
 
 
 def _take_away_unused(folder: Path) -> None:

@@ -53,12 +53,8 @@ class FeatureRecord:
         return asdict(self)
 
 
-# Are the features that a model is given those that it was trained on? It cannot tell, and answers worse if not.
-#
-# Features of other settings have the right shape and look fine; one user's cost 45 points of CIDEr
-# (docs/features.md). What can be known is known from the store that the model was trained on, whose settings its
-# checkpoint carries.
-
+# Are the features that a model is given those that it was trained on? It cannot tell, and answers worse if not: those
+# of other settings have the right shape and look fine (docs/features.md). What can be known, its checkpoint carries.
 
 # What may differ without a difference to speak of in the features, or is no setting of the detector's at all. How
 # batches were padded is left out because nobody who asks about one picture can do anything about it.

@@ -319,16 +319,12 @@ class ShardEntry:
 
 
 def write_manifest(folder: Path, shards: Sequence[ShardEntry]) -> None:
-    """Write the manifest of all shards."""
     content = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "shards": [asdict(shard) for shard in shards]}
     write_text_atomically(folder / MANIFEST_NAME, json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> list[ShardEntry]:
-    """The shards of a folder, in order.
-
-    Raises UserError if the folder has no sound manifest of this version, or names a shard that is missing.
-    """
+    """The shards of a folder, in order. Raises UserError for no sound manifest of this version, or a missing shard."""
     path = folder / MANIFEST_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

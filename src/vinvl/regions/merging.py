@@ -7,14 +7,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 from zlib import crc32
 
 import h5py
 import numpy as np
 
 from vinvl.regions.layout import CHECKSUMS, FORMAT_NAME, FORMAT_VERSION, PROVENANCE
-from vinvl.regions.regions import ROW_ARRAYS, StoreAttributes
+from vinvl.regions.regions import FEATURES, ROW_ARRAYS, StoreAttributes
 from vinvl.regions.shard import Shard, quick_problems, unlike_checksum
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
@@ -28,26 +27,24 @@ _ALIGNMENT = 64
 _HDF5_VERSIONS = ("v108", "v108")
 
 
-class RowSource(Protocol):
-    """N images with their rows: a `Shard`, or images in memory."""
+class Waiting:
+    """Images in memory, which are read as those of a `Shard` are."""
 
-    @property
-    def offsets(self) -> np.ndarray:
-        """(N+1,) int64, image n owns rows offsets[n] to offsets[n+1]"""
+    def __init__(self, images: Sequence[tuple[bytes, dict[str, np.ndarray]]] = ()) -> None:
+        self._images = [arrays for _, arrays in images]
+        self.offsets = np.cumsum([0, *(len(arrays[FEATURES]) for arrays in self._images)], dtype="<i8")
+        self.sizes = np.concatenate([np.zeros((0, 2), dtype="<i4"), *(arrays["sizes"] for arrays in self._images)])
+        self.image_ids = np.array([key for key, _ in images], dtype=np.bytes_)
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """(N, 2) int32, width and height"""
-
-    @property
-    def image_ids(self) -> np.ndarray:
-        """(N,) UTF-8 bytes of fixed width"""
-
-    def rows_into(self, name: str, start: int, rows: np.ndarray, /) -> None:
-        """Fills `rows` with those of a row array from `start` on."""
+    def rows_into(self, name: str, start: int, rows: np.ndarray) -> None:
+        image, filled = int(np.searchsorted(self.offsets, start, side="right")) - 1, 0
+        while filled < len(rows):
+            own = self._images[image][name][start + filled - int(self.offsets[image]) :][: len(rows) - filled]
+            rows[filled : filled + len(own)] = own
+            image, filled = image + 1, filled + len(own)
 
     def close(self) -> None:
-        """Close the file, which the next reading opens again."""
+        """There is no file."""
 
 
 class _CheckedShard(Shard):
@@ -64,7 +61,10 @@ class _CheckedShard(Shard):
 
 
 def write_store_file(
-    path: Path, attributes: StoreAttributes, sources: Sequence[RowSource], wanted: np.ndarray | slice = slice(None)
+    path: Path,
+    attributes: StoreAttributes,
+    sources: Sequence[Shard | Waiting],
+    wanted: np.ndarray | slice = slice(None),
 ) -> dict[str, int]:
     """Write a store file of all images of the sources, or those `wanted`; `complete` is set when all else is written.
 
@@ -117,7 +117,9 @@ def write_store_file(
     return checksums
 
 
-def _copy(dataset: h5py.Dataset, name: str, sources: Sequence[RowSource], spans: Sequence[tuple[int, int, int]]) -> int:
+def _copy(
+    dataset: h5py.Dataset, name: str, sources: Sequence[Shard | Waiting], spans: Sequence[tuple[int, int, int]]
+) -> int:
     """Fill a dataset some megabytes at a time. Returns the checksum."""
     checksum = written = filled = 0
     if dataset.size == 0:

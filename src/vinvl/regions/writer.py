@@ -17,8 +17,8 @@ from typing import Any, Self
 import numpy as np
 
 from vinvl.regions.layout import FEATURE_DTYPES, ShardEntry, read_header, write_manifest
-from vinvl.regions.merging import RowSource, write_store_file
-from vinvl.regions.regions import FEATURES, LabelMap, Regions, StoreAttributes, checked_arrays, encoded_id
+from vinvl.regions.merging import Waiting, write_store_file
+from vinvl.regions.regions import LabelMap, Regions, StoreAttributes, checked_arrays, encoded_id
 from vinvl.regions.shard import IdLookup, Shard, quick_problems, unlike_written
 from vinvl.run.errors import UserError
 from vinvl.run.files import PARTIAL_SUFFIX, failure_told, lock, put_in_place, reserve_folder, write_text_atomically
@@ -27,40 +27,15 @@ SHARD_BYTES = 64 * 2**20  # of features and all else, which wait in memory for s
 SHARD_SECONDS = 60.0  # what a kill may cost
 
 
-class _Waiting:
-    """Images in memory, as `RowSource`."""
-
-    def __init__(self, images: Sequence[tuple[bytes, dict[str, np.ndarray]]] = ()) -> None:
-        self._images = [arrays for _, arrays in images]
-        self.offsets = np.cumsum([0, *(len(arrays[FEATURES]) for arrays in self._images)], dtype="<i8")
-        self.sizes = np.concatenate([np.zeros((0, 2), dtype="<i4"), *(arrays["sizes"] for arrays in self._images)])
-        self.image_ids = np.array([key for key, _ in images], dtype=np.bytes_)
-
-    def rows_into(self, name: str, start: int, rows: np.ndarray) -> None:
-        image, filled = int(np.searchsorted(self.offsets, start, side="right")) - 1, 0
-        while filled < len(rows):
-            own = self._images[image][name][start + filled - int(self.offsets[image]) :][: len(rows) - filled]
-            rows[filled : filled + len(own)] = own
-            image, filled = image + 1, filled + len(own)
-
-    def close(self) -> None:
-        """There is no file."""
-
-
 class ShardWriter:
     """Makes shards of the images that one process adds: files PROCESS-NUMBER.h5 in a folder, each whole or not there.
 
     Args:
         folder: where they go; shards of this process that are there stay, and further numbers follow.
-        process: its number.
-        attributes: of the store.
         note: what a shard is to say besides, of types that JSON has, asked for when it is finished.
         seconds: a shard is finished at the latest when its first image has waited for so long.
         durable: whether to wait until a shard is on the disk. A shard that is lost with the power is told by its
             checksums; where images come as fast as the disk takes them, waiting would cost more than making it again.
-
-    Raises:
-        UserError: an image is not what the store holds (nothing is changed then); OSError: the disk is full.
     """
 
     def __init__(
@@ -84,7 +59,7 @@ class ShardWriter:
         return checked_arrays(regions, self._attributes)
 
     def add(self, key: bytes, arrays: dict[str, np.ndarray]) -> None:
-        """Takes a checked image in; `key` is its `encoded_id`."""
+        """Takes a checked image in; `key` is its `encoded_id`. Raises OSError where the disk is full."""
         if not self._images:
             self._begun = time.monotonic()
         self._images.append((key, {name: array.copy() for name, array in arrays.items()}))
@@ -92,9 +67,9 @@ class ShardWriter:
         if self._bytes >= SHARD_BYTES or time.monotonic() - self._begun >= self._seconds:
             self.flush()
 
-    def waiting(self) -> _Waiting:
+    def waiting(self) -> Waiting:
         """The images that are in no shard yet."""
-        return _Waiting(self._images)
+        return Waiting(self._images)
 
     def flush(self) -> None:
         """Finishes a shard of the images that wait."""
@@ -154,11 +129,7 @@ class Unfinished:
         self.folder = target.with_name(target.name + PARTIAL_SUFFIX)
 
     def settings(self) -> dict[str, Any] | None:
-        """What the work was begun with; None if there is no work.
-
-        Raises:
-            UserError: that cannot be read, or the work is of an earlier version.
-        """
+        """What the work was begun with; None if there is none. Raises UserError if nobody can go on with it."""
         path = self.folder / "settings.json"
         lost = f"delete {self.folder}, what it holds is lost."
         try:
@@ -174,11 +145,7 @@ class Unfinished:
         return content
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Makes the folder, or leaves the one that is there but for what is of no use in it.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+        """Makes the folder, or leaves the one that is there but for what is of no use in it."""
         with failure_told(self.target, "check folder, permissions and room"):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "settings.json").exists():
@@ -223,18 +190,11 @@ class Unfinished:
         return found
 
     def finish(self, attributes: StoreAttributes, order: Iterable[str], earlier: Sequence[Shard]) -> int:
-        """Makes the store in place of whatever is at `target`, and removes the work.
+        """Makes the store in place of whatever is at `target`, and removes the work. Returns the number of images.
 
-        Images come in the order of the ids in `order`, then those that it does not name.
-
-        Args:
-            earlier: files whose images go into the store as well; an image of this work counts before theirs.
-
-        Returns:
-            the number of images.
-
-        Raises:
-            UserError: a shard is damaged, or the disk is full; work and target are as they were then.
+        Images come in the order of the ids in `order`, then those that it does not name; those of the files in
+        `earlier` too, unless this work has them. Raises UserError where a shard is damaged or the disk is full; work
+        and target are as they were then.
         """
         shards = self.shards()
         for shard in shards:
@@ -242,7 +202,7 @@ class Unfinished:
             for problem in unlike_written(shard):
                 raise UserError(f"{problem} Delete it and give the same command again, which does its images anew.")
             shard.close()
-        sources: list[RowSource] = [*shards, *earlier, _Waiting()]
+        sources: list[Shard | Waiting] = [*shards, *earlier, Waiting()]
         ids = np.concatenate([source.image_ids for source in sources])
         lookup = IdLookup(ids)
         found = np.array([lookup.find(image_id) for image_id in order], dtype=np.int64)
@@ -304,18 +264,21 @@ class RegionStoreWriter:
         note: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.path = Path(path)
-        least = {"feature_dim": (feature_dim, 1), "num_attributes": (num_attributes, 0)}
-        least["max_images_per_shard"] = (1 if max_images_per_shard is None else max_images_per_shard), 1
-        for name, (value, limit) in least.items():
-            if value < limit:
-                raise UserError(f"{path}: {name} is {value}, it must be at least {limit}.")
+        most = 1 if max_images_per_shard is None else max_images_per_shard
+        given = (
+            ("feature_dim", feature_dim, 1),
+            ("num_attributes", num_attributes, 0),
+            ("max_images_per_shard", most, 1),
+        )
+        for name, value, least in given:
+            if value < least:
+                raise UserError(f"{path}: {name} is {value}, it must be at least {least}.")
         if feature_dtype not in FEATURE_DTYPES:
             raise UserError(f"{path}: feature_dtype is {feature_dtype!r}, choose one of {', '.join(FEATURE_DTYPES)}.")
         _check_target(self.path, is_folder=max_images_per_shard is not None)
         dtype = np.dtype(feature_dtype).newbyteorder("<")
         self._attributes = StoreAttributes(feature_dim, dtype, num_attributes, detector, label_map)
-        self._provenance = provenance
-        self._max_images_per_shard = max_images_per_shard
+        self._provenance, self._max_images_per_shard = provenance, max_images_per_shard
         self._failed = self._closed = False
         if unfinished is None:
             with failure_told(self.path, HOW_TO_GO_ON):
@@ -343,8 +306,7 @@ class RegionStoreWriter:
         """Write one image. A refused image (UserError) leaves the writer as it was.
 
         Refused are: duplicate and malformed ids, a wrong feature dimension, arrays of unlike numbers of rows, values
-        that are not finite (in the data type of the store), indices outside of the label map, sizes that are not
-        positive.
+        that are not finite (in the store's data type), indices outside of the label map, sizes that are not positive.
         """
         if self._closed or self._failed:
             raise UserError(f"{self.path}: the writer is closed or has failed; start a new one.")
@@ -398,7 +360,7 @@ class RegionStoreWriter:
 
     def _finish(self) -> None:
         """What waits goes into the store straight from memory."""
-        sources: list[RowSource] = [*self._finished(), self._shards.waiting()]
+        sources: list[Shard | Waiting] = [*self._finished(), self._shards.waiting()]
         total = sum(len(source.sizes) for source in sources)
         attributes = replace(self._attributes, provenance=self._provenance)
         store = self._folder / "store"
