@@ -326,11 +326,13 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
         return tmp_path / name
 
     first = one("a.h5", "1")
-    assert "features of dimension 3 and 5" in refusal([first, one("b.h5", "2", feature_dim=5)])
-    assert "features of type float16 and float32" in refusal([first, one("c.h5", "2", feature_dtype="float32")])
-    assert "detector X152 and X101" in refusal([first, one("d.h5", "2", detector="X101")])
-    other = one("e.h5", "2", label_map=LabelMap(("background", "a", "b"), ()))
-    assert refusal([first, other]) == f"{first} and {other} cannot be one store: their label maps differ."
-    twin = one("f.h5", "1")
-    assert f"{first} and {twin} both hold image '1'" in refusal([first, twin])
+    for number, (words, image_id, changes) in enumerate((
+        ("cannot be one store: features of dimension 3 and 5", "2", {"feature_dim": 5}),
+        ("cannot be one store: features of type float16 and float32", "2", {"feature_dtype": "float32"}),
+        ("cannot be one store: detector X152 and X101", "2", {"detector": "X101"}),
+        ("cannot be one store: their label maps differ", "2", {"label_map": LabelMap(("background", "a", "b"), ())}),
+        ("both hold image '1'", "1", {}),
+    )):  # fmt: skip
+        other = one(f"{number}.h5", image_id, **changes)  # type: ignore[arg-type]
+        assert f"{first} and {other} {words}" in refusal([first, other])
     assert "the list of files is empty" in refusal([])

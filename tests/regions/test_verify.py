@@ -157,13 +157,13 @@ def test_files_without_checksums_stay_what_they_were(tmp_path: Path, run_command
     assert code == 0 and f"2 of 2 files have no checksums, as {folder}/shard-00000.h5: changed values pass" in out
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"features": 1}', "{" * 99999])
-def test_damaged_checksums_are_told(tmp_path: Path, text: str) -> None:
+def test_damaged_checksums_are_told(tmp_path: Path) -> None:
     path = sample(tmp_path / "coco.h5")
-    with h5py.File(path, "r+") as file:
-        file.attrs["checksums"] = text
-    with pytest.raises(UserError, match="root attribute checksums is"):
-        RegionStore(path)
+    for text in ("", "[]", "{}", '{"features": 1}', "{" * 60_000):
+        with h5py.File(path, "r+") as file:
+            file.attrs["checksums"] = text
+        with pytest.raises(UserError, match="root attribute checksums is"):
+            RegionStore(path)
 
 
 @pytest.mark.parametrize(

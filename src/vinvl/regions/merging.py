@@ -12,7 +12,7 @@ from zlib import crc32
 import h5py
 import numpy as np
 
-from vinvl.regions.layout import CHECKSUMS, FORMAT_NAME, FORMAT_VERSION, PROVENANCE
+from vinvl.regions.layout import CHECKSUMS, FORMAT_NAME, FORMAT_VERSION, PROVENANCE, ShardHeader
 from vinvl.regions.regions import FEATURES, ROW_ARRAYS, StoreAttributes
 from vinvl.regions.shard import Shard, quick_problems, unlike_checksum
 from vinvl.regions.store import RegionStore
@@ -50,13 +50,16 @@ class Waiting:
 class _CheckedShard(Shard):
     """A file that is read from its first row to its last, and refused where it is not as it was written."""
 
+    def __init__(self, header: ShardHeader) -> None:
+        super().__init__(header)
+        self._checksums: dict[str, int] = {}
+
     def rows_into(self, name: str, start: int, rows: np.ndarray, index: int | None = None) -> None:
         super().rows_into(name, start, rows, index)
         if name in ROW_ARRAYS and rows.nbytes:
-            checksums = self.__dict__.setdefault("_checksums", {})
-            checksums[name] = crc32(rows.data, checksums.get(name, 0) if start else 0)
+            self._checksums[name] = crc32(rows.data, self._checksums.get(name, 0) if start else 0)
             if start + len(rows) == self.header.num_regions:
-                for problem in unlike_checksum(self, name, checksums[name]):
+                for problem in unlike_checksum(self, name, self._checksums[name]):
                     raise UserError(problem)
 
 

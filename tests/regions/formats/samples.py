@@ -7,7 +7,7 @@ import copy
 import functools
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import lmdb
 import numpy as np
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -169,14 +170,57 @@ def write_npy_folder(folder: Path, images: Sequence[Sample]) -> Path:
     return folder
 
 
+def write_npz_folder(folder: Path, images: Sequence[Sample], **more: Any) -> Path:
+    """As bottom-up-attention's scripts save features."""
+    folder.mkdir()
+    for image in images:
+        size = {"image_w": image.width, "image_h": image.height, "num_bbox": len(image.boxes)}
+        np.savez_compressed(folder / f"{image.image_id}.npz", x=image.features, bbox=image.boxes, **size, **more)
+    return folder
+
+
+def record(i: Sample) -> dict[str, Any]:
+    size = {"image_width": i.width, "image_height": i.height, "num_boxes": len(i.boxes)}
+    return {"features": i.features, "bbox": i.boxes, "objects": i.classes, **size}
+
+
+def write_records(folder: Path, records: dict[str, Any], keys: Sequence[str] | None = None) -> Path:
+    """An LMDB of these records, with a list of these keys; none with an empty one."""
+    with lmdb.open(str(folder), map_size=2**24, lock=False) as database, database.begin(write=True) as transaction:
+        for name, value in records.items():
+            transaction.put(name.encode(), value if isinstance(value, bytes) else pickle.dumps(value))
+        if keys is None or keys:
+            transaction.put(b"keys", pickle.dumps([name.encode() for name in (records if keys is None else keys)]))
+    return folder
+
+
 def write_lmdb(path: Path, images: Sequence[Sample]) -> Path:
-    with lmdb.open(str(path), map_size=2**24) as database, database.begin(write=True) as transaction:
-        for i in images:
-            size = {"image_width": i.width, "image_height": i.height, "num_boxes": len(i.boxes)}
-            item = {"features": i.features, "bbox": i.boxes, "objects": i.classes, **size}
-            transaction.put(i.image_id.encode(), pickle.dumps(item))
-        transaction.put(b"keys", pickle.dumps([image.image_id.encode() for image in images]))
-    return path
+    return write_records(path, {image.image_id: record(image) for image in images})
+
+
+def write_tensors(path: Path, images: Sequence[Sample]) -> Path:
+    file = path.with_suffix(".pt")
+    torch.save({image.image_id: torch.from_numpy(image.rows) for image in images}, file)
+    return file
+
+
+def labels_of(images: Sequence[Sample], key: type = str) -> dict[Any, Any]:
+    """What a label pickle holds."""
+    return {
+        key(image.image_id): {
+            "class": [CLASSES[number] for number in image.classes],
+            "boxes": image.boxes,
+            "conf": list(image.scores),
+            "image_w": image.width,
+            "image_h": image.height,
+        }
+        for image in images
+    }
+
+
+def tsv(line: Callable[[Sample], str]) -> Callable[[Path, Sequence[Sample]], Path]:
+    """What writes a TSV of such lines, with its index."""
+    return lambda path, images: write_lines(path.with_suffix(".tsv"), [line(image) for image in images], lineidx=True)
 
 
 def renamed(image: Sample, image_id: str) -> Sample:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import random
 import tracemalloc
 import zipfile
@@ -28,9 +27,12 @@ from tests.regions.formats.samples import (
     oscar_line,
     prediction_line,
     published_folder,
+    record,
     samples,
     write_lines,
     write_npy_folder,
+    write_npz_folder,
+    write_records,
 )
 from vinvl.convert import convert
 from vinvl.regions import RegionStore
@@ -40,28 +42,7 @@ from vinvl.regions.formats.rows import FeatureOptions
 from vinvl.run.errors import UserError
 
 IMAGES = samples(8)
-READ = FeatureOptions(dim=DIM, workers=1)
-
-
-def write_npz_folder(folder: Path, images: Sequence[Sample]) -> Path:
-    folder.mkdir()
-    for image in images:
-        size = {"image_w": image.width, "image_h": image.height, "num_bbox": len(image.boxes)}
-        np.savez_compressed(folder / f"{image.image_id}.npz", x=image.features, bbox=image.boxes, **size)
-    return folder
-
-
-def record(image: Sample) -> dict[str, Any]:
-    size = {"image_width": image.width, "image_height": image.height}
-    return {"features": image.features, "bbox": image.boxes, "num_boxes": len(image.boxes), **size}
-
-
-def write_records(folder: Path, records: dict[str, Any], keys: Sequence[str]) -> Path:
-    with lmdb.open(str(folder), map_size=2**24, lock=False) as database, database.begin(write=True) as transaction:
-        for name, value in records.items():
-            transaction.put(name.encode(), value if isinstance(value, bytes) else pickle.dumps(value))
-        transaction.put(b"keys", pickle.dumps([name.encode() for name in keys]))
-    return folder
+READ = FeatureOptions(dim=DIM, workers=1, class_offset=1)
 
 
 def damaged(image: Sample) -> Sample:
@@ -218,9 +199,9 @@ def test_an_lmdb_that_is_cut_or_has_another_list(tmp_path: Path) -> None:
     for length in range(0, len(whole) - 4096, 1000):  # what the last page has behind its record is not missed
         data.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"no LMDB, or a damaged one|lies behind the end of the file"):
-            convert_features(tmp_path / "in", out, FeatureOptions(workers=1))
+            convert_features(tmp_path / "in", out, FeatureOptions(workers=1, class_offset=1))
     data.write_bytes(whole)
-    assert convert_features(tmp_path / "in", out, FeatureOptions(workers=1)).images == 2
+    assert convert_features(tmp_path / "in", out, FeatureOptions(workers=1, class_offset=1)).images == 2
 
 
 def bytes_changed(file: Path, seed: int) -> None:

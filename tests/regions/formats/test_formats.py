@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.regions.formats.samples import (
     Sample,
     bottom_up_line,
     composed,
+    labels_of,
     lxmert_line,
     objects_of,
     oscar_line,
@@ -192,17 +194,7 @@ def test_npz_files(tmp_path: Path, with_info: bool) -> None:
 def test_published_tensors_with_a_label_pickle(tmp_path: Path, zipped: bool, key: type) -> None:
     tensors = {key(image.image_id): torch.from_numpy(image.rows) for image in IMAGES}
     torch.save(tensors, tmp_path / "in.pt", _use_new_zipfile_serialization=zipped)
-    labels = {
-        key(image.image_id): {
-            "class": [CLASSES[number] for number in image.classes],
-            "boxes": image.boxes,
-            "conf": list(image.scores),
-            "image_w": image.width,
-            "image_h": image.height,
-        }
-        for image in IMAGES
-    }
-    (tmp_path / "labels.pkl").write_bytes(pickle.dumps(labels, protocol=2))
+    (tmp_path / "labels.pkl").write_bytes(pickle.dumps(labels_of(IMAGES, key), protocol=2))
     store = run(tmp_path / "in.pt", tmp_path / "out.h5", f"predictions={tmp_path / 'labels.pkl'}")
     assert_features(store)
     names = [store.label_map.classes[number] for number in store["107"].classes]
@@ -218,15 +210,20 @@ def test_ids_shards_and_float32(tmp_path: Path) -> None:
     assert len(store.headers) == 3 and store.feature_dtype == np.float32
 
 
-def test_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many small parts of a published folder, decoded by two processes: the same file, byte by byte."""
-    folder = published_folder(tmp_path / "in", samples(60))
-    run(folder, tmp_path / "one.h5", "workers=1")
+@pytest.mark.parametrize("write", [published_folder, write_npy_folder, write_lmdb])
+def test_processes_give_what_one_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, list[Sample]], Path]
+) -> None:
+    """Many small parts, decoded by two processes: the same file, byte by byte."""
+    images = samples(60)
+    folder, given = write(tmp_path / "in", images), [] if write is published_folder else ["class_offset=1"]
+    run(folder, tmp_path / "one.h5", "workers=1", *given)
     monkeypatch.setattr(source, "SMALL", 0)
     monkeypatch.setattr(tsv, "PART_BYTES", 1000)
-    run(folder, tmp_path / "two.h5", "workers=2")
+    run(folder, tmp_path / "two.h5", "workers=2", *given)
     assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
-    assert_features(RegionStore(tmp_path / "two.h5"), samples(60))
+    in_order = images if write is published_folder else sorted(images, key=lambda image: image.image_id)
+    assert_features(RegionStore(tmp_path / "two.h5"), in_order)
 
 
 def test_a_worker_that_is_killed_is_told_of() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.regions.formats.samples import (
     DIM,
@@ -22,6 +21,7 @@ from tests.regions.formats.samples import (
     write_lines,
     write_lmdb,
     write_npy_folder,
+    write_tensors,
 )
 from tests.regions.samples import ROW_NAMES
 from vinvl.regions import RegionStore
@@ -49,11 +49,6 @@ def damaged_published(folder: Path) -> Path:
     return source
 
 
-def tensors(folder: Path) -> Path:
-    torch.save({image.image_id: torch.from_numpy(image.rows) for image in IMAGES}, folder / "in.pt")
-    return folder / "in.pt"
-
-
 def damaged_npy(folder: Path) -> Path:
     source = write_npy_folder(folder / "in", IMAGES)
     (source / f"{IMAGES[3].image_id}_info.npy").unlink()
@@ -65,7 +60,7 @@ SKIP, OFFSET = "on_damaged=skip", "class_offset=1"
 SOURCES: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "damaged rows": (damaged_lines, [SKIP]),
     "with predictions, damaged": (damaged_published, [SKIP]),
-    "tensors": (tensors, ["assume_size=[10,10]"]),
+    "tensors": (lambda folder: write_tensors(folder / "in", IMAGES), ["assume_size=[10,10]"]),
     "npy": (damaged_npy, [SKIP, OFFSET]),
     "LMDB": (lambda folder: write_lmdb(folder / "in", IMAGES), [OFFSET]),
     "shards": (

@@ -10,25 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import pytest
-import torch
 
 from tests.regions.formats.samples import (
     CLASSES,
     DIM,
     Sample,
     bottom_up_line,
+    labels_of,
     lxmert_line,
     prediction_line,
     published_folder,
     refused,
     run,
     samples,
+    tsv,
     write_lines,
     write_lmdb,
     write_npy_folder,
+    write_records,
+    write_tensors,
 )
 from vinvl.regions import RegionStore
 from vinvl.regions.formats.convert import convert_features
@@ -40,25 +42,6 @@ IMAGES = samples()
 def without_regions(image: Sample) -> Sample:
     names = ("features", "boxes", "classes", "scores", "colours")
     return replace(image, **{name: getattr(image, name)[:0] for name in names})
-
-
-def tsv(line: Callable[[Sample], str]) -> Callable[[Path, list[Sample]], Path]:
-    return lambda path, images: write_lines(path.with_suffix(".tsv"), [line(image) for image in images], lineidx=True)
-
-
-def tensors_and_labels(path: Path, images: list[Sample]) -> Path:
-    torch.save({image.image_id: torch.from_numpy(image.rows) for image in images}, path.with_suffix(".pt"))
-    labels = {
-        i.image_id: {
-            "class": [CLASSES[n] for n in i.classes],
-            "boxes": i.boxes,
-            "image_w": i.width,
-            "image_h": i.height,
-        }
-        for i in images
-    }
-    path.with_suffix(".pkl").write_bytes(pickle.dumps(labels))
-    return path.with_suffix(".pt")
 
 
 def npz_with_tables(path: Path, images: list[Sample]) -> Path:
@@ -79,7 +62,7 @@ SOURCES: dict[str, Callable[[Path, list[Sample]], Path]] = {
     "JSON": lambda path, images: published_folder(path, images, "json"),
     "npy": write_npy_folder,
     "npz": npz_with_tables,
-    "tensors": tensors_and_labels,
+    "tensors": write_tensors,
     "LMDB": write_lmdb,
 }
 
@@ -91,6 +74,8 @@ def test_an_image_in_which_nothing_was_found_is_an_image(tmp_path: Path, kind: s
     source = SOURCES[kind](tmp_path / "in", images)
     dim = DIM if kind in ("columns", "JSON", "tensors") else None
     labels = tmp_path / "in.pkl" if kind == "tensors" else None
+    if labels:
+        labels.write_bytes(pickle.dumps(labels_of(images)))
     done = convert_features(source, tmp_path / "out.h5", FeatureOptions(dim=dim, predictions=labels, workers=1))
     store = RegionStore(tmp_path / "out.h5")
     assert done.images == 5 and store.verify() == []
@@ -147,8 +132,7 @@ def test_class_numbers_are_told_by_their_scores(
     if kind == "npz":
         np.savez(tmp_path / "in" / "7.npz", **image)
     else:
-        with lmdb.open(str(tmp_path / "in"), map_size=2**24) as database, database.begin(write=True) as transaction:
-            transaction.put(b"7", pickle.dumps(image))
+        write_records(tmp_path / "in", {"7": image}, [])
     store = run(tmp_path / "in", tmp_path / "out.h5", f"labels={tmp_path / 'map.json'}")
     assert [store.label_map.classes[number] for number in store["7"].classes] == [CLASSES[n] for n in NUMBERS]
 

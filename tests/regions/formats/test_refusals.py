@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import errno
 import os
-import pickle
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +33,6 @@ from tests.regions.formats.samples import (
 from vinvl.regions import writer
 from vinvl.regions.formats import rows as base64_arrays
 from vinvl.run.errors import UserError
-from vinvl.run.restricted_pickle import load_restricted
 
 IMAGES = samples()
 
@@ -177,38 +175,6 @@ def test_damaged_array_files_are_named(tmp_path: Path, damage: Callable[[Path], 
     sentence = refused(folder, tmp_path)
     assert re.search(words, sentence), sentence
     assert not Path("/tmp/it-ran").exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        pickle.dumps(Program()),
-        b"cbuiltins\neval\n(V1\ntR.",
-        b"cnumpy\nndarray\n((I9\ntS'O'\ntR.",
-        b"c_codecs\nencode\n(Vx\nVzlib\ntR.",
-        b"cnumpy.core.multiarray\n_reconstruct\n(cbuiltins\nobject\n(I0\ntS'b'\ntR.",
-        pickle.dumps({"boxes": np.ones(3)})[:-20],
-        b"",
-    ],
-)
-def test_pickles_hold_data_or_are_refused(content: bytes) -> None:
-    with pytest.raises(UserError, match=r"labels.pkl is a (damaged )?pickle"):
-        load_restricted(content, "labels.pkl")
-    assert not Path("/tmp/it-ran").exists()
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_pickles_of_data_are_read(protocol: int) -> None:
-    data = {
-        "a": [1, 2.5, None, "é", b"\xff"],
-        3: {"x", "y"},
-        "array": np.arange(6, dtype=">f8").reshape(2, 3, order="F"),
-    }
-    data |= {"scalar": np.float32(0.5), "names": np.array(["cat", None], dtype=object), "ids": np.array(["a", "bc"])}
-    read = load_restricted(pickle.dumps(data, protocol=protocol), "data")
-    assert read.keys() == data.keys() and read["a"] == data["a"] and read[3] == data[3] and read["scalar"] == 0.5
-    np.testing.assert_array_equal(read["array"], data["array"])
-    assert read["names"].tolist() == ["cat", None] and read["ids"].tolist() == ["a", "bc"]
 
 
 def test_tensors_that_are_programs_or_no_region_rows(tmp_path: Path) -> None:

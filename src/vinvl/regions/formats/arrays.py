@@ -289,7 +289,7 @@ USUAL_NAMES = {"class": 1601, "attribute": 401}
 def offset_of(
     numbers: np.ndarray | None, table: np.ndarray | None, names: int, kind: str, otherwise: int | None = None
 ) -> int | None:
-    """What is to be added to the class or attribute numbers of an image, told by their table of scores.
+    """What is to be added to the class or attribute numbers of an image, 0 or 1, told by their table of scores.
 
     A table with as many columns as there are names has the background, one with a column less leaves it out; which of
     its columns the numbers count shows in that they are those of the highest scores.
@@ -297,12 +297,9 @@ def offset_of(
     Args:
         numbers: (R,) or (R, K) as in the file; None if it has none.
         table: (R, C) scores of all classes, or anything else that then tells nothing.
-        names: of the label map, the background's included; 0 if there is none.
+        names: of the label map, the background's included; 0 if there is none, and then no name can be wrong.
         kind: "class" or "attribute".
         otherwise: what holds where the table tells nothing; None if nothing else does.
-
-    Returns:
-        0 or 1; without names, where no name can be wrong, `otherwise` if the table does not tell.
 
     Raises:
         UserError: there are names, and nothing tells.

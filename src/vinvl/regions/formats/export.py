@@ -1,4 +1,4 @@
-"""A store → `features.tsv` and `predictions.tsv` with their indices, as Oscar and VinVL read them."""
+"""A store → files as Oscar and VinVL read them, or MMF."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import numpy as np
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
-
-# A store → `ID.npy` and `ID_info.npy` for each image, as MMF reads them.
 
 
 def write_mmf_npy(store: RegionStore, folder: Path) -> None:
@@ -44,10 +42,7 @@ def write_mmf_npy(store: RegionStore, folder: Path) -> None:
             "image_height": regions.height,
         }
         if store.num_attributes:
-            info |= {
-                "attributes": np.array(regions.attributes),
-                "attribute_scores": np.array(regions.attribute_scores),
-            }
+            info |= {"attributes": np.array(regions.attributes), "attribute_scores": np.array(regions.attribute_scores)}
         np.save(path, regions.features.astype(np.float32))
         np.save(path.with_name(f"{path.stem}_info.npy"), info)
 
