@@ -25,11 +25,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vinvl.detector import DetectedRegions, Detector, DetectorConfig, pad_batch
+from vinvl.detector import DetectedRegions, Detector, DetectorConfig
 from vinvl.detector import backbone as resnext_module
 from vinvl.detector.backbone import FrozenBatchNorm2d, RegionHead
 from vinvl.detector.boxes import box_bins
-from vinvl.detector.detector import normalised, resized_pixels
+from vinvl.detector.detector import normalised, pad_batch, resized_pixels
 from vinvl.detector.heads import RegionFeatures, RegionMaps
 from vinvl.extraction.run import store_regions
 from vinvl.pictures import ReadingOptions, read_picture

@@ -133,21 +133,17 @@ def rgb_picture(image: Image.Image, options: ReadingOptions, name: str = "the pi
         turn = TURNS.get(orientation(image))
         image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I;16") or image.mode == "I":
-        image = _eight_bits(image, name)
+        levels = np.asarray(image)
+        if levels.size and (levels.min() < 0 or levels.max() > 0xFFFF):
+            pixels = f"pixels of {levels.min()} to {levels.max()}"
+            raise UserError(f"{name} has {pixels}: save it with 8 or 16 bits a channel.")
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise UserError(f"{name} has floating-point pixels, which have no known range: save it with 8 bits a channel.")
     if options.transparency != DROP_ALPHA and image.has_transparency_data:
-        image = image.convert("RGBA")
         below = Image.new("RGBA", image.size, options.transparency)
-        image = Image.alpha_composite(below, image)
+        image = Image.alpha_composite(below, image.convert("RGBA"))
     return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    levels = np.asarray(image)
-    if levels.size and (levels.min() < 0 or levels.max() > 0xFFFF):
-        raise UserError(f"{name} has pixels of {levels.min()} to {levels.max()}: save it with 8 or 16 bits a channel.")
-    return Image.fromarray((levels >> 8).astype(np.uint8))
 
 
 @contextmanager
@@ -289,8 +285,7 @@ def find_pictures(source: str | Path, names: PictureNames) -> Pictures:
     source = Path(source).expanduser()
     found: list[tuple[Path, str | None]]
     if source.is_dir():
-        found = [(path, None) for path in _walk(source)]
-        folder = source
+        found, folder = [(path, None) for path in _walk(source)], source
     elif not source.is_file():
         raise UserError(f"images={source} does not exist: give a folder, a list file or a picture.")
     elif source.suffix.lower() in SUFFIXES:
@@ -378,10 +373,9 @@ def _named(found: Sequence[tuple[Path, str | None]], folder: Path, names: Pictur
 
 
 def _refuse_twins(ids: Sequence[str], paths: Sequence[str], names: PictureNames) -> None:
-    distinct, firsts = np.unique(np.array(ids, dtype=object), return_index=True)
-    if len(distinct) == len(ids):
+    first = {ids[index]: index for index in reversed(range(len(ids)))}
+    if len(first) == len(ids):
         return
-    first = {image_id: int(index) for image_id, index in zip(distinct, firsts, strict=True)}
     twin = next(index for index, image_id in enumerate(ids) if first[image_id] != index)
     one, other = Path(paths[first[ids[twin]]]), Path(paths[twin])
     rule = "file" if os.path.splitext(one)[0] == os.path.splitext(other)[0] else "path"
@@ -389,6 +383,6 @@ def _refuse_twins(ids: Sequence[str], paths: Sequence[str], names: PictureNames)
     finer = names.pattern is None and rules.index(rule) > rules.index(names.rule)
     way = f"id.rule={rule}" if finer else "another id.pattern" if names.pattern else "one line a file"
     raise UserError(
-        f"{one} and {other} both have the image id {shown(ids[twin])} ({len(ids) - len(distinct):,} files in all share "
+        f"{one} and {other} both have the image id {shown(ids[twin])} ({len(ids) - len(first):,} files in all share "
         f"theirs with another): tell them apart with {way}, or with ids of your own in a list file (PATH<tab>ID)."
     )

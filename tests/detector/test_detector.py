@@ -15,6 +15,7 @@ from tests.detector.samples import (
     VARIANTS,
     assert_regions_as_recorded,
     full_state_dict,
+    network_input,
     recorded,
     recorded_json,
     roi_align,
@@ -22,7 +23,8 @@ from tests.detector.samples import (
     small_detector,
     small_images,
 )
-from vinvl.detector import Detector, DetectorConfig, network_input, pad_batch
+from vinvl.detector import Detector, DetectorConfig
+from vinvl.detector.detector import pad_batch
 from vinvl.detector.heads import RegionFeatures
 
 
@@ -43,7 +45,7 @@ def test_regions_as_recorded(detector: Detector, case: str, variant: str) -> Non
     assert len(found) == IMAGES[case]
     for index, regions in enumerate(found):
         assert_regions_as_recorded(regions, recorded(f"small_{case}"), f"{variant}out{index}.")
-        assert regions.region_rows().shape == (len(regions), 256 + 6)
+        assert regions.features.shape == (len(regions), 256)
 
 
 @pytest.mark.parametrize("case", IMAGES)
@@ -108,7 +110,7 @@ def test_the_published_architecture_end_to_end() -> None:
     with Image.open(golden.whole("detector/full_x152.png")) as image:
         regions = detector.detect([image])[0]
     assert_regions_as_recorded(regions, expected, "out0.")
-    assert regions.region_rows().shape == (facts["detections"], 2054)
+    assert regions.features.shape == (facts["detections"], 2048)
     with torch.no_grad(), Image.open(golden.whole("detector/full_x152.png")) as image:
         assert list(image.size) == facts["image_wh"]
         batch, sizes = pad_batch([network_input(image, config)], config.pad_multiple)

@@ -83,20 +83,6 @@ def test_matching_is_what_comparing_one_by_one_gives(
     assert found.tolist() == slow_match(ours, theirs, foreground, background, best_of_each)
 
 
-def test_no_object_goes_without_a_box_that_overlaps_it_at_all() -> None:
-    boxes = torch.tensor([[0.0, 0, 10, 10], [50, 0, 60, 10], [52, 0, 62, 10], [90, 0, 95, 5]])
-    objects = torch.tensor([[8.0, 0, 30, 10], [51, 0, 61, 10], [500, 500, 510, 510]])
-    for best_of_each, expected in ((False, [-1, 1, 1, -1]), (True, [0, 1, 1, -1])):
-        found = match(boxes, objects, foreground=0.7, background=0.3, best_of_each=best_of_each)
-        assert found.tolist() == expected
-
-
-def test_an_overlap_that_is_just_enough_is_enough() -> None:
-    objects = torch.tensor([[0.0, 0, 9, 9]])
-    boxes = torch.tensor([[0.0, 0, 4, 9], [0, 0, 1.5, 9], [0, 0, 1, 9]])  # IoU 0.5, 0.25 and 0.2
-    assert match(boxes, objects, foreground=0.5, background=0.25).tolist() == [0, NEITHER, BACKGROUND]
-
-
 def test_anchors_that_straddle_are_those_recorded() -> None:
     operations = recorded("ops")
     anchors, expected = operations["anchors.grid_6x9"], operations["anchors.visibility_img_140x90"].bool()

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from tests import golden
-from tests.detector.samples import SMALL, recorded, recorded_json, roi_align
-from vinvl.detector import DetectorConfig, network_input, pad_batch
+from tests.detector.samples import SMALL, network_input, recorded, recorded_json, roi_align
+from vinvl.detector import DetectorConfig
 from vinvl.detector.backbone import FrozenBatchNorm2d
 from vinvl.detector.boxes import (
     BOX_HEAD_WEIGHTS,
@@ -26,7 +26,7 @@ from vinvl.detector.boxes import (
     nms,
     nms_within_classes,
 )
-from vinvl.detector.detector import resized_size
+from vinvl.detector.detector import pad_batch, resized_size
 from vinvl.detector.heads import select_attributes, select_regions
 
 OPS = recorded("ops")

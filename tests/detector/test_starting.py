@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.detector.samples import SMALL, SMALL_WEIGHTS, small_detector, small_images
-from vinvl.detector import Architecture, Detector, DetectorConfig, load_detector, network_input
+from tests.detector.samples import SMALL, SMALL_WEIGHTS, network_input, small_detector, small_images
+from vinvl.detector import Architecture, Detector, DetectorConfig, load_detector
 from vinvl.detector.backbone import FrozenBatchNorm2d
 from vinvl.detector.boxes import iou
 from vinvl.detector.config import TrainingSettings

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.detector.samples import SMALL, SMALL_WEIGHTS, recorded, small_detector, small_images
-from vinvl.detector import load_detector, read_label_map
+from vinvl.detector import load_detector
 from vinvl.detector.task import load_what_fits
-from vinvl.detector.weights import match_names
+from vinvl.detector.weights import match_names, read_label_map
 from vinvl.run.errors import UserError
 
 SHARED_NAME, OTHER_NAME = "roi_heads.box.feature_extractor.", "attribute.feature_extractor."
@@ -50,7 +50,7 @@ def same_weights(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["bare", "model", "module", "both names", "other name", "half", "suffix", "safetensors"]
+    "form", ["bare", "model", "module", "both names", "other name", "no anchors", "suffix", "safetensors"]
 )
 def test_forms_of_published_files(tmp_path: Path, weights: dict[str, Tensor], form: str) -> None:
     other = {name.replace(SHARED_NAME, OTHER_NAME): tensor for name, tensor in weights.items()}
@@ -60,16 +60,11 @@ def test_forms_of_published_files(tmp_path: Path, weights: dict[str, Tensor], fo
         "module": {"model": {f"module.{name}": tensor for name, tensor in weights.items()}},
         "both names": {"model": weights | other},
         "other name": other,
-        "half": weights,
+        "no anchors": {name: tensor for name, tensor in weights.items() if "cell_anchors" not in name},
         "suffix": {name.removeprefix("backbone.body."): tensor for name, tensor in weights.items()},
         "safetensors": weights,
     }[form]  # type: ignore[assignment]
     same_weights(SMALL_WEIGHTS if form == "safetensors" else saved(tmp_path, content))
-
-
-def test_half_precision_weights_are_used_in_full(tmp_path: Path, weights: dict[str, Tensor]) -> None:
-    detector, _ = load_detector(saved(tmp_path, {name: tensor.half() for name, tensor in weights.items()}), SMALL)
-    assert {tensor.dtype for tensor in detector.state_dict().values()} == {torch.float32}
 
 
 def test_a_loaded_detector_is_ready(tmp_path: Path) -> None:
@@ -87,11 +82,6 @@ def test_extra_tensors_are_told_and_left(tmp_path: Path, weights: dict[str, Tens
     _, report = load_detector(path, SMALL)
     assert report.unused == ("relation.fc.weight", "module.counter")
     assert "2 of it not used (relation.fc.weight, module.counter)" in str(report)
-
-
-def test_anchors_may_be_missing(tmp_path: Path, weights: dict[str, Tensor]) -> None:
-    name = "rpn.anchor_generator.cell_anchors.0"
-    same_weights(saved(tmp_path, {key: tensor for key, tensor in weights.items() if key != name}))
 
 
 def test_a_missing_tensor_is_refused(tmp_path: Path, weights: dict[str, Tensor]) -> None:
@@ -139,12 +129,13 @@ def test_tensors_that_are_no_weights_are_refused(tmp_path: Path, weights: dict[s
         load_what_fits(small_detector(), path)
 
 
-def test_parameters_are_taken_for_what_they_are(tmp_path: Path, weights: dict[str, Tensor]) -> None:
-    """Also where the detector has a constant."""
+def test_parameters_and_half_precision_are_taken_for_what_they_are(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    """Parameters also where the detector has a constant."""
     same_weights(saved(tmp_path, {name: torch.nn.Parameter(tensor) for name, tensor in weights.items()}))
-    assert not any(
-        "running_var" in name for name, _ in load_detector(tmp_path / "detector.pth", SMALL)[0].named_parameters()
-    )
+    detector, _ = load_detector(tmp_path / "detector.pth", SMALL)
+    assert not any("running_var" in name for name, _ in detector.named_parameters())
+    detector, _ = load_detector(saved(tmp_path, {name: tensor.half() for name, tensor in weights.items()}), SMALL)
+    assert {tensor.dtype for tensor in detector.state_dict().values()} == {torch.float32}
 
 
 class Hostile:

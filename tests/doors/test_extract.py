@@ -21,7 +21,8 @@ from vinvl.regions.writer import Unfinished
 
 
 def arguments(folder: Path, *given: str) -> list[str]:
-    return [*overrides(folder), f"images={folder / 'pictures'}", f"output={folder / 'f.h5'}", *given]
+    place = [f"images={folder / 'pictures'}", f"output={folder / 'f.h5'}"]
+    return [*overrides(folder), "workers=1", *place, *given]
 
 
 def start(folder: Path, *given: str) -> door_runs.DoorProcess:
@@ -52,43 +53,43 @@ ALONE = "batch_size=1"
 
 @pytest.mark.slow
 def test_killed_again_and_again_nothing_is_lost_or_comes_twice(tmp_path: Path) -> None:
-    pictures(tmp_path / "pictures", 40)
+    pictures(tmp_path / "pictures", 24)
     broken_pictures(tmp_path / "pictures" / "broken")
     target, before = tmp_path / "f.h5", 0
-    for goal in (5, 18):
+    for goal in (3, 10):
         process = start(tmp_path, "shard_seconds=0", ALONE)
         process.wait_until(partial(reaches, target, goal))
         process.signalled(signal.SIGKILL)
-        assert f"{46 - before} of 46 pictures to do" in process.printed()
+        assert f"{30 - before} of 30 pictures to do" in process.printed()
         before = finished(target)
-        assert goal <= before < 40 and not target.exists() and Unfinished(target).folder.is_dir()
+        assert goal <= before < 24 and not target.exists() and Unfinished(target).folder.is_dir()
     result = call(tmp_path, "shard_seconds=0", ALONE)
     assert result.returncode == 0, result.stderr
-    assert f"{46 - before} of 46 pictures to do" in result.stdout and "6 pictures could not be used" in result.stdout
+    assert f"{30 - before} of 30 pictures to do" in result.stdout and "6 pictures could not be used" in result.stdout
     run_extract(tmp_path, f"images={tmp_path / 'pictures'}", f"output={tmp_path / 'whole.h5'}", ALONE)
     assert target.read_bytes() == (tmp_path / "whole.h5").read_bytes()
-    assert len(RegionStore(target)) == 40 and not Unfinished(target).folder.exists()
+    assert len(RegionStore(target)) == 24 and not Unfinished(target).folder.exists()
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_store(tmp_path: Path) -> None:
-    pictures(tmp_path / "pictures", 12)
+    pictures(tmp_path / "pictures", 8)
     broken_pictures(tmp_path / "pictures" / "broken")
     printed = door_runs.ranks_succeed(tmp_path, tmp_path, "extract", *arguments(tmp_path))
-    assert printed.count("18 of 18 pictures to do") == 1 and "6 pictures could not be used" in printed
+    assert printed.count("14 of 14 pictures to do") == 1 and "6 pictures could not be used" in printed
     assert (tmp_path / "f.h5").read_bytes() == uninterrupted(tmp_path)
 
 
 def test_control_c_keeps_what_was_done(tmp_path: Path) -> None:
-    pictures(tmp_path / "pictures", 40)
+    pictures(tmp_path / "pictures", 20)
     process = start(tmp_path, "shard_seconds=0")
-    process.wait_until(partial(reaches, tmp_path / "f.h5", 8))
+    process.wait_until(partial(reaches, tmp_path / "f.h5", 4))
     os.kill(process.pid, signal.SIGINT)
     assert process.wait() == 130 and "Traceback" not in process.printed(), process.printed()
     assert "same command" in process.printed()
-    assert finished(tmp_path / "f.h5") >= 8
+    assert finished(tmp_path / "f.h5") >= 4
     result = call(tmp_path)
-    assert result.returncode == 0 and len(RegionStore(tmp_path / "f.h5")) == 40
+    assert result.returncode == 0 and len(RegionStore(tmp_path / "f.h5")) == 20
 
 
 def other_weights(folder: Path) -> str:

@@ -36,7 +36,7 @@ def overrides(folder: Path) -> list[str]:
         *(f"detector.{name}={value}" for name, value in vars(SMALL).items() if name != "architecture"),
         "detector.rpn_proposals=20",
         "trainer.accelerator=cpu",
-        "workers=1",
+        "workers=0",
     ]
 
 

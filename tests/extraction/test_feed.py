@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.detector.samples import SMALL
+from tests.detector.samples import SMALL, network_input
 from tests.picture_samples import broken_pictures, gradient, save
-from vinvl.detector.detector import network_input, normalised, pad_batch, padded_size
+from vinvl.detector.detector import normalised, pad_batch, padded_size
 from vinvl.extraction import feed as feed_module
 from vinvl.extraction.feed import FeedOptions, PictureFeed, alike, window_size
 from vinvl.pictures import PictureNames, ReadingOptions, find_pictures

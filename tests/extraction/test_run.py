@@ -63,18 +63,13 @@ def test_a_store_says_how_it_was_made(tmp_path: Path) -> None:
 
 def test_batches_shards_and_order_give_the_same_store(tmp_path: Path) -> None:
     """Bit for bit: a picture's features depend on nobody who is beside it."""
-    pictures(tmp_path / "pictures", 9)
+    pictures(tmp_path / "pictures", 6)
     whole = store_of(tmp_path)
     parts = []
-    for index in range(3):
-        name = f"part-{index:05d}-of-00003.h5"
-        run_extract(
-            tmp_path,
-            f"images={tmp_path / 'pictures'}",
-            f"output={tmp_path / 'part.h5'}",
-            f"shard.index={index}",
-            "shard.count=3",
-        )
+    for index in range(2):
+        name = f"part-{index:05d}-of-00002.h5"
+        place = [f"images={tmp_path / 'pictures'}", f"output={tmp_path / 'part.h5'}"]
+        run_extract(tmp_path, *place, f"shard.index={index}", "shard.count=2")
         parts.append(tmp_path / name)
     merged = merge_stores(parts, tmp_path / "merged.h5")
     assert (tmp_path / "merged.h5").read_bytes() == (tmp_path / "f.h5").read_bytes()
@@ -102,7 +97,8 @@ def test_broken_pictures_are_told_at_the_end(tmp_path: Path, capsys: pytest.Capt
 def test_the_same_command_again_does_only_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = pictures(tmp_path / "pictures")
     (folder / "late.png").touch()
-    before = {image_id: store_of(tmp_path)[image_id].features.copy() for image_id in ("picture_0000", "picture_0003")}
+    store = store_of(tmp_path)
+    before = {image_id: store[image_id].features.copy() for image_id in ("picture_0000", "picture_0003")}
     assert "5 of 5 pictures to do" in capsys.readouterr().out
     content = (tmp_path / "f.h5").read_bytes()
     store_of(tmp_path)

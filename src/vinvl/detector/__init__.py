@@ -5,17 +5,7 @@ trainer.
 """
 
 from vinvl.detector.config import Architecture, DetectorConfig
-from vinvl.detector.detector import DetectedRegions, Detector, network_input, pad_batch
-from vinvl.detector.weights import load_detector, read_label_map, sha256_of_file
+from vinvl.detector.detector import DetectedRegions, Detector
+from vinvl.detector.weights import load_detector
 
-__all__ = [
-    "Architecture",
-    "DetectedRegions",
-    "Detector",
-    "DetectorConfig",
-    "load_detector",
-    "network_input",
-    "pad_batch",
-    "read_label_map",
-    "sha256_of_file",
-]
+__all__ = ["Architecture", "DetectedRegions", "Detector", "DetectorConfig", "load_detector"]

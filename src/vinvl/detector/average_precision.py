@@ -1,6 +1,5 @@
 """Mean average precision of detected boxes, as COCO counts it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +7,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
-
-# Which boxes of a detector found an object of one picture, by COCO's rules.
-
 
 TRUE, FALSE, IGNORED = 1, 0, -1  # found an object; found none; found something that is not counted
 # As COCO's own evaluation computes them, to the last bit.
@@ -153,6 +149,7 @@ class AttributeRecall(Metric):
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # where precision is read off
 MOST_BOXES = 100  # of an image and a class, that count
+KEPT = ("images", "labels", "scores", "outcomes")  # of every box
 
 
 class AveragePrecision(Metric):
@@ -168,16 +165,12 @@ class AveragePrecision(Metric):
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
-    images: list[Tensor]
-    labels: list[Tensor]
-    scores: list[Tensor]
-    outcomes: list[Tensor]
     objects: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        for name in ("images", "labels", "scores", "outcomes"):
+        for name in KEPT:
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self.add_state("objects", default=torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
         self.reset()
@@ -199,8 +192,7 @@ class AveragePrecision(Metric):
     def compute(self) -> dict[str, Tensor]:
         """`by_class` (num_classes, 10) float64, nan for a class without objects, and the means over the others: `map`,
         `map_50`, `map_75`, float64 scalars between 0 and 1; nan if there are no objects at all."""
-        states: Sequence[list[Tensor]] = (self.images, self.labels, self.scores, self.outcomes)
-        images, labels, scores, outcomes = (dim_zero_cat(state).cpu().numpy() for state in states)
+        images, labels, scores, outcomes = (dim_zero_cat(getattr(self, name)).cpu().numpy() for name in KEPT)
         objects = self.objects.cpu().numpy()
         order = np.lexsort((images, -scores, labels))  # class by class, best first; ties by image, then as they came
         starts = np.searchsorted(labels[order], np.arange(self.num_classes + 1))
@@ -215,9 +207,8 @@ class AveragePrecision(Metric):
 
     def _keep(self, images: np.ndarray, labels: np.ndarray, scores: np.ndarray, outcomes: np.ndarray) -> None:
         values = (images.astype(np.int64), labels.astype(np.int64), scores.astype(np.float64), outcomes)
-        states = (self.images, self.labels, self.scores, self.outcomes)
-        for state, value in zip(states, values, strict=True):
-            state.append(torch.from_numpy(value).to(self.objects.device))
+        for name, value in zip(KEPT, values, strict=True):
+            getattr(self, name).append(torch.from_numpy(value).to(self.objects.device))
 
 
 def average_precision(outcomes: np.ndarray, objects: int) -> np.ndarray:
@@ -232,9 +223,8 @@ def average_precision(outcomes: np.ndarray, objects: int) -> np.ndarray:
     precision = right / (counted + np.spacing(1))
     precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]  # at this recall or a higher one
     recall = right / objects
-    result = np.zeros(outcomes.shape[1])
-    for threshold in range(outcomes.shape[1]):
-        place = np.searchsorted(recall[:, threshold], RECALLS, side="left")
-        reached = place < len(precision)
-        result[threshold] = precision[place[reached], threshold].sum() / len(RECALLS)
-    return result
+    sums = []
+    for own, reached in zip(precision.T, recall.T, strict=True):
+        place = np.searchsorted(reached, RECALLS, side="left")
+        sums.append(own[place[place < len(own)]].sum())
+    return np.array(sums) / len(RECALLS)

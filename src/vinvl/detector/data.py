@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from msgspec import Meta
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from vinvl.data.module import STAGES_OF, Loaders, example_text, split_entry
@@ -98,20 +99,14 @@ def collate(examples: Sequence[DetectionExample]) -> DetectionBatch:
     """Pads pictures to the largest of the batch, and attributes to the most."""
     sizes = tuple((example.pixels.shape[0], example.pixels.shape[1]) for example in examples)
     height, width = (max(side) for side in zip(*sizes, strict=True))
-    padded = torch.zeros(len(examples), height, width, 3, dtype=torch.uint8)
-    for row, example in zip(padded, examples, strict=True):
-        row[: example.pixels.shape[0], : example.pixels.shape[1]] = example.pixels
-    counts = tuple(len(example.objects) for example in examples)
-    most = max(example.objects.attributes.shape[1] for example in examples)
-    attributes = torch.zeros(sum(counts), most, dtype=torch.int64)
-    for rows, example in zip(attributes.split(list(counts)), examples, strict=True):
-        rows[:, : example.objects.attributes.shape[1]] = example.objects.attributes
+    objects = [example.objects for example in examples]
+    most, pairs = max(one.attributes.shape[1] for one in objects), zip(examples, sizes, strict=True)
     return DetectionBatch(
-        padded=padded,
-        boxes=torch.cat([example.objects.boxes for example in examples]),
-        labels=torch.cat([example.objects.labels for example in examples]),
-        attributes=attributes,
-        counts=counts,
+        padded=torch.stack([pad(one.pixels, (0, 0, 0, width - w, 0, height - h)) for one, (h, w) in pairs]),
+        boxes=torch.cat([one.boxes for one in objects]),
+        labels=torch.cat([one.labels for one in objects]),
+        attributes=torch.cat([pad(one.attributes, (0, most - one.attributes.shape[1])) for one in objects]),
+        counts=tuple(map(len, objects)),
         sizes=sizes,
         original_sizes=tuple(example.original_size for example in examples),
         truths=tuple(example.truth for example in examples),

@@ -42,16 +42,6 @@ class DetectedRegions:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def geometry(self) -> Tensor:
-        """(n, 6) float32: x1/W, y1/H, x2/W, y2/H, (x2 - x1)/W, (y2 - y1)/H."""
-        size = self.boxes.new_tensor(self.image_size).repeat(2)
-        corners = self.boxes / size
-        return torch.cat([corners, corners[:, 2:] - corners[:, :2]], dim=1)
-
-    def region_rows(self) -> Tensor:
-        """(n, 2054) float32, as VinVL's models take regions: the feature vector, then the geometry."""
-        return torch.cat([self.features, self.geometry()], dim=1)
-
 
 # From a picture to the network's input, exactly as the published extractor does it.
 
@@ -95,16 +85,11 @@ def normalised(pixels: Tensor) -> Tensor:
     return (pixels.flip(-1).float() - pixels.new_tensor(MEAN, dtype=torch.float32)).permute(2, 0, 1).contiguous()
 
 
-def network_input(image: Image.Image, config: DetectorConfig) -> Tensor:
-    """Float32 (3, height, width) of a picture: resized, blue-green-red, 0 to 255 less the mean."""
-    return normalised(resized_pixels(image, config))
-
-
 def pad_batch(images: list[Tensor], multiple: int = 1) -> tuple[Tensor, list[ImageSize]]:
     """(B, 3, H, W), zero at the bottom and right of smaller images, and each image's (height, width) in it.
 
     Args:
-        images: each (3, height, width), from `network_input`.
+        images: each (3, height, width), from `normalised`.
         multiple: H and W are rounded up to a multiple of it.
     """
     sizes = [(image.shape[1], image.shape[2]) for image in images]

@@ -72,17 +72,10 @@ def initialise(detector: Detector, generator: torch.Generator) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, a=1, generator=generator)
     head, box, attribute = detector.rpn.head, detector.roi_heads.box.predictor, detector.attribute.predictor
-    for layer, deviation in (
-        (head.conv, 0.01),
-        (head.cls_logits, 0.01),
-        (head.bbox_pred, 0.01),
-        (box.cls_score, 0.01),
-        (box.bbox_pred, 0.001),
-        (attribute.fc_attr, 0.01),
-        (attribute.attr_score, 0.01),
-        (attribute.cls_embedding, 0.01),
-    ):
-        layer.weight.normal_(0, deviation, generator=generator)
+    layers: list[nn.Conv2d | nn.Linear | nn.Embedding] = [head.conv, head.cls_logits, head.bbox_pred, box.cls_score]
+    layers += [box.bbox_pred, attribute.fc_attr, attribute.attr_score, attribute.cls_embedding]
+    for layer in layers:
+        layer.weight.normal_(0, 0.001 if layer is box.bbox_pred else 0.01, generator=generator)
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
             layer.bias.zero_()
 
@@ -224,9 +217,8 @@ class DetectorTask(VinVLTask):
     def training_loss(self, batch: DetectionBatch) -> Tensor:  # type: ignore[override]
         pictures = [normalised(one) for one in batch.pictures()]
         images, sizes = pad_batch(pictures, self.settings.pad_multiple)
-        losses = detector_losses(
-            self.detector, images, sizes, batch.objects(), self.training_settings, self._generator()
-        )
+        targets = batch.objects()
+        losses = detector_losses(self.detector, images, sizes, targets, self.training_settings, self._generator())
         named = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         self.log_dict(named, batch_size=len(batch))
         return sum(losses.values(), images.new_zeros(()))

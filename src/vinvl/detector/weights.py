@@ -18,7 +18,7 @@ from vinvl.models.weight_files import load_published_state_dict
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, read_bytes
-from vinvl.run.tensor_files import load_tensor_file, unlike_plain
+from vinvl.run.tensor_files import load_tensor_file, plain_tensors
 from vinvl.run.values import shown
 
 PARALLEL_PREFIX = "module."  # of every name in a file saved from a data-parallel model
@@ -99,14 +99,12 @@ def read_detector_weights(path: str | Path) -> dict[str, Tensor]:
         content = content["model"]
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds no tensors by name, nor such under 'model': give a detector's weight file.")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or unlike_plain(value) is not None:
-            raise UserError(f"{path}: {str(name)[:80]!r} is not a tensor of numbers: give a detector's weight file.")
-    for name, tensor in content.items():
+    tensors = plain_tensors(content, str(path))
+    for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise UserError(f"{path}: {name[:80]!r} holds NaN or infinite numbers: the file is damaged, get it again.")
-    prefix = PARALLEL_PREFIX if all(name.startswith(PARALLEL_PREFIX) for name in content) else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    prefix = PARALLEL_PREFIX if all(name.startswith(PARALLEL_PREFIX) for name in tensors) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def match_names(wanted: Iterable[str], found: Iterable[str]) -> dict[str, str]:
