@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vinvl.data import table
-from vinvl.data.table import TEXT, TEXTS, Column, Form, RecordTable
+from vinvl.data.table import IDS, TEXT, TEXTS, Column, Form, RecordTable
 from vinvl.run.errors import UserError
 
 FORM = Form(
@@ -54,6 +54,20 @@ def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert records.row(3) == {"note_id": "x", "image_id": "n1", "words": ["b", "c"], "kind": "own"}
     kept = records.select(np.array([False, True, False, True]))
     assert kept.describe(1) == "b.json line 9 (note x)" and list(kept["note_id"]) == [str(2**70), "x"]
+
+
+@pytest.mark.parametrize("block", [1, 2, 100])
+def test_lists_of_ids_are_texts_where_one_is(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "BLOCK", block)
+    form = Form("images", "image", {"image_id": TEXT, "ids": IDS})
+    listed: list[Any] = [[1, 2], None, [], [3], ["x", 4]]
+    for lists, kind in ((listed[:4], int), (listed, str)):
+        rows = [("a.json", number, number, ids) for number, ids in enumerate(lists)]
+        records = RecordTable.of(form, rows, "a.json")
+        assert list(records["ids"]) == [ids if ids is None else [kind(one) for one in ids] for ids in lists]
+        assert list(records["ids"].starts()) == [0, 2, 2, 2, 3, 5][: len(lists) + 1]
+    with pytest.raises(UserError, match="7: ids is an integer of more than 256 digits"):
+        RecordTable.of(form, [("a.json", 7, 1, [10**300])], "a.json")
 
 
 def test_what_nobody_says_is_no_column() -> None:

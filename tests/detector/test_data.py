@@ -16,8 +16,7 @@ from tests.picture_samples import gradient, save, truncated, with_orientation
 from vinvl.data.sampling import Draw
 from vinvl.detector import DetectorConfig
 from vinvl.detector.data import Augmentation, DetectionDataModule, DetectionDataset, mirrored, network_boxes
-from vinvl.detector.instances import InstanceOptions, read_instances
-from vinvl.detector.records import PictureRecords
+from vinvl.detector.instances import InstanceOptions, PictureRecords, read_instances
 from vinvl.pictures import ReadingOptions
 from vinvl.regions.regions import LabelMap
 
@@ -34,7 +33,7 @@ def test_what_is_read(tmp_path: Path) -> None:
     path, pictures = write(tmp_path)
     found, labels = read_instances(path, pictures, None, STRICT)
     assert labels == NAMES  # in the order of their ids
-    assert list(found.image_ids) == ["1", "2", "7", "9"] and found.path(1) == pictures / "sub" / "002.png"
+    assert found.image_ids.tolist() == ["1", "2", "7", "9"] and found.path(1) == pictures / "sub" / "002.png"
     assert found.sizes.tolist() == [list(size) for size in SIZES.values()]
     assert found.true_boxes(0).boxes.tolist() == [[0, 0, 40, 30]]
     assert found.true_boxes(1).boxes.tolist() == [[1, 2, 11, 22.5], [5, 5, 25, 25]]
@@ -144,7 +143,9 @@ def test_boxes_in_other_units_are_refused(tmp_path: Path) -> None:
             if options in refusing:
                 assert words in refusal(read_instances, path, pictures, None, options)
             elif not words:
-                assert len(read_instances(path, pictures, None, options)[0].boxes) == len(content["annotations"])
+                assert len(read_instances(path, pictures, None, options)[0].true_boxes().boxes) == len(
+                    content["annotations"]
+                )
 
 
 def test_attributes_as_cvat_writes_them_and_pictures_by_whole_paths_and_links(tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_missing_pictures(tmp_path: Path) -> None:
     sentence = refusal(read_instances, path, pictures, None, STRICT)
     assert "lacks 1 of the 4 pictures" in sentence and "'sub/002.png' (image 2)" in sentence
     found, _ = read_instances(path, pictures, None, LENIENT)
-    assert list(found.image_ids) == ["1", "7", "9"] and found.true_boxes(1).labels.tolist() == [2]
+    assert found.image_ids.tolist() == ["1", "7", "9"] and found.true_boxes(1).labels.tolist() == [2]
     assert "does not exist" in refusal(read_instances, path, tmp_path / "nowhere", None, LENIENT)
     assert "lacks 4 of the 4" in refusal(read_instances, path, tmp_path, None, LENIENT)  # "sub" is not there
 
@@ -213,51 +214,55 @@ def changed(place: str, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("place", "value", "words"),
     [
-        ("images", ..., "is no COCO instances file"),
+        ("images", ..., "missing required field `images` at $; give a COCO instances file"),
         ("images", [], "holds no images"),
-        ("annotations", {}, "no list of annotations"),
-        ("categories", ..., "has no categories"),
-        ("categories", [], "has no categories"),
+        ("annotations", {}, "got `object` at $.annotations; give a COCO instances file"),
+        ("categories", ..., "missing required field `categories`"),
+        ("categories", [], "of length >= 1 at $.categories"),
         ("categories.0.name", "cat", "category 2 has the name 'cat' of another"),
         ("categories.0.id", 2, "category 2 has the id 2 of another"),
-        ("categories.0.id", "5", "category 1 has the id '5'"),
-        ("categories.0.name", " ", "category 1 has an empty name"),
-        ("attributes", "small", "attributes is 'small'"),
-        ("attributes.0", 7, "attribute 1 is 7"),
-        ("attributes.0", "", "attribute 1 is ''"),
-        ("images.1", 3, "image 2 is 3"),
-        ("images.1.id", 1, "image 2 has the id 1 of image 1"),
-        ("images.1.id", ..., "image 2 has no id"),
-        ("images.1.file_name", "", "image 2 has an empty file_name"),
-        ("images.1.file_name", 5, "image 2: file_name is 5"),
+        ("categories.0.id", "5", "got `str` at $.categories[0].id"),
+        ("categories.0.name", " ", "that is not blank at $.categories[0].name"),
+        ("attributes", "small", "got `str` at $.attributes"),
+        ("attributes.0", 7, "got `int` at $.attributes[0]"),
+        ("attributes.0", "", "that is not blank at $.attributes[0]"),
+        ("images.1", 3, "got `int` at $.images[1]"),
+        ("images.1.id", 1, "image 2 has the image_id 1 of"),
+        ("images.1.id", "1", "image 2 has the image_id 1 of"),
+        ("images.1.id", ..., "missing required field `id` at $.images[1]"),
+        ("images.1.file_name", "", "that is not blank at $.images[1].file_name"),
+        ("images.1.file_name", 5, "got `int` at $.images[1].file_name"),
         ("images.1.file_name", "sub/../sub/002.png", "image 2: the file_name 'sub/../sub/002.png' leads out of"),
         ("images.1.file_name", "../instances.json", "leads out of"),
         ("images.1.file_name", "/etc/passwd", "leads out of"),
         ("images.1.file_name", "a\0.png", "leads out of"),
-        ("images.1.width", 0, "image 2 is 0 wide and 60 high"),
-        ("images.1.height", "60", "image 2 is 30 wide and '60' high"),
-        ("images.1.width", ..., "image 2 is missing or null wide"),
-        ("annotations.2", None, "annotation 3 is missing or null"),
+        ("images.1.width", 0, ">= 1 at $.images[1].width"),
+        ("images.1.height", 2**31, "at $.images[1].height"),
+        ("images.1.height", "60", "got `str` at $.images[1].height"),
+        ("images.1.width", ..., "image 2 has one of width and height"),
+        ("annotations.2", None, "got `null` at $.annotations[2]"),
         ("annotations.2.image_id", 8, "annotation 3 (id 12) is of the image 8"),
-        ("annotations.2.image_id", ..., "annotation 3 (id 12) has no image_id"),
-        ("annotations.2.category_id", 3, "annotation 3 (id 12) has the category_id 3"),
-        ("annotations.2.category_id", [2], "annotation 3 (id 12) has the category_id [2]"),
-        ("annotations.2.bbox", ..., "annotation 3 (id 12) has no bbox"),
-        ("annotations.2.bbox", [1, 2, 3], "has the bbox [1, 2, 3], expected x, y, width and height"),
-        ("annotations.2.bbox", [1, 2, 3, True], "expected x, y, width and height"),
-        ("annotations.2.bbox", [1, 2, 3, float("nan")], "expected x, y, width and height"),
-        ("annotations.2.bbox", [1, 2, 3, 10**400], "expected x, y, width and height"),
+        ("annotations.2.image_id", ..., "missing required field `image_id` at $.annotations[2]"),
+        ("annotations.2.category_id", 3, "annotation 3 (id 12) is of the category_id 3"),
+        ("annotations.2.category_id", [2], "got `array` at $.annotations[2].category_id"),
+        ("annotations.2.bbox", ..., "missing required field `bbox` at $.annotations[2]"),
+        ("annotations.2.bbox", [1, 2, 3], "of length 4 at $.annotations[2].bbox"),
+        ("annotations.2.bbox", [1, 2, 3, True], "got `bool` at $.annotations[2].bbox[3]"),
+        ("annotations.2.bbox", [1, 2, 3, 1e9], "at $.annotations[2].bbox[3]"),
+        ("annotations.2.bbox", [1, 2, 3, float("nan")], "is not valid JSON"),
+        ("annotations.2.bbox", [1, 2, 3, 10**400], "at $.annotations[2].bbox[3]"),
         ("annotations.2.bbox", [1, 2, 0, 5], "has no area"),
         ("annotations.2.bbox", [1, 2, -3, 5], "has no area"),
-        ("annotations.2.bbox", [40, 2, 3, 5], "is not within its image of 30 × 60"),
+        ("annotations.2.bbox", [40, 2, 3, 5], "annotation 3 (id 12): the bbox [40.0, 2.0, 3.0, 5.0] is not within its"),
         ("annotations.2.bbox", [20, 2, 12, 5], "is not within its image of 30 × 60"),
         ("annotations.2.bbox", [20, -2, 5, 5], "is not within its image of 30 × 60"),
         ("annotations.2.bbox", [10, 20, 20, 50], "is not within its image of 30 × 60 (its corners would be"),
-        ("annotations.2.iscrowd", "0", "has the iscrowd '0', expected 0 or 1"),
-        ("annotations.0.attributes", "small", "the attributes 'small', expected a list"),
-        ("annotations.0.attributes", {"small": "yes"}, "the attributes {'small': 'yes'}, expected a list"),
-        ("annotations.0.attributes", [4], "the attribute 4, which is none"),
-        ("annotations.0.attributes", [None], "the attribute missing or null"),
+        ("annotations.2.iscrowd", "0", "got `str` at $.annotations[2].iscrowd"),
+        ("annotations.2.iscrowd", 2, "<= 1 at $.annotations[2].iscrowd"),
+        ("annotations.0.attributes", "small", "got `str` at $.annotations[0].attributes"),
+        ("annotations.0.attributes", {"small": "yes"}, "got `str` at $.annotations[0].attributes[...]"),
+        ("annotations.0.attributes", [4], "annotation 1 (id 10) has the attribute 4, which is none"),
+        ("annotations.0.attributes", [None], "got `null` at $.annotations[0].attributes[0]"),
         ("annotations.0.attributes", ["large"], "the attribute 'large', which the detector is not trained on"),
     ],
 )

@@ -19,9 +19,8 @@ from vinvl.data.sampling import Draw
 from vinvl.detector.average_precision import TrueBoxes
 from vinvl.detector.config import Count, DetectorConfig
 from vinvl.detector.detector import resized_pixels, resized_size
-from vinvl.detector.instances import InstanceOptions, read_instances
+from vinvl.detector.instances import InstanceOptions, PictureRecords, read_instances
 from vinvl.detector.losses import Objects
-from vinvl.detector.records import PictureRecords
 from vinvl.detector.weights import read_label_map
 from vinvl.pictures import ReadingOptions, read_picture
 from vinvl.regions.regions import LabelMap
@@ -355,9 +354,10 @@ class DetectionDataModule(pl.LightningDataModule):
         self._label_map = self._label_map or labels
         if stage == "train":
             records = self._to_learn_from(records)
-        if not (~records.crowd).any():
+        objects = records.true_boxes()
+        if objects.crowd.all():
             raise UserError(f"{records.source} has no annotated objects, so it can be neither trained on nor scored.")
-        if stage == "train" and not learnable(TrueBoxes(records.boxes, records.labels, records.crowd)).any():
+        if stage == "train" and not learnable(objects).any():
             raise UserError(f"{records.source} has no object of more than a pixel, so there is nothing to learn.")
         augmentation = self.augmentation if stage == "train" else None
         return DetectionDataset(records, self.detector, self.label_map, augmentation, self.seed, self.options.reading)
@@ -366,6 +366,6 @@ class DetectionDataModule(pl.LightningDataModule):
         """Without the pictures that have no objects, if so asked."""
         if self.options.empty_pictures == "keep":
             return records
-        owners = np.repeat(np.arange(len(records)), np.diff(records.offsets))
-        counts = np.bincount(owners[~records.crowd], minlength=len(records))
+        owners = np.repeat(np.arange(len(records)), np.diff(records["labels"].starts()))
+        counts = np.bincount(owners[~records.true_boxes().crowd], minlength=len(records))
         return records if counts.all() else records.select(counts > 0)

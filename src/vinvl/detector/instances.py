@@ -1,24 +1,76 @@
-"""COCO instances JSON, with attributes if there are any → picture records."""
+"""COCO instances JSON, with attributes if there are any → annotated pictures as Arrow records."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+import pyarrow as pa
+from msgspec import Meta, Raw, Struct
+from msgspec.json import Decoder
 from pytorch_lightning.utilities import rank_zero_warn
 
-from vinvl.data.columns import TextColumn
-from vinvl.data.records import Record, checked_record, record_list, required, required_id, required_text, shown
-from vinvl.detector.records import FileNames, Indices, PictureRecords, attribute_names, starts
+from vinvl.data.table import IDS, TEXT, Column, Form, RecordTable, as_lists
+from vinvl.detector.average_precision import TrueBoxes
 from vinvl.pictures import ReadingOptions, picture_size
-from vinvl.regions.regions import LabelMap
+from vinvl.regions.regions import BACKGROUND, NO_ATTRIBUTE, LabelMap
 from vinvl.run.errors import UserError
-from vinvl.run.files import no_cycle_collection, read_json
-from vinvl.run.values import check_fields
+from vinvl.run.files import no_cycle_collection
+from vinvl.run.values import FilledText, Id, check_fields, decoded_file, decoded_items, shown
+
+PICTURES = Form(
+    noun="images",
+    called="image",
+    columns={"image_id": TEXT, "file_name": TEXT, "width": pa.int32(), "height": pa.int32()},
+    remedy="give every image an id of its own",
+)
+"""Of each picture; its m objects are in list columns: boxes (4·m), labels, crowd and attributes (lists of m)."""
+
+Side = Annotated[float, Meta(gt=-1e9, lt=1e9)]
+Pixels = Annotated[int, Meta(ge=1, lt=2**31)]
+
+
+class Named(Struct, gc=False):
+    id: int
+    name: FilledText
+
+
+class Image(Struct, gc=False):
+    id: Id
+    file_name: FilledText
+    width: Pixels | None = None
+    height: Pixels | None = None
+
+
+class Instance(Struct, gc=False):
+    image_id: Id
+    category_id: int
+    bbox: tuple[Side, Side, Side, Side]
+    iscrowd: Annotated[int, Meta(ge=0, le=1)] | bool | None = None
+    attributes: list[int | str] | dict[str, bool | float | None] | None = None
+    id: Any = None
+
+    def named(self) -> Sequence[int | str]:
+        """Names or ids of attributes; of an object, as CVAT writes it, the names of what is true."""
+        if isinstance(self.attributes, dict):
+            return [name for name, value in self.attributes.items() if value is True]
+        return self.attributes or ()
+
+
+class InstanceFile(Struct):
+    images: list[Raw]
+    annotations: list[Raw]
+    categories: Annotated[list[Named | FilledText], Meta(min_length=1)]
+    attributes: list[Named | FilledText] | None = None
+
 
 TOLERANCE = 1.0  # pixels that a box may reach out of its image, as some of COCO's own do by rounding; it is clipped
 ROUNDING = 1e-3  # by which shares of an image may exceed 1, or 100 %
@@ -51,13 +103,40 @@ class InstanceOptions:
         check_fields(self, "data.")
 
 
-@dataclass(frozen=True)
-class _Images:
-    """The images of a file: place by id, and what is known of each."""
+@dataclass(frozen=True, eq=False)
+class PictureRecords(RecordTable):
+    """N pictures with M annotated objects in all.
 
-    places: dict[int | str, int]
-    files: list[str]
-    sizes: np.ndarray  # (N, 2) int32
+    Attributes:
+        source: the annotation file, for messages.
+        folder: of the pictures.
+    """
+
+    source: str = ""
+    folder: Path = Path()
+
+    def path(self, index: int) -> Path:
+        """Where a picture lies."""
+        return self.folder / self["file_name"][index]
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(N, 2) int32 width, height."""
+        return np.stack([self[side].numpy() for side in ("width", "height")], axis=1)
+
+    def true_boxes(self, index: int | None = None) -> TrueBoxes:
+        """The objects of a picture, or of all."""
+        table = self.table if index is None else self.table.slice(index, 1)
+        boxes, labels, crowd = (Column(table[name]).flat().numpy() for name in ("boxes", "labels", "crowd"))
+        return TrueBoxes(boxes.reshape(-1, 4), labels, crowd)
+
+    def true_attributes(self, index: int) -> np.ndarray:
+        """Their attributes (m, K) int64, 0 for none."""
+        named = self["attributes"][index]
+        table = np.zeros((len(named), max(map(len, named), default=0)), dtype=np.int64)
+        for row, attributes in zip(table, named, strict=True):
+            row[: len(attributes)] = attributes
+        return table
 
 
 def read_instances(
@@ -73,7 +152,8 @@ def read_instances(
     Args:
         annotations: the file.
         pictures: the folder that file names start from.
-        labels: which index a name has; None: as the file lists them.
+        labels: which index a name has; None: in the order of the file's ids, or, of attributes that it does not list,
+            of the alphabet.
         options: what becomes of bad records.
 
     Raises:
@@ -81,154 +161,235 @@ def read_instances(
     """
     path, folder = Path(annotations), Path(pictures)
     with no_cycle_collection():
-        content = read_json(path)
-        entries = record_list(content, "images", path, "COCO instances file")
-        found = content.get("annotations")
-        if not isinstance(found, list):
-            raise UserError(f"{path} has no list of annotations, so it is no COCO instances file.")
-        names = FileNames.of(content, path)
-        labels = labels or names.label_map(attribute_names(found))
-        present = _present_files(entries, folder)
-        images = _read_images(entries, path, folder, present, options)
-        records = _records(found, images, Indices(names, labels, path), options, path, folder)
+        content = decoded_file(path, InstanceFile, "COCO instances file")
+        classes = _names_by_id(content.categories, f"{path} category")
+        listed = None if content.attributes is None else _names_by_id(content.attributes, f"{path} attribute")
+        images = RecordTable.of(PICTURES, _image_rows(content.images, path, folder), path)
+        present = _present_files(images["file_name"], folder)
+        records = _sized(PictureRecords(images.table, PICTURES, str(path), folder), present, options.reading)
+        found = _Objects.read(content.annotations, records, classes)
+        if labels is None:
+            given = sorted({name for name in chain.from_iterable(found.named) if isinstance(name, str)})
+            attributes = given if listed is None else [listed[number] for number in sorted(listed)]
+            names = [classes[number] for number in sorted(classes)]
+            labels = LabelMap((BACKGROUND, *names), (NO_ATTRIBUTE, *attributes))
+        records = _with_objects(records, found, classes, listed, labels, options)
     return _without_missing(records, present, options), labels
 
 
-def _read_images(entries: list[Any], path: Path, folder: Path, present: set[str], options: InstanceOptions) -> _Images:
-    places: dict[int | str, int] = {}
-    files, sizes = [], []
+def _names_by_id(entries: Sequence[Named | str], place: str) -> dict[int, str]:
+    """Names without ids are numbered from 1. UserError if two have one id or name."""
+    names: dict[int, str] = {}
     for number, entry in enumerate(entries, start=1):
-        place = f"{path} image {number}"
-        record = checked_record(entry, place, "id and file_name")
-        identity = required_id(record, "id", place)
-        if places.setdefault(identity, number - 1) != number - 1:
-            raise UserError(f"{place} has the id {shown(identity)} of image {places[identity] + 1}: ids must differ.")
-        file = _file_below(required_text(record, "file_name", place), folder, place)
-        files.append(file)
-        sizes.append(_size(record, place, folder / file if file in present else None, options))
-    return _Images(places, files, np.array(sizes, dtype=np.int32).reshape(-1, 2))
+        identity, name = (number, entry) if isinstance(entry, str) else (entry.id, entry.name)
+        if identity in names:
+            raise UserError(f"{place} {number} has the id {identity} of another one: every id must be there once.")
+        if name in names.values():
+            raise UserError(f"{place} {number} has the name {shown(name)} of another one; every name is needed once.")
+        names[identity] = name
+    return names
 
 
-def _file_below(name: str, folder: Path, place: str) -> str:
-    """The name; links in the folder are the folder's own and are followed."""
-    path = Path(name)
-    if ".." in path.parts or "\0" in name or (path.is_absolute() and not path.is_relative_to(folder.absolute())):
-        raise UserError(
-            f"{place}: the file_name {shown(name)} leads out of {folder}: name files below the folder of pictures, or "
-            "give the folder that their names start from."
-        )
-    return name
+def _image_rows(images: list[Raw], path: Path, folder: Path) -> Iterator[tuple[Any, ...]]:
+    for number, one in enumerate(decoded_items(images, Decoder(Image), path, "$.images"), start=1):
+        name, below = one.file_name, Path(one.file_name)
+        outside = below.is_absolute() and not below.is_relative_to(folder.absolute())
+        if ".." in below.parts or "\0" in name or outside:  # links in the folder are the folder's own and are followed
+            raise UserError(
+                f"{path} image {number}: the file_name {shown(name)} leads out of {folder}: name files below the "
+                "folder of pictures, or give the folder that their names start from."
+            )
+        if (one.width is None) != (one.height is None):
+            raise UserError(f"{path} image {number} has one of width and height: give both in pixels, or neither.")
+        yield f"{path} image", number, one.id, name, one.width, one.height
 
 
-def _size(record: Record, place: str, file: Path | None, options: InstanceOptions) -> tuple[int, int]:
-    """Width and height as the record says; else of the picture, if it is there."""
-    width, height = record.get("width"), record.get("height")
-    if width is None and height is None:
-        return picture_size(file, options.reading) if file is not None else UNKNOWN_SIZE
-    for value in (width, height):
-        if type(value) is not int or not 0 < value < 2**31:
-            raise UserError(f"{place} is {shown(width)} wide and {shown(height)} high, expected pixels, or neither.")
-    assert isinstance(width, int) and isinstance(height, int)
-    return width, height
+def _present_files(names: Iterable[str], folder: Path) -> set[str]:
+    """The file names of images that are there; each folder is listed once, which is fast where single files are not.
+
+    Raises:
+        UserError: the folder is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"The folder of pictures {folder} does not exist: check the path.")
+    wanted: dict[str, list[str]] = {}
+    for name in names:
+        wanted.setdefault(os.path.dirname(name), []).append(name)
+    present: set[str] = set()
+    for below, those in wanted.items():
+        there = set(_files_in(folder / below))
+        present.update(name for name in those if os.path.basename(name) in there)
+    return present
 
 
-def _records(
-    annotations: list[Any], images: _Images, indices: Indices, options: InstanceOptions, path: Path, folder: Path
+def _files_in(folder: Path) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries if not entry.is_dir())
+    except OSError:
+        return
+
+
+def _sized(records: PictureRecords, present: set[str], reading: ReadingOptions) -> PictureRecords:
+    """With the size of every picture, which is looked up where the file does not say it."""
+    widths, heights = (list(records.get(side) or [None] * len(records)) for side in ("width", "height"))
+    for index, width in enumerate(widths):
+        if width is None:
+            known = records["file_name"][index] in present
+            size = picture_size(records.path(index), reading) if known else UNKNOWN_SIZE
+            widths[index], heights[index] = size
+    table = records.table.select(["file", "number", "image_id", "file_name"])
+    for side, values in (("width", widths), ("height", heights)):
+        table = table.append_column(side, pa.array(values, pa.int32()))
+    return replace(records, table=table)
+
+
+@dataclass(frozen=True)
+class _Objects:
+    """The M annotations of a file as they are given.
+
+    boxes (M, 4) float64 x, y, width, height; owners (M,) int64, the image of each; categories and named attributes:
+    what its class and attributes are called in the file.
+    """
+
+    annotations: list[Raw]
+    path: str
+    boxes: np.ndarray
+    owners: np.ndarray
+    categories: list[int]
+    crowd: list[bool]
+    named: list[Sequence[int | str]]
+
+    @classmethod
+    def read(cls, annotations: list[Raw], records: PictureRecords, classes: Mapping[int, str]) -> _Objects:
+        places = {image_id: index for index, image_id in enumerate(records["image_id"])}
+        boxes, owners = array("d"), array("q")
+        categories, crowd, named = [], [], []
+        found = decoded_items(annotations, Decoder(Instance), records.source, "$.annotations")
+        for number, one in enumerate(found, start=1):
+            owner = places.get(str(one.image_id))
+            if owner is None or one.category_id not in classes:
+                what = f"the image {shown(one.image_id)}, which is none of the file's images"
+                if owner is not None:
+                    what = f"the category_id {one.category_id}, which is none of {records.source}'s categories"
+                raise UserError(f"{records.source} annotation {number}{_called(one)} is of {what}.")
+            boxes.extend(one.bbox)
+            owners.append(owner)
+            categories.append(one.category_id)
+            crowd.append(bool(one.iscrowd))
+            named.append(one.named())
+        sides, images = np.array(boxes).reshape(-1, 4), np.array(owners, dtype=np.int64)
+        return cls(annotations, records.source, sides, images, categories, crowd, named)
+
+    def place(self, index: int) -> str:
+        """Names an annotation for a message, with its id if it has one."""
+        one = msgspec.json.decode(self.annotations[index], type=Instance)
+        return f"{self.path} annotation {index + 1}{_called(one)}"
+
+
+def _called(one: Instance) -> str:
+    return "" if one.id is None else f" (id {shown(one.id)})"
+
+
+def _with_objects(
+    records: PictureRecords,
+    found: _Objects,
+    classes: Mapping[int, str],
+    listed: Mapping[int, str] | None,
+    labels: LabelMap,
+    options: InstanceOptions,
 ) -> PictureRecords:
-    image, boxes, labels, crowd, attributes = [], [], [], [], []
-    given, owners = [], []  # of all boxes, those that nothing is left of included
-    for number, annotation in enumerate(annotations, start=1):
-        record = checked_record(annotation, f"{path} annotation {number}", "image_id, category_id and bbox")
-        place = f"{path} annotation {number}" + (f" (id {shown(record['id'])})" if "id" in record else "")
-        owner = _owner(record, images, place)
-        owners.append(owner)
-        given.append(_numbers(record, place))
-        box = _within(given[-1], images.sizes[owner].tolist(), place, options)
-        label = indices.of_class(required(record, "category_id", place), place)
-        named = indices.of_attributes(record.get("attributes"), place)
-        if record.get("iscrowd") not in (None, 0, 1):
-            raise UserError(f"{place} has the iscrowd {shown(record['iscrowd'])}, expected 0 or 1.")
-        if box is not None:
-            image.append(owner)
-            boxes.append(box)
-            labels.append(label)
-            crowd.append(bool(record.get("iscrowd")))
-            attributes.append(named)
-    if given:
-        _check_boxes(np.array(given, dtype=np.float64), np.array(owners), len(boxes), images, options, path)
-    order = np.argsort(np.array(image, dtype=np.int64), kind="stable")
-    ordered = [attributes[index] for index in order.tolist()]
-    return PictureRecords(
-        source=str(path),
-        folder=folder,
-        files=TextColumn.from_texts(images.files),
-        image_ids=TextColumn.from_texts(str(identity) for identity in images.places),
-        sizes=images.sizes,
-        offsets=starts(np.bincount(np.array(image, dtype=np.int64), minlength=len(images.files))),
-        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4)[order],
-        labels=np.array(labels, dtype=np.int64)[order],
-        crowd=np.array(crowd, dtype=bool)[order],
-        attribute_offsets=starts(np.array([len(one) for one in ordered], dtype=np.int64)),
-        attributes=np.array([one for several in ordered for one in several], dtype=np.int64),
-    )
+    """The pictures with their objects, whose classes and attributes are those of the label map."""
+    class_of = {name: index for index, name in enumerate(labels.classes) if index > 0}
+    unknown = {number: name for number, name in classes.items() if name not in class_of}
+    for index, number in enumerate(found.categories if unknown else ()):
+        if number in unknown:
+            raise UserError(
+                f"{found.place(index)} is a {shown(unknown[number])}, a class that the detector is not trained on: add "
+                "it to the training file's categories, or leave such annotations out."
+            )
+    attributes = _attributes(found, listed, labels)
+    corners, left = _within(found, records.sizes, options)
+    if len(left):
+        _check_boxes(found, int(left.sum()), records, options.bad_boxes == "clip")
+    order = np.flatnonzero(left)[np.argsort(found.owners[left], kind="stable")]
+    counts = np.bincount(found.owners[left], minlength=len(records))
+    index_of = {number: class_of.get(name, 0) for number, name in classes.items()}
+    table = records.table
+    for name, values, each in (
+        ("boxes", pa.array(corners[order].ravel()), 4),
+        ("labels", pa.array([index_of[found.categories[index]] for index in order.tolist()], pa.int64()), 1),
+        ("crowd", pa.array([found.crowd[index] for index in order.tolist()], pa.bool_()), 1),
+        ("attributes", pa.array([attributes[index] for index in order.tolist()], IDS), 1),
+    ):
+        table = table.append_column(name, as_lists(Column(pa.chunked_array([values])), each * counts))
+    return replace(records, table=table)
 
 
-def _owner(record: Record, images: _Images, place: str) -> int:
-    identity = required_id(record, "image_id", place)
-    if identity not in images.places:
-        raise UserError(f"{place} is of the image {shown(identity)}, which is none of the file's images.")
-    return images.places[identity]
+def _attributes(found: _Objects, listed: Mapping[int, str] | None, labels: LabelMap) -> list[Sequence[int]]:
+    """The attributes of each annotation, from 1."""
+    index_of = {name: index for index, name in enumerate(labels.attributes) if index > 0}
+
+    def refused(index: int, what: str) -> UserError:
+        return UserError(f"{found.place(index)} has the attribute {what}.")
+
+    indices: list[Sequence[int]] = []
+    for index, named in enumerate(found.named):
+        names = named if listed is None else [listed.get(one, one) if isinstance(one, int) else one for one in named]
+        for name in names:
+            if isinstance(name, int):
+                missing = "of no list of attributes, for the file has none" if listed is None else "none of the file's"
+                raise refused(index, f"{name}, which is {missing}: give a name, or list the attribute")
+            if name not in index_of:
+                remedy = "add it to the training file's attributes, or leave it out"
+                raise refused(index, f"{shown(name)}, which the detector is not trained on: {remedy}")
+        indices.append([index_of[str(name)] for name in names] if names else ())
+    return indices
 
 
-def _numbers(record: Record, place: str) -> list[float]:
-    """The bbox: x, y, width, height."""
-    box = required(record, "bbox", place)
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
-    if not numbers or not all(abs(side) < 1e9 for side in box):  # which is never true of nan
-        raise UserError(f"{place} has the bbox {shown(box)}, expected x, y, width and height in pixels.")
-    return list(box)
+def _within(found: _Objects, sizes: np.ndarray, options: InstanceOptions) -> tuple[np.ndarray, np.ndarray]:
+    """(M, 4) x1 y1 x2 y2, clipped to their images, and (M,) bool: of which something is left.
 
-
-def _within(box: list[float], size: list[int], place: str, options: InstanceOptions) -> tuple[float, ...] | None:
-    """x1 y1 x2 y2, clipped to an image of (width, height); None: nothing is left of it, and that is allowed."""
-    x, y, width, height = box
-    clipped = (max(x, 0.0), max(y, 0.0), min(x + width, float(size[0])), min(y + height, float(size[1])))
-    empty = not (width > 0 and height > 0 and clipped[0] < clipped[2] and clipped[1] < clipped[3])
-    outside = max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE
-    if options.bad_boxes == "refuse" and (empty or outside):
-        what = "has no area" if not (width > 0 and height > 0) else f"is not within its image of {size[0]} × {size[1]}"
-        if 0 <= x < width <= size[0] and 0 <= y < height <= size[1]:
+    Raises:
+        UserError: a box has no area within its image, or reaches out of it, where that is not to be clipped.
+    """
+    near, sides, limits = found.boxes[:, :2], found.boxes[:, 2:], sizes[found.owners].astype(np.float64)
+    clipped = np.concatenate([np.maximum(near, 0), np.minimum(near + sides, limits)], axis=1)
+    empty = (sides <= 0).any(axis=1) | (clipped[:, :2] >= clipped[:, 2:]).any(axis=1)
+    outside = np.maximum(-near, near + sides - limits).max(axis=1, initial=-np.inf) > TOLERANCE
+    bad: np.ndarray = empty | outside
+    if options.bad_boxes == "refuse" and bad.any():
+        first = int(bad.argmax())
+        (x, y, width, height), (right, below) = found.boxes[first].tolist(), sizes[found.owners[first]].tolist()
+        what = "has no area" if not (width > 0 and height > 0) else f"is not within its image of {right} × {below}"
+        if 0 <= x < width <= right and 0 <= y < height <= below:
             what += " (its corners would be: give x, y, width and height)"
         raise UserError(
-            f"{place}: the bbox {shown(box)} {what}: mend it, or pass data.bad_boxes=clip, which cuts boxes off at "
-            "the border and leaves those without area out."
+            f"{found.place(first)}: the bbox {shown([x, y, width, height])} {what}: mend it, or pass "
+            f"data.bad_boxes=clip, which cuts boxes off at the border and leaves those without area out."
         )
-    return None if empty else clipped
+    return clipped, np.logical_not(empty)
 
 
-def _check_boxes(
-    boxes: np.ndarray, owners: np.ndarray, left: int, images: _Images, options: InstanceOptions, path: Path
-) -> None:
+def _check_boxes(found: _Objects, left: int, records: PictureRecords, clipping: bool) -> None:
     """Refuses boxes in other units, which all of them together show; tells what clipping has changed.
 
-    Args:
-        boxes: (M, 4) float64 x, y, width, height as they are given.
-        owners: (M,) int64, the image of each.
-        left: how many have an area within their image.
+    `left` is how many have an area within their image.
     """
+    path, boxes, owners = records.source, found.boxes, found.owners
     expected = "boxes are expected as x, y, width and height in pixels"
-    far, sizes = boxes[:, :2] + boxes[:, 2:], images.sizes[owners]
-    furthest = np.full(len(images.files), -np.inf)
+    far, sizes = boxes[:, :2] + boxes[:, 2:], records.sizes[owners]
+    furthest = np.full(len(records), -np.inf)
     np.maximum.at(furthest, owners, far.max(axis=1))
     annotated = np.isfinite(furthest)
-    in_shares = annotated & (furthest <= 1 + ROUNDING) & (images.sizes.min(axis=1) > 16)
-    if in_shares.sum() > (FEW * annotated.sum() if options.bad_boxes == "clip" else 0):
+    in_shares = annotated & (furthest <= 1 + ROUNDING) & (records.sizes.min(axis=1) > 16)
+    if in_shares.sum() > (FEW * annotated.sum() if clipping else 0):
         image = int(in_shares.argmax())
-        width, height = images.sizes[image].tolist()
+        width, height = records.sizes[image].tolist()
         raise UserError(
-            f"{path}: no box of image {image + 1} ({shown(images.files[image])}) reaches beyond pixel 1 of {width} × "
-            f"{height} ({int(in_shares.sum()):,} of {int(annotated.sum()):,} images are so): {expected}, not in shares "
-            "of the image."
+            f"{path}: no box of image {image + 1} ({shown(records['file_name'][image])}) reaches beyond pixel 1 of "
+            f"{width} × {height} ({int(in_shares.sum()):,} of {int(annotated.sum()):,} images are so): {expected}, not "
+            "in shares of the image."
         )
     many = len(boxes) >= MANY and int(sizes.min()) >= LARGE
     if many and far.max() <= 100 * (1 + ROUNDING):
@@ -256,42 +417,14 @@ def _check_boxes(
         )
 
 
-def _present_files(entries: list[Any], folder: Path) -> set[str]:
-    """The file names of images that are there; each folder is listed once, which is fast where single files are not.
-
-    Raises:
-        UserError: the folder is none.
-    """
-    if not folder.is_dir():
-        raise UserError(f"The folder of pictures {folder} does not exist: check the path.")
-    wanted: dict[str, list[str]] = {}
-    for entry in entries:
-        name = entry.get("file_name") if isinstance(entry, Mapping) else None
-        if isinstance(name, str) and "\0" not in name:
-            wanted.setdefault(os.path.dirname(name), []).append(name)
-    present: set[str] = set()
-    for below, names in wanted.items():
-        there = set(_files_in(folder / below))
-        present.update(name for name in names if os.path.basename(name) in there)
-    return present
-
-
-def _files_in(folder: Path) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if not entry.is_dir())
-    except OSError:
-        return
-
-
 def _without_missing(records: PictureRecords, present: set[str], options: InstanceOptions) -> PictureRecords:
-    keep = np.array([file in present for file in records.files], dtype=bool)
+    keep = np.array([file in present for file in records["file_name"]], dtype=bool)
     if keep.all():
         return records
     first, missing = int(np.flatnonzero(~keep)[0]), int((~keep).sum())
     sentence = (
         f"{records.folder} lacks {missing:,} of the {len(keep):,} pictures of {records.source}, the first being "
-        f"{records.files[first]!r} (image {records.image_ids[first]})"
+        f"{records['file_name'][first]!r} (image {records.image_ids[first]})"
     )
     if options.on_missing == "error" or not keep.any():
         raise UserError(f"{sentence}: give the folder that file names start from, or pass data.on_missing=skip.")

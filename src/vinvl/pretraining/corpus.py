@@ -29,11 +29,11 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.arrow import about_of, is_as_written, map_batch, plain_numbers, write_batch
-from vinvl.data.records import checked_id
 from vinvl.data.text import RaggedTokens, encode_texts, flat_ranges, tokenizer_fingerprint
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
 from vinvl.run.lines import Chunk, pool_map, split_file
+from vinvl.run.values import checked_id
 
 FORMAT = "vinvl corpus index 2"
 REMEDY = "build it again with python -m vinvl.pretraining.corpus build"
