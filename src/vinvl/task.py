@@ -28,7 +28,9 @@ from vinvl.run.checkpoint import OUR_KEY, load_into, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.made import make_optimizer, make_scheduler
 from vinvl.run.survival import refuse_another_run
+from vinvl.run.values import shown
 
+RESUMED = {"callbacks": dict, "loops": dict, "optimizer_states": list, "lr_schedulers": list, "global_step": int}
 MOST_BATCHES = 2**31  # of a run: each has a seed of its own, see `VinVLTask.on_train_batch_start`
 
 # Which parameters decay.
@@ -396,12 +398,14 @@ class VinVLTask(pl.LightningModule):
         found = str(ours.get("task_class"))
         if found != f"{kind.__module__}.{kind.__qualname__}":
             raise UserError(f"{path} is a checkpoint of {found.split('.')[-1]}, and this run trains {kind.__name__}.")
-        batches, updates = ours.get("batches_seen"), checkpoint.get("global_step")
-        if type(batches) is not int or type(updates) is not int or not 0 <= updates <= batches < MOST_BATCHES:
-            raise UserError(
-                f"{path} tells of {str(updates)[:40]} updates in {str(batches)[:40]} batches, which cannot be: it is "
-                f"damaged; begin a new run from its weights with ckpt_path=null {self.start_again.format(path=path)}."
-            )
-        refuse_another_run(self.as_now(ours["run_config"]), self.run_config, path, self.start_again.format(path=path))
+        instead = self.start_again.format(path=path)
+        anew = f"it is damaged; begin a new run from its weights with ckpt_path=null {instead}."
+        for key, needed in RESUMED.items():
+            if not isinstance(checkpoint.get(key), needed):
+                raise UserError(f"{path} lacks '{key}', so nothing can go on from it: {anew}")
+        batches, updates = ours.get("batches_seen"), checkpoint["global_step"]
+        if type(batches) is not int or not 0 <= updates <= batches < MOST_BATCHES:
+            raise UserError(f"{path} tells of {updates} updates in {shown(batches)} batches, which cannot be: {anew}")
+        refuse_another_run(self.as_now(ours["run_config"]), self.run_config, path, instead)
         refuse_other_words(words_of_run(checkpoint), self.words or {}, str(path), "data.tokenizer")
         load_into(self, checkpoint, path)

@@ -1,6 +1,7 @@
 """Going on with a run: what is refused as another run, and what is not; compiled models; what a run's folder keeps."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.door_in_process import TINY, checkpoint, composed, refused_in_process, run_in_process
+from vinvl.data.module import RegionLoader
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.options import leaves, require_launcher
@@ -70,6 +72,29 @@ def test_another_run_is_refused(first: Path, demo_data: Path, tmp_path: Path, ov
     assert words in sentence and str(first / "checkpoints/last.ckpt") in sentence
     if "trains VQATask" not in words:
         assert f"model.init={first / 'checkpoints/last.ckpt'}" in sentence
+
+
+FORGED: list[tuple[dict[str, Any], str]] = [
+    ({"global_step": 10**9}, "tells of 1000000000 updates in 4 batches"),
+    ({"vinvl": {"batches_seen": -1}}, "tells of 2 updates in -1 batches"),
+    ({"vinvl": {"batches_seen": "many"}}, "in 'many' batches"),
+    ({"vinvl": {"batches_seen": 2**31}}, "in 2147483648 batches"),
+    ({"loops": None}, "lacks 'loops'"),
+    ({"callbacks": [1]}, "lacks 'callbacks'"),
+]
+
+
+def test_what_a_checkpoint_cannot_have_seen(first: Path, demo_data: Path, tmp_path: Path) -> None:
+    content, forged = torch.load(first / "checkpoints/last.ckpt", weights_only=True), tmp_path / "last.ckpt"
+    given = [*FIRST, f"ckpt_path={forged}"]
+    for changes, words in FORGED:
+        torch.save(content | changes | {"vinvl": content["vinvl"] | changes.get("vinvl", {})}, forged)
+        sentence = refused_in_process("train", demo_data, tmp_path / "run", *given)
+        assert words in sentence and f"model.init={forged}" in sentence
+    loader: Any = SimpleNamespace(_order=SimpleNamespace)
+    for position in (-1, 2**31, 1.0, True, None):
+        with pytest.raises(UserError, match=r"go on at .*, which cannot be"):
+            RegionLoader.load_state_dict(loader, {"position": position})  # type: ignore[dict-item]
 
 
 def test_the_weights_may_begin_a_new_run_as_the_refusal_says(first: Path, demo_data: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from vinvl.models.config import SpecialTokens
 from vinvl.regions.caches import DeviceFeatures, SharedCopies
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, printable
+from vinvl.run.values import shown
 
 # The DataLoaders of a data module: whose batches a rank gets, in which order, and from where on in a resumed run.
 
@@ -56,7 +57,7 @@ class RegionLoader(DataLoader[Any]):
         position = state_dict.get("position")
         if type(position) is not int or not 0 <= position < 2**31:
             raise UserError(
-                f"ckpt_path names a checkpoint whose training batches go on at {str(position)[:40]}, which cannot be: "
+                f"ckpt_path names a checkpoint whose training batches go on at {shown(position)}, which cannot be: "
                 "it is damaged; begin a new run from its weights."
             )
         self._order().position = position

@@ -178,29 +178,25 @@ class RunCheckpoint(Checkpoint):
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was chosen by its evaluation.
+    """A checkpoint that was chosen by its evaluation."""
 
-    Attributes:
-        score: of the evaluation.
-        step: updates before it; None where an earlier version of vinvl has not noted it.
-    """
-
-    score: float
-    step: int | None
+    score: float  # of the evaluation
+    step: int | None  # updates before it; None where an earlier version of vinvl has not noted it
 
     @classmethod
     def in_file(cls, path: Path, key: str) -> Self | None:
-        """What a file says of itself; None if there is none that can be read, or if it was chosen by another figure.
+        """What a file says of itself; None if it cannot be read, or if it was chosen by another figure.
 
-        key: of the callback's state.
+        `key` is that of the callback's state.
         """
         try:
             content = read_checkpoint(path)
         except UserError:
             return None
-        state = content.get("callbacks", {}).get(key, {})
-        score = _as_number(state.get("current_score"))
-        return None if score is None else cls(score, int(content["global_step"]))
+        callbacks, step = content.get("callbacks"), content.get("global_step")
+        state = callbacks.get(key) if isinstance(callbacks, dict) else None
+        score = _as_number(state.get("current_score")) if isinstance(state, dict) else None
+        return None if score is None or type(step) is not int else cls(score, step)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -213,11 +209,7 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, *, filename: str, save_top_k: int = 1, **options: Any) -> None:
-        """Args:
-            filename, save_top_k, options: see Lightning's ModelCheckpoint.
-
-        Raises UserError: several checkpoints would have one name.
-        """
+        """Arguments are those of Lightning's ModelCheckpoint; UserError if several checkpoints would have one name."""
         if save_top_k not in (0, 1) and "{" not in filename:
             raise UserError(
                 f"callbacks.best.save_top_k={save_top_k} would write all checkpoints to {filename}.ckpt: "
