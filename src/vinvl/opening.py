@@ -57,7 +57,7 @@ class OpenedModel:
         said = json_object(path) if path.is_file() else {}
         task = said.get("task")
         if task is not None and (not isinstance(task, str) or task not in MODEL_OF_TASK):
-            raise UserError(f"The vinvl.json of {files.name} names a task that there is not: convert the model again.")
+            raise UserError(f"The vinvl.json of {files.name} names an unknown task: convert the model again.")
         return cls(files, {}, said)
 
     @property
@@ -179,13 +179,9 @@ def given_answers(given: str | Path | Sequence[str]) -> list[str]:
 def find_answers(
     given: str | Path | Sequence[str] | None, files: CheckpointFiles, model: PreTrainedModel
 ) -> list[str] | None:
-    """The answers of a model with A outputs that has been made of a checkpoint: those given, or else those known.
+    """The answers of a model that has been made of a checkpoint: those given, or else those known; None if not named.
 
-    Returns:
-        None if they are not named.
-
-    Raises:
-        UserError: those that were given are not as many as the model's, or no texts.
+    Raises UserError if those that were given are not as many as the model's, or no texts.
     """
     size = model.config.num_labels
     assert size is not None  # transformers fills it in
@@ -219,12 +215,9 @@ def rows_of_given(
 ) -> AnswerRows | None:
     """Where the answers that were given have their rows in a checkpoint's head of `size` rows that are named.
 
-    Returns:
-        None if they are the head's in its order: none were given, the head's are not known, or none of them is
-        known, which is taken for new names of the same answers, in another language for instance.
-
-    Raises:
-        UserError: some but not all of them are known, and `new_ones` forbids that.
+    None if they are the head's in its order: none were given, the head's are not known, or none of them is known, which
+    is taken for new names of the same answers, in another language for instance. Raises UserError if some but not all
+    of them are known, and `new_ones` forbids that.
     """
     known = None if given is None else known_answers(files, size)
     if given is None or known is None:

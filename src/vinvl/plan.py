@@ -31,10 +31,7 @@ ENDLESS_STEPS, LIGHTNINGS_EPOCHS = 10**9, 1000
 
 
 def wants_plan(config: DictConfig) -> bool:
-    """Whether the command asks for a plan instead of a run.
-
-    Raises UserError: it asks for one in a way that there is not, or of the rest of a run.
-    """
+    """Whether the command asks for a plan instead of a run; UserError if in another way, or of the rest of a run."""
     asked = config.get("plan") or False
     if not isinstance(asked, bool):
         raise UserError(f"plan is {asked!r}: pass +plan=true.")
@@ -95,11 +92,10 @@ def plan(config: DictConfig, task: VinVLTask, datamodule: RegionDataModule) -> d
     """Prints what the run of a composed configuration will cost, and takes its folder away.
 
     Args:
-        task: that of the run.
-        datamodule: that of the run, set up for training.
+        task, datamodule: those of the run, set up for training.
 
     Returns:
-        what there is to know, by name; times are seconds, sizes bytes.
+        what is to be known, by name; times are seconds, sizes bytes.
 
     Raises:
         UserError: a run without an end, or one that could not begin.

@@ -38,16 +38,10 @@ class Restored:
 
 
 def restore(config: DictConfig, stage: str) -> Restored:
-    """The task of `config.ckpt_path` with its data.
+    """The task of `config.ckpt_path` with its data, of which `stage`, `test` or `predict`, is to be read.
 
-    Args:
-        stage: `test` or `predict`, which of the data's splits is to be read.
-
-    Warns:
-        OtherFeatures: the data's features are not those that the task was trained on, as far as that is known.
-
-    Raises:
-        UserError: no such checkpoint, data that do not fit it, or a split that is given and would not be read.
+    Warns with OtherFeatures if the features are not those that it was trained on, as far as is known. Raises UserError
+    if there is no such checkpoint, its data do not fit it, or a split is given that would not be read.
     """
     path = resolve_checkpoint(config.ckpt_path, config.paths.runs_dir, config.name)
     checkpoint = read_checkpoint(path)

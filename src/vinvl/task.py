@@ -166,14 +166,9 @@ class VinVLTask(pl.LightningModule):
         options: Mapping[str, Any],
         **start: Unpack[Start],
     ) -> Self:
-        """The task for a datamodule that has been set up.
+        """The task for a datamodule that has been set up; UserError if the data do not fit it.
 
-        Args:
-            options: the task's own settings, by name.
-            the others: see the constructor.
-
-        Raises:
-            UserError: the data are another task's, or do not fit the model.
+        `options` are the task's own settings, by name; for the others see the constructor.
         """
         cls.check_data_class(datamodule)
         task = cls(
@@ -225,10 +220,7 @@ class VinVLTask(pl.LightningModule):
             )
 
     def check_datamodule(self, datamodule: Any) -> None:
-        """Refuses a datamodule that this task's weights do not fit, and takes down how its features were made.
-
-        Raises UserError: it is another task's, or its feature dimension, answers or tokenizer are others.
-        """
+        """Raises UserError for a datamodule that the weights do not fit; takes down how its features were made."""
         self.check_data_class(datamodule)
         datamodule.store.require_feature_dim(self.config.img_feature_dim - BOX_NUMBERS)
         if len(datamodule.tokenizer) > self.config.vocab_size:
@@ -282,11 +274,7 @@ class VinVLTask(pl.LightningModule):
         return {}
 
     def write_predictions(self, predictions: Sequence[Any], folder: Path) -> dict[str, Path]:
-        """Writes what `predict_step` gave for every record, in the order of the records.
-
-        Returns:
-            what the files are, for a person, and where they lie.
-        """
+        """Writes what `predict_step` gave, in the order of the records: what the files are → where they lie."""
         raise UserError(f"{type(self).__name__} makes no predictions: use python -m vinvl.evaluate.")
 
     def forward(self, batch: Batch) -> Tensor:

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +11,10 @@ import torch
 from PIL import Image
 
 from tests.detector.coco_samples import write
-from tests.detector.runs import KILLED, RUN, TINY, Kill, run, start
+from tests.detector.runs import DETECTOR, RUN, TINY
 from tests.door_in_process import refused_in_process, run_in_process, scores
-from tests.run.survival_runs import assert_same, ended, noted, output
+from tests.run.struck import Kill
+from tests.run.survival_runs import KILLED, assert_same, ended, noted, output, run, start_ranks
 from vinvl.detector import load_detector
 from vinvl.detector.config import TrainingSettings
 from vinvl.detector.task import DetectorTask
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 def whole(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
-    assert run(folder, demo_data, *RUN) == 0, output(folder)
+    assert run(folder, demo_data, *RUN, **DETECTOR) == 0, output(folder)
     return folder
 
 
@@ -85,27 +85,22 @@ def assert_same_run(one: Path, other: Path, rank: str = "") -> None:
 
 def test_killed_and_started_again_by_the_same_command(whole: Path, demo_data: Path, tmp_path: Path) -> None:
     for batch in (1, 5, 3):  # before the first checkpoint; before an evaluation; in the second epoch
-        assert run(tmp_path, demo_data, *RUN, kill=Kill(signal.SIGKILL, batch)) == KILLED
+        assert run(tmp_path, demo_data, *RUN, kill=Kill(signal.SIGKILL, "train", batch), **DETECTOR) == KILLED
         assert not (tmp_path / "run/detector.pth").exists()
-    assert run(tmp_path, demo_data, *RUN) == 0, output(tmp_path)
+    assert run(tmp_path, demo_data, *RUN, **DETECTOR) == 0, output(tmp_path)
     assert_same_run(tmp_path, whole)
 
 
 def test_asked_to_stop(whole: Path, demo_data: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, demo_data, *RUN, kill=Kill(signal.SIGTERM, 2)) == START_AGAIN
+    assert run(tmp_path, demo_data, *RUN, kill=Kill(signal.SIGTERM, "train", 2), **DETECTOR) == START_AGAIN
     assert "go on with the same command" in output(tmp_path) and "Traceback" not in output(tmp_path)
     assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 3
-    assert run(tmp_path, demo_data, *RUN) == 0, output(tmp_path)
+    assert run(tmp_path, demo_data, *RUN, **DETECTOR) == 0, output(tmp_path)
     assert_same_run(tmp_path, whole)
 
 
 def test_two_ranks_share_the_pictures(demo_data: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    command = [*RUN, "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
-    ranks = [start(tmp_path, demo_data, *command, environment={**shared, "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+    ranks = start_ranks(tmp_path, demo_data, *RUN, "trainer.max_epochs=1", **DETECTOR)
     assert [ended(rank) for rank in ranks] == [0, 0], output(tmp_path, "0") + output(tmp_path, "1")
     seen = [noted(tmp_path, f"seen{rank}.txt") for rank in (0, 1)]
     assert sorted(index for one in seen for batch in one.values() for index in batch) == list(range(24))

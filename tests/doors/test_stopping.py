@@ -2,15 +2,10 @@
 
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,58 +13,27 @@ import vinvl
 from tests.conftest import TINY_DEMO
 from tests.door_in_process import run_in_process
 from tests.regions.samples import make_regions, write
+from tests.run.struck import Kill
 from tests.run.survival_runs import (
+    KILLED,
     PRETRAINING,
-    START_SERVER,
-    Kill,
     ended,
+    killed,
     output,
     start,
     start_ranks,
+    struck,
     wait_for,
     write_corpora,
 )
 from vinvl.run.signals import INTERRUPTED, START_AGAIN
 
 pytestmark = pytest.mark.slow
-KILLED = -signal.SIGKILL
-
-
-def door_process(folder: Path, data: Path, door: str, arguments: list[str], place: str, number: int) -> None:
-    """`python -m vinvl.DOOR arguments` in a folder; what gives itself a signal as soon as it comes to `place`.
-
-    `place`: the full name of a function; with "worker:" before it, where a data worker comes to it.
-    """
-    os.chdir(folder)
-    os.environ.update({"VINVL_DATA": str(data), "COLUMNS": "200", "CUDA_VISIBLE_DEVICES": ""})
-    file = os.open("output.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    import torch.multiprocessing
-    import torch.utils.data
-    from hydra.utils import get_object
-
-    torch.multiprocessing.set_start_method("fork", force=True)  # of data workers, as in any other process
-    in_worker, name = place.startswith("worker:"), place.removeprefix("worker:")
-    owner, _, attribute = name.rpartition(".")
-    whole: Callable[..., Any] = get_object(name)
-
-    def befallen(*given: Any, **named: Any) -> Any:
-        if in_worker == (torch.utils.data.get_worker_info() is not None):
-            os.kill(os.getpid(), number)
-            time.sleep(0.05)
-        return whole(*given, **named)
-
-    setattr(get_object(owner), attribute, befallen)
-    sys.argv = [door, *arguments]
-    runpy.run_module(f"vinvl.{door}", run_name="__main__", alter_sys=True)
 
 
 def befalls(folder: Path, data: Path, door: str, arguments: list[str], place: str, number: int) -> tuple[int, str]:
-    """(exit code, what was printed) of such a process."""
-    process = START_SERVER.Process(target=door_process, args=(folder, data, door, arguments, place, number))
-    process.start()
-    code = ended(process)
+    """(exit code, what was printed) of a door that gives itself a signal as soon as it comes to `place`."""
+    code = ended(struck(folder, data, "run_door", door, arguments, place, int(number)))
     printed = (folder / "output.txt").read_text()
     assert "Traceback" not in printed, printed
     return code, printed
@@ -167,15 +131,14 @@ def test_a_second_training_in_the_same_folder_is_refused(demo_data: Path, tmp_pa
     assert ended(second) == 1
     assert "error: Another process is at work in " in output(folder) and "hydra.run.dir=FOLDER" in output(folder)
     assert [path.read_bytes() for path in kept] == before
-    first.kill()
-    assert ended(first) == KILLED
+    killed(first)
     assert ended(start(folder, demo_data, *PRETRAINING)) == 0, output(folder)  # the lock has died with the process
 
 
 def test_a_rank_that_is_left_alone_says_so(demo_data: Path, tmp_path: Path) -> None:
     write_corpora(tmp_path, demo_data)
     kills = {1: Kill(signal.SIGKILL, "train", 6)}
-    ranks: list[BaseProcess] = start_ranks(tmp_path / "here", demo_data, *PRETRAINING, kills=kills)
+    ranks = start_ranks(tmp_path / "here", demo_data, *PRETRAINING, kills=kills)
     assert [ended(rank) for rank in ranks] == [1, KILLED]
     (sentence,) = [line for line in output(tmp_path / "here", "0").splitlines() if line.startswith("error: ")]
     assert "Another process of this run has ended" in sentence and "ckpt_path=auto" in sentence

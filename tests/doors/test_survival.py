@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.run.struck import DISK_FULL, Kill
 from tests.run.survival_runs import (
-    DISK_FULL,
     KILLED,
     PRETRAINING,
-    Kill,
     assert_same_run,
     ended,
+    killed,
     output,
     run,
     saved_updates,
@@ -91,8 +91,7 @@ def test_killed_in_an_evaluation_at_a_saved_update(whole: Path, demo_data: Path,
 def test_killed_from_outside(whole: Path, demo_data: Path, tmp_path: Path) -> None:
     process = start(tmp_path, demo_data, *PRETRAINING, "data.num_workers=1")
     wait_for(tmp_path / "run/checkpoints/last.ckpt")
-    process.kill()
-    assert ended(process) == KILLED
+    killed(process)
     assert run(tmp_path, demo_data, *PRETRAINING) == 0, output(tmp_path)
     assert_same_run(tmp_path, whole)
 

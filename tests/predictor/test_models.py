@@ -301,8 +301,8 @@ class TestFolders:
         [
             ("[1]", "holds no JSON object"),
             ("{", "is not valid JSON"),
-            ('{"task": "cook"}', "names a task that there is not"),
-            ('{"task": ["vqa"]}', "names a task that there is not"),
+            ('{"task": "cook"}', "names an unknown task"),
+            ('{"task": ["vqa"]}', "names an unknown task"),
             ('{"task": "vqa", "inputs": {"max_tokens": "x"}}', "max_tokens is 'x'"),
             ('{"task": "vqa", "decoding": {"num_beams": {}}}', "num_beams is {}"),
         ],

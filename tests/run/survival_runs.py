@@ -1,41 +1,22 @@
 """Whole training processes at a second each: forked from one that has imported everything, and killed for real."""
 
 import json
-import multiprocessing
 import os
-import resource
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import count
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.conftest import TINY_MODEL, TINY_WORLD
-from vinvl.data.batch import Batch
+from tests.door_runs import ON_CPU, DoorProcess, door_environment
+from tests.run.struck import Kill
 from vinvl.demo.world import ensure_demo_corpus
 from vinvl.run.checkpoint import read_checkpoint
 
-START_SERVER = multiprocessing.get_context("forkserver")
-START_SERVER.set_forkserver_preload(
-    [
-        "vinvl.train",
-        "vinvl.predict",
-        "vinvl.convert",
-        "vinvl.evaluate",
-        "vinvl.pretraining.task",
-        "pytest",
-        "hypothesis",
-        "torch.utils.tensorboard.writer",
-        "rich.table",
-    ]
-)
+ROOT = Path(__file__).parents[2]
 # Dropout is on (TINY_MODEL), updates take two batches, corpora are mixed with passes that do not divide them; an
 # evaluation, a saved update and the end of a Lightning epoch fall on different batches.
 PRETRAINING = [
@@ -63,116 +44,53 @@ PRETRAINING = [
 ]
 
 
-@dataclass(frozen=True)
-class Kill:
-    """What befalls a process, in the work on a batch of training or evaluation, counted from 0."""
-
-    number: int  # a signal; DISK_FULL
-    place: str  # "train" or "val"
-    batch: int  # among those that this process works on
-
-
-DISK_FULL = -1
-LARGEST_FILE = 100_000  # bytes, once the disk is full: logs go on, a checkpoint does not fit
-
-
-def befall(number: int) -> None:
-    """A signal to this process, or no more room for large files."""
-    if number == DISK_FULL:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, resource.RLIM_INFINITY))
-    else:
-        os.kill(os.getpid(), number)
-
-
-def train_process(
-    folder: Path, data: Path, overrides: list[str], kill: Kill | None, environment: dict[str, str]
-) -> None:
-    """The process itself: `python -m vinvl.train overrides` in a folder."""
-    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in any other process
+def struck(folder: Path, data: Path, function: str, *arguments: object, **environment: str) -> DoorProcess:
+    """A process that calls a function of `tests.run.struck` in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    os.chdir(folder)
-    os.environ.update({"VINVL_DATA": str(data), "COLUMNS": "200", "CUDA_VISIBLE_DEVICES": "", **environment})
-    output = os.open(f"output{environment.get('LOCAL_RANK', '')}.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    from vinvl import train
-    from vinvl.task import VinVLTask
-
-    rank = environment.get("LOCAL_RANK", "")
-    scored = VinVLTask.on_validation_epoch_end
-    worked_on = {"train": count(), "val": count()}
-
-    def watched(place: str, whole: Callable[..., object]) -> Callable[..., object]:
-        def step(task: VinVLTask, batch: Batch, batch_idx: int) -> object:
-            if kill is not None and kill.place == place and next(worked_on[place]) == kill.batch:
-                befall(kill.number)
-            if place == "train":
-                note(f"seen{rank}.txt", task.batches_seen, [record["index"] for record in batch.records])
-            return whole(task, batch, batch_idx)
-
-        return step
-
-    def on_validation_epoch_end(task: VinVLTask) -> None:
-        scored(task)
-        note(f"scored{rank}.txt", task.trainer.global_step, task.scores)
-
-    VinVLTask.on_validation_epoch_end = on_validation_epoch_end  # type: ignore[method-assign]
-    VinVLTask.training_step = watched("train", VinVLTask.training_step)  # type: ignore[method-assign, assignment]
-    VinVLTask.validation_step = watched("val", VinVLTask.validation_step)  # type: ignore[method-assign, assignment]
-    sys.argv = ["train", *overrides]
-    train.main()
-
-
-def note(name: str, number: int, what: object) -> None:
-    """Adds a line to a file of the current folder, at once: the process may be killed the next moment."""
-    with open(name, "a") as file:
-        file.write(json.dumps([number, what]) + "\n")
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.run import struck; struck.{function}"
+    settings = door_environment(data) | ON_CPU | {"COLUMNS": "200"} | environment
+    return DoorProcess(folder, "-c", f"{program}{arguments!r}", environment=settings)
 
 
 def start(
-    folder: Path, data: Path, *overrides: str, kill: Kill | None = None, environment: dict[str, str] | None = None
-) -> BaseProcess:
+    folder: Path,
+    data: Path,
+    *overrides: str,
+    kill: Kill | None = None,
+    door: str = "train",
+    task: str = "vinvl.task.VinVLTask",
+    **environment: str,
+) -> DoorProcess:
     """Starts a training process in a folder."""
-    process = START_SERVER.Process(
-        target=train_process, args=(folder, data, list(overrides), kill, environment or {}), daemon=False
-    )
-    process.start()
-    return process
+    return struck(folder, data, "train", door, task, list(overrides), kill and kill.plain(), **environment)
 
 
-def ended(process: BaseProcess, seconds: float = 120) -> int:
+def ended(process: DoorProcess, seconds: float = 120) -> int:
     """Waits for a process; its exit code, negative for the signal that ended it."""
-    process.join(seconds)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        raise AssertionError(f"the process was still running after {seconds} s")
-    return process.exitcode
+    return process.wait(seconds)
 
 
-def run(folder: Path, data: Path, *overrides: str, kill: Kill | None = None) -> int:
+def killed(process: DoorProcess) -> None:
+    """Kills it, and not what it started."""
+    os.kill(process.pid, signal.SIGKILL)
+    assert ended(process) == KILLED
+
+
+def run(folder: Path, data: Path, *overrides: str, kill: Kill | None = None, **more: str) -> int:
     """A whole training process; its exit code."""
-    return ended(start(folder, data, *overrides, kill=kill))
+    return ended(start(folder, data, *overrides, kill=kill, **more))
 
 
-def start_ranks(folder: Path, data: Path, *overrides: str, kills: dict[int, Kill] | None = None) -> list[BaseProcess]:
+def start_ranks(
+    folder: Path, data: Path, *overrides: str, kills: dict[int, Kill] | None = None, **more: str
+) -> list[DoorProcess]:
     """Two processes that train together, as a launcher on the outside starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    ranks = ["trainer=ddp", "trainer.accelerator=cpu"]
-    return [
-        start(
-            folder,
-            data,
-            *overrides,
-            *ranks,
-            kill=(kills or {}).get(rank),
-            environment={**shared, "LOCAL_RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0", **more}
+    given = [*overrides, "trainer=ddp", "trainer.accelerator=cpu"]
+    return [start(folder, data, *given, kill=(kills or {}).get(n), LOCAL_RANK=str(n), **shared) for n in (0, 1)]
 
 
 def output(folder: Path, rank: str = "") -> str:

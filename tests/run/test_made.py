@@ -31,7 +31,11 @@ def constant(optimizer: Any, total_steps: int) -> Any:
     [
         (optimizing(None, constant), {}, "optim.optimizer is null"),
         (optimizing(lambda _: 3, constant), {}, "optim.optimizer._target_ makes a int, and a Optimizer is needed"),
-        (optimizing(torch.optim.AdamW, torch.optim.lr_scheduler.StepLR), {}, "lr_scheduler.StepLR cannot be had so: "),
+        (
+            optimizing(torch.optim.AdamW, torch.optim.lr_scheduler.StepLR),
+            {},
+            "StepLR cannot be made with these settings",
+        ),
         (optimizing(lambda groups: torch.optim.AdamW(groups, lr=-1), constant), {}, "Invalid learning rate: -1."),
         (optimizing(torch.optim.AdamW, constant), {"precision": "64-true"}, "trainer.precision=64-true"),
         (optimizing(torch.optim.AdamW, constant), {"val_check_interval": 0}, "trainer.val_check_interval=0"),

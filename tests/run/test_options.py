@@ -72,8 +72,8 @@ def test_an_option_that_nobody_knows(plus: str, door: str, word: str, sentence: 
         ("train", "data.use_tags=yes", "give true or false."),
         ("train", "seed=abc", "give a whole number."),
         ("train", "seed={}", "give a whole number."),
-        ("train", "data.pin_memory={}", "data.pin_memory={…} will not do: give true or false."),
-        ("train", "trainer.max_epochs=1.0", "trainer.max_epochs=1.0 will not do"),
+        ("train", "data.pin_memory={}", "data.pin_memory={…} does not fit: give true or false."),
+        ("train", "trainer.max_epochs=1.0", "trainer.max_epochs=1.0 does not fit"),
         ("train", "optim.optimizer.lr=fast", "give a number."),
         ("train", "model.config.hidden_size=[3]", "give a whole number."),
         ("convert", "features.clip_boxes=ja", "give true or false."),
@@ -124,7 +124,7 @@ def test_options_of_a_task_are_those_of_its_class() -> None:
     ("door", "words", "sentence"),
     [
         ("train", ["data=vqa3"], "There is no data=vqa3; did you mean vqa or vqa2?"),
-        ("train", ["experiment=foo"], "There is no experiment=foo; choose of coco_caption_base_scst, "),
+        ("train", ["experiment=foo"], "There is no experiment=foo; choose one of coco_caption_base_scst, "),
         ("train", ["--multirun", "data=vqa2,vqa9"], "There is no data=vqa9"),
         ("train", ["trainer={max_epochs:3}"], "trainer.KEY=VALUE"),
         ("train", ["trainer"], "trainer cannot be read: give KEY=VALUE"),
@@ -244,7 +244,7 @@ def test_a_key_that_is_taken_away_may_be_given_anew() -> None:
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("logger=null", "logger=null will not do: choose of default, "),
+        ("logger=null", "logger=null is no choice: choose one of default, "),
         ("--fo\x1bo", r"unrecognized arguments: --fo\x1bo; "),
     ],
 )

@@ -29,8 +29,7 @@ class SamplesPerSecond(Callback):
         """A run that continues within an epoch does not start that epoch again."""
         self._since, self._samples = time.perf_counter(), 0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since, self._samples = time.perf_counter(), 0
+    on_train_epoch_start = on_train_start
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -109,9 +108,8 @@ class LineProgress(ProgressBar):
         shown: dict[str, Any] = {**self.get_metrics(trainer, pl_module), **training_figures(trainer)}
         shown.pop("v_num", None)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in sorted(shown.items()))
-        elapsed = time.perf_counter() - self._started
-        epochs = f"epoch {trainer.current_epoch + 1}"
-        say(f"{epochs}  update {trainer.global_step}  {figures}  {elapsed:.0f} s")
+        begin = f"epoch {trainer.current_epoch + 1}  update {trainer.global_step}"
+        say(f"{begin}  {figures}  {time.perf_counter() - self._started:.0f} s")
 
     def disable(self) -> None:
         """Called on ranks other than 0, which print nothing anyway."""

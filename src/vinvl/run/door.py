@@ -22,12 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from vinvl.run.errors import UserError, causes, escaped_warnings, printable, say, sentence_of
+from vinvl.run.errors import UserError, cause_of_kind, causes, escaped_warnings, printable, say, sentence_of
 from vinvl.run.files import NO_ROOM, system_error
 from vinvl.run.folders import FAILURE, config_directory, next_step, process_rank, register_resolvers
 from vinvl.run.options import checked_arguments, leaves
 from vinvl.run.overrides import replacing
-from vinvl.run.signals import Interrupted, signal_behind, stopping_at_once
+from vinvl.run.signals import Interrupted, stopping_at_once
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 OF_HYDRA = re.compile(  # files in a run's folder that are Hydra's, a launched rank's, or the lock
@@ -50,7 +50,7 @@ def door(run: Callable[[DictConfig], object], name: str) -> Callable[[], object]
 
     def main(config: DictConfig) -> float | None:
         result = run_door(run, config)
-        return result if isinstance(result, float) else None  # for whoever sweeps
+        return result if isinstance(result, float) else None  # for a sweep
 
     main.__module__ = f"vinvl.{name}"  # by which Hydra names the job and its log
     wrapped: Callable[[], object] = hydra.main(version_base="1.3", config_path=config_directory(), config_name=name)(
@@ -104,7 +104,7 @@ class Parser(ArgumentParser):
     """Tells what is wrong with the command line of a door without Hydra as all else is told that is wrong."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help tells what there is.")
+        raise UserError(f"{message}; {self.prog} --help lists the options.")
 
 
 def run_command(run: Callable[[], int]) -> int:
@@ -132,7 +132,7 @@ def telling(config: DictConfig | None = None, otherwise: str | None = None, *, i
         try:
             yield
         except (Exception, Interrupted) as error:
-            if (stopped := signal_behind(error)) is not None:
+            if (stopped := cause_of_kind(error, Interrupted)) is not None:
                 if process_rank() == 0:
                     say(f"{stopped}; {_next_step(config)}.", error=True)
                 sys.exit(stopped.exit_code)
@@ -218,13 +218,13 @@ def _of_lost_process(told: str, config: DictConfig) -> str | None:
         signal = by[1].strip() if by else ""
         cut = " or because a file that it reads was cut short" if signal == "Bus error" else ""
         return (
-            f"A data worker was ended from outside{signal and f' ({signal})'}, perhaps for want of memory, also of "
+            f"A data worker was ended from outside{signal and f' ({signal})'}, perhaps for lack of memory, also of "
             f"shared memory (/dev/shm){cut}: pass a smaller {key}, or 0, and {_next_step(config)}."
         )
     if LOST_RANK.search(told) is None:
         return None
     return (
-        "Another process of this run has ended; what it said stands above, unless it was killed, perhaps for want "
+        "Another process of this run has ended; what it said stands above, unless it was killed, perhaps for lack "
         f"of memory: {_next_step(config)}."
     )
 
@@ -248,7 +248,7 @@ def _of_configuration(error: BaseException, config: DictConfig | None) -> str | 
         told = [_first_line(one) for one in causes(error) if isinstance(one, HydraException | OmegaConfBaseException)]
         return f"The configuration cannot be used: {'; '.join(dict.fromkeys(told))}."
     if isinstance(error, MisconfigurationException):
-        return f"This machine or configuration will not do: {_first_line(error)}."
+        return f"This machine does not suit the configuration: {_first_line(error)}."
     return None
 
 

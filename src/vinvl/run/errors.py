@@ -36,8 +36,7 @@ def printable(text: str) -> str:
 def say(*lines: object, error: bool = False) -> None:
     """Prints lines at once, also into a pipe, and escaped, whatever a file or a model has put into them.
 
-    Args:
-        error: to the standard error, not to the standard output.
+    `error`: to the standard error, not to the standard output.
     """
     print("\n".join(printable(str(line)) for line in lines), file=sys.stderr if error else sys.stdout, flush=True)
 

@@ -69,7 +69,8 @@ def _called(kind: type, key: str, make: Callable[..., Any] | None, *given: Any, 
         found = make(*given, **named)
     except Exception as error:  # of whoever wrote what the configuration names
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{key}: {target.__module__}.{target.__qualname__} cannot be had so: {reason}.") from error
+        name = f"{target.__module__}.{target.__qualname__}"
+        raise UserError(f"{key}: {name} cannot be made with these settings: {reason}.") from error
     return _of_kind(kind, found, key)
 
 

@@ -196,11 +196,11 @@ def _refuse_other_choices(override: Override, loader: ConfigLoader) -> None:
         if isinstance(choice, list) or str(choice) in options:
             continue
         if choice is None:  # which Hydra takes for some, and would not merge with what lies in others
-            raise UserError(f"{group}=null will not do: choose of {', '.join(shown)}, or leave it out.")
+            raise UserError(f"{group}=null is no choice: choose one of {', '.join(shown)}, or leave it out.")
         if isinstance(choice, dict):
             raise UserError(f"{group} is chosen by name, {group}=NAME; single values of it are {group}.KEY=VALUE.")
         near = difflib.get_close_matches(str(choice), shown, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose of {', '.join(shown)}."
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(shown)}."
         raise UserError(f"There is no {group}={choice}; {hint}")
 
 
@@ -312,7 +312,7 @@ def unfit(base: DictConfig, key: str, value: Any) -> str | None:
         return None
     words = list(dict.fromkeys(_alternatives(wanted)))
     kind = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "a section of settings"
-    return f"{key}={told} will not do: give {kind}."
+    return f"{key}={told} does not fit: give {kind}."
 
 
 def fits(value: Any, wanted: Any) -> bool:

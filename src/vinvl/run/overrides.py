@@ -62,14 +62,11 @@ def given_values(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def refuse_unread_splits(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Refuses a split that a command gives and that no stage reads: it would be ignored.
+    """Raises UserError for a split that a command gives and that no stage reads: it would be ignored.
 
     Args:
         given: `given_values`.
         data: the section that is read, with `train_split` and the like.
-
-    Raises:
-        UserError: names the split and how to have it read.
     """
     stages = {key: str(data[key]) for key in data if key.endswith("_split")}
     read = {*stages.values(), *map(str, data.get("answer_splits") or ())}
@@ -144,20 +141,16 @@ GROWING = ("splits", "constraints")  # dicts whose keys need not be carried; who
 def with_given(
     carried: dict[str, Any] | None, name: str, config: DictConfig, given: Mapping[str, Any], owner: str
 ) -> dict[str, Any]:
-    """A section that a file carries with what the command gives for it.
+    """A section that a file carries, in plain types, with what the command gives for it.
 
     What is given replaces what is there; of a dict of settings, such as `data.prepare`, the settings that are given.
-    Where the command chooses the section itself (NAME=CHOICE), or nothing is carried, its own stands.
+    Where the command chooses the section itself (NAME=CHOICE), or nothing is carried, its own stands. Raises UserError
+    if the section has no such key, or something is to be taken away from it.
 
     Args:
-        carried: in plain types.
-        name: of the section.
         config: what Hydra composed for the command, in which what is given is resolved.
         given: `given_values` of the command.
         owner: names what carries the section, for messages.
-
-    Raises:
-        UserError: the section has no such key, or something is to be taken away from it.
     """
     if carried is None or name in given:
         return _plain(config[name])

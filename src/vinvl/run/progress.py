@@ -62,7 +62,7 @@ def report(
         checkpoint: the best one.
         chosen_by: see `checkpoint.validation`.
         files: what else there is.
-        left_out: records of the split that are not among those scored, for want of regions.
+        left_out: records of the split that are not among those scored, because they have no regions.
     """
     results = output_dir / "results.json"
     scores, rows = ({}, []) if split is None else (task.scores, task.result_rows())

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from vinvl.run.errors import cause_of_kind
-
 START_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: what the launch scripts requeue for
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -37,11 +35,6 @@ def end_at_once() -> None:
 
     for number in STOP_SIGNALS:
         signal.signal(number, end)
-
-
-def signal_behind(error: BaseException) -> Interrupted | None:
-    """The signal that an exception comes from: what is torn down on its way may fail as well."""
-    return cause_of_kind(error, Interrupted)
 
 
 def exit_code(number: int | None) -> int:
@@ -87,7 +80,7 @@ def answer_as_worker(number: int) -> None:
 def run_passing_signals_on(command: list[str]) -> int:
     """Runs a process to its end; its exit code. What asks this process to stop is the other's to answer.
 
-    Ctrl-C reaches both by itself; what a scheduler sends, this process alone.
+    Ctrl-C reaches both by itself, what a scheduler sends this process alone.
     """
     received: list[int] = []
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in STOP_SIGNALS}

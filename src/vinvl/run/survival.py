@@ -25,8 +25,6 @@ from vinvl.run.folders import AUTO, CHECKPOINTS, how_to_go_on, resolve_checkpoin
 from vinvl.run.options import leaves
 from vinvl.run.signals import Interrupted, StopRequest, stop_at_once
 
-# Stopping in good order: a signal, a checkpoint at the end of the update, and a code that asks to be started again.
-
 
 class Stopped(Exception):  # noqa: N818, it is no error
     """The run was asked to stop and did; it goes on from `checkpoint`, and the process should end with `exit_code`."""
@@ -155,9 +153,9 @@ NAMES_SHOWN = 4  # of the values in which two runs differ
 
 
 def resume_path(config: DictConfig) -> Path | None:
-    """The checkpoint that `config.ckpt_path` means, None where the run begins anew.
+    """The checkpoint that `config.ckpt_path` means, None where the run begins anew; UserError if it does not exist.
 
-    `auto` is the `last` of the run's own folder once there is one. Raises UserError: there is no such checkpoint.
+    `auto` is the `last` of the run's own folder once there is one.
     """
     if config.ckpt_path is None:
         return None
@@ -178,15 +176,12 @@ def training_order(datamodule: Any, world_size: int) -> dict[str, int]:
 
 
 def refuse_another_run(before: Mapping[str, Any], now: Mapping[str, Any], path: Path, instead: str) -> None:
-    """Refuses to go on with a run that was given other values than this one.
+    """Raises UserError, naming what differs, for a run that was given other values than this one.
 
     Args:
         before, now: run configurations.
-        path: the checkpoint, for the message.
-        instead: what begins a new run from the weights, for the message.
-
-    Raises:
-        UserError: names what differs.
+        path: the checkpoint.
+        instead: what begins a new run from the weights, for a person.
     """
     differing = list(differences(before, now))
     if differing:

@@ -20,12 +20,11 @@ KINDS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int6
 def load_tensor_file(path: str | Path, *, mmap: bool = False) -> Any:
     """The content of a file of torch.save, on the CPU; no code of the file is run.
 
+    Raises ValueError if it is larger unpacked, or contains a tuple in a tuple in a tuple, and so on; and whatever a
+    hostile or damaged file makes torch raise.
+
     Args:
         mmap: map the tensors into memory rather than read them; needs a file of torch 1.6 or later.
-
-    Raises:
-        ValueError: the file is larger unpacked, or contains a tuple in a tuple in a tuple, and so on.
-        Exception: whatever a hostile or damaged file makes torch raise.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

@@ -100,17 +100,12 @@ Decoded = TypeVar("Decoded")
 def decoded(
     content: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[Decoded], place: str, at: str = "$", remedy: str = ""
 ) -> Decoded:
-    """One JSON value in UTF-8 as what it should be.
+    """One JSON value in UTF-8, with or without a byte-order mark, as what it should be; UserError if it is not that.
 
     Args:
-        content: the value, with or without a byte-order mark.
-        decoder: of the type that it should be.
         place: names the file, or file and line, for messages.
         at: where the value stands in it.
         remedy: what a person does about a value of another type; mends the record, or leaves it out.
-
-    Raises:
-        UserError: it is no JSON, or something else than that.
     """
     try:
         return decoder.decode(content.removeprefix(_MARK) if isinstance(content, bytes) else content)
