@@ -65,7 +65,7 @@ class OpenedModel:
         """What it was trained for, None where neither a run nor a folder says it."""
         if not self.ours:
             return self.said.get("task")
-        room, _ = class_of_task(self.ours, self.files.weights)
+        room = class_of_task(self.ours, self.files.weights).split(".")[1]
         model_of_task(room)
         return room
 
@@ -109,21 +109,17 @@ def results_of(weights: Path) -> dict[str, Any]:
     return results if scored is not None and Path(str(scored)).name == weights.name else {}
 
 
-def class_of_task(checkpoint: Mapping[str, Any], path: Path) -> tuple[str, str]:
-    """The task class that a checkpoint of ours names, as room and name: `vinvl.ROOM.task.NAME`.
-
-    Raises UserError: it names something else, or the detector.
-    """
+def class_of_task(checkpoint: Mapping[str, Any], path: Path) -> str:
+    """The task class that a checkpoint of ours names, `vinvl.ROOM.task.NAME`; UserError if not so, or the detector."""
     name = str(checkpoint[OUR_KEY].get("task_class"))
     if name == DETECTOR_TASK:
         raise UserError(
             f"{path} is a detector's checkpoint, which python -m vinvl.train_detector goes on with; to use the "
             "detector, give the detector.pth of its run as weights to python -m vinvl.extract."
         )
-    found = re.fullmatch(r"vinvl\.(\w+)\.task\.(\w+)", name)
-    if found is None:
+    if not re.fullmatch(r"vinvl\.\w+\.task\.\w+", name):
         raise UserError(f"{path} is a checkpoint of '{name}', unknown to this version of vinvl.")
-    return found[1], found[2]
+    return name
 
 
 # The texts of the answers that an answering model chooses between.

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_warn
 
@@ -62,18 +62,27 @@ def restore(config: DictConfig, stage: str) -> Restored:
 
 
 def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
-    """The task class a checkpoint names; only `vinvl.NAME.task` is imported for a file's sake.
-
-    Raises UserError: the checkpoint names something else.
-    """
-    room, name = class_of_task(checkpoint, path)
-    try:
-        found = getattr(import_module(f"vinvl.{room}.task"), name, None)
-    except ImportError:
-        found = None
-    if not (isinstance(found, type) and issubclass(found, VinVLTask)):
-        raise UserError(f"{path} is a checkpoint of 'vinvl.{room}.task.{name}', unknown to this version of vinvl.")
+    """The task class that a checkpoint names; UserError if it names something else."""
+    name = class_of_task(checkpoint, path)
+    found: type[VinVLTask] | None = own_class(name, "task", VinVLTask)
+    if found is None:
+        raise UserError(f"{path} is a checkpoint of '{name}', unknown to this version of vinvl.")
     return found
+
+
+def own_class(name: object, file: str, kind: type) -> Any:
+    """The class of a kind that a file's name for it, `vinvl.ROOM.FILE.NAME`, stands for; None for all other names.
+
+    Nothing else is imported for a file's sake.
+    """
+    if not isinstance(name, str) or not re.fullmatch(rf"vinvl\.\w+\.{file}\.\w+", name):
+        return None
+    module, _, own = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), own, None)
+    except ImportError:
+        return None
+    return found if isinstance(found, type) and issubclass(found, kind) else None
 
 
 def data_config(config: DictConfig, run_config: dict[str, Any], given: Mapping[str, Any], path: Path) -> DictConfig:
@@ -165,23 +174,13 @@ def check_calls(data: object, path: Path) -> None:
     called.
     """
     target = data.get("_target_") if isinstance(data, dict) else None
-    if not is_datamodule(target):
+    if own_class(target, "data", RegionDataModule) is None:
         raise UserError(f"{path} names '{target}' as its data, which is no datamodule of vinvl: pass data=NAME.")
     for key, value in leaves(data):
         # Everything was resolved when it was written: an interpolation can only have been put there to be evaluated.
         smuggled = "${" in key or (isinstance(value, str) and "${" in value)
-        if smuggled or ("_target_" in key.split(".") and value not in PREPARATIONS and not is_datamodule(value)):
+        called = "_target_" in key.split(".") and value not in PREPARATIONS
+        if smuggled or (called and own_class(value, "data", RegionDataModule) is None):
             raise UserError(
                 f"{path} asks for '{key}={value}' in its data, which no file may have called: pass data=NAME."
             )
-
-
-def is_datamodule(name: object) -> bool:
-    """Whether this is the full name of a datamodule class of a task."""
-    if not isinstance(name, str) or not re.fullmatch(r"vinvl\.\w+\.data\.\w+", name):
-        return False
-    try:
-        found = get_object(name)
-    except Exception:  # Hydra raises ImportError, ValueError or its own, by which part of the name is wrong
-        return False
-    return isinstance(found, type) and issubclass(found, RegionDataModule)

@@ -180,22 +180,20 @@ def json_members(path: str | Path, holds: str) -> Iterator[tuple[str, Any]]:
     try:
         with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
             window = _Window(file)
-            opening = window.mark()
-            if opening != "{":
-                found = "nothing" if opening == "" else f"{opening!r} at the start"
+            if (opening := window.next_mark()) != "{":
+                found = f"{opening!r} at the start" if opening else "nothing"
                 raise UserError(f"{path} should be one JSON object of {holds}; found {found}.")
-            closed = window.mark(peek=True) == "}"
-            if closed:
-                window.expect("}")
+            window.take("{")
+            closed = window.next_mark() == "}" and bool(window.take("}"))
             while not closed:
-                if window.mark(peek=True) != '"':
+                if window.next_mark() != '"':
                     raise window.broken("Expecting property name enclosed in double quotes")
                 key = window.value()
-                window.expect(":")
+                window.take(":")
                 yield key, window.value()
-                closed = window.expect(",}") == "}"
+                closed = window.take(",}") == "}"
                 number += 1
-            if window.mark():
+            if window.next_mark():
                 raise UserError(f"{path} does not end after its object; it may be edited by hand.")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (in or after record {number}); save it as UTF-8.") from error
@@ -219,25 +217,26 @@ class _Window:
         self._at_end = False
         self._decode = json.JSONDecoder().raw_decode
 
-    def mark(self, peek: bool = False) -> str:
-        """The next character that is no white space, "" at the end of the file; `peek` leaves it there."""
+    def next_mark(self) -> str:
+        """The next character that is no white space, which stays there; "" at the end of the file."""
         while (match := _NO_SPACE.search(self._text, self._position)) is None:
             self._position = len(self._text)
             if not self._read_on():
                 return ""
-        self._position = match.start() if peek else match.end()
+        self._position = match.start()
         return match.group()
 
-    def expect(self, marks: str) -> str:
+    def take(self, marks: str) -> str:
         """The next character that is no white space, which must be one of `marks`."""
-        mark = self.mark(peek=True)
+        mark = self.next_mark()
         if not mark or mark not in marks:
             raise self.broken(f"Expecting {' or '.join(map(repr, marks))}")
-        return self.mark()
+        self._position += 1
+        return mark
 
     def value(self) -> Any:
         """The JSON value that follows."""
-        self.mark(peek=True)
+        self.next_mark()
         while True:
             try:
                 value, end = self._decode(self._text, self._position)
