@@ -123,6 +123,12 @@ def test_predict_writes_the_official_result_file(trained: Trained, predicted: Pa
     assert all(one.keys() == {"question_id", "answer"} and isinstance(one["answer"], str) for one in results)
     vocabulary = json.loads((trained.data / "demo" / "answers.json").read_text())
     assert {one["answer"] for one in results} <= set(vocabulary)
+    lines = [json.loads(line) for line in (predicted / "predictions.jsonl").read_text().splitlines()]  # the five best
+    for line, result in zip(lines, results, strict=True):
+        scores = [one["score"] for one in line["top"]]
+        assert len({one["answer"] for one in line["top"]}) == 5
+        assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
+        assert (line["question_id"], line["top"][0]["answer"]) == (result["question_id"], result["answer"])
 
 
 def test_questions_about_images_without_regions_are_answered_too(
@@ -149,17 +155,6 @@ def test_questions_about_images_without_regions_are_answered_too(
     # Not all of them, for whatever reason: nothing that a server would take.
     told = run_in_process("predict", trained.data, tmp_path / "few", *given, "trainer.limit_predict_batches=0")
     assert "official" not in told and "34 of the split's records have none" in told
-
-
-def test_predict_writes_the_five_best_answers(trained: Trained, predicted: Path) -> None:
-    results = json.loads((predicted / "results.json").read_text())
-    lines = [json.loads(line) for line in (predicted / "predictions.jsonl").read_text().splitlines()]
-    assert [line["question_id"] for line in lines] == [one["question_id"] for one in results]
-    for line, result in zip(lines, results, strict=True):
-        scores = [one["score"] for one in line["top"]]
-        assert len({one["answer"] for one in line["top"]}) == 5
-        assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
-        assert line["top"][0]["answer"] == result["answer"]
 
 
 def test_two_ranks_predict_what_one_does(trained: Trained, predicted: Path) -> None:

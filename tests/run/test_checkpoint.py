@@ -56,28 +56,15 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, form: str) -> None:
     assert traces.exists()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"PK",
-        b"PK\x03\x04" + b"\0" * 100,
-        b"\x80\x02.",
-        b"not a checkpoint\n" * 9,
-        b"\x89HDF\r\n\x1a\n" + b"\0" * 64,
-    ],
-)
-def test_files_of_other_programs_are_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "foreign.ckpt").write_bytes(content)
-    refused(tmp_path / "foreign.ckpt")
-
-
-def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_truncated_checkpoints_and_files_of_other_programs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "cut.ckpt"
     torch.save(OURS, path)
     assert read_checkpoint(path)["vinvl"] == OURS["vinvl"]
-    path.write_bytes(path.read_bytes()[:-200])
-    refused(path)
+    cut = path.read_bytes()[:-200]
+    foreign = [b"", b"PK", b"PK\x03\x04" + b"\0" * 99, b"\x80\x02.", b"not one\n" * 9, b"\x89HDF\r\n\x1a\n" + b"\0" * 9]
+    for content in (cut, *foreign):
+        path.write_bytes(content)
+        refused(path)
     refused(tmp_path)  # a folder
     assert "does not exist" in refused(tmp_path / "missing.ckpt")
 
@@ -105,19 +92,15 @@ def test_checkpoints_of_other_programs_are_refused(tmp_path: Path, content: Any)
 def test_only_task_classes_are_taken_from_a_checkpoint() -> None:
     path = Path("some.ckpt")
     assert task_class(OURS, path) is VQATask
-    for name in (
-        "os.system",
-        "vinvl.vqa.task.torch",
-        "vinvl.vqa.task.Prediction",
-        "vinvl.task.read_checkpoint",
-        "vinvl.nothing.task.Task",
-        "vinvl.vqa.task.nothing",
-        "vinvl..task.VQATask",
-        "vinvl.vqa.task.",
-        "",
-        None,
-        7,
-    ):
+    ours = (
+        "nothing.task.Task",
+        "vqa.task.nothing",
+        ".task.VQATask",
+        "vqa.task.",
+        "vqa.task.torch",
+        "vqa.task.Prediction",
+    )
+    for name in ("os.system", "vinvl.task.read_checkpoint", *(f"vinvl.{one}" for one in ours), "", None, 7):
         with pytest.raises(UserError, match="unknown to this version"):
             task_class({"vinvl": {"task_class": name}}, path)
 

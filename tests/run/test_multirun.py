@@ -44,24 +44,21 @@ def test_a_job_that_failed_is_a_row_without_figures(tmp_path: Path) -> None:
     assert comparison(job_rows(tmp_path)[:1]) == (["job", "result"], [("0", "no result")])
 
 
-def test_a_summary_is_shown_before_the_headline(tmp_path: Path) -> None:
-    make_job(tmp_path, "0", ["objective=none"], {"summary": {"finetuning": 40.0}, **SCORES})
-    make_job(tmp_path, "1", ["objective=two_way"], {"summary": {"pretraining": 70.0, "finetuning": 36.5}})
-    columns, rows = comparison(job_rows(tmp_path))
+def test_a_summary_and_the_validation_are_shown_before_the_headline(tmp_path: Path) -> None:
+    """A sweep that chose by the test score would be one that has seen the test split."""
+    make_job(tmp_path / "s", "0", ["objective=none"], {"summary": {"finetuning": 40.0}, **SCORES})
+    make_job(tmp_path / "s", "1", ["objective=two_way"], {"summary": {"pretraining": 70.0, "finetuning": 36.5}})
+    columns, rows = comparison(job_rows(tmp_path / "s"))
     assert columns == ["job", "objective", "pretraining", "finetuning", "gain over job 0"]
     assert rows == [("0", "none", "", "40.00", ""), ("1", "two_way", "70.00", "36.50", "-3.50")]
-
-
-def test_jobs_are_compared_by_their_validation(tmp_path: Path) -> None:
-    """A sweep that chose by the test score would be one that has seen the test split."""
-    for job, val in (("0", 30.0), ("1", 33.0)):
-        chosen_by = {"split": "dev", "figure": "accuracy", "score": val}
-        make_job(tmp_path, job, [f"lr={job}"], {**SCORES, "validation": chosen_by})
-    columns, rows = comparison(job_rows(tmp_path))
+    chosen_by = [{"split": "dev", "figure": "accuracy", "score": score} for score in (30.0, 33.0)]
+    for job, chosen in enumerate(chosen_by):
+        make_job(tmp_path / "v", str(job), [f"lr={job}"], {**SCORES, "validation": chosen})
+    columns, rows = comparison(job_rows(tmp_path / "v"))
     assert columns == ["job", "lr", "test accuracy", "val accuracy", "gain over job 0"]
     assert rows[1] == ("1", "1", "61.50", "33.00", "+3.00")
-    chosen_by = {"split": "dev", "figure": "accuracy", "score": 30.0}
-    assert results_summary({"headline": "accuracy", "scores": {}, "validation": chosen_by}) == {"val accuracy": 30.0}
+    trained_alone = {"headline": "accuracy", "scores": {}, "validation": chosen_by[0]}
+    assert results_summary(trained_alone) == {"val accuracy": 30.0}
 
 
 def test_a_job_that_says_why_it_failed_fails_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
