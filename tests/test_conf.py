@@ -142,7 +142,7 @@ def test_every_choice_of_every_group_can_be_trained_with(group: str, choice: str
     assert ("decoding" in config) == ("CaptioningTask" in config["task"]["_target_"])
 
 
-@pytest.mark.parametrize(("number", "data"), enumerate(GROUPS["data"]))
+@pytest.mark.parametrize(("number", "data"), list(enumerate(GROUPS["data"])))
 def test_every_door_takes_every_dataset(number: int, data: str) -> None:
     """And every trainer, in turns."""
     for door in DOORS:

@@ -45,7 +45,7 @@ class OpenedModel:
     def of(cls, name: str | Path) -> Self:
         """What lies in a run's folder (its best checkpoint, else its last), or wherever `find_checkpoint` finds it.
 
-        Raises UserError: there is no such model, or what it says is damaged.
+        Raises UserError if there is no such model, or what it says is damaged.
         """
         places = (Path(name).expanduser() / CHECKPOINTS / f"{which}.ckpt" for which in ("best", "last"))
         files = find_checkpoint(next((path for path in places if path.is_file()), name))
@@ -132,7 +132,7 @@ def known_answers(files: CheckpointFiles, size: int) -> list[str] | None:
     """The answers of a checkpoint's head of `size` rows, by row; None if it does not say them.
 
     They are those of the training run, or in config.json, or in a file beside the weights: `ANSWER_FILES`. Raises
-    UserError: such a file is damaged.
+    UserError if such a file is damaged.
     """
     if files.training:
         carried = files.training.get("hyper_parameters", {}).get("answers")
@@ -149,7 +149,7 @@ def known_answers(files: CheckpointFiles, size: int) -> list[str] | None:
 def match_answers(there: Sequence[str], here: Sequence[str], name: str) -> AnswerRows:
     """Which row of a head with the answers `there` each of `here` takes: as it is written, or else in normal form.
 
-    Raises UserError: the checkpoint `name` names an answer twice.
+    Raises UserError if the checkpoint `name` names an answer twice.
     """
     try:
         vocabulary = AnswerVocabulary(tuple(there))
@@ -160,10 +160,7 @@ def match_answers(there: Sequence[str], here: Sequence[str], name: str) -> Answe
 
 
 def given_answers(given: str | Path | Sequence[str]) -> list[str]:
-    """The answers of a file as `read_head_answers` takes it, or the texts themselves.
-
-    Raises UserError: they are no texts, or one is there twice.
-    """
+    """The answers of a file, or the texts themselves; UserError if they are no texts, or one is there twice."""
     if isinstance(given, str | Path):
         AnswerVocabulary.load(given)
         return list(read_head_answers(given))
@@ -194,10 +191,7 @@ def find_answers(
 
 
 def name_the_answers(model: PreTrainedModel, task: str | None, given: str | None, files: CheckpointFiles) -> None:
-    """Puts the texts of its answers into the configuration of a model that has answers.
-
-    Raises UserError: some were given that are not this model's.
-    """
+    """Puts the texts of its answers into a model's configuration; UserError if given ones are not this model's."""
     if given is not None and not isinstance(model, VinVLForAnswering):
         raise UserError(f"{files.name} is a {type(model).__name__}, which has no answers: leave answers=… out.")
     if given is not None or task in ("vqa", "gqa"):
@@ -240,7 +234,7 @@ Words = dict[int, str]
 def find_tokenizer(name: str | None, files: CheckpointFiles) -> tuple[str, PreTrainedTokenizerBase]:
     """The tokenizer that a person named, or else that of the training run, or else the one beside the weights.
 
-    Raises UserError: there is none, or it has other words than the model was trained with.
+    Raises UserError if there is none, or it has other words than the model was trained with.
     """
     found = _find(name, files)
     if name is not None or files.training:
@@ -276,10 +270,9 @@ def words_of_run(checkpoint: Mapping[str, Any]) -> Words | None:
 
 
 def refuse_other_words(there: Words | None, here: Words, model: str, setting: str) -> None:
-    """Refuses a tokenizer whose words have other numbers than those that a model was trained with, if these are known.
+    """Raises UserError for a tokenizer whose words have other numbers than the model was trained with, if known.
 
     Words in place of BERT's [unused0], [unused1], …, and further ones at the end, are no other words: they are new.
-    Raises UserError: says how many differ, and the first of them.
     """
     differing = [
         f"{number} was {there[number]!r} and is {word!r}"
@@ -323,7 +316,7 @@ def _open(name: str) -> tuple[str, PreTrainedTokenizerBase]:
 
 
 def tokenizer_of_vocabulary(path: Path) -> PreTrainedTokenizerBase:
-    """BERT's lower-casing tokenizer, from only a vocab.txt. Raises UserError: it is no vocabulary of BERT's."""
+    """BERT's lower-casing tokenizer, from only a vocab.txt; UserError if it is something else."""
     try:
         words = path.read_text(encoding="utf-8").splitlines()
         missing = [word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if word not in words]

@@ -55,10 +55,7 @@ def pretrain_finetune(config: DictConfig) -> float:
 
 
 def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Runs `vinvl.train` in a process of its own; the content of its results.json.
-
-    Raises UserError: it failed, or the folder's run had other overrides.
-    """
+    """Runs `vinvl.train` in a process of its own; its results.json. UserError if it failed, or ran otherwise before."""
     results = folder / "results.json"
     known = folder / ".hydra" / "overrides.yaml"
     before = [str(one) for one in OmegaConf.load(known)] if known.is_file() else None

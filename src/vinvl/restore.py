@@ -88,7 +88,7 @@ def own_class(name: object, file: str, kind: type) -> Any:
 def data_config(config: DictConfig, run_config: dict[str, Any], given: Mapping[str, Any], path: Path) -> DictConfig:
     """The data section: as the training run had it, with what this command gives on top.
 
-    Raises UserError: the section in the checkpoint `path` is not one that vinvl.train writes, or has no such key.
+    Raises UserError if the section in the checkpoint `path` is not one that vinvl.train writes, or has no such key.
     """
     if not run_config or "data" in given:
         return config.data
@@ -127,10 +127,7 @@ def moved(value: Any, before: str, now: str) -> Any:
 
 
 def refuse_missing_answers(data: DictConfig, config: DictConfig, path: Path) -> None:
-    """Refuses to have a vocabulary built, and written, where a checkpoint says, unless that is in the data folder.
-
-    Raises UserError: names the file that is missing.
-    """
+    """Raises UserError if a checkpoint would have a vocabulary built, and written, outside the data folder."""
     answers = data.get("answers")
     if not isinstance(answers, str) or Path(answers).exists():
         return
@@ -139,10 +136,7 @@ def refuse_missing_answers(data: DictConfig, config: DictConfig, path: Path) -> 
 
 
 def check_splits(given: Mapping[str, Any], data: DictConfig, stage: str) -> None:
-    """Refuses splits that a command gives and that would not be read.
-
-    Raises UserError: no stage reads one of them, or they are all those of other stages.
-    """
+    """Raises UserError for splits that a command gives and no stage reads, or only other stages."""
     refuse_unread_splits(given, data)
     names = given_splits(given)
     if names and data[f"{stage}_split"] not in names:
@@ -157,7 +151,7 @@ def decoding_options(
 ) -> dict[str, Any]:
     """How captions are decoded, as arguments of the task; {} if the command says nothing of it.
 
-    Raises UserError: the checkpoint is of a task that decodes nothing, or has no such key.
+    Raises UserError if the checkpoint is of a task that decodes nothing, or has no such key.
     """
     if not any(key.lstrip("~").split(".")[0] == "decoding" for key in given):
         return {}
@@ -168,10 +162,9 @@ def decoding_options(
 
 
 def check_calls(data: object, path: Path) -> None:
-    """Refuses a checkpoint's data section that would call anything but our own reading of data.
+    """Raises UserError for a checkpoint's data section that would call anything but our own reading of data.
 
-    The file may be a stranger's, and what a `_target_` names is called. Raises UserError: names what it would have
-    called.
+    The file may be a stranger's, and what a `_target_` names is called.
     """
     target = data.get("_target_") if isinstance(data, dict) else None
     if own_class(target, "data", RegionDataModule) is None:

@@ -185,7 +185,7 @@ class VinVLTask(pl.LightningModule):
     def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path, **own: Any) -> Self:
         """The task as a checkpoint of ours (`read_checkpoint`) holds it, for evaluation.
 
-        `own` replaces constructor arguments of the task that the checkpoint carries. Raises UserError: the weights do
+        `own` replaces constructor arguments of the task that the checkpoint carries. Raises UserError if the weights do
         not fit the model that the checkpoint describes.
         """
         given = {**checkpoint["hyper_parameters"], **own}
@@ -212,7 +212,7 @@ class VinVLTask(pl.LightningModule):
 
     @classmethod
     def check_data_class(cls, datamodule: object) -> None:
-        """Refuses the data of another task. Raises UserError: `datamodule` is not of `datamodule_class`."""
+        """Raises UserError for the data of another task."""
         if not isinstance(datamodule, cls.datamodule_class):
             raise UserError(
                 f"{cls.__name__} needs data of the kind {cls.datamodule_class.__name__}, and data is a "
@@ -339,7 +339,7 @@ class VinVLTask(pl.LightningModule):
         """Clips as Lightning does, and also with a fused optimiser in bfloat16, which Lightning refuses.
 
         It refuses because of the scaled gradients of 16-mixed, which a fused optimiser unscales too late for clipping.
-        Raises UserError: 16-mixed, clipping and a fused optimiser together.
+        Raises UserError for 16-mixed, clipping and a fused optimiser together.
         """
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         if gradient_clip_val is None or not fused:
@@ -377,10 +377,7 @@ class VinVLTask(pl.LightningModule):
         self.batches_seen = checkpoint[OUR_KEY]["batches_seen"]
 
     def check_resumable(self, path: Path) -> None:
-        """Refuses to go on from a checkpoint of another task, another model or another run, and takes its weights.
-
-        Raises UserError: names what differs, and how to begin a new run from the weights instead.
-        """
+        """Takes a checkpoint's weights; UserError if it is damaged, or of another task, model or run."""
         checkpoint = read_checkpoint(path)
         ours, kind = checkpoint[OUR_KEY], type(self)
         found = str(ours.get("task_class"))

@@ -32,10 +32,7 @@ DELETED_DECODING = ("use_cache",)  # options of earlier versions, without which 
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours as plain types and tensors, on the CPU.
-
-    Raises UserError: the file is missing, is no checkpoint, or is not one of ours.
-    """
+    """A checkpoint of ours as plain types and tensors, on the CPU; UserError if it is missing or something else."""
     try:
         checkpoint = load_tensor_file(path)
     except FileNotFoundError:
@@ -66,10 +63,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_into(task: nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Loads a checkpoint's weights into a task built to the same shape.
-
-    Raises UserError: names or shapes differ; the sentence names the first that does.
-    """
+    """Loads a checkpoint's weights into a task; UserError that names the first whose name or shape differs."""
     own, found = task.state_dict(), checkpoint["state_dict"]
     for name, tensor in own.items():
         if name not in found:
@@ -90,10 +84,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes the checkpoint, or leaves all as it was.
-
-        Raises UserError: it cannot be written; the sentence names the file, the reason and what room there is.
-        """
+        """Writes the checkpoint, or leaves all as it was; UserError then names the file, the reason and the room."""
         try:
             with atomic_write(path, "wb") as file:
                 torch.save(checkpoint, file)

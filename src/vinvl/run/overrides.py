@@ -186,7 +186,7 @@ def _settings(key: str, value: object) -> Iterator[str]:
 def _put(section: Any, names: Sequence[str], value: object, owner: str) -> None:
     """Sets a value within nested dicts and lists; below a key of `GROWING` it may be new.
 
-    Raises UserError: there is no such place; `owner` names the section in the sentence.
+    Raises UserError if there is no such place; `owner` names the section in it.
     """
     *parents, last = names
     grows = names[0] in GROWING

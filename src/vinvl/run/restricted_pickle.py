@@ -28,7 +28,7 @@ def load_restricted(content: bytes, place: str) -> Any:
     """The object in a pickle of dicts, lists, tuples, sets, texts, numbers, NumPy arrays and NumPy scalars.
 
     Pickles of Python 2 are read with their texts as Latin-1; ordered dicts come as dicts. Arrays of numbers and texts
-    cannot be written to. Raises UserError: the pickle wants anything else, is damaged, contains itself, or holds far
+    cannot be written to. Raises UserError if the pickle wants anything else, is damaged, contains itself, or holds far
     more than its bytes; the sentence names `place`.
     """
     try:

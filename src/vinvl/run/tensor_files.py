@@ -45,7 +45,7 @@ def load_tensor_file(path: str | Path, *, mmap: bool = False) -> Any:
 def plain_tensors(content: Mapping[Any, Any], place: str) -> dict[str, Tensor]:
     """The same, where it is a table of dense tensors by name, each of no more numbers than the file holds.
 
-    Raises UserError: names the first that is anything else.
+    Raises UserError, naming the first that is anything else.
     """
     for name, value in content.items():
         shown = repr(name)[:80] if isinstance(name, str) else f"a {type(name).__name__}"
