@@ -115,14 +115,6 @@ def test_configuration_defaults_are_the_base_size() -> None:
     assert config.model_type == "vinvl"
 
 
-def test_configuration_round_trip(tmp_path: Any) -> None:
-    config = VinVLConfig(**SIZES, num_labels=3, loss_type="xe", use_img_layernorm=True, img_layer_norm_eps=1e-5)
-    config.save_pretrained(tmp_path)
-    again = VinVLConfig.from_pretrained(tmp_path)
-    assert (again.loss_type, again.use_img_layernorm, again.img_layer_norm_eps) == ("ce", True, 1e-5)
-    assert (again.hidden_size, again.num_labels) == (8, 3)
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -187,15 +179,6 @@ def test_the_pictures_of_a_pair_have_places() -> None:
     swapped = {name: value.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for name, value in rows.items()}
     with torch.no_grad():
         assert not torch.allclose(model(**rows).logits, model(**swapped).logits, atol=1e-3)
-
-
-def test_dropout_on_the_pooled_vectors() -> None:
-    _, tensors, config = recorded("linear")
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    config.classifier_dropout = 0.5
-    model = VinVLForPairs(config).train()
-    rows = rows_of_pairs(tensors)
-    assert not torch.equal(model(**rows).logits, model(**rows).logits)
 
 
 def test_an_odd_number_of_rows_is_refused() -> None:

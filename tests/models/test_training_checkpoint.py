@@ -67,14 +67,11 @@ def test_the_encoder_is_that_of_the_run_and_the_head_is_new(tmp_path: Path, mode
     assert report.source == str(start)
 
 
-def test_the_same_task_takes_the_head_too_and_another_number_of_answers_does_not(tmp_path: Path) -> None:
+def test_the_same_task_takes_the_head_too(tmp_path: Path) -> None:
     start = saved(tmp_path / "best.ckpt")
     source = weights_of(start)
     same, _ = initialise_with_report(VinVLForAnswering, VinVLConfig(**SIZES), start)
     assert all(torch.equal(tensor, source[name]) for name, tensor in same.state_dict().items())
-    fewer, report = initialise_with_report(VinVLForAnswering, VinVLConfig(**{**SIZES, "num_labels": 4}), start)
-    assert set(report.resized) == {"classifier.weight", "classifier.bias"}
-    assert torch.equal(fewer.bert.pooler.dense.weight, source["bert.pooler.dense.weight"])
 
 
 def test_only_the_models_tensors_are_handed_out(tmp_path: Path) -> None:
