@@ -9,12 +9,12 @@ both also with dropout, and, with --flex, compiled FlexAttention (on CPUs it has
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from made_data import timed
 from torch import Tensor
 from torch.nn import functional
 from vqa_step import coco_like_examples
@@ -123,25 +123,24 @@ def main() -> None:
     print(f"{len(layout.places)} positions in {options.sequences} sequences, {groups}, {dtype}, {device}")
     for name, way in ways.items():
         try:
-            seconds, error = timed(lambda inputs, way=way: way(*inputs, layout), given, expected, options.rounds)  # type: ignore[misc]
+            seconds, error = measured(lambda inputs, way=way: way(*inputs, layout), given, expected, options.rounds)  # type: ignore[misc]
         except (RuntimeError, NotImplementedError) as refusal:  # not every torch has every way on every device
             print(f"{name:34}not here: {type(refusal).__name__} {str(refusal).splitlines()[0]}")
             continue
         print(f"{name:34}{1e3 * seconds:9.2f} ms   largest difference {error:.0e}")
 
 
-def timed(attend: Callable[[Tensor], Tensor], given: Tensor, expected: Tensor, rounds: int) -> tuple[float, float]:
+def measured(attend: Callable[[Tensor], Tensor], given: Tensor, expected: Tensor, rounds: int) -> tuple[float, float]:
     """Median seconds of forward and backward, and how far the result is from what is expected."""
     inputs = given.clone().requires_grad_()
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        attended = attend(inputs)
-        attended.sum().backward()
-        if inputs.is_cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds)), float((attended - expected).detach().abs().max())
+    attended: list[Tensor] = []
+
+    def both() -> None:
+        attended[:] = [attend(inputs)]
+        attended[0].sum().backward()
+
+    seconds = [timed(both, inputs.device) for _ in range(rounds)]
+    return float(np.median(seconds)), float((attended[0] - expected).detach().abs().max())
 
 
 if __name__ == "__main__":

@@ -7,18 +7,16 @@ back until the last place, so that every caption takes all its steps. float32 on
 """
 
 import argparse
-import time
 
 import numpy as np
 import torch
+from made_data import SPECIAL, timed
 
 from vinvl.models import VinVLConfig, VinVLForCaptioning
-from vinvl.models.config import SpecialTokens
 from vinvl.models.decoding import CaptionContext, DecodingOptions
 from vinvl.models.generate import generate_captions
 
 MAX_LENGTH, TAG_START, ROW = 20, 40, 2054
-SPECIAL = SpecialTokens(cls_token_id=101, sep_token_id=102, pad_token_id=0, mask_token_id=103, unk_token_id=100)
 
 
 def coco_like_context(images: int, rng: np.random.Generator, device: torch.device) -> CaptionContext:
@@ -56,18 +54,12 @@ def main() -> None:
     context = coco_like_context(arguments.images, np.random.default_rng(0), device)
 
     @torch.inference_mode()
-    def decode() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
+    def decode() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             generate_captions(model, context, options, special=SPECIAL)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
 
     decode()  # warms up
-    seconds = min(decode() for _ in range(arguments.rounds))
+    seconds = min(timed(decode, device) for _ in range(arguments.rounds))
     print(f"{arguments.images} images, 5 beams, {MAX_LENGTH} tokens, {arguments.layers} layers, {device}")
     print(f"{arguments.images / seconds:.3f} captions/s (best of {arguments.rounds})")
 

@@ -13,7 +13,6 @@ networks in bfloat16, only ours.
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from made_data import timed
 from PIL import Image
 from torch import Tensor, nn
 
@@ -47,12 +47,9 @@ class Stopwatch:
         self.seconds: dict[str, list[float]] = {}
 
     def __call__(self, stage: str, work: Callable[[], Result]) -> Result:
-        start = time.perf_counter()
-        result = work()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds.setdefault(stage, []).append(time.perf_counter() - start)
-        return result
+        results: list[Result] = []
+        self.seconds.setdefault(stage, []).append(timed(lambda: results.append(work()), self.device))
+        return results[0]
 
 
 def noise_jpegs(folder: Path, count: int, width: int, height: int) -> list[Path]:

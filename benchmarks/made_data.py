@@ -1,12 +1,30 @@
-"""What several benchmarks have in common: made-up regions, and the way that the published code uses the weights."""
+"""What several benchmarks share: made-up regions, a stopwatch, and the way that the published code uses the weights."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from vinvl.models import VinVLForAnswering
+from vinvl.models.config import SpecialTokens
 from vinvl.regions import Regions
+
+SPECIAL = SpecialTokens(cls_token_id=101, sep_token_id=102, pad_token_id=0, mask_token_id=103, unk_token_id=100)
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds until the device has done the work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def made_regions(count: int, feature_dim: int, rng: np.random.Generator) -> Regions:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from made_data import timed
 from pretraining_feed import make_dataset, row_by_row
 from store_reads import write_images
 from torch.nn import functional as F
@@ -123,17 +124,13 @@ def pad_to_limits(batch: Batch) -> Batch:
     )
 
 
-def timed(work: Callable[[], None], device: torch.device) -> float:
+def seconds_of(work: Callable[[], None], device: torch.device) -> float:
     """Seconds: those of the clock on an accelerator, those that this process computed on a CPU."""
-    if device.type == "cpu":
-        begin = time.process_time()
-        work()
-        return time.process_time() - begin
-    torch.accelerator.synchronize()
-    begin = time.perf_counter()
+    if device.type != "cpu":
+        return timed(work, device)
+    begin = time.process_time()
     work()
-    torch.accelerator.synchronize()
-    return time.perf_counter() - begin
+    return time.process_time() - begin
 
 
 def measure(step: Step, batches: Sequence[Sequence[Draw]], report: Callable[[str], None]) -> dict[str, list[float]]:
@@ -141,7 +138,7 @@ def measure(step: Step, batches: Sequence[Sequence[Draw]], report: Callable[[str
     seconds: dict[str, list[float]] = {way.title: [] for way in WAYS}
     for number, draws in enumerate(batches):
         for way in WAYS if number % 2 else reversed(WAYS):
-            elapsed = timed(lambda way=way, draws=draws: step.take(way, draws), step.device)  # type: ignore[misc]
+            elapsed = seconds_of(lambda way=way, draws=draws: step.take(way, draws), step.device)  # type: ignore[misc]
             if number > 0:
                 seconds[way.title].append(elapsed)
         report(f"round {number} of {len(batches) - 1}")

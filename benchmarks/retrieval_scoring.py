@@ -9,24 +9,23 @@ whose tags have 1.5 tokens on average. Both sides score the same pairs, and the 
 """
 
 import argparse
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from made_data import made_regions, whole_layers
+from made_data import SPECIAL, made_regions, timed, whole_layers
 from torch import Tensor
 
 from vinvl.data.batch import Example, ImageRegions, collate
 from vinvl.data.text import RaggedTokens
 from vinvl.models import VinVLConfig, VinVLForAnswering
-from vinvl.models.config import SpecialTokens
 from vinvl.retrieval.candidates import caption_first
 from vinvl.retrieval.scoring import PairScorer
 
 MAX_TOKENS = MAX_REGIONS = 70
 ROW_WIDTH = 2054
-SPECIAL = SpecialTokens(cls_token_id=101, sep_token_id=102, pad_token_id=0, mask_token_id=103, unk_token_id=100)
 
 
 @dataclass
@@ -91,14 +90,6 @@ class Padded:
         return torch.cat(scores).view(len(self.pairs.tags), -1)
 
 
-def timed(device: torch.device, started: float | None = None) -> float:
-    """The time, or the seconds since, once the device has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    now = time.perf_counter()
-    return now if started is None else now - started
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=7)
@@ -127,6 +118,9 @@ def main() -> None:
     def fixed(block: Pairs) -> Tensor:
         return Padded(model, block, options.rows).score()
 
+    def keep(scores: dict[str, Tensor], title: str, score: Callable[[Pairs], Tensor], block: Pairs) -> None:
+        scores[title] = score(block)
+
     seconds = {"fixed 70 + 70": 0.0, "ours": 0.0}
     difference = 0.0
     half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
@@ -134,11 +128,10 @@ def main() -> None:
     with torch.inference_mode(), half:
         # The sides take turns, so that both meet the same state of the machine; the first block warms up.
         for number, block in enumerate([blocks[0], *blocks]):
-            scores = {}
+            scores: dict[str, Tensor] = {}
             for title, score in (("fixed 70 + 70", fixed), ("ours", ours)):
-                started = timed(device)
-                scores[title] = score(block)
-                seconds[title] += timed(device, started) if number else 0.0
+                took = timed(partial(keep, scores, title, score, block), device)
+                seconds[title] += took if number else 0.0
             difference = max(difference, float((scores["ours"] - scores["fixed 70 + 70"]).abs().max()))
     total = options.images * options.captions
     lengths = [np.minimum(len(one) + 3 + len(tags), 70) for one in pairs.captions for tags in pairs.tags]

@@ -17,7 +17,6 @@ much of the device's measured bfloat16 matrix rate our step uses.
 
 import argparse
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from made_data import made_regions, whole_layers
+from made_data import made_regions, timed, whole_layers
 from torch import Tensor, nn
 from transformers import VisualBertConfig, VisualBertForQuestionAnswering
 
@@ -179,16 +178,6 @@ def step(way: Way, batch: Batch, device: torch.device, forward_alone: bool) -> N
 def steps(way: Way, batches: list[Batch], device: torch.device, forward_alone: bool) -> None:
     for batch in batches:
         step(way, batch, device, forward_alone)
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def matrix_rate(device: torch.device) -> float:

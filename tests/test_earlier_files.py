@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 import vinvl
 from tests.data.test_text import golden_tokenizer
 from tests.door_in_process import run_in_process, scores
+from tests.door_runs import call, door_environment
 from tests.regions.samples import assert_same, make_regions
 from vinvl.detector import load_detector
 from vinvl.detector.weights import read_settings
@@ -120,11 +119,10 @@ def test_code_that_names_modules_as_they_were_called(tmp_path: Path) -> None:
         "assert UserError is vinvl.run.errors.UserError and RegionStore is vinvl.regions.RegionStore;"
         "assert vinvl.regions.__spec__.name == 'vinvl.regions'; from vinvl.data.nothing import it"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    environment = door_environment(tmp_path)
+    done = call(tmp_path, "-c", program, environment=environment)
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'vinvl.data.nothing'"
     asked = (("store", "verify", "store/regions.h5"), ("corpus", "info", "corpus/rows.jsonl"))
-    said = []
-    for package, word, file in asked:
-        command = [sys.executable, "-m", f"vinvl.data.{package}", word, str(EARLIER / file)]
-        said.append(subprocess.run(command, capture_output=True, text=True))
+    said = [call(tmp_path, f"vinvl.data.{one}", word, str(EARLIER / file), environment=environment)
+            for one, word, file in asked]  # fmt: skip
     assert "sound, 3 images" in said[0].stdout and "is a folder, as indices of earlier" in said[1].stderr

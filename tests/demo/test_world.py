@@ -150,7 +150,7 @@ def test_interrupted_generation_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(making, "write_tokenizer", fail)
+    monkeypatch.setattr(making.files, "write_tokenizer", fail)
     with pytest.raises(KeyboardInterrupt):
         ensure_demo_world(tmp_path / "world", workers=2, seed=1, **SMALLEST)
     assert list(tmp_path.iterdir()) == []

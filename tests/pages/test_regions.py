@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests import door_runs
 from tests.conftest import refusal
-from tests.door_runs import door_environment
+from tests.door_runs import call_door, succeed
 from tests.pages.test_pages import Reader
 from tests.picture_samples import gradient, save, with_orientation
 from tests.regions.samples import LABELS, write
-from vinvl.pages.regions import report_regions
-from vinvl.pages.summary import summarise
+from vinvl.pages.regions import report_regions, summarise
 from vinvl.regions import LabelMap, Regions, RegionStore, RegionStoreWriter
 from vinvl.run.errors import UserError
 
@@ -97,10 +94,23 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     assert "is empty (0 bytes)" in text and "its picture is not among the images" in text
 
 
-def test_orientation_and_ids_follow_what_the_store_says(tmp_path: Path) -> None:
-    with_orientation(tmp_path / "p" / "COCO_0042.jpg", 6)
-    made = {"exif_orientation": "apply", "image_id": {"rule": "stem", "pattern": r"0*(\d+)$"}}
-    path = store(tmp_path, regions("42", size=(30, 40)), provenance=made)
+@pytest.mark.parametrize(
+    ("image_id", "picture", "says"),
+    [
+        ("42", "x/COCO_0042.jpg", {"rule": "stem", "pattern": r"0*(\d+)$"}),
+        ("0042", "x/COCO_0042.jpg", {"rule": "stem", "pattern": r"_(\d+)$"}),
+        ("300001", "x/000000300001.jpg", {"rule": "of another version"}),
+        ("x/a", "x/a.jpg", None),
+        ("x/a.jpg", "x/a.jpg", None),
+    ],
+)
+def test_orientation_and_ids_follow_what_the_store_says_or_are_found(
+    image_id: str, picture: str, says: object, tmp_path: Path
+) -> None:
+    with_orientation(tmp_path / "p" / picture, 6)
+    save(tmp_path / "p" / "y" / "a.png")
+    made = {"exif_orientation": "apply"} | ({} if says is None else {"image_id": says})
+    path = store(tmp_path, regions(image_id, size=(30, 40)), provenance=made)
     assert report_regions(path, tmp_path / "r.html", images=str(tmp_path / "p")) == 1
     assert "it was turned" not in page(tmp_path).text
 
@@ -117,28 +127,23 @@ def test_pictures_of_a_store_that_says_nothing_are_turned_where_that_fits(
     assert "and max_pixels is 1,000" in page(tmp_path).text
 
 
+alike = regions("a")
+alike.features[:] = 1
+
+
 @pytest.mark.parametrize(
     ("images", "word"),
     [
         ([regions("a", 10, score=0.1)] * 4, "most images have just the least number of boxes"),
         ([regions("a", 0)] * 4, "4 images have no region at all"),
         ([], "the store has no images"),
+        ([alike] * 4, "all regions look the same to a model"),
     ],
 )
 def test_odd_stores_are_warned_of(tmp_path: Path, images: list[Regions], word: str) -> None:
     numbered = [Regions(f"{i}", *(list(vars(one).values())[1:])) for i, one in enumerate(images)]
-    summary = summarise(RegionStore(store(tmp_path, *numbered)))
-    assert any(word in sign.warning for sign in summary.signs)
-    report_regions(tmp_path / "f.h5", tmp_path / "r.html")
+    report_regions(store(tmp_path, *numbered), tmp_path / "r.html")
     assert word in page(tmp_path).text
-
-
-def test_features_that_all_look_alike_are_warned_of(tmp_path: Path) -> None:
-    same = [regions(f"{i}") for i in range(4)]
-    for one in same:
-        one.features[:] = 1
-    summary = summarise(RegionStore(store(tmp_path, *same)))
-    assert any("look the same" in sign.warning for sign in summary.signs)
 
 
 def test_a_sound_store_has_no_warning(tmp_path: Path) -> None:
@@ -164,12 +169,7 @@ def test_pictures_of_another_store_are_refused(tmp_path: Path) -> None:
 def test_the_door(tmp_path: Path) -> None:
     store(tmp_path, regions("a"))
     save(tmp_path / "p" / "a.png")
-
-    def call(*given: str) -> subprocess.CompletedProcess[str]:
-        return door_runs.call(tmp_path, "vinvl.report", *given, environment=door_environment(tmp_path))
-
-    result = call("store=f.h5", "images=p")
-    assert result.returncode == 0 and "f.html: 1 pictures" in result.stdout, result.stderr
-    assert "store=VALUE" in refusal(call())
-    assert "none.h5 cannot be opened" in refusal(call("store=none.h5"))
+    assert "f.html: 1 pictures" in succeed(tmp_path, tmp_path, "report", "store=f.h5", "images=p")
+    assert "store=VALUE" in refusal(call_door(tmp_path, tmp_path, "report"))
+    assert "none.h5 cannot be opened" in refusal(call_door(tmp_path, tmp_path, "report", "store=none.h5"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.h5", "f.html", "p"]

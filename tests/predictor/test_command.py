@@ -16,32 +16,14 @@ import vinvl
 from tests.door_in_process import composed, refused_in_process
 from tests.door_runs import call, door_environment
 from tests.picture_samples import save, truncated
-from tests.predictor.samples import QUESTIONS, extracted, picture_paths, train_on
+from tests.predictor.samples import QUESTIONS, picture_paths
 from vinvl.predict import predict
 from vinvl.predictor.command import picture_arguments, pictures_at
-from vinvl.run.folders import config_directory
 from vinvl.run.options import IN_QUOTES
 
 pytestmark = pytest.mark.slow
 
 ON_CPU = "trainer.accelerator=cpu"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """features.h5, detector.pth and pictures/."""
-    folder = tmp_path_factory.mktemp("extracted")
-    extracted(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runs(folder: Path, demo_data: Path) -> dict[str, Path]:
-    """The checkpoint of a model of each task that trains on pictures of one's own."""
-    captioning = ["task.options.java_metrics=false", "data.max_caption_tokens=12", "decoding.max_length=9"]
-    more = {"vqa": [], "captioning": captioning, "retrieval": []}
-    store = folder / "features.h5"
-    return {task: train_on(store, task, demo_data, folder / task, *given) for task, given in more.items()}
 
 
 def asked(data: Path, output: Path, *overrides: str) -> tuple[str, str]:
@@ -60,19 +42,21 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_command_as_a_person_gives_it(folder: Path, runs: dict[str, Path], demo_data: Path, tmp_path: Path) -> None:
+def test_the_command_as_a_person_gives_it(
+    folder: Path, own_runs: dict[str, Path], demo_data: Path, tmp_path: Path
+) -> None:
     """A question with everything in it that Hydra reads as its own; no run folder is left."""
     question = 'what\'s left (of it), and is {it} "red" [or] 50% ${blue}?'
     picture = save(tmp_path / "photo (1), mine.png")
     result = call(
-        tmp_path, "vinvl.predict", f"ckpt_path={runs['vqa']}", f"weights={folder / 'detector.pth'}",
+        tmp_path, "vinvl.predict", f"ckpt_path={own_runs['vqa']}", f"weights={folder / 'detector.pth'}",
         f"image={picture}", f"question={question}", "output=answers.jsonl", "task=vqa", ON_CPU,
         environment=door_environment(demo_data),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     title, *lines = result.stdout.splitlines()
     assert title == f"{picture}: {question}"
-    model = vinvl.load(runs["vqa"], detector=folder / "detector.pth", device="cpu")
+    model = vinvl.load(own_runs["vqa"], detector=folder / "detector.pth", device="cpu")
     expected = model.ask(picture, question)
     assert lines == [f"  {score:.3f}  {text}" for text, score in expected.top] and len(lines) == 3
     top = [{"answer": text, "score": pytest.approx(score, abs=2e-6)} for text, score in expected.top]
@@ -82,40 +66,39 @@ def test_the_command_as_a_person_gives_it(folder: Path, runs: dict[str, Path], d
     assert "warning" not in result.stderr
 
 
-def test_help_tells(demo_data: Path, tmp_path: Path) -> None:
-    with composed("predict", demo_data, tmp_path / "run") as config:
-        assert {"image", "question", "text", "weights", "labels", "features", "output"} <= set(config)
-    help_text = (Path(config_directory()) / "hydra" / "help.yaml").read_text()
-    assert "python -m vinvl.predict ckpt_path=FILE weights=FILE image=photo.jpg question=" in help_text
-
-
-def test_a_folder_and_several_questions(folder: Path, runs: dict[str, Path], demo_data: Path, tmp_path: Path) -> None:
+def test_a_folder_and_several_questions(
+    folder: Path, own_runs: dict[str, Path], demo_data: Path, tmp_path: Path
+) -> None:
     paths = sorted(str(path) for path in picture_paths(folder).values())
     given = [f"weights={folder / 'detector.pth'}", f"output={tmp_path / 'rows.jsonl'}", "question=[is it red,why]"]
-    printed, _ = asked(demo_data, tmp_path / "run", f"ckpt_path={runs['vqa']}", f"image={folder / 'pictures'}", *given)
+    printed, _ = asked(
+        demo_data, tmp_path / "run", f"ckpt_path={own_runs['vqa']}", f"image={folder / 'pictures'}", *given
+    )
     rows = rows_of(tmp_path / "rows.jsonl")
     assert [(row["image"], row["question"]) for row in rows] == [(p, q) for p in paths for q in ("is it red", "why")]
     assert printed.count(": is it red\n") == 6
-    named, _ = asked(demo_data, tmp_path / "run", f"ckpt_path={runs['vqa']}", f"image=[{','.join(paths[:2])}]", *given)
+    named, _ = asked(
+        demo_data, tmp_path / "run", f"ckpt_path={own_runs['vqa']}", f"image=[{','.join(paths[:2])}]", *given
+    )
     assert printed.startswith(named)
 
 
 def test_images_of_a_store_captions_and_scores(
-    folder: Path, runs: dict[str, Path], demo_data: Path, tmp_path: Path
+    folder: Path, own_runs: dict[str, Path], demo_data: Path, tmp_path: Path
 ) -> None:
     store, output = folder / "features.h5", f"output={tmp_path / 'rows.jsonl'}"
     ids = list(picture_paths(folder))[:3]
     given = [f"features={store}", f"image=[{','.join(ids)}]", output]
-    asked(demo_data, tmp_path / "run", f"ckpt_path={runs['captioning'].parents[1]}", *given,
+    asked(demo_data, tmp_path / "run", f"ckpt_path={own_runs['captioning'].parents[1]}", *given,
           "++decoding.num_return_sequences=2", "++decoding.num_beams=3")  # fmt: skip
-    writer = vinvl.load(runs["captioning"], features=store, device="cpu",
+    writer = vinvl.load(own_runs["captioning"], features=store, device="cpu",
                         decoding={"num_beams": 3, "num_return_sequences": 2})  # fmt: skip
     rows = rows_of(tmp_path / "rows.jsonl")
     for row, caption in zip(rows, writer.caption(ids), strict=True):
         assert (row["caption"], row["score"]) == (caption.text, pytest.approx(caption.score, abs=1e-5))
         assert len(row["top"]) == 2 and row["top"][0]["caption"] == caption.text and "question" not in row
-    printed, _ = asked(demo_data, tmp_path / "run", f"ckpt_path={runs['retrieval']}", *given, "text=a red circle")
-    scores = vinvl.load(runs["retrieval"], features=store, device="cpu").score(ids, "a red circle")
+    printed, _ = asked(demo_data, tmp_path / "run", f"ckpt_path={own_runs['retrieval']}", *given, "text=a red circle")
+    scores = vinvl.load(own_runs["retrieval"], features=store, device="cpu").score(ids, "a red circle")
     expected = [
         {"image": one, "text": "a red circle", "score": pytest.approx(score, abs=2e-6)}
         for one, score in zip(ids, scores, strict=True)
@@ -125,10 +108,10 @@ def test_images_of_a_store_captions_and_scores(
 
 
 def test_settings_of_the_command_go_before_those_of_the_checkpoint(
-    folder: Path, runs: dict[str, Path], demo_data: Path, tmp_path: Path
+    folder: Path, own_runs: dict[str, Path], demo_data: Path, tmp_path: Path
 ) -> None:
     path = picture_paths(folder)["picture_0000"]
-    given = [f"ckpt_path={runs['vqa']}", f"weights={folder / 'detector.pth'}", f"image={path}", "question=why"]
+    given = [f"ckpt_path={own_runs['vqa']}", f"weights={folder / 'detector.pth'}", f"image={path}", "question=why"]
     usual, told = asked(demo_data, tmp_path / "run", *given)
     assert not told
     (tmp_path / "answers.json").write_text('["a", "b", "c"]')
@@ -143,9 +126,9 @@ def test_settings_of_the_command_go_before_those_of_the_checkpoint(
 
 
 def test_broken_pictures_among_others_are_told_at_the_end(
-    folder: Path, runs: dict[str, Path], demo_data: Path, tmp_path: Path
+    folder: Path, own_runs: dict[str, Path], demo_data: Path, tmp_path: Path
 ) -> None:
-    given = [f"ckpt_path={runs['vqa']}", f"weights={folder / 'detector.pth'}", f"question={QUESTIONS[1]}"]
+    given = [f"ckpt_path={own_runs['vqa']}", f"weights={folder / 'detector.pth'}", f"question={QUESTIONS[1]}"]
     save(tmp_path / "p" / "a.png")
     truncated(tmp_path / "p" / "b.jpg")
     save(tmp_path / "p" / "c.png")
@@ -177,11 +160,11 @@ def test_broken_pictures_among_others_are_told_at_the_end(
     ],
 )
 def test_refusals(
-    task: str, overrides: list[str], sentence: str, runs: dict[str, Path], demo_data: Path, tmp_path: Path
+    task: str, overrides: list[str], sentence: str, own_runs: dict[str, Path], demo_data: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     overrides = [one.replace("EMPTY", str(tmp_path / "empty")) for one in overrides]
-    given = [f"ckpt_path={runs[task]}", ON_CPU, *overrides]
+    given = [f"ckpt_path={own_runs[task]}", ON_CPU, *overrides]
     assert sentence in refused_in_process("predict", demo_data, tmp_path / "run", *given)
 
 

@@ -13,13 +13,10 @@ from tests.detector.samples import SMALL
 from tests.predictor.samples import (
     close,
     detector_file,
-    extracted,
     picture_paths,
     predictions,
     store_of,
     tensors,
-    train,
-    train_on,
 )
 from tests.regions.samples import write
 from vinvl.predictor import OtherFeatures
@@ -31,38 +28,18 @@ pytestmark = pytest.mark.slow
 QUESTION = "how many red things are there?"
 
 
-@pytest.fixture(scope="module")
-def demo_run(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a model of the demo world, whose features have 2,048 numbers."""
-    return train("vqa", demo_data, tmp_path_factory.mktemp("demo") / "run")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """features.h5, detector.pth and pictures/."""
-    folder = tmp_path_factory.mktemp("extracted")
-    extracted(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def own_run(folder: Path, demo_data: Path) -> Path:
-    """A checkpoint of a model of these pictures."""
-    return train_on(folder / "features.h5", "vqa", demo_data, folder / "run")
-
-
-def test_of_another_dimension(demo_run: Path, tmp_path: Path) -> None:
+def test_of_another_dimension(runs: dict[str, Path], tmp_path: Path) -> None:
     other = write(tmp_path / "other.h5", [], feature_dim=3)
     with pytest.raises(UserError, match=r"holds features of 3 numbers, and .* was trained on features of 2,048"):
-        vinvl.load(demo_run, features=other, device="cpu")
+        vinvl.load(runs["vqa"], features=other, device="cpu")
     with pytest.raises(UserError, match=r"detector\.pth makes features of 256 numbers, and .* of 2,048"):
-        vinvl.load(demo_run, detector=detector_file(tmp_path), device="cpu")
+        vinvl.load(runs["vqa"], detector=detector_file(tmp_path), device="cpu")
 
 
-def test_what_is_known_and_what_is_not(folder: Path, own_run: Path, tmp_path: Path) -> None:
+def test_what_is_known_and_what_is_not(folder: Path, own_runs: dict[str, Path], tmp_path: Path) -> None:
     given: dict[str, Any] = {"detector": folder / "detector.pth", "device": "cpu"}
     store = folder / "features.h5"
-    content = tensors(own_run)
+    content = tensors(own_runs["vqa"])
     record = content["vinvl"]["features"]["provenance"]
 
     def forged(**changes: Any) -> Path:
@@ -72,7 +49,7 @@ def test_what_is_known_and_what_is_not(folder: Path, own_run: Path, tmp_path: Pa
 
     with pytest.warns(OtherFeatures, match="weights_sha256 was") as told:
         vinvl.load(forged(weights_sha256="0" * 64), **given)
-    assert [one.filename for one in told if one.category is OtherFeatures] == [__file__]
+    assert [(one.category, one.filename) for one in told] == [(OtherFeatures, __file__)]
     with pytest.warns(OtherFeatures, match="label_map_sha256 was"):
         vinvl.load(forged(label_map_sha256="0" * 64), **given)
     with pytest.warns(OtherFeatures, match="has other features than those that the model was"):
@@ -88,34 +65,36 @@ def test_what_is_known_and_what_is_not(folder: Path, own_run: Path, tmp_path: Pa
     assert unknown._looking.detector.detector.config == SMALL  # as the weight file says
 
 
-def test_a_missing_weight_file_is_one_sentence(own_run: Path) -> None:
+def test_a_missing_weight_file_is_one_sentence(own_runs: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=r"There is no detector weight file nowhere\.pth"):
-        vinvl.load(own_run, detector="nowhere.pth", labels="none", device="cpu")
+        vinvl.load(own_runs["vqa"], detector="nowhere.pth", labels="none", device="cpu")
 
 
-def test_tags_need_names(folder: Path, own_run: Path) -> None:
+def test_tags_need_names(folder: Path, own_runs: dict[str, Path]) -> None:
     given: dict[str, Any] = {"detector": folder / "detector.pth", "device": "cpu", "labels": "none"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OtherFeatures)
         with pytest.raises(UserError, match=r"has no names of classes, and .* was trained with them as tags"):
-            vinvl.load(own_run, **given)
-        model = vinvl.load(own_run, inputs={"use_tags": False}, **given)
+            vinvl.load(own_runs["vqa"], **given)
+        model = vinvl.load(own_runs["vqa"], inputs={"use_tags": False}, **given)
     image = next(iter(picture_paths(folder).values()))
     assert model.ask(image, QUESTION).answer and model.regions(image).classes[0].startswith("class ")
 
 
-def test_tags_from_elsewhere(demo_data: Path, demo_run: Path, folder: Path, own_run: Path, tmp_path: Path) -> None:
+def test_tags_from_elsewhere(
+    demo_data: Path, runs: dict[str, Path], folder: Path, own_runs: dict[str, Path], tmp_path: Path
+) -> None:
     """For a store's images they are those that the door takes; for pictures there are none but the detector's."""
     path = tmp_path / "tags.json"
     images = [str(image_id) for image_id in RegionStore(store_of(demo_data)).image_ids]
     path.write_text(json.dumps({image_id: ["red", "star", f"{i}"] for i, image_id in enumerate(images)}))
     asked = json.loads((demo_data / "demo/v2_OpenEnded_mscoco_test2014_questions.json").read_text())["questions"]
-    expected = predictions(demo_run, demo_data, tmp_path / "door", f"++data.tags={path}")
-    model = vinvl.load(demo_run, features=store_of(demo_data), inputs={"tags": str(path)}, device="cpu")
+    expected = predictions(runs["vqa"], demo_data, tmp_path / "door", f"++data.tags={path}")
+    model = vinvl.load(runs["vqa"], features=store_of(demo_data), inputs={"tags": str(path)}, device="cpu")
     found = model.ask([str(one["image_id"]) for one in asked], [one["question"] for one in asked])
     for one, door in zip(found, expected, strict=True):
         close([score for _, score in one.top], door.probabilities)
-    usual = vinvl.load(demo_run, features=store_of(demo_data), device="cpu")
+    usual = vinvl.load(runs["vqa"], features=store_of(demo_data), device="cpu")
     assert usual.ask(images[0], QUESTION) != model.ask(images[0], QUESTION)
     with pytest.warns(OtherFeatures, match=r"was trained with tags from .*tags\.json; those of a picture are"):
-        vinvl.load(own_run, inputs={"tags": str(path)}, detector=folder / "detector.pth", device="cpu")
+        vinvl.load(own_runs["vqa"], inputs={"tags": str(path)}, detector=folder / "detector.pth", device="cpu")

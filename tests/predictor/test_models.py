@@ -16,7 +16,7 @@ import torch
 import vinvl
 from tests.models.test_convert_weights import as_mmf
 from tests.models.test_convert_weights import run as convert
-from tests.predictor.samples import close, store_of, tensors, train
+from tests.predictor.samples import close, store_of, tensors
 from vinvl.models import VinVLForPreTraining
 from vinvl.predictor import OtherFeatures
 from vinvl.predictor.trained import Usage, published_inputs
@@ -26,13 +26,6 @@ from vinvl.run.errors import UserError
 pytestmark = pytest.mark.slow
 
 QUESTION = "how many red things are there?"
-
-
-@pytest.fixture(scope="module")
-def runs(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The best checkpoint of a run of each task."""
-    folder = tmp_path_factory.mktemp("runs")
-    return {task: train(task, demo_data, folder / task) for task in ("vqa", "nlvr2", "retrieval", "captioning")}
 
 
 @pytest.fixture(scope="module")

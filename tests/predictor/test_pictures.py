@@ -1,6 +1,5 @@
 """Pictures in every form: what the detector sees in them is what extraction stores, and answers follow from that."""
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from PIL import Image
 
 import vinvl
 from tests.picture_samples import broken_pictures, gradient, save, sixteen_bit, truncated, with_orientation
-from tests.predictor.samples import QUESTIONS, USED_AS, close, extracted, picture_paths, train_on
+from tests.predictor.samples import QUESTIONS, USED_AS, close, picture_paths
 from vinvl.predictor import PictureRegions
 from vinvl.predictor import pictures as finding
 from vinvl.predictor import predictor as working
@@ -20,27 +19,6 @@ from vinvl.regions import RegionStore
 from vinvl.run.errors import UserError
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """features.h5, detector.pth and pictures/."""
-    folder = tmp_path_factory.mktemp("extracted")
-    extracted(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def vqa(folder: Path, demo_data: Path) -> Path:
-    return train_on(folder / "features.h5", "vqa", demo_data, folder / "vqa")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path, vqa: Path) -> vinvl.Predictor:
-    """A model for VQA with the detector that made its features, and with the store of them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return vinvl.load(vqa, detector=folder / "detector.pth", features=folder / "features.h5", device="cpu")
 
 
 def assert_same_regions(found: PictureRegions, expected: PictureRegions) -> None:
@@ -72,11 +50,11 @@ class TestWhatIsSeen:
         assert found.boxes.shape == (len(found), 4) and found.features.shape == (len(found), 256)
 
     def test_pictures_of_one_size_go_through_the_detector_together(
-        self, model: vinvl.Predictor, folder: Path, vqa: Path, monkeypatch: pytest.MonkeyPatch
+        self, model: vinvl.Predictor, folder: Path, own_runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         batches: list[list[Any]] = []
         alone = [model.regions(path) for path in picture_paths(folder).values()]
-        together = vinvl.load(vqa, detector=folder / "detector.pth", device="cpu", detector_batch_size=3)
+        together = vinvl.load(own_runs["vqa"], detector=folder / "detector.pth", device="cpu", detector_batch_size=3)
         detector = together._looking.detector
         assert detector is not None
         pixels_of = detector.detector.detect_pixels
@@ -105,22 +83,21 @@ class TestAnswers:
                 close([score for _, score in one.top], [score for _, score in other.top])
         assert len({round(one.score, 5) for one in of_store}) > 3
 
-    def test_captions_and_matches_too(self, folder: Path, demo_data: Path, vqa: Path) -> None:
-        store, paths = folder / "features.h5", picture_paths(folder)
-        given: dict[str, Any] = {"detector": folder / "detector.pth", "features": store, "device": "cpu"}
-        short = ["task.options.java_metrics=false", "data.max_caption_tokens=12", "decoding.max_length=9"]
-        writer = vinvl.load(train_on(store, "captioning", demo_data, folder / "captioning", *short), **given)
+    def test_captions_and_matches_too(self, folder: Path, own_runs: dict[str, Path]) -> None:
+        paths = picture_paths(folder)
+        given: dict[str, Any] = {"detector": folder / "detector.pth", "features": folder / "features.h5"}
+        writer = vinvl.load(own_runs["captioning"], device="cpu", **given)
         one, other = writer.caption(list(paths.values())), writer.caption(list(paths))
         assert [caption.text for caption in one] == [caption.text for caption in other]
         close([caption.score for caption in one], [caption.score for caption in other])
-        matcher = vinvl.load(
-            train_on(store, "retrieval", demo_data, folder / "retrieval", "data.val_images=2"), **given
-        )
+        matcher = vinvl.load(own_runs["retrieval"], device="cpu", **given)
         texts = [f"a red circle {i}" for i in range(len(paths))]
         close(matcher.score(list(paths.values()), texts), matcher.score(list(paths), texts))
 
-    def test_half_precision_answers_nearly_the_same(self, model: vinvl.Predictor, folder: Path, vqa: Path) -> None:
-        half = vinvl.load(vqa, features=folder / "features.h5", device="cpu", dtype="bfloat16")
+    def test_half_precision_answers_nearly_the_same(
+        self, model: vinvl.Predictor, folder: Path, own_runs: dict[str, Path]
+    ) -> None:
+        half = vinvl.load(own_runs["vqa"], features=folder / "features.h5", device="cpu", dtype="bfloat16")
         ids = list(picture_paths(folder))
         whole, rough = ([dict(one.top) for one in m.ask(ids, QUESTIONS[0], top=100)] for m in (model, half))
         pairs = [(one[name], other[name]) for one, other in zip(whole, rough, strict=True) for name in one]
@@ -156,12 +133,12 @@ class TestForms:
 
     @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
     def test_orientation_is_ignored_or_applied(
-        self, orientation: int, model: vinvl.Predictor, folder: Path, vqa: Path, tmp_path: Path
+        self, orientation: int, model: vinvl.Predictor, folder: Path, own_runs: dict[str, Path], tmp_path: Path
     ) -> None:
         path = with_orientation(tmp_path / "turned.jpg", orientation)
         given: dict[str, Any] = {"detector": folder / "detector.pth", "device": "cpu"}
         with pytest.warns(vinvl.predictor.OtherFeatures, match='exif_orientation was "apply" and is "ignore"'):
-            ignoring = vinvl.load(vqa, reading={"exif_orientation": "ignore"}, **given)
+            ignoring = vinvl.load(own_runs["vqa"], reading={"exif_orientation": "ignore"}, **given)
         for one in (model, ignoring):
             assert_same_regions(one.regions(Image.open(path)), one.regions(path))
         assert ignoring.regions(path).size == (40, 30)
@@ -215,9 +192,9 @@ class TestRefusals:
                 model.regions(given)
             assert "\n" not in str(refused.value)
 
-    def test_without_a_detector_pictures_are_refused(self, vqa: Path, folder: Path) -> None:
-        of_store = vinvl.load(vqa, features=folder / "features.h5", device="cpu")
-        of_nothing = vinvl.load(vqa, device="cpu")
+    def test_without_a_detector_pictures_are_refused(self, own_runs: dict[str, Path], folder: Path) -> None:
+        of_store = vinvl.load(own_runs["vqa"], features=folder / "features.h5", device="cpu")
+        of_nothing = vinvl.load(own_runs["vqa"], device="cpu")
         path = picture_paths(folder)["picture_0000"]
         for given in (path, str(path), Image.open(path), np.zeros((4, 4), dtype=np.uint8)):
             with pytest.raises(UserError, match=r"without a detector.*or give the id of an image in features"):
@@ -279,7 +256,9 @@ class TestMany:
         assert len(looked_at) == 1
 
 
-def test_the_settings_of_the_features_may_be_overridden_and_then_it_warns(vqa: Path, folder: Path) -> None:
+def test_the_settings_of_the_features_may_be_overridden_and_then_it_warns(
+    own_runs: dict[str, Path], folder: Path
+) -> None:
     given: dict[str, Any] = {"detector": folder / "detector.pth", "device": "cpu"}
     known = []
 
@@ -288,8 +267,8 @@ def test_the_settings_of_the_features_may_be_overridden_and_then_it_warns(vqa: P
         return replace(found, min_boxes=3, max_boxes=5)
 
     with pytest.warns(vinvl.predictor.OtherFeatures, match="max_boxes was 100 and is 5") as warned:
-        model = vinvl.load(vqa, detector_config=configure, **given)
+        model = vinvl.load(own_runs["vqa"], detector_config=configure, **given)
     assert known == [USED_AS] and len(warned) == 1 and warned[0].filename == __file__
     assert 3 <= len(model.regions(picture_paths(folder)["picture_0000"])) <= 5
     with pytest.warns(vinvl.predictor.OtherFeatures, match="score_threshold was 0.2 and is 0.9"):
-        vinvl.load(vqa, detector_config=replace(USED_AS, score_threshold=0.9), **given)
+        vinvl.load(own_runs["vqa"], detector_config=replace(USED_AS, score_threshold=0.9), **given)

@@ -14,39 +14,10 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 
-from vinvl.demo import questions as answers
-from vinvl.demo import scene as detection
-from vinvl.demo.files import (
-    CaptionedImage,
-    annotate,
-    coco_captions,
-    corpus_rows,
-    domain,
-    gqa_records,
-    image_file_name,
-    image_record,
-    instances,
-    karpathy_layout,
-    nlvr2_records,
-    nocaps_file,
-    vqa_files,
-    without_answers,
-    write_tokenizer,
-)
-from vinvl.demo.questions import Question, ask, gqa_only_families, question_families
-from vinvl.demo.scene import (
-    ATTRIBUTES,
-    CLASSES,
-    FEATURE_DIM,
-    NUM_ATTRIBUTES,
-    Scene,
-    crop_features,
-    crop_pixels,
-    detect,
-    render_scene,
-    sample_scene,
-)
-from vinvl.demo.sentences import describe, state
+from vinvl.demo import files, questions, scene, sentences
+from vinvl.demo.files import CaptionedImage, image_file_name
+from vinvl.demo.questions import Question
+from vinvl.demo.scene import CLASSES, Scene
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.writer import RegionStoreWriter
 from vinvl.run.errors import UserError, say
@@ -113,12 +84,12 @@ class DemoWorldSizes:
             "version": VERSION,
             **vars(self),
             "rates": {
-                "missed_objects": detection.MISSED_RATE,
-                "wrong_classes_and_attributes": detection.WRONG_RATE,
-                "spurious_regions_per_image": detection.SPURIOUS_RATE,
-                "box_jitter": detection.BOX_JITTER,
-                "answers_in_other_words": answers.VARIANT_RATE,
-                "wrong_answers": answers.WRONG_RATE,
+                "missed_objects": scene.MISSED_RATE,
+                "wrong_classes_and_attributes": scene.WRONG_RATE,
+                "spurious_regions_per_image": scene.SPURIOUS_RATE,
+                "box_jitter": scene.BOX_JITTER,
+                "answers_in_other_words": questions.VARIANT_RATE,
+                "wrong_answers": questions.WRONG_RATE,
             },
         }
 
@@ -136,40 +107,31 @@ class DemoWorld:
         self.tokenizer = folder / "tokenizer"  # a folder that transformers reads
         self.marker = folder / MARKER  # written last: a folder without it is not a demo world
 
-    def questions(self, split: str) -> Path:
-        """Official VQA v2 question JSON."""
+    def questions(self, split: str) -> Path:  # official VQA v2 question JSON
         return self.folder / f"v2_OpenEnded_mscoco_{split}2014_questions.json"
 
-    def annotations(self, split: str) -> Path:
-        """Official VQA v2 annotation JSON."""
+    def annotations(self, split: str) -> Path:  # official VQA v2 annotation JSON
         return self.folder / f"v2_mscoco_{split}2014_annotations.json"
 
-    def store(self, split: str) -> Path:
-        """RegionStore file."""
+    def store(self, split: str) -> Path:  # RegionStore file
         return self.folder / f"{split}.h5"
 
-    def captions(self, split: str) -> Path:
-        """COCO captions JSON."""
+    def captions(self, split: str) -> Path:  # COCO captions JSON
         return self.folder / f"captions_{split}.json"
 
-    def scenes(self, split: str) -> Path:
-        """What the pictures truly show, for checks; no model reads it."""
+    def scenes(self, split: str) -> Path:  # what the pictures truly show, for checks; no model reads it
         return self.folder / f"scenes_{split}.json"
 
-    def nlvr2(self, split: str) -> Path:
-        """NLVR2 JSON Lines: val is NLVR2's dev, test its test1."""
+    def nlvr2(self, split: str) -> Path:  # NLVR2 JSON Lines: val is NLVR2's dev, test its test1
         return self.folder / f"nlvr2_{NLVR2_SPLITS[split]}.json"
 
-    def gqa(self, split: str) -> Path:
-        """GQA question JSON with answers: test is GQA's testdev."""
+    def gqa(self, split: str) -> Path:  # GQA question JSON with answers: test is GQA's testdev
         return self.folder / f"gqa_{GQA_SPLITS[split]}_balanced_questions.json"
 
-    def pretraining_corpus(self, split: str) -> Path:
-        """JSONL of captions and of questions with their true answers; made on the first pre-training."""
+    def pretraining_corpus(self, split: str) -> Path:  # JSONL; made on the first pre-training
         return self.folder / "pretraining" / f"{split}.jsonl"
 
-    def instances(self, split: str) -> Path:
-        """COCO instances JSON with attributes; made on the first training of a detector."""
+    def instances(self, split: str) -> Path:  # COCO instances JSON; made on the first training of a detector
         return self.folder / "detection" / f"instances_{split}.json"
 
     def top_level_names(self) -> set[str]:
@@ -218,22 +180,22 @@ def make_piece(seed: int, questions_per_image: int, image_folder: Path, image_id
     piece = Piece([], [], [], [], [], [])
     for image_id in image_ids:
         rng = np.random.default_rng([seed, image_id, PICTURE_STREAM])
-        scene = sample_scene(image_id, rng)
-        picture = render_scene(scene)
+        shown = scene.sample_scene(image_id, rng)
+        picture = scene.render_scene(shown)
         picture.save(image_folder / image_file_name(image_id), compress_level=6)
         pixels = np.asarray(picture)
-        boxes, labels, scores = detect(scene, rng)
-        features = crop_features([crop_pixels(pixels, box) for box in boxes])
+        boxes, labels, scores = scene.detect(shown, rng)
+        features = scene.crop_features([scene.crop_pixels(pixels, box) for box in boxes])
         of_class, of_attributes = (labels[:, 0], scores[:, 0]), (labels[:, 1:], scores[:, 1:])
-        size = (scene.width, scene.height)
+        size = (shown.width, shown.height)
         piece.regions.append(Regions(str(image_id), features, boxes, *of_class, *of_attributes, *size))
-        piece.scenes.append(scene)
-        piece.captions.append(describe(scene, rng))
+        piece.scenes.append(shown)
+        piece.captions.append(sentences.describe(shown, rng))
     rng = np.random.default_rng([seed, image_ids[0], QUESTION_STREAM])
-    piece.questions = ask(piece.scenes, questions_per_image, rng, question_families())
-    piece.annotations = [annotate(question, rng) for question in piece.questions]
+    piece.questions = questions.ask(piece.scenes, questions_per_image, rng, questions.question_families())
+    piece.annotations = [files.annotate(question, rng) for question in piece.questions]
     rng = np.random.default_rng([seed, image_ids[0], GQA_STREAM])
-    piece.gqa_only = ask(piece.scenes, GQA_ONLY_PER_IMAGE, rng, gqa_only_families())
+    piece.gqa_only = questions.ask(piece.scenes, GQA_ONLY_PER_IMAGE, rng, questions.gqa_only_families())
     return piece
 
 
@@ -250,6 +212,7 @@ def write_world(world: DemoWorld, sizes: DemoWorldSizes, workers: int) -> None:
     world.images.mkdir()
     scenes: dict[str, list[Scene]] = {}
     images: dict[str, list[CaptionedImage]] = {}
+    of_train = _Texts([], [])
     make = partial(make_piece, sizes.seed, sizes.questions_per_image, world.images)
     with ExitStack() as stack:
         # Forked: pieces need nothing of torch or HDF5, and fresh processes would run the caller's script once more.
@@ -259,16 +222,15 @@ def write_world(world: DemoWorld, sizes: DemoWorldSizes, workers: int) -> None:
             parts = [ids[start : start + IMAGES_PER_PIECE] for start in range(0, len(ids), IMAGES_PER_PIECE)]
             made = pool.map(make, parts) if pool else map(make, parts)
             scenes[split], images[split], texts = _write_split(world, split, made, sizes.seed)
-            if split == "train":
-                of_train = texts
-    _write_json(world.karpathy, karpathy_layout(chain(*images.values()), world.images.name))
+            of_train = texts if split == "train" else of_train
+    _write_json(world.karpathy, files.karpathy_layout(chain(*images.values()), world.images.name))
     # Captions are true, so those of pictures without the novel shape do not name it either.
     pairs = zip(scenes["train"], images["train"], strict=True)
-    known = [image for scene, image in pairs if domain(scene) == "in-domain"]
-    _write_json(world.nocaps_train, karpathy_layout(known, world.images.name))
+    known = [image for shown, image in pairs if files.domain(shown) == "in-domain"]
+    _write_json(world.nocaps_train, files.karpathy_layout(known, world.images.name))
     rng = np.random.default_rng([sizes.seed, FIRST_IMAGE_IDS["val"], NOCAPS_STREAM])
-    _write_json(world.nocaps_val, nocaps_file(scenes["val"], images["val"], rng))
-    write_tokenizer(of_train.first, of_train.later, world.tokenizer)
+    _write_json(world.nocaps_val, files.nocaps_file(scenes["val"], images["val"], rng))
+    files.write_tokenizer(of_train.first, of_train.later, world.tokenizer)
     _write_json(world.marker, sizes.marker())
 
 
@@ -279,10 +241,10 @@ def _write_split(
     whole, texts = Piece([], [], [], [], [], []), _Texts([], [])
     with RegionStoreWriter(
         world.store(split),
-        feature_dim=FEATURE_DIM,
+        feature_dim=scene.FEATURE_DIM,
         detector=DETECTOR,
-        label_map=LabelMap(classes=CLASSES, attributes=ATTRIBUTES),
-        num_attributes=NUM_ATTRIBUTES,
+        label_map=LabelMap(classes=CLASSES, attributes=scene.ATTRIBUTES),
+        num_attributes=scene.NUM_ATTRIBUTES,
     ) as store:
         for piece in pieces:
             for regions in piece.regions:
@@ -290,21 +252,21 @@ def _write_split(
                 texts.first.append(" ".join(CLASSES[index] for index in regions.classes))
             for name in ("scenes", "captions", "questions", "annotations", "gqa_only"):
                 getattr(whole, name).extend(getattr(piece, name))
-    asked, annotated = vqa_files(whole.questions, whole.annotations, split)
+    asked, annotated = files.vqa_files(whole.questions, whole.annotations, split)
     _write_json(world.questions(split), asked)
     _write_json(world.annotations(split), annotated)
-    records = [image_record(scene.image_id, scene.width, scene.height) for scene in whole.scenes]
-    _write_json(world.captions(split), coco_captions(records, whole.captions))
-    _write_json(world.scenes(split), {"scenes": [asdict(scene) for scene in whole.scenes]})
+    records = [files.image_record(one.image_id, one.width, one.height) for one in whole.scenes]
+    _write_json(world.captions(split), files.coco_captions(records, whole.captions))
+    _write_json(world.scenes(split), {"scenes": [asdict(one) for one in whole.scenes]})
     everything = [*whole.questions, *whole.gqa_only]
-    of_gqa = gqa_records(everything)
+    of_gqa = files.gqa_records(everything)
     _write_json(world.gqa(split), of_gqa)
     if split == "test":
-        _write_json(world.gqa_submission, without_answers(of_gqa))
+        _write_json(world.gqa_submission, files.without_answers(of_gqa))
     # As many statements as there are pictures, so four times as many pairs.
     rng = np.random.default_rng([seed, FIRST_IMAGE_IDS[split], STATEMENT_STREAM])
-    statements = state(whole.scenes, len(whole.scenes), rng)
-    lines = [json.dumps(record) + "\n" for record in nlvr2_records(NLVR2_SPLITS[split], whole.scenes, statements)]
+    statements = sentences.state(whole.scenes, len(whole.scenes), rng)
+    lines = [json.dumps(record) + "\n" for record in files.nlvr2_records(NLVR2_SPLITS[split], whole.scenes, statements)]
     world.nlvr2(split).write_text("".join(lines), encoding="utf-8")
     texts.first.extend(question.text for question in whole.questions)
     texts.first.extend(caption for captions in whole.captions for caption in captions)
@@ -313,7 +275,7 @@ def _write_split(
     # Answers too: of "yes" in pieces, a hidden one would be guessed from the others without a look at the picture.
     texts.later.extend(question.answer for question in everything)
     images = zip(whole.scenes, whole.captions, strict=True)
-    return whole.scenes, [CaptionedImage(scene.image_id, split, captions) for scene, captions in images], texts
+    return whole.scenes, [CaptionedImage(one.image_id, split, captions) for one, captions in images], texts
 
 
 def _write_json(path: Path, content: object) -> None:
@@ -404,7 +366,9 @@ def ensure_demo_corpus(folder: Path, **sizes: Unpack[SizeOptions]) -> DemoWorld:
 
     def text(world: DemoWorld, split: str) -> str:
         contents = [read_json(file(split)) for file in (world.captions, world.scenes, world.gqa)]
-        return "".join(json.dumps(row) + "\n" for row in corpus_rows(contents[0], contents[1]["scenes"], contents[2]))
+        return "".join(
+            json.dumps(row) + "\n" for row in files.corpus_rows(contents[0], contents[1]["scenes"], contents[2])
+        )
 
     return _with_files(folder, sizes, DemoWorld.pretraining_corpus, text)
 
@@ -415,7 +379,7 @@ def ensure_demo_instances(folder: Path, **sizes: Unpack[SizeOptions]) -> DemoWor
         folder,
         sizes,
         DemoWorld.instances,
-        lambda world, split: json.dumps(instances(read_json(world.scenes(split))["scenes"])),
+        lambda world, split: json.dumps(files.instances(read_json(world.scenes(split))["scenes"])),
     )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from vinvl.pages.summary import RegionSummary
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.run.files import write_text_atomically
 
@@ -45,6 +44,33 @@ class RegionPicture:
     regions: Regions
     picture: Image.Image | None
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One figure, what it is, and, if it looks bad, what may be wrong."""
+
+    name: str
+    value: str
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class RegionSummary:
+    """What is in a store, from a sample of its images.
+
+    Attributes:
+        images: looked at.
+        signs: figures for a person.
+        region_counts: number of regions → images with that number.
+        tags, attributes: the commonest names with their shares of all regions.
+    """
+
+    images: int
+    signs: tuple[Sign, ...]
+    region_counts: dict[int, int]
+    tags: tuple[tuple[str, float], ...]
+    attributes: tuple[tuple[str, float], ...]
 
 
 def write_caption_page(path: Path, title: str, pictures: Sequence[CaptionedPicture]) -> None:

@@ -84,7 +84,7 @@ def predictor_of(config: DictConfig) -> Predictor:
             detector=None if config.weights is None else str(config.weights),
             labels=None if config.labels is None else str(config.labels),
             detector_config=partial(detector_config, config),
-            features=None if config.features is None else paths_of(config.features),
+            features=None if config.features is None else _listed(config.features),
             task=config.task_name,
             inputs=data,
             decoding=decoding,
@@ -93,14 +93,9 @@ def predictor_of(config: DictConfig) -> Predictor:
             dtype=str(_of(DTYPES, config.trainer.precision, "trainer.precision")),
             **others,
         )
-    for one in told:
-        if issubclass(one.category, OtherFeatures):
-            say(f"warning: {one.message}", error=True)
+    for sentence in (one.message for one in told if issubclass(one.category, OtherFeatures)):
+        say(f"warning: {sentence}", error=True)
     return model
-
-
-def paths_of(features: Any) -> str | list[str]:
-    return [str(one) for one in features] if isinstance(features, ListConfig) else str(features)
 
 
 def _of(known: Mapping[str, str | None], value: object, key: str) -> str | None:
@@ -138,13 +133,12 @@ class Said:
 
     def plain(self) -> dict[str, Any]:
         """For a file."""
-        row: dict[str, Any] = {"image": self.image}
         if isinstance(self.result, float):
-            return row | {"text": self.text, "score": round(self.result, 6)}
-        kind, best = ("answer", self.result.top[0]) if self.text is not None else ("caption", self.result.top[0])
-        row |= {"question": self.text} if self.text is not None else {}
+            return {"image": self.image, "text": self.text, "score": round(self.result, 6)}
+        kind = "caption" if self.text is None else "answer"
         top = [{kind: text, "score": round(score, 6)} for text, score in self.result.top]
-        return row | {kind: best[0], "score": round(best[1], 6), "top": top}
+        asked = {} if self.text is None else {"question": self.text}
+        return {"image": self.image, **asked, **top[0], "top": top}
 
 
 def ask_about_pictures(config: DictConfig) -> list[Said]:
@@ -192,35 +186,34 @@ def _said(
             yield from _said(model, method, [picture], texts, broken)
 
 
+def _listed(value: Any) -> list[str]:
+    return [str(one) for one in (value if isinstance(value, ListConfig) else [value])]
+
+
 def _asked(config: DictConfig) -> list[str | None]:
     """The questions or texts; [None] if there are none."""
     if config.question is not None and config.text is not None:
         raise UserError("Pass one of the two: question=… to be answered, or text=… to be scored.")
     given = config.question if config.question is not None else config.text
-    if given is None:
-        return [None]
-    return [str(one) for one in given] if isinstance(given, ListConfig) else [str(given)]
+    return [None] if given is None else [*_listed(given)]
 
 
 def _method(config: DictConfig, model: Predictor) -> str:
-    """What the model is asked for."""
+    """What the model is asked for: as the command says, or as its task needs."""
     task = model.trained.task
-    if config.question is not None or (config.text is None and task in ("vqa", "gqa")):
-        if config.question is None:
-            raise UserError(f"{model.trained.name} is a model for {task}: pass question=… for it to answer.")
-        return "ask"
-    if config.text is not None or task in ("retrieval", "nlvr2"):
-        if config.text is None:
-            raise UserError(f"{model.trained.name} is a model for {task}: pass text=… for it to score.")
-        return "score"
-    return "caption"
+    method = "ask" if task in ("vqa", "gqa") else "score" if task in ("retrieval", "nlvr2") else "caption"
+    if config.question is not None or config.text is not None:
+        return "ask" if config.question is not None else "score"
+    if method != "caption":
+        needed = "question=… for it to answer" if method == "ask" else "text=… for it to score"
+        raise UserError(f"{model.trained.name} is a model for {task}: pass {needed}.")
+    return method
 
 
 def _pictures(config: DictConfig, model: Predictor) -> list[Any]:
     """Paths and image ids; for statements about two pictures the pair of them."""
-    given = [str(one) for one in (config.image if isinstance(config.image, ListConfig) else [config.image])]
-    store = None if config.features is None else RegionStore(paths_of(config.features))
-    found = [path for one in given for path in ([one] if store and one in store else pictures_at(one))]
+    store = None if config.features is None else RegionStore(_listed(config.features))
+    found = [path for one in _listed(config.image) for path in ([one] if store and one in store else pictures_at(one))]
     if model.trained.task != "nlvr2":
         return found
     if len(found) != 2:
