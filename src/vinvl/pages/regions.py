@@ -13,8 +13,6 @@ from vinvl.pages.pages import RegionPicture, RegionSummary, Sign, write_region_p
 from vinvl.pictures import (
     EXIF_APPLY,
     EXIF_IGNORE,
-    FILE,
-    PATH,
     PILLOWS_LIMIT,
     PictureNames,
     ReadingOptions,
@@ -74,7 +72,7 @@ def report_regions(
 
 def _names(said: object) -> list[PictureNames]:
     """How the store's ids may follow from places: as it says, if it does, and in the usual ways."""
-    usual = [PictureNames(), PictureNames(pattern=r"0*(\d+)$"), PictureNames(PATH), PictureNames(FILE)]
+    usual = [PictureNames(), PictureNames(pattern=r"0*(\d+)$"), PictureNames("path"), PictureNames("file")]
     if isinstance(said, dict) and set(said) == {"rule", "pattern"}:
         with suppress(UserError, TypeError):  # of another version; it is only a help
             return [PictureNames(**said), *usual]
