@@ -49,7 +49,7 @@ def test_what_is_known_and_what_is_not(folder: Path, own_runs: dict[str, Path], 
 
     with pytest.warns(OtherFeatures, match="weights_sha256 was") as told:
         vinvl.load(forged(weights_sha256="0" * 64), **given)
-    assert [(one.category, one.filename) for one in told] == [(OtherFeatures, __file__)]
+    assert [one.filename for one in told if one.category is OtherFeatures] == [__file__]
     with pytest.warns(OtherFeatures, match="label_map_sha256 was"):
         vinvl.load(forged(label_map_sha256="0" * 64), **given)
     with pytest.warns(OtherFeatures, match="has other features than those that the model was"):
