@@ -107,15 +107,17 @@ def test_the_published_architecture_end_to_end() -> None:
     for name, values in facts["recipe_first_values"].items():
         assert state[name].flatten()[:4].tolist() == pytest.approx(values)
     detector.load_state_dict(state | {name: wanted[name] for name in wanted.keys() - state.keys()}, assign=True)
+    seen: list[tuple[Tensor, Tensor]] = []
+    detector.backbone.register_forward_hook(lambda _, given, c4: seen.append((given[0], c4)))
     with Image.open(golden.whole("detector/full_x152.png")) as image:
+        assert list(image.size) == facts["image_wh"]
         regions = detector.detect([image])[0]
+        _, sizes = pad_batch([network_input(image, config)], config.pad_multiple)
+    ((batch, c4),) = seen
+    assert list(batch.shape) == facts["network_input"] and list(sizes[0]) == facts["resized_hw"]
     assert_regions_as_recorded(regions, expected, "out0.")
     assert regions.features.shape == (facts["detections"], 2048)
-    with torch.no_grad(), Image.open(golden.whole("detector/full_x152.png")) as image:
-        assert list(image.size) == facts["image_wh"]
-        batch, sizes = pad_batch([network_input(image, config)], config.pad_multiple)
-        assert list(batch.shape) == facts["network_input"] and list(sizes[0]) == facts["resized_hw"]
-        c4 = detector.backbone(batch)
+    with torch.no_grad():
         close(c4[0].mean(dim=(1, 2)), expected["c4.mean_per_channel"])
         close(c4[0, :64, :4, :4], expected["c4.crop_4x4_ch0_63"])
         assert_proposals(detector, c4, sizes, expected)

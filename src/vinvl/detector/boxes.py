@@ -84,13 +84,11 @@ BACKGROUND, NEITHER = -1, -2  # instead of an object's index
 def match(
     boxes: Tensor, objects: Tensor, *, foreground: float, background: float, best_of_each: bool = False
 ) -> Tensor:
-    """For each box the index of the object that it overlaps most, or BACKGROUND, or NEITHER: (N,) int64.
+    """For each box (N, 4) the index of the object (M, 4) that it overlaps most, or BACKGROUND or NEITHER: (N,) int64.
 
     Overlaps count the last pixel in, as in maskrcnn-benchmark's boxlist_iou.
 
     Args:
-        boxes: (N, 4).
-        objects: (M, 4), perhaps none.
         foreground: the least IoU with an object to belong to it.
         background: boxes whose IoU with all objects is lower are BACKGROUND; those between the two are NEITHER.
         best_of_each: the boxes that overlap an object most of all boxes, be it little, belong to an object too, so that
@@ -191,11 +189,9 @@ PAIRS_AT_ONCE = 2**23  # overlaps held at once by `nms_within_classes`
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int | None = None) -> Tensor:
-    """Indices, int64, of the boxes that greedy suppression keeps, by descending score; equal scores by index.
+    """Indices, int64, of the boxes (N, 4) that greedy suppression keeps, by descending score (N,); equal ones by index.
 
     Args:
-        boxes: (N, 4).
-        scores: (N,).
         threshold: a box whose IoU with a kept one is larger is dropped.
         limit: how many to keep at most; boxes beyond are not looked at.
     """
@@ -295,12 +291,10 @@ class BoxBins:
 
 
 def box_bins(boxes: Tensor, images: Tensor, features: Tensor, bins: int = BINS, scale: float = 1 / STRIDE) -> BoxBins:
-    """The bins of boxes on maps of the size of `features`.
+    """The bins of boxes (n, 4) in pixels on maps of the size of `features` (B, C, H, W).
 
     Args:
-        boxes: (n, 4) in pixels.
         images: (n,) int64, which map of the batch each box is on.
-        features: (B, C, H, W).
         bins: in each direction.
         scale: cells of the map per pixel.
     """

@@ -86,10 +86,9 @@ class RegionFeatures(nn.Module):
         self.size = architecture.c5_channels
 
     def forward(self, c4: Tensor, boxes: list[Tensor], boxes_per_pass: int | None = None) -> Tensor:
-        """(sum of boxes, c5_channels), images in turn.
+        """(sum of boxes, c5_channels) of maps (B, c4_channels, H, W), images in turn.
 
         Args:
-            c4: (B, c4_channels, H, W).
             boxes: for each image (n, 4) in pixels of the network's input.
             boxes_per_pass: how many are held in memory at once; None for all, which norms that are being trained see as
                 one batch.

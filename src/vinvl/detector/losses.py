@@ -53,9 +53,7 @@ def rpn_losses(
     Args:
         logits, deltas, anchors: (B, N), (B, N, 4) and (N, 4), of `RPN`.
         sizes: (height, width) of each image without the padding.
-        targets: the objects of each image.
         settings: the rpn_ settings and straddle are read.
-        generator: draws the anchors.
     """
     objectness, box, learnt_from = logits.new_zeros(()), logits.new_zeros(()), 0
     for image, objects in enumerate(targets):
@@ -102,13 +100,9 @@ class SampledRegions(NamedTuple):
 def sample_regions(
     proposals: Tensor, objects: Objects, settings: TrainingSettings, generator: torch.Generator
 ) -> SampledRegions:
-    """Regions of one image; the objects' own boxes are among those that are drawn from.
+    """Regions of one image, drawn from the RPN's proposals (P, 4) and the objects' own boxes.
 
-    Args:
-        proposals: (P, 4), of the RPN.
-        objects: the annotated ones.
-        settings: foreground_iou, region_samples and region_positive_fraction are read.
-        generator: draws the regions.
+    settings: foreground_iou, region_samples and region_positive_fraction are read.
     """
     candidates = torch.cat([proposals, objects.boxes])
     threshold = settings.foreground_iou
@@ -131,10 +125,7 @@ def joined(regions: list[SampledRegions]) -> SampledRegions:
 
 
 def class_loss(logits: Tensor, regions: SampledRegions) -> Tensor:
-    """Cross entropy of the classes, the mean over all regions; a scalar.
-
-    logits: (n, C), background first.
-    """
+    """Cross entropy of the classes of logits (n, C), background first, the mean over all regions; a scalar."""
     return functional.cross_entropy(logits, regions.labels, reduction="sum") / max(1, len(regions.labels))
 
 
