@@ -71,16 +71,8 @@ def write_store_file(
 ) -> dict[str, int]:
     """Write a store file of all images of the sources, or those `wanted`; `complete` is set when all else is written.
 
-    Memory does not grow with the features.
-
-    Args:
-        wanted: (N,) numbers of images in their order, counted over the sources as they follow each other.
-
-    Returns:
-        the checksums of its arrays.
-
-    Raises:
-        OSError: the file cannot be written.
+    `wanted` are (N,) numbers of images in their order, counted over the sources as they follow each other. Memory does
+    not grow with the features. Returns the checksums of its arrays; raises OSError if it cannot be written.
     """
     counts = [len(source.sizes) for source in sources]
     numbers = np.repeat(np.arange(len(sources)), counts)[wanted]

@@ -287,10 +287,7 @@ def verify_shard(shard: Shard) -> list[str]:
 
 
 def quick_problems(shard: Shard) -> Iterator[str]:
-    """What is wrong with offsets, sizes, classes, attributes and the checksums of these and of ids, as sentences.
-
-    Raises UserError where an array cannot be read.
-    """
+    """What is wrong with offsets, sizes, classes, attributes and the checksums of these and of ids, as sentences."""
     path, labels = shard.header.path, shard.header.attributes.label_map
     falls = _falls(shard)
     if len(falls):

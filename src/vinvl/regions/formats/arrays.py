@@ -48,11 +48,8 @@ FIELDS = (
 def regions_of_fields(image_id: str, fields: Mapping[str, Any], options: FeatureOptions, known: KnownNames) -> Regions:
     """The regions of an image from its named arrays; keys that are not known are left out.
 
-    Score tables (R, C) count with their highest number; padding behind the number of boxes is dropped.
-
-    Raises:
-        UserError: features, boxes or size are missing, or an array is not what it should be, or nothing tells whether
-            class numbers count the background.
+    Score tables (R, C) count with their highest number; padding behind the number of boxes is dropped. Raises UserError
+    if features, boxes or size are missing or not what they should be, or nothing tells what class numbers count.
     """
     features = _array(_required(fields, FEATURES, "features"), "features")
     boxes = _array(_required(fields, BOXES, "boxes"), "boxes")
@@ -92,8 +89,7 @@ def _checked_count(given: Any, most: int, what: str = "the number of boxes") -> 
 def _of_boxes(features: np.ndarray, boxes: np.ndarray, given: Any) -> tuple[np.ndarray, int]:
     """Features (N, D) of N boxes or more, and how many count; features that lie (D, N) are turned.
 
-    Raises:
-        UserError: there are not as many features as boxes, and what there is more is not padding.
+    Raises UserError if there are not as many features as boxes, and what there is more is not padding.
     """
     if features.ndim == 1 and not features.size:  # a list of none
         features = features.reshape(0, 0)
@@ -253,11 +249,7 @@ def _item(array: Any) -> Any:
 
 
 def read_array(content: bytes, place: str) -> Any:
-    """The array of an npy file; of an array of objects, what the restricted unpickler allows.
-
-    Raises:
-        UserError: it is damaged or holds anything else.
-    """
+    """The array of an npy file, of objects what the restricted unpickler allows. Raises UserError for anything else."""
     begin = {b"\x93NUMPY\x01\x00": 10, b"\x93NUMPY\x02\x00": 12, b"\x93NUMPY\x03\x00": 12}.get(content[:8], 0)
     end = begin + int.from_bytes(content[8:begin], "little")
     head = HEAD.fullmatch(content[begin:end]) if begin and end <= len(content) else None

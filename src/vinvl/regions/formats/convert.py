@@ -60,8 +60,7 @@ def convert_features(source: str | Path, target: str | Path, options: FeatureOpt
     Work that was killed goes on after its last finished shard (`Unfinished`), if source and options are what they were.
 
     Args:
-        source: a TSV of Oscar, VinVL, bottom-up-attention or LXMERT, a `.pt` of tensors, or a folder of any of these,
-            of MMF's npy files or of npz files; an LMDB.
+        source: a file or folder of a known format (`formats.source.Format`).
         target: the file to make, or with `images_per_shard` the folder.
         options: what the files do not say.
 
@@ -269,15 +268,9 @@ def _write(
 
 
 def run_conversion(source: Path, target: Path, settings: Mapping[str, Any]) -> str:
-    """Converts; returns a line with the number of images, the seconds and the MB/s of input.
+    """Converts with the section `features` of conf/convert.yaml; a line with numbers of images and MB/s of input.
 
-    Args:
-        source: features in anybody's format.
-        target: the store to make.
-        settings: the section `features` of conf/convert.yaml.
-
-    Raises:
-        UserError: a setting is not usable, or as `convert_features` does.
+    Raises UserError for a setting that is not usable, and as `convert_features` does.
     """
     options = options_of(settings)
     begin = time.perf_counter()

@@ -75,10 +75,7 @@ class DetectedObjects:
 def read_objects(content: Any) -> DetectedObjects:
     """The objects of an image from {"objects": […], "image_w": …, "image_h": …}, or from the list alone.
 
-    Each object has `class`, `rect` (x1 y1 x2 y2) and perhaps `conf`, `feature` and attributes.
-
-    Raises:
-        UserError: it is nothing of the kind.
+    Each has `class`, `rect` (x1 y1 x2 y2) and perhaps `conf`, `feature` and attributes. Raises UserError for all else.
     """
     entries = content.get("objects") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -178,20 +175,11 @@ class Joiner:
     def joined(
         self, image_id: str, features: np.ndarray, geometry: np.ndarray | None, objects: DetectedObjects | None
     ) -> Regions:
-        """Features and their objects in one.
+        """Of features (R, D), their geometry (R, 6) x1/W, y1/H, x2/W, y2/H, w/W, h/H or None, and objects if there are.
 
         Boxes are those of the geometry where there is one, so that the region rows of the store are those of the file;
         only their scale is the image's. A size that nothing tells is found by holding boxes in pixels against the
-        geometry.
-
-        Args:
-            image_id: as in the file.
-            features: (R, D).
-            geometry: (R, 6) x1/W, y1/H, x2/W, y2/H, w/W, h/H, or None.
-            objects: None if the file of objects is not given.
-
-        Raises:
-            UserError: the two do not belong together, or boxes or size are not to be had.
+        geometry. Raises UserError if the three do not belong together, or boxes or size are not to be had.
         """
         if objects is not None and len(objects) != len(features):
             raise UserError(f"it has {len(features)} features and {len(objects)} predicted objects: not of one run.")
@@ -396,11 +384,7 @@ class PredictionRows:
 
 
 def _region_rows(columns: list[bytes], dim: int) -> np.ndarray:
-    """(R, D) or (R, D + 6) float32 of a row: `id, {"num_boxes", "features"}` or `id, number of boxes, …, features`.
-
-    Raises:
-        UserError: columns are missing, or the base64 is damaged or of another length.
-    """
+    """(R, D) or (R, D + 6) float32 of a row: `id, {"num_boxes", "features"}` or `id, number of boxes, …, features`."""
     count: Any = columns[1] if len(columns) > 2 else b""
     features: bytes | str = columns[-1]
     if len(columns) > 1 and columns[1].lstrip().startswith(b"{"):

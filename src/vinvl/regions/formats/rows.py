@@ -166,11 +166,7 @@ class FeatureOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def options_of(settings: Mapping[str, Any]) -> FeatureOptions:
-    """Checked options; what is not given is as in conf/convert.yaml.
-
-    Raises:
-        UserError: a setting is not known or not usable; the sentence names it.
-    """
+    """Checked options, the rest as in conf/convert.yaml. Raises UserError, naming it, for a setting of no use."""
     known = FeatureOptions.__struct_fields__
     given = dict(settings)
     for name, value in settings.items():
@@ -204,8 +200,7 @@ def check_pattern(pattern: str, setting: str) -> None:
 def id_by_pattern(name: str, pattern: str | None, setting: str) -> str:
     """What the first group of a checked pattern finds in a name; the name itself where there is no pattern.
 
-    Raises:
-        UserError: the pattern does not fit; the sentence names the setting that it is from.
+    Raises UserError, naming the setting that the pattern is from, where it does not fit.
     """
     if pattern is None:
         return name
@@ -237,18 +232,16 @@ def regions_of(
     attributes: npt.ArrayLike | None = None,
     attribute_scores: npt.ArrayLike | None = None,
 ) -> Regions:
-    """The regions of an image in the data types of the store.
+    """The regions of an image, of that id in the file, in the data types of the store.
 
     Args:
-        image_id: as in the file.
         features: (R, D) numbers.
         boxes: (R, 4) x1 y1 x2 y2 in pixels.
         size: width, height.
-        options: the data type of the features, what becomes of boxes outside, and of the id.
         classes: (R,) whole numbers, 0 is the background; None where the file does not say.
         class_scores: (R,)
-        attributes: (R, K) whole numbers, 0 is none; or (R,)
-        attribute_scores: (R, K) or (R,)
+        attributes: (R, K) or (R,) whole numbers, 0 is none.
+        attribute_scores: as `attributes`.
 
     Raises:
         UserError: numbers that are not finite, numbers of rows that differ, boxes that are no boxes of this image.
@@ -385,17 +378,9 @@ def number_of_regions(text: Any) -> int:
 
 
 def base64_rows(text: bytes | str, count: int, widths: tuple[int, ...] | None, what: str, dtype: str) -> np.ndarray:
-    """(count, width) little-endian numbers, read-only.
+    """(count, width) little-endian numbers of base64, read-only; width is one of `widths`, or (None) any.
 
-    Args:
-        text: base64.
-        count: rows.
-        widths: columns that there may be; None for any number.
-        what: names the numbers in messages ("features").
-        dtype: such as "<f4".
-
-    Raises:
-        UserError: it is no base64, or not of the length that so many rows have.
+    `what` names the numbers ("features") in the UserError for what is no base64, or not of the length of so many rows.
     """
     item = np.dtype(dtype).itemsize
     text = text.encode("ascii", "replace") if isinstance(text, str) else text

@@ -121,8 +121,7 @@ def images_of_lines(
 ) -> Iterator[Found]:
     """The images of a TSV in its order; of a wrong row a sentence that names file and line.
 
-    Raises:
-        UserError: the file cannot be read, or (unless skipped) an index says something else than the TSV.
+    Raises UserError if the file cannot be read, or (unless skipped) an index says something else than the TSV.
     """
     held = HeldIndices(indices, left_out)
     before = 0
@@ -291,12 +290,8 @@ class IdTable:
     ) -> IdTable:
         """Makes a table in a new folder of blocks of (n,) ids and (n, K) int64, in any order.
 
-        Args:
-            source: what the sentences name.
-            on_repeat: told of each id that came before, whose first numbers stay; None refuses it.
-
-        Raises:
-            UserError: there is no id, or one comes twice.
+        `on_repeat` is told of each id that came before, whose first numbers stay; None refuses it. Raises UserError,
+        naming the source, if there is no id, or one comes twice.
         """
         parts = list(blocks)
         if not parts:
@@ -410,10 +405,8 @@ def write_sizes(path: Path, scratch: Path, left_out: LeftOut) -> IdTable:
     """A table of (width, height) in a new folder, from one of three kinds of file.
 
     A TSV of id and {"height": …, "width": …}, or a list of one such, as the published extractor wants it (`hw.tsv`); a
-    JSON of COCO's form with `images` of `id`, `width` and `height`; or a JSON {id: [width, height]}.
-
-    Raises:
-        UserError: it is none of these, or has a size that is none, or (unless skipped) an id twice.
+    JSON of COCO's form with `images` of `id`, `width` and `height`; or a JSON {id: [width, height]}. Raises UserError
+    for anything else, a size that is none, and (unless skipped) an id that comes twice.
     """
     return IdTable.write(scratch, _id_blocks(path, _checked_sizes(path)), path, left_out.add)
 
