@@ -181,12 +181,11 @@ def merge_stores(files: Sequence[str | Path], target: str | Path, *, overwrite: 
     _refuse_gaps([Path(file) for file in files])
     store = RegionStore(list(files))
     with work_folder(target) as folder:
-        sources = [_CheckedShard(header) for header in store.headers]
-        for source in sources:
-            for problem in quick_problems(source):
+        for shard in store.sources:
+            for problem in quick_problems(shard):
                 raise UserError(problem)
-            source.close()
-        write_store_file(folder / target.name, store.attributes, sources)
+            shard.close()
+        write_store_file(folder / target.name, store.attributes, [_CheckedShard(header) for header in store.headers])
         put_in_place(folder / target.name, target)
     return RegionStore(target)
 
