@@ -16,8 +16,8 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel
 
 from vinvl.data.batch import Batch
-from vinvl.data.commonest import Commonest
 from vinvl.data.module import RegionDataModule
+from vinvl.data.words import Commonest
 from vinvl.models.config import VinVLConfig
 from vinvl.models.weights import refuse_other_sizes
 from vinvl.opening import Words, refuse_other_words, words_of, words_of_run

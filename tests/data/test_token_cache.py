@@ -17,8 +17,7 @@ from transformers import BertTokenizerFast
 
 from tests.door_in_process import TINY, run_in_process
 from vinvl.data import text as token_cache
-from vinvl.data.arrow import write_batch
-from vinvl.data.table import Column
+from vinvl.data.table import Column, write_batch
 from vinvl.data.text import cache_key, cached_tokens, encode_texts
 
 TEXTS = ["a red star", "", "Blue CIRCLE?", "star star", "über [SEP] a"]

@@ -12,8 +12,8 @@ from vinvl.captioning.files import read_caption_jsonl
 from vinvl.captioning.records import CaptionRecords
 from vinvl.captioning.scores import evaluate_captions
 from vinvl.captioning.task import CaptioningTask
-from vinvl.data.commonest import commonest_answers, commonest_for
 from vinvl.data.table import RecordTable
+from vinvl.data.words import commonest_answers, commonest_for
 from vinvl.demo.baselines import constant_caption, question_text_prior, question_type_prior
 from vinvl.gqa.files import read_gqa
 from vinvl.nlvr2.data import NLVR2DataModule

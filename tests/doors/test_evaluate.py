@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import TINY_DEMO, refusal
 from tests.door_in_process import refused_in_process, run_in_process
 from tests.door_runs import call_door, ranks_succeed, succeed
-from vinvl.data.commonest import commonest_for
+from vinvl.data.words import commonest_for
 from vinvl.run.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.pretraining.samples import TOKENIZER, mixed_rows, write_lines
-from vinvl.data.arrow import about_of, map_batch, write_batch
+from vinvl.data.table import about_of, map_batch, write_batch
 from vinvl.data.text import tokenizer_fingerprint
 from vinvl.pretraining import corpus as corpora
 from vinvl.pretraining.command import main

@@ -16,13 +16,12 @@ from torch.utils.data import Dataset
 from vinvl.captioning.files import read_caption_split
 from vinvl.captioning.records import CaptionRecords
 from vinvl.data.batch import Batch, Example, collate
-from vinvl.data.commonest import Commonest
 from vinvl.data.contracts import RegionDataArguments
 from vinvl.data.inputs import PlacedImage, RegionText
 from vinvl.data.module import RegionDataModule, no_annotations
 from vinvl.data.sampling import Draw, uniform_numbers
 from vinvl.data.text import RaggedTokens
-from vinvl.data.words import no_words, regex_tokenize
+from vinvl.data.words import Commonest, no_words, regex_tokenize
 from vinvl.run.errors import UserError
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.5  # of the chosen words 80 % become [MASK]; of the others half a random word

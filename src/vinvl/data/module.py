@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import Batch, Example
-from vinvl.data.commonest import Commonest
-from vinvl.data.contracts import LeftOut, Records, RegionDataset
+from vinvl.data.contracts import LeftOut, Records, RegionDataset, split_entry
 from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler
 from vinvl.data.tags import tag_source
 from vinvl.data.text import RaggedTokens, Texts, cached_tokens, load_tokenizer
+from vinvl.data.words import Commonest
 from vinvl.models.config import SpecialTokens
 from vinvl.regions.caches import DeviceFeatures, SharedCopies
 from vinvl.regions.store import RegionStore
@@ -409,19 +409,6 @@ class RegionDataModule(pl.LightningDataModule):
         """One example as the model sees it, decoded: for a person to read before a run starts."""
         decode = self.tokenizer.convert_ids_to_tokens
         return example_text(self.datasets[stage], self.split_of[stage], index, lambda ids: decode(ids.tolist()))
-
-
-def split_entry(splits: object, split: str) -> Any:
-    """What `data.splits` says of a split.
-
-    Raises:
-        UserError: there is no such split.
-    """
-    if not isinstance(splits, Mapping):
-        raise UserError(f"data.splits is {splits!r}: give {{NAME: what its records are in, …}}.")
-    if split not in splits:
-        raise UserError(f"There is no split '{split}' in data.splits; it has {', '.join(sorted(splits))}.")
-    return splits[split]
 
 
 def example_text(dataset: Any, split: str, index: int, *decoding: Callable[[Tensor], Any]) -> str:

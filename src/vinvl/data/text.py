@@ -26,8 +26,7 @@ from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from vinvl.data.arrow import is_as_written, map_batch, plain_numbers, write_batch
-from vinvl.data.table import Column
+from vinvl.data.table import Column, is_as_written, map_batch, plain_numbers, write_batch
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, json_object, lock, system_error
 from vinvl.run.progress import progress

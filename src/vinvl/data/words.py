@@ -1,10 +1,13 @@
-"""Captions as lists of words, as the caption metrics expect them."""
+"""Texts as lists of words, as caption metrics expect them, and what a training split says most often."""
 
 import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import regex
 
+from vinvl.data.text import Texts
 from vinvl.run.errors import UserError
 
 CaptionTokenizer = Callable[[Sequence[str]], list[list[str]]]
@@ -47,3 +50,49 @@ def no_words(reference: str, domain: str | None = None) -> UserError:
         f"No reference caption{where} has a letter or a digit of any script (the first is {reference[:60]!a}), so "
         "every caption would score 0: check the file and its encoding."
     )
+
+
+# What a training split says most often: a baseline for models, and an answer where nothing can be seen.
+
+
+FIRST_WORDS = 2  # of a question, which tell its type: "how many", "is the", "what color"
+LEAST_QUESTIONS = 5  # that begin alike, for their commonest answer to be taken
+BEGINNING = 60  # letters of a question, in which they are looked for
+MOST_QUESTIONS = 100_000  # looked at for their first words; of more, as many evenly spread
+
+Commonest = dict[str, str]
+"""The commonest answer of a training split: under "" of all, and of questions by their first words."""
+
+
+def commonest_answers(questions: Texts, best: np.ndarray, answers: Sequence[str]) -> Commonest:
+    """Of Q questions; {} where none of them has an answer of the vocabulary.
+
+    Args:
+        questions: those of a training split.
+        best: (Q,) int64, the number of the answer that most people gave to each; -1 for none of the vocabulary.
+        answers: the vocabulary.
+    """
+    known = np.flatnonzero(best >= 0)
+    if len(known) == 0:
+        return {}
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for index in known[:: -(-len(known) // MOST_QUESTIONS)].tolist():
+        for beginning in beginnings(questions[index]):
+            counts[beginning][int(best[index])] += 1
+    found = {
+        words: answers[min(count, key=lambda number: (-count[number], number))]
+        for words, count in counts.items()
+        if count.total() >= LEAST_QUESTIONS
+    }
+    return {"": answers[int(np.bincount(best[known]).argmax())], **found}
+
+
+def beginnings(question: str) -> list[str]:
+    """The first words of a question, most first: ["how many", "how"]."""
+    words = regex_tokenize([question[:BEGINNING]])[0][:FIRST_WORDS]
+    return [" ".join(words[:number]) for number in range(len(words), 0, -1)]
+
+
+def commonest_for(question: str, commonest: Commonest) -> str | None:
+    """The commonest answer to questions that begin like this one, or else of all; None if nothing is known."""
+    return next((commonest[words] for words in [*beginnings(question), ""] if words in commonest), None)

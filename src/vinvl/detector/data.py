@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
-from vinvl.data.module import STAGES_OF, Loaders, example_text, split_entry
-from vinvl.data.records import checked_entry
+from vinvl.data.contracts import checked_entry, split_entry
+from vinvl.data.module import STAGES_OF, Loaders, example_text
 from vinvl.data.sampling import Draw
 from vinvl.detector.average_precision import TrueBoxes
 from vinvl.detector.config import Count, DetectorConfig

@@ -7,11 +7,10 @@ from typing import Unpack
 
 import numpy as np
 
-from vinvl.data.commonest import Commonest, commonest_answers
-from vinvl.data.contracts import RegionDataArguments
+from vinvl.data.contracts import RegionDataArguments, file_names
 from vinvl.data.module import RegionDataModule
-from vinvl.data.records import file_names
 from vinvl.data.table import RecordTable
+from vinvl.data.words import Commonest, commonest_answers
 from vinvl.gqa.files import read_gqa
 from vinvl.run.errors import UserError
 from vinvl.vqa.answers import AnswerVocabulary

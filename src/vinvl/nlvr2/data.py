@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, class_labels, collate
-from vinvl.data.commonest import Commonest
+from vinvl.data.contracts import plain
 from vinvl.data.inputs import PlacedImage, RegionText
 from vinvl.data.module import RegionDataModule, no_annotations
-from vinvl.data.records import plain
 from vinvl.data.sampling import Draw
 from vinvl.data.table import RecordTable
 from vinvl.data.text import RaggedTokens, truncated_lengths
+from vinvl.data.words import Commonest
 from vinvl.nlvr2.files import read_nlvr2
 from vinvl.nlvr2.metric import is_official
 from vinvl.run.errors import UserError

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from vinvl.data.arrow import about_of, is_as_written, map_batch, plain_numbers, write_batch
+from vinvl.data.table import about_of, is_as_written, map_batch, plain_numbers, write_batch
 from vinvl.data.text import RaggedTokens, encode_texts, flat_ranges, tokenizer_fingerprint
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write

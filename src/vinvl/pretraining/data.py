@@ -11,10 +11,9 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, gather_regions
-from vinvl.data.contracts import RegionDataArguments
+from vinvl.data.contracts import RegionDataArguments, checked_entry, plain
 from vinvl.data.inputs import RegionText
 from vinvl.data.module import RegionDataModule
-from vinvl.data.records import checked_entry, plain
 from vinvl.data.sampling import Draw
 from vinvl.data.text import RaggedTokens, flat_ranges, load_tokenizer
 from vinvl.models.packing import PackedLayout

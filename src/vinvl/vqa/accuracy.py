@@ -1,15 +1,15 @@
 """The official VQA accuracy: ten people answer, each is left out once, and the prediction is compared with the rest."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from vinvl.exact import decode_lines, encode_lines
 
 # The score that the published training code prints for VQA.
 
@@ -292,15 +292,13 @@ def _add(tally: Tally, category: str, num_answers: int, points: int, questions: 
 
 
 def _encode(tally: Tally) -> Tensor:
-    """One JSON line per entry, [category, answers per question, points, questions], as uint8 (bytes,)."""
-    lines = (json.dumps([*key, *entry]) + "\n" for key, entry in tally.items())
-    return torch.from_numpy(np.frombuffer("".join(lines).encode("ascii"), dtype=np.uint8).copy())
+    """A line per entry: category, answers per question, points, questions."""
+    return encode_lines([*key, *entry] for key, entry in tally.items())
 
 
 def _decode(states: Tensor | Iterable[Tensor]) -> Tally:
-    """Adds up encoded tallies, be they a list of tensors or already concatenated."""
+    """Adds up encoded tallies."""
     tally: Tally = {}
-    for state in [states] if isinstance(states, Tensor) else states:
-        for line in state.cpu().numpy().tobytes().splitlines():
-            _add(tally, *json.loads(line))
+    for row in decode_lines(states):
+        _add(tally, *row)
     return tally

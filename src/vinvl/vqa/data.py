@@ -10,14 +10,13 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, collate, soft_targets
-from vinvl.data.commonest import Commonest, commonest_answers
-from vinvl.data.contracts import RegionDataArguments
+from vinvl.data.contracts import RegionDataArguments, checked_entry, plain
 from vinvl.data.inputs import RegionText
 from vinvl.data.module import RegionDataModule, no_annotations
-from vinvl.data.records import checked_entry, plain
 from vinvl.data.sampling import Draw
 from vinvl.data.table import Column, RecordTable
 from vinvl.data.text import RaggedTokens
+from vinvl.data.words import Commonest, commonest_answers
 from vinvl.run.errors import UserError
 from vinvl.vqa.answers import AnswerVocabulary
 from vinvl.vqa.files import read_jsonl, read_official

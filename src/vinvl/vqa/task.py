@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vinvl.data.batch import Batch
-from vinvl.data.commonest import Commonest, commonest_for
 from vinvl.data.table import RecordTable
+from vinvl.data.words import Commonest, commonest_for
 from vinvl.exact import ExactMean
 from vinvl.models.answering import VinVLForAnswering, answer_loss_per_example
 from vinvl.run.errors import UserError
