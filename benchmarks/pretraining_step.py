@@ -9,7 +9,7 @@ A step is making the batch, forward, loss, backward, clipping and AdamW, in floa
 on a GPU; on a CPU the time is what this process computed, so that other programs do not count.
 
 All take turns on the same rows of one made corpus: captions of about 11 words, 10 to 30 tags, 18 to 50 regions, in
-batches of like lengths. What is made row by row is timed and put aside: its random numbers are others, and all shall
+batches of like lengths. What is made row by row is timed and put aside: its random numbers differ, and all must
 train on the same hidden tokens.
 """
 

@@ -93,7 +93,7 @@ def test_stores_are_sound_and_hold_features_of_the_saved_pictures_alone(world: D
         regions = store[image_id]
         with Image.open(world.images / f"{int(image_id):012d}.png") as picture:
             pixels = np.asarray(picture)
-        # From the picture and the boxes, with no labels at hand, the same features come out.
+        # From the picture and the boxes alone, without labels.
         expected = crop_features([crop_pixels(pixels, box) for box in regions.boxes])
         assert np.array_equal(regions.features, expected)
         assert (np.diff(regions.class_scores) <= 0).all()

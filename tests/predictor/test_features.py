@@ -65,11 +65,6 @@ def test_what_is_known_and_what_is_not(folder: Path, own_runs: dict[str, Path], 
     assert unknown._looking.detector.detector.config == SMALL  # as the weight file says
 
 
-def test_a_missing_weight_file_is_one_sentence(own_runs: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"There is no detector weight file nowhere\.pth"):
-        vinvl.load(own_runs["vqa"], detector="nowhere.pth", labels="none", device="cpu")
-
-
 def test_tags_need_names(folder: Path, own_runs: dict[str, Path]) -> None:
     given: dict[str, Any] = {"detector": folder / "detector.pth", "device": "cpu", "labels": "none"}
     with warnings.catch_warnings():

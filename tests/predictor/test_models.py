@@ -70,70 +70,54 @@ class TestCheckpointsOfOurs:
             load(runs["vqa"], demo_data, answers=[*own[:-1], "kettle"])
 
     @pytest.mark.parametrize(
-        ("given", "sentence"),
+        ("task", "given", "sentence"),
         [
-            ({"inputs": {"max_region": 3}}, "have no 'max_region': did you mean max_regions"),
-            ({"inputs": {"max_regions": 2.5}}, "max_regions is 2.5; give a whole number"),
-            ({"inputs": {"use_tags": "no"}}, "use_tags is 'no'; give true or false"),
-            ({"inputs": {"max_tokens": 500}}, "may take 500 positions, and the model knows 128"),
-            ({"inputs": {"tags": "nowhere.json"}}, r"nowhere\.json does not exist"),
-            ({"decoding": {"num_beams": 2}}, "writes no captions: leave decoding out"),
-            ({"answers": ["yes"]}, "lists 1 answers, and .* has a head for"),
-            ({"answers": [1] * 5}, "holds what is no text"),
-            ({"task": "captioning"}, "has no head for this task"),
-            ({"task": "vqq"}, "There is no task 'vqq'"),
-            ({"tokenizer": "/nowhere/at/all"}, "No tokenizer could be loaded"),
-            ({"device": "abacus"}, "device='abacus' cannot be used"),
-            ({"dtype": "float16"}, "dtype='float16' is unknown"),
-            ({"batch_size": 0}, "batch_size=0"),
-            ({"detector_batch_size": 0}, "detector_batch_size=0"),
-            ({"detector": "nowhere.pth"}, "nowhere.pth"),
+            ("vqa", {"inputs": {"max_region": 3}}, "have no 'max_region': did you mean max_regions"),
+            ("vqa", {"inputs": {"max_regions": 2.5}}, "max_regions is 2.5; give a whole number"),
+            ("vqa", {"inputs": {"use_tags": "no"}}, "use_tags is 'no'; give true or false"),
+            ("vqa", {"inputs": {"max_tokens": 500}}, "may take 500 positions, and the model knows 128"),
+            ("vqa", {"inputs": {"tags": "nowhere.json"}}, r"nowhere\.json does not exist"),
+            ("vqa", {"decoding": {"num_beams": 2}}, "writes no captions: leave decoding out"),
+            ("vqa", {"answers": ["yes"]}, "lists 1 answers, and .* has a head for"),
+            ("vqa", {"answers": [1] * 5}, "holds what is no text"),
+            ("vqa", {"task": "captioning"}, "has no head for this task"),
+            ("vqa", {"task": "vqq"}, "There is no task 'vqq'"),
+            ("vqa", {"tokenizer": "/nowhere/at/all"}, "No tokenizer could be loaded"),
+            ("vqa", {"device": "abacus"}, "device='abacus' cannot be used"),
+            ("vqa", {"dtype": "float16"}, "dtype='float16' is unknown"),
+            ("vqa", {"batch_size": 0}, "batch_size=0"),
+            ("vqa", {"detector_batch_size": 0}, "detector_batch_size=0"),
+            ("vqa", {"detector": "nowhere.pth", "labels": "none"}, "There is no detector weight file nowhere.pth"),
+            ("captioning", {"decoding": {"beams": 3}}, "have no 'beams'"),
+            ("captioning", {"decoding": {"num_beams": 0}}, "num_beams is 0"),
+            (
+                "captioning",
+                {"decoding": {"num_beams": 2, "num_return_sequences": 3}},
+                "num_return_sequences 3 is above num_beams 2",
+            ),
+            ("captioning", {"decoding": {"constraints": {"regions": "nowhere.h5"}}}, r"nowhere\.h5"),
         ],
     )
     def test_what_cannot_be_is_refused(
-        self, given: dict[str, Any], sentence: str, runs: dict[str, Path], demo_data: Path
+        self, task: str, given: dict[str, Any], sentence: str, runs: dict[str, Path], demo_data: Path
     ) -> None:
         with pytest.raises(UserError, match=sentence) as refused:
-            load(runs["vqa"], demo_data, **given)
+            load(runs[task], demo_data, **given)
         assert "\n" not in str(refused.value)
 
-    @pytest.mark.parametrize(
-        ("decoding", "sentence"),
-        [
-            ({"beams": 3}, "have no 'beams'"),
-            ({"num_beams": 0}, "num_beams is 0"),
-            ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences 3 is above num_beams 2"),
-            ({"constraints": {"regions": "nowhere.h5"}}, r"nowhere\.h5"),
-        ],
-    )
-    def test_decoding_that_cannot_be_is_refused(
-        self, decoding: dict[str, Any], sentence: str, runs: dict[str, Path], demo_data: Path
-    ) -> None:
-        with pytest.raises(UserError, match=sentence):
-            load(runs["captioning"], demo_data, decoding=decoding)
-
-    def test_checkpoints_from_before_features_were_recorded(
+    def test_checkpoints_from_before_features_were_recorded_and_of_other_features(
         self, runs: dict[str, Path], demo_data: Path, ids: list[str], tmp_path: Path
-    ) -> None:
-        content = tensors(runs["vqa"])
-        assert content["vinvl"].pop("features")["detector"]
-        torch.save(content, tmp_path / "old.ckpt")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", OtherFeatures)
-            old = load(tmp_path / "old.ckpt", demo_data)
-        assert_same_answers(old, load(runs["vqa"], demo_data), ids)
-
-    def test_features_of_another_detector_are_warned_of(
-        self, runs: dict[str, Path], demo_data: Path, tmp_path: Path
     ) -> None:
         content = tensors(runs["vqa"])
         content["vinvl"]["features"]["detector"] = "X152-C4, NMS_FILTER 2"
         torch.save(content, tmp_path / "other.ckpt")
         with pytest.warns(OtherFeatures, match="trained on features of 'X152-C4, NMS_FILTER 2', and RegionStore"):
             load(tmp_path / "other.ckpt", demo_data)
+        del content["vinvl"]["features"]
+        torch.save(content, tmp_path / "old.ckpt")
         with warnings.catch_warnings():
             warnings.simplefilter("error", OtherFeatures)
-            load(runs["vqa"], demo_data)
+            assert_same_answers(load(tmp_path / "old.ckpt", demo_data), load(runs["vqa"], demo_data), ids)
 
 
 def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:

@@ -13,7 +13,7 @@ def question_type_prior(train: RecordTable, test: RecordTable) -> dict[str, floa
 
     Args:
         train: records whose answers are counted, by question type.
-        test: records that are scored; a type that `train` has not gets the most frequent answer of all.
+        test: records that are scored; a type that is not in `train` gets the most frequent answer of all.
 
     Returns:
         percent by name, as `VQAAccuracy.compute` names them. Both splits need answers and question types.
@@ -31,9 +31,9 @@ def question_type_prior(train: RecordTable, test: RecordTable) -> dict[str, floa
 
 
 def question_text_prior(train: RecordTable, test: RecordTable) -> float:
-    """Accuracy in percent of giving each question its commonest training answer, by the question's very words.
+    """Accuracy in percent of giving each question its commonest training answer, by its exact words.
 
-    A text that `train` has not gets the commonest answer of all. Both splits need answers.
+    A text that is not in `train` gets the commonest answer of all. Both splits need answers.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for text, answer in zip(train["question"], train["answer"], strict=True):

@@ -71,12 +71,12 @@ def _relation(first: SceneObject, second: SceneObject) -> str:
 
 PAIRS_PER_STATEMENT = 4  # two true, two false: the words of a statement tell nothing of its truth
 
-Case = Callable[[int, int], bool]  # whether what is so of the left and of the right picture makes the case
+Case = Callable[[int, int], bool]  # of the values of the left and the right picture
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that is so of every single picture to some degree, under the words that a statement uses for it."""
+    """What a statement may say of a single picture, with its value for every picture."""
 
     kind: str  # shape | colour | coloured_shape | two | shape_count | colour_count
     words: str
@@ -210,7 +210,7 @@ def _quantified() -> list[StatementFamily]:
 
 
 def _one_sided(side: str, other: str) -> list[StatementFamily]:
-    """Statements that `side` has something that `other` has not, or more of it."""
+    """Statements that `side` has something that `other` lacks, or more of it."""
     only = (f"the {side} picture shows {{0}} and the {other} one does not", f"only the {side} picture contains {{0}}")
     more = (
         f"there are more {{0}} in the {side} picture than in the {other} one",

@@ -75,7 +75,7 @@ def predictor_of(config: DictConfig) -> Predictor:
         name = str(resolve_checkpoint(name, config.paths.runs_dir, config.name))
     data, decoding = (given_keys(part, config, given) for part in ("data", "decoding"))
     others = {key: data.pop(key) for key in ("tokenizer", "answers") if f"data.{key}" in given}
-    if "data" in given:  # a whole section: what of it is no business of pictures is left alone
+    if "data" in given:  # a whole section, with settings that have nothing to do with pictures
         data = {field.name: data[field.name] for field in fields(Usage) if field.name in data}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", OtherFeatures)
@@ -235,7 +235,7 @@ def pictures_at(source: str) -> list[str]:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError):
-            raise UserError(f"{path} is no list of paths in UTF-8 text.") from None
+            raise UserError(f"{path} is not a list of paths in UTF-8 text.") from None
         found = [str(path.parent / line.split("\t")[0].strip()) for line in lines if line.strip()]
     else:
         return [source]

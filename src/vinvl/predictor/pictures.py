@@ -75,16 +75,16 @@ def refuse_no_picture(image: object) -> None:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
             raise UserError(
-                f"An array of {image.dtype} {image.shape} is no picture: give uint8 (height, width, 3), red, green and "
-                "blue from 0 to 255, or (height, width)."
+                f"An array of {image.dtype} {image.shape} is not a picture: give uint8 (height, width, 3), red, green "
+                "and blue from 0 to 255, or (height, width)."
             )
         if image.size == 0:
             raise UserError(f"An array of the shape {image.shape} has nothing to see in it.")
     elif not isinstance(image, Image.Image):
         ids = ", and image ids are text" if isinstance(image, int) else ""
         raise UserError(
-            f"A {type(image).__name__} is no picture{ids}: give a path, a Pillow image, a NumPy array or the id of an "
-            "image in features."
+            f"A {type(image).__name__} is not a picture{ids}: give a path, a Pillow image, a NumPy array or the id of "
+            "an image in features."
         )
     elif image.width * image.height == 0:
         raise UserError(f"A picture of {image.width} × {image.height} pixels has nothing to see in it.")
@@ -175,7 +175,7 @@ class Looking:
         """A picture; if it is in memory it must not change during the call.
 
         Raises:
-            UserError: it is no `Picture`, there is none of that name, or there is no detector to look at it with.
+            UserError: it is not a `Picture`, none has that name, or there is no detector to look at it with.
         """
         if isinstance(image, str) and self.store is not None and image in self.store:
             return Taken(("id", image), image, self.store.index_of(image))

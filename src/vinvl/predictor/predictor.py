@@ -45,13 +45,13 @@ Work = Callable[[list[Place], list[str]], Sequence[Any]]
 class Predictor:
     """What a trained model says of pictures; `vinvl.load` makes it.
 
-    Wherever a picture is asked for, it may be the id of an image in `features` (an id goes before a file of that name),
+    Wherever a picture is asked for, it may be the id of an image in `features` (tried before a file of that name),
     the path of a file, a Pillow image of any mode, or a NumPy array, uint8 (H, W, 3) in the order red, green, blue, or
     (H, W). Wherever one picture or text is asked for, there may be many, in a list: the result is then a list. One
     picture goes with all texts, one text with all pictures, and lists of one length belong together. Of many,
     `WINDOW` are worked on at a time. A picture that comes again in a call is looked at once.
 
-    All methods raise UserError for what is no picture or no text, for a broken file, and where the model is of another
+    All methods raise UserError for what is not a picture or not a text, for a broken file, and for a model of another
     task.
 
     Attributes:
@@ -145,10 +145,10 @@ class Predictor:
 
         Args:
             text_is: what the text is called in messages; None if there is none.
-            two: whether what stands for the image is a tuple of two pictures.
+            two: whether each image is a tuple of two pictures.
 
         Raises:
-            UserError: what is no picture or no text, or a broken picture.
+            UserError: something that is not a picture or not a text, or a broken picture.
         """
         pairs, single = paired(images, texts, lambda value: is_many(value) and not (two and isinstance(value, tuple)))
         pictures = [_both(image) if two else (image,) for image, _ in pairs]
@@ -217,7 +217,7 @@ def checked_text(text: object, what: str) -> str:
     """A question, statement or caption.
 
     Raises:
-        UserError: it is no text, or there is nothing in it.
+        UserError: it is not a text, or it is blank.
     """
     if not isinstance(text, str):
         raise UserError(f"The {what} is a {type(text).__name__}: give a text.")
@@ -226,7 +226,7 @@ def checked_text(text: object, what: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"The {what} {ascii(text)[:60]} is no valid Unicode text.") from None
+        raise UserError(f"The {what} {ascii(text)[:60]} is not valid Unicode text.") from None
     return text
 
 
@@ -271,7 +271,7 @@ def load(
         detector_config: how it is used, or a function from what is known of that (None if nothing is) to it. None: as
             for the features that the model was trained on, where these weights have made them; else as the weight file
             says; else as in the published demo.
-        features: a region store (or several), whose image ids stand for pictures.
+        features: a region store (or several), whose image ids may be given for pictures.
         tokenizer, answers: a folder or hub name; a file (JSON, or a published trainval_label2ans.pkl) or the texts,
             where the model does not carry its own.
         task: vqa, gqa, nlvr2, retrieval or captioning, where the weights do not show what they were trained for.
