@@ -14,7 +14,6 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
     ("regions", "models"),
     ("data",),
     ("pictures", "opening", "schedules", "exact"),
-    ("row_names",),
     ("task",),
     ("vqa", "gqa", "nlvr2", "retrieval", "captioning", "pretraining", "detector"),
     ("extraction", "pages", "demo"),
@@ -25,7 +24,6 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
 EXCEPTIONS = {
     ("gqa", "vqa"),  # its answers
     ("opening", "vqa"),  # the answers of a model's head
-    ("row_names", "vqa"),
     ("retrieval", "captioning"),  # its captions
     ("train_detector", "train"),
 }

@@ -20,10 +20,9 @@ from vinvl.data.module import RegionDataModule
 from vinvl.data.words import Commonest
 from vinvl.models.config import VinVLConfig
 from vinvl.models.weights import refuse_other_sizes
-from vinvl.opening import Words, refuse_other_words, words_of, words_of_run
+from vinvl.opening import Words, refuse_other_words, start_model, words_of, words_of_run
 from vinvl.regions.feature_record import FeatureRecord
 from vinvl.regions.regions import BOX_NUMBERS
-from vinvl.row_names import start_model
 from vinvl.run.checkpoint import OUR_KEY, load_into, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.made import make_optimizer, make_scheduler

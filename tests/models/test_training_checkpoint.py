@@ -22,7 +22,7 @@ from vinvl.models import (
     load_published_state_dict,
 )
 from vinvl.models.weight_files import find_checkpoint
-from vinvl.row_names import start_model
+from vinvl.opening import start_model
 from vinvl.run.errors import UserError
 
 SIZES = {
