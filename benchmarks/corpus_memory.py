@@ -27,8 +27,8 @@ from vinvl.data.tags import StoreTags, TagTokens
 from vinvl.data.text import RaggedTokens
 from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import FORMAT, Corpus, IndexFacts, Part, RowKind, write_index
-from vinvl.pretraining.data import CorpusRows, PretrainingDataset
-from vinvl.pretraining.mixture import CorpusShare, Mixture
+from vinvl.pretraining.data import PretrainingDataset
+from vinvl.pretraining.mixture import CorpusRows, CorpusShare, Mixture
 from vinvl.pretraining.triplets import PairOptions
 from vinvl.regions import LabelMap, Regions
 

@@ -32,8 +32,8 @@ from vinvl.data.tags import tag_source
 from vinvl.data.text import assemble_pair
 from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import ensure_index
-from vinvl.pretraining.data import CorpusRows, PretrainingDataset
-from vinvl.pretraining.mixture import CorpusShare, Mixture
+from vinvl.pretraining.data import PretrainingDataset
+from vinvl.pretraining.mixture import CorpusRows, CorpusShare, Mixture
 from vinvl.pretraining.triplets import PairOptions
 from vinvl.regions import RegionStore
 

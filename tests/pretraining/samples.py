@@ -18,8 +18,8 @@ from vinvl.data.sampling import Draw
 from vinvl.data.tags import tag_source
 from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import Corpus, ensure_index
-from vinvl.pretraining.data import CorpusRows, PretrainingDataset
-from vinvl.pretraining.mixture import CorpusShare, Mixture
+from vinvl.pretraining.data import PretrainingDataset
+from vinvl.pretraining.mixture import CorpusRows, CorpusShare, Mixture
 from vinvl.pretraining.task import PretrainingTask
 from vinvl.pretraining.triplets import PairOptions
 from vinvl.regions import RegionStore

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from tests.pretraining.samples import ROWS, TOKENIZER, objects, write_labels, write_published, write_tsv
 from vinvl.pretraining import published as convert
-from vinvl.pretraining import published_rows as labels
 from vinvl.pretraining.command import main
 from vinvl.pretraining.corpus import ensure_index
 from vinvl.pretraining.published import convert_published_corpus
@@ -115,8 +114,8 @@ def test_line_offsets(tmp_path_factory: pytest.TempPathFactory, lines: list[byte
     whole = b"".join(lines)
     path.write_bytes(whole if ended or len(lines[-1]) == 1 else whole[:-1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(labels, "BLOCK_BYTES", 5)
-        assert labels.line_offsets(path).tolist() == np.cumsum([0, *map(len, lines[:-1])]).tolist()
+        patch.setattr(convert, "BLOCK_BYTES", 5)
+        assert convert.line_offsets(path).tolist() == np.cumsum([0, *map(len, lines[:-1])]).tolist()
 
 
 Damage = Callable[[Path], object]

@@ -1,12 +1,11 @@
 """`python -m vinvl.pretraining.corpus convert|build|info|verify`: corpus files and their indices."""
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vinvl.data.text import load_tokenizer
 from vinvl.pretraining.corpus import Corpus, ensure_index
@@ -14,7 +13,7 @@ from vinvl.pretraining.published import TRAIN, VALIDATION, Conversion, convert_p
 from vinvl.run.door import Parser, run_command
 from vinvl.run.errors import UserError, say
 
-HELP = "the published Oscar+ corpus (yaml and TSV files) → a JSONL for each of its datasets"
+CONVERT = "the published Oscar+ corpus (yaml and TSV files) → a JSONL for each of its datasets"
 MORE = """\
 Writes FOLDER/train/DATASET.jsonl and FOLDER/val/DATASET.jsonl. Only texts, tags and answers are converted: region
 features are looked up by image id in the region store. Not covered: corpora of the older Oscar code (one file of
@@ -23,21 +22,47 @@ documents, without this yaml)."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 after an error or if problems were found."""
-    return run_command(lambda: _run(_parser().parse_args(arguments)))
+
+    def run() -> int:
+        options = vars(_parser().parse_args(arguments))
+        return int(options.pop("run")(**options))
+
+    return run_command(run)
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m vinvl.pretraining.corpus",
-        description="Make and index a corpus, or look at an index.",
+    description = "Make and index a corpus, or look at an index."
+    parser = Parser(prog="python -m vinvl.pretraining.corpus", description=description)
+    commands = parser.add_subparsers(required=True)
+    convert = commands.add_parser("convert", help=CONVERT, description=f"{CONVERT[0].upper()}{CONVERT[1:]}. {MORE}")
+    convert.set_defaults(run=_convert)
+    add = convert.add_argument
+    add("settings", metavar="YAML", help="names corpus_file, corpus and image_label_path")
+    add("--output", required=True, metavar="FOLDER", help="new, or empty")
+    add("--datasets", metavar="A,B", help="of those in the yaml (default: all)")
+    add("--store-tags", action="store_true", help="leave tags out: training takes the classes of the region store")
+    add("--ground-truth-tags", action="store_true", help="annotated objects as tags where an image has them")
+    add(
+        "--prefix-image-ids",
+        metavar="all|none|A,B",
+        help="datasets whose name is put in front of their image ids (gqa_2386621), as the store must have them; "
+        "default: none, but datasets that have an image id in common are refused",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    _add_convert(commands)
+    add(
+        "--validation-share",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="of the images, chosen by their id; the published corpus has no split (default: %(default)s)",
+    )
     build = commands.add_parser("build", help="tokenize JSONL files into the indices that training reads")
+    build.set_defaults(run=_build)
     build.add_argument("files", nargs="+", metavar="JSONL")
     build.add_argument("--tokenizer", default="bert-base-uncased", help="folder or hub name (default: %(default)s)")
-    build.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
-    build.set_defaults(run=_build)
+    for command in (convert, build):
+        command.add_argument(
+            "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)"
+        )
     for name, run, text in (
         ("info", _info, "print what an index holds"),
         ("verify", _verify, "read an index through; exit code 1 if it is not what was written"),
@@ -48,58 +73,20 @@ def _parser() -> Parser:
     return parser
 
 
-def _add_convert(commands: Any) -> None:
-    parser = commands.add_parser("convert", help=HELP, description=f"{HELP[0].upper()}{HELP[1:]}. {MORE}")
-    parser.add_argument("yaml", metavar="YAML", help="names corpus_file, corpus and image_label_path")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="new, or empty")
-    parser.add_argument("--datasets", metavar="A,B", help="of those in the yaml (default: all)")
-    parser.add_argument(
-        "--store-tags", action="store_true", help="leave tags out: training takes the classes of the region store"
-    )
-    parser.add_argument(
-        "--ground-truth-tags", action="store_true", help="annotated objects as tags where an image has them"
-    )
-    parser.add_argument(
-        "--prefix-image-ids",
-        metavar="all|none|A,B",
-        help="datasets whose name is put in front of their image ids (gqa_2386621), as the store must have them; "
-        "default: none, but datasets that have an image id in common are refused",
-    )
-    parser.add_argument(
-        "--validation-share",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="of the images, chosen by their id; the published corpus has no split (default: %(default)s)",
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
-    parser.set_defaults(run=_convert)
-
-
-def _run(options: argparse.Namespace) -> int:
-    code: int = options.run(options)
-    return code
-
-
-def _convert(options: argparse.Namespace) -> int:
-    if options.store_tags and options.ground_truth_tags:
+def _convert(output: str, datasets: str | None, prefix_image_ids: str | None, **options: Any) -> int:
+    if options["store_tags"] and options["ground_truth_tags"]:
         raise UserError("--store-tags leaves tags out, and --ground-truth-tags chooses some; give one of the two.")
-    names = options.prefix_image_ids
-    prefix: list[str] | Literal["all"] | None = None if names is None else [] if names == "none" else names.split(",")
+    prefixes: Any = {None: None, "all": "all", "none": []}.get(prefix_image_ids, (prefix_image_ids or "").split(","))
     begin = time.perf_counter()
     conversion = convert_published_corpus(
-        options.yaml,
-        options.output,
-        datasets=options.datasets.split(",") if options.datasets else None,
-        prefix_image_ids="all" if names == "all" else prefix,
-        store_tags=options.store_tags,
-        ground_truth_tags=options.ground_truth_tags,
-        validation_share=options.validation_share,
-        workers=options.workers,
+        output=output,
+        datasets=datasets.split(",") if datasets else None,
+        prefix_image_ids=prefixes,
+        **options,
     )
     say(*_table(conversion))
     seconds = time.perf_counter() - begin
-    say(f"{options.output}: {conversion.rows.total():,} rows in {seconds:,.1f} s", error=True)
+    say(f"{output}: {conversion.rows.total():,} rows in {seconds:,.1f} s", error=True)
     return 0
 
 
@@ -113,22 +100,22 @@ def _table(conversion: Conversion) -> list[str]:
     return rows + ([f"left out, as their datasets were not asked for: {left_out}"] if left_out else [])
 
 
-def _build(options: argparse.Namespace) -> int:
-    tokenizer = load_tokenizer(options.tokenizer)
-    for file in options.files:
-        say(ensure_index(file, tokenizer, options.workers).path)
+def _build(files: Sequence[str], tokenizer: str, workers: int) -> int:
+    loaded = load_tokenizer(tokenizer)
+    for file in files:
+        say(ensure_index(file, loaded, workers).path)
     return 0
 
 
-def _info(options: argparse.Namespace) -> int:
-    summaries = [_summary(corpus) for file in options.files for corpus in _indices(Path(file))]
+def _info(files: Sequence[str]) -> int:
+    summaries = [_summary(corpus) for file in files for corpus in _indices(Path(file))]
     for number, lines in enumerate(summaries):
         say(*([""] if number else []), *lines)
     return 0
 
 
-def _verify(options: argparse.Namespace) -> int:
-    corpora = [corpus for file in options.files for corpus in _indices(Path(file))]
+def _verify(files: Sequence[str]) -> int:
+    corpora = [corpus for file in files for corpus in _indices(Path(file))]
     problems = [problem for corpus in corpora for problem in corpus.problems()]
     say(*(problems or [f"sound: {', '.join(str(corpus.path) for corpus in corpora)}"]))
     return 1 if problems else 0

@@ -11,7 +11,6 @@
 `IndexFacts`, as JSON in the schema's metadata, say what the index was made of.
 """
 
-import hashlib
 import shutil
 import sys
 import tempfile
@@ -196,16 +195,14 @@ class Corpus:
         """Token ids of the text (side 0) or second text (side 1) of each of n rows; (n,) integers both."""
         lengths = self.lengths[rows, sides].astype(np.int64)
         starts = self._starts[rows] + np.where(sides == 1, self.lengths[rows, 0], 0)
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+        offsets = np.insert(np.cumsum(lengths), 0, 0)
         return RaggedTokens(self._tokens[flat_ranges(starts, lengths)], offsets)
 
     def _check(self) -> None:
         """Raises ValueError for what Arrow takes for sound and would be read as another row's, or as no text."""
-        if not len(self) or not np.array_equal(
-            np.diff(self._starts), self.lengths[:, 0].astype(np.int64) + self.lengths[:, 1]
-        ):
+        if not len(self) or not np.array_equal(np.diff(self._starts), self.lengths.sum(axis=1, dtype=np.int64)):
             raise ValueError("it has no rows, or texts of other lengths than their tokens")
-        if self.kinds.max() > max(RowKind) or not self._are_words():
+        if self.kinds.max() > max(RowKind) or not 0 <= self._tokens.min() <= self._tokens.max() < self.facts.vocab_size:
             raise ValueError("rows are of no kind, or have no words")
         if (self.image_ids[1:] <= self.image_ids[:-1]).any():
             raise ValueError("its ids of images are not in order")
@@ -213,9 +210,6 @@ class Corpus:
         for start in range(0, len(ids), 2**16):
             ids.slice(start, 2**16).cast(pa.string())  # refuses what is no UTF-8
         pa.default_memory_pool().release_unused()  # or every rank would keep what that took
-
-    def _are_words(self) -> bool:
-        return bool(0 <= self._tokens.min() <= self._tokens.max() < self.facts.vocab_size)
 
     def problems(self) -> list[str]:
         """Reads everything; what is wrong, a sentence each; [] if the index is sound."""
@@ -263,25 +257,15 @@ def ensure_index(file: str | Path, tokenizer: PreTrainedTokenizerBase, workers: 
 def _current_index(file: Path, target: Path, fingerprint: str) -> Corpus | None:
     """The index if it is of this tokenizer and of `file` as it is: by size and time, or else by content."""
     try:
-        status = file.stat()
-        corpus = Corpus(target)
+        status, corpus = file.stat(), Corpus(target)
+        facts = corpus.facts
+        if facts.tokenizer != fingerprint or facts.file_bytes != status.st_size:
+            return None
+        # A copy of the file has another time and the same content, and needs no new index.
+        same = facts.file_modified_ns == status.st_mtime_ns or facts.file_digest == split_file(file)[1]
     except (OSError, UserError):
         return None
-    facts = corpus.facts
-    if facts.tokenizer != fingerprint or facts.file_bytes != status.st_size:
-        return None
-    if facts.file_modified_ns != status.st_mtime_ns and facts.file_digest != _file_digest(file):
-        return None  # a copy of the file has another time and the same content, and needs no new index
-    return corpus
-
-
-def _file_digest(path: Path) -> str:
-    """As `split_file` makes it; "" for what cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError:
-        return ""
+    return corpus if same else None
 
 
 class Part(NamedTuple):
@@ -378,7 +362,7 @@ def _columns(
 ) -> dict[str, pa.Array]:
     """The columns of an index; `tokens` is the open file of the token ids."""
     lengths = np.concatenate([part.lengths for part in parts])
-    starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths.sum(axis=1, dtype=np.int64))])
+    starts = np.insert(np.cumsum(lengths.sum(axis=1, dtype=np.int64)), 0, 0)
     images = [np.searchsorted(ids, part.image_ids).astype(np.int32)[part.images] for part in parts]
     with open(tokens, "rb", closefd=False) as file:
         values = np.memmap(file, dtype=token_dtype(facts.vocab_size), mode="r", shape=(int(starts[-1]),))

@@ -1,7 +1,7 @@
 """Pre-training batches: triplets, matched and mismatched, with hidden tokens; all of a batch is made at once."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,13 +12,12 @@ from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, gather_regions
 from vinvl.data.contracts import RegionDataArguments, checked_entry, plain
-from vinvl.data.inputs import RegionText
 from vinvl.data.module import RegionDataModule
 from vinvl.data.sampling import Draw
-from vinvl.data.text import RaggedTokens, flat_ranges, load_tokenizer
+from vinvl.data.text import load_tokenizer
 from vinvl.models.packing import PackedLayout
-from vinvl.pretraining.corpus import Corpus, RowKind, ensure_index
-from vinvl.pretraining.mixture import CorpusShare, Mixture
+from vinvl.pretraining.corpus import Corpus, ensure_index
+from vinvl.pretraining.mixture import CorpusRows, CorpusShare, Mixture
 from vinvl.pretraining.triplets import (
     ANSWER,
     NO_PAIR_LABEL,
@@ -32,94 +31,6 @@ from vinvl.pretraining.triplets import (
     mismatch,
 )
 from vinvl.run.errors import UserError
-
-# The rows of a corpus mixture with their images: what triplets are made of.
-
-
-BLOCK_ROWS = 1_000_000  # whose lengths are added up at once: bounds the memory of what lies between
-SPECIAL_TOKENS = 3  # [CLS], and a [SEP] after each text
-
-
-class CorpusRows:
-    """Rows of a mixture, all of whose images are in the store; answers questions about many rows at once."""
-
-    def __init__(self, mixture: Mixture, images: np.ndarray, region_text: RegionText) -> None:
-        """`images` (N,) int32: where the image of each row is in the store."""
-        self.mixture = mixture
-        self.images = images
-        self.region_text = region_text
-        self._lengths = mixture.column("lengths")
-        self._kinds = mixture.column("kinds")
-
-    def __len__(self) -> int:
-        return len(self.mixture)
-
-    @cached_property
-    def _num_regions(self) -> np.ndarray:
-        """(images,) int16, of the store's images; more than it can count are more than any limit anyway."""
-        return np.minimum(self.region_text.store.num_regions, np.iinfo(np.int16).max).astype(np.int16)
-
-    def image_of(self, rows: np.ndarray) -> np.ndarray:
-        """Where the images of rows of any shape are in the store."""
-        images: np.ndarray = self.images[rows]
-        return images
-
-    def has_second(self, rows: np.ndarray) -> np.ndarray:
-        """Whether rows of any shape have a second text; tags may be withheld."""
-        kinds, given = self._kinds[rows], self._lengths[rows, 1] > 0
-        if not self.region_text.limits.use_tags:
-            return np.asarray(given & (kinds == RowKind.ANSWER))
-        return np.asarray(np.where(kinds == RowKind.STORE_TAGS, self._num_regions[self.images[rows]] > 0, given))
-
-    @cached_property
-    def answer_rows(self) -> np.ndarray:
-        """(A,) int64: the questions."""
-        return np.flatnonzero(self._kinds == RowKind.ANSWER)
-
-    def texts(self, rows: np.ndarray, sides: np.ndarray) -> RaggedTokens:
-        """Token ids of the text (side 0) or the second text (side 1) of each of n rows; tags may be withheld."""
-        kinds = np.where(sides == 1, self._kinds[rows], RowKind.ANSWER)  # a first text is never withheld
-        found = self.mixture.texts(rows, sides)
-        if not self.region_text.limits.use_tags:
-            return _replaced(found, np.flatnonzero(kinds != RowKind.ANSWER), [])
-        from_store = np.flatnonzero(kinds == RowKind.STORE_TAGS)
-        if len(from_store) == 0:
-            return found
-        return _replaced(found, from_store, [self.region_text.tag_ids(int(i)) for i in self.images[rows[from_store]]])
-
-    def lengths(self) -> np.ndarray:
-        """(N,) int16: tokens, cut to the limit, and regions of each row.
-
-        Tags of the store are counted as a token a region, which is enough to put like rows together and spares reading
-        the regions of millions of images.
-        """
-        limits, lengths = self.region_text.limits, np.empty(len(self), dtype=np.int16)
-        for start in range(0, len(self), BLOCK_ROWS):
-            rows = np.arange(start, min(start + BLOCK_ROWS, len(self)))
-            regions = np.minimum(self._num_regions[self.images[rows]], limits.max_regions)
-            second = np.where(self._kinds[rows] == RowKind.STORE_TAGS, regions, self._lengths[rows, 1])
-            second = np.where(self.has_second(rows), second, 0)
-            tokens = np.minimum(self._lengths[rows, 0] + second + SPECIAL_TOKENS, limits.max_tokens)
-            lengths[rows] = tokens + (regions if limits.use_regions else 0)
-        return lengths
-
-
-def _replaced(texts: RaggedTokens, which: np.ndarray, by: list[np.ndarray]) -> RaggedTokens:
-    """The texts with the rows `which` (k,) replaced by `by`, or emptied where that is an empty list."""
-    old = texts.lengths()
-    lengths = old.copy()
-    lengths[which] = [len(tokens) for tokens in by] if by else 0
-    stay = np.ones(len(texts), dtype=bool)
-    stay[which] = False
-    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-    values = np.empty(int(offsets[-1]), dtype=np.int32)
-    values[flat_ranges(offsets[:-1][stay], lengths[stay])] = texts.values[
-        flat_ranges(texts.offsets[:-1][stay], old[stay])
-    ]
-    for row, tokens in zip(which.tolist(), by, strict=False):
-        values[offsets[row] : offsets[row + 1]] = tokens
-    return RaggedTokens(values, offsets)
-
 
 VARIANTS = ("oscar", "mmf", "matched")
 
@@ -179,7 +90,7 @@ class PretrainingDataset(Dataset[Draw]):
         passes = np.array([1.0 if one_pass else share.passes for share in rows.mixture.shares])
         # A corpus that is not empty gives an item at least.
         self._items = np.where(sizes > 0, np.maximum(np.rint(sizes * passes), 1), 0).astype(np.int64)
-        self._item_starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self._items)])
+        self._item_starts = np.insert(np.cumsum(self._items), 0, 0)
         weights = np.array([share.loss_weight for share in rows.mixture.shares], dtype=np.float32)
         self._weights = None if (weights == 1).all() else weights
 
@@ -245,14 +156,15 @@ class PretrainingDataset(Dataset[Draw]):
 
     def _triplets(self, rows: np.ndarray, generator: np.random.Generator) -> Triplets:
         if self.variant == "matched":
-            return matched_triplets(rows, label=NO_PAIR_LABEL)
-        answers = self.rows.answer_rows if self.options.textb_sample_mode == ANSWER else None
-        answers = None if answers is None or len(answers) == 0 else answers
+            return matched_triplets(rows)
+        wanted = self.options.textb_sample_mode == ANSWER and len(self.rows.answer_rows)
+        answers = self.rows.answer_rows if wanted else None
         draws = PairDraws.draw(len(rows), len(self.rows), answers, generator)
         mixed = mismatch(rows, draws, self.options, self.num_pair_classes, self.rows.image_of, self.rows.has_second)
         if self.variant == "oscar":
             return mixed
-        return matched_triplets(rows, label=NO_PAIR_LABEL) + mixed.unmasked()
+        nothing = np.zeros_like(mixed.mask_first)
+        return matched_triplets(rows) + replace(mixed, mask_first=nothing, mask_second=nothing)
 
     def _tokens(self, triplets: Triplets) -> TokenRows:
         return assemble_pairs(
@@ -285,9 +197,6 @@ def _attention_mask(tokens: TokenRows, num_regions: np.ndarray, most_regions: in
     """(B, L + R) bool: True where there is a token or a region."""
     text = np.arange(tokens.input_ids.shape[1]) < tokens.num_tokens[:, None]
     return np.concatenate([text, np.arange(most_regions) < num_regions[:, None]], axis=1)
-
-
-# Oscar+ pre-training: corpora of (text, tags or answer, image) over a RegionStore → triplets with hidden tokens.
 
 
 SHARES = ("loss_weight", "passes")
@@ -341,16 +250,11 @@ class PretrainingDataModule(RegionDataModule):
                 ensure_index(entry["file"], tokenizer, self.index_workers)
 
     def read_split(self, split: str) -> Mixture:
-        return Mixture.of(
-            [
-                CorpusShare(
-                    ensure_index(entry["file"], self.tokenizer, self.index_workers),
-                    float(entry.get("loss_weight", 1.0)),
-                    float(entry.get("passes", 1.0)),
-                )
-                for entry in self.corpora_of(split)
-            ]
-        )
+        shares = []
+        for entry in self.corpora_of(split):
+            corpus = ensure_index(entry["file"], self.tokenizer, self.index_workers)
+            shares.append(CorpusShare(corpus, **{key: float(entry[key]) for key in SHARES if key in entry}))
+        return Mixture.of(shares)
 
     def make_dataset(self, records: Mixture, images: np.ndarray, stage: str) -> PretrainingDataset:
         """`images` (N,) int32: half of what int64 would take of every rank's memory."""

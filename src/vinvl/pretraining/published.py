@@ -1,35 +1,149 @@
-"""The published corpus, line by line, → one corpus file a dataset and split, completely or not at all."""
+"""The published Oscar+ corpus (a yaml, a TSV of texts, TSVs of labels) → one corpus file a dataset and split."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import yaml
 
-from vinvl.pretraining.published_rows import LabelFiles, SecondTexts, dataset_of, published_row, read_settings
 from vinvl.run.errors import UserError
-from vinvl.run.files import put_in_place, work_folder
+from vinvl.run.files import parse_json, put_in_place, read_bytes, reading, work_folder
 from vinvl.run.lines import Chunk, pool_map, split_file
+from vinvl.run.values import checked_id, checked_text, json_members, shown
 
-# Whether two datasets of the published corpus use one image id, which one store of regions could not hold twice.
+CHUNK_BYTES = 4 * 2**20
+TRAIN, VALIDATION = "train", "val"
+
+# The yaml: which files belong to the corpus.
+
+_DATASET_NAME = re.compile(r"[A-Za-z0-9-]+")  # becomes a file name
+
+
+class PublishedCorpus(NamedTuple):
+    """What the yaml names."""
+
+    rows: Path  # TSV of image info, label info and text
+    label_folders: dict[str, Path]  # of each dataset that is used, with its predictions_gt.tsv and QA_fileB.tsv
+
+
+def read_settings(path: str | Path, datasets: Sequence[str] | None = None) -> PublishedCorpus:
+    """Reads the yaml of a published corpus.
+
+    Args:
+        path: the yaml; `corpus_file` and the folders of `image_label_path` are relative to its folder.
+        datasets: use these of the datasets that `corpus` joins by "_"; None for all.
+
+    Raises:
+        UserError: it is missing, no yaml, lacks a key or a file, or does not name one of `datasets`.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(read_bytes(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid yaml ({' '.join(str(error).split())[:200]}).") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} is no yaml of a published corpus: it should have corpus_file, corpus, image_label_path."
+        )
+    for key in ("corpus", "corpus_file"):
+        if not content.get(key) or not _is_name(content[key]):
+            raise UserError(f"{path} has no {key}, or one that is no text; a published corpus names it.")
+    listed = tuple(dict.fromkeys(content["corpus"].split("_")))
+    for name in listed:
+        if not _DATASET_NAME.fullmatch(name):
+            raise UserError(
+                f"{path}: corpus names the dataset {name[:40]!r}; names are letters and digits, joined by _."
+            )
+    used = [name for name in listed if datasets is None or name in datasets]
+    for name in datasets or ():
+        if name not in listed:
+            raise UserError(f"{path} has no dataset '{name}'; its corpus is {', '.join(listed)}.")
+    if not used:
+        raise UserError(f"{path}: no dataset is left to convert; its corpus is {', '.join(listed)}.")
+    folders = content.get("image_label_path")
+    if not isinstance(folders, dict):
+        raise UserError(f"{path} has no image_label_path; it should map each dataset to the folder of its labels.")
+    for name in used:
+        if not _is_name(folders.get(name)):
+            raise UserError(f"{path}: image_label_path has no folder for {name}; add it or leave the dataset out.")
+    rows = path.parent / content["corpus_file"]
+    if not rows.is_file():
+        raise UserError(f"{path}: its corpus_file {rows} does not exist; check the path.")
+    return PublishedCorpus(rows, {name: path.parent / folders[name] for name in used})
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+# A line of the TSV: which image, which label, and the text.
+
+CHUNKED_DATASETS = frozenset({"googlecc", "sbu", "oi", "objects365", "tagoi"})
+"""Their features come in many files; the image info names which."""
+
+
+class PublishedRow(NamedTuple):
+    """A checked line. A question's second text is the answer that `label_id` names, a caption's the image's tags."""
+
+    dataset: str
+    image_id: str
+    label_id: str
+    label_info: str
+    is_question: bool
+    text: str
+
+
+def dataset_of(line: bytes) -> str:
+    """The dataset that a line begins with; "cc" is googlecc's short name."""
+    name = line.partition(b"\t")[0].partition(b"_")[0].strip().decode("utf-8", "replace")
+    return "googlecc" if name == "cc" else name
+
+
+def published_row(line: bytes, place: str) -> PublishedRow:
+    """Takes a line apart and checks it as the published code does. `place` names it ("corpus.tsv line 3").
+
+    Raises:
+        UserError: columns are missing, do not fit each other, or the text is empty.
+    """
+    try:
+        columns = [column.strip() for column in line.decode("utf-8").split("\t")]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    if len(columns) < 3:
+        found = f"{len(columns)} columns; image info, label info and text, with tabs, were expected"
+        raise UserError(f"{place} has {found}.")
+    dataset = dataset_of(line)
+    image, label = columns[0].split("_"), columns[1].split("_")
+    parts = "dataset, chunk and image id" if dataset in CHUNKED_DATASETS else "dataset and image id"
+    if len(image) < (3 if dataset in CHUNKED_DATASETS else 2):
+        raise UserError(f"{place}: the image info is {columns[0][:40]!r}, expected {parts}, joined by _.")
+    if image[0] != label[0]:
+        raise UserError(f"{place} names the datasets {image[0][:40]!r} and {label[0][:40]!r}; they must be the same.")
+    is_question = "qa" in label
+    # A question's label info ends in image and question, a caption's in the image.
+    if len(label) < 2 + is_question or label[-1 - is_question] != image[-1]:
+        found = f"the image is {image[-1][:40]!r} and the label info {columns[1][:60]!r}"
+        raise UserError(f"{place}: {found}, which is of another image.")
+    if not columns[2]:
+        raise UserError(f"{place} has no text; write one or leave the row out.")
+    image_id = str(checked_id(image[-1], f"{place}: the image id"))
+    return PublishedRow(dataset, image_id, label[-1], columns[1], is_question, columns[2])
 
 
 def refuse_shared_ids(chunks: Sequence[Chunk], datasets: Sequence[str]) -> None:
-    """Looks through the first column of a corpus TSV; ids of the given datasets are to be used as they are.
+    """Refuses two of the datasets that have an image of the same id, which one store of regions could not tell apart.
 
     An image id is the last part of the image info. It is unique within a dataset: labels are looked up by it.
-
-    Raises:
-        UserError: two of the datasets have an image of the same id.
     """
     if len(datasets) < 2:
         return
@@ -56,29 +170,193 @@ def _ids_by_dataset(chunk: Chunk, datasets: Sequence[str]) -> dict[str, np.ndarr
     return {dataset: np.array([*ids], dtype=np.bytes_) for dataset, ids in found.items()}
 
 
-CHUNK_BYTES = 4 * 2**20
-TRAIN, VALIDATION = "train", "val"
+# Label files: a TSV of id and JSON, and a JSON of ids with their line numbers; read by id in little memory.
+
+BLOCK_BYTES = 2**24
+BLOCK_IDS = 100_000
+LONGEST_LINE = 2**26
+REMEMBERED = 1024  # second texts: the captions of an image often stand together
 
 
-@dataclass(frozen=True)
-class ConversionOptions:
-    """How rows are written.
+class LabelFile(NamedTuple):
+    """A label file whose ids and line offsets are in a folder as arrays; small to send to workers."""
 
-    Attributes:
-        datasets: those that are converted; rows of others are counted and left out.
-        prefixed: datasets whose name is put in front of their image ids: "gqa_2386621".
-        ground_truth_tags: annotated objects instead of predicted ones where an image has them.
-        validation_share: of the images whose rows go to the validation split.
+    path: Path
+    id_file: Path
+    arrays: Path  # `ids.npy`, sorted UTF-8 of fixed width, and `offsets.npy`, int64
+
+    @classmethod
+    def prepare(cls, path: Path, id_file: Path, arrays: Path) -> LabelFile:
+        """Makes the arrays. Raises UserError if a file is missing, or `id_file` names lines that are not in `path`."""
+        offsets = line_offsets(path)
+        blocks = list(_blocks(id_file, path, len(offsets)))
+        if not blocks:
+            raise UserError(f"{id_file} names no label; it should map ids to the lines of {path}.")
+        ids = np.concatenate([block for block, _ in blocks])
+        order = np.argsort(ids, kind="stable")
+        arrays.mkdir(parents=True)
+        np.save(arrays / "ids.npy", ids[order])
+        np.save(arrays / "offsets.npy", offsets[np.concatenate([lines for _, lines in blocks])[order]])
+        return cls(path, id_file, arrays)
+
+
+def prepare_labels(corpus: PublishedCorpus, folder: Path, *, store_tags: bool) -> dict[tuple[str, bool], LabelFile]:
+    """The files by dataset and whether they hold answers or tags; their arrays are made in `folder`."""
+    files = {}
+    for dataset, labels in corpus.label_folders.items():
+        if not store_tags:
+            pair = labels / "predictions_gt.tsv", labels / "imageid2idx.json"
+            files[dataset, False] = LabelFile.prepare(*pair, folder / dataset / "tags")
+        if (labels / "QA_fileB.tsv").is_file():
+            pair = labels / "QA_fileB.tsv", labels / "QA_qaid2idx.json"
+            files[dataset, True] = LabelFile.prepare(*pair, folder / dataset / "answers")
+    return files
+
+
+def line_offsets(path: Path) -> np.ndarray:
+    """(lines,) int64: the byte where each line of a TSV begins. Raises UserError if it is missing or unreadable."""
+    begins, position = [np.zeros(1, dtype=np.int64)], 0
+    with reading(path), path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            begins.append(np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == 10) + position + 1)
+            position += len(block)
+    offsets = np.concatenate(begins)
+    return offsets[offsets < position]
+
+
+def _blocks(id_file: Path, path: Path, lines: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(ids, lines) of a hundred thousand labels at a time: as Python objects they would take ten times as much."""
+    listed = json_members(id_file, "label ids with their line numbers")
+    while members := list(islice(listed, BLOCK_IDS)):
+        for name, line in members:
+            checked_id(name, f"{id_file}: id")
+            if type(line) is not int or not 0 <= line < lines:
+                raise UserError(
+                    f"{id_file} sends label {name[:40]!r} to line {shown(line)}; "
+                    f"{path} has the lines 0 to {lines - 1:,}."
+                )
+        ids = np.array([name.encode() for name, _ in members], dtype=np.bytes_)
+        yield ids, np.array([line for _, line in members], dtype=np.int64)
+
+
+class LabelReader:
+    """Labels by id; keeps the file open until `stack` ends."""
+
+    def __init__(self, file: LabelFile, stack: ExitStack) -> None:
+        self._file = file
+        self._ids = np.load(file.arrays / "ids.npy", mmap_mode="r")
+        self._offsets = np.load(file.arrays / "offsets.npy", mmap_mode="r")
+        self._tsv = stack.enter_context(file.path.open("rb"))
+
+    def label(self, label_id: str, place: str) -> dict[str, Any]:
+        """The JSON object of a label. `place` names the row that asks for it.
+
+        Raises:
+            UserError: there is no such label, or its line is another's or no JSON object.
+        """
+        key = label_id.encode()
+        # At the width of the ids, or NumPy would copy them all to the key's; a longer key is then unlike what is found.
+        position = int(self._ids.searchsorted(np.array(key, dtype=self._ids.dtype)))
+        if position == len(self._ids) or self._ids[position] != key:
+            raise UserError(
+                f"{place}: {self._file.id_file} has no label {label_id[:40]!r}, so the row has no second text."
+            )
+        self._tsv.seek(int(self._offsets[position]))
+        name, _, content = self._tsv.readline(LONGEST_LINE).partition(b"\t")
+        if name.strip() != key:
+            found = name[:40].decode("utf-8", "replace").strip()
+            raise UserError(
+                f"{place}: {self._file.id_file} sends label {label_id[:40]!r} to a line of {self._file.path} that is "
+                f"of {found!r}; the two files do not belong together."
+            )
+        what = f"{self._file.path}, label {label_id!r}"
+        value = parse_json(content.split(b"\t")[0].strip(), what)
+        if not isinstance(value, dict):
+            raise UserError(f"{what} is {shown(value)}, expected a JSON object.")
+        return value
+
+
+class SecondTexts:
+    """Looks up what follows the text of a row: the image's tags, or the answer to the question.
+
+    Args:
+        files: see `prepare_labels`.
+        ground_truth_tags: take the annotated objects of an image instead of the predicted ones where it has them.
+        stack: keeps files open.
     """
 
-    datasets: frozenset[str]
-    prefixed: frozenset[str]
-    ground_truth_tags: bool
-    validation_share: float
+    def __init__(self, files: Mapping[tuple[str, bool], LabelFile], ground_truth_tags: bool, stack: ExitStack) -> None:
+        self._files = files
+        self._ground_truth_tags = ground_truth_tags
+        self._stack = stack
+        self._readers: dict[LabelFile, LabelReader] = {}
+        self._remembered: dict[tuple[LabelFile, str], dict[str, Any]] = {}
+
+    def keys(self, row: PublishedRow, place: str) -> dict[str, Any]:
+        """The keys that a corpus row has besides its text: {"answer": …}, {"tags": […]}, or {} for the store's tags.
+
+        Raises:
+            UserError: the label is missing, damaged or empty; the sentence names `place`.
+        """
+        file = self._files.get((row.dataset, row.is_question))
+        if file is None and row.is_question:
+            raise UserError(f"{place} is a question, and the labels of {row.dataset} have no QA_fileB.tsv.")
+        if file is None:
+            return {}
+        found = self._remembered.get((file, row.label_id))
+        if found is None:
+            if file not in self._readers:
+                self._readers[file] = LabelReader(file, self._stack)
+            label, what = self._readers[file].label(row.label_id, place), f"{file.path}, label {row.label_id!r}"
+            if row.is_question:
+                found = {"answer": _answer(label, what, place)}
+            else:
+                found = {"tags": _tags(label, self._ground_truth_tags, what, place)}
+            if len(self._remembered) >= REMEMBERED:
+                self._remembered.clear()
+            self._remembered[file, row.label_id] = found
+        return found
 
 
-@dataclass(frozen=True)
-class Conversion:
+def _answer(label: dict[str, Any], what: str, place: str) -> str:
+    """The labels joined by blanks, as the published code joins them."""
+    labels = label.get("labels")
+    if not isinstance(labels, list):
+        raise UserError(f"{what}: labels is {shown(labels)}, expected a list of answers.")
+    answer = " ".join(checked_text(name, f"{what}: an answer") for name in labels).strip()
+    if not answer:
+        raise UserError(f"{what}, which {place} asks for, has no answer; leave the row out.")
+    return answer
+
+
+def _tags(label: dict[str, Any], ground_truth: bool, what: str, place: str) -> list[str]:
+    key = "gt_objects" if ground_truth and "gt_objects" in label else "objects"
+    objects = label.get(key)
+    if not isinstance(objects, list):
+        raise UserError(f"{what}: {key} is {shown(objects)}, expected a list of objects.")
+    try:
+        tags = [name for entry in objects if (name := entry["class"].strip())]
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(f"{what}: {key} holds an object without a class, or one that is no text.") from None
+    checked_text(" ".join(tags), f"{what}: a class")
+    if not tags:
+        raise UserError(f"{what}, which {place} asks for, has no {key}; leave the row out, or pass --store-tags.")
+    return tags
+
+
+# All of it, completely or not at all.
+
+
+class ConversionOptions(NamedTuple):
+    """How rows are written."""
+
+    datasets: frozenset[str]  # those that are converted; rows of others are counted and left out
+    prefixed: frozenset[str]  # datasets whose name is put in front of their image ids: "gqa_2386621"
+    ground_truth_tags: bool  # annotated objects instead of predicted ones where an image has them
+    validation_share: float  # of the images whose rows go to the validation split
+
+
+class Conversion(NamedTuple):
     """What was written: rows by (split, dataset), and rows left out by their dataset."""
 
     rows: Counter[tuple[str, str]]
@@ -99,8 +377,7 @@ def convert_published_corpus(
     """Writes `output`/train/DATASET.jsonl and `output`/val/DATASET.jsonl of a published Oscar+ corpus.
 
     Captions get the tags of their image, questions their answer, as `OscarTSVDataset` of published Oscar reads them.
-    An image belongs to one split: which one is decided by its id alone, so that it is the same on every machine.
-    Image ids are those of the corpus, which are unique within a dataset.
+    The split of an image is decided by its id alone, so that it is the same on every machine.
 
     Args:
         settings: the yaml of the corpus.
@@ -118,49 +395,46 @@ def convert_published_corpus(
             left of `output` then.
     """
     corpus, target = read_settings(settings, datasets), Path(output)
+    names = corpus.label_folders.keys()
     if not 0 <= validation_share < 1:
         raise UserError(f"--validation-share is {validation_share}: give a share from 0 to less than 1.")
-    prefixed = _prefixed(prefix_image_ids, corpus.datasets)
+    prefixed = frozenset(names if prefix_image_ids == "all" else prefix_image_ids or ())
+    if prefixed - names:
+        stranger = min(prefixed - names)
+        raise UserError(f"--prefix-image-ids names {stranger}, which is not converted: {', '.join(names)}.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already; delete it or choose another folder.")
     chunks, _ = split_file(corpus.rows, CHUNK_BYTES)
     if not chunks:
         raise UserError(f"{corpus.rows} is empty; a corpus TSV has a row a line.")
     if prefix_image_ids is None or prefixed:
-        refuse_shared_ids(chunks, [name for name in corpus.datasets if name not in prefixed])
-    options = ConversionOptions(frozenset(corpus.datasets), prefixed, ground_truth_tags, validation_share)
+        refuse_shared_ids(chunks, [name for name in names if name not in prefixed])
+    options = ConversionOptions(frozenset(names), prefixed, ground_truth_tags, validation_share)
     with work_folder(target) as work:
         fresh, scratch = work / "fresh", work / "scratch"
         fresh.mkdir()
         scratch.mkdir()
-        labels = LabelFiles.prepare(corpus, scratch, store_tags=store_tags)
+        labels = prepare_labels(corpus, scratch, store_tags=store_tags)
         conversion = _write(chunks, partial(convert_chunk, labels=labels, options=options), fresh, workers)
         put_in_place(fresh, target)
     return conversion
 
 
-def _prefixed(names: Sequence[str] | Literal["all"] | None, datasets: Sequence[str]) -> frozenset[str]:
-    prefixed = frozenset(datasets if names == "all" else names or ())
-    strangers = sorted(prefixed - set(datasets))
-    if strangers:
-        raise UserError(f"--prefix-image-ids names {strangers[0]}, which is not converted: {', '.join(datasets)}.")
-    return prefixed
-
-
-@dataclass(frozen=True)
-class ConvertedChunk:
-    """JSON lines by (split, dataset), how many they are, and rows left out by dataset."""
+class ConvertedChunk(NamedTuple):
+    """JSON lines by (split, dataset), and rows left out by dataset."""
 
     lines: dict[tuple[str, str], bytes]
-    rows: Counter[tuple[str, str]]
     skipped: Counter[str]
 
 
-def convert_chunk(chunk: Chunk, labels: LabelFiles, options: ConversionOptions) -> ConvertedChunk:
+def convert_chunk(
+    chunk: Chunk, labels: Mapping[tuple[str, bool], LabelFile], options: ConversionOptions
+) -> ConvertedChunk:
     """Converts the lines of a part of the corpus TSV. Raises UserError for a line that does not fit."""
     lines: dict[tuple[str, str], list[str]] = {}
     skipped: Counter[str] = Counter()
-    with SecondTexts(labels, ground_truth_tags=options.ground_truth_tags) as second:
+    with ExitStack() as stack:
+        second = SecondTexts(labels, options.ground_truth_tags, stack)
         for number, line in enumerate(chunk.content().split(b"\n"), start=chunk.first_line):
             if not line.strip():
                 continue
@@ -176,8 +450,7 @@ def convert_chunk(chunk: Chunk, labels: LabelFiles, options: ConversionOptions) 
             record |= {"source": dataset, "id": row.label_info}
             key = VALIDATION if in_validation else TRAIN, dataset
             lines.setdefault(key, []).append(json.dumps(record, ensure_ascii=False) + "\n")
-    texts = {key: "".join(records).encode() for key, records in lines.items()}
-    return ConvertedChunk(texts, Counter({key: len(records) for key, records in lines.items()}), skipped)
+    return ConvertedChunk({key: "".join(records).encode() for key, records in lines.items()}, skipped)
 
 
 def _share_of(image_id: str) -> float:
@@ -198,7 +471,7 @@ def _write(chunks: Sequence[Chunk], work: partial[ConvertedChunk], folder: Path,
                     path.parent.mkdir(exist_ok=True)
                     files[key] = stack.enter_context(path.open("wb"))
                 files[key].write(lines)
-            rows.update(part.rows)
+                rows[key] += lines.count(b"\n")
             skipped.update(part.skipped)
     if not rows:
         found = ", ".join(sorted(skipped)[:8]) or "no rows"

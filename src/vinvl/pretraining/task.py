@@ -3,8 +3,7 @@
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn, Unpack
+from typing import Any, NamedTuple, NoReturn, Unpack
 
 import torch
 from torch import Tensor
@@ -27,38 +26,24 @@ from vinvl.task import TaskArguments, VinVLTask
 
 # What a pre-training step computes, and what a device could: the two sides of model FLOPs utilisation.
 
-
-Number = Any  # int, float or a scalar Tensor
-
-# Peak of dense matrix products in FLOP/s, without structured sparsity, by the whole name that CUDA gives the device,
+# Peak of dense matrix products in TFLOP/s, without structured sparsity, by the whole name that CUDA gives the device,
 # its maker left out; a slice of a device (MIG) has another name and no entry. Sources: NVIDIA's data sheets of V100,
 # A100, H100, H200, L4 and L40S, where the dense number is half of the sparse one, and its Ada whitepaper for the
 # RTX 4090 (products of halves are summed in float32, as torch does).
-HOPPER_SXM = {"bfloat16": 989e12, "float16": 989e12, "tf32": 494e12, "float32": 67e12}
-PEAK_FLOPS: dict[str, dict[str, float]] = {
-    r"V100-SXM2-\d+GB": {"float16": 125e12, "float32": 15.7e12},
-    r"V100-PCIE-\d+GB": {"float16": 112e12, "float32": 14e12},
-    r"A100-SXM4-\d+GB|A100-PCIE-40GB|A100 80GB PCIe": {
-        "bfloat16": 312e12,
-        "float16": 312e12,
-        "tf32": 156e12,
-        "float32": 19.5e12,
-    },
-    r"H100 PCIe": {"bfloat16": 756e12, "float16": 756e12, "tf32": 378e12, "float32": 51e12},
+HOPPER_SXM = (989, 989, 494, 67)
+PEAK_TFLOPS: dict[str, tuple[float | None, ...]] = {  # by COMPUTES_IN
+    r"V100-SXM2-\d+GB": (None, 125, None, 15.7),
+    r"V100-PCIE-\d+GB": (None, 112, None, 14),
+    r"A100-SXM4-\d+GB|A100-PCIE-40GB|A100 80GB PCIe": (312, 312, 156, 19.5),
+    r"H100 PCIe": (756, 756, 378, 51),
     r"H100 80GB HBM3": HOPPER_SXM,
     r"H200": HOPPER_SXM,
-    r"L4": {"bfloat16": 121e12, "float16": 121e12, "tf32": 60e12, "float32": 30.3e12},
-    r"L40S": {"bfloat16": 362e12, "float16": 362e12, "tf32": 183e12, "float32": 91.6e12},
-    r"GeForce RTX 4090": {"bfloat16": 165e12, "float16": 165e12, "tf32": 82.6e12, "float32": 82.6e12},
+    r"L4": (121, 121, 60, 30.3),
+    r"L40S": (362, 362, 183, 91.6),
+    r"GeForce RTX 4090": (165, 165, 82.6, 82.6),
 }
 MAKERS = r"(?:NVIDIA |Tesla )?"
-COMPUTES_IN = {
-    "32-true": "float32",
-    "bf16-mixed": "bfloat16",
-    "bf16-true": "bfloat16",
-    "16-mixed": "float16",
-    "16-true": "float16",
-}
+COMPUTES_IN = (("bf16-mixed", "bf16-true"), ("16-mixed", "16-true"), (), ("32-true",))  # the third is TF32
 BACKWARD_AND_FORWARD = 3  # a product in the forward pass is two of the same size in the backward pass
 
 
@@ -69,37 +54,30 @@ def peak_flops(device_name: str, precision: str) -> float | None:
         device_name: as `torch.cuda.get_device_name` gives it.
         precision: Lightning's, such as "bf16-mixed".
     """
-    number = COMPUTES_IN.get(precision)
+    columns = [column for column, names in enumerate(COMPUTES_IN) if precision in names]
     # Not torch.get_float32_matmul_precision: it raises if TF32 was switched on only for CUDA.
-    if number == "float32" and torch.backends.cuda.matmul.fp32_precision == "tf32":
-        number = "tf32"
-    for pattern, peaks in PEAK_FLOPS.items():
-        if number is not None and re.fullmatch(MAKERS + f"(?:{pattern})", device_name):
-            return peaks.get(number)
+    if precision == "32-true" and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        columns = [2]
+    for pattern, peaks in PEAK_TFLOPS.items():
+        if columns and re.fullmatch(MAKERS + f"(?:{pattern})", device_name):
+            peak = peaks[columns[0]]
+            return None if peak is None else peak * 1e12
     return None
 
 
-@dataclass(frozen=True)
-class StepCosts:
+class StepCosts(NamedTuple):
     """Floating-point operations of a forward and backward pass, per thing that a batch is made of.
 
     Only matrix products count, a product and its sum as two, and the backward pass as twice the forward one
     (Kaplan et al. 2020, section 2.1, with the attention over the sequence added). Activations that gradient
     checkpointing computes again are no progress and do not count.
-
-    Attributes:
-        per_token: of a token or region in the layers.
-        per_attended_pair: of one position that attends to one position, in all layers.
-        per_region: of projecting a region.
-        per_masked_token: of guessing a hidden token.
-        per_row: of the pooled vector and its classes.
     """
 
-    per_token: int
-    per_attended_pair: int
-    per_region: int
-    per_masked_token: int
-    per_row: int
+    per_token: int  # of a token or region in the layers
+    per_attended_pair: int  # of one position that attends to one position, in all layers
+    per_region: int  # of projecting a region
+    per_masked_token: int  # of guessing a hidden token
+    per_row: int  # of the pooled vector and its classes
 
     @classmethod
     def of(cls, config: VinVLConfig) -> "StepCosts":
@@ -114,22 +92,6 @@ class StepCosts:
             per_masked_token=twice * (hidden * hidden + hidden * config.vocab_size),
             per_row=twice * (hidden * hidden + hidden * config.num_labels),
         )
-
-    def total(
-        self,
-        *,
-        tokens: Number,
-        attended_pairs: Number,
-        regions: Number,
-        masked_tokens: Number,
-        rows: Number,
-    ) -> Number:
-        """FLOPs of so many of each; `tokens` are tokens and regions together."""
-        in_layers = tokens * self.per_token + attended_pairs * self.per_attended_pair
-        return in_layers + regions * self.per_region + masked_tokens * self.per_masked_token + rows * self.per_row
-
-
-# How fast a training run goes: tokens per second, the share of padding, and how well the device is used.
 
 
 class TrainingPace:
@@ -187,13 +149,8 @@ class TrainingPace:
         tokens, pairs, regions = counts
         figures = {"tokens_per_second": tokens * devices / elapsed, "padding_share": 1 - tokens / self._slots}
         if peak is not None:
-            flops = self.costs.total(
-                tokens=tokens,
-                attended_pairs=pairs,
-                regions=regions,
-                masked_tokens=self._masked_tokens,
-                rows=self._rows,
-            )
+            amounts: tuple[Any, ...] = (tokens, pairs, regions, self._masked_tokens, self._rows)
+            flops = sum(amount * cost for amount, cost in zip(amounts, self.costs, strict=True))
             figures["flops_utilisation"] = flops / (elapsed * peak)
         self.restart()
         return figures

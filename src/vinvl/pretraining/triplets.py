@@ -5,7 +5,7 @@ the row's own. The choice is a pure function of the random draws, vectorised ove
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from vinvl.data.text import RaggedTokens, flat_ranges
 from vinvl.models.config import SpecialTokens
 from vinvl.run.errors import UserError
 
-# Which tokens are hidden in pre-training, and by what, as in BERT and published Oscar; vectorised over the batch.
-
+# Which tokens are hidden, and by what, as in BERT and published Oscar.
 
 MASK_PROBABILITY = 0.15
 MASK_BELOW, RANDOM_BELOW = 0.8, 0.9  # of the hidden tokens 80 % become [MASK], 10 % a random one, 10 % stay
@@ -77,8 +76,7 @@ def assemble_pairs(first: RaggedTokens, second: RaggedTokens, *, max_tokens: int
     """`text.assemble_pair` of B pairs; a pair with an empty second text is `[CLS] text [SEP]`.
 
     Args:
-        first: the B texts.
-        second: the B second texts.
+        first, second: the B texts, and the B second texts.
         max_tokens: limit over both and the special tokens.
         special: their ids.
     """
@@ -174,22 +172,16 @@ class Triplets:
     mask_first: np.ndarray  # bool: whether tokens of the first text are masked
     mask_second: np.ndarray  # bool
 
-    def unmasked(self) -> "Triplets":
-        """The same with nothing to be masked."""
-        nothing = np.zeros_like(self.mask_first)
-        return replace(self, mask_first=nothing, mask_second=nothing)
-
     def __add__(self, other: "Triplets") -> "Triplets":
         """Both, one after the other."""
         return Triplets(*(np.concatenate(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
-def matched_triplets(rows: np.ndarray, *, label: int, masked: bool = True) -> Triplets:
-    """The rows (B,) as they are."""
-    everywhere = np.full(len(rows), masked)
-    return Triplets(
-        rows, rows, np.ones_like(rows), rows, np.full(len(rows), label, dtype=np.int64), everywhere, everywhere
-    )
+def matched_triplets(rows: np.ndarray) -> Triplets:
+    """The rows (B,) as they are, without a label."""
+    everywhere = np.ones(len(rows), dtype=bool)
+    labels = np.full(len(rows), NO_PAIR_LABEL, dtype=np.int64)
+    return Triplets(rows, rows, np.ones_like(rows), rows, labels, everywhere, everywhere)
 
 
 def mismatch(
@@ -207,8 +199,7 @@ def mismatch(
 
     Args:
         rows: the row of each triplet.
-        draws: see `PairDraws`.
-        options: see `PairOptions`.
+        draws, options: see `PairDraws` and `PairOptions`.
         num_classes: of the label.
         image_of: rows of any shape → the image of each.
         has_second: rows of any shape → whether each has a second text.
