@@ -16,14 +16,13 @@ from vinvl.data.module import RegionDataModule
 from vinvl.data.sampling import Draw
 from vinvl.data.text import load_tokenizer
 from vinvl.models.packing import PackedLayout
+from vinvl.models.pretraining import NO_PAIR_LABEL
 from vinvl.pretraining.corpus import Corpus, ensure_index
 from vinvl.pretraining.mixture import CorpusRows, CorpusShare, Mixture
 from vinvl.pretraining.triplets import (
     ANSWER,
-    NO_PAIR_LABEL,
     PairDraws,
     PairOptions,
-    TokenRows,
     Triplets,
     assemble_pairs,
     mask_tokens,
@@ -59,12 +58,9 @@ class PretrainingDataset(Dataset[Draw]):
     ) -> None:
         """
         Args:
-            rows: the corpus.
-            options: how triplets are mismatched.
-            variant: see the class.
+            options, variant: how triplets are mismatched, and see the class.
             mask_probability: share of the tokens that are hidden.
             vocab_size: random tokens are drawn from 0 … vocab_size - 1.
-            seed: of all draws.
             one_pass: take every row once, as evaluation does, whatever passes the corpora are given.
 
         Raises:
@@ -125,7 +121,12 @@ class PretrainingDataset(Dataset[Draw]):
         generator = np.random.default_rng((self.seed, epoch, first))
         rows = self.row_of(np.array([draw.index for draw in items], dtype=np.int64), epoch)
         triplets = self._triplets(rows, generator)
-        tokens = self._tokens(triplets)
+        tokens = assemble_pairs(
+            self.rows.texts(triplets.first_rows, np.zeros_like(triplets.first_rows)),
+            self.rows.texts(triplets.second_rows, triplets.second_sides),
+            max_tokens=self.rows.region_text.limits.max_tokens,
+            special=self.rows.region_text.special,
+        )
         maskable = (tokens.text & triplets.mask_first[:, None]) | (tokens.second_text & triplets.mask_second[:, None])
         input_ids, masked = mask_tokens(
             tokens.input_ids,
@@ -138,7 +139,10 @@ class PretrainingDataset(Dataset[Draw]):
         parts = [self.rows.region_text.image_regions(int(image)) for image in self.rows.image_of(rows)]
         parts *= len(triplets.labels) // len(rows)
         regions = gather_regions(parts)
-        attention_mask = _attention_mask(tokens, np.array([len(part) for part in parts]), regions.slots)
+        text = np.arange(input_ids.shape[1]) < tokens.num_tokens[:, None]
+        seen = np.arange(regions.slots) < np.array([len(part) for part in parts])[:, None]
+        attention_mask = np.concatenate([text, seen], axis=1)
+        weights = None if self._weights is None else self._weights[self.rows.mixture.corpus_of(triplets.image_rows)]
         contrast = bool((triplets.labels != NO_PAIR_LABEL).any())
         return Batch(
             input_ids=torch.from_numpy(input_ids),
@@ -149,7 +153,7 @@ class PretrainingDataset(Dataset[Draw]):
             records=tuple({"index": row} for row in triplets.image_rows.tolist()),
             masked_positions=torch.from_numpy(masked),
             pair_labels=torch.from_numpy(triplets.labels) if contrast else None,
-            loss_weights=self._loss_weights(triplets.image_rows),
+            loss_weights=None if weights is None else torch.from_numpy(weights),
             layout=PackedLayout.of_mask(attention_mask, input_ids.shape[1]),
             items=len(items),
         )
@@ -166,19 +170,6 @@ class PretrainingDataset(Dataset[Draw]):
         nothing = np.zeros_like(mixed.mask_first)
         return matched_triplets(rows) + replace(mixed, mask_first=nothing, mask_second=nothing)
 
-    def _tokens(self, triplets: Triplets) -> TokenRows:
-        return assemble_pairs(
-            self.rows.texts(triplets.first_rows, np.zeros_like(triplets.first_rows)),
-            self.rows.texts(triplets.second_rows, triplets.second_sides),
-            max_tokens=self.rows.region_text.limits.max_tokens,
-            special=self.rows.region_text.special,
-        )
-
-    def _loss_weights(self, rows: np.ndarray) -> torch.Tensor | None:
-        if self._weights is None:
-            return None
-        return torch.from_numpy(self._weights[self.rows.mixture.corpus_of(rows)])
-
     def show(self, item: Draw, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
         batch = self.collate([item])
         lines = [f"  row       {self.rows.mixture.describe(batch.records[0]['index'])}"]
@@ -191,12 +182,6 @@ class PretrainingDataset(Dataset[Draw]):
             lines.append(f"  label     {int(batch.pair_labels[-1])} (0 is matched)")
         lines.append(f"  regions   {batch.regions.slots} rows of {batch.region_features.shape[2]} numbers")
         return lines
-
-
-def _attention_mask(tokens: TokenRows, num_regions: np.ndarray, most_regions: int) -> np.ndarray:
-    """(B, L + R) bool: True where there is a token or a region."""
-    text = np.arange(tokens.input_ids.shape[1]) < tokens.num_tokens[:, None]
-    return np.concatenate([text, np.arange(most_regions) < num_regions[:, None]], axis=1)
 
 
 SHARES = ("loss_weight", "passes")
@@ -300,11 +285,10 @@ class PretrainingDataModule(RegionDataModule):
         if self.on_missing != "skip" or not present.any():
             # Only one id: `image_ids` of the whole store as text would stay in memory.
             like = f"its ids are like '{self.store.at(0).image_id}'" if len(self.store) else "it is empty"
-            remedy = "Extract the missing ones or pass data.on_missing=skip"
+            extract = "Extract the missing ones or pass data.on_missing=skip."
             raise UserError(
                 f"{self.store!r} lacks the images of {missing:,} of {len(mixture):,} corpus rows, the first being "
-                f"{first}; {like}. {remedy if present.any() else 'Is it the store of this corpus?'}"
-                f"{'.' if present.any() else ''}"
+                f"{first}; {like}. {extract if present.any() else 'Is it the store of this corpus?'}"
             )
         rank_zero_warn(
             f"data.on_missing=skip: left out {missing:,} of {len(mixture):,} corpus rows whose images are not in "
@@ -337,18 +321,16 @@ class PretrainingDataModule(RegionDataModule):
         Raises:
             UserError: there is no such split, or it names no corpus.
         """
-        files, place = plain(self.split_files(split)), f"data.splits.{split}"
-        entries = [
-            {"file": entry} if isinstance(entry, str) else checked_entry(entry, place, ("file",), SHARES)
-            for entry in (files if isinstance(files, list) else [files])
-        ]
-        if not entries:
-            raise UserError(f"{place} names no corpus; give it a file.")
-        for entry in entries:
+        files, place, found = plain(self.split_files(split)), f"data.splits.{split}", []
+        for given in files if isinstance(files, list) else [files]:
+            entry = {"file": given} if isinstance(given, str) else checked_entry(given, place, ("file",), SHARES)
             for key in SHARES:
                 if not isinstance(entry.get(key, 1.0), int | float):
                     raise UserError(f"{place} has the {key} {entry[key]!r}: give a number.")
-        return [{**entry, "file": file} for entry in entries for file in _files(entry["file"])]
+            found += [{**entry, "file": file} for file in _files(entry["file"])]
+        if not found:
+            raise UserError(f"{place} names no corpus; give it a file.")
+        return found
 
 
 def _files(path: str) -> list[str]:

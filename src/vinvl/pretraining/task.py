@@ -157,10 +157,7 @@ class TrainingPace:
 
 
 TOKEN_KINDS = ("text", "tags")  # token_type_ids 0 and 1; the answers of question-answer rows are where tags are
-CONTRAST_CLASSES = {
-    2: ("matched", "mismatched"),
-    3: ("matched", "wrong_second_text", "wrong_first_text"),
-}
+CONTRAST_CLASSES = {2: ("matched", "mismatched"), 3: ("matched", "wrong_second_text", "wrong_first_text")}
 
 
 class PretrainingTask(VinVLTask):
@@ -185,18 +182,8 @@ class PretrainingTask(VinVLTask):
     headline = "mean_accuracy"
     model: VinVLForPreTraining
 
-    def __init__(
-        self,
-        *,
-        variant: str,
-        num_pair_classes: int,
-        **shared: Unpack[TaskArguments],
-    ) -> None:
-        """
-        Args:
-            variant: "oscar", "mmf" or "matched", as the data are.
-            num_pair_classes: of the contrast: 2 (Oscar) or 3 (Oscar+), as the data are.
-            shared: see `VinVLTask`.
+    def __init__(self, *, variant: str, num_pair_classes: int, **shared: Unpack[TaskArguments]) -> None:
+        """`variant` and `num_pair_classes` are those of the data; `shared`: see `VinVLTask`.
 
         Raises:
             UserError: values that nobody published.

@@ -11,6 +11,7 @@ import numpy as np
 
 from vinvl.data.text import RaggedTokens, flat_ranges
 from vinvl.models.config import SpecialTokens
+from vinvl.models.pretraining import NO_PAIR_LABEL
 from vinvl.run.errors import UserError
 
 # Which tokens are hidden, and by what, as in BERT and published Oscar.
@@ -103,7 +104,6 @@ def assemble_pairs(first: RaggedTokens, second: RaggedTokens, *, max_tokens: int
 
 TRIES = 10  # rows drawn at most until one will do; the last is taken as it comes
 MATCHED_ABOVE = 0.5
-NO_PAIR_LABEL = -1  # of a triplet that has no part in the contrastive loss
 ANY_TEXT, SECOND_TEXT, ANSWER = 0, 1, 2  # values of textb_sample_mode
 
 
