@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -97,12 +95,10 @@ def test_accumulation_precision_and_early_stopping_are_overrides(door: Door, tmp
     assert read_checkpoint(only_run(tmp_path) / "checkpoints/last.ckpt")["global_step"] == 2
 
 
-@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
-def test_two_ranks_train_and_score_as_one_would(door: Door, demo_data: Path, tmp_path: Path, launcher: str) -> None:
+def test_two_ranks_train_and_score_as_one_would(door: Door, demo_data: Path, tmp_path: Path) -> None:
+    """Started by Lightning; `tests/run/test_launchers.py` has torchrun."""
     ranks = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *(torchrun if launcher == "torchrun" else []), "-m", "vinvl.train", *TINY_DEMO, *ranks]
-    result = subprocess.run(command, cwd=tmp_path, env=door_environment(demo_data), capture_output=True, text=True)
+    result = door("train", *TINY_DEMO, *ranks)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path)
     alone = door("evaluate", f"ckpt_path={run / 'checkpoints/best.ckpt'}", "trainer.accelerator=cpu")
