@@ -66,7 +66,7 @@ class DoorProcess:
     """`python -m module arguments` in a folder, or a program given as `-c`, as it runs."""
 
     def __init__(self, folder: Path, module: str, *arguments: str, environment: dict[str, str]) -> None:
-        self.outputs = Path(tempfile.mkdtemp())
+        self.outputs = Path(tempfile.mkdtemp(dir=_outputs().name))
         server = _warm_interpreter()
         assert server.stdin is not None and server.stdout is not None
         server.stdin.write(json.dumps([module, arguments, str(folder), environment, str(self.outputs)]) + "\n")
@@ -142,6 +142,12 @@ def ranks_succeed(folder: Path, data: Path, name: str, *overrides: str) -> str:
     ranks = two_ranks(folder, data, name, *overrides)
     assert [rank.wait() for rank in ranks] == [0, 0], [rank.printed() for rank in ranks]
     return ranks[0].printed()
+
+
+@cache
+def _outputs() -> tempfile.TemporaryDirectory[str]:
+    """What doors print; it goes when this process ends."""
+    return tempfile.TemporaryDirectory()
 
 
 @cache
