@@ -1,6 +1,8 @@
 """The shape of the package: small files, no circles of imports, and no task that loads what only others need."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,9 @@ def test_what_a_task_does_not_load(module: str) -> None:
         waiting += (parents | imported(known[name], known)) - loaded - {name}
         loaded.add(name)
     assert len(loaded) > 5 and not {room(name) for name in loaded} & {"detector", "extraction", "predictor"}
+
+
+def test_stores_are_looked_at_without_torch() -> None:
+    """Which takes seconds to import, and Lightning as long again."""
+    program = "import sys; import vinvl.regions.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -20,7 +20,6 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vinvl.run.errors import UserError, cause_of_kind, causes, escaped_warnings, printable, say, sentence_of
 from vinvl.run.files import NO_ROOM, system_error
@@ -171,7 +170,7 @@ BY_SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
 LOST_RANK = re.compile(
     r"Connection (?:closed by peer|reset by peer|was likely closed)|Broken pipe|remote process exited", re.I
 )
-TOLD_BY_TARGETS = (TypeError, ValueError, ImportError, MisconfigurationException)  # of values that they do not take
+TOLD_BY_TARGETS = (TypeError, ValueError, ImportError)  # of values that they do not take
 
 
 def sentence_of_fault(
@@ -235,7 +234,7 @@ def _of_configuration(error: BaseException, config: DictConfig | None) -> str | 
         first, _, full_key = str(error).partition("full_key: ")
         cause = next((one for one in causes(error) if not isinstance(one, HydraException)), None)
         where = f" in {_given_as(full_key.strip(), config)}" if full_key else ""
-        if cause is not None and not isinstance(cause, TOLD_BY_TARGETS):
+        if cause is not None and not isinstance(cause, TOLD_BY_TARGETS) and not _is_misconfiguration(cause):
             return None
         reason = first.partition(", set env var")[0].strip() if cause is None else _first_line(cause)
         if isinstance(cause, ImportError) and full_key.startswith("logger."):
@@ -247,9 +246,15 @@ def _of_configuration(error: BaseException, config: DictConfig | None) -> str | 
     if isinstance(error, HydraException | OmegaConfBaseException):
         told = [_first_line(one) for one in causes(error) if isinstance(one, HydraException | OmegaConfBaseException)]
         return f"The configuration cannot be used: {'; '.join(dict.fromkeys(told))}."
-    if isinstance(error, MisconfigurationException):
+    if _is_misconfiguration(error):
         return f"This machine does not suit the configuration: {_first_line(error)}."
     return None
+
+
+def _is_misconfiguration(error: BaseException) -> bool:
+    """Whether Lightning raised it for its settings; doors that do without Lightning do not import it for this."""
+    lightnings = sys.modules.get("pytorch_lightning.utilities.exceptions")
+    return lightnings is not None and isinstance(error, lightnings.MisconfigurationException)
 
 
 def _given_as(key: str, config: DictConfig | None) -> str:
