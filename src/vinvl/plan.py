@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vinvl.data.module import RegionDataModule
-from vinvl.run.door import remove_empty_run
+from vinvl.run.door import made, remove_empty_run
 from vinvl.run.errors import UserError
-from vinvl.run.made import made, refuse_unfit
 from vinvl.run.progress import duration, print_results
+from vinvl.schedules import refuse_unfit
 from vinvl.task import VinVLTask
 
 WARM_UP, UPDATES, EVALUATION_BATCHES = 2, 20, 10

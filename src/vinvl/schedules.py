@@ -1,11 +1,19 @@
-"""Learning-rate schedules, as a factor on the configured rate. One step is one optimiser update."""
+"""Optimiser and learning-rate schedule of a run; schedules are a factor on the configured rate, a step is an update."""
 
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import pytorch_lightning as pl
+import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from vinvl.run.door import of_kind
+from vinvl.run.errors import UserError
+
+SOME_STEPS = 1000
 
 
 def linear_schedule(optimizer: Optimizer, *, total_steps: int, warmup_steps: int, first_step: int) -> LambdaLR:
@@ -71,3 +79,45 @@ def _warmed_up(
         return step / warmup_steps if step < warmup_steps else afterwards(step)
 
     return LambdaLR(optimizer, factor)
+
+
+# What the configuration gives for them, before a run and in it.
+
+
+def make_optimizer(make: Callable[..., Any] | None, groups: Any) -> Optimizer:
+    """The optimiser of a run; UserError if the configuration's settings are not those of one."""
+    found: Optimizer = _called(Optimizer, "optim.optimizer", make, groups)
+    return found
+
+
+def make_scheduler(make: Callable[..., Any] | None, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """The schedule of a run's learning rate; UserError if the configuration's settings are not those of one."""
+    found: LRScheduler = _called(LRScheduler, "optim.scheduler", make, optimizer, total_steps=total_steps)
+    return found
+
+
+def refuse_unfit(task: Any, trainer: pl.Trainer) -> None:
+    """Raises UserError, before a run begins, for an optimiser, a schedule or a trainer that could not train."""
+    precision = str(trainer.precision)
+    if precision.endswith("-true") and precision != "32-true":
+        raise UserError(
+            f"trainer.precision={precision} keeps weights in that precision, which no task here can train with: "
+            "choose 32-true, bf16-mixed or 16-mixed."
+        )
+    if not trainer.val_check_interval:
+        raise UserError("trainer.val_check_interval=0: give updates, a share of an epoch, or limit_val_batches=0.")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    make_scheduler(task.make_scheduler, make_optimizer(task.make_optimizer, [parameter]), SOME_STEPS)
+
+
+def _called(kind: type, key: str, make: Callable[..., Any] | None, *given: Any, **named: Any) -> Any:
+    if make is None:
+        raise UserError(f"{key} is null, and a training needs one.")
+    target = getattr(make, "func", make)
+    try:
+        found = make(*given, **named)
+    except Exception as error:  # of whoever wrote what the configuration names
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        name = f"{target.__module__}.{target.__qualname__}"
+        raise UserError(f"{key}: {name} cannot be made with these settings: {reason}.") from error
+    return of_kind(kind, found, key)

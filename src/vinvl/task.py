@@ -25,9 +25,9 @@ from vinvl.regions.feature_record import FeatureRecord
 from vinvl.regions.regions import BOX_NUMBERS
 from vinvl.run.checkpoint import OUR_KEY, load_into, read_checkpoint
 from vinvl.run.errors import UserError
-from vinvl.run.made import make_optimizer, make_scheduler
 from vinvl.run.survival import refuse_another_run
 from vinvl.run.values import shown
+from vinvl.schedules import make_optimizer, make_scheduler
 
 RESUMED = {"callbacks": dict, "loops": dict, "optimizer_states": list, "lr_schedulers": list, "global_step": int}
 MOST_BATCHES = 2**31  # of a run: each has a seed of its own, see `VinVLTask.on_train_batch_start`

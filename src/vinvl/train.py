@@ -12,12 +12,12 @@ from pytorch_lightning.loggers import Logger
 
 from vinvl.plan import plan, wants_plan
 from vinvl.run.checkpoint import best_checkpoint, load_into, read_checkpoint, validation
-from vinvl.run.door import door, enter
+from vinvl.run.door import door, enter, made, made_of_each
 from vinvl.run.errors import UserError, say
-from vinvl.run.made import made, made_of_each, refuse_unfit
 from vinvl.run.overrides import command_overrides, given_values, refuse_unread_splits
 from vinvl.run.progress import report
 from vinvl.run.survival import ORDER, Stopped, resume_path, tidy_run_folder, training_order
+from vinvl.schedules import refuse_unfit
 from vinvl.task import VinVLTask
 
 

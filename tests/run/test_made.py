@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback
 
-from vinvl.run.door import sentence_of_fault
+from vinvl.run.door import made, made_of_each, sentence_of_fault
 from vinvl.run.errors import UserError
-from vinvl.run.made import made, made_of_each, refuse_unfit
+from vinvl.schedules import refuse_unfit
 
 TRAINER: Any = SimpleNamespace(precision="32-true", val_check_interval=1.0)
 

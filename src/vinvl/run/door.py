@@ -1,4 +1,4 @@
-"""The way into a door, `python -m vinvl.NAME`, and how an error, a full disk or a signal reaches a person."""
+"""The way into a door, `python -m vinvl.NAME`; what its configuration makes; how errors and signals reach a person."""
 
 import errno
 import logging
@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -160,6 +161,36 @@ def remove_empty_run(folder: Path) -> None:
                 if path not in files:
                     path.rmdir()
             folder.rmdir()
+
+
+# What the `_target_`s of a configuration make, compared with what the doors need of them.
+
+
+def made(kind: type, section: Any, key: str, **given: Any) -> Any:
+    """What a section of the configuration, whose key is `key`, makes; UserError if it is no section or of another kind.
+
+    Args:
+        given: arguments besides those of the section.
+    """
+    if not OmegaConf.is_dict(section):
+        raise UserError(f"{key} is {section}, and it must be a section of settings with a _target_.")
+    return of_kind(kind, instantiate(section, **given), key)
+
+
+def made_of_each(kind: type, section: DictConfig | None, key: str) -> list[Any]:
+    """What each part of a section makes, as `made` has it; parts that are null make nothing."""
+    if section is None:
+        return []
+    if not OmegaConf.is_dict(section):
+        raise UserError(f"{key} is no dictionary: give each of its parts a name, {key}.NAME.")
+    return [made(kind, part, f"{key}.{name!s}") for name, part in section.items() if part is not None]
+
+
+def of_kind(kind: type, found: Any, key: str) -> Any:
+    """What the section of a key has made; UserError if it is of another kind."""
+    if not isinstance(found, kind):
+        raise UserError(f"{key}._target_ makes a {type(found).__name__}, and a {kind.__name__} is needed.")
+    return found
 
 
 # What goes wrong outside of a person's data, in a sentence: disks, processes that were killed, configurations.
