@@ -25,12 +25,10 @@ from made_data import timed
 from PIL import Image
 from torch import Tensor, nn
 
-from vinvl.detector import DetectedRegions, Detector, DetectorConfig
-from vinvl.detector import backbone as resnext_module
-from vinvl.detector.backbone import FrozenBatchNorm2d, RegionHead
+from vinvl.detector import DetectedRegions, Detector, DetectorConfig, networks
 from vinvl.detector.boxes import box_bins
 from vinvl.detector.detector import normalised, pad_batch, resized_pixels
-from vinvl.detector.heads import RegionFeatures, RegionMaps
+from vinvl.detector.networks import FrozenBatchNorm2d, RegionFeatures, RegionMaps
 from vinvl.extraction.run import store_regions
 from vinvl.pictures import ReadingOptions, read_picture
 from vinvl.regions import LabelMap, RegionStoreWriter
@@ -96,7 +94,7 @@ def one_batch(
         return detector.backbone(batch), sizes
 
     def regions() -> tuple[RegionMaps, Tensor]:
-        maps = features.head.projections(c4)
+        maps = features.projections(c4)
         return maps, features.of_boxes(maps, proposals, config.boxes_per_pass).float()
 
     def write() -> None:
@@ -127,20 +125,20 @@ def separate_norm(features: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNor
     return result
 
 
-def maps_alone(head: RegionHead, c4: Tensor) -> RegionMaps:
+def maps_alone(features: RegionFeatures, c4: Tensor) -> RegionMaps:
     return c4, c4
 
 
 def pooled_first(features: RegionFeatures, maps: RegionMaps, boxes: Tensor, images: Tensor) -> Tensor:
-    c5: Tensor = features.head.layer4(box_bins(boxes, images, maps[0]).pool(maps[0]))
+    c5: Tensor = features.head(box_bins(boxes, images, maps[0]).pool(maps[0]))
     return c5.mean(dim=(2, 3))
 
 
 @contextmanager
 def as_published() -> Iterator[None]:
     with (
-        mock.patch.object(resnext_module, "normalised_convolution", separate_norm),
-        mock.patch.object(RegionHead, "projections", maps_alone),
+        mock.patch.object(networks, "normalised_convolution", separate_norm),
+        mock.patch.object(RegionFeatures, "projections", maps_alone),
         mock.patch.object(RegionFeatures, "_of_one_pass", pooled_first),
     ):
         yield

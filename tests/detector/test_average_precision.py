@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from vinvl.detector.average_precision import AttributeRecall, AveragePrecision, FoundBoxes, TrueBoxes
 
 NUM_CLASSES = 5
+NONE = np.zeros((1000, 0), np.int64)  # attributes
 Picture = tuple[FoundBoxes, TrueBoxes]
 
 
@@ -34,11 +36,13 @@ def random_picture(rng: np.random.Generator, objects: int, found: int) -> Pictur
         boxes_near(places[rng.integers(len(places), size=objects)], rng, 3),
         rng.integers(1, NUM_CLASSES - 1, size=objects),  # the last class has no objects
         rng.random(objects) < 0.2,
+        NONE[:objects],
     )
     said = FoundBoxes(
         boxes_near(places[rng.integers(len(places), size=found)], rng, 3),
         rng.integers(1, NUM_CLASSES, size=found),
         rng.integers(1, 9, size=found) / 8,
+        NONE[:found],
     )
     return said, true
 
@@ -98,9 +102,9 @@ def test_it_is_cocos_own_evaluation(seed: int, counts: list[tuple[int, int]]) ->
 @pytest.mark.parametrize(("order", "map_50"), [([0, 1], 1.0), ([1, 0], 0.5)])
 def test_of_two_objects_overlapped_alike_the_last_is_taken(order: list[int], map_50: float) -> None:
     boxes = np.array([[0, 0, 10, 10], [4, 0, 14, 10.0]])[order]
-    true = TrueBoxes(boxes, np.ones(2, dtype=np.int64), np.zeros(2, dtype=bool))
+    true = TrueBoxes(boxes, np.ones(2, dtype=np.int64), np.zeros(2, dtype=bool), NONE[:2])
     between = np.array([[2, 0, 12, 10], [0, 0, 10, 10.0]])
-    found = FoundBoxes(between, np.ones(2, dtype=np.int64), np.array([0.9, 0.5]))
+    found = FoundBoxes(between, np.ones(2, dtype=np.int64), np.array([0.9, 0.5]), NONE[:2])
     assert float(computed([(found, true)])["map_50"]) == pytest.approx(cocos_figures([(found, true)])[1][1])
     assert float(computed([(found, true)])["map_50"]) == pytest.approx(map_50, abs=0.01)
 
@@ -113,10 +117,10 @@ def test_more_boxes_than_count() -> None:
 
 
 def test_the_right_boxes_score_one_and_wrong_ones_nothing() -> None:
-    true = TrueBoxes(np.array([[0, 0, 10, 10], [20, 0, 30, 10.0]]), np.array([1, 2]), np.zeros(2, dtype=bool))
-    right = FoundBoxes(true.boxes, true.labels, np.array([0.3, 0.9]))
-    shifted = FoundBoxes(true.boxes + np.array([2, 0, 2, 0]), true.labels, right.scores)  # IoU 8 / 12
-    other = FoundBoxes(true.boxes, true.labels + 1, right.scores)
+    true = TrueBoxes(np.array([[0, 0, 10, 10], [20, 0, 30, 10.0]]), np.array([1, 2]), np.zeros(2, dtype=bool), NONE[:2])
+    right = FoundBoxes(true.boxes, true.labels, np.array([0.3, 0.9]), NONE[:2])
+    shifted = FoundBoxes(true.boxes + np.array([2, 0, 2, 0]), true.labels, right.scores, NONE[:2])  # IoU 8 / 12
+    other = FoundBoxes(true.boxes, true.labels + 1, right.scores, NONE[:2])
     for found, values in ((right, [1, 1, 1]), (shifted, [0.4, 1, 0]), (other, [0, 0, 0])):
         result = computed([(found, true)])
         assert [float(result[name]) for name in ("map", "map_50", "map_75")] == pytest.approx(values)
@@ -126,7 +130,7 @@ def test_the_right_boxes_score_one_and_wrong_ones_nothing() -> None:
 def test_nothing_seen_is_no_figure() -> None:
     result = AveragePrecision(NUM_CLASSES).compute()
     assert all(math.isnan(float(result[name])) for name in ("map", "map_50", "map_75"))
-    nothing = TrueBoxes(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool))
+    nothing = TrueBoxes(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool), NONE[:0])
     found = random_picture(np.random.default_rng(0), 3, 4)[0]
     assert math.isnan(float(computed([(found, nothing)])["map"]))
 
@@ -136,7 +140,7 @@ def attribute_counts(metric: AttributeRecall, rng: np.random.Generator, counts: 
     found, true = random_picture(rng, int(rng.integers(0, 6)), int(rng.integers(0, 9)))
     said = rng.permuted(np.tile(np.arange(0, 6), (len(found.labels), 1)), axis=1)[:, :4]
     there = np.array([rng.permutation(6)[:3] for _ in true.labels]).reshape(-1, 3)
-    metric.update(found, said, true, there)
+    metric.update(replace(found, attributes=said), replace(true, attributes=there))
     for box, attributes, crowd in zip(true.boxes, there, true.crowd, strict=True):
         wanted = {int(one) for one in attributes if one > 0}
         if crowd:

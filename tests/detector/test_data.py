@@ -35,12 +35,12 @@ def test_what_is_read(tmp_path: Path) -> None:
     assert labels == NAMES  # in the order of their ids
     assert found.image_ids.tolist() == ["1", "2", "7", "9"] and found.path(1) == pictures / "sub" / "002.png"
     assert found.sizes.tolist() == [list(size) for size in SIZES.values()]
-    assert found.true_boxes(0).boxes.tolist() == [[0, 0, 40, 30]]
-    assert found.true_boxes(1).boxes.tolist() == [[1, 2, 11, 22.5], [5, 5, 25, 25]]
-    assert found.true_boxes(1).labels.tolist() == [2, 1] and found.true_boxes(1).crowd.tolist() == [False, True]
-    assert found.true_boxes(2).boxes.tolist() == [[0, 10, 50, 11]]  # half a pixel too wide on either side
-    assert found.true_attributes(0).tolist() == [[1]] and found.true_attributes(1).tolist() == [[2, 1], [0, 0]]
-    assert found.true_attributes(2).shape == (1, 0) and len(found.true_boxes(3).labels) == 0
+    assert found.objects(0).boxes.tolist() == [[0, 0, 40, 30]]
+    assert found.objects(1).boxes.tolist() == [[1, 2, 11, 22.5], [5, 5, 25, 25]]
+    assert found.objects(1).labels.tolist() == [2, 1] and found.objects(1).crowd.tolist() == [False, True]
+    assert found.objects(2).boxes.tolist() == [[0, 10, 50, 11]]  # half a pixel too wide on either side
+    assert found.objects(0).attributes.tolist() == [[1]] and found.objects(1).attributes.tolist() == [[2, 1], [0, 0]]
+    assert found.objects(2).attributes.shape == (1, 0) and len(found.objects(3).labels) == 0
 
 
 def test_some_of_the_pictures_keep_their_objects(tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_some_of_the_pictures_keep_their_objects(tmp_path: Path) -> None:
         part = found.select(np.array(keep))
         for index, origin in enumerate(np.flatnonzero(keep).tolist()):
             assert part.image_ids[index] == found.image_ids[origin] and part.path(index) == found.path(origin)
-            assert part.true_boxes(index).boxes.tolist() == found.true_boxes(origin).boxes.tolist()
-            assert part.true_attributes(index).tolist() == found.true_attributes(origin).tolist()
+            assert part.objects(index).boxes.tolist() == found.objects(origin).boxes.tolist()
+            assert part.objects(index).attributes.tolist() == found.objects(origin).attributes.tolist()
 
 
 def test_attributes_by_name_alone_and_sizes_from_the_pictures(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_attributes_by_name_alone_and_sizes_from_the_pictures(tmp_path: Path) ->
     path, pictures = write(tmp_path, content)
     found, labels = read_instances(path, pictures, None, STRICT)
     assert labels.attributes == ("__no_attribute__", "small", "black")
-    assert found.true_attributes(1)[0].tolist() == [1, 2]
+    assert found.objects(1).attributes[0].tolist() == [1, 2]
 
 
 def test_no_attributes_at_all(tmp_path: Path) -> None:
@@ -77,15 +77,15 @@ def test_no_attributes_at_all(tmp_path: Path) -> None:
         annotation.pop("attributes", None)
     path, pictures = write(tmp_path, content)
     found, labels = read_instances(path, pictures, None, STRICT)
-    assert labels.attributes == ("__no_attribute__",) and found.true_attributes(1).shape == (2, 0)
+    assert labels.attributes == ("__no_attribute__",) and found.objects(1).attributes.shape == (2, 0)
 
 
 def test_names_of_another_file_give_the_indices(tmp_path: Path) -> None:
     path, pictures = write(tmp_path)
     other = LabelMap(("__background__", "horse", "dog", "cat"), ("__no_attribute__", "small", "old", "black"))
     found, labels = read_instances(path, pictures, other, STRICT)
-    assert labels == other and found.true_boxes(1).labels.tolist() == [2, 3]
-    assert found.true_attributes(1).tolist() == [[1, 3], [0, 0]]
+    assert labels == other and found.objects(1).labels.tolist() == [2, 3]
+    assert found.objects(1).attributes.tolist() == [[1, 3], [0, 0]]
     without_dog = LabelMap(("__background__", "cat"), other.attributes)
     assert "annotation 1 (id 10) is a 'dog', a class that" in refusal(
         read_instances, path, pictures, without_dog, STRICT
@@ -101,9 +101,9 @@ def test_boxes_are_clipped_where_that_is_asked_for(tmp_path: Path) -> None:
     content["annotations"][1]["bbox"] = [50, 2, 10, 10]  # outside
     content["annotations"][3]["bbox"] = [5, 5, 0, 3]  # no area
     found = records(tmp_path, content, LENIENT)
-    assert found.true_boxes(1).boxes.tolist() == [[0, 2, 5, 60], [5, 5, 25, 25]]
-    assert len(found.true_boxes(0).labels) == len(found.true_boxes(2).labels) == 0
-    assert found.true_attributes(1)[0].tolist() == [2, 1]
+    assert found.objects(1).boxes.tolist() == [[0, 2, 5, 60], [5, 5, 25, 25]]
+    assert len(found.objects(0).labels) == len(found.objects(2).labels) == 0
+    assert found.objects(1).attributes[0].tolist() == [2, 1]
 
 
 def of_boxes(*boxes: list[float], size: tuple[int, int] = (640, 480), images: int = 1) -> Any:
@@ -143,7 +143,7 @@ def test_boxes_in_other_units_are_refused(tmp_path: Path) -> None:
             if options in refusing:
                 assert words in refusal(read_instances, path, pictures, None, options)
             elif not words:
-                assert len(read_instances(path, pictures, None, options)[0].true_boxes().boxes) == len(
+                assert len(read_instances(path, pictures, None, options)[0].objects().boxes) == len(
                     content["annotations"]
                 )
 
@@ -159,7 +159,7 @@ def test_attributes_as_cvat_writes_them_and_pictures_by_whole_paths_and_links(tm
     (pictures / "sub").symlink_to(tmp_path / "elsewhere")
     found, labels = read_instances(path, pictures, None, STRICT)
     assert labels.attributes[1:] == ("occluded",) and len(found) == 4
-    assert [found.true_attributes(index).tolist() for index in (0, 1)] == [[[1]], [[], []]]
+    assert [found.objects(index).attributes.tolist() for index in (0, 1)] == [[[1]], [[], []]]
 
 
 def test_pictures_are_turned_or_not_as_the_annotations_want_it(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_missing_pictures(tmp_path: Path) -> None:
     sentence = refusal(read_instances, path, pictures, None, STRICT)
     assert "lacks 1 of the 4 pictures" in sentence and "'sub/002.png' (image 2)" in sentence
     found, _ = read_instances(path, pictures, None, LENIENT)
-    assert found.image_ids.tolist() == ["1", "7", "9"] and found.true_boxes(1).labels.tolist() == [2]
+    assert found.image_ids.tolist() == ["1", "7", "9"] and found.objects(1).labels.tolist() == [2]
     assert "does not exist" in refusal(read_instances, path, tmp_path / "nowhere", None, LENIENT)
     assert "lacks 4 of the 4" in refusal(read_instances, path, tmp_path, None, LENIENT)  # "sub" is not there
 
@@ -322,9 +322,9 @@ def test_examples_are_resized_with_their_boxes(tmp_path: Path) -> None:
     # The crowd is not learnt from; the last pixel counts in, before the picture is resized.
     assert example.objects.boxes.tolist() == [[2, 4, 20, 43]] and example.objects.labels.tolist() == [2]
     assert example.objects.attributes.tolist() == [[2, 1]]
-    assert example.truth.boxes.boxes.tolist() == [[1, 2, 11, 22.5], [5, 5, 25, 25]]
-    assert len(found[Draw(0, 2)].objects) == 0  # one pixel high: it could not be found
-    assert len(found[Draw(0, 3)].objects) == 0
+    assert example.truth.boxes.tolist() == [[1, 2, 11, 22.5], [5, 5, 25, 25]]
+    assert len(found[Draw(0, 2)].objects.labels) == 0  # one pixel high: it could not be found
+    assert len(found[Draw(0, 3)].objects.labels) == 0
 
 
 def test_flipped_pictures_have_flipped_boxes(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_flipped_pictures_have_flipped_boxes(tmp_path: Path) -> None:
     assert torch.equal(flipped.pixels, plain.pixels.flip(1))
     assert flipped.objects.boxes.tolist() == [[60 - 1 - 20, 4, 60 - 1 - 2, 43]]
     torch.testing.assert_close(mirrored(flipped.objects.boxes, 60), plain.objects.boxes)
-    assert flipped.truth.boxes.boxes.tolist() == plain.truth.boxes.boxes.tolist()
+    assert flipped.truth.boxes.tolist() == plain.truth.boxes.tolist()
 
 
 def test_what_is_random_follows_from_epoch_and_item(tmp_path: Path) -> None:
@@ -364,13 +364,13 @@ def test_batches_pad_and_give_back(tmp_path: Path) -> None:
     examples = [found[Draw(0, index)] for index in range(4)]
     batch = found.collate(examples)
     assert len(batch) == batch.num_items == 4 and batch.padded.shape == (4, 120, 120, 3)
-    assert batch.counts == (1, 1, 0, 0) and batch.attributes.tolist() == [[1, 0], [2, 1]]
+    assert batch.counts == (1, 1, 0, 0) and batch.joined.attributes.tolist() == [[1, 0], [2, 1]]
     for picture, objects, example in zip(batch.pictures(), batch.objects(), examples, strict=True):
         assert torch.equal(picture, example.pixels)
-        assert torch.equal(objects.boxes, example.objects.boxes) and len(objects) == len(example.objects)
+        assert torch.equal(objects.boxes, example.objects.boxes) and len(objects.labels) == len(example.objects.labels)
     assert batch.padded[0, 60:].eq(0).all() and batch.padded[0, :, 80:].eq(0).all()
     moved = batch.to("meta")
-    assert moved.padded.device.type == moved.labels.device.type == "meta" and moved.truths is batch.truths
+    assert moved.padded.device.type == moved.joined.labels.device.type == "meta" and moved.truths is batch.truths
 
 
 def test_like_shapes_come_together(tmp_path: Path) -> None:
@@ -425,7 +425,7 @@ def test_a_label_map_file_gives_the_order(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text(names.to_json())
     data = module(tmp_path, label_map=str(tmp_path / "labels.json"))
     data.setup("test")
-    assert data.label_map == names and data.datasets["test"].records.true_boxes(1).labels.tolist() == [1, 2]
+    assert data.label_map == names and data.datasets["test"].records.objects(1).labels.tolist() == [1, 2]
 
 
 def test_module_refusals(tmp_path: Path) -> None:
@@ -452,12 +452,12 @@ def test_the_demo_world_as_instances(demo_data: Path) -> None:
     scene = read_json(world.scenes("val"))["scenes"][2]
     assert found.image_ids[2] == str(scene["image_id"])
     for index, thing in enumerate(scene["objects"]):
-        assert labels.classes[found.true_boxes(2).labels[index]] == thing["shape"]
-        assert [labels.attributes[one] for one in found.true_attributes(2)[index]] == [
+        assert labels.classes[found.objects(2).labels[index]] == thing["shape"]
+        assert [labels.attributes[one] for one in found.objects(2).attributes[index]] == [
             thing["colour"],
             thing["texture"],
         ]
-        centre = (found.true_boxes(2).boxes[index, :2] + found.true_boxes(2).boxes[index, 2:]) / 2
+        centre = (found.objects(2).boxes[index, :2] + found.objects(2).boxes[index, 2:]) / 2
         assert centre.tolist() == pytest.approx([thing["x"], thing["y"]], abs=0.02)
     dataset = DetectionDataset(found, replace(CONFIG, min_size=150), labels, None, 0)
     assert dataset[Draw(0, 2)].pixels.shape == (150, 200, 3)

@@ -25,7 +25,7 @@ from tests.detector.samples import (
 )
 from vinvl.detector import Detector, DetectorConfig
 from vinvl.detector.detector import pad_batch
-from vinvl.detector.heads import RegionFeatures
+from vinvl.detector.networks import RegionFeatures
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,16 @@ from tests.detector.samples import SMALL, recorded
 from vinvl.detector import Architecture, Detector
 from vinvl.detector.boxes import BACKGROUND, BOX_HEAD_WEIGHTS, NEITHER, RPN_WEIGHTS, encode, inside, iou, match, sample
 from vinvl.detector.config import TrainingSettings
-from vinvl.detector.heads import AttributePredictor
 from vinvl.detector.losses import (
     Objects,
     attribute_loss,
-    box_loss,
-    class_loss,
     detector_losses,
     joined,
+    region_losses,
     rpn_losses,
     sample_regions,
 )
+from vinvl.detector.networks import AttributePredictor
 from vinvl.detector.task import initialise
 
 Box = tuple[float, float, float, float]
@@ -136,7 +135,7 @@ def test_what_regions_learn_is_what_the_published_code_recorded() -> None:
     for image in (0, 1):
         prefix, objects = f"roi.image{image}", recorded_objects(f"roi.image{image}")
         proposals = RECORDED[f"{prefix}.proposals"]
-        found = sample_regions(proposals[len(objects) :], objects, EVERYTHING, generator(0))
+        found = sample_regions(proposals[len(objects.labels) :], objects, EVERYTHING, generator(0))
         places = [proposals.tolist().index(box) for box in found.boxes.tolist()]
         assert sorted(places) == list(range(len(proposals)))
         assert torch.equal(found.labels, RECORDED[f"{prefix}.labels"][places])
@@ -148,10 +147,8 @@ def test_what_regions_learn_is_what_the_published_code_recorded() -> None:
         regions.append(found)
     everything = joined(regions)
     leaves = {name: RECORDED[f"roi.{name}"].clone().requires_grad_() for name in ("class_logits", "box_deltas")}
-    losses = {
-        "loss_classifier": class_loss(leaves["class_logits"][order], everything),
-        "loss_box_reg": box_loss(leaves["box_deltas"][order].unflatten(1, (-1, 4)), everything),
-    }
+    logits, deltas = leaves["class_logits"][order], leaves["box_deltas"][order].unflatten(1, (-1, 4))
+    losses = dict(zip(("loss_classifier", "loss_box_reg"), region_losses(logits, deltas, everything), strict=True))
     assert_losses_and_gradients("roi", losses, leaves)
     # Attributes: the published code counts one that is named twice twice in the mean; ours, once.
     positive = torch.tensor(order)[everything.positives]

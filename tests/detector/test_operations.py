@@ -13,7 +13,6 @@ from torch import Tensor
 from tests import golden
 from tests.detector.samples import SMALL, network_input, recorded, recorded_json, roi_align
 from vinvl.detector import DetectorConfig
-from vinvl.detector.backbone import FrozenBatchNorm2d
 from vinvl.detector.boxes import (
     BOX_HEAD_WEIGHTS,
     RPN_WEIGHTS,
@@ -26,8 +25,8 @@ from vinvl.detector.boxes import (
     nms,
     nms_within_classes,
 )
-from vinvl.detector.detector import pad_batch, resized_size
-from vinvl.detector.heads import select_attributes, select_regions
+from vinvl.detector.detector import pad_batch, resized_size, select_attributes, select_regions
+from vinvl.detector.networks import FrozenBatchNorm2d
 
 OPS = recorded("ops")
 

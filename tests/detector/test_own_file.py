@@ -89,9 +89,9 @@ def settings_of(saved: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("", 3, "no settings"),
-        ("config", [1], "no settings"),
-        ("label_map", {"label_to_idx": {}}, "no label map"),
+        ("", 3, "has no settings"),
+        ("config", [1], "has no settings"),
+        ("label_map", {"label_to_idx": {}}, "has no label map"),
         ("label_map", "[]", "not a JSON object"),
         ("label_map", "{", "not valid JSON"),
         ("label_map", '{"label_to_idx": {"cat": 1}}', "names 2 classes"),

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from tests.detector.samples import SMALL, SMALL_WEIGHTS, network_input, small_detector, small_images
 from vinvl.detector import Architecture, Detector, DetectorConfig, load_detector
-from vinvl.detector.backbone import FrozenBatchNorm2d
 from vinvl.detector.boxes import iou
 from vinvl.detector.config import TrainingSettings
 from vinvl.detector.losses import Objects, detector_losses
+from vinvl.detector.networks import FrozenBatchNorm2d
 from vinvl.detector.task import freeze_batch_norm, freeze_stages, initialise, load_what_fits, train_batch_norm
 from vinvl.run.errors import UserError
 

@@ -92,9 +92,10 @@ def test_scores_are_percent_and_leave_out_what_is_not_there() -> None:
     )  # fmt: skip
     found = found_boxes(regions)
     assert found.boxes.tolist() == [[10, 10, 30, 30], [40, 40, 50, 70]]  # the last pixel no longer counted in
-    truth = TrueBoxes(found.boxes[:1], np.array([1]), np.zeros(1, dtype=bool))
+    assert found.attributes.tolist() == [[1], [0]]
+    truth = TrueBoxes(found.boxes[:1], np.array([1]), np.zeros(1, dtype=bool), np.array([[1]]))
     made.precision_metric.update(0, found, truth)
-    made.attribute_metric.update(found, np.array([[1], [0]]), truth, np.array([[1]]))
+    made.attribute_metric.update(found, truth)
     made.scores = made.compute_scores()
     names = ("map_50", "map_75", "map", "attributes_of_found", "attributes", "class_50/cat")
     assert made.scores == pytest.approx(dict.fromkeys(names, 100.0))

@@ -1,6 +1,6 @@
 """Mean average precision of detected boxes, as COCO counts it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -21,15 +21,17 @@ class FoundBoxes:
     boxes: np.ndarray  # (n, 4) float64 x1 y1 x2 y2, the far edges not counted in
     labels: np.ndarray  # (n,) int64
     scores: np.ndarray  # (n,) float64
+    attributes: np.ndarray  # (n, J) int64, the most likely first; entries below 1 name none
 
 
 @dataclass(frozen=True)
 class TrueBoxes:
-    """What is annotated in one picture, m boxes."""
+    """What is annotated in one picture, m objects, in pixels of the original; it stays on the host."""
 
     boxes: np.ndarray  # (m, 4) float64 x1 y1 x2 y2, the far edges not counted in
     labels: np.ndarray  # (m,) int64
     crowd: np.ndarray  # (m,) bool: many things in one box, boxes in it are neither right nor wrong
+    attributes: np.ndarray  # (m, K) int64; entries below 1 name none
 
 
 def overlaps(found: np.ndarray, true: np.ndarray, crowd: np.ndarray) -> np.ndarray:
@@ -42,19 +44,13 @@ def overlaps(found: np.ndarray, true: np.ndarray, crowd: np.ndarray) -> np.ndarr
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def best_first(found: FoundBoxes, most: int) -> np.ndarray:
-    """Indices of the boxes by descending score, of each class at most `most`; equal scores in the order given."""
-    order = np.argsort(-found.scores, kind="stable")
-    return order[_number_in_class(found.labels[order]) < most]
-
-
 def match_found(found: FoundBoxes, true: TrueBoxes) -> np.ndarray:
     """What became of each box at each of the ten thresholds: (n, 10) int8, TRUE, FALSE or IGNORED.
 
     From the best box on each takes the free object of its class that it overlaps most, of equal ones the last; where
     none is free enough, a crowd. The k-th boxes of all classes choose at once: they never want the same object.
 
-    found: by descending score, as `best_first` has them.
+    found: by descending score.
     """
     outcome = np.full((len(found.labels), len(IOU_THRESHOLDS)), FALSE, dtype=np.int8)
     if len(true.labels) == 0 or len(found.labels) == 0:
@@ -92,9 +88,6 @@ def _last_largest(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return place, np.take_along_axis(values, place[..., None], axis=-1)[..., 0]
 
 
-# How many of the annotated attributes a detector names.
-
-
 FOUND_IOU = 0.5  # of an object with the box that it is looked for in
 
 
@@ -117,27 +110,18 @@ class AttributeRecall(Metric):
         for name in ("named", "of_found", "of_all"):
             self.add_state(name, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(
-        self, found: FoundBoxes, found_attributes: np.ndarray, true: TrueBoxes, true_attributes: np.ndarray
-    ) -> None:
-        """Adds a picture.
-
-        Args:
-            found: its n boxes.
-            found_attributes: (n, J) int64, the most likely first; entries below 1 name none.
-            true: its m objects.
-            true_attributes: (m, K) int64; entries below 1 name none. Crowds are passed over.
-        """
-        annotated = (true_attributes > 0).sum(axis=1) * ~true.crowd  # (m,)
+    def update(self, found: FoundBoxes, true: TrueBoxes) -> None:
+        """Adds a picture: its n boxes and its m objects; crowds are passed over."""
+        annotated = (true.attributes > 0).sum(axis=1) * ~true.crowd  # (m,)
         self.of_all += int(annotated.sum())
         if len(found.labels) == 0 or not annotated.any():
             return
         shared = overlaps(found.boxes, true.boxes, np.zeros_like(true.crowd))  # (n, m)
         box = shared.argmax(axis=0)  # (m,)
         looked_at = (shared.max(axis=0) >= FOUND_IOU) & (annotated > 0)
-        most_likely = np.arange(found_attributes.shape[1]) < annotated[:, None]  # (m, J)
-        said = np.where(most_likely, found_attributes[box], 0)
-        right = (said[:, :, None] == true_attributes[:, None]) & (true_attributes[:, None] > 0)  # (m, J, K)
+        most_likely = np.arange(found.attributes.shape[1]) < annotated[:, None]  # (m, J)
+        said, there = np.where(most_likely, found.attributes[box], 0)[:, :, None], true.attributes[:, None]
+        right = (said == there) & (there > 0)  # (m, J, K)
         self.named += int(right[looked_at].any(axis=1).sum())
         self.of_found += int(annotated[looked_at].sum())
 
@@ -176,15 +160,15 @@ class AveragePrecision(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything seen."""
         super().reset()
         # A rank that sees no image must still join the gathering with tensors of the right type.
         self._keep(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 10), np.int8))
 
     def update(self, image: int, found: FoundBoxes, true: TrueBoxes) -> None:
         """Adds an image: its number, unique among all images, what was found in it and its objects."""
-        order = best_first(found, MOST_BOXES)
-        best = FoundBoxes(found.boxes[order], found.labels[order], found.scores[order])
+        order = np.argsort(-found.scores, kind="stable")
+        order = order[_number_in_class(found.labels[order]) < MOST_BOXES]
+        best = FoundBoxes(*(getattr(found, field.name)[order] for field in fields(found)))
         self._keep(np.full(len(order), image), best.labels, best.scores, match_found(best, true))
         counts = np.bincount(true.labels[~true.crowd], minlength=self.num_classes)
         self.objects += torch.from_numpy(counts).to(self.objects.device)

@@ -19,10 +19,18 @@ Ratio = Annotated[float, Meta(gt=0, le=LARGEST)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 
 
+def refuse_falling(settings: Any, prefix: str, *pairs: tuple[str, str]) -> None:
+    """Raises UserError where the first of two settings is above the second."""
+    for least, most in pairs:
+        low, high = getattr(settings, least), getattr(settings, most)
+        if low > high:
+            raise UserError(f"{prefix}{least}={low} must not exceed {most}={high}.")
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """The defaults are those of maskrcnn-benchmark (config/defaults.py) and, for attributes, of scene_graph_benchmark
-    (config/sg_defaults.py), which VinVL's detector was trained with.
+    (config/sg_defaults.py), which VinVL's detector was trained with. Raises UserError for settings out of range.
 
     Args:
         rpn_foreground_iou, rpn_background_iou: an anchor that overlaps an object at least so much is one to be found,
@@ -33,9 +41,6 @@ class TrainingSettings:
         foreground_iou: a region that overlaps an object at least so much is it, any other is background.
         region_samples, region_positive_fraction: regions of an image that are learnt from; see above.
         attribute_loss_weight: of the attributes' loss in the sum of all; those of the others are 1.
-
-    Raises:
-        UserError: settings out of range.
     """
 
     rpn_foreground_iou: Share = 0.7
@@ -52,11 +57,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check_fields(self, "training ")
-        if self.rpn_background_iou > self.rpn_foreground_iou:
-            raise UserError(
-                f"training rpn_background_iou={self.rpn_background_iou} must not exceed "
-                f"rpn_foreground_iou={self.rpn_foreground_iou}."
-            )
+        refuse_falling(self, "training ", ("rpn_background_iou", "rpn_foreground_iou"))
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,7 @@ class Architecture:
     width_per_group: Count = 8
     # Pixels of the network's input, and height / width.
     anchor_sizes: Annotated[Sequence[Count], Meta(min_length=1, max_length=100)] = (32, 64, 128, 256, 512)
-    anchor_ratios: Annotated[Sequence[Ratio], Meta(min_length=1, max_length=100)] = (
-        0.5,
-        1.0,
-        2.0,
-    )
+    anchor_ratios: Annotated[Sequence[Ratio], Meta(min_length=1, max_length=100)] = (0.5, 1.0, 2.0)
     num_classes: Count = 1595  # with the background, class 0
     num_attributes: Count = 525  # with "no attribute", attribute 0
     class_embedding_size: Count = 256
@@ -110,6 +107,8 @@ class Architecture:
 class DetectorConfig:
     """How images become regions. Features made with other settings are other features: store these with them.
 
+    Raises UserError for settings out of range, or that contradict each other.
+
     Args:
         architecture: what the weights fix.
         min_size, max_size: pixels; the shorter side becomes min_size, less if the longer would exceed max_size.
@@ -123,9 +122,6 @@ class DetectorConfig:
         score_threshold, min_boxes, max_boxes: all boxes with at least this score, but not fewer or more than these.
         attribute_threshold, attributes_per_box: attributes above this probability, of them at most this many.
         boxes_per_pass: regions that the C5 head takes at once; bounds memory and does not change the result.
-
-    Raises:
-        UserError: settings out of range, or that contradict each other.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
@@ -160,8 +156,4 @@ class DetectorConfig:
         check_fields(self, "detector ")
         if self.nms_filter == 2 and self.boxes != "proposals":
             raise UserError("detector nms_filter=2 has one box for all classes: give boxes=proposals with it.")
-        for least, most in (("min_boxes", "max_boxes"), ("min_size", "max_size")):
-            if getattr(self, least) > getattr(self, most):
-                raise UserError(
-                    f"detector {least}={getattr(self, least)} must not exceed {most}={getattr(self, most)}."
-                )
+        refuse_falling(self, "detector ", ("min_boxes", "max_boxes"), ("min_size", "max_size"))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -31,20 +31,12 @@ OBJECTS_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What is annotated in a picture, in pixels of the original; it stays on the host."""
-
-    boxes: TrueBoxes
-    attributes: np.ndarray  # (m, K) int64, 0 for none
-
-
-@dataclass(frozen=True)
 class DetectionExample:
     """One picture, resized."""
 
     pixels: Tensor  # (H, W, 3) uint8, red-green-blue
     objects: Objects  # those to learn from, in pixels of the network's input
-    truth: Truth
+    truth: TrueBoxes
     index: int  # of the picture in its split
     original_size: tuple[int, int]  # (width, height)
 
@@ -54,14 +46,31 @@ class DetectionBatch:
     """B pictures, in few tensors, for each costs a handle on its way out of a data worker."""
 
     padded: Tensor  # (B, H, W, 3) uint8, 0 at the bottom and right of smaller pictures
-    boxes: Tensor  # (sum of objects, 4) float32
-    labels: Tensor  # (sum of objects,) int64
-    attributes: Tensor  # (sum of objects, K) int64
+    joined: Objects  # of all pictures in turn
     counts: tuple[int, ...]  # (B,) objects of each picture
     sizes: tuple[tuple[int, int], ...]  # (B,) (height, width) of each picture, resized
     original_sizes: tuple[tuple[int, int], ...]  # (B,) (width, height)
-    truths: tuple[Truth, ...]
+    truths: tuple[TrueBoxes, ...]
     indices: tuple[int, ...]
+
+    @classmethod
+    def of(cls, examples: Sequence[DetectionExample]) -> "DetectionBatch":
+        """Pads pictures to the largest of the batch, and attributes to the most."""
+        sizes = [one.pixels.shape[:2] for one in examples]
+        height, width = (max(side) for side in zip(*sizes, strict=True))
+        most = max(one.objects.attributes.shape[1] for one in examples)
+        rows = [pad(one.objects.attributes, (0, most - one.objects.attributes.shape[1])) for one in examples]
+        boxes, labels = (torch.cat(list(part)) for part in zip(*(one.objects[:2] for one in examples), strict=True))
+        sized = zip(examples, sizes, strict=True)
+        return cls(
+            padded=torch.stack([pad(one.pixels, (0, 0, 0, width - w, 0, height - h)) for one, (h, w) in sized]),
+            joined=Objects(boxes, labels, torch.cat(rows)),
+            counts=tuple(len(one.objects.labels) for one in examples),
+            sizes=tuple((h, w) for h, w in sizes),
+            original_sizes=tuple(one.original_size for one in examples),
+            truths=tuple(one.truth for one in examples),
+            indices=tuple(one.index for one in examples),
+        )
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -77,7 +86,7 @@ class DetectionBatch:
 
     def objects(self) -> list[Objects]:
         """The objects to learn from of each picture."""
-        parts = (tensor.split(list(self.counts)) for tensor in (self.boxes, self.labels, self.attributes))
+        parts = (tensor.split(list(self.counts)) for tensor in self.joined)
         return [Objects(*of_picture) for of_picture in zip(*parts, strict=True)]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "DetectionBatch":
@@ -89,40 +98,16 @@ class DetectionBatch:
         return self._changed(lambda tensor: tensor.pin_memory())
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> "DetectionBatch":
-        names = ("padded", "boxes", "labels", "attributes")
-        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
-        return replace(self, **changed)
-
-
-def collate(examples: Sequence[DetectionExample]) -> DetectionBatch:
-    """Pads pictures to the largest of the batch, and attributes to the most."""
-    sizes = tuple((example.pixels.shape[0], example.pixels.shape[1]) for example in examples)
-    height, width = (max(side) for side in zip(*sizes, strict=True))
-    objects = [example.objects for example in examples]
-    most, pairs = max(one.attributes.shape[1] for one in objects), zip(examples, sizes, strict=True)
-    return DetectionBatch(
-        padded=torch.stack([pad(one.pixels, (0, 0, 0, width - w, 0, height - h)) for one, (h, w) in pairs]),
-        boxes=torch.cat([one.boxes for one in objects]),
-        labels=torch.cat([one.labels for one in objects]),
-        attributes=torch.cat([pad(one.attributes, (0, most - one.attributes.shape[1])) for one in objects]),
-        counts=tuple(map(len, objects)),
-        sizes=sizes,
-        original_sizes=tuple(example.original_size for example in examples),
-        truths=tuple(example.truth for example in examples),
-        indices=tuple(example.index for example in examples),
-    )
+        return replace(self, padded=change(self.padded), joined=Objects(*map(change, self.joined)))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is changed at random in a picture that is trained on.
+    """What is changed at random in a picture that is trained on. Raises UserError for a value out of range.
 
     Args:
         flip_probability: of left and right changing places.
         min_sizes: the shorter side becomes one of these, each as likely, instead of the detector's min_size.
-
-    Raises:
-        UserError: a value out of range.
     """
 
     flip_probability: Annotated[float, Meta(ge=0, le=1)] = 0.0
@@ -152,17 +137,15 @@ class DetectionDataset:
     seed: int
     reading: ReadingOptions = ReadingOptions()  # noqa: RUF009, it is immutable
 
-    collate = staticmethod(collate)  # which runs in the data workers
+    collate = staticmethod(DetectionBatch.of)  # which runs in the data workers
 
     def __len__(self) -> int:
         return len(self.records)
 
     def lengths(self) -> np.ndarray:
         """(N,) int64, by which pictures of like shape come into one batch: from the tallest to the widest."""
-        sizes = (
-            resized_size(width, height, self.config.min_size, self.config.max_size)
-            for width, height in self.records.sizes.tolist()
-        )
+        limits = self.config.min_size, self.config.max_size
+        sizes = (resized_size(width, height, *limits) for width, height in self.records.sizes.tolist())
         return np.array([width - height for width, height in sizes], dtype=np.int64) + self.config.max_size
 
     def __getitem__(self, draw: Draw) -> DetectionExample:
@@ -170,40 +153,37 @@ class DetectionDataset:
         Raises:
             UserError: the picture cannot be read, or has not the size that the annotations say.
         """
-        index = draw.index
-        picture = read_picture(self.records.path(index), self.reading)
-        size = (int(self.records.sizes[index, 0]), int(self.records.sizes[index, 1]))
-        if picture.size != size:
+        path = self.records.path(draw.index)
+        picture = read_picture(path, self.reading)
+        width, height = self.records.sizes[draw.index].tolist()
+        if picture.size != (width, height):
             raise UserError(
-                f"{self.records.path(index)} is {picture.width} × {picture.height} pixels, and {self.records.source} "
-                f"says {size[0]} × {size[1]}: its boxes are of another picture, or of this one resized or not turned "
+                f"{path} is {picture.width} × {picture.height} pixels, and {self.records.source} "
+                f"says {width} × {height}: its boxes are of another picture, or of this one resized or not turned "
                 "as EXIF says (data.reading.exif_orientation=ignore)."
             )
         config, flipped = self._drawn(draw)
-        pixels = resized_pixels(picture, config)
-        boxes, attributes = self.records.true_boxes(index), self.records.true_attributes(index)
-        learnt_from = learnable(boxes)
-        objects = Objects(
-            boxes=network_boxes(boxes.boxes[learnt_from], size, (pixels.shape[1], pixels.shape[0])),
-            labels=torch.from_numpy(boxes.labels[learnt_from]),
-            attributes=torch.from_numpy(attributes[learnt_from]),
-        )
+        pixels, truth = resized_pixels(picture, config), self.records.objects(draw.index)
+        kept = learnable(truth)
+        boxes = network_boxes(truth.boxes[kept], picture.size, (pixels.shape[1], pixels.shape[0]))
         if flipped:
-            pixels, objects = pixels.flip(1), replace(objects, boxes=mirrored(objects.boxes, pixels.shape[1]))
-        return DetectionExample(pixels, objects, Truth(boxes, attributes), index, size)
+            pixels, boxes = pixels.flip(1), mirrored(boxes, pixels.shape[1])
+        objects = Objects(boxes, torch.from_numpy(truth.labels[kept]), torch.from_numpy(truth.attributes[kept]))
+        return DetectionExample(pixels, objects, truth, draw.index, picture.size)
 
     def show(self, example: DetectionExample) -> list[str]:
         """Lines that show a person one example."""
         height, width = example.pixels.shape[:2]
         original = " × ".join(str(side) for side in example.original_size)
         lines = [f"  {self.records.path(example.index)}: {original}, resized to {width} × {height}"]
-        boxes = example.truth.boxes
-        objects = zip(boxes.boxes, boxes.labels, example.truth.attributes, strict=True)
-        for box, label, attributes in islice(objects, OBJECTS_SHOWN):
+        truth = example.truth
+        for box, label, attributes in islice(
+            zip(truth.boxes, truth.labels, truth.attributes, strict=True), OBJECTS_SHOWN
+        ):
             words = [self.labels.attributes[one] for one in attributes.tolist() if one > 0]
             corners = ", ".join(f"{side:.0f}" for side in box)
             lines.append(f"  {' '.join([*words, self.labels.classes[label]])} at {corners}")
-        more = len(boxes.labels) - OBJECTS_SHOWN
+        more = len(truth.labels) - OBJECTS_SHOWN
         return [*lines, f"  and {more} more"] if more > 0 else lines
 
     def _drawn(self, draw: Draw) -> tuple[DetectorConfig, bool]:
@@ -217,9 +197,9 @@ class DetectionDataset:
         return replace(self.config, min_size=int(generator.choice(self.augmentation.min_sizes))), flipped
 
 
-def learnable(boxes: TrueBoxes) -> np.ndarray:
+def learnable(truth: TrueBoxes) -> np.ndarray:
     """Which objects can be learnt from, bool (n,): single ones of more than a pixel in both directions."""
-    kept: np.ndarray = ~boxes.crowd & (boxes.boxes[:, 2:] - boxes.boxes[:, :2] > 1).all(axis=1)
+    kept: np.ndarray = ~truth.crowd & (truth.boxes[:, 2:] - truth.boxes[:, :2] > 1).all(axis=1)
     return kept
 
 
@@ -270,23 +250,18 @@ class DetectionDataModule(pl.LightningDataModule):
         prepare: Callable[[], object] | None,
         reading: ReadingOptions = ReadingOptions(),  # noqa: B008, it is immutable
     ) -> None:
-        """
+        """Raises UserError where an option is none of its choices.
+
         Args:
             splits: split name → `annotations`, a COCO instances file, and `pictures`, the folder of its file names.
             detector: how pictures are resized.
             label_map: a label-map file whose order of classes and attributes the detector gets; None: the training
                 file's own.
             train_split, val_split, test_split: which of `splits` each stage reads.
-            empty_pictures, bad_boxes, on_missing: see `InstanceOptions`.
+            empty_pictures, bad_boxes, on_missing, reading: see `InstanceOptions`.
             flip_probability, min_sizes: see `Augmentation`; min_sizes None for the detector's.
             batch_size, eval_batch_size: pictures, per device.
-            num_workers, pin_memory: of the loaders.
-            seed: of the order of the batches and of the augmentation.
-            prepare: called before anything is read; the demo makes its annotations here.
-            reading: how picture files become pixels.
-
-        Raises:
-            UserError: an option is none of its choices.
+            num_workers, pin_memory, seed, prepare: see `RegionDataArguments`.
         """
         super().__init__()
         self.splits = splits
@@ -335,37 +310,24 @@ class DetectionDataModule(pl.LightningDataModule):
     def example_text(self, stage: str, index: int = 0) -> str:
         return example_text(self.datasets[stage], self.split_of[stage], index)
 
-    def split_files(self, split: str) -> dict[str, str]:
-        """Where annotations and pictures of a split lie.
-
-        Raises:
-            UserError: there is no such split, or it does not say both.
-        """
-        return checked_entry(split_entry(self.splits, split), f"data.splits.{split}", ("annotations", "pictures"))
-
     def _dataset_of(self, stage: str) -> DetectionDataset:
-        same_split = [other for other in ("val", "test") if stage != "train" and other in self.datasets]
-        if same_split and self.split_of[stage] == self.split_of[same_split[0]]:
+        split, training = self.split_of[stage], stage == "train"
+        same_split = [name for name in ("val", "test") if name in self.datasets and self.split_of[name] == split]
+        if same_split and not training:
             return self.datasets[same_split[0]]
-        files = self.split_files(self.split_of[stage])
+        entry = split_entry(self.splits, split)
+        files = checked_entry(entry, f"data.splits.{split}", ("annotations", "pictures"))
         if self._label_map is None and self.label_map_file is not None:
             self._label_map = read_label_map(self.label_map_file)
         records, labels = read_instances(files["annotations"], files["pictures"], self._label_map, self.options)
         self._label_map = self._label_map or labels
-        if stage == "train":
-            records = self._to_learn_from(records)
-        objects = records.true_boxes()
+        if training and self.options.empty_pictures == "skip":
+            counts = records.counts()
+            records = records if counts.all() else records.select(counts > 0)
+        objects = records.objects()
         if objects.crowd.all():
             raise UserError(f"{records.source} has no annotated objects, so it can be neither trained on nor scored.")
-        if stage == "train" and not learnable(objects).any():
+        if training and not learnable(objects).any():
             raise UserError(f"{records.source} has no object of more than a pixel, so there is nothing to learn.")
-        augmentation = self.augmentation if stage == "train" else None
+        augmentation = self.augmentation if training else None
         return DetectionDataset(records, self.detector, self.label_map, augmentation, self.seed, self.options.reading)
-
-    def _to_learn_from(self, records: PictureRecords) -> PictureRecords:
-        """Without the pictures that have no objects, if so asked."""
-        if self.options.empty_pictures == "keep":
-            return records
-        owners = np.repeat(np.arange(len(records)), np.diff(records["labels"].starts()))
-        counts = np.bincount(owners[~records.true_boxes().crowd], minlength=len(records))
-        return records if counts.all() else records.select(counts > 0)

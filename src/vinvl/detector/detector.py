@@ -1,26 +1,24 @@
 """The detector: pictures in, regions with features, classes and attributes out."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vinvl.detector.backbone import Backbone
-from vinvl.detector.boxes import BOX_HEAD_WEIGHTS, clip, decode, full_precision
+from vinvl.detector.boxes import BOX_HEAD_WEIGHTS, clip, decode, full_precision, nms, nms_within_classes
 from vinvl.detector.config import DetectorConfig
-from vinvl.detector.heads import (
+from vinvl.detector.networks import (
     RPN,
     AttributePredictor,
+    Backbone,
     BoxPredictor,
     Head,
     RegionFeatures,
     RegionMaps,
-    Selection,
-    select_attributes,
-    select_regions,
+    RoIHeads,
 )
 
 ImageSize = tuple[int, int]
@@ -50,10 +48,9 @@ MEAN = (103.530, 116.280, 123.675)  # of blue, green and red, 0 to 255; the stan
 
 
 def resized_size(width: int, height: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """(width, height) that an image of this (width, height) is resized to.
+    """(width, height) that an image is resized to: the shorter side to min_size, less if the longer exceeds max_size.
 
-    The shorter side becomes min_size, or less if the longer would exceed max_size; the longer is truncated to a
-    whole pixel. Both roundings are the published ones, which leave the longer side a little off max_size.
+    Both roundings are the published ones, which leave the longer side a little off max_size.
     """
     short, long = min(width, height), max(width, height)
     size = min_size
@@ -100,12 +97,68 @@ def pad_batch(images: list[Tensor], multiple: int = 1) -> tuple[Tensor, list[Ima
     return batch, sizes
 
 
-class RoIHeads(nn.Module):
-    """`roi_heads` of published checkpoints."""
+# Which regions and attributes of an image are kept.
 
-    def __init__(self, box: Head[BoxPredictor]) -> None:
-        super().__init__()
-        self.box = box
+
+class Selection(NamedTuple):
+    """The kept regions of an image by descending score: (n,) each."""
+
+    proposals: Tensor  # int64, which of the image's proposals
+    labels: Tensor  # int64, class from 1
+    scores: Tensor  # float32, probability of that class
+
+
+def select_regions(probabilities: Tensor, boxes: Tensor, config: DetectorConfig) -> Selection:
+    """The regions of one image: all above the score threshold, but at least min_boxes and at most max_boxes.
+
+    Args:
+        probabilities: (N, C) of each proposal's classes, background first.
+        boxes: (N, C, 4), a box for every class, or (N, 1, 4), the same for all.
+        config: nms_filter, thresholds and numbers of boxes are read.
+    """
+    if config.nms_filter == 1:
+        scores, labels = _best_surviving_class(probabilities, boxes, config)
+        order = scores.argsort(descending=True, stable=True)
+        order = order[: int((scores > 0).sum())]
+    else:
+        scores, labels = probabilities[:, 1:].max(dim=1)
+        order = nms(boxes[:, 0], scores, config.agnostic_nms_threshold, limit=config.max_boxes)
+    enough = int((scores[order] >= config.score_threshold).sum())
+    chosen = order[: min(max(enough, config.min_boxes), config.max_boxes)]
+    return Selection(chosen, labels[chosen] + 1, scores[chosen])
+
+
+def _best_surviving_class(probabilities: Tensor, boxes: Tensor, config: DetectorConfig) -> tuple[Tensor, Tensor]:
+    """Score (0: none) and index among the foreground classes, (N,) each, of each proposal's best class that survived.
+
+    Most of the many classes of a proposal have scores that cannot matter; they are looked at only where better ones do
+    not make up the fewest boxes wanted. Scores below the last floor are 0, the others are those of a full search.
+    """
+    foreground = probabilities[:, 1:]
+    own_boxes = boxes[:, 1:] if boxes.shape[1] > 1 else boxes
+    for floor in (config.score_threshold, config.score_threshold / 10, 0.0):
+        survives = nms_within_classes(own_boxes, foreground, config.class_nms_threshold, floor)
+        scores, labels = (foreground * survives).max(dim=1)
+        if int((scores > 0).sum()) >= config.min_boxes:
+            break
+    return scores, labels
+
+
+def select_attributes(logits: Tensor, config: DetectorConfig) -> tuple[Tensor, Tensor]:
+    """Attribute indices, int64, and probabilities (n, attributes_per_box), by descending probability.
+
+    Entries of probability 0 stand for no attribute; their index means nothing. Where the detector knows fewer
+    attributes than attributes_per_box, there are as many columns as it knows.
+
+    Args:
+        logits: (n, A), "no attribute" first.
+        config: attribute_threshold and attributes_per_box are read.
+    """
+    probabilities = logits.float().softmax(dim=1)
+    probabilities[:, 0] = 0
+    probabilities = probabilities.masked_fill(probabilities <= config.attribute_threshold, 0)
+    scores, labels = probabilities.topk(min(config.attributes_per_box, logits.shape[1]), dim=1)
+    return labels, scores
 
 
 class Detector(nn.Module):
@@ -138,14 +191,15 @@ class Detector(nn.Module):
 
         options: of `torch.compile`, such as dynamic=True for pictures of many sizes.
         """
-        head = self.roi_heads.box.feature_extractor.head
+        features = self.roi_heads.box.feature_extractor
         self.backbone.compile(**options)
-        head.after_pooling = torch.compile(head.after_pooling, **options)  # type: ignore[method-assign]
+        features.after_pooling = torch.compile(features.after_pooling, **options)  # type: ignore[method-assign]
 
     def detect(self, images: list[Image.Image]) -> list[DetectedRegions]:
         """The regions of pictures, which go through the network as one batch, on the detector's device."""
-        pixels = [resized_pixels(image, self.config) for image in images]
-        return self.detect_pixels(pixels, [(image.width, image.height) for image in images])
+        return self.detect_pixels(
+            [resized_pixels(image, self.config) for image in images], [one.size for one in images]
+        )
 
     def detect_pixels(self, pixels: list[Tensor], original_sizes: list[ImageSize]) -> list[DetectedRegions]:
         """The same of pictures that `resized_pixels` has made ready: each uint8 (height, width, 3), on any device.
@@ -169,21 +223,18 @@ class Detector(nn.Module):
             images = images.contiguous(memory_format=torch.channels_last)
         c4, extractor = self.backbone(images), self.roi_heads.box.feature_extractor
         proposals = self.propose(c4, sizes)
-        maps = extractor.head.projections(c4)
+        maps = extractor.projections(c4)
         vectors = extractor.of_boxes(maps, proposals, self.config.boxes_per_pass).float()
         selections, boxes = self.classify(vectors, proposals, sizes)
         of_images = zip(_per_image(vectors, proposals), selections, strict=True)
         features = [of_image[chosen.proposals] for of_image, chosen in of_images]
         attributes = self.describe(maps, features, selections, boxes)
         found = []
-        for i, (height, width) in enumerate(sizes):
-            scale = boxes[i].new_tensor([original_sizes[i][0] / width, original_sizes[i][1] / height]).repeat(2)
-            labels, scores = selections[i].labels, selections[i].scores
-            found.append(
-                DetectedRegions(
-                    boxes[i] * scale, boxes[i], labels, scores, features[i], *attributes[i], original_sizes[i]
-                )
-            )
+        for i, ((height, width), original, (_, labels, scores)) in enumerate(
+            zip(sizes, original_sizes, selections, strict=True)
+        ):
+            scaled = boxes[i] * boxes[i].new_tensor([original[0] / width, original[1] / height]).repeat(2)
+            found.append(DetectedRegions(scaled, boxes[i], labels, scores, features[i], *attributes[i], original))
         return found
 
     def propose(self, c4: Tensor, sizes: list[ImageSize]) -> list[Tensor]:
@@ -223,7 +274,7 @@ class Detector(nn.Module):
         They are read off the final boxes. Where those are the proposals, their feature vectors are known already.
 
         Args:
-            maps: of the images' C4 features, from `RegionHead.projections`.
+            maps: of the images' C4 features, from `RegionFeatures.projections`.
             features: (n, c5_channels) of the kept proposals.
             selections, boxes: from `classify`.
         """

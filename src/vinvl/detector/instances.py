@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -64,6 +65,9 @@ class Instance(Struct, gc=False):
             return [name for name, value in self.attributes.items() if value is True]
         return self.attributes or ()
 
+    def __str__(self) -> str:
+        return "" if self.id is None else f" (id {shown(self.id)})"
+
 
 class InstanceFile(Struct):
     images: list[Raw]
@@ -81,7 +85,7 @@ UNKNOWN_SIZE = (2**31 - 1, 2**31 - 1)  # of a picture that is missing, and so re
 
 @dataclass(frozen=True)
 class InstanceOptions:
-    """What becomes of records that are not as they should be.
+    """What becomes of records that are not as they should be. Raises UserError for other values.
 
     Args:
         bad_boxes: "refuse" boxes that reach out of their image or have no area; "clip" them to it, and leave out what
@@ -89,9 +93,6 @@ class InstanceOptions:
         on_missing: "error" or "skip" pictures whose file is missing.
         empty_pictures: "keep" or "skip" pictures without objects in training.
         reading: how pictures are read: boxes are those of a picture that EXIF has turned, or of one as stored.
-
-    Raises:
-        UserError: other values.
     """
 
     bad_boxes: Literal["refuse", "clip"] = "refuse"
@@ -105,12 +106,7 @@ class InstanceOptions:
 
 @dataclass(frozen=True, eq=False)
 class PictureRecords(RecordTable):
-    """N pictures with M annotated objects in all.
-
-    Attributes:
-        source: the annotation file, for messages.
-        folder: of the pictures.
-    """
+    """N pictures of a `folder` with M annotated objects in all; `source` is the annotation file, for messages."""
 
     source: str = ""
     folder: Path = Path()
@@ -124,19 +120,20 @@ class PictureRecords(RecordTable):
         """(N, 2) int32 width, height."""
         return np.stack([self[side].numpy() for side in ("width", "height")], axis=1)
 
-    def true_boxes(self, index: int | None = None) -> TrueBoxes:
-        """The objects of a picture, or of all."""
+    def objects(self, index: int | None = None) -> TrueBoxes:
+        """The objects of a picture, or those of all, then without their attributes."""
         table = self.table if index is None else self.table.slice(index, 1)
         boxes, labels, crowd = (Column(table[name]).flat().numpy() for name in ("boxes", "labels", "crowd"))
-        return TrueBoxes(boxes.reshape(-1, 4), labels, crowd)
+        named = [] if index is None else self["attributes"][index]
+        attributes = np.zeros((len(labels), max(map(len, named), default=0)), dtype=np.int64)
+        for row, numbers in zip(attributes, named, strict=index is not None):
+            row[: len(numbers)] = numbers
+        return TrueBoxes(boxes.reshape(-1, 4), labels, crowd, attributes)
 
-    def true_attributes(self, index: int) -> np.ndarray:
-        """Their attributes (m, K) int64, 0 for none."""
-        named = self["attributes"][index]
-        table = np.zeros((len(named), max(map(len, named), default=0)), dtype=np.int64)
-        for row, attributes in zip(table, named, strict=True):
-            row[: len(attributes)] = attributes
-        return table
+    def counts(self) -> np.ndarray:
+        """(N,) int64: the objects of each picture; a crowd is none."""
+        owners = np.repeat(np.arange(len(self)), np.diff(self["labels"].starts()))
+        return np.bincount(owners[~self.objects().crowd], minlength=len(self))
 
 
 def read_instances(
@@ -173,7 +170,7 @@ def read_instances(
             attributes = given if listed is None else [listed[number] for number in sorted(listed)]
             names = [classes[number] for number in sorted(classes)]
             labels = LabelMap((BACKGROUND, *names), (NO_ATTRIBUTE, *attributes))
-        records = _with_objects(records, found, classes, listed, labels, options)
+        records = _with_objects(records, found, classes, listed, labels, options.bad_boxes)
     return _without_missing(records, present, options), labels
 
 
@@ -207,8 +204,7 @@ def _image_rows(images: list[Raw], path: Path, folder: Path) -> Iterator[tuple[A
 def _present_files(names: Iterable[str], folder: Path) -> set[str]:
     """The file names of images that are there; each folder is listed once, which is fast where single files are not.
 
-    Raises:
-        UserError: the folder is none.
+    Raises UserError if the folder is none.
     """
     if not folder.is_dir():
         raise UserError(f"The folder of pictures {folder} does not exist: check the path.")
@@ -217,17 +213,10 @@ def _present_files(names: Iterable[str], folder: Path) -> set[str]:
         wanted.setdefault(os.path.dirname(name), []).append(name)
     present: set[str] = set()
     for below, those in wanted.items():
-        there = set(_files_in(folder / below))
-        present.update(name for name in those if os.path.basename(name) in there)
+        with suppress(OSError), os.scandir(folder / below) as entries:
+            there = {entry.name for entry in entries if not entry.is_dir()}
+            present.update(name for name in those if os.path.basename(name) in there)
     return present
-
-
-def _files_in(folder: Path) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if not entry.is_dir())
-    except OSError:
-        return
 
 
 def _sized(records: PictureRecords, present: set[str], reading: ReadingOptions) -> PictureRecords:
@@ -236,43 +225,37 @@ def _sized(records: PictureRecords, present: set[str], reading: ReadingOptions) 
     for index, width in enumerate(widths):
         if width is None:
             known = records["file_name"][index] in present
-            size = picture_size(records.path(index), reading) if known else UNKNOWN_SIZE
-            widths[index], heights[index] = size
+            widths[index], heights[index] = picture_size(records.path(index), reading) if known else UNKNOWN_SIZE
     table = records.table.select(["file", "number", "image_id", "file_name"])
     for side, values in (("width", widths), ("height", heights)):
         table = table.append_column(side, pa.array(values, pa.int32()))
     return replace(records, table=table)
 
 
-@dataclass(frozen=True)
-class _Objects:
-    """The M annotations of a file as they are given.
-
-    boxes (M, 4) float64 x, y, width, height; owners (M,) int64, the image of each; categories and named attributes:
-    what its class and attributes are called in the file.
-    """
+class _Objects(NamedTuple):
+    """The M annotations of a file as they are given; `categories` and `named` are what the file calls things."""
 
     annotations: list[Raw]
     path: str
-    boxes: np.ndarray
-    owners: np.ndarray
+    boxes: np.ndarray  # (M, 4) float64 x, y, width, height
+    owners: np.ndarray  # (M,) int64, the image of each
     categories: list[int]
     crowd: list[bool]
-    named: list[Sequence[int | str]]
+    named: list[Sequence[int | str]]  # attributes
 
     @classmethod
     def read(cls, annotations: list[Raw], records: PictureRecords, classes: Mapping[int, str]) -> _Objects:
         places = {image_id: index for index, image_id in enumerate(records["image_id"])}
         boxes, owners = array("d"), array("q")
         categories, crowd, named = [], [], []
-        found = decoded_items(annotations, Decoder(Instance), records.source, "$.annotations")
-        for number, one in enumerate(found, start=1):
+        decoded = decoded_items(annotations, Decoder(Instance), records.source, "$.annotations")
+        for number, one in enumerate(decoded, start=1):
             owner = places.get(str(one.image_id))
             if owner is None or one.category_id not in classes:
                 what = f"the image {shown(one.image_id)}, which is none of the file's images"
                 if owner is not None:
                     what = f"the category_id {one.category_id}, which is none of {records.source}'s categories"
-                raise UserError(f"{records.source} annotation {number}{_called(one)} is of {what}.")
+                raise UserError(f"{records.source} annotation {number}{one} is of {what}.")
             boxes.extend(one.bbox)
             owners.append(owner)
             categories.append(one.category_id)
@@ -281,14 +264,10 @@ class _Objects:
         sides, images = np.array(boxes).reshape(-1, 4), np.array(owners, dtype=np.int64)
         return cls(annotations, records.source, sides, images, categories, crowd, named)
 
-    def place(self, index: int) -> str:
-        """Names an annotation for a message, with its id if it has one."""
+    def refused(self, index: int, what: str) -> UserError:
+        """The sentence about an annotation, which names its id if it has one."""
         one = msgspec.json.decode(self.annotations[index], type=Instance)
-        return f"{self.path} annotation {index + 1}{_called(one)}"
-
-
-def _called(one: Instance) -> str:
-    return "" if one.id is None else f" (id {shown(one.id)})"
+        return UserError(f"{self.path} annotation {index + 1}{one}{what}.")
 
 
 def _with_objects(
@@ -297,30 +276,28 @@ def _with_objects(
     classes: Mapping[int, str],
     listed: Mapping[int, str] | None,
     labels: LabelMap,
-    options: InstanceOptions,
+    bad_boxes: str,
 ) -> PictureRecords:
     """The pictures with their objects, whose classes and attributes are those of the label map."""
     class_of = {name: index for index, name in enumerate(labels.classes) if index > 0}
-    unknown = {number: name for number, name in classes.items() if name not in class_of}
-    for index, number in enumerate(found.categories if unknown else ()):
-        if number in unknown:
-            raise UserError(
-                f"{found.place(index)} is a {shown(unknown[number])}, a class that the detector is not trained on: add "
-                "it to the training file's categories, or leave such annotations out."
-            )
+    index_of = {number: class_of.get(name, 0) for number, name in classes.items()}
+    if 0 in index_of.values():
+        for index, number in enumerate(found.categories):
+            if index_of[number] == 0:
+                what = f" is a {shown(classes[number])}, a class that the detector is not trained on: add it to the "
+                raise found.refused(index, f"{what}training file's categories, or leave such annotations out")
     attributes = _attributes(found, listed, labels)
-    corners, left = _within(found, records.sizes, options)
+    corners, left = _within(found, records.sizes, bad_boxes)
     if len(left):
-        _check_boxes(found, int(left.sum()), records, options.bad_boxes == "clip")
+        _check_boxes(found, int(left.sum()), records, bad_boxes == "clip")
     order = np.flatnonzero(left)[np.argsort(found.owners[left], kind="stable")]
     counts = np.bincount(found.owners[left], minlength=len(records))
-    index_of = {number: class_of.get(name, 0) for number, name in classes.items()}
-    table = records.table
+    numbers, table = order.tolist(), records.table
     for name, values, each in (
         ("boxes", pa.array(corners[order].ravel()), 4),
-        ("labels", pa.array([index_of[found.categories[index]] for index in order.tolist()], pa.int64()), 1),
-        ("crowd", pa.array([found.crowd[index] for index in order.tolist()], pa.bool_()), 1),
-        ("attributes", pa.array([attributes[index] for index in order.tolist()], IDS), 1),
+        ("labels", pa.array([index_of[found.categories[index]] for index in numbers], pa.int64()), 1),
+        ("crowd", pa.array([found.crowd[index] for index in numbers], pa.bool_()), 1),
+        ("attributes", pa.array([attributes[index] for index in numbers], IDS), 1),
     ):
         table = table.append_column(name, as_lists(Column(pa.chunked_array([values])), each * counts))
     return replace(records, table=table)
@@ -328,46 +305,41 @@ def _with_objects(
 
 def _attributes(found: _Objects, listed: Mapping[int, str] | None, labels: LabelMap) -> list[Sequence[int]]:
     """The attributes of each annotation, from 1."""
-    index_of = {name: index for index, name in enumerate(labels.attributes) if index > 0}
-
-    def refused(index: int, what: str) -> UserError:
-        return UserError(f"{found.place(index)} has the attribute {what}.")
-
-    indices: list[Sequence[int]] = []
+    index_of: dict[int | str, int] = {name: index for index, name in enumerate(labels.attributes) if index > 0}
+    known = listed or {}
     for index, named in enumerate(found.named):
-        names = named if listed is None else [listed.get(one, one) if isinstance(one, int) else one for one in named]
-        for name in names:
-            if isinstance(name, int):
+        for name in named:
+            if isinstance(name, int) and name not in known:
                 missing = "of no list of attributes, for the file has none" if listed is None else "none of the file's"
-                raise refused(index, f"{name}, which is {missing}: give a name, or list the attribute")
-            if name not in index_of:
+                what = f"{name}, which is {missing}: give a name, or list the attribute"
+            elif (text := known.get(name, name) if isinstance(name, int) else name) not in index_of:
                 remedy = "add it to the training file's attributes, or leave it out"
-                raise refused(index, f"{shown(name)}, which the detector is not trained on: {remedy}")
-        indices.append([index_of[str(name)] for name in names] if names else ())
-    return indices
+                what = f"{shown(text)}, which the detector is not trained on: {remedy}"
+            else:
+                continue
+            raise found.refused(index, f" has the attribute {what}")
+    index_of |= {number: index_of[name] for number, name in known.items() if name in index_of}
+    return [[index_of[name] for name in named] if named else () for named in found.named]
 
 
-def _within(found: _Objects, sizes: np.ndarray, options: InstanceOptions) -> tuple[np.ndarray, np.ndarray]:
+def _within(found: _Objects, sizes: np.ndarray, bad_boxes: str) -> tuple[np.ndarray, np.ndarray]:
     """(M, 4) x1 y1 x2 y2, clipped to their images, and (M,) bool: of which something is left.
 
-    Raises:
-        UserError: a box has no area within its image, or reaches out of it, where that is not to be clipped.
+    Raises UserError for a box without area within its image, or that reaches out of it, where these are refused.
     """
     near, sides, limits = found.boxes[:, :2], found.boxes[:, 2:], sizes[found.owners].astype(np.float64)
     clipped = np.concatenate([np.maximum(near, 0), np.minimum(near + sides, limits)], axis=1)
     empty = (sides <= 0).any(axis=1) | (clipped[:, :2] >= clipped[:, 2:]).any(axis=1)
     outside = np.maximum(-near, near + sides - limits).max(axis=1, initial=-np.inf) > TOLERANCE
     bad: np.ndarray = empty | outside
-    if options.bad_boxes == "refuse" and bad.any():
+    if bad_boxes == "refuse" and bad.any():
         first = int(bad.argmax())
         (x, y, width, height), (right, below) = found.boxes[first].tolist(), sizes[found.owners[first]].tolist()
         what = "has no area" if not (width > 0 and height > 0) else f"is not within its image of {right} × {below}"
         if 0 <= x < width <= right and 0 <= y < height <= below:
             what += " (its corners would be: give x, y, width and height)"
-        raise UserError(
-            f"{found.place(first)}: the bbox {shown([x, y, width, height])} {what}: mend it, or pass "
-            f"data.bad_boxes=clip, which cuts boxes off at the border and leaves those without area out."
-        )
+        remedy = "data.bad_boxes=clip, which cuts boxes off at the border and leaves those without area out"
+        raise found.refused(first, f": the bbox {shown([x, y, width, height])} {what}: mend it, or pass {remedy}")
     return clipped, np.logical_not(empty)
 
 
@@ -383,36 +355,33 @@ def _check_boxes(found: _Objects, left: int, records: PictureRecords, clipping: 
     np.maximum.at(furthest, owners, far.max(axis=1))
     annotated = np.isfinite(furthest)
     in_shares = annotated & (furthest <= 1 + ROUNDING) & (records.sizes.min(axis=1) > 16)
+    many = len(boxes) >= MANY and int(sizes.min()) >= LARGE
+    outside = ((boxes[:, :2] < -TOLERANCE) | (far > sizes + TOLERANCE)).any(axis=1)
+    as_corners = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= sizes + TOLERANCE)).all()
+    total, lost = f"{len(boxes):,}", len(boxes) - left
+    what = None
     if in_shares.sum() > (FEW * annotated.sum() if clipping else 0):
         image = int(in_shares.argmax())
         width, height = records.sizes[image].tolist()
-        raise UserError(
-            f"{path}: no box of image {image + 1} ({shown(records['file_name'][image])}) reaches beyond pixel 1 of "
-            f"{width} × {height} ({int(in_shares.sum()):,} of {int(annotated.sum()):,} images are so): {expected}, not "
-            "in shares of the image."
+        what = (
+            f"no box of image {image + 1} ({shown(records['file_name'][image])}) reaches beyond pixel 1 of {width} × "
+            f"{height} ({int(in_shares.sum()):,} of {int(annotated.sum()):,} images are so): {expected}, not in shares "
+            "of the image"
         )
-    many = len(boxes) >= MANY and int(sizes.min()) >= LARGE
-    if many and far.max() <= 100 * (1 + ROUNDING):
-        raise UserError(
-            f"{path}: none of {len(boxes):,} boxes reaches beyond pixel 100, and all images have {LARGE} and more: "
-            f"{expected}, not in per cent of the image."
-        )
-    outside = ((boxes[:, :2] < -TOLERANCE) | (far > sizes + TOLERANCE)).any(axis=1)
-    as_corners = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= sizes + TOLERANCE)).all()
-    if many and as_corners and outside.mean() > 0.25:
-        raise UserError(
-            f"{path}: {int(outside.sum()):,} of {len(boxes):,} boxes reach out of their images, and none would as x1, "
-            f"y1, x2, y2: {expected}."
-        )
-    lost = len(boxes) - left
-    if lost > len(boxes) / 2:
-        raise UserError(
-            f"{path}: {lost:,} of {len(boxes):,} boxes are outside their images or have no area: they are of other "
-            "pictures, or of another size of them."
-        )
+    elif many and far.max() <= 100 * (1 + ROUNDING):
+        what = f"none of {total} boxes reaches beyond pixel 100, and all images have {LARGE} and more: {expected}, not "
+        what += "in per cent of the image"
+    elif many and as_corners and outside.mean() > 0.25:
+        what = f"{int(outside.sum()):,} of {total} boxes reach out of their images, and none would as x1, y1, x2, y2: "
+        what += expected
+    elif lost > len(boxes) / 2:
+        what = f"{lost:,} of {total} boxes are outside their images or have no area: they are of other pictures, or of "
+        what += "another size of them"
+    if what is not None:
+        raise UserError(f"{path}: {what}.")
     if outside.any() or lost:
         rank_zero_warn(
-            f"data.bad_boxes=clip: {path} has {int(outside.sum()):,} boxes, of {len(boxes):,}, that reach out of "
+            f"data.bad_boxes=clip: {path} has {int(outside.sum()):,} boxes, of {total}, that reach out of "
             f"their image; {lost:,} of all have no area within it and are left out."
         )
 

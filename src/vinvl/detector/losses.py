@@ -1,6 +1,6 @@
 """A batch of pictures with their objects → the losses that train the detector."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -23,8 +23,7 @@ from vinvl.detector.detector import Detector, ImageSize
 BOX_BETA, REGION_BOX_BETA = 1 / 9, 1.0  # where the published box losses turn from a square into a line
 
 
-@dataclass(frozen=True)
-class Objects:
+class Objects(NamedTuple):
     """The annotated objects of one picture, n of them; none is possible.
 
     Boxes count their last pixel in, as the box coder and the clipping do: an object 10 pixels wide at the left border
@@ -34,9 +33,6 @@ class Objects:
     boxes: Tensor  # (n, 4) float32 x1 y1 x2 y2, pixels of the network's input, with x1 < x2 and y1 < y2
     labels: Tensor  # (n,) int64, class from 1
     attributes: Tensor  # (n, K) int64, attributes from 1; 0 fills up the rows of objects with fewer
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 def rpn_losses(
@@ -56,27 +52,17 @@ def rpn_losses(
         settings: the rpn_ settings and straddle are read.
     """
     objectness, box, learnt_from = logits.new_zeros(()), logits.new_zeros(()), 0
+    thresholds = {"foreground": settings.rpn_foreground_iou, "background": settings.rpn_background_iou}
+    number, fraction = settings.rpn_samples, settings.rpn_positive_fraction
     for image, objects in enumerate(targets):
-        matched = match(
-            anchors,
-            objects.boxes,
-            foreground=settings.rpn_foreground_iou,
-            background=settings.rpn_background_iou,
-            best_of_each=True,
-        )
+        matched = match(anchors, objects.boxes, **thresholds, best_of_each=True)
         visible = inside(anchors, sizes[image], settings.straddle)
-        positives, negatives = sample(
-            (matched >= 0) & visible,
-            (matched == BACKGROUND) & visible,
-            settings.rpn_samples,
-            settings.rpn_positive_fraction,
-            generator,
-        )
+        showing = (matched >= 0) & visible
+        positives, negatives = sample(showing, (matched == BACKGROUND) & visible, number, fraction, generator)
         drawn = torch.cat([positives, negatives])
         truth = (matched[drawn] >= 0).float()
-        objectness = objectness + functional.binary_cross_entropy_with_logits(
-            logits[image, drawn], truth, reduction="sum"
-        )
+        logit = logits[image, drawn]
+        objectness = objectness + functional.binary_cross_entropy_with_logits(logit, truth, reduction="sum")
         wanted = encode(objects.boxes[matched[positives]], anchors[positives], RPN_WEIGHTS)
         box = box + functional.smooth_l1_loss(deltas[image, positives], wanted, beta=BOX_BETA, reduction="sum")
         learnt_from += len(drawn)
@@ -105,11 +91,9 @@ def sample_regions(
     settings: foreground_iou, region_samples and region_positive_fraction are read.
     """
     candidates = torch.cat([proposals, objects.boxes])
-    threshold = settings.foreground_iou
+    threshold, number, fraction = settings.foreground_iou, settings.region_samples, settings.region_positive_fraction
     matched = match(candidates, objects.boxes, foreground=threshold, background=threshold)
-    positives, negatives = sample(
-        matched >= 0, matched == BACKGROUND, settings.region_samples, settings.region_positive_fraction, generator
-    )
+    positives, negatives = sample(matched >= 0, matched == BACKGROUND, number, fraction, generator)
     found = matched[positives]
     return SampledRegions(
         boxes=candidates[torch.cat([positives, negatives])],
@@ -124,19 +108,17 @@ def joined(regions: list[SampledRegions]) -> SampledRegions:
     return SampledRegions(*(torch.cat(parts) for parts in zip(*regions, strict=True)))
 
 
-def class_loss(logits: Tensor, regions: SampledRegions) -> Tensor:
-    """Cross entropy of the classes of logits (n, C), background first, the mean over all regions; a scalar."""
-    return functional.cross_entropy(logits, regions.labels, reduction="sum") / max(1, len(regions.labels))
+def region_losses(logits: Tensor, deltas: Tensor, regions: SampledRegions) -> tuple[Tensor, Tensor]:
+    """Cross entropy of the classes, and smooth L1 of the positives' boxes for their true class, per region; scalars.
 
-
-def box_loss(deltas: Tensor, regions: SampledRegions) -> Tensor:
-    """Smooth L1 of the boxes for their true class, summed over the p positives, divided by all n regions; a scalar.
-
-    deltas: (n, C, 4), for every class.
+    Args:
+        logits: (n, C), background first.
+        deltas: (n, C, 4), for every class.
     """
     own = deltas[regions.positives, regions.labels[regions.positives]]
-    loss = functional.smooth_l1_loss(own, regions.deltas, beta=REGION_BOX_BETA, reduction="sum")
-    return loss / max(1, len(regions.labels))
+    classes = functional.cross_entropy(logits, regions.labels, reduction="sum")
+    boxes = functional.smooth_l1_loss(own, regions.deltas, beta=REGION_BOX_BETA, reduction="sum")
+    return classes / max(1, len(regions.labels)), boxes / max(1, len(regions.labels))
 
 
 def attribute_loss(logits: Tensor, attributes: Tensor) -> Tensor:
@@ -170,9 +152,7 @@ def detector_losses(
         detector: `detector.config` says how proposals are suppressed, the settings how many there are.
         images: (B, 3, H, W) float32, from `pad_batch`.
         sizes: (height, width) of each image without the padding.
-        targets: the objects of each image; on the device of the images.
-        settings: see there.
-        generator: on the same device; all that is random comes from it.
+        targets, generator: on the device of the images; all that is random comes from the generator.
     """
     c4 = detector.backbone(images.contiguous(memory_format=torch.channels_last))
     logits, deltas, anchors = detector.rpn(c4)
@@ -186,10 +166,8 @@ def detector_losses(
     regions = joined(parts)
     vectors = detector.roi_heads.box.feature_extractor(c4, [part.boxes for part in parts]).float()
     predictor, found = detector.roi_heads.box.predictor, regions.positives
-    losses = {"objectness": objectness, "rpn_box": rpn_box}
     with full_precision(vectors):
-        losses["classes"] = class_loss(predictor.class_logits(vectors), regions)
-        losses["box"] = box_loss(predictor.box_deltas(vectors), regions)
-        attribute_logits = detector.attribute.predictor(vectors[found], regions.labels[found])
-        losses["attributes"] = settings.attribute_loss_weight * attribute_loss(attribute_logits, regions.attributes)
-    return losses
+        classes, box = region_losses(predictor.class_logits(vectors), predictor.box_deltas(vectors), regions)
+        described = detector.attribute.predictor(vectors[found], regions.labels[found])
+        attributes = settings.attribute_loss_weight * attribute_loss(described, regions.attributes)
+    return {"objectness": objectness, "rpn_box": rpn_box, "classes": classes, "box": box, "attributes": attributes}

@@ -4,18 +4,18 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vinvl.detector.average_precision import AttributeRecall, AveragePrecision, FoundBoxes
-from vinvl.detector.backbone import FrozenBatchNorm2d
 from vinvl.detector.config import DetectorConfig, TrainingSettings
 from vinvl.detector.data import DetectionBatch, DetectionDataModule
 from vinvl.detector.detector import DetectedRegions, Detector, normalised, pad_batch
 from vinvl.detector.losses import detector_losses
+from vinvl.detector.networks import FrozenBatchNorm2d
 from vinvl.detector.weights import LoadingReport, read_detector_weights, save_detector, sources_of, unused_of
 from vinvl.pictures import EXIF_IGNORE
 from vinvl.regions.regions import LabelMap
@@ -32,6 +32,17 @@ BGR, RGB = "bgr", "rgb"  # what the first convolution of a weight file takes
 IMAGENET_DEVIATIONS = (0.229, 0.224, 0.225)  # of red, green and blue, 0 to 1
 STEM = "backbone.body.stem.conv1.weight"
 STAGES = ("stem", "layer1", "layer2", "layer3")
+FROZEN, TRAINED = "frozen", "trained"
+WEIGHTS = "detector.pth"  # what a run makes, in its folder
+SHOWN = {
+    "map_50": "mean average precision at IoU 0.5",
+    "map_75": "mean average precision at IoU 0.75",
+    "map": "mean average precision, IoU 0.5 to 0.95",
+    "attributes_of_found": "attributes named, of objects found",
+    "attributes": "attributes named, of all objects",
+}
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def train_batch_norm(module: nn.Module) -> None:
@@ -39,34 +50,36 @@ def train_batch_norm(module: nn.Module) -> None:
 
     To the rounding of its epsilon: a variance smaller than that becomes that.
     """
-    for parent in list(module.modules()):
-        for name, norm in parent.named_children():
-            if isinstance(norm, FrozenBatchNorm2d):
-                weight = norm.get_buffer("weight")
-                trained = nn.BatchNorm2d(len(weight), eps=NORM_EPSILON, device=weight.device)
-                state = dict(norm.state_dict())
-                state["running_var"] = (state["running_var"] - trained.eps).clamp(min=0)
-                trained.load_state_dict(state, strict=False)  # the count of batches is its own
-                setattr(parent, name, trained.train(norm.training))
+    for parent, name, norm in _norms(module, FrozenBatchNorm2d):
+        weight = norm.get_buffer("weight")
+        trained = nn.BatchNorm2d(len(weight), eps=NORM_EPSILON, device=weight.device)
+        state = dict(norm.state_dict())
+        state["running_var"] = (state["running_var"] - trained.eps).clamp(min=0)
+        trained.load_state_dict(state, strict=False)  # the count of batches is its own
+        setattr(parent, name, trained.train(norm.training))
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
     """Puts constants in the place of all trainable batch norm in a module, which do what that does in evaluation."""
-    for parent in list(module.modules()):
-        for name, norm in parent.named_children():
-            if isinstance(norm, nn.BatchNorm2d):
-                frozen = FrozenBatchNorm2d(norm.num_features).to(norm.weight.device)
-                state = {key: value for key, value in norm.state_dict().items() if key != "num_batches_tracked"}
-                state["running_var"] = state["running_var"] + norm.eps
-                frozen.load_state_dict(state)
-                setattr(parent, name, frozen.train(norm.training))
+    for parent, name, norm in _norms(module, nn.BatchNorm2d):
+        frozen = FrozenBatchNorm2d(norm.num_features).to(norm.weight.device)
+        state = {key: value for key, value in norm.state_dict().items() if key != "num_batches_tracked"}
+        state["running_var"] = state["running_var"] + norm.eps
+        frozen.load_state_dict(state)
+        setattr(parent, name, frozen.train(norm.training))
+
+
+def _norms(module: nn.Module, kind: type[Kind]) -> list[tuple[nn.Module, str, Kind]]:
+    """(parent, name there, norm) of each norm of a kind."""
+    parents = list(module.modules())
+    return [(parent, name, one) for parent in parents for name, one in parent.named_children() if isinstance(one, kind)]
 
 
 @torch.no_grad()
 def initialise(detector: Detector, generator: torch.Generator) -> None:
     """Random weights as published: Gaussian in the heads, uniform by the number of inputs in the residual networks.
 
-    generator: on the CPU; the detector must be there too.
+    Detector and generator are on the CPU.
     """
     for module in detector.modules():
         if isinstance(module, nn.Conv2d):
@@ -121,19 +134,11 @@ def load_what_fits(detector: Detector, path: str | Path, colours: str = BGR) -> 
 
 
 def freeze_stages(detector: Detector, number: int) -> None:
-    """Leaves the first so many stages of the body (stem, layer1, layer2, layer3) as they are.
-
-    Raises:
-        UserError: there are fewer stages.
-    """
+    """Leaves the first so many stages of the body as they are. Raises UserError if there are fewer."""
     if not 0 <= number <= len(STAGES):
         raise UserError(f"frozen_stages={number} must be between 0 and {len(STAGES)} ({', '.join(STAGES)}).")
     for name in STAGES[:number]:
         detector.backbone.body.get_submodule(name).requires_grad_(False)
-
-
-FROZEN, TRAINED = "frozen", "trained"
-WEIGHTS = "detector.pth"  # what a run makes, in its folder
 
 
 class DetectorTask(VinVLTask):
@@ -162,7 +167,8 @@ class DetectorTask(VinVLTask):
         bias_lr_factor: float = 1.0,
         **recipe: Unpack[Recipe],
     ) -> None:
-        """
+        """Raises UserError for settings that contradict each other, or weights that do not fit.
+
         Args:
             config: the fields of a `DetectorConfig` in plain types, from `config_for`.
             label_map: the label map's JSON.
@@ -175,9 +181,6 @@ class DetectorTask(VinVLTask):
                 worth looking at, would cut the precision curves off.
             bias_lr_factor: how much faster biases learn.
             recipe: see `VinVLTask`; the seed is also that of random weights and of what is drawn in each step.
-
-        Raises:
-            UserError: settings that contradict each other, or weights that do not fit.
         """
         super().__init__({"config": dict(config), "label_map": label_map, "batch_norm": batch_norm}, **recipe)
         if batch_norm not in (FROZEN, TRAINED):
@@ -205,22 +208,16 @@ class DetectorTask(VinVLTask):
 
     @classmethod
     def build(cls, *, datamodule: Any, **settings: Any) -> Self:
-        """The task for a data module that has been set up, which says how many classes and attributes there are.
-
-        Raises:
-            UserError: the data are another task's, or see the constructor.
-        """
+        """The task for a data module that has been set up, which says how many classes and attributes there are."""
         cls.check_data_class(datamodule)
         labels = datamodule.label_map
         return cls(config=config_for(datamodule.detector, labels), label_map=labels.to_json(), **settings)
 
     def training_loss(self, batch: DetectionBatch) -> Tensor:  # type: ignore[override]
-        pictures = [normalised(one) for one in batch.pictures()]
-        images, sizes = pad_batch(pictures, self.settings.pad_multiple)
-        targets = batch.objects()
-        losses = detector_losses(self.detector, images, sizes, targets, self.training_settings, self._generator())
-        named = {f"train/{name}": loss.detach() for name, loss in losses.items()}
-        self.log_dict(named, batch_size=len(batch))
+        images, sizes = pad_batch(list(map(normalised, batch.pictures())), self.settings.pad_multiple)
+        settings, targets = self.training_settings, batch.objects()
+        losses = detector_losses(self.detector, images, sizes, targets, settings, self._generator())
+        self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch))
         return sum(losses.values(), images.new_zeros(()))
 
     def _generator(self) -> torch.Generator:
@@ -229,34 +226,21 @@ class DetectorTask(VinVLTask):
         return torch.Generator(self.device).manual_seed(seed)
 
     def evaluate_batch(self, batch: DetectionBatch) -> None:  # type: ignore[override]
-        """Updates the metrics with what the detector finds."""
-        found = self.detector.detect_pixels(batch.pictures(), list(batch.original_sizes))
-        for index, regions, truth in zip(batch.indices, found, batch.truths, strict=True):
-            boxes = found_boxes(regions)
-            self.precision_metric.update(index, boxes, truth.boxes)
-            said = torch.where(regions.attribute_scores > 0, regions.attribute_labels, 0).cpu().numpy()
-            self.attribute_metric.update(boxes, said, truth.boxes, truth.attributes)
+        detected = self.detector.detect_pixels(batch.pictures(), list(batch.original_sizes))
+        for index, found, truth in zip(batch.indices, map(found_boxes, detected), batch.truths, strict=True):
+            self.precision_metric.update(index, found, truth)
+            self.attribute_metric.update(found, truth)
 
     def compute_scores(self) -> dict[str, float]:
-        """The figures of an evaluation over all ranks, in percent, by name; nan if there is nothing to measure."""
+        """In percent; nan if there is nothing to measure."""
         precision, recall = self.precision_metric.compute(), self.attribute_metric.compute()
         scores = {name: 100 * float(precision[name]) for name in ("map_50", "map_75", "map")}
         scores |= {"attributes_of_found": 100 * float(recall["found"]), "attributes": 100 * float(recall["all"])}
-        at_half = precision["by_class"][:, 0].tolist()
-        names = list(self.labels.classes)
-        by_class = {f"class_50/{names[index]}": 100 * at_half[index] for index in range(1, len(names))}
-        return scores | {name: value for name, value in by_class.items() if not np.isnan(value)}
+        by_class = zip(self.labels.classes[1:], precision["by_class"][1:, 0].tolist(), strict=True)
+        return scores | {f"class_50/{name}": 100 * value for name, value in by_class if not np.isnan(value)}
 
     def result_rows(self) -> list[tuple[str, str]]:
-        """The figures of the last evaluation for a person: (what, value) rows."""
-        rows = [
-            ("mean average precision at IoU 0.5", "map_50"),
-            ("mean average precision at IoU 0.75", "map_75"),
-            ("mean average precision, IoU 0.5 to 0.95", "map"),
-            ("attributes named, of objects found", "attributes_of_found"),
-            ("attributes named, of all objects", "attributes"),
-        ]
-        return [(what, f"{self.scores[name]:.2f} %") for what, name in rows if not np.isnan(self.scores[name])]
+        return [(what, f"{self.scores[name]:.2f} %") for name, what in SHOWN.items() if not np.isnan(self.scores[name])]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.detector, self.weight_decay, self.bias_lr_factor)
@@ -273,8 +257,7 @@ class DetectorTask(VinVLTask):
     @classmethod
     def as_now(cls, run_config: dict[str, Any]) -> dict[str, Any]:
         """Earlier versions read pictures as they are stored, and their checkpoints do not say so."""
-        reading = {"exif_orientation": EXIF_IGNORE}
-        return {**run_config, "data": {"reading": reading, **run_config["data"]}}
+        return {**run_config, "data": {"reading": {"exif_orientation": EXIF_IGNORE}, **run_config["data"]}}
 
 
 def config_for(detector: DetectorConfig, labels: LabelMap) -> dict[str, Any]:
@@ -306,4 +289,5 @@ def found_boxes(regions: DetectedRegions) -> FoundBoxes:
         boxes=regions.boxes.double().cpu().numpy() + np.array([0.0, 0, 1, 1]),
         labels=regions.labels.cpu().numpy(),
         scores=regions.scores.double().cpu().numpy(),
+        attributes=torch.where(regions.attribute_scores > 0, regions.attribute_labels, 0).cpu().numpy(),
     )

@@ -1,4 +1,8 @@
-"""Weight files of detectors, published ones and our own, with every tensor accounted for."""
+"""Weight files of detectors, published ones and our own, with every tensor accounted for.
+
+A file of ours is a torch file of a dict: `model` holds the tensors under the published names, so that whatever reads
+published files reads these; `vinvl_detector` holds the settings as plain values and the label map as JSON text.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +25,16 @@ from vinvl.run.files import atomic_write, read_bytes
 from vinvl.run.tensor_files import load_tensor_file, plain_tensors
 from vinvl.run.values import shown
 
+OUR_KEY = "vinvl_detector"
 PARALLEL_PREFIX = "module."  # of every name in a file saved from a data-parallel model
 SHARED = ("attribute.feature_extractor.", "roi_heads.box.feature_extractor.")  # two names of one module
 COMPUTED = "rpn.anchor_generator.cell_anchors.0"  # follows from the architecture if it is not in the file
+PUBLISHED_LABELS = "VG-SGG-dicts-vgoi6-clipped.json"
+NO_LABELS = "none"
 NAMES_SHOWN = 4
 
 
-@dataclass(frozen=True)
-class LoadingReport:
+class LoadingReport(NamedTuple):
     """What became of the tensors of a weight file and of the detector, by name."""
 
     source: str
@@ -38,15 +44,13 @@ class LoadingReport:
     other_shape: tuple[str, ...] = ()  # the detector's that the file has in another shape: they are random too
 
     def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors loaded"]
-        for names, what in (
-            (self.random, "not in it and random"),
-            (self.other_shape, "of another shape in it and random"),
-            (self.unused, "of it not used"),
-        ):
-            if names:
-                parts.append(f"{len(names)} {what} ({_some(names)})")
-        return f"detector from {self.source}: {'; '.join(parts)}"
+        others = {
+            "not in it and random": self.random,
+            "of another shape in it and random": self.other_shape,
+            "of it not used": self.unused,
+        }
+        told = (f"; {len(names)} {what} ({_some(names)})" for what, names in others.items() if names)
+        return f"detector from {self.source}: {len(self.loaded)} tensors loaded{''.join(told)}"
 
 
 def load_detector(path: str | Path, config: DetectorConfig) -> tuple[Detector, LoadingReport]:
@@ -88,13 +92,12 @@ def read_detector_weights(path: str | Path) -> dict[str, Tensor]:
     else:
         if not Path(path).is_file():
             raise UserError(f"There is no detector weight file {path}: give weights=FILE, such as vinvl_vg_x152c4.pth.")
-        try:
-            content = load_tensor_file(path)
-        except Exception:  # a hostile or damaged pickle may make the restricted loader raise anything
+        content = _opened(path)
+        if content is None:
             raise UserError(
                 f"{path} is damaged or holds more than tensors and plain values, so it was not opened: get it from its "
                 "source again or, if you trust it, save only its 'model' with torch.save."
-            ) from None
+            )
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not content:
@@ -105,6 +108,14 @@ def read_detector_weights(path: str | Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: {name[:80]!r} holds NaN or infinite numbers: the file is damaged, get it again.")
     prefix = PARALLEL_PREFIX if all(name.startswith(PARALLEL_PREFIX) for name in tensors) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _opened(path: str | Path, **options: Any) -> Any:
+    """The content of a torch file; None if it is damaged, or asks for more than plain values."""
+    try:
+        return load_tensor_file(path, **options)
+    except Exception:  # a hostile or damaged pickle may make the restricted loader raise anything
+        return None
 
 
 def match_names(wanted: Iterable[str], found: Iterable[str]) -> dict[str, str]:
@@ -165,14 +176,6 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + rest
 
 
-# Weight files of our own: the published layout, with the settings and names that belong to the weights.
-#
-# A torch file of a dict: `model` holds the tensors under the published names, so that whatever reads published files
-# reads these; `vinvl_detector` holds the settings as plain values and the label map as JSON text.
-
-OUR_KEY = "vinvl_detector"
-
-
 class DetectorFileSettings(NamedTuple):
     """What a weight file of ours says besides its tensors."""
 
@@ -212,13 +215,9 @@ def read_settings(path: str | Path) -> DetectorFileSettings | None:
     Raises:
         UserError: the file has settings, and they are damaged or from a later version.
     """
-    path = Path(path)
-    if not path.is_file() or not zipfile.is_zipfile(path):  # ours are always zip files; safetensors never are
+    if not Path(path).is_file() or not zipfile.is_zipfile(path):  # ours are always zip files; safetensors never are
         return None
-    try:
-        content: Any = load_tensor_file(path, mmap=True)
-    except Exception:  # a hostile or damaged pickle may make the restricted loader raise anything
-        return None
+    content = _opened(Path(path), mmap=True)
     own = content.get(OUR_KEY) if isinstance(content, Mapping) else None
     if own is None:
         return None
@@ -226,20 +225,29 @@ def read_settings(path: str | Path) -> DetectorFileSettings | None:
     own = own if isinstance(own, Mapping) else {}
     config: Any = own.get("config")
     names: Any = own.get("label_map")
-    for found, kind, what in ((config, Mapping, "settings"), (names, str, "label map")):
+    architecture = config.get("architecture") if isinstance(config, Mapping) else None
+    for whose, found, kind, what in (
+        (place, config, Mapping, "settings"),
+        (place, names, str, "label map"),
+        (f"{place}.config", architecture, Mapping, "architecture"),
+    ):
         if not isinstance(found, kind):
-            raise UserError(f"{place} holds no {what}: the file is damaged, get it from its source again.")
-    settings = _config(config, f"{place}.config", content.get("model"))
+            raise UserError(f"{whose} has no {what}: the file is damaged, get it from its source again.")
+    settings = _config(config, f"{place}.config")
+    tensors = content.get("model")
+    number = len(tensors) if isinstance(tensors, Mapping) else 0
+    if sum(settings.architecture.blocks) > number:  # to build it could take for ever
+        raise UserError(
+            f"{place}.config.architecture cannot be that of the file's {number:,} tensors: the file is damaged."
+        )
     label_map = LabelMap.from_json(names, f"{place}.label_map")
     _check_names(label_map, settings.architecture, f"{path}: the label map")
     return DetectorFileSettings(settings, label_map)
 
 
-def _config(values: Mapping[Any, Any], place: str, tensors: object) -> DetectorConfig:
-    if not isinstance(values.get("architecture"), Mapping):
-        raise UserError(f"{place} has no architecture: the file is damaged, get it from its source again.")
+def _config(values: Mapping[Any, Any], place: str) -> DetectorConfig:
     try:
-        config = DetectorConfig.of_plain(values)
+        return DetectorConfig.of_plain(values)
     except UserError as error:
         raise UserError(f"{place}: {error} The file is damaged.") from None
     except TypeError as error:  # a name that is none of ours
@@ -248,20 +256,14 @@ def _config(values: Mapping[Any, Any], place: str, tensors: object) -> DetectorC
             f"{place} has the setting {name}, unknown to this version of vinvl: use the version that wrote the file, "
             "or a later one."
         ) from None
-    number = len(tensors) if isinstance(tensors, Mapping) else 0
-    if sum(config.architecture.blocks) > number:  # to build it could take for ever
-        raise UserError(f"{place}.architecture cannot be that of the file's {number:,} tensors: the file is damaged.")
-    return config
 
 
 def _check_names(label_map: LabelMap, architecture: Architecture, place: str) -> None:
-    for kind, names, number in (
-        ("classes", label_map.classes, architecture.num_classes),
-        ("attributes", label_map.attributes, architecture.num_attributes),
-    ):
-        if len(names) != number:
+    for kind in ("classes", "attributes"):
+        names, number = len(getattr(label_map, kind)), getattr(architecture, f"num_{kind}")
+        if names != number:
             raise UserError(
-                f"{place} names {len(names):,} {kind}, index 0 included, the detector has {number:,}: give the label "
+                f"{place} names {names:,} {kind}, index 0 included, the detector has {number:,}: give the label "
                 "map that belongs to the weights."
             )
 
@@ -281,12 +283,6 @@ def read_label_map(path: str | Path, architecture: Architecture | None = None) -
     return labels
 
 
-# A weight file, its label map and the settings that belong to it → a detector ready for use.
-
-PUBLISHED_LABELS = "VG-SGG-dicts-vgoi6-clipped.json"
-NO_LABELS = "none"
-
-
 @dataclass(frozen=True)
 class OpenedDetector:
     """A detector with what its indices mean; without names where `label_map` is empty."""
@@ -304,7 +300,7 @@ def open_detector(
     *,
     compile: bool = False,
 ) -> OpenedDetector:
-    """The detector of a weight file.
+    """The detector of a weight file, ready for use.
 
     Args:
         weights: a published file such as vinvl_vg_x152c4.pth, or one that `vinvl.train_detector` has written.
@@ -321,21 +317,19 @@ def open_detector(
     own = read_settings(weights)
     found = own.config if own else None
     config = configure(found) if configure else found or DetectorConfig()
-    if labels is None and own is None:
-        labels = weights.with_name(PUBLISHED_LABELS)
-        if not labels.is_file():
-            raise UserError(
-                f"The label map of {weights} is not known: pass labels=FILE (the published one is called "
-                f"{PUBLISHED_LABELS}; beside the weights it is found by itself), or labels={NO_LABELS} to do without "
-                "names of classes and attributes."
-            )
-    if labels is None:
-        assert own is not None
-        label_map = own.label_map
-    elif str(labels) == NO_LABELS:
+    beside = weights.with_name(PUBLISHED_LABELS)
+    if labels is None and own is None and not beside.is_file():
+        raise UserError(
+            f"The label map of {weights} is not known: pass labels=FILE (the published one is called "
+            f"{PUBLISHED_LABELS}; beside the weights it is found by itself), or labels={NO_LABELS} to do without "
+            "names of classes and attributes."
+        )
+    if str(labels) == NO_LABELS:
         label_map = LabelMap((), ())
+    elif labels is None and own is not None:
+        label_map = own.label_map
     else:
-        label_map = read_label_map(Path(labels).expanduser(), config.architecture)
+        label_map = read_label_map(Path(beside if labels is None else labels).expanduser(), config.architecture)
     detector, report = load_detector(weights, config)
     detector.requires_grad_(False)
     if compile:
@@ -347,17 +341,3 @@ def sha256_of_file(path: str | Path) -> str:
     """The hash, 64 hexadecimal digits, by which features name the weights that they were made with."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def device_of(name: str | None) -> torch.device:
-    """A device by name; None: the GPU if there is one.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name!r} cannot be used ({str(error).splitlines()[0]}): give cpu or cuda.") from None
-    return device

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vinvl.detector.detector import padded_size, resized_pixels
-from vinvl.detector.weights import OpenedDetector, device_of
+from vinvl.detector.weights import OpenedDetector
 from vinvl.extraction.feed import alike
 from vinvl.extraction.run import store_regions
 from vinvl.pictures import ReadingOptions, picture_size, read_picture, rgb_picture
@@ -47,7 +47,12 @@ class Computing:
         """From what a person gives; device None is the GPU if there is one. Raises UserError for what cannot be."""
         if dtype not in (FLOAT32, BFLOAT16):
             raise UserError(f"dtype={dtype!r} is unknown: give {FLOAT32} or {BFLOAT16}.")
-        found = device_of(device)
+        try:
+            found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            torch.empty(0, device=found)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"device={device!r} cannot be used ({reason}): give cpu or cuda.") from None
         pictures = (1 if found.type == "cpu" else PICTURES_ON_GPU) if pictures is None else pictures
         for name, value in (("batch_size", batch_size), ("detector_batch_size", pictures)):
             refuse_no_count(name, value)
