@@ -23,7 +23,7 @@ from vinvl.models.weight_files import (
     load_published_state_dict,
 )
 from vinvl.models.weights import NEW, AnswerRows, initialise, initialise_from_tensors, output_layer
-from vinvl.regions.feature_record import FeatureRecord
+from vinvl.regions.store import FeatureRecord
 from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.files import json_object, read_json

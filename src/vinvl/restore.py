@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.module import RegionDataModule
 from vinvl.opening import class_of_task
-from vinvl.regions.feature_record import FeatureRecord, OtherFeatures, unlike_store
+from vinvl.regions.store import FeatureRecord, OtherFeatures
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.folders import resolve_checkpoint
@@ -56,7 +56,7 @@ def restore(config: DictConfig, stage: str) -> Restored:
     datamodule.setup("none")
     task.check_datamodule(datamodule)
     trained_on = FeatureRecord.of_plain(checkpoint["vinvl"].get("features"))
-    if (sentence := unlike_store(trained_on, datamodule.store)) is not None:
+    if (sentence := trained_on.unlike(datamodule.store)) is not None:
         rank_zero_warn(sentence, category=OtherFeatures)
     return Restored(task=task, datamodule=datamodule, data=data, path=path)
 

@@ -21,8 +21,8 @@ from vinvl.data.words import Commonest
 from vinvl.models.config import VinVLConfig
 from vinvl.models.weights import refuse_other_sizes
 from vinvl.opening import Words, refuse_other_words, start_model, words_of, words_of_run
-from vinvl.regions.feature_record import FeatureRecord
 from vinvl.regions.regions import BOX_NUMBERS
+from vinvl.regions.store import FeatureRecord
 from vinvl.run.checkpoint import OUR_KEY, load_into, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.survival import refuse_another_run

@@ -72,11 +72,11 @@ class TestCopies:
     def test_a_copy_is_the_file_and_goes_when_nobody_uses_it(self, store: Path, memory: Path) -> None:
         copies = SharedCopies([store], memory)
         assert copies.paths[0].read_bytes() == store.read_bytes() and copies.paths[0].parent == memory / USER
-        assert files(memory) == [".h5", ".lock"]
+        assert files(memory) == [".h5"]
         again = SharedCopies([store], memory)
         assert again.paths == copies.paths
         copies.release()
-        assert files(memory) == [".h5", ".lock"]
+        assert files(memory) == [".h5"]
         again.release()
         assert files(memory) == []
         again.release()  # once is enough, and twice does no harm
@@ -96,11 +96,11 @@ class TestCopies:
             mine = SharedCopies([store], memory)
             name = mine.paths[0]
             mine.release()
-            assert files(memory) == [".h5", ".lock"]  # the other one uses it still
-        assert files(memory) == [".h5", ".lock"]
+            assert files(memory) == [".h5"]  # the other one uses it still
+        assert files(memory) == [".h5"]
         other = write(store.with_name("other.h5"), [make_regions("x", 3)])
         copies = SharedCopies([other], memory)
-        assert files(memory) == [".h5", ".lock"] and copies.paths[0] != name
+        assert files(memory) == [".h5"] and copies.paths[0] != name
         copies.release()
 
     def test_two_at_once_make_one(self, store: Path, memory: Path) -> None:
@@ -117,9 +117,8 @@ class TestCopies:
         name = copies.paths[0]
         copies.release()
         name.with_suffix(".partial").write_bytes(b"half")
-        name.with_suffix(".lock").touch()
         copies = SharedCopies([store], memory)
-        assert copies.paths[0].read_bytes() == store.read_bytes() and files(memory) == [".h5", ".lock"]
+        assert copies.paths[0].read_bytes() == store.read_bytes() and files(memory) == [".h5"]
         copies.release()
 
     def test_too_little_memory_and_none(

@@ -10,7 +10,7 @@ import torch
 
 from tests.regions.samples import write
 from vinvl.regions import RegionStore
-from vinvl.regions.feature_record import FeatureRecord
+from vinvl.regions.store import FeatureRecord
 
 MADE = {"boxes": "regressed", "architecture": {"blocks": [3, 8, 36, 3]}, "score_threshold": 0.2}
 

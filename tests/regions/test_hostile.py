@@ -116,7 +116,7 @@ EDITS: list[tuple[str, Callable[[h5py.File], None], str]] = [
     ("detector not UTF-8", set_attribute("detector", b"\xff\xfe"), "attribute detector is missing or not UTF-8"),
     ("no label map", lambda file: file.attrs.__delitem__("label_map"), "attribute label_map is missing"),
     ("label map no JSON", set_attribute("label_map", "{"), "label map is not valid JSON"),
-    ("label map too deep", set_attribute("label_map", "[" * 60_000), "label map is not valid JSON"),
+    ("label map too deep", set_attribute("label_map", "[" * 60_000), "the label map: Expected `object`"),
     ("missing dataset", lambda file: file.__delitem__("offsets"), "has no dataset offsets"),
     ("group for dataset", group_instead, "has no dataset boxes"),
     ("link for dataset", link_elsewhere, "has no dataset boxes"),

@@ -16,8 +16,8 @@ from tests.regions.samples import LABELS, assert_same, make_regions, write
 from vinvl.regions import Regions, RegionStore
 from vinvl.regions import writer as writer_module
 from vinvl.regions.layout import read_header
-from vinvl.regions.regions import StoreAttributes, encoded_id
-from vinvl.regions.writer import ShardWriter, Unfinished, shard_files
+from vinvl.regions.regions import StoreAttributes
+from vinvl.regions.writer import ShardWriter, Unfinished, checked_image, shard_files
 from vinvl.run.errors import UserError
 
 ATTRIBUTES = StoreAttributes(3, np.dtype("<f2"), 2, "X152-C4", LABELS, {"weights": "abc"})
@@ -33,7 +33,7 @@ def add(target: Path, *numbers: int, process: int = 0) -> Unfinished:
     unfinished.begin({"threshold": 0.2})
     writer = ShardWriter(unfinished.folder, process, ATTRIBUTES)
     for number in numbers:
-        writer.add(encoded_id(f"image {number}"), writer.checked(image(number)))
+        writer.add(checked_image(image(number), ATTRIBUTES))
     writer.flush()
     return unfinished
 
@@ -78,14 +78,14 @@ def test_an_earlier_store_gives_the_images_that_the_shards_have_not(tmp_path: Pa
 def test_a_shard_is_finished_by_size_and_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(writer_module.time, "monotonic", lambda: now)
-    size = sum(array.nbytes for array in ShardWriter(tmp_path, 0, ATTRIBUTES).checked(image(3)).values())
+    size = sum(array.nbytes for array in checked_image(image(3), ATTRIBUTES)[1].values())
     for bytes_, seconds, expected in ((2 * size, 60.0, [2, 2]), (10**9, 60.0, [3]), (10**9, 20.0, [2, 2])):
         monkeypatch.setattr(writer_module, "SHARD_BYTES", bytes_)
         folder = tmp_path / f"{bytes_} {seconds}"
         folder.mkdir()
         writer = ShardWriter(folder, 0, ATTRIBUTES, seconds=seconds)
-        for number in range(5):
-            writer.add(encoded_id(str(number)), writer.checked(image(3)))
+        for _ in range(5):
+            writer.add(checked_image(image(3), ATTRIBUTES))
             now += 20
         with_images = [read_header(path).num_images for path in shard_files(folder)]
         assert with_images == (expected if bytes_ != 10**9 or seconds != 60.0 else [4]), (bytes_, seconds)

@@ -29,7 +29,7 @@ from vinvl.regions.caches import SharedCopies
 from vinvl.regions.formats.export import write_oscar_tsv
 from vinvl.regions.merging import merge_stores
 from vinvl.regions.regions import StoreAttributes
-from vinvl.regions.writer import ShardWriter, Unfinished
+from vinvl.regions.writer import ShardWriter, Unfinished, checked_image
 from vinvl.retrieval.candidates import Block, Fold
 from vinvl.retrieval.run import ScoreFiles
 from vinvl.run.checkpoint import AtomicCheckpointIO
@@ -46,7 +46,7 @@ def write_unfinished(target: Path) -> None:
     unfinished.begin({"threshold": 0.2})
     shards = ShardWriter(unfinished.folder, 0, attributes)
     for image in IMAGES:
-        shards.add(image.image_id.encode(), shards.checked(image))
+        shards.add(checked_image(image, attributes))
     shards.flush()
     unfinished.finish(attributes, [], [])
 

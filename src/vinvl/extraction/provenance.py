@@ -20,10 +20,9 @@ from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import COLOUR_ORDER, MEAN
 from vinvl.detector.weights import OpenedDetector
 from vinvl.pictures import PictureNames, ReadingOptions
-from vinvl.regions.feature_record import FeatureRecord, differences, settings_of, unlike_settings
 from vinvl.regions.regions import LabelMap
 from vinvl.regions.shard import IdLookup
-from vinvl.regions.store import RegionStore
+from vinvl.regions.store import FeatureRecord, RegionStore, differences, settings_of, unlike_settings
 from vinvl.regions.writer import Unfinished
 from vinvl.run.errors import UserError
 from vinvl.run.overrides import command_overrides, given_values, with_given

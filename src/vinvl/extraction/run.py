@@ -26,9 +26,9 @@ from vinvl.extraction.provenance import Target, detector_config, detector_text, 
 from vinvl.pictures import PictureNames, Pictures, ReadingOptions, Unusable, find_pictures
 from vinvl.regions.layout import FEATURE_DTYPES, read_header
 from vinvl.regions.merging import shard_path
-from vinvl.regions.regions import Regions, StoreAttributes, encoded_id
+from vinvl.regions.regions import Regions, StoreAttributes
 from vinvl.regions.store import RegionStore
-from vinvl.regions.writer import ShardWriter, Unfinished, shard_files
+from vinvl.regions.writer import ShardWriter, Unfinished, checked_image, shard_files
 from vinvl.run.errors import UserError, printable, say
 from vinvl.run.files import atomic_write, failure_told
 from vinvl.run.folders import process_rank
@@ -163,12 +163,12 @@ class Recorder(Callback):
         assert self._shards is not None
         for regions in found[0]:
             try:
-                arrays = self._shards.checked(regions)
+                image = checked_image(regions, self._attributes)
             except UserError as error:
                 self.unusable.append(Unusable(paths[regions.image_id], str(error)))
                 continue
             with self._disk():
-                self._shards.add(encoded_id(regions.image_id), arrays)
+                self._shards.add(image)
             self._added += 1
         if self._others is not None:
             now = self._done + self._added + len(self.unusable) + self._others.added()

@@ -2,6 +2,6 @@
 
 from vinvl.predictor.predictor import Predictor, load
 from vinvl.predictor.skills import Answer, Caption, PictureRegions
-from vinvl.regions.feature_record import OtherFeatures
+from vinvl.regions.store import OtherFeatures
 
 __all__ = ["Answer", "Caption", "OtherFeatures", "PictureRegions", "Predictor", "load"]

@@ -20,8 +20,7 @@ from vinvl.pictures import SUFFIXES
 from vinvl.predictor.predictor import Predictor, load
 from vinvl.predictor.skills import Answer, Caption
 from vinvl.predictor.trained import Usage
-from vinvl.regions.feature_record import OtherFeatures
-from vinvl.regions.store import RegionStore
+from vinvl.regions.store import OtherFeatures, RegionStore
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
 from vinvl.run.folders import NAMED_CHECKPOINTS, resolve_checkpoint

@@ -21,9 +21,8 @@ from vinvl.pictures import ReadingOptions
 from vinvl.predictor.pictures import Computing, FoundRegions, Looking, Picture, Place, key_of, refuse_no_count
 from vinvl.predictor.skills import Answer, Caption, PictureRegions, Skills
 from vinvl.predictor.trained import TrainedModel, open_trained
-from vinvl.regions.feature_record import OtherFeatures, unlike_store
 from vinvl.regions.regions import BOX_NUMBERS, RegionSource
-from vinvl.regions.store import RegionStore
+from vinvl.regions.store import OtherFeatures, RegionStore
 from vinvl.run.errors import UserError, printable
 
 WINDOW = 128  # pictures, or pairs of picture and text, that are in memory at a time
@@ -341,7 +340,7 @@ def _store(features: str | Path | Sequence[str | Path], trained: TrainedModel) -
     store = RegionStore(features)
     store.require_sound()
     _check_dimension(trained, store.feature_dim, f"{store!r} holds")
-    _warn(unlike_store(trained.features, store))
+    _warn(trained.features.unlike(store))
     return store
 
 

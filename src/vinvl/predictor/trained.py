@@ -22,7 +22,7 @@ from vinvl.models.published import ENCODER, MODEL_OF_TASK, check_tokenizer, conv
 from vinvl.models.weight_files import DATA_PARALLEL, MMF_MODEL, CheckpointFiles
 from vinvl.models.weights import LoadingReport
 from vinvl.opening import OpenedModel, find_answers, find_tokenizer, rows_of_given
-from vinvl.regions.feature_record import FeatureRecord
+from vinvl.regions.store import FeatureRecord
 from vinvl.retrieval.candidates import ATTENTION_TYPES
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,11 +56,9 @@ def _parser() -> Parser:
     ):
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         if name == "compare":
-            command.add_argument("first", metavar="FIRST", help="file or folder of shards")
-            command.add_argument("second", metavar="SECOND", help="file or folder of shards")
-            command.add_argument(
-                "--images", type=int, default=500, metavar="N", help="images to look at, at most (500)"
-            )
+            for place in ("first", "second"):
+                command.add_argument(place, metavar=place.upper(), help="file or folder of shards")
+            command.add_argument("--images", type=int, default=500, metavar="N", help="images to look at (500)")
         else:
             command.add_argument("files", nargs="+", metavar="FILE", help="file or folder of shards; many act as one")
         if name == "merge":
@@ -71,28 +69,30 @@ def _parser() -> Parser:
 
 def summary(store: RegionStore) -> list[str]:
     """What a store holds, a line each: `name  value`."""
-    counts, headers = store.num_regions, store.headers
-    labels = store.label_map
-    spread = f"min {counts.min()}, mean {counts.mean():.1f}, max {counts.max()}" if len(counts) else "none"
-    rows = [
-        ("files", f"{len(headers)}: {headers[0].path}" + (f" to {headers[-1].path}" if len(headers) > 1 else "")),
-        ("complete", "yes"),
-        ("images", f"{len(store):,}" + (f", ids like {store.at(0).image_id!r}" if len(store) else "")),
-        ("regions", f"{counts.sum():,}"),
-        ("regions an image", spread),
-        ("features", f"dimension {store.feature_dim}, {store.feature_dtype}, {headers[0].storage}"),
-        ("attributes a region", str(store.num_attributes)),
-        ("label map", f"{len(labels.classes):,} classes, {len(labels.attributes):,} attributes"),
-        ("detector", store.detector),
-        ("checksums", "yes" if store.has_checksums else "no, written by an earlier version"),
-        ("bytes", f"{sum(header.file_bytes for header in headers):,}"),
-    ]
-    for name, value in store.provenance.items():
-        rows.append((f"  {name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
-    return _table(rows)
+    counts, headers, labels = store.num_regions, store.headers, store.label_map
+    rows = {
+        "files": f"{len(headers)}: {headers[0].path}" + (f" to {headers[-1].path}" if len(headers) > 1 else ""),
+        "complete": "yes",
+        "images": f"{len(store):,}" + (f", ids like {store.at(0).image_id!r}" if len(store) else ""),
+        "regions": f"{counts.sum():,}",
+        "regions an image": f"min {counts.min()}, mean {counts.mean():.1f}, max {counts.max()}"
+        if len(counts)
+        else "none",
+        "features": f"dimension {store.feature_dim}, {store.feature_dtype}, {headers[0].storage}",
+        "attributes a region": str(store.num_attributes),
+        "label map": f"{len(labels.classes):,} classes, {len(labels.attributes):,} attributes",
+        "detector": store.detector,
+        "checksums": "yes" if store.has_checksums else "no, written by an earlier version",
+        "bytes": f"{sum(header.file_bytes for header in headers):,}",
+    }
+    made = {f"  {name}": value for name, value in store.provenance.items()}
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in made.items()
+    }
+    return _table((rows | texts).items())
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{name:<20} {value}" for name, value in rows]
 
 
@@ -171,24 +171,23 @@ def compare_stores(first: RegionStore, second: RegionStore, most: int = 500, see
         raise UserError(f"{first!r} and {second!r} have no image in common: their ids may be written in other ways.")
     chosen = np.random.default_rng(seed).permutation(len(shared))[:most]
     pairs = [(first.at(shared[i][0]), second.at(shared[i][1])) for i in sorted(chosen.tolist())]
-    names = [
-        np.array([name.strip().lower() for name in store.label_map.classes], dtype=object) for store in (first, second)
-    ]
+    names = [[name.strip().lower() for name in store.label_map.classes] for store in (first, second)]
     matches = [_match(one, other, names) for one, other in pairs]
     same_box, same_tag, cosines, ratios = (np.concatenate(parts) for parts in zip(*matches, strict=True))
+    nothing = float("nan")
     return Comparison(
         shared=len(shared),
         images=len(pairs),
         regions=(sum(len(one) for one, _ in pairs), sum(len(other) for _, other in pairs)),
         same_box=_mean(same_box),
-        same_tag=_mean(same_tag) if all(map(len, names)) else float("nan"),
-        cosine=(_mean(cosines), float(np.quantile(cosines, 0.05)) if len(cosines) else float("nan")),
+        same_tag=_mean(same_tag) if all(names) else nothing,
+        cosine=(_mean(cosines), float(np.quantile(cosines, 0.05)) if len(cosines) else nothing),
         norm_ratio=_mean(ratios),
         other_sizes=sum((one.width, one.height) != (other.width, other.height) for one, other in pairs),
     )
 
 
-def _match(one: Regions, other: Regions, names: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+def _match(one: Regions, other: Regions, names: Sequence[Sequence[str]]) -> tuple[np.ndarray, ...]:
     """(R,) whether each region of the first is in the second; of those that are: same tag, cosine, ratio of norms."""
     if len(one) == 0 or len(other) == 0:
         return np.zeros(len(one), dtype=bool), np.zeros(0, dtype=bool), np.zeros(0), np.zeros(0)
@@ -201,8 +200,9 @@ def _match(one: Regions, other: Regions, names: Sequence[np.ndarray]) -> tuple[n
     same_box = overlaps[np.arange(len(one)), best] >= SAME_BOX
     kept, partner = np.flatnonzero(same_box), best[same_box]
     same_tag = np.zeros(len(kept), dtype=bool)
-    if all(map(len, names)):
-        same_tag = (names[0][one.classes[kept]] == names[1][other.classes[partner]]).astype(bool)
+    if all(names):
+        tags = zip(one.classes[kept].tolist(), other.classes[partner].tolist(), strict=True)
+        same_tag = np.array([names[0][own] == names[1][theirs] for own, theirs in tags], dtype=bool)
     return same_box, same_tag, cosines[kept, partner], others[0, partner] / np.maximum(norms[kept, 0], 1e-12)
 
 

@@ -1,8 +1,4 @@
-"""Stores in fast memory: copies shared by all processes of a machine, or all features on the device.
-
-A copy lives as long as a process uses it, which holds a lock on it. Whoever uses a copy last takes it away; what killed
-processes left, the next one takes away.
-"""
+"""Stores in fast memory: copies shared by all processes of a machine, or all features on the device."""
 
 from __future__ import annotations
 
@@ -10,7 +6,8 @@ import hashlib
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +16,12 @@ from torch import Tensor
 
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, say
-from vinvl.run.files import is_open_file, lock, put_in_place
+from vinvl.run.files import lock, put_in_place
 
 CHUNK = 1 << 27  # bytes copied at once
 SPARE = 0.05  # of the device's free memory that must be left at the least
+MEMORY = Path("/dev/shm")
+WORTH_TELLING = 10**8  # bytes
 
 
 class DeviceFeatures:
@@ -49,38 +48,36 @@ class DeviceFeatures:
         return self._table[rows]
 
     def _load(self, device: torch.device) -> Tensor:
-        store = self.store
-        dtype, row_bytes = getattr(torch, store.feature_dtype.name), store.feature_dim * store.feature_dtype.itemsize
-        total = int(self.starts[-1])
+        store, total = self.store, int(self.starts[-1])
+        row_bytes = store.feature_dim * store.feature_dtype.itemsize
         size = total * row_bytes
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            if size > free * (1 - SPARE):
-                raise UserError(
-                    f"data.cache=device needs {size / 1e9:.1f} GB for the features of {store!r}, and {device} has "
-                    f"{free / 1e9:.1f} GB left: pass data.cache=ram or data.cache=null."
-                )
+        if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]) * (1 - SPARE):
+            raise UserError(
+                f"data.cache=device needs {size / 1e9:.1f} GB for the features of {store!r}, and {device} has "
+                f"{free / 1e9:.1f} GB left: pass data.cache=ram or data.cache=null."
+            )
         say(f"Features onto {device}: {size / 1e9:.2f} GB …", error=True)
-        table = torch.empty((total, store.feature_dim), dtype=dtype, device=device)
-        rows_at_once = max(1, CHUNK // row_bytes)
-        written = 0
+        table = torch.empty((total, store.feature_dim), dtype=getattr(torch, store.feature_dtype.name), device=device)
+        step, written = max(1, CHUNK // row_bytes), 0
         for source in store.sources:
-            for start in range(0, source.header.num_regions, rows_at_once):
-                stop = min(start + rows_at_once, source.header.num_regions)
-                table[written : written + stop - start] = torch.from_numpy(source.rows("features", start, stop))
-                written += stop - start
+            for start in range(0, source.header.num_regions, step):
+                rows = source.rows("features", start, min(start + step, source.header.num_regions))
+                table[written : written + len(rows)] = torch.from_numpy(rows)
+                written += len(rows)
         return table
 
 
-MEMORY = Path("/dev/shm")
-WORTH_TELLING = 10**8  # bytes
-
-
 class SharedCopies:
-    """Files in shared memory, at `paths` in their order, in use until `release` or the end of the process."""
+    """Files in shared memory, at `paths` in their order, in use until `release` or the end of the process.
+
+    Who uses a copy holds a shared lock on it, and only who holds the lock of the folder makes or removes one. Whoever
+    uses a copy last removes it, and whoever comes next what killed processes have left.
+
+    Raises:
+        UserError: there is no such memory, or too little of it.
+    """
 
     def __init__(self, files: Sequence[Path], memory: Path = MEMORY) -> None:
-        """Waits where another process copies the same file. Raises UserError if there is not enough such memory."""
         folder = memory / f"vinvl-{os.getuid()}"
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -89,18 +86,31 @@ class SharedCopies:
             raise UserError(f"data.cache=ram keeps files in {memory}, {reason}: pass data.cache=null.") from error
         if folder.stat().st_uid != os.getuid() or folder.is_symlink():
             raise UserError(f"{folder} is not yours: data.cache=ram keeps files there; pass data.cache=null.")
-        _take_away_unused(folder)
-        self._locks: list[int] = []
-        self.paths: list[Path] = []
-        self._finalizer: Callable[[], object] = weakref.finalize(self, _release, os.getpid(), self._locks, self.paths)
-        for file in files:
-            copy = folder / f"{_identity(file)}.h5"
-            self._locks.append(_copied(file, copy))
-            self.paths.append(copy)
+        self.paths = [folder / f"{_identity(file)}.h5" for file in files]
+        used: dict[Path, int] = {}
+        self._finalizer: Callable[[], object] = weakref.finalize(self, _release, os.getpid(), folder, used)
+        with _locked(folder):
+            _remove_unused(folder)
+            for file, copy in zip(files, self.paths, strict=True):
+                if not copy.exists():
+                    _copy(file, copy)
+                if copy not in used:
+                    used[copy] = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
+                    lock(used[copy], shared=True)
 
     def release(self) -> None:
-        """Takes away what no other process uses."""
+        """Removes what no other process uses."""
         self._finalizer()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lock(descriptor, wait=True)  # for who is copying
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _identity(file: Path) -> str:
@@ -108,26 +118,6 @@ def _identity(file: Path) -> str:
     facts = file.stat()
     text = f"{file.resolve()} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _copied(file: Path, copy: Path) -> int:
-    """Makes the copy if there is none; a shared lock on it, as an open file."""
-    while True:
-        descriptor = os.open(_lock_of(copy), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            lock(descriptor, wait=True, shared=True)  # waits for who is copying
-            if not copy.exists() and is_open_file(_lock_of(copy), descriptor):
-                lock(descriptor, wait=True)
-                if not copy.exists() and is_open_file(_lock_of(copy), descriptor):
-                    _copy(file, copy)
-                lock(descriptor, wait=True, shared=True)
-            # Between one lock and the other there is none, and who took the copy away took the lock's file with it.
-            if copy.exists() and is_open_file(_lock_of(copy), descriptor):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
 
 
 def _copy(file: Path, copy: Path) -> None:
@@ -149,32 +139,19 @@ def _copy(file: Path, copy: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _release(owner: int, locks: list[int], copies: list[Path]) -> None:
+def _release(owner: int, folder: Path, used: dict[Path, int]) -> None:
     if os.getpid() == owner:  # and not a forked data worker
-        for descriptor, copy in zip(locks, copies, strict=True):
-            _take_away_if_unused(descriptor, copy)
+        with _locked(folder):
+            for path, descriptor in used.items():
+                if lock(descriptor):
+                    path.unlink(missing_ok=True)
+                os.close(descriptor)
+
+
+def _remove_unused(folder: Path) -> None:
+    for path in folder.iterdir():
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if path.suffix != ".h5" or lock(descriptor):
+                path.unlink()
             os.close(descriptor)
-        locks.clear()
-        copies.clear()
-
-
-def _take_away_unused(folder: Path) -> None:
-    """What killed processes have left."""
-    for path in folder.glob("*.lock"):
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            continue
-        _take_away_if_unused(descriptor, path.with_suffix(".h5"))
-        os.close(descriptor)
-
-
-def _take_away_if_unused(descriptor: int, copy: Path) -> None:
-    if not lock(descriptor):
-        return
-    for path in (copy, copy.with_suffix(".partial"), _lock_of(copy)):
-        path.unlink(missing_ok=True)
-
-
-def _lock_of(copy: Path) -> Path:
-    return copy.with_suffix(".lock")

@@ -21,18 +21,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import h5py
+import msgspec
 import numpy as np
 
 from vinvl.regions.regions import FEATURES, MAX_ID_BYTES, ROW_DTYPES, LabelMap, StoreAttributes
 from vinvl.run.errors import UserError
 from vinvl.run.files import PARTIAL_SUFFIX, write_text_atomically
+from vinvl.run.values import decoded_file
 
 FORMAT_NAME = "vinvl-regions"
 FORMAT_VERSION = 1
@@ -121,14 +123,13 @@ def read_header(path: Path) -> ShardHeader:
 
 
 def _parse_header(path: Path, file: h5py.File) -> ShardHeader:
-    if "format" not in file.attrs or _text_attribute(path, file, "format") != FORMAT_NAME:
+    if "format" not in file.attrs or _attribute(path, file, "format") != FORMAT_NAME:
         raise UserError(f"{path} is an HDF5 file but not a region store; {_OURS}.")
-    _check_version(path, _integer_attribute(path, file, "version"))
-    if "complete" not in file.attrs or _integer_attribute(path, file, "complete") != 1:
+    _check_version(path, _attribute(path, file, "version", is_text=False))
+    if "complete" not in file.attrs or _attribute(path, file, "complete", is_text=False) != 1:
         raise UserError(f"{path} is only half written: its writer did not finish; delete it and write it again.")
-    feature_dim = _integer_attribute(path, file, "feature_dim")
-    detector = _text_attribute(path, file, "detector")
-    label_map = LabelMap.from_json(_text_attribute(path, file, "label_map"), f"{path}: the label map")
+    feature_dim, detector = _attribute(path, file, "feature_dim", is_text=False), _attribute(path, file, "detector")
+    label_map = LabelMap.from_json(_attribute(path, file, "label_map"), f"{path}: the label map")
     status = path.stat()
     arrays = {name: _array_layout(path, file, name, status.st_size) for name in DATASETS}
     for name, rank in ((FEATURES, 2), ("attributes", 2), ("image_ids", 1)):
@@ -137,9 +138,7 @@ def _parse_header(path: Path, file: h5py.File) -> ShardHeader:
     (regions, dim), images = arrays[FEATURES].shape, arrays["image_ids"].shape[0]
     if dim != feature_dim:
         raise UserError(f"{path}: features have dimension {dim} but the file declares {feature_dim}; {_AGAIN}.")
-    attributes = StoreAttributes(
-        feature_dim, arrays[FEATURES].dtype, arrays["attributes"].shape[1], detector, label_map
-    )
+    attributes = StoreAttributes(dim, arrays[FEATURES].dtype, arrays["attributes"].shape[1], detector, label_map)
     shapes: dict[str, tuple[int, ...]] = {name: (regions, *attributes.row_shape(name)) for name in ROW_DTYPES}
     for name, shape in (shapes | {"offsets": (images + 1,), "sizes": (images, 2)}).items():
         if arrays[name].shape != shape:
@@ -154,7 +153,7 @@ def _parse_header(path: Path, file: h5py.File) -> ShardHeader:
         file_bytes=status.st_size,
         modified_ns=status.st_mtime_ns,
         attributes=attributes,
-        provenance=_text_attribute(path, file, PROVENANCE) if PROVENANCE in file.attrs else None,
+        provenance=_attribute(path, file, PROVENANCE) if PROVENANCE in file.attrs else None,
         checksums=_read_checksums(path, file) if CHECKSUMS in file.attrs else None,
         storage=storage if features.compression is None else f"{storage}, {features.compression}",
         arrays=arrays,
@@ -168,13 +167,13 @@ def _check_version(path: Path, version: object) -> None:
 
 
 def _read_checksums(path: Path, file: h5py.File) -> dict[str, int]:
-    content = _parsed_json(_text_attribute(path, file, CHECKSUMS))
+    content = parsed_json(_attribute(path, file, CHECKSUMS))
     if not isinstance(content, dict) or content.keys() != set(DATASETS):
         raise UserError(f"{path}: root attribute {CHECKSUMS} is damaged; copy or write the file again.")
-    return {name: content[name] for name in DATASETS}
+    return content
 
 
-def _parsed_json(text: str) -> Any:
+def parsed_json(text: str) -> Any:
     """The value of a JSON text, None where it is none."""
     try:
         return json.loads(text)
@@ -182,56 +181,52 @@ def _parsed_json(text: str) -> Any:
         return None
 
 
-def _integer_attribute(path: Path, file: h5py.File, name: str) -> int:
-    value = _scalar_attribute(file, name, h5py.h5t.INTEGER)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    raise UserError(f"{path}: root attribute {name} is missing or not a whole number; {_AGAIN}.")
-
-
-def _text_attribute(path: Path, file: h5py.File, name: str) -> str:
-    value = _scalar_attribute(file, name, h5py.h5t.STRING)
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "surrogateescape")
-    # h5py smuggles bytes that are no UTF-8 through as lone surrogates, which nothing can print.
-    if isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value):
-        return value
-    raise UserError(f"{path}: root attribute {name} is missing or not UTF-8 text; {_AGAIN}.")
-
-
-def _scalar_attribute(file: h5py.File, name: str, type_class: int) -> object:
-    """The value of a root attribute, or None if it is missing, no scalar, or of another class of types.
+def _attribute(path: Path, file: h5py.File, name: str, *, is_text: bool = True) -> Any:
+    """A root attribute: a text, or a whole number. Raises UserError for anything else.
 
     The type is looked at before the value is read: HDF5 can crash on reading values of a damaged type.
     """
-    if name not in file.attrs:
-        return None
-    attribute = file.attrs.get_id(name)
-    if attribute.get_storage_size() > file.id.get_filesize():
-        return None
-    if attribute.shape != () or attribute.get_type().get_class() != type_class:
-        return None
-    return file.attrs[name]
+    kind, told = (h5py.h5t.STRING, "UTF-8 text") if is_text else (h5py.h5t.INTEGER, "a whole number")
+    if name in file.attrs:
+        stored = file.attrs.get_id(name)
+        fits = stored.get_storage_size() <= file.id.get_filesize()
+        if fits and stored.shape == () and stored.get_type().get_class() == kind:
+            value = file.attrs[name]
+            if not is_text and isinstance(value, (int, np.integer)):
+                return int(value)
+            if isinstance(value, bytes):
+                value = value.decode("utf-8", "surrogateescape")
+            # h5py too smuggles bytes that are no UTF-8 through as lone surrogates, which nothing can print.
+            if isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value):
+                return value
+    raise UserError(f"{path}: root attribute {name} is missing or not {told}; {_AGAIN}.")
 
 
 def _array_layout(path: Path, file: h5py.File, name: str, file_bytes: int) -> ArrayLayout:
     """Where a dataset lies, after checking that it has the data type of the layout and ends within the file."""
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
         raise UserError(f"{path} has no dataset {name}; {_AGAIN}.")
-    dataset = file[name]
-    _check_dtype(path, dataset, name)
+    dataset, dtype = file[name], file[name].dtype
+    if name == "image_ids":
+        if dtype.kind != "S" or dtype.itemsize > MAX_ID_BYTES:
+            raise UserError(f"{path}: image_ids must be fixed-length UTF-8 text of at most {MAX_ID_BYTES} bytes.")
+    else:
+        wanted = FEATURE_DTYPES if name == FEATURES else (str(np.dtype((ROW_DTYPES | IMAGE_DTYPES)[name])),)
+        # The raw type is compared as well: NumPy has no name for some number formats that HDF5 can hold.
+        if str(dtype) not in wanted or dataset.id.get_type() != h5py.h5t.py_create(dtype):
+            raise UserError(f"{path}: dataset {name} is stored as {dtype}, the layout wants {' or '.join(wanted)}.")
     if dataset.shape is None:
         raise UserError(f"{path}: dataset {name} is empty of shape; {_AGAIN}.")
     _check_storage(path, dataset, name)
     if dataset.size == 0 or dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
-        return ArrayLayout(dataset.dtype, dataset.shape, None)
+        return ArrayLayout(dtype, dataset.shape, None)
     offset = dataset.id.get_offset()
     if offset is None:
         raise UserError(f"{path}: dataset {name} was declared but never written; {_AGAIN}.")
-    if offset + dataset.size * dataset.dtype.itemsize > file_bytes:
+    if offset + dataset.size * dtype.itemsize > file_bytes:
         raise UserError(f"{path}: dataset {name} reaches beyond the end of the file; copy or write it again.")
     is_padded_text = name == "image_ids" and dataset.id.get_type().get_strpad() != h5py.h5t.STR_NULLPAD
-    return ArrayLayout(dataset.dtype, dataset.shape, None if is_padded_text else offset)
+    return ArrayLayout(dtype, dataset.shape, None if is_padded_text else offset)
 
 
 def _check_storage(path: Path, dataset: h5py.Dataset, name: str) -> None:
@@ -250,18 +245,6 @@ def _check_storage(path: Path, dataset: h5py.Dataset, name: str) -> None:
         raise UserError(f"{path}: {name} has {stored:,} bytes that claim to be {sizes}; {_AGAIN}.")
 
 
-def _check_dtype(path: Path, dataset: h5py.Dataset, name: str) -> None:
-    dtype = dataset.dtype
-    if name == "image_ids":
-        if dtype.kind != "S" or dtype.itemsize > MAX_ID_BYTES:
-            raise UserError(f"{path}: image_ids must be fixed-length UTF-8 text of at most {MAX_ID_BYTES} bytes.")
-        return
-    wanted = FEATURE_DTYPES if name == FEATURES else (str(np.dtype((ROW_DTYPES | IMAGE_DTYPES)[name])),)
-    # The raw type is compared as well: NumPy has no name for some number formats that HDF5 can hold.
-    if str(dtype) not in wanted or dataset.id.get_type() != h5py.h5t.py_create(dtype):
-        raise UserError(f"{path}: dataset {name} is stored as {dtype}, the layout wants {' or '.join(wanted)}.")
-
-
 def _leftover_hint(path: Path) -> str:
     """Tell of the working folder of an interrupted writer, if one lies beside the missing file."""
     if path.with_name(path.name + PARTIAL_SUFFIX).is_dir():  # finished shards, which nobody should delete
@@ -274,38 +257,12 @@ def _leftover_hint(path: Path) -> str:
     return leftover and f" Its writer did not finish: {leftover} is what it left; delete that and rerun."
 
 
-def refuse_unfinished(path: Path) -> None:
-    """Raises UserError for what lies in the working folder of a writer."""
-    if path.name.endswith(PARTIAL_SUFFIX) or path.parent.name.endswith(PARTIAL_SUFFIX):
-        raise UserError(f"{path} was left by a writer that did not finish; delete it and {_AGAIN}.")
-
-
-def common_provenance(headers: Sequence[ShardHeader]) -> dict[str, Any]:
-    """What all files say of how their features were made, each key once; a list of the values where they differ.
-
-    Raises UserError, naming the file, if a provenance is no JSON object.
-    """
-    said: list[dict[str, Any]] = []
-    for header in headers:
-        if header.provenance is not None:
-            said.append(_parsed_json(header.provenance))
-            if not isinstance(said[-1], dict):
-                raise UserError(f"{header.path}: root attribute provenance is no JSON object; copy or {_AGAIN}.")
-    common: dict[str, Any] = {}
-    for key in dict.fromkeys(key for one in said for key in one):
-        values = [one.get(key) for one in said]
-        distinct = [value for number, value in enumerate(values) if value not in values[:number]]
-        common[key] = distinct[0] if len(distinct) == 1 else distinct
-    return common
-
-
-# The manifest of a folder of shards: `manifest.json`, which lists files, their numbers of images and checksums.
+# A store is a file, or a folder of shards with `manifest.json`, which lists files, their images and checksums.
 
 MANIFEST_NAME = "manifest.json"
 
 
-@dataclass(frozen=True)
-class ShardEntry:
+class ShardEntry(msgspec.Struct, frozen=True):
     """What a manifest says of a shard; `checksum` of its checksums, None in manifests of earlier versions."""
 
     file: str
@@ -318,45 +275,59 @@ class ShardEntry:
         return cls(file, images, None if text is None else crc32(text.encode()))
 
 
+class _Manifest(msgspec.Struct):
+    format: Any = None
+    version: Any = None
+    shards: Any = None
+
+
 def write_manifest(folder: Path, shards: Sequence[ShardEntry]) -> None:
-    content = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "shards": [asdict(shard) for shard in shards]}
+    content = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "shards": msgspec.to_builtins(shards)}
     write_text_atomically(folder / MANIFEST_NAME, json.dumps(content, indent=1) + "\n")
 
 
-def read_manifest(folder: Path) -> list[ShardEntry]:
-    """The shards of a folder, in order. Raises UserError for no sound manifest of this version, or a missing shard."""
-    path = folder / MANIFEST_NAME
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is a folder without {MANIFEST_NAME}; name its .h5 files one by one.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be opened: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {_AGAIN}.") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
+def read_headers(path: Path) -> list[ShardHeader]:
+    """What each file of a store says of itself. Raises UserError as `read_header` does, or for an unsound manifest."""
+    if path.name.endswith(PARTIAL_SUFFIX) or path.parent.name.endswith(PARTIAL_SUFFIX):
+        raise UserError(f"{path} was left by a writer that did not finish; delete it and {_AGAIN}.")
+    if not path.is_dir():
+        return [read_header(path)]
+    headers, manifest = [], path / MANIFEST_NAME
+    for entry in _read_manifest(manifest):
+        header = read_header(path / entry.file)
+        if header.num_images != entry.images:
+            counts = f"holds {header.num_images} images but {manifest} says {entry.images}"
+            raise UserError(f"{header.path} {counts}; {_AGAIN}.")
+        if entry.checksum is not None and ShardEntry.of(entry.file, entry.images, header.checksums) != entry:
+            raise UserError(f"{header.path} is not the file that {manifest} was written for; copy it again.")
+        headers.append(header)
+    return headers
+
+
+def _read_manifest(path: Path) -> list[ShardEntry]:
+    """The shards of a folder, in order."""
+    if not path.exists():
+        raise UserError(f"{path.parent} is a folder without {MANIFEST_NAME}; name its .h5 files one by one.")
+    content = decoded_file(path, _Manifest, "manifest of a region store")
+    if content.format != FORMAT_NAME:
         raise UserError(f"{path} is not the manifest of a region store; its format is not {FORMAT_NAME}.")
-    _check_version(path, content.get("version"))
-    shards = content.get("shards")
-    if not isinstance(shards, list) or not shards:
+    _check_version(path, content.version)
+    try:
+        shards = msgspec.convert(content.shards, list[ShardEntry])
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path} has a shard entry without file and images ({error}); copy or {_AGAIN}.") from None
+    if not shards:
         raise UserError(f"{path} lists no shards; {_AGAIN}.")
-    return [_read_entry(path, entry if isinstance(entry, dict) else {}) for entry in shards]
-
-
-def _read_entry(path: Path, entry: dict[str, object]) -> ShardEntry:
-    name, images, checksum = entry.get("file"), entry.get("images"), entry.get("checksum")
-    if not isinstance(name, str) or type(images) is not int:
-        raise UserError(f"{path} has a shard entry without file and images; {_AGAIN}.")
-    if checksum is not None and type(checksum) is not int:
-        raise UserError(f"{path}: the checksum of {name!a} is no whole number; copy or {_AGAIN}.")
-    names = f"{path} names the shard {name!a}, which is"
-    # A manifest must not lead out of its folder.
-    if name != Path(name).name or "\0" in name:
-        raise UserError(f"{names} not a plain file name; {_AGAIN}.")
-    if not (path.parent / name).is_file():
-        raise UserError(f"{names} missing; copy it here or {_AGAIN}.")
-    # Where the manifest too is a link, somebody made a folder of links, as caches of downloads do.
-    if not path.is_symlink() and (path.parent / name).resolve().parent != path.parent.resolve():
-        raise UserError(f"{names} a link out of its folder; name the .h5 files one by one, or link the whole folder.")
-    assert checksum is None or isinstance(checksum, int)
-    return ShardEntry(name, images, checksum)
+    for name in (shard.file for shard in shards):
+        names = f"{path} names the shard {name!a}, which is"
+        # A manifest must not lead out of its folder.
+        if name != Path(name).name or "\0" in name or len(name.encode()) > 255:
+            raise UserError(f"{names} not a plain file name; {_AGAIN}.")
+        if not (path.parent / name).is_file():
+            raise UserError(f"{names} missing; copy it here or {_AGAIN}.")
+        # Where the manifest too is a link, somebody made a folder of links, as caches of downloads do.
+        if not path.is_symlink() and (path.parent / name).resolve().parent != path.parent.resolve():
+            raise UserError(
+                f"{names} a link out of its folder; name the .h5 files one by one, or link the whole folder."
+            )
+    return shards

@@ -14,8 +14,8 @@ import numpy as np
 
 from vinvl.regions.layout import CHECKSUMS, FORMAT_NAME, FORMAT_VERSION, PROVENANCE, ShardHeader
 from vinvl.regions.regions import FEATURES, ROW_ARRAYS, StoreAttributes
-from vinvl.regions.shard import Shard, quick_problems, unlike_checksum
-from vinvl.regions.store import RegionStore
+from vinvl.regions.shard import Shard, problems, unlike_checksum
+from vinvl.regions.store import NAMES_SHOWN, RegionStore
 from vinvl.run.errors import UserError
 from vinvl.run.files import put_in_place, work_folder
 
@@ -74,8 +74,7 @@ def write_store_file(
     `wanted` are (N,) numbers of images in their order, counted over the sources as they follow each other. Memory does
     not grow with the features. Returns the checksums of its arrays; raises OSError if it cannot be written.
     """
-    counts = [len(source.sizes) for source in sources]
-    numbers = np.repeat(np.arange(len(sources)), counts)[wanted]
+    numbers = np.repeat(np.arange(len(sources)), [len(source.sizes) for source in sources])[wanted]
     starts = np.concatenate([source.offsets[:-1] for source in sources])[wanted]
     stops = np.concatenate([source.offsets[1:] for source in sources])[wanted]
     sizes = np.concatenate([source.sizes for source in sources]).astype("<i4")[wanted]
@@ -151,9 +150,7 @@ def _fixed_text(text: str) -> np.ndarray:
 
 # Several store files → one, by copying rows.
 
-
 SHARD_NAME = re.compile(r"(?P<name>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)?")
-NAMES_SHOWN = 5
 
 
 def shard_path(path: Path, index: int, count: int) -> Path:
@@ -182,7 +179,7 @@ def merge_stores(files: Sequence[str | Path], target: str | Path, *, overwrite: 
     store = RegionStore(list(files))
     with work_folder(target) as folder:
         for shard in store.sources:
-            for problem in quick_problems(shard):
+            for problem in problems(shard):
                 raise UserError(problem)
             shard.close()
         write_store_file(folder / target.name, store.attributes, [_CheckedShard(header) for header in store.headers])
@@ -193,13 +190,11 @@ def merge_stores(files: Sequence[str | Path], target: str | Path, *, overwrite: 
 def _refuse_gaps(files: Sequence[Path]) -> None:
     """Files that call themselves parts of one store must be all of its parts."""
     parts: dict[tuple[str, int], set[int]] = {}
-    for file in files:
-        if match := SHARD_NAME.fullmatch(file.name):
-            whole = f"{match['name']}{match['suffix'] or ''}", int(match["count"])
-            parts.setdefault(whole, set()).add(int(match["index"]))
+    for match in filter(None, (SHARD_NAME.fullmatch(file.name) for file in files)):
+        whole = f"{match['name']}{match['suffix'] or ''}", int(match["count"])
+        parts.setdefault(whole, set()).add(int(match["index"]))
     for (name, count), found in parts.items():
-        missing = sorted(set(range(count)) - found)
-        if missing:
+        if missing := sorted(set(range(count)) - found):
             shown = ", ".join(map(str, missing[:NAMES_SHOWN])) + (" …" if len(missing) > NAMES_SHOWN else "")
             raise UserError(
                 f"Of the {count} parts of {name}, {len(missing)} are not among the files (shard.index {shown}): "

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+import msgspec
 import numpy as np
 
 from vinvl.run.errors import UserError
-from vinvl.run.values import shown
+from vinvl.run.values import decoded, shown
 
 BACKGROUND = "__background__"
 NO_ATTRIBUTE = "__no_attribute__"
+
+_Index = Annotated[int, msgspec.Meta(ge=0, lt=10**9)]
+
+
+class _LabelFile(msgspec.Struct):
+    label_to_idx: dict[str, _Index] | None = None
+    idx_to_label: dict[_Index, str] | None = None
+    attribute_to_idx: dict[str, _Index] | None = None
+    idx_to_attribute: dict[_Index, str] | None = None
+
+
+_LABEL_FILE = msgspec.json.Decoder(_LabelFile, strict=False)  # numbers in quotes too
 
 
 @dataclass(frozen=True)
@@ -38,21 +50,17 @@ class LabelMap:
     def from_json(cls, text: str, source: str = "the label map") -> LabelMap:
         """Read the published label-map JSON; index 0 may be left out, as it is in the published files.
 
-        `source` names the origin of the text in messages. `idx_to_label` is read where present, `label_to_idx`
-        otherwise, and the two must agree; the attribute keys may both be missing.
-        Raises UserError for anything that is not such a label map.
+        `source` names the origin of the text in messages. Of `idx_to_label` and `label_to_idx` one may be missing, and
+        of two they must agree; the attribute keys may both be missing. Raises UserError for all else.
         """
         remedy = "give the detector's label-map file"
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{source} is not valid JSON ({error}); {remedy}.") from None
-        if not isinstance(content, dict):
-            raise UserError(f"{source} is not a JSON object; {remedy}.")
-        if not content.keys() & {"label_to_idx", "idx_to_label"}:
+        found = decoded(text.encode("utf-8", "surrogatepass"), _LABEL_FILE, source, remedy=remedy)
+        if found.label_to_idx is None and found.idx_to_label is None:
             raise UserError(f"{source} has neither label_to_idx nor idx_to_label; {remedy}.")
-        classes = _read_names(content, "label", BACKGROUND, source)
-        return cls(classes, _read_names(content, "attribute", NO_ATTRIBUTE, source))
+        return cls(
+            _names(found.label_to_idx or {}, found.idx_to_label or {}, BACKGROUND, f"{source}: label"),
+            _names(found.attribute_to_idx or {}, found.idx_to_attribute or {}, NO_ATTRIBUTE, f"{source}: attribute"),
+        )
 
 
 def first_indices(names: Sequence[str]) -> dict[str, int]:
@@ -63,41 +71,17 @@ def first_indices(names: Sequence[str]) -> dict[str, int]:
     return indices
 
 
-def _read_names(content: dict[str, object], kind: str, name_of_zero: str, source: str) -> tuple[str, ...]:
-    """The names of one kind ("label" or "attribute") in the order of their indices."""
-    forward, backward = content.get(f"{kind}_to_idx", {}), content.get(f"idx_to_{kind}", {})
-    if not isinstance(forward, dict) or not isinstance(backward, dict):
-        raise UserError(f"{source}: {kind}_to_idx and idx_to_{kind} must be JSON objects.")
-    by_index: dict[int, str] = {}
-    # Of two names of one index in idx_to_… (1 and 01) the last counts.
-    for key, given in backward.items():
-        by_index[_checked_index(key, kind, source)] = _checked_name(given, kind, source)
-    for given, value in forward.items():
-        index, name = _checked_index(value, kind, source), _checked_name(given, kind, source)
+def _names(indices: Mapping[str, int], by_index: dict[int, str], name_of_zero: str, what: str) -> tuple[str, ...]:
+    """The names of one kind in the order of their indices."""
+    for name, index in indices.items():
         if by_index.setdefault(index, name) != name:
-            both = f"{shown(by_index[index])} and {shown(name)}"
-            raise UserError(f"{source}: {kind} {index} has the names {both}, not one.")
-    if not by_index:
-        return ()
-    by_index.setdefault(0, name_of_zero)
+            raise UserError(f"{what} {index} has the names {shown(by_index[index])} and {shown(name)}, not one.")
+    if by_index:
+        by_index.setdefault(0, name_of_zero)
     missing = next((index for index in range(len(by_index)) if index not in by_index), None)
     if missing is not None:
-        raise UserError(f"{source}: {kind} index {missing} has no name although higher indices do.")
+        raise UserError(f"{what} index {missing} has no name although higher indices do.")
     return tuple(by_index[index] for index in range(len(by_index)))
-
-
-def _checked_index(value: object, kind: str, source: str) -> int:
-    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
-        return int(value)
-    if type(value) is int and 0 <= value < 10**9:
-        return value
-    raise UserError(f"{source}: {str(value)[:40]!r} is not a {kind} index; indices are whole numbers from 0.")
-
-
-def _checked_name(name: object, kind: str, source: str) -> str:
-    if isinstance(name, str) and not any("\ud800" <= character <= "\udfff" for character in name):
-        return name
-    raise UserError(f"{source}: a {kind} name is {ascii(name)[:40]}; names are Unicode text.")
 
 
 FEATURES = "features"
@@ -172,11 +156,10 @@ class Regions:
         `rows` does not look, being called for every sample; call this where a run first meets its data.
         """
         for name, array in (("features", self.features), ("boxes", self.boxes)):
-            finite = np.isfinite(array).all(axis=1)
-            if not finite.all():
+            if not all_finite(array):
                 raise UserError(
                     f"{self.source or 'the store'}: image {self.image_id!r} has NaN or infinite {name} in region "
-                    f"{int(np.argmin(finite))}; extract the image again."
+                    f"{_first_odd(array)}; extract the image again."
                 )
 
 
@@ -213,91 +196,6 @@ class StoreAttributes:
         return self.feature_dtype if name == FEATURES else np.dtype(ROW_DTYPES[name])
 
 
-# The checks that one image's regions must pass to be written.
-
-_MAX_INT32 = 2**31 - 1
-
-
-def checked_arrays(regions: Regions, attributes: StoreAttributes) -> dict[str, np.ndarray]:
-    """The six row arrays in the data types of the layout, and `sizes` (1, 2).
-
-    Boxes must be finite but may leave the image: detectors do not clip them. Raises UserError naming the image.
-    """
-    try:
-        count = np.shape(regions.features)[0] if np.ndim(regions.features) else 0
-        arrays = {}
-        for name in ROW_ARRAYS:
-            shape, dtype = (count, *attributes.row_shape(name)), attributes.row_dtype(name)
-            array = np.asarray(getattr(regions, name))
-            if array.shape != shape:
-                raise UserError(f"{name} have shape {array.shape}, {shape} was expected.")
-            if dtype.kind == "f":
-                arrays[name] = finite(array, name, dtype)
-            else:
-                arrays[name] = _indices(array, name, len(getattr(attributes.label_map, name)))
-        sizes = _size(regions.width, "width"), _size(regions.height, "height")
-        return arrays | {"sizes": np.array([sizes], dtype="<i4")}
-    except UserError as error:
-        raise UserError(f"image {regions.image_id!r}: {error}") from None
-
-
-def encoded_id(image_id: object) -> bytes:
-    """The UTF-8 bytes of an image id. Raises UserError if it is no text, empty, too long or holds NUL."""
-    if not isinstance(image_id, str):
-        kind = type(image_id).__name__
-        raise UserError(f"image id {image_id!r} is of type {kind}; image ids are text: pass str(id).")
-    try:
-        encoded = image_id.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f"image id {image_id!r} is not valid Unicode text; choose another id.") from None
-    if not encoded or b"\0" in encoded or len(encoded) > MAX_ID_BYTES:
-        raise UserError(
-            f"image id {image_id[:40]!r} ({len(encoded)} bytes) is refused; ids have 1 to {MAX_ID_BYTES} bytes, no NUL."
-        )
-    return encoded
-
-
-def finite(array: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
-    """Floats of that type, C-contiguous. Raises UserError for NaN, infinity and what the type cannot hold."""
-    if array.dtype.kind not in "fiu" and array.size:
-        raise UserError(f"{name} are of type {array.dtype}, numbers were expected.")
-    with np.errstate(over="ignore", invalid="ignore"):
-        converted = np.ascontiguousarray(array, dtype=dtype)
-    if not all_finite(converted):
-        reason = "NaN or infinite values" if not np.isfinite(array).all() else f"values too large for {dtype}"
-        raise UserError(f"{name} hold {reason}; extract the image again.")
-    return converted
-
-
-def all_finite(array: np.ndarray) -> bool:
-    """Whether a C-contiguous array of floats is free of NaN and infinity."""
-    if array.dtype == np.float16:  # of which NumPy looks at one number after the other: 30 times as long
-        return int((array.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
-    return bool(np.isfinite(array).all())
-
-
-def _indices(array: np.ndarray, name: str, names: int) -> np.ndarray:
-    """Indices into a list of `names` names; 0 names means that the list is not known."""
-    if array.size:
-        if array.dtype.kind not in "iu":
-            raise UserError(f"{name} are of type {array.dtype}, whole numbers were expected.")
-        low, high = int(array.min()), int(array.max())
-        limit = names - 1 if names else _MAX_INT32
-        if low < 0 or high > limit:
-            raise UserError(f"{name} run from {low} to {high}, the label map allows 0 to {limit}.")
-    return np.ascontiguousarray(array, dtype="<i4")
-
-
-def _size(value: object, name: str) -> int:
-    try:
-        size = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        size = 0
-    if not 0 < size <= _MAX_INT32:
-        raise UserError(f"{name} is {value!r}, a positive number of pixels was expected.")
-    return size
-
-
 class RegionSource(Protocol):
     """Images named by their position, 0 ≤ index < N, with their regions: a store, or what a detector has just found."""
 
@@ -318,3 +216,65 @@ class RegionSource(Protocol):
 
     def classes_at(self, index: int, /) -> np.ndarray:
         """(R,) int32, `at(index).classes`."""
+
+
+# What sound regions are.
+
+# Detectors do not clip the boxes that they regress, so a sound box may stick out a little.
+BOX_TOLERANCE = 0.05
+# Nor do they keep a box that they shrink to nothing from turning over: the published box coder counts its last pixel,
+# so such a box is up to one pixel of the network's input less than nothing wide.
+INVERSION_TOLERANCE = 0.01
+
+
+def inverted(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(R,) whether boxes (R, 4) of images (R, 2) or (1, 2), width and height, end 1 % before they begin."""
+    return np.any(boxes[:, :2] - boxes[:, 2:] > INVERSION_TOLERANCE * sizes, axis=1)
+
+
+def out_of_bounds(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(R,) whether boxes, as in `inverted`, stick out of their image by more than 5 % of its size."""
+    edges = np.tile(sizes, 2)  # W, H, W, H
+    return np.any((boxes < -BOX_TOLERANCE * edges) | (boxes > (1 + BOX_TOLERANCE) * edges), axis=1)
+
+
+def encoded_id(image_id: object) -> bytes:
+    """The UTF-8 bytes of an image id. Raises UserError if it is no text, empty, too long or holds NUL."""
+    if not isinstance(image_id, str):
+        kind = type(image_id).__name__
+        raise UserError(f"image id {image_id!r} is of type {kind}; image ids are text: pass str(id).")
+    try:
+        encoded = image_id.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"image id {image_id!r} is not valid Unicode text; choose another id.") from None
+    if not encoded or b"\0" in encoded or len(encoded) > MAX_ID_BYTES:
+        raise UserError(
+            f"image id {image_id[:40]!r} ({len(encoded)} bytes) is refused; ids have 1 to {MAX_ID_BYTES} bytes, no NUL."
+        )
+    return encoded
+
+
+def finite(array: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
+    """Floats (R, …) of that type, C-contiguous. Raises UserError for NaN, infinity and what the type cannot hold."""
+    if array.dtype.kind not in "fiu" and array.size:
+        raise UserError(f"{name} are of type {array.dtype}, numbers were expected.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = np.ascontiguousarray(array, dtype=dtype)
+    if not all_finite(converted):
+        region = _first_odd(converted)
+        if np.isfinite(array[region]).all():
+            raise UserError(f"{name} of region {region} are too large for {dtype}; ask for features in float32.")
+        raise UserError(f"{name} of region {region} are NaN or infinite; extract the image again.")
+    return converted
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether an array of floats is free of NaN and infinity."""
+    if array.dtype == np.float16:  # of which NumPy looks at one number after the other: 30 times as long
+        return int((array.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
+    return bool(np.isfinite(array).all())
+
+
+def _first_odd(array: np.ndarray) -> int:
+    """The first row with a number that is not finite."""
+    return int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))

@@ -1,29 +1,23 @@
-"""RegionStore: one face over one or many store files."""
+"""RegionStore: one face over one or many store files; and what it says of how its features were made."""
 
 from __future__ import annotations
 
 import bisect
+import json
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
-from vinvl.regions.layout import (
-    MANIFEST_NAME,
-    ShardEntry,
-    ShardHeader,
-    common_provenance,
-    read_header,
-    read_manifest,
-    refuse_unfinished,
-)
-from vinvl.regions.regions import LabelMap, Regions, StoreAttributes
-from vinvl.regions.shard import IdLookup, Shard, quick_problems, verify_shard
+from vinvl.regions.layout import ShardHeader, parsed_json, read_headers
+from vinvl.regions.regions import Regions, StoreAttributes
+from vinvl.regions.shard import IdLookup, Shard, problems
 from vinvl.run.errors import UserError
 
 
@@ -35,6 +29,13 @@ class RegionStore:
     through h5py, one handle a process. A pickled store carries no handle, and may be used in forked and spawned
     DataLoader workers. Files must not change while they are read; one that is cut short is told.
 
+    Attributes:
+        feature_dim: D
+        feature_dtype: float16 or float32
+        num_attributes: K, attributes a region
+        label_map: names of classes and attributes
+        detector: which one made the features, with its settings
+
     Raises UserError, naming the file, if a file is missing, foreign, damaged, unfinished or of another layout version,
     if files differ in feature dimension, data type, detector or label map, or if an image id comes twice.
     """
@@ -43,7 +44,7 @@ class RegionStore:
         paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(entry) for entry in path]
         if not paths:
             raise UserError("A region store needs at least one file; the list of files is empty.")
-        headers = [header for entry in paths for header in _read_headers(entry)]
+        headers = [header for entry in paths for header in read_headers(entry)]
         for header in headers[1:]:
             _check_alike(headers[0], header)
         # One label map for all, so that a pickled store of many shards carries it once.
@@ -51,18 +52,27 @@ class RegionStore:
         self._name = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         self._set_headers(headers)
         if len(headers) > 1:
-            _check_unique_ids(self._shards, self._starts, self.encoded_ids)
+            ids = self.encoded_ids  # neither they nor their order are kept: of millions, some 100 MB of every rank
+            count, pair = IdLookup(ids).repeats()
+            if count:
+                files = " and ".join(str(self._place(index)[0].header.path) for index in pair)
+                image_id = ids[pair[0]].decode("utf-8", "replace")
+                raise UserError(f"{files} both hold image {image_id!r}; an image id may come once.")
 
     def _set_headers(self, headers: Iterable[ShardHeader]) -> None:
-        self._shards = [Shard(header) for header in headers]
+        self.sources = [Shard(header) for header in headers]
+        """The files, in order, for copying rows from."""
         # Index of the first image of each shard, and the total at the end.
-        self._starts = [0, *accumulate(shard.header.num_images for shard in self._shards)]
+        self._starts = [0, *accumulate(shard.header.num_images for shard in self.sources)]
         self._length = self._starts[-1]
+        common = self.sources[0].header.attributes
+        self.feature_dim, self.feature_dtype = common.feature_dim, common.feature_dtype
+        self.num_attributes, self.label_map, self.detector = common.num_attributes, common.label_map, common.detector
 
-    def __getstate__(self) -> tuple[str, list[ShardHeader]]:
-        return self._name, [shard.header for shard in self._shards]
+    def __getstate__(self) -> tuple[str, tuple[ShardHeader, ...]]:
+        return self._name, self.headers
 
-    def __setstate__(self, state: tuple[str, list[ShardHeader]]) -> None:
+    def __setstate__(self, state: tuple[str, tuple[ShardHeader, ...]]) -> None:
         self._name, headers = state
         self._set_headers(headers)
 
@@ -75,31 +85,7 @@ class RegionStore:
     @property
     def attributes(self) -> StoreAttributes:
         """What all images have in common, with the provenance."""
-        return replace(self._shards[0].header.attributes, provenance=self.provenance or None)
-
-    @property
-    def feature_dim(self) -> int:
-        """D"""
-        return self._shards[0].header.attributes.feature_dim
-
-    @property
-    def feature_dtype(self) -> np.dtype:
-        """float16 or float32"""
-        return self._shards[0].header.attributes.feature_dtype
-
-    @property
-    def num_attributes(self) -> int:
-        """K, attributes a region"""
-        return self._shards[0].header.attributes.num_attributes
-
-    @property
-    def label_map(self) -> LabelMap:
-        return self._shards[0].header.attributes.label_map
-
-    @property
-    def detector(self) -> str:
-        """Which detector made the features, with its settings."""
-        return self._shards[0].header.attributes.detector
+        return replace(self.sources[0].header.attributes, provenance=self.provenance or None)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -107,27 +93,40 @@ class RegionStore:
 
         {} if they say nothing. Raises UserError if it is no JSON object.
         """
-        return common_provenance(self.headers)
-
-    @property
-    def sources(self) -> list[Shard]:
-        """The files, in order, for copying rows from."""
-        return list(self._shards)
+        said: list[dict[str, Any]] = []
+        for header in self.headers:
+            if header.provenance is not None:
+                said.append(parsed_json(header.provenance))
+                if not isinstance(said[-1], dict):
+                    again = "copy or write the store again"
+                    raise UserError(f"{header.path}: root attribute provenance is no JSON object; {again}.")
+        common: dict[str, Any] = {}
+        for key in dict.fromkeys(key for one in said for key in one):
+            values = [one.get(key) for one in said]
+            distinct = [value for number, value in enumerate(values) if value not in values[:number]]
+            common[key] = distinct[0] if len(distinct) == 1 else distinct
+        return common
 
     @property
     def headers(self) -> tuple[ShardHeader, ...]:
         """What each file says about itself, in order."""
-        return tuple(shard.header for shard in self._shards)
+        return tuple(shard.header for shard in self.sources)
 
     @property
     def num_regions(self) -> np.ndarray:
         """(N,) int64, regions of each image"""
-        return np.concatenate([np.diff(shard.offsets) for shard in self._shards])
+        return np.concatenate([np.diff(shard.offsets) for shard in self.sources])
 
     @property
     def sizes(self) -> np.ndarray:
         """(N, 2) int32, width and height of each image in pixels"""
-        return np.concatenate([shard.sizes for shard in self._shards])
+        return np.concatenate([shard.sizes for shard in self.sources])
+
+    @property
+    def encoded_ids(self) -> np.ndarray:
+        """(N,) UTF-8 bytes of fixed width: a quarter of `image_ids`; a view where there is one file, else made."""
+        arrays = [shard.image_ids for shard in self.sources]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     @cached_property
     def image_ids(self) -> np.ndarray:
@@ -136,6 +135,16 @@ class RegionStore:
             return np.char.decode(self.encoded_ids, "utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{self._name}: image_ids hold bytes that are not UTF-8; write the store again.") from None
+
+    @cached_property
+    def _lookup(self) -> IdLookup:
+        return IdLookup(self.encoded_ids)
+
+    def _find(self, image_id: str) -> int:
+        """The index of an image, or -1."""
+        if not isinstance(image_id, str):
+            raise UserError(f"{self._name}: image ids are text, not {type(image_id).__name__}; pass {str(image_id)!r}.")
+        return self._lookup.find(image_id)
 
     def __contains__(self, image_id: str) -> bool:
         return self._find(image_id) >= 0
@@ -171,8 +180,8 @@ class RegionStore:
         position = operator.index(index)
         if not 0 <= position < self._length:
             raise UserError(f"{self._name} has no image at index {position}; it holds {len(self):,} images from 0 on.")
-        shard = bisect.bisect_right(self._starts, position) - 1 if len(self._shards) > 1 else 0
-        return self._shards[shard], position - self._starts[shard]
+        shard = bisect.bisect_right(self._starts, position) - 1 if len(self.sources) > 1 else 0
+        return self.sources[shard], position - self._starts[shard]
 
     def require_feature_dim(self, dim: int) -> None:
         """Raise UserError if the features are not of dimension `dim`, which a model wants."""
@@ -189,8 +198,7 @@ class RegionStore:
         read for that: some bytes a region. With `contents` all that `verify` looks at.
         """
         ids = () if contents else (f"{self._name}: {problem}" for problem in self._lookup.problems())
-        found = chain(ids, *((verify_shard if contents else quick_problems)(shard) for shard in self._shards))
-        for problem in found:
+        for problem in chain(ids, *(problems(shard, values=contents) for shard in self.sources)):
             raise UserError(f"{problem} `python -m vinvl.regions verify FILE` says all that is wrong with a store.")
 
     @property
@@ -204,62 +212,105 @@ class RegionStore:
         Checked are offsets, ids, finite features, boxes and scores, box bounds, indices into the label map, and where a
         file has them the checksums of all arrays.
         """
-        return [problem for shard in self._shards for problem in verify_shard(shard)]
-
-    @property
-    def encoded_ids(self) -> np.ndarray:
-        """(N,) UTF-8 bytes of fixed width: a quarter of `image_ids`; a view where there is one file, else made."""
-        arrays = [shard.image_ids for shard in self._shards]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-    @cached_property
-    def _lookup(self) -> IdLookup:
-        return IdLookup(self.encoded_ids)
-
-    def _find(self, image_id: str) -> int:
-        """The index of an image, or -1."""
-        if not isinstance(image_id, str):
-            raise UserError(f"{self._name}: image ids are text, not {type(image_id).__name__}; pass {str(image_id)!r}.")
-        return self._lookup.find(image_id)
-
-
-def _read_headers(path: Path) -> list[ShardHeader]:
-    refuse_unfinished(path)
-    if not path.is_dir():
-        return [read_header(path)]
-    headers, manifest = [], path / MANIFEST_NAME
-    for entry in read_manifest(path):
-        header = read_header(path / entry.file)
-        if header.num_images != entry.images:
-            counts = f"holds {header.num_images} images but {manifest} says {entry.images}"
-            raise UserError(f"{header.path} {counts}; write the store again.")
-        if entry.checksum is not None and ShardEntry.of(entry.file, entry.images, header.checksums) != entry:
-            raise UserError(f"{header.path} is not the file that {manifest} was written for; copy it again.")
-        headers.append(header)
-    return headers
+        return [problem for shard in self.sources for problem in problems(shard, values=True)]
 
 
 def _check_alike(first: ShardHeader, other: ShardHeader) -> None:
-    own, theirs = first.attributes, other.attributes
-    facts = (
-        ("features of dimension", own.feature_dim, theirs.feature_dim),
-        ("features of type", own.feature_dtype, theirs.feature_dtype),
-        ("detector", own.detector, theirs.detector),
-        ("attributes a region", own.num_attributes, theirs.num_attributes),
-    )
-    differing = [f"{what} {one} and {two}" for what, one, two in facts if one != two]
-    if own != theirs:
+    own, theirs = vars(first.attributes), vars(other.attributes)
+    facts = {"feature_dim": "features of dimension", "feature_dtype": "features of type", "detector": "detector"}
+    facts["num_attributes"] = "attributes a region"
+    differing = [f"{what} {own[name]} and {theirs[name]}" for name, what in facts.items() if own[name] != theirs[name]]
+    if first.attributes != other.attributes:
         what = differing[0] if differing else "their label maps differ"
         raise UserError(f"{first.path} and {other.path} cannot be one store: {what}.")
 
 
-def _check_unique_ids(shards: list[Shard], starts: list[int], ids: np.ndarray) -> None:
-    """Keeps nothing: of millions of images, ids and order would take some 100 MB of every rank."""
-    order = np.argsort(ids)
-    sorted_ids = ids[order]
-    repeats = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])
-    if len(repeats):
-        first, second = sorted(order[repeats[0] : repeats[0] + 2].tolist())
-        files = [shards[bisect.bisect_right(starts, index) - 1].header.path for index in (first, second)]
-        image_id = ids[first].decode("utf-8", "replace")
-        raise UserError(f"{files[0]} and {files[1]} both hold image {image_id!r}; an image id may come once.")
+# Are the features that a model is given those that it was trained on? It cannot tell, and answers worse if not: those
+# of other settings have the right shape and look fine (docs/features.md). What can be known, its checkpoint carries.
+
+# What may differ without a difference to speak of in the features, or is no setting of the detector's at all. How
+# batches were padded is left out because nobody who asks about one picture can do anything about it.
+HARMLESS = ("weights", "image_id", "batches", "precision", "feature_dtype", "transparency")
+NAMES_SHOWN = 3  # of the settings in which two differ
+
+
+class OtherFeatures(UserWarning):
+    """The features are not those that the model was trained on."""
+
+
+class FeatureRecord(msgspec.Struct, frozen=True):
+    """How the features were made that a model was trained on, as far as their store said; empty where it did not.
+
+    Attributes:
+        detector: the store's text.
+        feature_dtype: in the store.
+        provenance: the settings that they were made with, in plain types.
+    """
+
+    detector: str = ""
+    feature_dtype: Annotated[str, msgspec.Meta(pattern=r"^(float16|float32)?\Z")] = ""
+    provenance: dict[str, Any] = {}
+
+    @classmethod
+    def of_store(cls, store: RegionStore) -> FeatureRecord:
+        try:
+            provenance = store.provenance
+        except UserError:  # damaged: `vinvl.regions verify` says so, and it is no reason to stop a training
+            provenance = {}
+        return cls(store.detector, store.feature_dtype.name, provenance)
+
+    @classmethod
+    def of_plain(cls, value: object) -> FeatureRecord:
+        """From what `plain` has given and a file may have changed: empty if it is not as it should be."""
+        try:
+            return msgspec.json.decode(json.dumps(value or {}), type=cls)
+        except (TypeError, ValueError, RecursionError):
+            return cls()
+
+    def plain(self) -> dict[str, Any]:
+        """In dicts, lists and single values."""
+        return msgspec.structs.asdict(self)
+
+    def unlike(self, store: RegionStore) -> str | None:
+        """One sentence where a store has other features than these; None if it may have the same.
+
+        Where no settings are known the names of the detectors are compared.
+        """
+        own = FeatureRecord.of_store(store)
+        if "weights_sha256" in self.provenance and "weights_sha256" in own.provenance:
+            return unlike_settings(settings_of(self.provenance), settings_of(own.provenance), f"{store!r} has")
+        if not self.detector or self.detector == own.detector:
+            return None
+        return (
+            f"The model was trained on features of {self.detector!r}, and {store!r} has those of {own.detector!r}: "
+            "unless these are two names of one thing, answers will be worse."
+        )
+
+
+def settings_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in what a store says of its features (`vinvl.extraction.provenance`)."""
+    return {name: value for name, value in provenance.items() if name not in ("versions", "made")}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two settings, for a sentence."""
+
+    def shown(value: object) -> str:
+        text = json.dumps(value, ensure_ascii=False)
+        return text if len(text) <= 60 else text[:57] + "…"
+
+    keys = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
+    return [f"{key} was {shown(before.get(key))} and is {shown(now.get(key))}" for key in keys]
+
+
+def unlike_settings(before: Mapping[str, Any], now: Mapping[str, Any], which: str) -> str | None:
+    """A sentence on what differs between the settings of the training's features and those that `which` names."""
+    then, today = ({name: one[name] for name in one if name not in HARMLESS} for one in (before, now))
+    found = differences(then, today)
+    if not found:
+        return None
+    more = f"; and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
+    return (
+        f"{which} other features than those that the model was trained on ({'; '.join(found[:NAMES_SHOWN])}{more}): "
+        "they look fine and give worse answers; use the detector and the settings of the training's features."
+    )

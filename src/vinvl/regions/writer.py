@@ -18,13 +18,64 @@ import numpy as np
 
 from vinvl.regions.layout import FEATURE_DTYPES, ShardEntry, read_header, write_manifest
 from vinvl.regions.merging import Waiting, write_store_file
-from vinvl.regions.regions import LabelMap, Regions, StoreAttributes, checked_arrays, encoded_id
-from vinvl.regions.shard import IdLookup, Shard, quick_problems, unlike_written
+from vinvl.regions.regions import ROW_ARRAYS, LabelMap, Regions, StoreAttributes, encoded_id, finite
+from vinvl.regions.shard import IdLookup, Shard, problems
 from vinvl.run.errors import UserError
-from vinvl.run.files import PARTIAL_SUFFIX, failure_told, lock, put_in_place, reserve_folder, write_text_atomically
+from vinvl.run.files import (
+    PARTIAL_SUFFIX,
+    failure_told,
+    json_object,
+    lock,
+    put_in_place,
+    reserve_folder,
+    write_text_atomically,
+)
 
 SHARD_BYTES = 64 * 2**20  # of features and all else, which wait in memory for so long
 SHARD_SECONDS = 60.0  # what a kill may cost
+_MAX_INT32 = 2**31 - 1
+
+Checked = tuple[bytes, dict[str, np.ndarray]]
+"""The id of an image as it is stored, its six row arrays in the data types of the layout, and `sizes` (1, 2)."""
+
+
+def checked_image(regions: Regions, attributes: StoreAttributes) -> Checked:
+    """An image as it is stored. Raises UserError, naming the image, for what the store does not hold.
+
+    Boxes must be finite but may leave the image: detectors do not clip them.
+    """
+    key = encoded_id(regions.image_id)
+    try:
+        count = np.shape(regions.features)[0] if np.ndim(regions.features) else 0
+        arrays = {}
+        for name in ROW_ARRAYS:
+            shape, dtype = (count, *attributes.row_shape(name)), attributes.row_dtype(name)
+            array = np.asarray(getattr(regions, name))
+            if array.shape != shape:
+                raise UserError(f"{name} have shape {array.shape}, {shape} was expected.")
+            if dtype.kind == "f":
+                arrays[name] = finite(array, name, dtype)
+            else:
+                arrays[name] = _indices(array, name, len(getattr(attributes.label_map, name)))
+        for name in ("width", "height"):
+            value = getattr(regions, name)
+            if not isinstance(value, int | np.integer) or not 0 < value <= _MAX_INT32:
+                raise UserError(f"{name} is {value!r}, a positive number of pixels was expected.")
+        return key, arrays | {"sizes": np.array([(regions.width, regions.height)], dtype="<i4")}
+    except UserError as error:
+        raise UserError(f"image {regions.image_id!r}: {error}") from None
+
+
+def _indices(array: np.ndarray, name: str, names: int) -> np.ndarray:
+    """Indices into a list of `names` names; 0 names means that the list is not known."""
+    if array.size:
+        if array.dtype.kind not in "iu":
+            raise UserError(f"{name} are of type {array.dtype}, whole numbers were expected.")
+        low, high = int(array.min()), int(array.max())
+        limit = names - 1 if names else _MAX_INT32
+        if low < 0 or high > limit:
+            raise UserError(f"{name} run from {low} to {high}, the label map allows 0 to {limit}.")
+    return np.ascontiguousarray(array, dtype="<i4")
 
 
 class ShardWriter:
@@ -47,19 +98,17 @@ class ShardWriter:
         seconds: float = SHARD_SECONDS,
         durable: bool = True,
     ) -> None:
-        self._folder, self._process, self._attributes = folder, process, attributes
+        self.attributes = attributes
+        self._folder, self._process = folder, process
         self._note, self._seconds, self._durable = note, seconds, durable
         self._number = 1 + max((int(path.stem[6:]) for path in shard_files(folder, process)), default=-1)
-        self._images: list[tuple[bytes, dict[str, np.ndarray]]] = []
+        self._images: list[Checked] = []
         self._bytes = 0
         self._begun = time.monotonic()
 
-    def checked(self, regions: Regions) -> dict[str, np.ndarray]:
-        """The arrays of an image as they are stored. Raises UserError for what the store does not hold."""
-        return checked_arrays(regions, self._attributes)
-
-    def add(self, key: bytes, arrays: dict[str, np.ndarray]) -> None:
-        """Takes a checked image in; `key` is its `encoded_id`. Raises OSError where the disk is full."""
+    def add(self, image: Checked) -> None:
+        """Takes a `checked_image` in. Raises OSError where the disk is full."""
+        key, arrays = image
         if not self._images:
             self._begun = time.monotonic()
         self._images.append((key, {name: array.copy() for name, array in arrays.items()}))
@@ -77,7 +126,7 @@ class ShardWriter:
             return
         made = self._folder / f"{self._process:05d}{PARTIAL_SUFFIX}"
         try:
-            write_store_file(made, replace(self._attributes, provenance=self._note()), [self.waiting()])
+            write_store_file(made, replace(self.attributes, provenance=self._note()), [self.waiting()])
             name = self._folder / f"{self._process:05d}-{self._number:05d}.h5"
             put_in_place(made, name, durable=self._durable)
         finally:
@@ -91,26 +140,55 @@ def shard_files(folder: Path, process: int | None = None) -> list[Path]:
     return sorted(folder.glob(f"{number if process is None else f'{process:05d}'}-{number}.h5"))
 
 
-def _opened(paths: Iterable[Path]) -> Iterator[tuple[Path, Shard | None]]:
-    """Each file, as a shard if it can be opened and has the offsets, sizes and ids that it was written with."""
-    attributes: StoreAttributes | None = None
+def _opened(paths: Iterable[Path], of: StoreAttributes | None = None) -> Iterator[tuple[Path, Shard | None]]:
+    """Each file, as a shard if it can be opened and has the offsets, sizes and ids that it was written with.
+
+    Raises UserError for a shard of another store than `of`, which somebody has put among those of this one.
+    """
+    attributes = of
     for path in paths:
         try:
             header = read_header(path)
             if header.attributes != attributes:
+                if of is not None:
+                    break
                 attributes = header.attributes
             shard = Shard(replace(header, attributes=attributes))  # one label map for all: the largest part of them
-            sound = header.checksums is not None and not any(quick_problems(shard))
+            sound = header.checksums is not None and not any(problems(shard))
             shard.close()
         except UserError:
             sound = False
         yield path, shard if sound else None
+    else:
+        return
+    raise UserError(f"{path} is of another store: delete it and give the same command again.")
 
 
-def _refuse_other(shard: Shard, attributes: StoreAttributes) -> None:
-    """Raises UserError for a shard of another store, which somebody has put among those of this one."""
-    if shard.header.attributes != attributes:
-        raise UserError(f"{shard.header.path} is of another store: delete it and give the same command again.")
+def _write_store(
+    work: Path,
+    target: Path,
+    attributes: StoreAttributes,
+    sources: Sequence[Shard | Waiting],
+    wanted: np.ndarray,
+    most: int | None = None,
+) -> None:
+    """The store of the `wanted` images, a file or a folder of shards of at most `most`, made in the folder `work`."""
+    store = work / "store"
+    shutil.rmtree(store, ignore_errors=True)  # of a process that was killed here
+    store.mkdir()
+    try:
+        entries, size = [], most or max(1, len(wanted))
+        for number, start in enumerate(range(0, max(1, len(wanted)), size)):
+            name, images = f"shard-{number:05d}.h5", wanted[start : start + size]
+            checksums = write_store_file(store / name, attributes, sources, images)
+            entries.append(ShardEntry.of(name, len(images), checksums))
+        if most is None:
+            put_in_place(store / entries[0].file, target)
+        else:
+            write_manifest(store, entries)
+            put_in_place(store, target)
+    finally:
+        shutil.rmtree(store, ignore_errors=True)
 
 
 class Unfinished:
@@ -127,19 +205,17 @@ class Unfinished:
     def __init__(self, target: Path) -> None:
         self.target = target
         self.folder = target.with_name(target.name + PARTIAL_SUFFIX)
+        self._settings = self.folder / "settings.json"
 
     def settings(self) -> dict[str, Any] | None:
         """What the work was begun with; None if there is none. Raises UserError if nobody can go on with it."""
-        path = self.folder / "settings.json"
         lost = f"delete {self.folder}, what it holds is lost."
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
+        if not self._settings.exists():
             return None
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} cannot be read ({error}): {lost}") from None
-        if not isinstance(content, dict):
-            raise UserError(f"{path} is no JSON object: {lost}")
+        try:
+            content = json_object(self._settings)
+        except UserError as error:
+            raise UserError(f"{error} Else {lost}") from None
         if earlier := sorted(self.folder.glob("part-*")):
             raise UserError(f"{earlier[0]} was written by an earlier version of vinvl: finish it with that, or {lost}")
         return content
@@ -148,8 +224,8 @@ class Unfinished:
         """Makes the folder, or leaves the one that is there but for what is of no use in it."""
         with failure_told(self.target, "check folder, permissions and room"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / "settings.json").exists():
-                write_text_atomically(self.folder / "settings.json", json.dumps(settings, indent=1))
+            if not self._settings.exists():
+                write_text_atomically(self._settings, json.dumps(settings, indent=1))
             for path, shard in _opened(shard_files(self.folder)):
                 if shard is None:
                     path.unlink()
@@ -157,7 +233,7 @@ class Unfinished:
     def discard(self) -> None:
         """Removes the work, what it was begun with first: without that nobody takes it for work."""
         with suppress(OSError):
-            (self.folder / "settings.json").unlink(missing_ok=True)
+            self._settings.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
@@ -173,15 +249,18 @@ class Unfinished:
         finally:
             os.close(descriptor)
 
-    def shards(self) -> list[Shard]:
-        """The finished shards without those that are plainly damaged, whose images are to be made again."""
-        return [shard for _, shard in _opened(shard_files(self.folder)) if shard is not None]
+    def shards(self, of: StoreAttributes | None = None) -> list[Shard]:
+        """The finished shards without those that are plainly damaged, whose images are to be made again.
+
+        Raises UserError for one of another store than `of`.
+        """
+        return [shard for _, shard in _opened(shard_files(self.folder), of) if shard is not None]
 
     def first_shards(self) -> list[Shard]:
         """The shards of process 0 up to the first that is missing or damaged; they are read through for that."""
         found: list[Shard] = []
         for number, (path, shard) in enumerate(_opened(shard_files(self.folder, process=0))):
-            if path.stem != f"00000-{number:05d}" or shard is None or any(unlike_written(shard)):
+            if path.stem != f"00000-{number:05d}" or shard is None or any(problems(shard, written=True)):
                 break
             shard.close()
             found.append(shard)
@@ -196,10 +275,9 @@ class Unfinished:
         `earlier` too, unless this work has them. Raises UserError where a shard is damaged or the disk is full; work
         and target are as they were then.
         """
-        shards = self.shards()
+        shards = self.shards(attributes)
         for shard in shards:
-            _refuse_other(shard, attributes)
-            for problem in unlike_written(shard):
+            for problem in problems(shard, written=True):
                 raise UserError(f"{problem} Delete it and give the same command again, which does its images anew.")
             shard.close()
         sources: list[Shard | Waiting] = [*shards, *earlier, Waiting()]
@@ -208,14 +286,9 @@ class Unfinished:
         found = np.array([lookup.find(image_id) for image_id in order], dtype=np.int64)
         named, firsts = found[found >= 0], np.unique(ids, return_index=True)[1]
         wanted = np.concatenate([named, np.setdiff1d(firsts, named)])
-        made = self.folder / f"store{PARTIAL_SUFFIX}"
         remedy = f"make room and give the same command again; all {len(wanted):,} images are safe in {self.folder}"
-        try:
-            with failure_told(self.target, remedy):
-                write_store_file(made, attributes, sources, wanted)
-                put_in_place(made, self.target)
-        finally:
-            made.unlink(missing_ok=True)
+        with failure_told(self.target, remedy):
+            _write_store(self.folder, self.target, attributes, sources, wanted)
         self.discard()
         return len(wanted)
 
@@ -264,22 +337,23 @@ class RegionStoreWriter:
         note: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.path = Path(path)
-        most = 1 if max_images_per_shard is None else max_images_per_shard
-        given = (
-            ("feature_dim", feature_dim, 1),
-            ("num_attributes", num_attributes, 0),
-            ("max_images_per_shard", most, 1),
-        )
-        for name, value, least in given:
-            if value < least:
+        given = {
+            "feature_dim": feature_dim,
+            "num_attributes": num_attributes,
+            "max_images_per_shard": max_images_per_shard,
+        }
+        for name, value in given.items():
+            least = 0 if name == "num_attributes" else 1
+            if value is not None and value < least:
                 raise UserError(f"{path}: {name} is {value}, it must be at least {least}.")
         if feature_dtype not in FEATURE_DTYPES:
             raise UserError(f"{path}: feature_dtype is {feature_dtype!r}, choose one of {', '.join(FEATURE_DTYPES)}.")
         _check_target(self.path, is_folder=max_images_per_shard is not None)
         dtype = np.dtype(feature_dtype).newbyteorder("<")
-        self._attributes = StoreAttributes(feature_dim, dtype, num_attributes, detector, label_map)
-        self._provenance, self._max_images_per_shard = provenance, max_images_per_shard
+        attributes = StoreAttributes(feature_dim, dtype, num_attributes, detector, label_map)
+        self._provenance, self._most = provenance, max_images_per_shard
         self._failed = self._closed = False
+        self._goes_on = unfinished is not None
         if unfinished is None:
             with failure_told(self.path, HOW_TO_GO_ON):
                 self._folder, descriptor = reserve_folder(self.path)
@@ -287,8 +361,7 @@ class RegionStoreWriter:
             self._remove: Callable[[], object] = weakref.finalize(self, _remove, self._folder, descriptor, os.getpid())
         else:
             self._folder, self._remove = unfinished.folder, unfinished.discard
-        self._goes_on = unfinished is not None
-        self._shards = ShardWriter(self._folder, 0, self._attributes, note, durable=False)
+        self._shards = ShardWriter(self._folder, 0, attributes, note, durable=False)
         self._seen = {key for rows in self._finished() for key in rows.image_ids.tolist()}
 
     def __enter__(self) -> Self:
@@ -311,17 +384,16 @@ class RegionStoreWriter:
         if self._closed or self._failed:
             raise UserError(f"{self.path}: the writer is closed or has failed; start a new one.")
         try:
-            key = encoded_id(regions.image_id)
-            if key in self._seen:
+            image = checked_image(regions, self._shards.attributes)
+            if image[0] in self._seen:
                 raise UserError(f"image {regions.image_id!r} was added before; every image id may be added once.")
-            arrays = self._shards.checked(regions)
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from None
         # Whatever interrupts the writing below leaves images in doubt: nothing may be finished then.
         self._failed = True
         with failure_told(self.path, HOW_TO_GO_ON):
-            self._shards.add(key, arrays)
-        self._seen.add(key)
+            self._shards.add(image)
+        self._seen.add(image[0])
         self._failed = False
 
     def close(self) -> None:
@@ -332,7 +404,11 @@ class RegionStoreWriter:
             if self._failed:
                 raise UserError(f"{self.path}: an earlier write failed, so the store cannot be finished.")
             with failure_told(self.path, HOW_TO_GO_ON):
-                self._finish()
+                # What waits goes into the store straight from memory.
+                sources: list[Shard | Waiting] = [*self._finished(), self._shards.waiting()]
+                total = sum(len(source.sizes) for source in sources)
+                attributes = replace(self._shards.attributes, provenance=self._provenance)
+                _write_store(self._folder, self.path, attributes, sources, np.arange(total), self._most)
         except BaseException as error:
             self._leave(error)
             raise
@@ -351,32 +427,11 @@ class RegionStoreWriter:
 
     def _finished(self) -> list[Shard]:
         shards = []
-        for path, shard in _opened(shard_files(self._folder)):
+        for path, shard in _opened(shard_files(self._folder), self._shards.attributes):
             if shard is None:
                 raise UserError(f"{path} was damaged while it was in work: write the store again.")
-            _refuse_other(shard, self._attributes)
             shards.append(shard)
         return shards
-
-    def _finish(self) -> None:
-        """What waits goes into the store straight from memory."""
-        sources: list[Shard | Waiting] = [*self._finished(), self._shards.waiting()]
-        total = sum(len(source.sizes) for source in sources)
-        attributes = replace(self._attributes, provenance=self._provenance)
-        store = self._folder / "store"
-        shutil.rmtree(store, ignore_errors=True)  # of a process that was killed here
-        store.mkdir()
-        size = self._max_images_per_shard or max(1, total)
-        entries = []
-        for number, start in enumerate(range(0, max(1, total), size)):
-            name, wanted = f"shard-{number:05d}.h5", np.arange(start, min(start + size, total))
-            checksums = write_store_file(store / name, attributes, sources, wanted)
-            entries.append(ShardEntry.of(name, len(wanted), checksums))
-        if self._max_images_per_shard is None:
-            put_in_place(store / entries[0].file, self.path)
-        else:
-            write_manifest(store, entries)
-            put_in_place(store, self.path)
 
 
 def _remove(folder: Path, descriptor: int, owner: int) -> None:

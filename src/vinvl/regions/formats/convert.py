@@ -16,12 +16,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vinvl.regions.feature_record import differences
 from vinvl.regions.formats.oscar import with_background
 from vinvl.regions.formats.rows import LONGEST_REASON, OSCAR_DIM, Done, FeatureOptions, Found, LeftOut, options_of
 from vinvl.regions.formats.source import FoundFiles, Source, files_read, find_features, open_source
 from vinvl.regions.layout import ShardHeader
 from vinvl.regions.regions import LabelMap, Regions
+from vinvl.regions.store import differences
 from vinvl.regions.writer import RegionStoreWriter, Unfinished, shard_files
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes, refuse_existing, remove_leftovers, work_folder

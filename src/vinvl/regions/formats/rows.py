@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vinvl.regions.layout import FEATURE_DTYPES
-from vinvl.regions.regions import Regions, all_finite
-from vinvl.regions.shard import BOX_TOLERANCE, INVERSION_TOLERANCE
+from vinvl.regions.regions import BOX_TOLERANCE, Regions, finite, inverted, out_of_bounds
 from vinvl.run.errors import UserError
 from vinvl.run.files import put_in_place
 from vinvl.run.lines import in_order
@@ -255,7 +254,7 @@ def regions_of(
         scores = np.zeros(table.shape)  # of other shapes the store refuses the rest
     return Regions(
         image_id=id_by_pattern(image_id, options.id_pattern, ID_PATTERN),
-        features=_features(features, options.dtype),
+        features=finite(features, "features", np.dtype(options.dtype)),
         boxes=_boxes(boxes, count, size, clip=options.clip_boxes),
         classes=_whole(_numbers(classes, count, "classes"), "classes"),
         class_scores=_numbers(class_scores, count, "class_scores").astype(np.float32),
@@ -264,19 +263,6 @@ def regions_of(
         width=size[0],
         height=size[1],
     )
-
-
-def _features(features: np.ndarray, dtype: str) -> np.ndarray:
-    if features.dtype.kind not in "fiu":
-        raise UserError(f"features are of type {features.dtype}, numbers were expected.")
-    with np.errstate(over="ignore"):
-        converted = np.ascontiguousarray(features, dtype=dtype)
-    if not all_finite(converted):
-        region = int(np.argmin(np.isfinite(converted).all(axis=1)))
-        if np.isfinite(features[region]).all():
-            raise UserError(f"features of region {region} are too large for {dtype}; pass features.dtype=float32.")
-        raise UserError(f"features of region {region} are NaN or infinite; extract the image again.")
-    return converted
 
 
 def _boxes(boxes: np.ndarray, count: int, size: tuple[int, int], *, clip: bool) -> np.ndarray:
@@ -288,13 +274,11 @@ def _boxes(boxes: np.ndarray, count: int, size: tuple[int, int], *, clip: bool) 
     edge, pixels = np.array([*size, *size], dtype=np.float32), f"{size[0]} x {size[1]}"
     if count and min(size) > 16 and float(boxes.max()) <= 1 + BOX_TOLERANCE:
         raise UserError(f"no box reaches beyond pixel 1 of {pixels}; boxes are expected in pixels.")
-    inverted = np.any(boxes[:, :2] - boxes[:, 2:] > INVERSION_TOLERANCE * edge[:2], axis=1)
-    if inverted.any():
-        raise UserError(f"{_box(boxes, inverted)} is inverted; x1 y1 x2 y2 was expected.")
+    if (turned := inverted(boxes, edge[None, :2])).any():
+        raise UserError(f"{_box(boxes, turned)} is inverted; x1 y1 x2 y2 was expected.")
     if clip:
         return np.clip(boxes, 0, edge)
-    outside = np.any((boxes < -BOX_TOLERANCE * edge) | (boxes > (1 + BOX_TOLERANCE) * edge), axis=1)
-    if outside.any():
+    if (outside := out_of_bounds(boxes, edge[None, :2])).any():
         remedy = "width and height may be the wrong way round, or pass features.clip_boxes=true"
         raise UserError(f"{_box(boxes, outside)} lies outside of the image of {pixels}; {remedy}.")
     return boxes
