@@ -358,7 +358,12 @@ class VinVLTask(pl.LightningModule):
 
         A resumed run then draws what the uninterrupted one would have drawn, whatever else used the generator.
         """
-        torch.manual_seed((self.seed * 1_000_003 + self.global_rank) * MOST_BATCHES + self.batches_seen)
+        seed = (self.seed * 1_000_003 + self.global_rank) * MOST_BATCHES + self.batches_seen
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type != "cpu":
+            torch.manual_seed(seed)  # of all kinds of devices: where there are none of a kind it formats a traceback
         self.batches_seen += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
