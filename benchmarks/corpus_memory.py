@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from vinvl.data.inputs import InputLimits, RegionText
+from vinvl.data.inputs import InputLimits, RegionText, StoreTags, TagTokens
 from vinvl.data.sampling import LengthBucketBatchSampler
-from vinvl.data.tags import StoreTags, TagTokens
 from vinvl.data.text import RaggedTokens
 from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import FORMAT, Corpus, IndexFacts, Part, RowKind, write_index

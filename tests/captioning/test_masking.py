@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.captioning.data import CaptionLimits, Replacements, hide_words
-from vinvl.data.sampling import uniform_numbers
+from vinvl.captioning.data import CaptionLimits, Replacements, hide_words, uniform_numbers
 
 CLS, SEP, MASK, UNK = 2, 3, 4, 1
 REPLACEMENTS = Replacements(MASK, UNK, vocab_size=1_000_000)

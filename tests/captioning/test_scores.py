@@ -12,8 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vinvl.captioning.cider import UNKNOWN, Cider, NgramIndex
-from vinvl.captioning.scores import CaptionTexts, evaluate_captions, longest_common_subsequence
-from vinvl.data.words import regex_tokenize, split_at_blanks
+from vinvl.captioning.scores import (
+    CaptionTexts,
+    evaluate_captions,
+    longest_common_subsequence,
+    split_at_blanks,
+)
+from vinvl.data.words import regex_tokenize
 from vinvl.run.errors import UserError
 
 SAMPLE = Path(__file__).parents[1] / "data" / "samples" / "coco_caption"

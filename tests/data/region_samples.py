@@ -9,9 +9,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import ImageRegions
-from vinvl.data.inputs import InputLimits, RegionText
+from vinvl.data.inputs import FileTags, InputLimits, RegionText
 from vinvl.data.table import Column
-from vinvl.data.tags import FileTags
 from vinvl.data.text import encode_texts
 from vinvl.models.config import SpecialTokens
 from vinvl.regions.regions import box_geometry

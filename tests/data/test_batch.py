@@ -36,7 +36,7 @@ def test_every_example_comes_back_out_of_its_row(shapes: list[tuple[int, int]]) 
         text, seen = batch.attention_mask[row, :longest], batch.attention_mask[row, longest:]
         np.testing.assert_array_equal(batch.input_ids[row][text].numpy(), one.input_ids)
         np.testing.assert_array_equal(batch.token_type_ids[row][text].numpy(), one.token_type_ids)
-        np.testing.assert_array_equal(batch.region_features[row][seen].numpy(), one.region_rows)
+        np.testing.assert_array_equal(batch.region_features[row][seen].numpy(), one.regions.rows())
         assert (batch.input_ids[row][~text] == PAD).all() and (batch.region_features[row][~seen] == 0).all()
         assert batch.labels[row].nonzero().tolist() == [[row]]
 

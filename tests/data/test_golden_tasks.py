@@ -69,10 +69,10 @@ class TestAnsweringAndPairs:
         np.testing.assert_array_equal(padded(example.token_type_ids, self.length), of("segment_ids"))
         text_mask, region_mask = np.split(of("input_mask"), [self.length])
         np.testing.assert_array_equal(padded(np.ones(len(example.input_ids)), self.length), text_mask)
-        np.testing.assert_array_equal(padded(np.ones(len(example.region_rows)), self.regions), region_mask)
+        np.testing.assert_array_equal(padded(np.ones(len(example.regions.rows())), self.regions), region_mask)
         if f"{key}.img_feat" in recorded:
-            rows, padding = np.split(of("img_feat"), [len(example.region_rows)])
-            np.testing.assert_array_equal(example.region_rows, rows)
+            rows, padding = np.split(of("img_feat"), [len(example.regions.rows())])
+            np.testing.assert_array_equal(example.regions.rows(), rows)
             assert not padding.any()
 
     @pytest.mark.parametrize("case", VQA["vqa"], ids=lambda case: f"{case['i']}-{case['with_tags']}")
@@ -219,11 +219,11 @@ class CaptionCase:
         np.testing.assert_array_equal(self.as_published(example, "token_type_ids"), self.tensor("segment_ids"))
         tokens = TOKENIZER.convert_ids_to_tokens(self.as_published(example, "input_ids").tolist())
         assert tokens == self.row["tokens"]
-        kept = len(example.region_rows)
+        kept = len(example.regions.rows())
         assert kept == min(len(CAPTION_TENSORS[f"inputs.img_{self.row['i']}"]), self.row["max_img_seq_length"])
         if f"outputs.{row_name(self.row).replace('-', '.')}.img_feat" in CAPTION_TENSORS:
             rows, padding = np.split(self.tensor("img_feat"), [kept])
-            np.testing.assert_array_equal(example.region_rows, rows)
+            np.testing.assert_array_equal(example.regions.rows(), rows)
             assert not padding.any()
         assert example.position_ids is not None
         places = np.concatenate([example.position_ids, self.row["max_seq_length"] + np.arange(kept)])

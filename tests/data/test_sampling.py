@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.module import repeated_batches
-from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler
+from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler, repeated_batches
 from vinvl.run.errors import UserError
 
 sizes = st.integers(1, 300)

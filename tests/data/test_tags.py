@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.data.test_text import golden_tokenizer
 from tests.regions.samples import make_regions, write
-from vinvl.data.tags import FileTags, StoreTags, TagSource, tag_source
+from vinvl.data.inputs import FileTags, StoreTags, TagSource, tag_source
 from vinvl.regions import LabelMap, RegionStore, RegionStoreWriter
 from vinvl.run.errors import UserError
 

@@ -3,6 +3,7 @@
 import pickle
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from tests.data.region_samples import image_regions, made_rows
 from tests.regions.samples import make_regions, write
 from tests.retrieval.samples import retrieval_data
 from vinvl.data import batch as module
-from vinvl.data.batch import SMALL, Batch, BatchRegions, Example, collate, gather_regions, packed
-from vinvl.data.inputs import FiniteImages
+from vinvl.data.batch import SMALL, Batch, BatchRegions, Example, Packed, collate, gather_regions
+from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.models import VinVLConfig, VinVLForAnswering
 from vinvl.regions import RegionStore
 from vinvl.run.errors import UserError
@@ -40,6 +41,8 @@ def assert_same(one: Any, other: Any) -> None:
     assert type(one) is type(other)
     if isinstance(one, Tensor):
         assert torch.equal(one, other) and one.dtype == other.dtype
+    elif isinstance(one, np.ndarray):
+        assert np.array_equal(one, other) and one.dtype == other.dtype
     elif hasattr(one, "__dataclass_fields__"):
         for field in fields(one):
             assert_same(getattr(one, field.name), getattr(other, field.name))
@@ -61,9 +64,10 @@ def test_a_batch_survives_the_way(sizes: list[tuple[int, int]]) -> None:
 
 def test_small_tensors_travel_as_arrays_and_large_ones_as_themselves() -> None:
     batch = batch_of([(3, 2)])
-    parts = packed(batch).parts
+    _, (parts,) = batch.__reduce__()
     assert isinstance(parts["labels"], Tensor) and batch.labels is not None and batch.labels.nbytes > SMALL
-    assert not isinstance(parts["input_ids"], Tensor)
+    small = (parts["input_ids"], parts["regions"].places, parts["layout"].places, parts["layout"].groups[0].rows)
+    assert all(isinstance(one, Packed) for one in small)
 
 
 def test_rows_and_padded_rows_are_those_of_the_examples() -> None:
@@ -115,28 +119,24 @@ def test_loaders_with_and_without_workers_give_the_same(demo_data: Path) -> None
         assert_same(one, other)
 
 
-def test_an_image_is_looked_at_once(tmp_path: Path) -> None:
-    store = RegionStore(write(tmp_path / "store.h5", [make_regions("a", 4, 5)], feature_dim=5))
+def test_an_image_is_looked_at_until_it_was_found_sound() -> None:
     looked: list[int] = []
 
-    class Seen:
+    class Found:
+        def __init__(self, image: int) -> None:
+            self.image = image
+
+        def __len__(self) -> int:
+            return 3
+
         def check_finite(self) -> None:
-            looked.append(1)
+            looked.append(self.image)
+            if self.image == 3:
+                raise UserError("not finite")
 
-    finite, seen = FiniteImages(), Seen()
-    for image in (0, 1, 0, 1):
-        finite.check(image, seen)  # type: ignore[arg-type]
-    assert len(looked) == 2
-    finite.check(0, store.at(0))
-
-
-def test_numbers_that_are_not_finite_are_refused_each_time() -> None:
-    finite = FiniteImages()
-
-    class Broken:
-        def check_finite(self) -> None:
-            raise UserError("not finite")
-
+    store: Any = SimpleNamespace(at=Found)
+    text = RegionText(store, None, InputLimits(9, 2), None)  # type: ignore[arg-type]
+    assert [text.image_regions(image).count for image in (0, 1, 0, 1)] == [2] * 4 and looked == [0, 1]
     for _ in range(2):
         with pytest.raises(UserError, match="not finite"):
-            finite.check(3, Broken())  # type: ignore[arg-type]
+            text.image_regions(3)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.door_in_process import TINY, checkpoint, composed, refused_in_process, run_in_process
-from vinvl.data.module import RegionLoader
+from vinvl.data.sampling import BatchLoader
 from vinvl.pretraining.task import PretrainingTask
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
@@ -92,10 +92,11 @@ def test_what_a_checkpoint_cannot_have_seen(first: Path, tmp_path: Path) -> None
         torch.save(content | changes | {"vinvl": content["vinvl"] | changes.get("vinvl", {})}, forged)
         with pytest.raises(UserError, match=rf"{words}.* model\.init={forged}"):
             task.check_resumable(forged)
-    loader: Any = SimpleNamespace(_order=SimpleNamespace)
-    for position in (-1, 2**31, 1.0, True, None):
-        with pytest.raises(UserError, match=r"go on at .*, which cannot be"):
-            RegionLoader.load_state_dict(loader, {"position": position})  # type: ignore[dict-item]
+    loader: Any = SimpleNamespace(state_dict=lambda: {"position": 1})
+    BatchLoader.load_state_dict(loader, {"position": 1})
+    for position in (-1, 2, 2**31, 1.0, True, None):
+        with pytest.raises(UserError, match=r"of 1 training batches whose data go on at .*: it is damaged"):
+            BatchLoader.load_state_dict(loader, {"position": position})  # type: ignore[dict-item]
 
 
 def test_the_weights_may_begin_a_new_run_as_the_refusal_says(first: Path, demo_data: Path, tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ class TestMissingImages:
             chosen = karpathy(demo_data, tmp_path / "train.json", change)
         sentence = refused(*chosen)
         assert stranger in sentence and "train.json" in sentence and "data.on_missing=skip" in sentence
-        assert "3 records in all" in sentence
+        assert "records in all lack theirs" in sentence
         told = run_in_process("train", demo_data, tmp_path / "run", *chosen, *SHORT, "data.on_missing=skip")
-        assert "left out 3 records whose images are not in" in told and "train.json" in told
+        assert "left out 3 of " in told and "train.json" in told
 
 
 class TestCaptions:

@@ -108,7 +108,7 @@ def test_missing_images_are_reported_once_in_all(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(rank_zero_only, "rank", rank)
         reports.append(told(datamodule(tmp_path, splits, num_workers=2)))
     assert len(reports[0]) == 1 and reports[1] == []
-    assert "left out 10 of 30 corpus rows" in reports[0][0] and "a.jsonl line 6 (image 5)" in reports[0][0]
+    assert "left out 10 of 30 records" in reports[0][0] and "a.jsonl line 6 (image 5)" in reports[0][0]
 
 
 ids = st.text("ab7é", min_size=1, max_size=6)

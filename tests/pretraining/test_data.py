@@ -246,7 +246,7 @@ def test_images_that_are_missing_are_counted_and_reported_once(tmp_path: Path) -
     write(tmp_path / "regions.h5", [make_regions(str(i), 2) for i in (0, 1, 2)])
     splits = {"train": str(write_lines(tmp_path / "train.jsonl", mixed_rows(30)))}
     data = datamodule(tmp_path, splits, val_split="train", test_split="train")
-    with pytest.warns(UserWarning, match="left out 21 of 30 corpus rows") as warned:
+    with pytest.warns(UserWarning, match="left out 21 of 30 records") as warned:
         data.setup("fit")
     assert len([w for w in warned if "left out" in str(w.message)]) == 1  # though two stages read the split
     dataset = data.datasets["train"]
@@ -258,7 +258,7 @@ def test_images_that_are_missing_are_counted_and_reported_once(tmp_path: Path) -
     given = [row["text"] for row in mixed_rows(30) if row["image_id"] < 3]
     found = dataset.rows.texts(np.arange(9), np.zeros(9, dtype=np.int64))
     assert [found[row].tolist() for row in range(9)] == [plain(text) for text in given]
-    with pytest.raises(UserError, match=r"lacks the images of 21 of 30 corpus rows, .*train\.jsonl line 4 \(image 3\)"):
+    with pytest.raises(UserError, match=r"has no image 3 .*train\.jsonl line 4 \(image 3\); 21 of 30 records"):
         datamodule(tmp_path, splits, val_split="train", on_missing="error").setup("fit")
 
 

@@ -28,13 +28,13 @@ GOOD = '{"image_id": 1, "text": "a dog"}'
         (
             lines(GOOD, '{"image_id": "x/77", "text": "a dog"}'),
             {"on_missing": "error"},
-            r"regions\.h5.* lacks the images of 1 of 2 corpus rows, .*train\.jsonl line 2 \(image x/77\); its ids are "
+            r"regions\.h5.* has no image x/77 \(asked for by .*train\.jsonl line 2 \(image x/77\); 1 of 2 rec.*ids "
             r"like '0'\. Extract the missing ones or pass data\.on_missing=skip\.",
         ),
         (
             lines('{"image_id": "x/77", "text": "a dog"}'),
             {"on_missing": "skip"},
-            r"lacks the images of 1 of 1 corpus rows, .*its ids are like '0'\. Is it the store of this corpus\?",
+            r"1 of 1 records in all lack theirs\)\. .*ids like '0'\. Is it the store of these records\?",
         ),
         (
             lines(GOOD, '{"image_id": 2, "text": "a dog", "tags": ["zebra"]}'),

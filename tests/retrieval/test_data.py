@@ -111,7 +111,7 @@ def test_pairs_are_the_published_ones_for_the_negatives_that_were_drawn(
     assert padded(matched.input_ids) == pair["pos_input_ids"]
     assert padded(mismatched.input_ids) == pair["neg_input_ids"]
     assert padded(mismatched.token_type_ids) == pair["neg_segment_ids"]
-    assert mismatched.region_rows.sum() == pytest.approx(pair["neg_feat_checksum"], rel=1e-5)
+    assert mismatched.regions.rows().sum() == pytest.approx(pair["neg_feat_checksum"], rel=1e-5)
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(3, 25))
@@ -171,7 +171,7 @@ def test_the_mismatched_pair_keeps_what_is_not_wrong(pairs: RetrievalPairs) -> N
         assert wrong_image != wrong_caption
         for example in (matched, mismatched):
             image = int(pairs.images[example.record["image"]])
-            np.testing.assert_array_equal(example.region_rows, pairs.region_text.region_rows(image))
+            np.testing.assert_array_equal(example.regions.rows(), pairs.region_text.region_rows(image))
             assert pairs.region_text.tag_ids(image)[0] == example.input_ids[example.token_type_ids == 1][0]
 
 

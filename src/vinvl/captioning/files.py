@@ -11,7 +11,7 @@ from msgspec.json import Decoder
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.captioning.records import FOUND, CaptionRecords, OnMissingCaptions
-from vinvl.data.contracts import NULL_REMOVES, plain
+from vinvl.data.module import NULL_REMOVES, plain
 from vinvl.data.table import ID, TEXT, Form, RecordTable, as_lists
 from vinvl.run.errors import UserError
 from vinvl.run.files import no_cycle_collection

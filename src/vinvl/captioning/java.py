@@ -14,8 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from vinvl.captioning.scores import ImageId, evaluate_captions, refuse_without_references
-from vinvl.data.words import split_at_blanks
+from vinvl.captioning.scores import ImageId, evaluate_captions, refuse_without_references, split_at_blanks
 from vinvl.run.errors import UserError
 
 _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")

@@ -2,14 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from torchmetrics import Metric
 
 from vinvl.captioning.cider import MAX_N, Cider
-from vinvl.data.words import CaptionTokenizer, no_words, regex_tokenize
+from vinvl.data.words import regex_tokenize
 from vinvl.exact import decode_lines, encode_lines
 from vinvl.run.errors import UserError
 
@@ -21,6 +21,22 @@ BLEU = tuple(f"Bleu_{n}" for n in range(1, MAX_N + 1))
 MEANS = ("ROUGE_L", "CIDEr", "CIDEr_plain")
 SCORE_NAMES = (*BLEU, *MEANS)
 ImageId = int | str
+CaptionTokenizer = Callable[[Sequence[str]], list[list[str]]]
+"""Texts to words, many at once because the Java tokenizer takes seconds to start."""
+
+
+def split_at_blanks(texts: Sequence[str]) -> list[list[str]]:
+    """For texts that are tokenised already: words separated by white space."""
+    return [text.split() for text in texts]
+
+
+def no_words(reference: str, domain: str | None = None) -> UserError:
+    """Raised if no reference caption has a word, because everything compared with them would score 0."""
+    where = "" if domain is None else f" of domain {domain!r}"
+    return UserError(
+        f"No reference caption{where} has a letter or a digit of any script (the first is {reference[:60]!a}), so "
+        "every caption would score 0: check the file and its encoding."
+    )
 
 
 def rouge_l(words: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -7,9 +7,9 @@ text, then the regions, padded to the batch's largest number of regions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,55 +20,40 @@ from vinvl.models.packing import PackedLayout
 from vinvl.regions.regions import BOX_NUMBERS, Regions, box_geometry
 from vinvl.regions.store import RegionStore
 
-# How batches travel from data workers: large tensors through shared memory, small ones within the message.
-#
-# A tensor in shared memory costs a file and its mapping on both sides, some 100 µs: more than to copy what is small,
-# and a batch has a dozen small ones.
-
+# How batches travel from data workers: large tensors through shared memory, small ones within the message. A tensor in
+# shared memory costs a file and its mapping on both sides, some 100 µs: more than to copy what is small, and a batch
+# has a dozen small ones.
 
 SMALL = 1 << 17  # bytes
 
 
-def packed(value: Any) -> Any:
-    """A dataclass with its dataclasses, tuples and dicts, small CPU tensors as arrays; for `unpacked`."""
-    if isinstance(value, Tensor):
-        small = value.device.type == "cpu" and value.numel() * value.element_size() <= SMALL and not value.requires_grad
-        return _Array(value.numpy()) if small else value
+class Packed(NamedTuple):
+    """Stands for a small tensor on its way."""
+
+    values: np.ndarray
+
+
+def changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A dataclass with every tensor, or what stands for one, changed; those of its dataclasses and their tuples too."""
+    if isinstance(value, Tensor | Packed):
+        return change(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return _Parts(type(value), {field.name: packed(getattr(value, field.name)) for field in fields(value)})
-    if type(value) is tuple:
-        return tuple(map(packed, value)) if any(map(_has_parts, value)) else value
+        return replace(value, **{one.name: changed(getattr(value, one.name), change) for one in fields(value)})
+    if type(value) is tuple and value and is_dataclass(value[0]):
+        return tuple(changed(one, change) for one in value)
     return value
 
 
-def unpacked(value: Any) -> Any:
-    """What `packed` was given."""
-    if isinstance(value, _Array):
-        return torch.from_numpy(value.values)
-    if isinstance(value, _Parts):
-        return value.kind(**{name: unpacked(part) for name, part in value.parts.items()})
-    if type(value) is tuple and any(isinstance(part, _Array | _Parts) for part in value):
-        return tuple(map(unpacked, value))
-    return value
+def packed(tensor: Tensor) -> Tensor | Packed:
+    """Small CPU tensors as arrays."""
+    small = tensor.device.type == "cpu" and tensor.nbytes <= SMALL and not tensor.requires_grad
+    return Packed(tensor.numpy()) if small else tensor
 
 
-class _Array:
-    """Stands for a tensor."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values = values
-
-
-class _Parts:
-    """Stands for a dataclass."""
-
-    def __init__(self, kind: type, parts: Mapping[str, Any]) -> None:
-        self.kind = kind
-        self.parts = parts
-
-
-def _has_parts(value: Any) -> bool:
-    return isinstance(value, Tensor) or is_dataclass(value)
+def arrived(parts: dict[str, Any]) -> Batch:
+    """The batch that was sent in parts."""
+    batch: Batch = changed(Batch(**parts), lambda one: torch.from_numpy(one.values) if isinstance(one, Packed) else one)
+    return batch
 
 
 # The regions of a batch, end to end, in the precision of the store.
@@ -80,11 +65,7 @@ def _has_parts(value: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class ImageRegions:
-    """The first `count` regions of an image.
-
-    Attributes:
-        position: of the image in its store.
-    """
+    """The first `count` regions of an image, which is at `position` in its store."""
 
     regions: Regions
     count: int
@@ -110,7 +91,7 @@ class BatchRegions:
     features: (ΣR, D) float16 or float32; None in a batch that comes from a data worker, until they are `filled` in.
     geometry: (ΣR, 6) float32, see `Regions.box_geometry`.
     places: (ΣR,) int64, of each among the B·R slots that it has in a padded batch.
-    stored: (B, 2) int64, position in the store and number of regions of each image.
+    stored: (B, 2) int64, position in the store and number of regions of each image; stays on the host.
     slots: R, of the image with the most.
     store_rows: (ΣR,) int64, the places of features that are on the device already (`DeviceFeatures`).
     """
@@ -118,7 +99,7 @@ class BatchRegions:
     features: Tensor | None
     geometry: Tensor
     places: Tensor
-    stored: Tensor
+    stored: np.ndarray
     slots: int
     store_rows: Tensor | None = None
 
@@ -126,7 +107,7 @@ class BatchRegions:
     def of_padded(cls, rows: Tensor) -> BatchRegions:
         """Of region rows (B, R, D + 6) without padding, of no store."""
         flat = rows.flatten(0, 1)
-        stored = torch.tensor([[-1, rows.shape[1]]] * len(rows)).view(-1, 2)
+        stored = np.tile([-1, rows.shape[1]], (len(rows), 1))
         features, geometry = flat[:, :-BOX_NUMBERS], flat[:, -BOX_NUMBERS:].float()
         return cls(features, geometry, torch.arange(len(flat)), stored, rows.shape[1])
 
@@ -151,20 +132,6 @@ class BatchRegions:
         empty = rows.new_zeros(len(self.stored) * self.slots, rows.shape[1])
         return empty.index_copy(0, self.places, rows).unflatten(0, (len(self.stored), self.slots))
 
-    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> BatchRegions:
-        """The same with every tensor changed, except for `stored`, which stays on the host."""
-
-        def changed(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else change(tensor)
-
-        return replace(
-            self,
-            features=changed(self.features),
-            geometry=change(self.geometry),
-            places=change(self.places),
-            store_rows=changed(self.store_rows),
-        )
-
 
 def gather_regions(parts: Sequence[ImageRegions]) -> BatchRegions:
     """The regions of B images, at least one, of one store; in a data worker without their features."""
@@ -172,47 +139,25 @@ def gather_regions(parts: Sequence[ImageRegions]) -> BatchRegions:
     slots, total = int(counts.max()), int(counts.sum())
     boxes = np.concatenate([part.regions.boxes[: part.count] for part in parts])
     sizes = np.array([(part.regions.width, part.regions.height) for part in parts], dtype=np.float32)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    within = np.arange(total) - np.repeat(starts, counts)
-    stored = np.stack([np.array([part.position for part in parts], dtype=np.int64), counts], axis=1)
-    features = None
-    if get_worker_info() is None:
-        features = _features(parts, starts, total)
-    else:
-        _read_ahead(parts, slots)
+    starts = np.cumsum(counts) - counts
+    in_worker = get_worker_info() is not None
+    dim, dtype = parts[0].regions.feature_layout
+    features = torch.empty((slots if in_worker else total, dim), dtype=_tensor_type(dtype))
+    rows = features.numpy()
+    for part, start in zip(parts, starts.tolist(), strict=True):
+        start = 0 if in_worker else start  # a worker reads, and drops what it has read: it is in memory then
+        part.regions.features_into(rows[start : start + part.count])
     return BatchRegions(
-        features=features,
+        features=None if in_worker else features,
         geometry=torch.from_numpy(box_geometry(boxes, np.repeat(sizes, counts, axis=0))),
-        places=torch.from_numpy(np.repeat(np.arange(len(parts)) * slots, counts) + within),
-        stored=torch.from_numpy(stored),
+        places=torch.from_numpy(np.repeat(np.arange(len(parts)) * slots - starts, counts) + np.arange(total)),
+        stored=np.stack([np.array([part.position for part in parts], dtype=np.int64), counts], axis=1),
         slots=slots,
     )
 
 
-def _features(parts: Sequence[ImageRegions], starts: np.ndarray, total: int) -> Tensor:
-    """(ΣR, D) in the store's precision."""
-    dim, dtype = parts[0].regions.feature_layout
-    features = torch.empty((total, dim), dtype=_tensor_type(dtype))
-    rows = features.numpy()
-    for part, start in zip(parts, starts.tolist(), strict=True):
-        part.regions.features_into(rows[start : start + part.count])
-    return features
-
-
-def _read_ahead(parts: Sequence[ImageRegions], slots: int) -> None:
-    """Reads features and drops them, so that the training process finds them in memory."""
-    dim, dtype = parts[0].regions.feature_layout
-    dropped = np.empty((slots, dim), dtype=dtype)
-    for part in parts:
-        part.regions.features_into(dropped[: part.count])
-
-
 def _tensor_type(dtype: np.dtype) -> torch.dtype:
     return torch.float16 if dtype == np.float16 else torch.float32
-
-
-NO_LABELS = np.zeros(0, dtype=np.int64)
-NO_SCORES = np.zeros(0, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -222,16 +167,11 @@ class Example:
     input_ids: np.ndarray  # (L,) int64
     token_type_ids: np.ndarray  # (L,) int64: 0 text, 1 tags
     regions: ImageRegions  # R may be 0
-    label_ids: np.ndarray = field(default_factory=lambda: NO_LABELS)  # (k,) int64: classes or answers
-    label_scores: np.ndarray = field(default_factory=lambda: NO_SCORES)  # (k,) float32: targets of these answers
+    label_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (k,) int64: classes or answers
+    label_scores: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (k,) targets of these answers
     record: dict[str, Any] = field(default_factory=dict)  # what metrics and reports need on the host: question_id …
     position_ids: np.ndarray | None = None  # (L,) int64 where the positions are not 0, 1, 2 …
     caption_length: int = 0  # tokens at the front that are seen from left to right only, with [CLS] and [SEP]
-
-    @property
-    def region_rows(self) -> np.ndarray:
-        """(R, D) float32: feature followed by the six box numbers."""
-        return self.regions.rows()
 
 
 @dataclass(frozen=True)
@@ -277,21 +217,16 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with every tensor on `device`."""
-        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved: Batch = changed(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return moved
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the DataLoader)."""
-        return self._with_tensors(lambda tensor: tensor.pin_memory())
-
-    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
-        if self.layout is not None:
-            changed["layout"] = self.layout.with_tensors(change)
-        return replace(self, **changed, regions=self.regions.with_tensors(change))
+        pinned: Batch = changed(self, lambda tensor: tensor.pin_memory())
+        return pinned
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return unpacked, (packed(self),)
+        return arrived, (vars(changed(self, packed)),)
 
 
 def collate(examples: Sequence[Example], *, pad_token_id: int, labels: Tensor | None = None) -> Batch:

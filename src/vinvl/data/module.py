@@ -1,166 +1,123 @@
-"""The base LightningDataModule: splits, store, tokenizer, samplers, loaders and ranks; what every dataset shares."""
+"""The base LightningDataModule: what it is told, splits, store, tokenizer and loaders; what every dataset shares."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, Protocol, Self, TypedDict, Unpack
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import Batch, Example
-from vinvl.data.contracts import LeftOut, Records, RegionDataset, split_entry
-from vinvl.data.inputs import InputLimits, RegionText
-from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler
-from vinvl.data.tags import tag_source
+from vinvl.data.inputs import InputLimits, RegionText, positions_in, tag_source
+from vinvl.data.sampling import Draw, evaluation_loader, training_loader
 from vinvl.data.text import RaggedTokens, Texts, cached_tokens, load_tokenizer
 from vinvl.data.words import Commonest
 from vinvl.models.config import SpecialTokens
 from vinvl.regions.caches import DeviceFeatures, SharedCopies
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, printable
-from vinvl.run.values import shown
 
-# The DataLoaders of a data module: whose batches a rank gets, in which order, and from where on in a resumed run.
-
-
-class RegionLoader(DataLoader[Any]):
-    """A DataLoader that fills in the features which batches from data workers lack (see `image_regions`).
-
-    One of training batches knows how many it has given, on which Lightning saves and restores it (`state_dict`); the
-    batches of an evaluation have no place to continue from.
-    """
-
-    def __init__(
-        self, dataset: Any, *, store: RegionStore | None, on_device: DeviceFeatures | None, **options: Any
-    ) -> None:
-        """`options` are DataLoader's; for the others see `Loaders`."""
-        self.store = store
-        self.on_device = on_device
-        super().__init__(dataset, **options)
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return map(self._given, super().__iter__())
-
-    def state_dict(self) -> dict[str, int]:
-        """Batches given so far, which is not how many the workers are ahead."""
-        return {"position": self._order().position}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        position = state_dict.get("position")
-        if type(position) is not int or not 0 <= position < 2**31:
-            raise UserError(
-                f"ckpt_path names a checkpoint whose training batches go on at {shown(position)}, which cannot be: "
-                "it is damaged; begin a new run from its weights."
-            )
-        self._order().position = position
-
-    def _order(self) -> LengthBucketBatchSampler:
-        assert isinstance(self.batch_sampler, LengthBucketBatchSampler)
-        return self.batch_sampler
-
-    def _given(self, batch: Any) -> Any:
-        if isinstance(self.batch_sampler, LengthBucketBatchSampler):
-            self.batch_sampler.position += 1
-        return self._filled(batch)
-
-    def _filled(self, batch: Any) -> Any:
-        if not isinstance(batch, Batch):
-            return batch
-        if self.on_device is not None:
-            rows = self.on_device.rows_of(batch.regions.stored)
-            return replace(batch, regions=replace(batch.regions, features=None, store_rows=rows))
-        if batch.regions.features is not None:
-            return batch
-        assert self.store is not None
-        return replace(batch, regions=batch.regions.filled(self.store, self.pin_memory))
+# What a data module and the file of a dataset expect of each other.
 
 
-class Loaders:
-    """Batches of items of like length. Datasets have `lengths()` and `collate(items)`.
+class Records(Protocol):
+    """The records of one split as a reader gives them: questions, statements or captioned images."""
 
-    Attributes:
-        store: where the features of batches of regions are.
-        on_device: the same, where they are kept on the device; batches then name its rows.
-    """
+    @property
+    def image_ids(self) -> np.ndarray:
+        """(N,) text: the image of each record; (N, 2) where a record has two."""
 
-    def __init__(self, *, batch_size: int, eval_batch_size: int, num_workers: int, pin_memory: bool, seed: int) -> None:
-        """
-        Args:
-            batch_size, eval_batch_size: items, per device.
-            num_workers: of the loaders.
-            pin_memory: page-locked batches, which travel to a GPU without the host waiting; means nothing without one.
-            seed: of the order of the training batches.
-        """
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory and torch.cuda.is_available()
-        self.seed = seed
-        self.store: RegionStore | None = None
-        self.on_device: DeviceFeatures | None = None
+    def __len__(self) -> int: ...
 
-    def training(self, dataset: Any, trainer: pl.Trainer | None) -> DataLoader[Any]:
-        """Shuffled batches of this rank, from where the trainer's task is.
+    def describe(self, index: int) -> str:
+        """Names a record for a message: file and number."""
 
-        Lightning gives a loader its state only within an epoch; at the end of one, and in checkpoints of versions whose
-        loaders had none, the batches that the task has been trained on say the same.
-        """
-        rank, world_size = rank_and_world_size(trainer)
-        sampler = LengthBucketBatchSampler(
-            dataset.lengths(), self.batch_size, seed=self.seed, rank=rank, world_size=world_size
-        )
-        sampler.position = getattr(None if trainer is None else trainer.lightning_module, "batches_seen", 0)
-        sampler.repeated = repeated_batches(trainer, len(sampler))
-        return self.loader(dataset, sampler)
-
-    def evaluation(self, dataset: Any, trainer: pl.Trainer | None) -> DataLoader[Any]:
-        """Every item once over all ranks."""
-        rank, world_size = rank_and_world_size(trainer)
-        sampler = EvaluationBatchSampler(dataset.lengths(), self.eval_batch_size, rank=rank, world_size=world_size)
-        return self.loader(dataset, sampler)
-
-    def loader(self, dataset: Any, batch_sampler: Any, *, persistent: bool = True) -> DataLoader[Any]:
-        """The batches of a sampler. Workers stay for the next epoch, or, if not `persistent`, are started for each."""
-        return RegionLoader(
-            dataset,
-            store=self.store,
-            on_device=self.on_device,
-            batch_sampler=batch_sampler,
-            num_workers=self.num_workers,
-            collate_fn=dataset.collate,
-            pin_memory=self.pin_memory,
-            persistent_workers=persistent and self.num_workers > 0,
-        )
+    def select(self, keep: np.ndarray) -> Self:
+        """The records where `keep` (N,) bool is True, in their order."""
 
 
-def repeated_batches(trainer: pl.Trainer | None, length: int) -> int | None:
-    """How many batches, of a pass of `length`, make up every epoch by `trainer.overfit_batches`; None for all."""
-    asked = 0 if trainer is None else trainer.overfit_batches  # type: ignore[attr-defined]
-    if not asked:
-        return None
-    batches = asked if isinstance(asked, int) else int(asked * length)
-    if batches < 1:
-        raise UserError(
-            f"trainer.overfit_batches={asked} of {length} batches is none: give 1 or more, or a greater share."
-        )
-    return min(batches, length)
+@dataclass(frozen=True)
+class LeftOut:
+    """Records of a split whose images are not in the store: they stood at `places` (M,), the others at `kept`."""
+
+    records: Any
+    places: np.ndarray
+    kept: np.ndarray
 
 
-def rank_and_world_size(trainer: pl.Trainer | None) -> tuple[int, int]:
-    """Of this process among those of a trainer; without one it is alone."""
-    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+class RegionDataset(Protocol):
+    """One split as items. A dataset file implements this."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, draw: Draw) -> Any:
+        """An Example, or several that belong together. What is random in it comes from `draw.generator` alone."""
+
+    def lengths(self) -> np.ndarray:
+        """(N,) int64: the cost of each item, its tokens and regions together."""
+
+    def collate(self, items: Sequence[Any]) -> Batch:
+        """Items → Batch; runs in the data workers."""
+
+    def show(self, item: Any, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        """Lines that show a person one item; `words` decodes token ids."""
 
 
 RAM, DEVICE = "ram", "device"  # where `data.cache` keeps features
-STAGES = ("train", "val", "test", "predict")
+
+
+class RegionDataArguments(TypedDict):
+    """What every datamodule takes; the keys of `conf/data/_regions.yaml`.
+
+    splits: split name → where its records lie; each datamodule says in which form.
+    regions: RegionStore file, folder or list of them.
+    tokenizer: transformers tokenizer folder or hub name.
+    tags: None for the classes in the store; another RegionStore or a JSON file for tags from elsewhere.
+    train_split, val_split, test_split, predict_split: which of `splits` each stage reads.
+    max_tokens, max_regions, use_tags, use_regions: what the model sees of an example, see `InputLimits`.
+    on_missing: `error` or `skip` records whose image is not in the store.
+    batch_size, eval_batch_size: per device.
+    num_workers, pin_memory: of the loaders; page-locked batches travel to a GPU without the host waiting.
+    seed: of the order of the batches and of all that is drawn in an item.
+    prepare: called before anything is read; the demo generates its world here.
+    cache: keeps the features in the machine's shared memory ("ram") or on the device ("device"); None in their files.
+    token_cache: a folder that keeps the token ids of large splits; None: they are made at every start.
+    verify_regions: whether the store is read through at the start, to hold it against its checksums.
+    """
+
+    splits: Mapping[str, Any]
+    regions: str | Sequence[str]
+    tokenizer: str
+    tags: str | None
+    train_split: str
+    val_split: str
+    test_split: str
+    predict_split: str
+    max_tokens: int
+    max_regions: int
+    use_tags: bool
+    use_regions: bool
+    on_missing: str
+    batch_size: int
+    eval_batch_size: int
+    num_workers: int
+    pin_memory: bool
+    seed: int
+    prepare: Callable[[], object] | None
+    cache: NotRequired[str | None]
+    token_cache: NotRequired[str | None]
+    verify_regions: NotRequired[bool]
+
+
 STAGES_OF = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
@@ -171,67 +128,48 @@ class RegionDataModule(pl.LightningDataModule):
 
     Attributes:
         datasets: stage (train, val, test, predict) → dataset, filled by `setup`.
+        tokenizer, store, region_text: what texts become, the regions, and what puts both together; read by `setup`.
         commonest: what the training split says most often, once it has been read.
         skipped: split → how many of its records on_missing=skip has left out, once it has been read.
         left_out: of the split that is predicted, the records that on_missing=skip has left out; None if there are none.
     """
 
-    def __init__(
-        self,
-        *,
-        splits: Mapping[str, Any],
-        regions: str | Sequence[str],
-        tokenizer: str,
-        tags: str | None,
-        train_split: str,
-        val_split: str,
-        test_split: str,
-        predict_split: str,
-        max_tokens: int,
-        max_regions: int,
-        use_tags: bool,
-        use_regions: bool,
-        on_missing: str,
-        batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        pin_memory: bool,
-        seed: int,
-        prepare: Callable[[], object] | None,
-        cache: str | None = None,
-        token_cache: str | None = None,
-        verify_regions: bool = False,
-    ) -> None:
+    tokenizer: PreTrainedTokenizerBase
+    store: RegionStore
+    region_text: RegionText
+
+    def __init__(self, **given: Unpack[RegionDataArguments]) -> None:
         super().__init__()
-        if cache not in (None, RAM, DEVICE):
-            raise UserError(f"data.cache={cache!r} is unknown: give {RAM}, {DEVICE} or null.")
-        self.cache = cache
-        self.verify_regions = verify_regions
+        if unknown := given.keys() - RegionDataArguments.__annotations__.keys():
+            raise TypeError(f"{type(self).__name__} takes no {min(unknown)}.")
+        self.cache = given.get("cache")
+        if self.cache not in (None, RAM, DEVICE):
+            raise UserError(f"data.cache={self.cache!r} is unknown: give {RAM}, {DEVICE} or null.")
+        token_cache = given.get("token_cache")
         self.token_cache = None if token_cache is None else Path(token_cache)
-        self.splits = splits
-        self.split_of = {"train": train_split, "val": val_split, "test": test_split, "predict": predict_split}
-        self.regions = regions
-        self.tokenizer_name = tokenizer
-        self.tags = tags
-        self.limits = InputLimits(max_tokens, max_regions, use_tags, use_regions)
-        self.on_missing = on_missing
-        self.loaders = Loaders(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            seed=seed,
-        )
-        self.seed = seed
-        self.prepare = prepare
+        self.verify_regions = given.get("verify_regions", False)
+        self.splits = given["splits"]
+        self.split_of = {
+            "train": given["train_split"],
+            "val": given["val_split"],
+            "test": given["test_split"],
+            "predict": given["predict_split"],
+        }
+        self.regions, self.tags = given["regions"], given["tags"]
+        self.tokenizer_name = given["tokenizer"]
+        self.limits = InputLimits(given["max_tokens"], given["max_regions"], given["use_tags"], given["use_regions"])
+        self.on_missing = given["on_missing"]
+        self.batch_size, self.eval_batch_size = given["batch_size"], given["eval_batch_size"]
+        self.num_workers, self.pin_memory = given["num_workers"], given["pin_memory"]
+        self.seed = given["seed"]
+        self.prepare = given["prepare"]
         self.datasets: dict[str, RegionDataset] = {}
         self.commonest: Commonest = {}
         self.skipped: dict[str, int] = {}
         self.left_out: LeftOut | None = None
+        self._device_features: DeviceFeatures | None = None
         self._copies: SharedCopies | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._store: RegionStore | None = None
-        self._region_text: RegionText | None = None
+        self._read: dict[str, tuple[Any, np.ndarray]] = {}  # split → see `_records_of`
 
     @abstractmethod
     def read_split(self, split: str) -> Records:
@@ -251,14 +189,12 @@ class RegionDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Reads tokenizer, store and the splits of a stage (any other word: none); what is read stays."""
-        if self._tokenizer is None:
-            tokenizer = load_tokenizer(self.tokenizer_name)
-            store = self._store = self._open_store()
-            tags = tag_source(self.tags, store, tokenizer)
-            self._region_text = RegionText(store, tags, self.limits, SpecialTokens.of(tokenizer))
-            self._tokenizer = tokenizer
-            self.loaders.store = store
-            self.loaders.on_device = DeviceFeatures(store) if self.cache == DEVICE else None
+        if not hasattr(self, "region_text"):
+            self.tokenizer = load_tokenizer(self.tokenizer_name)
+            self.store = self._open_store()
+            self._device_features = DeviceFeatures(self.store) if self.cache == DEVICE else None
+            tags = tag_source(self.tags, self.store, self.tokenizer)
+            self.region_text = RegionText(self.store, tags, self.limits, SpecialTokens.of(self.tokenizer))
         for name in STAGES_OF.get(stage or "fit", ()):
             if name not in self.datasets:
                 self.datasets[name] = self._dataset_of(name)
@@ -273,34 +209,52 @@ class RegionDataModule(pl.LightningDataModule):
         self._copies = SharedCopies([header.path for header in store.headers])
         return RegionStore(self._copies.paths)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """From page-locked memory the copy continues while the host prepares the step; Lightning would wait for it."""
-        if isinstance(batch, Batch):
-            return batch.to(device, non_blocking=self.loaders.pin_memory)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Looks features up that are on the device already."""
-        if not isinstance(batch, Batch) or batch.regions.store_rows is None:
-            return batch
-        assert self.loaders.on_device is not None
-        features = self.loaders.on_device.features(batch.regions.store_rows)
-        return replace(batch, regions=replace(batch.regions, features=features))
-
     def _dataset_of(self, stage: str) -> RegionDataset:
-        same_split = [other for other in self.datasets if self.split_of[other] == self.split_of[stage]]
-        if same_split and {stage, same_split[0]} == {"val", "test"}:
-            return self.datasets[same_split[0]]
-        whole = self.read_split(self.split_of[stage])
-        records = self.records_in_store(whole)
-        self.skipped[self.split_of[stage]] = len(whole) - len(records)
+        split, twin = self.split_of[stage], {"val": "test", "test": "val"}.get(stage)
+        if twin in self.datasets and self.split_of[twin] == split:
+            return self.datasets[twin]
+        if stage == "predict" or split not in self._read:
+            self._read[split] = self._records_of(split, stage)
+        records, images = self._read[split]
         if stage == "train":
             self.commonest = self.commonest_of(records)
-        if stage == "predict" and len(records) < len(whole):
-            self.left_out = LeftOut.of(whole, self._present(whole))
-        lookup = self.store.index_of
-        images = np.array([lookup(str(image_id)) for image_id in records.image_ids.flat], dtype=np.int64)
-        return self.make_dataset(records, images.reshape(records.image_ids.shape), stage)
+        return self.make_dataset(records, images, stage)
+
+    def _records_of(self, split: str, stage: str) -> tuple[Any, np.ndarray]:
+        """The records whose images are in the store, and their places there; others are left out, or refused.
+
+        Raises:
+            UserError: an image is missing; the sentence names the first record that asks for one.
+        """
+        records = self.read_split(split)
+        images = self.places_of(records)
+        present = np.all((images >= 0).reshape(len(images), -1), axis=1)
+        self.skipped[split] = missing = int((~present).sum())
+        if not missing:
+            return records, images
+        first, store = int(present.argmin()), self.store
+        if self.on_missing != "skip" or not present.any():
+            image = np.ravel(records.image_ids[first])[np.ravel(images[first]).argmin()]
+            holds = (
+                f"It holds {len(store):,} images, ids like '{store.at(0).image_id}'" if len(store) else "It is empty"
+            )
+            remedy = "Extract the missing ones or pass data.on_missing=skip."
+            raise UserError(
+                f"{store!r} has no image {image} (asked for by {records.describe(first)}; {missing:,} of "
+                f"{len(records):,} records in all lack theirs). {holds}. "
+                f"{remedy if present.any() else 'Is it the store of these records?'}"
+            )
+        rank_zero_warn(
+            f"data.on_missing=skip: left out {missing:,} of {len(records):,} records whose images are not in "
+            f"{store!r}, the first being {records.describe(first)}."
+        )
+        if stage == "predict":
+            self.left_out = LeftOut(records.select(~present), np.flatnonzero(~present), np.flatnonzero(present))
+        return records.select(present), images[present]
+
+    def places_of(self, records: Any) -> np.ndarray:
+        """Where the images of records are in the store, integers in the shape of `image_ids`; -1 for none."""
+        return positions_in(self.store, records.image_ids)
 
     def commonest_of(self, records: Any) -> Commonest:
         """What the records of the training split say most often, where a dataset knows of such; see `Commonest`."""
@@ -314,76 +268,41 @@ class RegionDataModule(pl.LightningDataModule):
         return self.commonest
 
     def split_files(self, split: str) -> Any:
-        """What `data.splits` says of a split.
-
-        Raises:
-            UserError: there is no such split.
-        """
+        """What `data.splits` says of a split. Raises UserError if there is no such split."""
         return split_entry(self.splits, split)
-
-    def records_in_store(self, records: Any) -> Any:
-        """The records whose images are in the store; others are left out with a warning, or refused.
-
-        Raises:
-            UserError: an image is missing; the sentence names the first record that asks for one.
-        """
-        store, present = self.store, self._present(records)
-        if present.all():
-            return records
-        first = int(np.flatnonzero(~present)[0])
-        missing = next(str(image_id) for image_id in np.ravel(records.image_ids[first]) if str(image_id) not in store)
-        if self.on_missing != "skip" or not present.any():
-            raise UserError(
-                f"{store!r} has no image {missing} (asked for by {records.describe(first)}; "
-                f"{int((~present).sum())} records in all lack theirs). It holds {len(store):,} images, ids like "
-                f"'{store.at(0).image_id}'. Extract the missing ones or pass data.on_missing=skip."
-            )
-        rank_zero_warn(
-            f"data.on_missing=skip: left out {int((~present).sum())} records whose images are not in "
-            f"{store!r}, the first being {records.describe(first)}."
-        )
-        return records.select(present)
-
-    def _present(self, records: Records) -> np.ndarray:
-        """(N,) bool: whether the store has all images of each record."""
-        image_ids = records.image_ids
-        found = np.array([str(image_id) in self.store for image_id in image_ids.flat], dtype=bool)
-        return np.asarray(found.reshape(len(image_ids), -1).all(axis=1))
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, once `setup` has read it."""
-        assert self._tokenizer is not None, "setup() comes first"
-        return self._tokenizer
 
     def tokens_of(self, texts: Texts) -> RaggedTokens:
         """Token ids of each text, without special tokens; those of many texts come from the token cache."""
         return cached_tokens(self.tokenizer, texts, self.token_cache)
 
-    @property
-    def region_text(self) -> RegionText:
-        """What puts texts and images together, once `setup` has made it."""
-        assert self._region_text is not None, "setup() comes first"
-        return self._region_text
+    def completed(self, batch: Any) -> Any:
+        """A batch of a worker, which has read no features into it, with them; or with their rows on the device."""
+        if not isinstance(batch, Batch):
+            return batch
+        regions = batch.regions
+        if self._device_features is not None:
+            regions = replace(regions, features=None, store_rows=self._device_features.rows_of(regions.stored))
+        elif regions.features is None:
+            regions = regions.filled(self.store, self.pin_memory and torch.cuda.is_available())
+        return batch if regions is batch.regions else replace(batch, regions=regions)
 
-    @property
-    def store(self) -> RegionStore:
-        """The regions, once `setup` has opened them."""
-        assert self._store is not None, "setup() comes first"
-        return self._store
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """From page-locked memory the copy continues while the host prepares the step; Lightning would wait for it."""
+        if isinstance(batch, Batch):
+            return batch.to(device, non_blocking=self.pin_memory)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    @property
-    def batch_size(self) -> int:
-        """Items of a training batch of one device."""
-        return self.loaders.batch_size
-
-    @batch_size.setter
-    def batch_size(self, size: int) -> None:
-        self.loaders.batch_size = size
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Looks features up that are on the device already."""
+        if not isinstance(batch, Batch) or batch.regions.store_rows is None:
+            return batch
+        assert self._device_features is not None
+        features = self._device_features.features(batch.regions.store_rows)
+        return replace(batch, regions=replace(batch.regions, features=features))
 
     def train_dataloader(self) -> DataLoader[Example]:
         """Shuffled, bucketed batches of this rank."""
-        return self.loaders.training(self.datasets["train"], self.trainer)
+        return training_loader(self, self.datasets["train"], self.completed)
 
     def val_dataloader(self) -> DataLoader[Example]:
         return self._evaluation_loader("val")
@@ -396,14 +315,10 @@ class RegionDataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, stage: str) -> DataLoader[Example]:
         """Every example of a stage once over all ranks."""
-        return self.loaders.evaluation(self.datasets[stage], self.trainer)
+        return evaluation_loader(self, self.datasets[stage], self.completed)
 
     def check_scorable(self, stage: str) -> None:
-        """Refuses a split without the annotations that scoring needs.
-
-        Raises:
-            UserError: it has none.
-        """
+        """Raises UserError for a split without the annotations that scoring needs."""
 
     def example_text(self, stage: str, index: int = 0) -> str:
         """One example as the model sees it, decoded: for a person to read before a run starts."""
@@ -423,3 +338,53 @@ def no_annotations(split: str) -> UserError:
         f"Split '{split}' has no annotations, so it can be neither trained on nor scored: "
         "use python -m vinvl.predict for it, or name the annotations in data.splits."
     )
+
+
+# What the configuration says of a split's files, compared with the known forms.
+
+NULL_REMOVES = "where configurations build upon each other, null takes a key away"
+
+
+def plain(files: Any) -> Any:
+    """What the configuration says in plain dicts and lists, without keys that are null."""
+    if OmegaConf.is_config(files):
+        files = OmegaConf.to_container(files, resolve=True, throw_on_missing=True)
+    if isinstance(files, Mapping):
+        return {str(key): value for key, value in files.items() if value is not None}
+    return files
+
+
+def checked_entry(entry: Any, place: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An entry that names files by keys, of which each must be known; `place` is "data.splits.train".
+
+    Raises UserError if it is no mapping, lacks a key, or has another.
+    """
+    form = f"{{{', '.join(f'{key}: …' for key in (*needed, *optional))}}}"
+    given = plain(entry)
+    if not isinstance(given, dict):
+        raise UserError(f"{place} is {given!r}: give {form}.")
+    for key in needed:
+        if not isinstance(given.get(key), str):
+            raise UserError(f"{place} has {'no' if key not in given else 'no file as'} {key}: give {form}.")
+    unknown = [key for key in given if key not in needed and key not in optional]
+    if unknown:
+        raise UserError(f"{place} has the key {unknown[0]}, which nothing reads: give {form} ({NULL_REMOVES}).")
+    return given
+
+
+def file_names(files: Any, place: str, forms: str) -> list[str]:
+    """A file or a list of files; `forms` tells people what may be given. Raises UserError for anything else."""
+    given = plain(files)
+    listed = [given] if isinstance(given, str) else given
+    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
+        raise UserError(f"{place} is {given!r}: give {forms}.")
+    return listed
+
+
+def split_entry(splits: object, split: str) -> Any:
+    """What `data.splits` says of a split. Raises UserError if there is no such split."""
+    if not isinstance(splits, Mapping):
+        raise UserError(f"data.splits is {splits!r}: give {{NAME: what its records are in, …}}.")
+    if split not in splits:
+        raise UserError(f"There is no split '{split}' in data.splits; it has {', '.join(sorted(splits))}.")
+    return splits[split]

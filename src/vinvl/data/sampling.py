@@ -1,44 +1,20 @@
-"""Batches of like lengths, dealt to ranks, resumable at any batch.
+"""Batches of like lengths, dealt to ranks, resumable at any batch; and their loaders.
 
 The order of a whole training run is a function of (seed, number of the batch): nothing but the number of batches
 already seen is needed to continue after a kill.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Sampler
 
 from vinvl.run.errors import UserError
-
-# Random numbers of many items at once, each item's own: a function of (seed, epoch, item) alone.
-
-
-# SplitMix64 (Steele, Lea and Flood: Fast splittable pseudorandom number generators, OOPSLA 2014).
-STEP = np.uint64(0x9E3779B97F4A7C15)
-FIRST_FACTOR, SECOND_FACTOR = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-
-
-def uniform_numbers(seed: int, epochs: np.ndarray, items: np.ndarray, count: int) -> np.ndarray:
-    """(B, count) float64 from [0, 1): `count` numbers of each of the items (B,) in its epoch (B,).
-
-    What an item gets depends on no other item, so batches may be cut in any way and made by any process.
-    """
-    state = _mixed(np.full(len(items), seed % 2**64, dtype=np.uint64) + STEP)
-    for part in (epochs, items):
-        state = _mixed(state + (part.astype(np.uint64) + np.uint64(1)) * STEP)
-    counter = np.arange(1, count + 1, dtype=np.uint64) * STEP
-    return (_mixed(state[:, None] + counter) >> np.uint64(11)) * 2.0**-53
-
-
-def _mixed(bits: np.ndarray) -> np.ndarray:
-    """Every bit of each uint64 depends on all of it; overflow is meant."""
-    bits = (bits ^ (bits >> np.uint64(30))) * FIRST_FACTOR
-    bits = (bits ^ (bits >> np.uint64(27))) * SECOND_FACTOR
-    mixed: np.ndarray = bits ^ (bits >> np.uint64(31))
-    return mixed
-
+from vinvl.run.values import shown
 
 LEAST_EVALUATION_BATCHES = 64  # so that each of up to 64 ranks has one, without the batches depending on the ranks
 POOL_BATCHES = 64  # batches whose examples are sorted together: enough for little padding, few enough to stay random
@@ -152,3 +128,92 @@ class EvaluationBatchSampler(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         return ([Draw(0, item) for item in batch.tolist()] for batch in self.batches)
+
+
+# The loaders of a data module, which tells `batch_size`, `eval_batch_size`, `num_workers`, `pin_memory` and `seed`.
+
+
+class BatchLoader(DataLoader[Any]):
+    """A DataLoader that finishes each batch in the training process, and counts those of a training run.
+
+    Lightning saves the count with its loops. What a run goes on from is the count of its task, which all checkpoints
+    have; the two can only differ in a damaged one.
+    """
+
+    def __init__(self, dataset: Any, finish: Callable[[Any], Any] | None, **options: Any) -> None:
+        """`finish`: batch as the workers gave it → batch; `options` are DataLoader's."""
+        self.finish = finish
+        super().__init__(dataset, **options)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return map(self._given, super().__iter__())
+
+    def _given(self, batch: Any) -> Any:
+        if isinstance(self.batch_sampler, LengthBucketBatchSampler):
+            self.batch_sampler.position += 1
+        return batch if self.finish is None else self.finish(batch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches given so far, which is not how many the workers are ahead."""
+        assert isinstance(self.batch_sampler, LengthBucketBatchSampler)
+        return {"position": self.batch_sampler.position}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        seen, said = self.state_dict()["position"], state_dict.get("position")
+        if type(said) is not int or said != seen:
+            raise UserError(
+                f"ckpt_path names a checkpoint of {seen} training batches whose data go on at {shown(said)}: it is "
+                "damaged; begin a new run from its weights."
+            )
+
+
+def training_loader(data: Any, dataset: Any, finish: Callable[[Any], Any] | None = None) -> BatchLoader:
+    """Shuffled batches of this rank, from where the trainer's task is; datasets have `lengths` and `collate`."""
+    trainer = data.trainer
+    rank, world_size = rank_and_world_size(trainer)
+    batches = LengthBucketBatchSampler(
+        dataset.lengths(), data.batch_size, seed=data.seed, rank=rank, world_size=world_size
+    )
+    batches.position = getattr(None if trainer is None else trainer.lightning_module, "batches_seen", 0)
+    batches.repeated = repeated_batches(trainer, len(batches))
+    return loader(data, dataset, batches, finish)
+
+
+def evaluation_loader(data: Any, dataset: Any, finish: Callable[[Any], Any] | None = None) -> BatchLoader:
+    """Every item once over all ranks."""
+    rank, world_size = rank_and_world_size(data.trainer)
+    batches = EvaluationBatchSampler(dataset.lengths(), data.eval_batch_size, rank=rank, world_size=world_size)
+    return loader(data, dataset, batches, finish)
+
+
+def loader(
+    data: Any, dataset: Any, batches: Any, finish: Callable[[Any], Any] | None = None, *, persistent: bool = True
+) -> BatchLoader:
+    """The batches of a sampler. Workers stay for the next epoch, or, if not `persistent`, are started for each."""
+    return BatchLoader(
+        dataset,
+        finish,
+        batch_sampler=batches,
+        num_workers=data.num_workers,
+        collate_fn=dataset.collate,
+        pin_memory=data.pin_memory and torch.cuda.is_available(),
+        persistent_workers=persistent and data.num_workers > 0,
+    )
+
+
+def repeated_batches(trainer: pl.Trainer | None, length: int) -> int | None:
+    """How many batches, of a pass of `length`, make up every epoch by `trainer.overfit_batches`; None for all."""
+    asked = 0 if trainer is None else trainer.overfit_batches  # type: ignore[attr-defined]
+    if not asked:
+        return None
+    batches = asked if isinstance(asked, int) else int(asked * length)
+    if batches < 1:
+        raise UserError(
+            f"trainer.overfit_batches={asked} of {length} batches is none: give 1 or more, or a greater share."
+        )
+    return min(batches, length)
+
+
+def rank_and_world_size(trainer: pl.Trainer | None) -> tuple[int, int]:
+    """Of this process among those of a trainer; without one it is alone."""
+    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)

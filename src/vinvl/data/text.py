@@ -143,6 +143,11 @@ class RaggedTokens:
         """(N,) int64: tokens in each text."""
         return np.diff(self.offsets)
 
+    def joined(self, rows: np.ndarray) -> np.ndarray:
+        """The tokens of these texts, one text after the other: how tags, in region order, become one segment."""
+        starts = self.offsets[rows]
+        return np.asarray(self.values[flat_ranges(starts, self.offsets[rows + 1] - starts)])
+
 
 Texts = Sequence[str] | Column
 
@@ -191,13 +196,6 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
     own.no_padding()
     own.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
     return own
-
-
-def gather_tokens(tokens: RaggedTokens, rows: np.ndarray) -> np.ndarray:
-    """The token ids of the named rows, one after the other: how tags, in region order, become one segment."""
-    starts = tokens.offsets[rows]
-    gathered: np.ndarray = tokens.values[flat_ranges(starts, tokens.offsets[rows + 1] - starts)]
-    return gathered
 
 
 def flat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

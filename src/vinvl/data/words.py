@@ -1,17 +1,13 @@
-"""Texts as lists of words, as caption metrics expect them, and what a training split says most often."""
+"""Texts as lists of words, and what a training split says most often."""
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import regex
 
 from vinvl.data.text import Texts
-from vinvl.run.errors import UserError
-
-CaptionTokenizer = Callable[[Sequence[str]], list[list[str]]]
-"""Texts to words, many at once because the Java tokenizer takes seconds to start."""
 
 # Han, kana and what Unicode breaks by dictionary (Thai, Lao, Khmer, Myanmar): scripts without blanks between words.
 _UNSPACED = r"[\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{Line_Break=SA}]"
@@ -36,20 +32,6 @@ def _plain(text: str) -> str:
     """Lower case, one encoding of each letter, nothing unseen, and one sign for the apostrophe."""
     lowered = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
     return _UNSEEN.sub("", unicodedata.normalize("NFKC", lowered))
-
-
-def split_at_blanks(texts: Sequence[str]) -> list[list[str]]:
-    """For texts that are tokenised already: words separated by white space."""
-    return [text.split() for text in texts]
-
-
-def no_words(reference: str, domain: str | None = None) -> UserError:
-    """Raised if no reference caption has a word, because everything compared with them would score 0."""
-    where = "" if domain is None else f" of domain {domain!r}"
-    return UserError(
-        f"No reference caption{where} has a letter or a digit of any script (the first is {reference[:60]!a}), so "
-        "every caption would score 0: check the file and its encoding."
-    )
 
 
 # What a training split says most often: a baseline for models, and an answer where nothing can be seen.

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
-from vinvl.data.contracts import checked_entry, split_entry
-from vinvl.data.module import STAGES_OF, Loaders, example_text
-from vinvl.data.sampling import Draw
+from vinvl.data.module import STAGES_OF, checked_entry, example_text, split_entry
+from vinvl.data.sampling import Draw, evaluation_loader, training_loader
 from vinvl.detector.average_precision import TrueBoxes
 from vinvl.detector.config import Count, DetectorConfig
 from vinvl.detector.detector import resized_pixels, resized_size
@@ -270,8 +269,8 @@ class DetectionDataModule(pl.LightningDataModule):
         self.label_map_file = label_map
         self.options = InstanceOptions(bad_boxes, on_missing, empty_pictures, reading)
         self.augmentation = Augmentation(flip_probability, tuple(min_sizes or ()))
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
-        self.loaders = Loaders(**sizes, num_workers=num_workers, pin_memory=pin_memory, seed=seed)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers, self.pin_memory = num_workers, pin_memory
         self.seed = seed
         self.prepare = prepare
         self.datasets: dict[str, DetectionDataset] = {}
@@ -299,13 +298,13 @@ class DetectionDataModule(pl.LightningDataModule):
         return self._label_map
 
     def train_dataloader(self) -> DataLoader[DetectionExample]:
-        return self.loaders.training(self.datasets["train"], self.trainer)
+        return training_loader(self, self.datasets["train"])
 
     def val_dataloader(self) -> DataLoader[DetectionExample]:
-        return self.loaders.evaluation(self.datasets["val"], self.trainer)
+        return evaluation_loader(self, self.datasets["val"])
 
     def test_dataloader(self) -> DataLoader[DetectionExample]:
-        return self.loaders.evaluation(self.datasets["test"], self.trainer)
+        return evaluation_loader(self, self.datasets["test"])
 
     def example_text(self, stage: str, index: int = 0) -> str:
         return example_text(self.datasets[stage], self.split_of[stage], index)

@@ -7,8 +7,7 @@ from typing import Unpack
 
 import numpy as np
 
-from vinvl.data.contracts import RegionDataArguments, file_names
-from vinvl.data.module import RegionDataModule
+from vinvl.data.module import RegionDataArguments, RegionDataModule, file_names
 from vinvl.data.table import RecordTable
 from vinvl.data.words import Commonest, commonest_answers
 from vinvl.gqa.files import read_gqa

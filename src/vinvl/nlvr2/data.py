@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, class_labels, collate
-from vinvl.data.contracts import plain
 from vinvl.data.inputs import PlacedImage, RegionText
-from vinvl.data.module import RegionDataModule, no_annotations
+from vinvl.data.module import RegionDataModule, no_annotations, plain
 from vinvl.data.sampling import Draw
 from vinvl.data.table import RecordTable
 from vinvl.data.text import RaggedTokens, truncated_lengths

@@ -11,8 +11,7 @@ from typing import Any, cast, overload
 
 import torch
 
-from vinvl.data.inputs import PlacedImage, RegionText
-from vinvl.data.tags import StoreTags, TagTokens, tag_source
+from vinvl.data.inputs import PlacedImage, RegionText, StoreTags, TagTokens, tag_source
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
 from vinvl.extraction.provenance import trained_config, trained_reading, unlike_detector

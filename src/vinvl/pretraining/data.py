@@ -11,8 +11,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, gather_regions
-from vinvl.data.contracts import RegionDataArguments, checked_entry, plain
-from vinvl.data.module import RegionDataModule
+from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry, plain
 from vinvl.data.sampling import Draw
 from vinvl.data.text import load_tokenizer
 from vinvl.models.packing import PackedLayout
@@ -224,7 +223,6 @@ class PretrainingDataModule(RegionDataModule):
         self.pair_options = PairOptions(textb_sample_mode, texta_false_prob, mask_loss_for_unmatched)
         self.mask_probability = mask_probability
         self.index_workers = index_workers
-        self._rows_of: dict[str, tuple[Mixture, np.ndarray]] = {}
 
     def prepare_data(self) -> None:
         """Generates the demo corpus, and indexes corpus files that have no current index."""
@@ -238,11 +236,15 @@ class PretrainingDataModule(RegionDataModule):
         shares = []
         for entry in self.corpora_of(split):
             corpus = ensure_index(entry["file"], self.tokenizer, self.index_workers)
+            self._check_tags(corpus)
             shares.append(CorpusShare(corpus, **{key: float(entry[key]) for key in SHARES if key in entry}))
         return Mixture.of(shares)
 
+    def places_of(self, records: Mixture) -> np.ndarray:
+        """(N,) int32: half of what int64 would take of every rank's memory."""
+        return records.positions_in(self.store)
+
     def make_dataset(self, records: Mixture, images: np.ndarray, stage: str) -> PretrainingDataset:
-        """`images` (N,) int32: half of what int64 would take of every rank's memory."""
         return PretrainingDataset(
             CorpusRows(records, images, self.region_text),
             options=self.pair_options,
@@ -259,41 +261,6 @@ class PretrainingDataModule(RegionDataModule):
         dataset: Any = next(iter(self.datasets.values()))
         classes: int = dataset.num_pair_classes
         return classes
-
-    def _dataset_of(self, stage: str) -> PretrainingDataset:
-        split = self.split_of[stage]
-        if split not in self._rows_of:  # read, and reported on, once for all stages
-            mixture = self.read_split(split)
-            self._rows_of[split] = self._rows_in_store(mixture)
-            self.skipped[split] = len(mixture) - len(self._rows_of[split][0])
-        return self.make_dataset(*self._rows_of[split], stage)
-
-    def _rows_in_store(self, mixture: Mixture) -> tuple[Mixture, np.ndarray]:
-        """The rows whose images are in the store, and their places there, (N,) int32."""
-        for share in mixture.shares:
-            self._check_tags(share.corpus)
-        images = mixture.positions_in(self.store)
-        present = images >= 0
-        if present.all():
-            return mixture, images
-        self._report_missing(mixture, present)
-        return mixture.select(present), images[present]
-
-    def _report_missing(self, mixture: Mixture, present: np.ndarray) -> None:
-        """Warns once of all rows whose image is not in the store, or refuses them; see `on_missing`."""
-        first, missing = mixture.describe(int(np.argmin(present))), int((~present).sum())
-        if self.on_missing != "skip" or not present.any():
-            # Only one id: `image_ids` of the whole store as text would stay in memory.
-            like = f"its ids are like '{self.store.at(0).image_id}'" if len(self.store) else "it is empty"
-            extract = "Extract the missing ones or pass data.on_missing=skip."
-            raise UserError(
-                f"{self.store!r} lacks the images of {missing:,} of {len(mixture):,} corpus rows, the first being "
-                f"{first}; {like}. {extract if present.any() else 'Is it the store of this corpus?'}"
-            )
-        rank_zero_warn(
-            f"data.on_missing=skip: left out {missing:,} of {len(mixture):,} corpus rows whose images are not in "
-            f"{self.store!r}, the first being {first}."
-        )
 
     def _check_tags(self, corpus: Corpus) -> None:
         """Tags of a corpus should be the store's classes, which all other tasks see.

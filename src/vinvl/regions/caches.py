@@ -35,9 +35,9 @@ class DeviceFeatures:
         self.starts = np.concatenate([[0], np.cumsum(store.num_regions)])  # (N + 1,) int64, rows before each image
         self._table: Tensor | None = None
 
-    def rows_of(self, stored: Tensor) -> Tensor:
+    def rows_of(self, stored: np.ndarray) -> Tensor:
         """(ΣR,) int64: the row of each region, of (B, 2) int64 position and number of regions of each image."""
-        positions, counts = stored.numpy().T
+        positions, counts = stored.T
         before = np.cumsum(counts) - counts
         return torch.from_numpy(np.repeat(self.starts[positions] - before, counts) + np.arange(counts.sum()))
 

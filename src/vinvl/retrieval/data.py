@@ -12,10 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from vinvl.captioning.files import read_caption_split
 from vinvl.captioning.records import CaptionRecords, OnMissingCaptions
 from vinvl.data.batch import Batch, Example, ImageRegions, class_labels, collate
-from vinvl.data.contracts import RegionDataArguments
 from vinvl.data.inputs import PlacedImage, RegionText
-from vinvl.data.module import RegionDataModule, no_annotations, rank_and_world_size
-from vinvl.data.sampling import Draw
+from vinvl.data.module import RegionDataArguments, RegionDataModule, no_annotations
+from vinvl.data.sampling import Draw, loader, rank_and_world_size
 from vinvl.retrieval.candidates import (
     ATTENTION_TYPES,
     LEAST_TOKENS,
@@ -282,4 +281,4 @@ class RetrievalDataModule(RegionDataModule):
         rank, world_size = rank_and_world_size(self.trainer)
         sampler = BlockSampler(len(blocks), finished, rank=rank, world_size=world_size)
         dataset = BlockImages(self.candidates(stage), folds, blocks, finished)
-        return self.loaders.loader(dataset, sampler, persistent=False)
+        return loader(self, dataset, sampler, self.completed, persistent=False)

@@ -79,7 +79,7 @@ class RetrievalTask(VinVLTask):
         data = self._datamodule()
         model: Any = self.model
         scorer = PairScorer(
-            model, data.region_text.special, data.limits.max_tokens, data.loaders.eval_batch_size, data.attention_type
+            model, data.region_text.special, data.limits.max_tokens, data.eval_batch_size, data.attention_type
         )
         if stage in ("fit", "validate"):
             self._scorer, self._val_folds = scorer, data.folds("val")

@@ -10,9 +10,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, collate, soft_targets
-from vinvl.data.contracts import RegionDataArguments, checked_entry, plain
 from vinvl.data.inputs import RegionText
-from vinvl.data.module import RegionDataModule, no_annotations
+from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry, no_annotations, plain
 from vinvl.data.sampling import Draw
 from vinvl.data.table import Column, RecordTable
 from vinvl.data.text import RaggedTokens
