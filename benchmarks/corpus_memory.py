@@ -27,8 +27,7 @@ from vinvl.data.text import RaggedTokens
 from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import FORMAT, Corpus, IndexFacts, Part, RowKind, write_index
 from vinvl.pretraining.data import PretrainingDataset
-from vinvl.pretraining.mixture import CorpusRows, CorpusShare, Mixture
-from vinvl.pretraining.triplets import PairOptions
+from vinvl.pretraining.triplets import CorpusRows, CorpusShare, Mixture, PairOptions
 from vinvl.regions import LabelMap, Regions
 
 PART_ROWS = 100_000

@@ -32,8 +32,7 @@ from vinvl.data.text import assemble_pair
 from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import ensure_index
 from vinvl.pretraining.data import PretrainingDataset
-from vinvl.pretraining.mixture import CorpusRows, CorpusShare, Mixture
-from vinvl.pretraining.triplets import PairOptions
+from vinvl.pretraining.triplets import CorpusRows, CorpusShare, Mixture, PairOptions
 from vinvl.regions import RegionStore
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -100,14 +100,12 @@ def test_a_list_and_the_same_tags_joined_are_the_same_tokens(
     assert found.text(0, 9) == " ".join(name.strip() for name in names if name.strip())
 
 
-@pytest.mark.parametrize("kind", ["store", "file"])
-def test_strangers_are_refused(store: RegionStore, tmp_path: Path, kind: str) -> None:
-    if kind == "store":
-        source = other_store(tmp_path / "other.h5", ["70", "80"])
-    else:
-        source = written(tmp_path / "other.json", {"70": ["dog"]})
-    with pytest.raises(UserError, match=r"other.* has tags of none of the 3 images of .*ids like '7'.*data\.tags=null"):
-        tag_source(source, store, TOKENIZER)
+def test_strangers_are_refused(store: RegionStore, tmp_path: Path) -> None:
+    for source in (other_store(tmp_path / "a.h5", ["70", "80"]), written(tmp_path / "a.json", {"70": ["dog"]})):
+        with pytest.raises(
+            UserError, match=r"a\..* has tags of none of the 3 images of .*ids like '7'.*data\.tags=null"
+        ):
+            tag_source(source, store, TOKENIZER)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +113,10 @@ def test_strangers_are_refused(store: RegionStore, tmp_path: Path, kind: str) ->
     [
         (["dog"], "is not a tag file"),
         ("dog", "is not a tag file"),
-        ({"7": 3}, "image 7: its tags are 3; give a list of names"),
-        ({"7": ["dog", 4]}, "image 7: its tags are"),
-        ({"7": None}, "image 7: its tags are None"),
-        ({"7": {"dog": 1}}, "image 7: its tags are"),
+        *(
+            ({"7": tags}, "image 7: its tags are .*; give a list of names")
+            for tags in (3, ["dog", 4], None, {"dog": 1})
+        ),
         ({}, "has tags of none of the 3 images"),
     ],
 )

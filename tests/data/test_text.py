@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +69,7 @@ def test_missing_tokenizer_is_one_sentence(tmp_path: Path) -> None:
 def test_encoding_keeps_empty_texts_in_their_place() -> None:
     tokens = encode_texts(golden_tokenizer(), ["the dog", "", "a cat"])
     assert tokens.lengths().tolist() == [2, 0, 2]
+    assert tokens.joined(np.array([2, 1, 0, 2])).tolist() == [*tokens[2], *tokens[0], *tokens[2]]
 
 
 def tokenizer_folder(folder: Path, **tokenizer_config: object) -> Path:
@@ -143,25 +145,23 @@ def test_a_configuration_of_millions_is_not_built_for_its_tokenizer(tmp_path: Pa
     assert len(load_tokenizer(tmp_path)) == len(golden_tokenizer())
 
 
-def test_half_a_character_is_no_text() -> None:
-    with pytest.raises(UserError, match="cannot encode one of the texts"):
-        encode_texts(golden_tokenizer(), ["the dog", "half \ud800 a character"])
-
-
-def test_an_unknown_word_that_is_none(tmp_path: Path) -> None:
-    tokenizer_folder(tmp_path, unk_token="")
-    with pytest.raises(UserError, match="its special tokens are not in its vocabulary"):
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"unk_token": ""}, "its special tokens are not in its vocabulary"),
+        ({"fast_tokenizer_files": ["tokenizer.4.0.0.json"]}, r"it names another file than tokenizer\.json"),
+    ],
+)
+def test_what_a_folder_may_not_say(said: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    tokenizer_folder(tmp_path, **said)
+    with pytest.raises(UserError, match=sentence):
         load_tokenizer(tmp_path)
 
 
-def test_rules_in_a_file_of_another_name_are_not_taken(tmp_path: Path) -> None:
-    tokenizer_folder(tmp_path, fast_tokenizer_files=["tokenizer.4.0.0.json"])
-    with pytest.raises(UserError, match=r"it names another file than tokenizer\.json"):
-        load_tokenizer(tmp_path)
-
-
-def test_a_search_without_end_is_no_crash() -> None:
+def test_texts_that_cannot_be_encoded() -> None:
     tokenizer = golden_tokenizer()
+    with pytest.raises(UserError, match="cannot encode one of the texts"):
+        encode_texts(tokenizer, ["the dog", "half \ud800 a character"])
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
     with pytest.raises(UserError, match=r"cannot encode one of the texts \(Onig: .*retry-limit"):
         encode_texts(tokenizer, ["a" * 60 + " dog"])

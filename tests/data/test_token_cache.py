@@ -1,10 +1,8 @@
 """The token cache: the same tokens as without it, made once, and never those of other texts or of a damaged file."""
 
 import os
-import stat
-import subprocess
-import sys
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +61,11 @@ def test_the_second_time_nothing_is_tokenized(
     tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = encode_texts(tokenizer, TEXTS)
+    assert_same(cached_tokens(tokenizer, TEXTS, None), expected)
+    monkeypatch.setattr(token_cache, "LEAST_TEXTS", len(TEXTS) + 1)
+    cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()  # few texts
+    monkeypatch.setattr(token_cache, "LEAST_TEXTS", len(TEXTS))
     first = cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
     monkeypatch.setattr(token_cache, "encode_texts", lambda *arguments: pytest.fail("tokenized again"))
     again = cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
@@ -72,14 +75,6 @@ def test_the_second_time_nothing_is_tokenized(
     assert os.environ.get("TOKENIZERS_PARALLELISM") == "false"
 
 
-def test_few_texts_and_no_folder_leave_nothing(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    assert_same(cached_tokens(tokenizer, TEXTS, None), encode_texts(tokenizer, TEXTS))
-    with pytest.MonkeyPatch.context() as changed:
-        changed.setattr(token_cache, "LEAST_TEXTS", len(TEXTS) + 1)
-        cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-
-
 def test_what_makes_a_difference_has_another_key(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     texts = Column.of(["ab", "c"])
     others = [["a", "bc"], ["c", "ab"], ["ab", "c", ""], ["ab", "C"], ["abc"], []]
@@ -87,13 +82,10 @@ def test_what_makes_a_difference_has_another_key(tokenizer: BertTokenizerFast, t
     keys |= {cache_key(tokenizer_of(tmp_path / "upper", lower=False), texts)}
     keys |= {cache_key(tokenizer_of(tmp_path / "more", extra=("green",)), texts)}
     assert len(keys) == 9
-    assert cache_key(tokenizer_of(tmp_path / "same"), texts) == cache_key(tokenizer, texts)
-
-
-def test_a_part_of_a_column_has_the_key_of_its_texts(tokenizer: BertTokenizerFast) -> None:
-    whole = Column.of(["x", "ab", "c"])
-    part = Column(whole.values[1:])
-    assert cache_key(tokenizer, part) == cache_key(tokenizer, Column.of(["ab", "c"]))
+    part = Column(Column.of(["x", "ab", "c"]).values[1:])
+    assert (
+        cache_key(tokenizer_of(tmp_path / "same"), texts) == cache_key(tokenizer, texts) == cache_key(tokenizer, part)
+    )
 
 
 def cached(path: Path, lists: Any, type_: pa.DataType) -> None:
@@ -131,27 +123,20 @@ def test_a_damaged_file_is_made_anew(tokenizer: BertTokenizerFast, tmp_path: Pat
     whole = path.read_bytes()
     DAMAGE[damage](path, [expected[text].tolist() for text in range(len(TEXTS))])
     assert path.read_bytes() != whole
-    assert_same(cached_tokens(tokenizer, TEXTS, tmp_path / "cache"), expected)
+    found = cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
     assert path.read_bytes() == whole
+    path.unlink()  # what was read outlives it
+    assert_same(found, expected)
 
 
-def test_what_was_read_outlives_the_file(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    for _ in range(2):
-        found = cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
-    entry(tmp_path / "cache").unlink()
-    assert_same(found, encode_texts(tokenizer, TEXTS))
-
-
-def test_a_folder_that_cannot_be_written_to(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to(
+    tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.warns(UserWarning, match="cannot be written to .* so texts are tokenized at every start"):
         found = cached_tokens(tokenizer, TEXTS, tmp_path / "file" / "cache")
     assert_same(found, encode_texts(tokenizer, TEXTS))
 
-
-def test_a_full_disk_leaves_nothing(
-    tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def full(source: object, target: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -159,22 +144,23 @@ def test_a_full_disk_leaves_nothing(
     with pytest.warns(UserWarning, match="No space left on device"):
         cached_tokens(tokenizer, TEXTS, tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
-    assert stat.S_ISREG((tmp_path / "cache" / ".lock").stat().st_mode)
 
 
 def test_two_processes_at_once(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    program = (
-        "import sys; from pathlib import Path; from transformers import BertTokenizerFast\n"
-        "from vinvl.data import text as token_cache\n"
-        "token_cache.LEAST_TEXTS = 1\n"
-        "tokenizer = BertTokenizerFast(sys.argv[1], do_lower_case=True)\n"
-        "texts = ['a red star ' * (n % 7) for n in range(30_000)]\n"
-        "print(int(token_cache.cached_tokens(tokenizer, texts, Path(sys.argv[2])).values.sum()))\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "tokenizer" / "vocab.txt"), str(tmp_path / "cache")]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    assert said[0] == said[1] != "" and all(process.returncode == 0 for process in processes)
+    texts, context = ["a red star " * (number % 7) for number in range(20_000)], get_context("fork")
+    barrier, sums = context.Barrier(2), context.SimpleQueue()
+
+    def read() -> None:
+        barrier.wait(60)
+        sums.put(int(cached_tokens(tokenizer, texts, tmp_path / "cache").values.sum()))
+
+    processes = [context.Process(target=read) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert {sums.get(), sums.get()} == {int(encode_texts(tokenizer, texts).values.sum())}
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
 
 

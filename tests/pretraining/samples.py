@@ -1,6 +1,7 @@
 """A corpus over a small store, batches made by hand, and a corpus in published form, for the tests of pre-training."""
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,9 @@ from vinvl.data.inputs import InputLimits, RegionText, tag_source
 from vinvl.data.sampling import Draw
 from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import Corpus, ensure_index
-from vinvl.pretraining.data import PretrainingDataset
-from vinvl.pretraining.mixture import CorpusRows, CorpusShare, Mixture
+from vinvl.pretraining.data import PretrainingDataModule, PretrainingDataset
 from vinvl.pretraining.task import PretrainingTask
-from vinvl.pretraining.triplets import PairOptions
+from vinvl.pretraining.triplets import CorpusRows, CorpusShare, Mixture, PairOptions
 from vinvl.regions import RegionStore
 
 TOKENIZER = golden_tokenizer()
@@ -45,6 +45,12 @@ def mixed_rows(count: int, images: int = 10) -> list[dict[str, Any]]:
     return rows
 
 
+def as_in_processes(work: Any, jobs: Sequence[Any], workers: int, stack: object) -> list[Any]:
+    """As `pool_map`, but for the seconds that processes take to begin: what goes to them and back is pickled."""
+    assert workers in (1, 2) and len(jobs) > 1
+    return [pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(work))(job))) for job in jobs]
+
+
 def store_of(folder: Path, images: int = 10) -> RegionStore:
     """Images "0", "1", … with 1 to 4 regions of three numbers."""
     return RegionStore(write(folder / "regions.h5", [make_regions(str(i), 1 + i % 4, seed=i) for i in range(images)]))
@@ -59,10 +65,11 @@ def dataset_of(
     use_tags: bool = True,
     use_regions: bool = True,
     max_tokens: int = 35,
+    max_regions: int = 50,
     seed: int = 0,
 ) -> PretrainingDataset:
     mixture = Mixture.of([part if isinstance(part, CorpusShare) else CorpusShare(part) for part in corpora])
-    limits = InputLimits(max_tokens, 50, use_tags, use_regions)
+    limits = InputLimits(max_tokens, max_regions, use_tags, use_regions)
     text = RegionText(store, tag_source(None, store, TOKENIZER), limits, SPECIAL)
     return PretrainingDataset(
         CorpusRows(mixture, mixture.positions_in(store), text),
@@ -78,6 +85,27 @@ def dataset_of(
 def mixed_dataset(folder: Path, count: int = 60, **settings: Any) -> PretrainingDataset:
     corpus = ensure_index(write_lines(folder / "corpus.jsonl", mixed_rows(count)), TOKENIZER)
     return dataset_of(store_of(folder), [corpus], **settings)
+
+
+def datamodule(folder: Path, splits: dict[str, Any], **settings: Any) -> PretrainingDataModule:
+    """Over the regions.h5 of the folder."""
+    if not (folder / "tokenizer").exists():
+        TOKENIZER.save_pretrained(folder / "tokenizer")
+    shared: dict[str, Any] = {
+        "regions": str(folder / "regions.h5"), "tokenizer": str(folder / "tokenizer"), "tags": None,
+        "train_split": "train", "val_split": "val", "test_split": "val", "predict_split": "val", "max_tokens": 35,
+        "max_regions": 50, "use_tags": True, "use_regions": True, "on_missing": "skip", "batch_size": 8,
+        "eval_batch_size": 8, "num_workers": 0, "pin_memory": False, "seed": 0, "prepare": None, "variant": "oscar",
+        "textb_sample_mode": 1, "texta_false_prob": 0.25, "mask_loss_for_unmatched": True, "mask_probability": 0.15,
+        "index_workers": 1,
+    }  # fmt: skip
+    return PretrainingDataModule(splits=splits, **{**shared, **settings})
+
+
+def plain(text: str) -> list[int]:
+    """Its token ids alone."""
+    ids: list[int] = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def draws(indices: Sequence[int] | np.ndarray, epoch: int = 0) -> list[Draw]:

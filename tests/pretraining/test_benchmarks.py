@@ -1,6 +1,7 @@
 """The benchmarks of pre-training: that what they compare is the same work, and that they run."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def benchmarks() -> Any:
+def benchmarks() -> Iterator[Any]:
     """The modules `pretraining_step` and `pretraining_feed`, which import each other by their bare names."""
     sys.path.insert(0, str(BENCHMARKS))
     try:

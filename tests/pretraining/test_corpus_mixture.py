@@ -11,14 +11,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pytorch_lightning.utilities import rank_zero_only
 
-from tests.pretraining.samples import TOKENIZER, mixed_rows, write_lines
-from tests.pretraining.test_data import datamodule
+from tests.pretraining.samples import TOKENIZER, datamodule, mixed_rows, write_lines
 from tests.regions.samples import make_regions, write
-from vinvl.pretraining import mixture
+from vinvl.pretraining import triplets
 from vinvl.pretraining.corpus import ensure_index
 from vinvl.pretraining.data import PretrainingDataModule
 from vinvl.regions import RegionStore
-from vinvl.run.errors import UserError
 
 
 def write_shards(folder: Path, images: range, per_shard: int = 3) -> RegionStore:
@@ -99,14 +97,11 @@ def told(data: PretrainingDataModule) -> list[str]:
 
 def test_missing_images_are_reported_once_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path / "regions.h5", range(5))
-    splits = {
-        "train": [str(write_lines(tmp_path / f"{name}.jsonl", mixed_rows(15))) for name in ("a", "b")],
-        "val": str(write_lines(tmp_path / "val.jsonl", mixed_rows(5))),
-    }
+    splits = {"train": [str(write_lines(tmp_path / f"{name}.jsonl", mixed_rows(15))) for name in ("a", "b")]}
     reports = []
     for rank in (0, 1):
         monkeypatch.setattr(rank_zero_only, "rank", rank)
-        reports.append(told(datamodule(tmp_path, splits, num_workers=2)))
+        reports.append(told(datamodule(tmp_path, splits, val_split="train", num_workers=2)))
     assert len(reports[0]) == 1 and reports[1] == []
     assert "left out 10 of 30 records" in reports[0][0] and "a.jsonl line 6 (image 5)" in reports[0][0]
 
@@ -119,24 +114,21 @@ ids = st.text("ab7é", min_size=1, max_size=6)
 def test_positions_are_those_of_the_same_id(wanted: set[str], stored: list[str], block: int) -> None:
     encoded = np.array(sorted(text.encode() for text in wanted), dtype=np.bytes_)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixture, "BLOCK_IMAGES", block)
-        found = mixture._positions(encoded, np.array([text.encode() for text in stored] or [], dtype=np.bytes_))
+        patch.setattr(triplets, "BLOCK_IMAGES", block)
+        found = triplets._positions(encoded, np.array([text.encode() for text in stored] or [], dtype=np.bytes_))
     places = {text.encode(): place for place, text in enumerate(stored)}
     assert found.tolist() == [places.get(key, -1) for key in encoded.tolist()] and found.dtype == np.int32
 
 
 def test_rows_may_be_selected_again(tmp_path: Path) -> None:
     paths = [write_lines(tmp_path / f"{name}.jsonl", mixed_rows(6)) for name in ("a", "b")]
-    whole = mixture.Mixture.of([mixture.CorpusShare(ensure_index(path, TOKENIZER)) for path in paths])
+    whole = triplets.Mixture.of([triplets.CorpusShare(ensure_index(path, TOKENIZER)) for path in paths])
     some = whole.select(np.arange(12) % 4 != 0).select(np.arange(9) % 2 == 0)
     lines = [some.describe(row).split("/")[-1].split(" (")[0] for row in range(len(some))]
     assert lines == [f"{name}.jsonl line {n}" for name, n in [("a", 2), ("a", 4), ("b", 1), ("b", 4), ("b", 6)]]
-    assert some.column("kinds").tolist() == whole.column("kinds")[[1, 3, 6, 9, 11]].tolist()
-
-
-@pytest.mark.parametrize("part", [{"passes": 0}, {"passes": -1}, {"loss_weight": -0.5}, {"loss_weight": float("nan")}])
-def test_shares_that_mean_nothing_are_refused(tmp_path: Path, part: dict[str, float]) -> None:
-    write_shards(tmp_path / "regions.h5", range(10))
-    file = str(write_lines(tmp_path / "a.jsonl", mixed_rows(10)))
-    with pytest.raises(UserError, match=r"a\.jsonl has loss_weight .* and passes"):
-        datamodule(tmp_path, {"train": {"file": file, **part}}, val_split="train").setup("fit")
+    places = np.array([1, 3, 6, 9, 11])
+    assert some.column("kinds").tolist() == whole.column("kinds")[places].tolist()
+    sides = np.array([0, 1, 1, 0, 1])
+    found, expected = some.texts(np.arange(5), sides), whole.texts(places, sides)
+    assert np.array_equal(found.values, expected.values) and np.array_equal(found.offsets, expected.offsets)
+    assert some.image_ids.tolist() == whole.image_ids[places].tolist()

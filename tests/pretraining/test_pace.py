@@ -33,7 +33,7 @@ def test_costs_are_those_that_torch_counts(text: int, regions: int, masked: int)
 
 
 def test_figures_of_a_window() -> None:
-    now = iter([0.0, 2.0, 2.0, 5.0])
+    now = iter([0.0, 2.0, 2.0, 5.0, 90.0, 92.0, 92.0])
     pace = TrainingPace(StepCosts(1000, 100, 10, 7, 3), clock=lambda: next(now))
     mask = torch.tensor([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)  # 3 and 5 of 5; text is 3 wide
     pace.add(mask, 3, 4)
@@ -44,16 +44,11 @@ def test_figures_of_a_window() -> None:
         {"tokens_per_second": 11.0, "padding_share": 4 / 15, "flops_utilisation": flops / 2e6}
     )
     assert pace.read(devices=2, peak=None) == {}  # nothing since
-
-
-def test_a_restart_forgets() -> None:
-    now = iter([0.0, 90.0, 92.0, 92.0])
-    pace = TrainingPace(StepCosts(1, 0, 0, 0, 0), clock=lambda: next(now))
-    pace.add(torch.ones(5, 5, dtype=torch.bool), 3, 4)
-    pace.restart()
-    pace.add(torch.ones(1, 4, dtype=torch.bool), 3, 4)
-    found = pace.read(devices=1, peak=None)
-    assert set(found) == {"tokens_per_second", "padding_share"} and found["tokens_per_second"].item() == 2.0
+    pace.add(mask, 3, 4)
+    pace.restart()  # which forgets
+    pace.add(mask[1:, :4], 3, 4)
+    found = {name: value.item() for name, value in pace.read(devices=1, peak=None).items()}
+    assert found == {"tokens_per_second": 2.0, "padding_share": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -61,20 +56,16 @@ def test_a_restart_forgets() -> None:
     [
         ("NVIDIA A100-SXM4-80GB", "bf16-mixed", 312e12),
         ("NVIDIA H100 80GB HBM3", "bf16-mixed", 989e12),
-        ("NVIDIA H100 PCIe", "16-mixed", 756e12),
         ("NVIDIA H200", "32-true", 67e12),
-        ("NVIDIA L4", "bf16-true", 121e12),
         ("NVIDIA L40S", "bf16-true", 362e12),
         ("NVIDIA GeForce RTX 4090", "bf16-mixed", 165e12),
         ("NVIDIA A100 80GB PCIe", "32-true", 19.5e12),
         ("Tesla V100-SXM2-32GB", "16-mixed", 125e12),
-        ("Tesla V100-PCIE-16GB", "16-mixed", 112e12),
         ("Tesla V100-SXM2-32GB", "bf16-mixed", None),  # computes it, but not in its tensor cores
         ("NVIDIA L40", "bf16-mixed", None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16-mixed", None),  # a slice of it
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16-mixed", None),
         ("NVIDIA H200 NVL", "bf16-mixed", None),
-        ("NVIDIA H100 NVL", "bf16-mixed", None),
         ("NVIDIA A100-SXM4-80GB", "64-true", None),
         ("", "32-true", None),
     ],

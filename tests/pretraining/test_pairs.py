@@ -1,5 +1,7 @@
 """Triplets, and pairs of texts put together for a whole batch, as properties."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -54,66 +56,44 @@ def test_truncation_of_many_pairs_is_that_of_one(first: int, second: int, limit:
     assert (int(many[0][0]), int(many[1][0])) == truncated_lengths(first, second, limit)
 
 
-def mode(number: int, share: float = 0.25, mask: bool = True) -> PairOptions:
-    return PairOptions(number, share, mask)
+MATCHED, SECOND, FIRST = 0.6, 0.4, 0.1  # a share that makes a triplet so
+SAME, OTHER = [7, 7, 8], [7, 8, 9]  # the image of each row
+# Share, rows drawn, images, settings → first row, second row, its side, label, whether the second text is masked.
+CASES: dict[str, tuple[Any, ...]] = {
+    "a row of the same image is passed over": (SECOND, [1, 0, 2], SAME, {}, (0, 2, 1, 1, 1)),
+    "so it is for a first text": (FIRST, [1, 0, 2], SAME, {}, (2, 0, 1, 2, 1)),
+    "the tenth row is looked at": (SECOND, [0] * 9 + [2], SAME, {}, (0, 2, 1, 1, 1)),
+    "and taken as it is": (SECOND, [0] * 9 + [1], SAME, {}, (0, 1, 1, 1, 1)),
+    "an answer is another question's": (SECOND, [0, 0, 1, 2], SAME, {"mode": 2}, (0, 1, 1, 1, 1)),
+    "matched, all is masked": (MATCHED, [1], OTHER, {"mask": False}, (0, 0, 1, 0, 1)),
+    "a wrong second text is not": (SECOND, [1], OTHER, {"mask": False}, (0, 1, 1, 1, 0)),
+    "but where asked for": (SECOND, [1], OTHER, {}, (0, 1, 1, 1, 1)),
+    "a wrong first text is": (FIRST, [1], OTHER, {"mask": False}, (1, 0, 1, 2, 1)),
+    "an answer on the same image too": (SECOND, [1], SAME, {"mode": 2, "mask": False}, (0, 1, 1, 1, 1)),
+    "not on another": (SECOND, [1], OTHER, {"mode": 2, "mask": False}, (0, 1, 1, 1, 0)),
+    "without second text the first is wrong": (SECOND, [1], OTHER, {"second": [False, True, True]}, (1, 0, 1, 2, 1)),
+    "an empty second text is passed over": (SECOND, [1, 2], OTHER, {"second": [True, False, True]}, (0, 2, 1, 1, 1)),
+    "mode 0 has its first text": (
+        SECOND, [1, 2], OTHER, {"second": [True, False, True], "mode": 0, "side": 0}, (0, 1, 0, 1, 1),
+    ),
+}  # fmt: skip
 
 
-def drawn(share: float, rows: list[int], side: int = 1, answers: list[int] | None = None) -> PairDraws:
-    def full(drawn_rows: list[int]) -> np.ndarray:
-        return np.array([[*drawn_rows, *[drawn_rows[-1]] * (TRIES - len(drawn_rows))]])
-
-    return PairDraws(np.array([share]), full(rows), np.array([side]), full(answers or rows))
-
-
-def one(draws: PairDraws, options: PairOptions, images: list[int], second: list[bool]) -> tuple[int, ...]:
-    """(first row, second row, side, label, whether the second text is masked) of row 0."""
-    made = mismatch(
-        np.array([0]),
-        draws,
-        options,
-        options.num_classes(),
-        lambda rows: np.array(images)[rows],
-        lambda rows: np.array(second)[rows],
-    )
-    values = (made.first_rows, made.second_rows, made.second_sides, made.labels, made.mask_second)
-    return tuple(int(value[0]) for value in values)
+@pytest.mark.parametrize("case", CASES)
+def test_what_becomes_of_row_0(case: str) -> None:
+    share, rows, images, settings, expected = CASES[case]
+    options = PairOptions(settings.get("mode", 1), 0.25, settings.get("mask", True))
+    candidates = np.array([[*rows, *[rows[-1]] * (TRIES - len(rows))]])
+    draws = PairDraws(np.array([share]), candidates, np.array([settings.get("side", 1)]), candidates)
+    second = np.array(settings.get("second", [True] * 3))
+    made = mismatch(np.array([0]), draws, options, 3, lambda rows: np.array(images)[rows], lambda rows: second[rows])
+    found = (made.first_rows, made.second_rows, made.second_sides, made.labels, made.mask_second)
+    assert tuple(int(value[0]) for value in found) == expected and TRIES == 10
 
 
-def test_rows_of_the_same_image_are_passed_over_ten_times_at_most() -> None:
-    images, second = [7, 7, 8], [True] * 3
-    assert one(drawn(0.4, [1, 0, 2]), mode(1), images, second) == (0, 2, 1, 1, 1)
-    assert one(drawn(0.1, [1, 0, 2]), mode(1), images, second) == (2, 0, 1, 2, 1)
-    # The tenth candidate is still looked at, and there is no eleventh.
-    assert TRIES == 10
-    assert one(drawn(0.4, [0] * 9 + [2]), mode(1), images, second) == (0, 2, 1, 1, 1)
-    assert one(drawn(0.4, [0] * 9 + [1]), mode(1), images, second) == (0, 1, 1, 1, 1)
-
-
-def test_an_answer_is_another_questions() -> None:
-    drawn_answers = drawn(0.4, [3], answers=[0, 0, 1, 2])
-    assert one(drawn_answers, mode(2), [7, 7, 8, 9], [True] * 4)[1] == 1
-
-
-def test_a_wrong_second_text_is_masked_only_where_asked_for() -> None:
-    images, second = [7, 8], [True] * 2
-    for share, label, masked in ((0.6, 0, 1), (0.4, 1, 0), (0.1, 2, 1)):
-        assert one(drawn(share, [1]), mode(1, mask=False), images, second)[3:] == (label, masked)
-        assert one(drawn(share, [1]), mode(1), images, second)[3:] == (label, 1)
-    # An answer to another question on the same image is no text of another image.
-    assert one(drawn(0.4, [1]), mode(2, mask=False), [7, 7], second) == (0, 1, 1, 1, 1)
-    assert one(drawn(0.4, [1]), mode(2, mask=False), [7, 8], second) == (0, 1, 1, 1, 0)
-
-
-def test_a_row_without_second_text_gets_a_wrong_first_text() -> None:
-    assert one(drawn(0.4, [1]), mode(1), [7, 8], [False, True]) == (1, 0, 1, 2, 1)
-    assert mode(1, 0.0).num_classes(use_tags=False) == 3
-    assert mode(1, 0.0).num_classes() == mode(1, 0.5).num_classes() == 2
-
-
-def test_an_empty_second_text_is_not_drawn_while_there_are_others() -> None:
-    assert one(drawn(0.4, [1, 2]), mode(1), [7, 8, 9], [True, False, True])[1] == 2
-    # A first text will do in its place where mode 0 draws one.
-    assert one(drawn(0.4, [1, 2], side=0), mode(0), [7, 8, 9], [True, False, True])[1:3] == (1, 0)
+def test_classes_of_the_contrast() -> None:
+    assert PairOptions(1, 0.0, True).num_classes(use_tags=False) == PairOptions(1, 0.25, True).num_classes() == 3
+    assert PairOptions(1, 0.0, True).num_classes() == PairOptions(1, 0.5, True).num_classes() == 2
 
 
 @pytest.mark.parametrize(("number", "share"), [(3, 0.25), (1, 0.6), (1, -0.1), (1, float("nan"))])

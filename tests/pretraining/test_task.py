@@ -1,6 +1,7 @@
 """The pre-training task on batches made by hand: losses of both variants, scores, what a run logs, and refusals."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers.logger import Logger
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -49,51 +51,43 @@ def run(task: PretrainingTask, batches: list[Batch], val: list[Batch] | None = N
     return figures
 
 
-def quiet(task: PretrainingTask, monkeypatch: pytest.MonkeyPatch) -> PretrainingTask:
-    """A task whose `training_loss` can be called outside a run."""
-    monkeypatch.setattr(task, "log", lambda *_, **__: None)
-    return task
+@pytest.fixture
+def loss_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[PretrainingTask, Batch], Tensor]:
+    """The training loss outside a run."""
+    monkeypatch.setattr(PretrainingTask, "log", lambda *_, **__: None)
+    return PretrainingTask.training_loss
 
 
 class TestLoss:
-    def test_oscar_sees_every_row_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        task, batch = quiet(task_of(), monkeypatch), triplets(6)
+    @pytest.mark.parametrize("hidden_share", [0.3, 0.0])
+    @pytest.mark.parametrize("weights", [None, [1.0, 0.0, 2.0, 0.5]])
+    def test_oscar_sees_every_row_twice(self, loss_of: Any, weights: Any, hidden_share: float) -> None:
+        task, batch = task_of(), triplets(4, hidden_share=hidden_share)
         words, pairs = plain_forward(task, batch)
-        expected = F.cross_entropy(words, batch.labels) + F.cross_entropy(pairs, batch.pair_labels)
-        torch.testing.assert_close(task.training_loss(batch), expected)
+        of_rows = torch.ones(4) if weights is None else torch.tensor(weights)
+        of_words = F.cross_entropy(words, batch.labels, reduction="none")
+        of_words = of_words * of_rows[batch.masked_positions.nonzero()[:, 0]]
+        of_pairs = F.cross_entropy(pairs, batch.pair_labels, reduction="none") * of_rows
+        expected = of_pairs.mean() + (of_words.mean() if len(of_words) else 0)
+        loss = loss_of(task, changed(batch, loss_weights=None if weights is None else of_rows))
+        torch.testing.assert_close(loss, expected)
 
-    def test_mmf_is_two_forwards(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        task = quiet(task_of("mmf"), monkeypatch)
+    def test_mmf_is_two_forwards(self, loss_of: Any) -> None:
+        task = task_of("mmf")
         matched, drawn = unlabelled(triplets(4, seed=1)), triplets(4, seed=2, hidden_share=0.0)
         words, _ = plain_forward(task, matched)
         _, pairs = plain_forward(task, drawn)
         expected = F.cross_entropy(words, matched.labels) + F.cross_entropy(pairs, drawn.pair_labels)
-        torch.testing.assert_close(task.training_loss(joined(matched, drawn)), expected)
+        torch.testing.assert_close(loss_of(task, joined(matched, drawn)), expected)
 
-    def test_rows_count_by_their_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        task, batch = quiet(task_of(), monkeypatch), triplets(4)
-        weights = torch.tensor([1.0, 0.0, 2.0, 0.5])
-        words, pairs = plain_forward(task, batch)
-        of_words = (
-            F.cross_entropy(words, batch.labels, reduction="none") * weights[batch.masked_positions.nonzero()[:, 0]]
-        )
-        of_pairs = F.cross_entropy(pairs, batch.pair_labels, reduction="none") * weights
-        loss = task.training_loss(changed(batch, loss_weights=weights))
-        torch.testing.assert_close(loss, of_words.mean() + of_pairs.mean())
-
-    def test_without_contrast_every_weight_still_has_a_gradient(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        task, batch = quiet(task_of("matched"), monkeypatch), changed(triplets(4), pair_labels=None)
+    def test_without_contrast_every_weight_still_has_a_gradient(self, loss_of: Any) -> None:
+        task, batch = task_of("matched"), changed(triplets(4), pair_labels=None)
         words, _ = plain_forward(task, batch)
-        loss = task.training_loss(batch)
+        loss = loss_of(task, batch)
         torch.testing.assert_close(loss, F.cross_entropy(words, batch.labels))
         loss.backward()
         assert all(parameter.grad is not None for parameter in task.model.parameters())
         assert not task.model.cls.seq_relationship.weight.grad.any()
-
-    def test_a_batch_without_hidden_tokens(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        task, batch = quiet(task_of(), monkeypatch), triplets(4, hidden_share=0.0)
-        _, pairs = plain_forward(task, batch)
-        torch.testing.assert_close(task.training_loss(batch), F.cross_entropy(pairs, batch.pair_labels))
 
 
 class TestScores:
@@ -148,23 +142,18 @@ class TestScores:
         assert "masked_accuracy/text" in found and "masked_accuracy/tags" not in found
         assert [name for name in found if name.startswith("contrastive_accuracy/")] == ["contrastive_accuracy/matched"]
 
-    def test_without_contrast_the_hidden_tokens_decide(self) -> None:
-        task = task_of("matched").eval()
+    def test_rows_of_the_table(self) -> None:
+        """Without contrast the hidden tokens decide; two classes have names of their own."""
+        task, hidden = task_of("matched").eval(), ["hidden tokens guessed", "  of text", "  of tags"]
         task.scores = found = self.scores(task, [changed(triplets(20), pair_labels=None)])
         assert found["mean_accuracy"] == found["masked_accuracy"] and found["loss"] == found["masked_loss"]
         assert not any(name.startswith("contrastive") for name in found)
-        assert [name for name, _ in task.result_rows()] == [
-            "hidden tokens guessed", "  of text", "  of tags", "masked loss",
-        ]  # fmt: skip
-
-    def test_two_classes_have_names_of_their_own(self) -> None:
+        assert [name for name, _ in task.result_rows()] == [*hidden, "masked loss"]
         task = task_of(classes=2).eval()
         task.scores = self.scores(task, [triplets(20, classes=2)])
         assert {"contrastive_accuracy/matched", "contrastive_accuracy/mismatched"} <= set(task.scores)
-        assert [name for name, _ in task.result_rows()] == [
-            "hidden tokens guessed", "  of text", "  of tags", "triplets told apart", "  matched", "  mismatched",
-            "masked loss", "contrastive loss",
-        ]  # fmt: skip
+        told = ["triplets told apart", "  matched", "  mismatched", "masked loss", "contrastive loss"]
+        assert [name for name, _ in task.result_rows()] == [*hidden, *told]
 
 
 class TestRun:
@@ -220,16 +209,11 @@ class TestRun:
             assert found["train/masked_accuracy"] == pytest.approx(100 * right.double().mean().item())
             assert found["train/padding_share"] == pytest.approx(1 - real.double().mean().item())
 
-    def test_it_learns(self) -> None:
-        batch = triplets(8)
-        task = task_of(learning_rate=0.1)
+    def test_it_learns_and_a_checkpoint_is_enough_to_evaluate(self, tmp_path: Path) -> None:
+        task, batch = task_of("mmf", classes=2, learning_rate=0.1), triplets(8, classes=2)
         found = [one for _, one in run(task, [batch] * 40, gradient_clip_val=1.0).written if "train/loss" in one]
         assert found[-1]["train/masked_loss"] < 0.5 * found[0]["train/masked_loss"]
         assert found[-1]["train/contrastive_loss"] < 0.5 * found[0]["train/contrastive_loss"]
-
-    def test_a_checkpoint_is_enough_to_evaluate(self, tmp_path: Path) -> None:
-        task = task_of("mmf", classes=2, learning_rate=0.1)
-        run(task, [triplets(4, classes=2)])
         checkpoint = {"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict()}
         torch.save(checkpoint, tmp_path / "one.ckpt")
         again = PretrainingTask.from_checkpoint(torch.load(tmp_path / "one.ckpt", weights_only=True), "one.ckpt")

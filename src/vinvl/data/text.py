@@ -1,4 +1,4 @@
-"""Text as token ids: tokenizers, ragged token columns, pair truncation, segments.
+"""Text as token ids: tokenizers, ragged token columns and their cache, pair truncation, segments.
 
 `[CLS] question [SEP] tags [SEP]` with segment (token type) 0 for the question part and 1 for the tags.
 """
@@ -10,8 +10,7 @@ import json
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -60,10 +59,20 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
         config.tokenizer_class = model.get("tokenizer_class")
         if "fast_tokenizer_files" in own:
             raise ValueError("it names another file than tokenizer.json")
-        _check_growth(_said_in(name, "tokenizer.json").get("normalizer"))
+        # Rules could make a text grow until it fills the memory.
+        rules = json.dumps(_said_in(name, "tokenizer.json").get("normalizer"), ensure_ascii=False)
+        if (inserted := len("".join(INSERTED.findall(rules)))) > MOST_INSERTED:
+            raise ValueError(f"its rules insert {inserted:,} characters, {MOST_INSERTED} may be")
         return AutoTokenizer.from_pretrained(name, config=config, trust_remote_code=False)
 
     return opened_tokenizer(load, name)
+
+
+def _said_in(name: str, file: str) -> dict[str, Any]:
+    """The content of a JSON file in a folder or on the hub; {} if there is none."""
+    silent = ("missing_entries", "gated_repo", "connection_errors")
+    path = cached_file(name, file, **{f"_raise_exceptions_for_{one}": False for one in silent})
+    return {} if path is None else json_object(Path(path))
 
 
 def opened_tokenizer(load: Callable[[], PreTrainedTokenizerBase], name: str) -> PreTrainedTokenizerBase:
@@ -73,7 +82,7 @@ def opened_tokenizer(load: Callable[[], PreTrainedTokenizerBase], name: str) -> 
         UserError: it cannot be loaded, cannot encode a text, or has no [CLS], [SEP], [PAD] or [MASK].
     """
     # The tokenizer's own thread pool warns and may dead-lock once data workers are forked.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault(PARALLELISM, "false")
     try:
         tokenizer = load()
         missing = [token for token in NEEDED_TOKENS if getattr(tokenizer, token) is None]
@@ -104,25 +113,6 @@ def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _check_growth(normalizer: Any) -> None:
-    """Raises ValueError where rules of a tokenizer.json could make a text grow until it fills the memory."""
-    inserted = "".join(INSERTED.findall(json.dumps(normalizer, ensure_ascii=False)))
-    if len(inserted) > MOST_INSERTED:
-        raise ValueError(f"its rules insert {len(inserted):,} characters, {MOST_INSERTED} may be")
-
-
-def _said_in(name: str, file: str) -> dict[str, Any]:
-    """The content of a JSON file in a folder or on the hub; {} if there is none."""
-    path = cached_file(
-        name,
-        file,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return {} if path is None else json_object(Path(path))
-
-
 @dataclass(frozen=True)
 class RaggedTokens:
     """Token ids of many texts in two arrays: row i is `values[offsets[i]:offsets[i + 1]]`.
@@ -132,6 +122,11 @@ class RaggedTokens:
 
     values: np.ndarray  # (ΣL,) int32
     offsets: np.ndarray  # (N + 1,) int64
+
+    @classmethod
+    def of_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> RaggedTokens:
+        """Texts of these lengths (N,), one after the other."""
+        return cls(values, np.insert(np.cumsum(lengths, dtype=np.int64), 0, 0))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -149,6 +144,13 @@ class RaggedTokens:
         return np.asarray(self.values[flat_ranges(starts, self.offsets[rows + 1] - starts)])
 
 
+def flat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """(Σ lengths,) int64: starts[0], starts[0] + 1, … lengths[0] of them, then those of starts[1], …"""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+
+
 Texts = Sequence[str] | Column
 
 
@@ -157,34 +159,31 @@ def encode_texts(
 ) -> RaggedTokens:
     """Token ids of each text, without special tokens and without truncation; `tell` hears how many are done."""
     encode = _encoder(tokenizer)
-    pieces: list[np.ndarray] = []
-    lengths: list[np.ndarray] = []
+    values, lengths = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)]
     for start in range(0, len(texts), ENCODE_CHUNK):
         chunk = list(texts[start : start + ENCODE_CHUNK])
         try:
             encoded = encode(chunk)
         except BaseException as error:  # a word without a number and no [UNK], half of a character, an endless search
             raise UserError(f"The tokenizer cannot encode one of the texts ({_reason(error)}).") from error
-        counts_of_chunk = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-        lengths.append(counts_of_chunk)
-        pieces.append(np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=int(counts_of_chunk.sum())))
+        lengths.append(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
+        total = int(lengths[-1].sum())
+        values.append(np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=total))
         if tell is not None:
             tell(start + len(chunk))
-    values = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
-    counts = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
-    return RaggedTokens(values=values, offsets=np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)]))
+    return RaggedTokens.of_lengths(np.concatenate(values), np.concatenate(lengths))
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
     """Texts → token ids. A fast tokenizer's Rust part is asked itself: transformers makes much else of its answers."""
-    own = plain_backend(tokenizer)
+    own = _plain_backend(tokenizer)
     if own is None:
         options: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
         return lambda texts: tokenizer(texts, **options)["input_ids"]
     return lambda texts: [one.ids for one in own.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
     """The Rust part of a fast tokenizer, a copy that neither cuts nor pads; None if there is more to it than that."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     method = getattr(type(tokenizer), "_encode_plus", None)
@@ -198,11 +197,7 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
     return own
 
 
-def flat_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """(Σ lengths,) int64: starts[0], starts[0] + 1, … lengths[0] of them, then those of starts[1], …"""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+# Pairs of texts.
 
 
 def truncated_lengths(first: int, second: int, limit: int) -> tuple[int, int]:
@@ -215,44 +210,36 @@ def truncated_lengths(first: int, second: int, limit: int) -> tuple[int, int]:
     if excess <= 0:
         return first, second
     level = min(excess, abs(first - second))
+    rest = excess - level
     if first > second:
         first -= level
     else:
         second -= level
-    excess -= level
-    second -= (excess + 1) // 2
-    first -= excess // 2
-    return max(first, 0), max(second, 0)
+    return max(first - rest // 2, 0), max(second - (rest + 1) // 2, 0)
 
 
 def assemble_pair(
-    first: np.ndarray,
-    second: np.ndarray | None,
-    *,
-    max_tokens: int,
-    cls_token_id: int,
-    sep_token_id: int,
+    first: np.ndarray, second: np.ndarray, *, max_tokens: int, cls_token_id: int, sep_token_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]`, truncated to `max_tokens` in all.
 
     Args:
         first: (n,) token ids of the text.
-        second: (m,) token ids of the tags, or None (or empty) for a text without tags.
+        second: (m,) token ids of the tags; none for a text without tags.
         max_tokens: limit over both sides and the special tokens.
 
     Returns:
         input_ids (L,) int64 and token_type_ids (L,) int64, without padding.
     """
-    if second is None or len(second) == 0:
-        first = first[: max(max_tokens - 2, 0)]
-        input_ids = np.concatenate([[cls_token_id], first, [sep_token_id]]).astype(np.int64)
-        return input_ids, np.zeros(len(input_ids), dtype=np.int64)
-    keep_first, keep_second = truncated_lengths(len(first), len(second), max_tokens - 3)
-    input_ids = np.concatenate(
-        [[cls_token_id], first[:keep_first], [sep_token_id], second[:keep_second], [sep_token_id]]
-    ).astype(np.int64)
+    keep_first, keep_second = max(max_tokens - 2, 0), 0
+    if len(second):
+        keep_first, keep_second = truncated_lengths(len(first), len(second), max_tokens - 3)
+    parts: list[Any] = [[cls_token_id], first[:keep_first], [sep_token_id]]
+    if len(second):
+        parts += [second[:keep_second], [sep_token_id]]
+    input_ids = np.concatenate(parts).astype(np.int64)
     token_type_ids = np.zeros(len(input_ids), dtype=np.int64)
-    token_type_ids[keep_first + 2 :] = 1
+    token_type_ids[len(parts[1]) + 2 :] = 1
     return input_ids, token_type_ids
 
 
@@ -266,7 +253,7 @@ TOKENS = pa.schema({"tokens": pa.large_list(pa.int32())})  # of each text
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """24 hexadecimal digits that change with all that decides which ids a text gets."""
-    own = plain_backend(tokenizer)
+    own = _plain_backend(tokenizer)
     if own is None:
         rules: Any = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "said": repr(tokenizer)}
     else:
@@ -285,28 +272,26 @@ def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path
         return encode_texts(tokenizer, texts)
     column = texts if isinstance(texts, Column) else Column.of(texts)
     path = folder / f"{cache_key(tokenizer, column)}.arrow"
-    found = _read(path, len(column), len(tokenizer))
-    if found is not None:
-        return found
-    tokens: RaggedTokens | None = None
+    tokens = _read(path, len(column), len(tokenizer))
+    if tokens is not None:
+        return tokens
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
-            found = _read(path, len(column), len(tokenizer))  # another rank may have made it while this one waited
-            if found is not None:
-                return found
-            tokens = _encode(tokenizer, column)
-            with atomic_write(path, "wb") as file:
-                lists = pa.LargeListArray.from_arrays(pa.array(tokens.offsets), pa.array(tokens.values))
-                write_batch(file, {"tokens": lists})
+        with (folder / ".lock").open("w") as alone:
+            lock(alone.fileno(), wait=True)
+            tokens = _read(path, len(column), len(tokenizer))  # another rank may have made it while this one waited
+            if tokens is None:
+                tokens = _encode(tokenizer, column)
+                with atomic_write(path, "wb") as file:
+                    lists = pa.LargeListArray.from_arrays(pa.array(tokens.offsets), pa.array(tokens.values))
+                    write_batch(file, {"tokens": lists})
     except (OSError, UserError) as error:
         failed = system_error(error)
         rank_zero_warn(
             f"data.token_cache: {folder} cannot be written to ({failed and failed.strerror}), so texts are tokenized "
             "at every start: pass data.token_cache=DIR, or null."
         )
-        return encode_texts(tokenizer, texts) if tokens is None else tokens
-    return tokens
+    return encode_texts(tokenizer, texts) if tokens is None else tokens
 
 
 def cache_key(tokenizer: PreTrainedTokenizerBase, texts: Column) -> str:
@@ -323,14 +308,14 @@ def cache_key(tokenizer: PreTrainedTokenizerBase, texts: Column) -> str:
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Column) -> RaggedTokens:
     """On all cores, with progress where a person looks on."""
-    before = os.environ.get(PARALLELISM)
+    before = os.environ.get(PARALLELISM, "false")
     if multiprocessing.parent_process() is None:  # threads that the parent had are gone in a forked process
         os.environ[PARALLELISM] = "true"
     try:
         with progress("texts", len(texts)) as tell:
             return encode_texts(tokenizer, texts, tell)
     finally:  # data workers are forked later, and the threads do not survive that
-        os.environ[PARALLELISM] = "false" if before is None else before
+        os.environ[PARALLELISM] = before
 
 
 def _read(path: Path, texts: int, words: int) -> RaggedTokens | None:
@@ -345,11 +330,3 @@ def _read(path: Path, texts: int, words: int) -> RaggedTokens | None:
         return None
     sound = not len(values) or 0 <= values.min() <= values.max() < words
     return RaggedTokens(values, offsets) if sound else None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process of all at a time."""
-    with (folder / ".lock").open("w") as file:
-        lock(file.fileno(), wait=True)
-        yield

@@ -9,7 +9,7 @@ from typing import Any
 
 from vinvl.data.text import load_tokenizer
 from vinvl.pretraining.corpus import Corpus, ensure_index
-from vinvl.pretraining.published import TRAIN, VALIDATION, Conversion, convert_published_corpus
+from vinvl.pretraining.published import TRAIN, VALIDATION, convert_published_corpus
 from vinvl.run.door import Parser, run_command
 from vinvl.run.errors import UserError, say
 
@@ -31,45 +31,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    description = "Make and index a corpus, or look at an index."
-    parser = Parser(prog="python -m vinvl.pretraining.corpus", description=description)
+    parser = Parser(
+        prog="python -m vinvl.pretraining.corpus", description="Make and index a corpus, or look at an index."
+    )
     commands = parser.add_subparsers(required=True)
     convert = commands.add_parser("convert", help=CONVERT, description=f"{CONVERT[0].upper()}{CONVERT[1:]}. {MORE}")
-    convert.set_defaults(run=_convert)
     add = convert.add_argument
     add("settings", metavar="YAML", help="names corpus_file, corpus and image_label_path")
     add("--output", required=True, metavar="FOLDER", help="new, or empty")
     add("--datasets", metavar="A,B", help="of those in the yaml (default: all)")
     add("--store-tags", action="store_true", help="leave tags out: training takes the classes of the region store")
     add("--ground-truth-tags", action="store_true", help="annotated objects as tags where an image has them")
-    add(
-        "--prefix-image-ids",
-        metavar="all|none|A,B",
-        help="datasets whose name is put in front of their image ids (gqa_2386621), as the store must have them; "
-        "default: none, but datasets that have an image id in common are refused",
+    prefixed = (
+        "datasets whose name is put in front of their image ids (gqa_2386621), as the store must have them; "
+        "default: none, but datasets that have an image id in common are refused"
     )
-    add(
-        "--validation-share",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="of the images, chosen by their id; the published corpus has no split (default: %(default)s)",
-    )
+    add("--prefix-image-ids", metavar="all|none|A,B", help=prefixed)
+    share = "of the images, chosen by their id; the published corpus has no split (default: %(default)s)"
+    add("--validation-share", type=float, default=0.01, metavar="SHARE", help=share)
     build = commands.add_parser("build", help="tokenize JSONL files into the indices that training reads")
-    build.set_defaults(run=_build)
     build.add_argument("files", nargs="+", metavar="JSONL")
     build.add_argument("--tokenizer", default="bert-base-uncased", help="folder or hub name (default: %(default)s)")
-    for command in (convert, build):
-        command.add_argument(
-            "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)"
-        )
-    for name, run, text in (
+    for command, run in ((convert, _convert), (build, _build)):
+        processes = "processes (default: %(default)s)"
+        command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help=processes)
+        command.set_defaults(run=run)
+    for name, look, text in (
         ("info", _info, "print what an index holds"),
         ("verify", _verify, "read an index through; exit code 1 if it is not what was written"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("files", nargs="+", metavar="INDEX", help="an index, or the JSONL beside it")
-        command.set_defaults(run=run)
+        command.set_defaults(run=look)
     return parser
 
 
@@ -78,26 +71,16 @@ def _convert(output: str, datasets: str | None, prefix_image_ids: str | None, **
         raise UserError("--store-tags leaves tags out, and --ground-truth-tags chooses some; give one of the two.")
     prefixes: Any = {None: None, "all": "all", "none": []}.get(prefix_image_ids, (prefix_image_ids or "").split(","))
     begin = time.perf_counter()
-    conversion = convert_published_corpus(
-        output=output,
-        datasets=datasets.split(",") if datasets else None,
-        prefix_image_ids=prefixes,
-        **options,
-    )
-    say(*_table(conversion))
-    seconds = time.perf_counter() - begin
-    say(f"{output}: {conversion.rows.total():,} rows in {seconds:,.1f} s", error=True)
+    used = datasets.split(",") if datasets else None
+    rows, skipped = convert_published_corpus(output=output, datasets=used, prefix_image_ids=prefixes, **options)
+    say(f"{'dataset':<14} {TRAIN:>12} {VALIDATION:>12}")
+    for dataset in sorted({dataset for _, dataset in rows}):
+        say(f"{dataset:<14} {rows[TRAIN, dataset]:>12,} {rows[VALIDATION, dataset]:>12,}")
+    if skipped:
+        left_out = ", ".join(f"{count:,} of {name}" for name, count in sorted(skipped.items()))
+        say(f"left out, as their datasets were not asked for: {left_out}")
+    say(f"{output}: {rows.total():,} rows in {time.perf_counter() - begin:,.1f} s", error=True)
     return 0
-
-
-def _table(conversion: Conversion) -> list[str]:
-    """Rows of each dataset by split, and those left out."""
-    rows = [f"{'dataset':<14} {TRAIN:>12} {VALIDATION:>12}"]
-    for dataset in sorted({dataset for _, dataset in conversion.rows}):
-        counts = [conversion.rows[split, dataset] for split in (TRAIN, VALIDATION)]
-        rows.append(f"{dataset:<14} {counts[0]:>12,} {counts[1]:>12,}")
-    left_out = ", ".join(f"{count:,} of {name}" for name, count in sorted(conversion.skipped.items()))
-    return rows + ([f"left out, as their datasets were not asked for: {left_out}"] if left_out else [])
 
 
 def _build(files: Sequence[str], tokenizer: str, workers: int) -> int:
@@ -108,46 +91,40 @@ def _build(files: Sequence[str], tokenizer: str, workers: int) -> int:
 
 
 def _info(files: Sequence[str]) -> int:
-    summaries = [_summary(corpus) for file in files for corpus in _indices(Path(file))]
-    for number, lines in enumerate(summaries):
-        say(*([""] if number else []), *lines)
+    for number, corpus in enumerate(_indices(files)):
+        facts, tokens = corpus.facts, corpus.lengths.mean(axis=0, dtype=float)
+        told = {
+            "corpus": corpus.source,
+            "index": corpus.path,
+            "rows": f"{len(corpus):,}: " + ", ".join(f"{count:,} {kind}" for kind, count in facts.kinds.items()),
+            "sources": ", ".join(f"{name or '(none)'} {count:,}" for name, count in facts.sources.items()),
+            "images": f"{len(corpus.image_ids):,}",
+            "tokens a row": f"{tokens[0]:.1f} of the text, {tokens[1]:.1f} of the second text",
+            "tag names": f"{len(facts.tags):,}",
+            "tokenizer": f"{facts.vocab_size:,} tokens, fingerprint {facts.tokenizer}",
+            "bytes": f"{corpus.path.stat().st_size:,}",
+        }
+        say(*([""] if number else []), *(f"{name:<14} {value}" for name, value in told.items()))
     return 0
 
 
 def _verify(files: Sequence[str]) -> int:
-    corpora = [corpus for file in files for corpus in _indices(Path(file))]
+    corpora = _indices(files)
     problems = [problem for corpus in corpora for problem in corpus.problems()]
     say(*(problems or [f"sound: {', '.join(str(corpus.path) for corpus in corpora)}"]))
     return 1 if problems else 0
 
 
-def _indices(path: Path) -> list[Corpus]:
-    """The index that a path names, or those beside the corpus file that it names."""
-    if ".index-" in path.name:
-        return [Corpus(path)]
-    found = sorted(path.parent.glob(f"{path.name}.index-*"))
-    if not found:
-        raise UserError(
-            f"{path} has no index beside it; make one with python -m vinvl.pretraining.corpus build {path}."
-        )
-    return [Corpus(index) for index in found]
-
-
-def _summary(corpus: Corpus) -> list[str]:
-    """What an index holds, a line each: `name  value`."""
-    facts, tokens = corpus.facts, corpus.lengths.mean(axis=0, dtype=float)
-    rows = [
-        ("corpus", corpus.source),
-        ("index", str(corpus.path)),
-        ("rows", f"{len(corpus):,}: " + ", ".join(f"{count:,} {kind}" for kind, count in facts.kinds.items())),
-        ("sources", ", ".join(f"{name or '(none)'} {count:,}" for name, count in facts.sources.items())),
-        ("images", f"{len(corpus.image_ids):,}"),
-        ("tokens a row", f"{tokens[0]:.1f} of the text, {tokens[1]:.1f} of the second text"),
-        ("tag names", f"{len(facts.tags):,}"),
-        ("tokenizer", f"{facts.vocab_size:,} tokens, fingerprint {facts.tokenizer}"),
-        ("bytes", f"{corpus.path.stat().st_size:,}"),
-    ]
-    return [f"{name:<14} {value}" for name, value in rows]
+def _indices(names: Sequence[str]) -> list[Corpus]:
+    """The indices that are named, and those beside the corpus files that are."""
+    found: list[Corpus] = []
+    for path in map(Path, names):
+        beside = [path] if ".index-" in path.name else sorted(path.parent.glob(f"{path.name}.index-*"))
+        if not beside:
+            make = f"python -m vinvl.pretraining.corpus build {path}"
+            raise UserError(f"{path} has no index beside it; make one with {make}.")
+        found += map(Corpus, beside)
+    return found
 
 
 if __name__ == "__main__":

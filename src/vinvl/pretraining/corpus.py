@@ -195,8 +195,7 @@ class Corpus:
         """Token ids of the text (side 0) or second text (side 1) of each of n rows; (n,) integers both."""
         lengths = self.lengths[rows, sides].astype(np.int64)
         starts = self._starts[rows] + np.where(sides == 1, self.lengths[rows, 0], 0)
-        offsets = np.insert(np.cumsum(lengths), 0, 0)
-        return RaggedTokens(self._tokens[flat_ranges(starts, lengths)], offsets)
+        return RaggedTokens.of_lengths(self._tokens[flat_ranges(starts, lengths)], lengths)
 
     def _check(self) -> None:
         """Raises ValueError for what Arrow takes for sound and would be read as another row's, or as no text."""

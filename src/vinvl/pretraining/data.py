@@ -1,7 +1,6 @@
 """Pre-training batches: triplets, matched and mismatched, with hidden tokens; all of a batch is made at once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,15 +16,16 @@ from vinvl.data.text import load_tokenizer
 from vinvl.models.packing import PackedLayout
 from vinvl.models.pretraining import NO_PAIR_LABEL
 from vinvl.pretraining.corpus import Corpus, ensure_index
-from vinvl.pretraining.mixture import CorpusRows, CorpusShare, Mixture
 from vinvl.pretraining.triplets import (
     ANSWER,
+    CorpusRows,
+    CorpusShare,
+    Mixture,
     PairDraws,
     PairOptions,
     Triplets,
     assemble_pairs,
     mask_tokens,
-    matched_triplets,
     mismatch,
 )
 from vinvl.run.errors import UserError
@@ -116,15 +116,15 @@ class PretrainingDataset(Dataset[Draw]):
 
     def collate(self, items: Sequence[Draw]) -> Batch:
         """The batch of B draws of one epoch: B triplets, or 2B; see `Batch` for the fields, and the class."""
-        epoch, first = items[0].epoch, items[0].index
+        epoch, first, text = items[0].epoch, items[0].index, self.rows.region_text
         generator = np.random.default_rng((self.seed, epoch, first))
         rows = self.row_of(np.array([draw.index for draw in items], dtype=np.int64), epoch)
         triplets = self._triplets(rows, generator)
         tokens = assemble_pairs(
             self.rows.texts(triplets.first_rows, np.zeros_like(triplets.first_rows)),
             self.rows.texts(triplets.second_rows, triplets.second_sides),
-            max_tokens=self.rows.region_text.limits.max_tokens,
-            special=self.rows.region_text.special,
+            max_tokens=text.limits.max_tokens,
+            special=text.special,
         )
         maskable = (tokens.text & triplets.mask_first[:, None]) | (tokens.second_text & triplets.mask_second[:, None])
         input_ids, masked = mask_tokens(
@@ -132,15 +132,15 @@ class PretrainingDataset(Dataset[Draw]):
             maskable,
             generator.random(maskable.shape),
             generator.integers(0, self.vocab_size, maskable.shape),
-            self.rows.region_text.special.mask_token_id,
+            text.special.mask_token_id,
             self.mask_probability,
         )
-        parts = [self.rows.region_text.image_regions(int(image)) for image in self.rows.image_of(rows)]
+        parts = [text.image_regions(int(image)) for image in self.rows.image_of(rows)]
         parts *= len(triplets.labels) // len(rows)
         regions = gather_regions(parts)
-        text = np.arange(input_ids.shape[1]) < tokens.num_tokens[:, None]
-        seen = np.arange(regions.slots) < np.array([len(part) for part in parts])[:, None]
-        attention_mask = np.concatenate([text, seen], axis=1)
+        is_token = np.arange(input_ids.shape[1]) < tokens.num_tokens[:, None]
+        is_region = np.arange(regions.slots) < regions.stored[:, 1:]
+        attention_mask = np.concatenate([is_token, is_region], axis=1)
         weights = None if self._weights is None else self._weights[self.rows.mixture.corpus_of(triplets.image_rows)]
         contrast = bool((triplets.labels != NO_PAIR_LABEL).any())
         return Batch(
@@ -159,7 +159,7 @@ class PretrainingDataset(Dataset[Draw]):
 
     def _triplets(self, rows: np.ndarray, generator: np.random.Generator) -> Triplets:
         if self.variant == "matched":
-            return matched_triplets(rows)
+            return Triplets.matched(rows)
         wanted = self.options.textb_sample_mode == ANSWER and len(self.rows.answer_rows)
         answers = self.rows.answer_rows if wanted else None
         draws = PairDraws.draw(len(rows), len(self.rows), answers, generator)
@@ -167,7 +167,7 @@ class PretrainingDataset(Dataset[Draw]):
         if self.variant == "oscar":
             return mixed
         nothing = np.zeros_like(mixed.mask_first)
-        return matched_triplets(rows) + replace(mixed, mask_first=nothing, mask_second=nothing)
+        return Triplets.matched(rows).followed_by(mixed._replace(mask_first=nothing, mask_second=nothing))
 
     def show(self, item: Draw, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
         batch = self.collate([item])
@@ -257,17 +257,11 @@ class PretrainingDataModule(RegionDataModule):
 
     @property
     def num_pair_classes(self) -> int:
-        """Classes of the contrastive label, once `setup` has read a split."""
-        dataset: Any = next(iter(self.datasets.values()))
-        classes: int = dataset.num_pair_classes
-        return classes
+        """Classes of the contrastive label."""
+        return self.pair_options.num_classes(self.limits.use_tags)
 
     def _check_tags(self, corpus: Corpus) -> None:
-        """Tags of a corpus should be the store's classes, which all other tasks see.
-
-        Raises:
-            UserError: not one of them is.
-        """
+        """Tags should be classes of the store, which all other tasks see; UserError if not one of them is."""
         given, classes = corpus.facts.tags, {name.lower() for name in self.store.label_map.classes}
         unknown = [tag for tag in given if tag.lower() not in classes]
         if not unknown or not classes:
@@ -286,7 +280,7 @@ class PretrainingDataModule(RegionDataModule):
         """The corpora of a split as mappings of file and SHARES, each of one file; nothing but folders is opened.
 
         Raises:
-            UserError: there is no such split, or it names no corpus.
+            UserError: there is no such split, it names no corpus, or a weight or number of passes that means nothing.
         """
         files, place, found = plain(self.split_files(split)), f"data.splits.{split}", []
         for given in files if isinstance(files, list) else [files]:
@@ -294,6 +288,12 @@ class PretrainingDataModule(RegionDataModule):
             for key in SHARES:
                 if not isinstance(entry.get(key, 1.0), int | float):
                     raise UserError(f"{place} has the {key} {entry[key]!r}: give a number.")
+            weight, passes = (float(entry.get(key, 1.0)) for key in SHARES)
+            if not weight >= 0 or not passes > 0:
+                raise UserError(
+                    f"{place}: {entry['file']} has loss_weight {weight} and passes {passes}: give a weight from 0 and "
+                    "more than 0 passes."
+                )
             found += [{**entry, "file": file} for file in _files(entry["file"])]
         if not found:
             raise UserError(f"{place} names no corpus; give it a file.")

@@ -13,6 +13,7 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import yaml
 
@@ -29,61 +30,53 @@ TRAIN, VALIDATION = "train", "val"
 _DATASET_NAME = re.compile(r"[A-Za-z0-9-]+")  # becomes a file name
 
 
-class PublishedCorpus(NamedTuple):
-    """What the yaml names."""
+class Settings(msgspec.Struct):
+    """What the yaml names; files and folders are relative to its own."""
 
-    rows: Path  # TSV of image info, label info and text
-    label_folders: dict[str, Path]  # of each dataset that is used, with its predictions_gt.tsv and QA_fileB.tsv
+    corpus: str  # datasets, joined by "_"
+    corpus_file: str  # TSV of image info, label info and text
+    image_label_path: dict[str, Any]  # of each dataset the folder of its predictions_gt.tsv and QA_fileB.tsv
 
 
-def read_settings(path: str | Path, datasets: Sequence[str] | None = None) -> PublishedCorpus:
-    """Reads the yaml of a published corpus.
+def read_settings(path: str | Path, datasets: Sequence[str] | None = None) -> tuple[Path, dict[str, Path]]:
+    """The TSV of a published corpus, and the label folder of each dataset that is used.
 
     Args:
-        path: the yaml; `corpus_file` and the folders of `image_label_path` are relative to its folder.
-        datasets: use these of the datasets that `corpus` joins by "_"; None for all.
+        path: the yaml.
+        datasets: use these of those that it names; None for all.
 
     Raises:
         UserError: it is missing, no yaml, lacks a key or a file, or does not name one of `datasets`.
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(read_bytes(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid yaml ({' '.join(str(error).split())[:200]}).") from error
-    if not isinstance(content, dict):
+        settings = msgspec.convert(yaml.safe_load(read_bytes(path)), Settings)
+    except (yaml.YAMLError, msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is no yaml of a published corpus: it should have corpus_file, corpus, image_label_path."
-        )
-    for key in ("corpus", "corpus_file"):
-        if not content.get(key) or not _is_name(content[key]):
-            raise UserError(f"{path} has no {key}, or one that is no text; a published corpus names it.")
-    listed = tuple(dict.fromkeys(content["corpus"].split("_")))
+            f"{path} is no yaml of a published corpus, with corpus, corpus_file and image_label_path "
+            f"({' '.join(str(error).split())[:200]})."
+        ) from error
+    listed = tuple(dict.fromkeys(settings.corpus.split("_")))
     for name in listed:
         if not _DATASET_NAME.fullmatch(name):
             raise UserError(
                 f"{path}: corpus names the dataset {name[:40]!r}; names are letters and digits, joined by _."
             )
-    used = [name for name in listed if datasets is None or name in datasets]
     for name in datasets or ():
         if name not in listed:
             raise UserError(f"{path} has no dataset '{name}'; its corpus is {', '.join(listed)}.")
-    if not used:
-        raise UserError(f"{path}: no dataset is left to convert; its corpus is {', '.join(listed)}.")
-    folders = content.get("image_label_path")
-    if not isinstance(folders, dict):
-        raise UserError(f"{path} has no image_label_path; it should map each dataset to the folder of its labels.")
-    for name in used:
-        if not _is_name(folders.get(name)):
+    folders = {}
+    for name in listed if datasets is None else [name for name in listed if name in datasets]:
+        folder = settings.image_label_path.get(name)
+        if not isinstance(folder, str) or "\0" in folder:
             raise UserError(f"{path}: image_label_path has no folder for {name}; add it or leave the dataset out.")
-    rows = path.parent / content["corpus_file"]
+        folders[name] = path.parent / folder
+    if not folders:
+        raise UserError(f"{path}: no dataset is left to convert; its corpus is {', '.join(listed)}.")
+    rows = path.parent / settings.corpus_file
     if not rows.is_file():
         raise UserError(f"{path}: its corpus_file {rows} does not exist; check the path.")
-    return PublishedCorpus(rows, {name: path.parent / folders[name] for name in used})
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    return rows, folders
 
 
 # A line of the TSV: which image, which label, and the text.
@@ -120,16 +113,14 @@ def published_row(line: bytes, place: str) -> PublishedRow:
     except UnicodeDecodeError as error:
         raise UserError(f"{place} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     if len(columns) < 3:
-        found = f"{len(columns)} columns; image info, label info and text, with tabs, were expected"
-        raise UserError(f"{place} has {found}.")
-    dataset = dataset_of(line)
-    image, label = columns[0].split("_"), columns[1].split("_")
+        raise UserError(f"{place} has {len(columns)} columns; image info, label info, text, with tabs, were expected.")
+    dataset, image, label = dataset_of(line), columns[0].split("_"), columns[1].split("_")
     parts = "dataset, chunk and image id" if dataset in CHUNKED_DATASETS else "dataset and image id"
+    is_question = "qa" in label
     if len(image) < (3 if dataset in CHUNKED_DATASETS else 2):
         raise UserError(f"{place}: the image info is {columns[0][:40]!r}, expected {parts}, joined by _.")
     if image[0] != label[0]:
         raise UserError(f"{place} names the datasets {image[0][:40]!r} and {label[0][:40]!r}; they must be the same.")
-    is_question = "qa" in label
     # A question's label info ends in image and question, a caption's in the image.
     if len(label) < 2 + is_question or label[-1 - is_question] != image[-1]:
         found = f"the image is {image[-1][:40]!r} and the label info {columns[1][:60]!r}"
@@ -200,16 +191,20 @@ class LabelFile(NamedTuple):
         return cls(path, id_file, arrays)
 
 
-def prepare_labels(corpus: PublishedCorpus, folder: Path, *, store_tags: bool) -> dict[tuple[str, bool], LabelFile]:
-    """The files by dataset and whether they hold answers or tags; their arrays are made in `folder`."""
+Labels = Mapping[tuple[str, bool], LabelFile]
+"""Label files by dataset and whether they hold answers or tags."""
+
+
+def prepare_labels(folders: Mapping[str, Path], arrays: Path, *, store_tags: bool) -> Labels:
+    """The label files of datasets, without those of tags if `store_tags`; their arrays are made in `arrays`."""
     files = {}
-    for dataset, labels in corpus.label_folders.items():
+    for dataset, folder in folders.items():
         if not store_tags:
-            pair = labels / "predictions_gt.tsv", labels / "imageid2idx.json"
-            files[dataset, False] = LabelFile.prepare(*pair, folder / dataset / "tags")
-        if (labels / "QA_fileB.tsv").is_file():
-            pair = labels / "QA_fileB.tsv", labels / "QA_qaid2idx.json"
-            files[dataset, True] = LabelFile.prepare(*pair, folder / dataset / "answers")
+            pair = folder / "predictions_gt.tsv", folder / "imageid2idx.json"
+            files[dataset, False] = LabelFile.prepare(*pair, arrays / dataset / "tags")
+        if (folder / "QA_fileB.tsv").is_file():
+            pair = folder / "QA_fileB.tsv", folder / "QA_qaid2idx.json"
+            files[dataset, True] = LabelFile.prepare(*pair, arrays / dataset / "answers")
     return files
 
 
@@ -240,82 +235,68 @@ def _blocks(id_file: Path, path: Path, lines: int) -> Iterator[tuple[np.ndarray,
 
 
 class LabelReader:
-    """Labels by id; keeps the file open until `stack` ends."""
+    """What follows the text of a row, by the id of its label; keeps the label file open until `stack` ends.
 
-    def __init__(self, file: LabelFile, stack: ExitStack) -> None:
-        self._file = file
+    Args:
+        answers: whether the labels are answers, or else tags.
+        ground_truth_tags: take the annotated objects of an image instead of the predicted ones where it has them.
+    """
+
+    def __init__(self, file: LabelFile, answers: bool, ground_truth_tags: bool, stack: ExitStack) -> None:
+        self._file, self._answers, self._ground_truth_tags = file, answers, ground_truth_tags
         self._ids = np.load(file.arrays / "ids.npy", mmap_mode="r")
         self._offsets = np.load(file.arrays / "offsets.npy", mmap_mode="r")
         self._tsv = stack.enter_context(file.path.open("rb"))
+        self._remembered: dict[str, dict[str, Any]] = {}
 
-    def label(self, label_id: str, place: str) -> dict[str, Any]:
-        """The JSON object of a label. `place` names the row that asks for it.
+    def keys(self, label_id: str, place: str) -> dict[str, Any]:
+        """The keys that a corpus row has besides its text: {"answer": …} or {"tags": […]}. `place` names the row.
 
         Raises:
-            UserError: there is no such label, or its line is another's or no JSON object.
+            UserError: the label is missing, damaged, empty, or its line is another's.
         """
-        key = label_id.encode()
+        if (found := self._remembered.get(label_id)) is None:
+            label, what = self._label(label_id, place), f"{self._file.path}, label {label_id!r}"
+            found = (
+                {"answer": _answer(label, what, place)} if self._answers else {"tags": self._tags(label, what, place)}
+            )
+            if len(self._remembered) >= REMEMBERED:
+                self._remembered.clear()
+            self._remembered[label_id] = found
+        return found
+
+    def _label(self, label_id: str, place: str) -> dict[str, Any]:
+        key, (path, id_file, _) = label_id.encode(), self._file
         # At the width of the ids, or NumPy would copy them all to the key's; a longer key is then unlike what is found.
         position = int(self._ids.searchsorted(np.array(key, dtype=self._ids.dtype)))
         if position == len(self._ids) or self._ids[position] != key:
-            raise UserError(
-                f"{place}: {self._file.id_file} has no label {label_id[:40]!r}, so the row has no second text."
-            )
+            raise UserError(f"{place}: {id_file} has no label {label_id[:40]!r}, so the row has no second text.")
         self._tsv.seek(int(self._offsets[position]))
         name, _, content = self._tsv.readline(LONGEST_LINE).partition(b"\t")
         if name.strip() != key:
-            found = name[:40].decode("utf-8", "replace").strip()
             raise UserError(
-                f"{place}: {self._file.id_file} sends label {label_id[:40]!r} to a line of {self._file.path} that is "
-                f"of {found!r}; the two files do not belong together."
+                f"{place}: {id_file} sends label {label_id[:40]!r} to a line of {path} that is of "
+                f"{name[:40].decode('utf-8', 'replace').strip()!r}; the two files do not belong together."
             )
-        what = f"{self._file.path}, label {label_id!r}"
+        what = f"{path}, label {label_id!r}"
         value = parse_json(content.split(b"\t")[0].strip(), what)
         if not isinstance(value, dict):
             raise UserError(f"{what} is {shown(value)}, expected a JSON object.")
         return value
 
-
-class SecondTexts:
-    """Looks up what follows the text of a row: the image's tags, or the answer to the question.
-
-    Args:
-        files: see `prepare_labels`.
-        ground_truth_tags: take the annotated objects of an image instead of the predicted ones where it has them.
-        stack: keeps files open.
-    """
-
-    def __init__(self, files: Mapping[tuple[str, bool], LabelFile], ground_truth_tags: bool, stack: ExitStack) -> None:
-        self._files = files
-        self._ground_truth_tags = ground_truth_tags
-        self._stack = stack
-        self._readers: dict[LabelFile, LabelReader] = {}
-        self._remembered: dict[tuple[LabelFile, str], dict[str, Any]] = {}
-
-    def keys(self, row: PublishedRow, place: str) -> dict[str, Any]:
-        """The keys that a corpus row has besides its text: {"answer": …}, {"tags": […]}, or {} for the store's tags.
-
-        Raises:
-            UserError: the label is missing, damaged or empty; the sentence names `place`.
-        """
-        file = self._files.get((row.dataset, row.is_question))
-        if file is None and row.is_question:
-            raise UserError(f"{place} is a question, and the labels of {row.dataset} have no QA_fileB.tsv.")
-        if file is None:
-            return {}
-        found = self._remembered.get((file, row.label_id))
-        if found is None:
-            if file not in self._readers:
-                self._readers[file] = LabelReader(file, self._stack)
-            label, what = self._readers[file].label(row.label_id, place), f"{file.path}, label {row.label_id!r}"
-            if row.is_question:
-                found = {"answer": _answer(label, what, place)}
-            else:
-                found = {"tags": _tags(label, self._ground_truth_tags, what, place)}
-            if len(self._remembered) >= REMEMBERED:
-                self._remembered.clear()
-            self._remembered[file, row.label_id] = found
-        return found
+    def _tags(self, label: dict[str, Any], what: str, place: str) -> list[str]:
+        key = "gt_objects" if self._ground_truth_tags and "gt_objects" in label else "objects"
+        objects = label.get(key)
+        if not isinstance(objects, list):
+            raise UserError(f"{what}: {key} is {shown(objects)}, expected a list of objects.")
+        try:
+            tags = [name for entry in objects if (name := entry["class"].strip())]
+        except (TypeError, KeyError, AttributeError):
+            raise UserError(f"{what}: {key} holds an object without a class, or one that is no text.") from None
+        checked_text(" ".join(tags), f"{what}: a class")
+        if not tags:
+            raise UserError(f"{what}, which {place} asks for, has no {key}; leave the row out, or pass --store-tags.")
+        return tags
 
 
 def _answer(label: dict[str, Any], what: str, place: str) -> str:
@@ -329,31 +310,7 @@ def _answer(label: dict[str, Any], what: str, place: str) -> str:
     return answer
 
 
-def _tags(label: dict[str, Any], ground_truth: bool, what: str, place: str) -> list[str]:
-    key = "gt_objects" if ground_truth and "gt_objects" in label else "objects"
-    objects = label.get(key)
-    if not isinstance(objects, list):
-        raise UserError(f"{what}: {key} is {shown(objects)}, expected a list of objects.")
-    try:
-        tags = [name for entry in objects if (name := entry["class"].strip())]
-    except (TypeError, KeyError, AttributeError):
-        raise UserError(f"{what}: {key} holds an object without a class, or one that is no text.") from None
-    checked_text(" ".join(tags), f"{what}: a class")
-    if not tags:
-        raise UserError(f"{what}, which {place} asks for, has no {key}; leave the row out, or pass --store-tags.")
-    return tags
-
-
 # All of it, completely or not at all.
-
-
-class ConversionOptions(NamedTuple):
-    """How rows are written."""
-
-    datasets: frozenset[str]  # those that are converted; rows of others are counted and left out
-    prefixed: frozenset[str]  # datasets whose name is put in front of their image ids: "gqa_2386621"
-    ground_truth_tags: bool  # annotated objects instead of predicted ones where an image has them
-    validation_share: float  # of the images whose rows go to the validation split
 
 
 class Conversion(NamedTuple):
@@ -382,11 +339,11 @@ def convert_published_corpus(
     Args:
         settings: the yaml of the corpus.
         output: folder to make; new, or empty.
-        datasets: of those that the yaml names; None for all.
-        prefix_image_ids: datasets whose name is put in front of their image ids, or "all". None puts it nowhere and
-            refuses datasets that have an id in common; [] takes the same id for the same image.
+        datasets: of those that the yaml names; None for all. Rows of others are counted and left out.
+        prefix_image_ids: datasets whose name is put in front of their image ids ("gqa_2386621"), or "all". None puts it
+            nowhere and refuses datasets that have an id in common; [] takes the same id for the same image.
         store_tags: leave the tags of captions out, for those of the region store; label files are not needed then.
-        ground_truth_tags: see `ConversionOptions`.
+        ground_truth_tags: annotated objects instead of predicted ones where an image has them.
         validation_share: from 0, which writes no validation split, to less than 1.
         workers: processes; 1 does it in this process.
 
@@ -394,63 +351,73 @@ def convert_published_corpus(
         UserError: a file is missing or damaged, a row does not fit its labels, or `output` cannot be made. Nothing is
             left of `output` then.
     """
-    corpus, target = read_settings(settings, datasets), Path(output)
-    names = corpus.label_folders.keys()
+    (rows, folders), target = read_settings(settings, datasets), Path(output)
     if not 0 <= validation_share < 1:
         raise UserError(f"--validation-share is {validation_share}: give a share from 0 to less than 1.")
-    prefixed = frozenset(names if prefix_image_ids == "all" else prefix_image_ids or ())
-    if prefixed - names:
-        stranger = min(prefixed - names)
-        raise UserError(f"--prefix-image-ids names {stranger}, which is not converted: {', '.join(names)}.")
+    prefixed = frozenset(folders if prefix_image_ids == "all" else prefix_image_ids or ())
+    if strangers := prefixed - folders.keys():
+        raise UserError(f"--prefix-image-ids names {min(strangers)}, which is not converted: {', '.join(folders)}.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already; delete it or choose another folder.")
-    chunks, _ = split_file(corpus.rows, CHUNK_BYTES)
+    chunks, _ = split_file(rows, CHUNK_BYTES)
     if not chunks:
-        raise UserError(f"{corpus.rows} is empty; a corpus TSV has a row a line.")
+        raise UserError(f"{rows} is empty; a corpus TSV has a row a line.")
     if prefix_image_ids is None or prefixed:
-        refuse_shared_ids(chunks, [name for name in names if name not in prefixed])
-    options = ConversionOptions(frozenset(names), prefixed, ground_truth_tags, validation_share)
+        refuse_shared_ids(chunks, [name for name in folders if name not in prefixed])
     with work_folder(target) as work:
-        fresh, scratch = work / "fresh", work / "scratch"
-        fresh.mkdir()
-        scratch.mkdir()
-        labels = prepare_labels(corpus, scratch, store_tags=store_tags)
-        conversion = _write(chunks, partial(convert_chunk, labels=labels, options=options), fresh, workers)
+        (fresh := work / "fresh").mkdir()
+        labels = prepare_labels(folders, work / "scratch", store_tags=store_tags)
+        convert = partial(
+            convert_chunk,
+            datasets=frozenset(folders),
+            prefixed=prefixed,
+            labels=labels,
+            ground_truth_tags=ground_truth_tags,
+            validation_share=validation_share,
+        )
+        conversion = _write(chunks, convert, fresh, workers)
         put_in_place(fresh, target)
     return conversion
 
 
-class ConvertedChunk(NamedTuple):
-    """JSON lines by (split, dataset), and rows left out by dataset."""
-
-    lines: dict[tuple[str, str], bytes]
-    skipped: Counter[str]
+Converted = tuple[dict[tuple[str, str], bytes], Counter[str]]
+"""JSON lines by (split, dataset), and rows left out by dataset."""
 
 
 def convert_chunk(
-    chunk: Chunk, labels: Mapping[tuple[str, bool], LabelFile], options: ConversionOptions
-) -> ConvertedChunk:
-    """Converts the lines of a part of the corpus TSV. Raises UserError for a line that does not fit."""
-    lines: dict[tuple[str, str], list[str]] = {}
+    chunk: Chunk,
+    datasets: frozenset[str],
+    prefixed: frozenset[str],
+    labels: Labels,
+    ground_truth_tags: bool,
+    validation_share: float,
+) -> Converted:
+    """The lines of a part of the corpus TSV; arguments as `convert_published_corpus` has them.
+
+    Raises:
+        UserError: a line does not fit.
+    """
+    lines: dict[tuple[str, str], list[bytes]] = {}
     skipped: Counter[str] = Counter()
     with ExitStack() as stack:
-        second = SecondTexts(labels, options.ground_truth_tags, stack)
+        readers = {key: LabelReader(file, key[1], ground_truth_tags, stack) for key, file in labels.items()}
         for number, line in enumerate(chunk.content().split(b"\n"), start=chunk.first_line):
             if not line.strip():
                 continue
-            dataset = dataset_of(line)
-            if dataset not in options.datasets:
+            dataset, place = dataset_of(line), f"{chunk.path} line {number}"
+            if dataset not in datasets:
                 skipped[dataset[:40]] += 1
                 continue
-            place = f"{chunk.path} line {number}"
             row = published_row(line, place)
-            in_validation = options.validation_share > 0 and _share_of(row.image_id) < options.validation_share
-            image_id = f"{dataset}_{row.image_id}" if dataset in options.prefixed else row.image_id
-            record = {"image_id": image_id, "text": row.text, **second.keys(row, place)}
-            record |= {"source": dataset, "id": row.label_info}
-            key = VALIDATION if in_validation else TRAIN, dataset
-            lines.setdefault(key, []).append(json.dumps(record, ensure_ascii=False) + "\n")
-    return ConvertedChunk({key: "".join(records).encode() for key, records in lines.items()}, skipped)
+            reader = readers.get((dataset, row.is_question))
+            if reader is None and row.is_question:
+                raise UserError(f"{place} is a question, and the labels of {dataset} have no QA_fileB.tsv.")
+            image_id = f"{dataset}_{row.image_id}" if dataset in prefixed else row.image_id
+            second = {} if reader is None else reader.keys(row.label_id, place)
+            record = {"image_id": image_id, "text": row.text, **second, "source": dataset, "id": row.label_info}
+            split = VALIDATION if _share_of(row.image_id) < validation_share else TRAIN
+            lines.setdefault((split, dataset), []).append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    return {key: b"".join(records) for key, records in lines.items()}, skipped
 
 
 def _share_of(image_id: str) -> float:
@@ -458,22 +425,20 @@ def _share_of(image_id: str) -> float:
     return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=4).digest(), "little") / 2**32
 
 
-def _write(chunks: Sequence[Chunk], work: partial[ConvertedChunk], folder: Path, workers: int) -> Conversion:
+def _write(chunks: Sequence[Chunk], convert: partial[Converted], folder: Path, workers: int) -> Conversion:
     """Appends the lines of the chunks, in order, to the files below `folder`."""
-    rows: Counter[tuple[str, str]] = Counter()
-    skipped: Counter[str] = Counter()
+    done = Conversion(Counter(), Counter())
     with ExitStack() as stack:
         files = {}
-        for part in pool_map(work, chunks, workers, stack):
-            for key, lines in part.lines.items():
-                if key not in files:
-                    path = folder / key[0] / f"{key[1]}.jsonl"
-                    path.parent.mkdir(exist_ok=True)
-                    files[key] = stack.enter_context(path.open("wb"))
-                files[key].write(lines)
-                rows[key] += lines.count(b"\n")
-            skipped.update(part.skipped)
-    if not rows:
-        found = ", ".join(sorted(skipped)[:8]) or "no rows"
-        raise UserError(f"{chunks[0].path} has no rows of the datasets to convert; it has {found}.")
-    return Conversion(rows, skipped)
+        for found, skipped in pool_map(convert, chunks, workers, stack):
+            for (split, dataset), lines in found.items():
+                if (split, dataset) not in files:
+                    (folder / split).mkdir(exist_ok=True)
+                    files[split, dataset] = stack.enter_context((folder / split / f"{dataset}.jsonl").open("wb"))
+                files[split, dataset].write(lines)
+                done.rows[split, dataset] += lines.count(b"\n")
+            done.skipped.update(skipped)
+    if not done.rows:
+        there = ", ".join(sorted(done.skipped)[:8]) or "no rows"
+        raise UserError(f"{chunks[0].path} has no rows of the datasets to convert; it has {there}.")
+    return done

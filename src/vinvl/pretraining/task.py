@@ -25,7 +25,7 @@ from vinvl.run.errors import UserError
 from vinvl.task import TaskArguments, VinVLTask
 
 # What a pre-training step computes, and what a device could: the two sides of model FLOPs utilisation.
-
+#
 # Peak of dense matrix products in TFLOP/s, without structured sparsity, by the whole name that CUDA gives the device,
 # its maker left out; a slice of a device (MIG) has another name and no entry. Sources: NVIDIA's data sheets of V100,
 # A100, H100, H200, L4 and L40S, where the dense number is half of the sparse one, and its Ada whitepaper for the
@@ -54,15 +54,13 @@ def peak_flops(device_name: str, precision: str) -> float | None:
         device_name: as `torch.cuda.get_device_name` gives it.
         precision: Lightning's, such as "bf16-mixed".
     """
-    columns = [column for column, names in enumerate(COMPUTES_IN) if precision in names]
+    column = next((column for column, names in enumerate(COMPUTES_IN) if precision in names), None)
     # Not torch.get_float32_matmul_precision: it raises if TF32 was switched on only for CUDA.
     if precision == "32-true" and torch.backends.cuda.matmul.fp32_precision == "tf32":
-        columns = [2]
-    for pattern, peaks in PEAK_TFLOPS.items():
-        if columns and re.fullmatch(MAKERS + f"(?:{pattern})", device_name):
-            peak = peaks[columns[0]]
-            return None if peak is None else peak * 1e12
-    return None
+        column = 2
+    found = [peaks for pattern, peaks in PEAK_TFLOPS.items() if re.fullmatch(f"{MAKERS}(?:{pattern})", device_name)]
+    peak = None if column is None or not found else found[0][column]
+    return None if peak is None else peak * 1e12
 
 
 class StepCosts(NamedTuple):
@@ -108,11 +106,8 @@ class TrainingPace:
 
     def restart(self) -> None:
         """Forgets what was counted: the time from here on is training's again."""
-        self._since = self.clock()
-        self._counts: Tensor | None = None  # (3,) float64 or float32: tokens and regions, their pairs, only regions
-        self._slots = 0
-        self._rows = 0
-        self._masked_tokens = 0
+        self._since, self._slots = self.clock(), 0
+        self._amounts: list[Any] = [0] * len(self.costs)  # in the order of `StepCosts`
 
     def add(self, attention_mask: Tensor, text_slots: int, masked_tokens: int) -> None:
         """Counts a batch.
@@ -124,13 +119,10 @@ class TrainingPace:
         """
         # Sums of squares pass float32's whole numbers; only Apple's devices have no float64.
         exact = torch.float32 if attention_mask.device.type == "mps" else torch.float64
-        lengths = attention_mask.sum(dim=1).to(exact)
-        regions = attention_mask[:, text_slots:].sum().to(exact)
-        counts = torch.stack([lengths.sum(), lengths.square().sum(), regions])
-        self._counts = counts if self._counts is None else self._counts + counts
+        lengths, regions = attention_mask.sum(dim=1).to(exact), attention_mask[:, text_slots:].sum()
+        amounts = (lengths.sum(), lengths.square().sum(), regions, masked_tokens, len(attention_mask))
+        self._amounts = [before + amount for before, amount in zip(self._amounts, amounts, strict=True)]
         self._slots += attention_mask.numel()
-        self._rows += attention_mask.shape[0]
-        self._masked_tokens += masked_tokens
 
     def read(self, *, devices: int, peak: float | None) -> dict[str, Tensor]:
         """What was counted since the last reading, by name; empty if nothing was.
@@ -143,14 +135,12 @@ class TrainingPace:
             tokens_per_second (tokens and regions of all ranks, without padding), padding_share, and, where `peak` is
             known, flops_utilisation: the share of the peak that went into tokens and regions, padding not counted.
         """
-        counts, elapsed = self._counts, self.clock() - self._since
-        if counts is None or elapsed <= 0:
+        tokens, elapsed = self._amounts[0], self.clock() - self._since
+        if not self._slots or elapsed <= 0:
             return {}
-        tokens, pairs, regions = counts
         figures = {"tokens_per_second": tokens * devices / elapsed, "padding_share": 1 - tokens / self._slots}
         if peak is not None:
-            amounts: tuple[Any, ...] = (tokens, pairs, regions, self._masked_tokens, self._rows)
-            flops = sum(amount * cost for amount, cost in zip(amounts, self.costs, strict=True))
+            flops = sum(amount * cost for amount, cost in zip(self._amounts, self.costs, strict=True))
             figures["flops_utilisation"] = flops / (elapsed * peak)
         self.restart()
         return figures
@@ -163,14 +153,9 @@ CONTRAST_CLASSES = {2: ("matched", "mismatched"), 3: ("matched", "wrong_second_t
 class PretrainingTask(VinVLTask):
     """VinVLForPreTraining; scores are accuracies in percent and the two losses.
 
-    What a step is made of is decided by the data (`data.variant`), which say by labels and masks what each row is for:
-        oscar: one forward on the triplet as it was drawn, be it matched or corrupted; both losses see every row, and
-            nothing that the data left unmasked (the wrong second text, say) enters the masked loss. Published Oscar
-            and Oscar+.
-        mmf: two forwards. The first half of the rows are matched triplets with hidden tokens and no label, for the
-            masked loss only; the second half are the drawn ones with a label and nothing hidden, for the contrastive
-            loss only. MMF. Rows do not depend on each other, so both halves go through the model in one batch.
-        matched: matched triplets with hidden tokens and no labels: the ablation without contrast.
+    The data say by labels and masks which loss sees a row (`PretrainingDataset`): with data.variant=oscar, as in Oscar
+    and Oscar+, both see each; with mmf, as in MMF, each loss has rows of its own, in one batch, for rows are
+    independent; with matched there is no contrast.
 
     The loss is the sum of the two means over the batch of a rank, as published; rows count by `Batch.loss_weights`.
     The headline, `mean_accuracy`, is the mean of the masked-token accuracy and the contrastive accuracy, both over the
@@ -212,31 +197,21 @@ class PretrainingTask(VinVLTask):
         return {"variant": datamodule.variant, "num_pair_classes": datamodule.num_pair_classes}
 
     def check_datamodule(self, datamodule: PretrainingDataModule) -> None:
-        """Also refuses data of the other variant or, once a split has been read, with another contrast."""
+        """Also refuses data of another variant or with another contrast."""
         super().check_datamodule(datamodule)
         if datamodule.variant != self.variant:
             raise UserError(f"data.variant is {datamodule.variant}, and the model was trained with {self.variant}.")
-        if datamodule.datasets and datamodule.num_pair_classes != len(self.class_names):
+        if datamodule.num_pair_classes != len(self.class_names):
             raise UserError(
                 f"The data's contrast has {datamodule.num_pair_classes} classes, and the model was trained with "
                 f"{len(self.class_names)}: pass data.texta_false_prob as it was in training."
             )
 
-    def setup(self, stage: str) -> None:
-        """Checks the data again: evaluation reads its split only after the task has been restored."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None:
-            self.check_datamodule(datamodule)
-
     def guess(self, batch: Batch, row_weights: Tensor | None = None) -> PretrainingOutput:
         """The model's guesses and losses on a batch."""
-        output: PretrainingOutput = self.model(
-            **batch.inputs(),
-            masked_positions=batch.masked_positions,
-            masked_ids=batch.labels,
-            pair_labels=self.pair_labels(batch),
-            row_weights=row_weights,
-        )
+        hidden = {"masked_positions": batch.masked_positions, "masked_ids": batch.labels}
+        labels = self.pair_labels(batch)
+        output: PretrainingOutput = self.model(**batch.inputs(), **hidden, pair_labels=labels, row_weights=row_weights)
         return output
 
     def pair_labels(self, batch: Batch) -> Tensor:
