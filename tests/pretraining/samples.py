@@ -156,10 +156,6 @@ def triplets(size: int, seed: int = 0, hidden_share: float = 0.3, classes: int =
     )
 
 
-def changed(batch: Batch, **values: Any) -> Batch:
-    return replace(batch, **values)
-
-
 def unlabelled(batch: Batch) -> Batch:
     """The rows with no part in the contrastive loss."""
     return replace(batch, pair_labels=torch.full((len(batch),), -1))
@@ -174,20 +170,6 @@ def joined(first: Batch, second: Batch) -> Batch:
     }
     regions = BatchRegions.of_padded(torch.cat([first.region_features, second.region_features]))
     return replace(first, records=first.records + second.records, regions=regions, **values)
-
-
-def rows_of(batch: Batch, start: int, stop: int) -> Batch:
-    """Rows `start` to `stop`."""
-    rows = slice(start, stop)
-    assert batch.masked_positions is not None and batch.labels is not None
-    of_label = batch.masked_positions.nonzero()[:, 0]
-    chosen = torch.arange(len(batch))[rows]
-    values = {
-        name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor) and name != "labels"
-    }
-    values["labels"] = batch.labels[torch.isin(of_label, chosen)]
-    regions = BatchRegions.of_padded(batch.region_features[rows])
-    return replace(batch, records=batch.records[rows], regions=regions, **values)
 
 
 def plain_forward(task: PretrainingTask, batch: Batch) -> tuple[Tensor, Tensor]:

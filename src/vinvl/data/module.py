@@ -160,7 +160,8 @@ class RegionDataModule(pl.LightningDataModule):
         self.limits = InputLimits(given["max_tokens"], given["max_regions"], given["use_tags"], given["use_regions"])
         self.on_missing = given["on_missing"]
         self.batch_size, self.eval_batch_size = given["batch_size"], given["eval_batch_size"]
-        self.num_workers, self.pin_memory = given["num_workers"], given["pin_memory"]
+        self.num_workers = given["num_workers"]
+        self.pin_memory = given["pin_memory"] and torch.cuda.is_available()
         self.seed = given["seed"]
         self.prepare = given["prepare"]
         self.datasets: dict[str, RegionDataset] = {}
@@ -283,7 +284,7 @@ class RegionDataModule(pl.LightningDataModule):
         if self._device_features is not None:
             regions = replace(regions, features=None, store_rows=self._device_features.rows_of(regions.stored))
         elif regions.features is None:
-            regions = regions.filled(self.store, self.pin_memory and torch.cuda.is_available())
+            regions = regions.filled(self.store, self.pin_memory)
         return batch if regions is batch.regions else replace(batch, regions=regions)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch.utils.data import DataLoader, Sampler
 
 from vinvl.run.errors import UserError
@@ -196,7 +195,7 @@ def loader(
         batch_sampler=batches,
         num_workers=data.num_workers,
         collate_fn=dataset.collate,
-        pin_memory=data.pin_memory and torch.cuda.is_available(),
+        pin_memory=data.pin_memory,
         persistent_workers=persistent and data.num_workers > 0,
     )
 

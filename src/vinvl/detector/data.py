@@ -270,7 +270,7 @@ class DetectionDataModule(pl.LightningDataModule):
         self.options = InstanceOptions(bad_boxes, on_missing, empty_pictures, reading)
         self.augmentation = Augmentation(flip_probability, tuple(min_sizes or ()))
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.num_workers, self.pin_memory = num_workers, pin_memory and torch.cuda.is_available()
         self.seed = seed
         self.prepare = prepare
         self.datasets: dict[str, DetectionDataset] = {}
