@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from vinvl.data.table import about_of, is_as_written, map_batch, plain_numbers, write_batch
 from vinvl.data.text import RaggedTokens, encode_texts, flat_ranges, tokenizer_fingerprint
 from vinvl.run.errors import UserError, say
-from vinvl.run.files import atomic_write
+from vinvl.run.files import atomic_write, reading
 from vinvl.run.lines import Chunk, pool_map, split_file
 from vinvl.run.values import checked_id
 
@@ -240,9 +240,8 @@ def ensure_index(file: str | Path, tokenizer: PreTrainedTokenizerBase, workers: 
     if current is not None:
         return current
     say(f"Indexing {path}{' anew, for its index is of an earlier version' if target.is_dir() else ''} …", error=True)
-    if not path.exists():
-        raise UserError(f"{path} does not exist; check the path.")
-    status = path.stat()
+    with reading(path):
+        status = path.stat()
     chunks, digest = split_file(path)
     facts = IndexFacts(
         FORMAT, str(path), status.st_size, status.st_mtime_ns, digest, fingerprint, vocab_size=len(tokenizer)
