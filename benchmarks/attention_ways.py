@@ -10,6 +10,7 @@ both also with dropout, and, with --flex, compiled FlexAttention (on CPUs it has
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from vqa_step import coco_like_examples
 
-from vinvl.models.packing import PackedLayout, PackedSequences
+from vinvl.models.packing import PackedLayout, PackedSequences, in_slots
 
 HEADS, SIZE, SLOTS = 12, 64, 178
 Way = Callable[[Tensor, Tensor, Tensor, PackedLayout], Tensor]
@@ -49,7 +50,7 @@ def padded(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout) -> T
     sequences, places = len(layout.offsets) - 1, layout.places
     mask = torch.zeros(sequences * SLOTS, dtype=torch.bool, device=query.device).index_fill(0, places, True)
     q, k, v = (
-        layout.unpacked(one.flatten(1), sequences, SLOTS).unflatten(2, (HEADS, SIZE)).transpose(1, 2)
+        in_slots(one.flatten(1), layout.places, sequences, SLOTS).unflatten(2, (HEADS, SIZE)).transpose(1, 2)
         for one in (query, key, value)
     )
     attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask.view(sequences, 1, 1, SLOTS))
@@ -89,19 +90,20 @@ def main() -> None:
     exists = np.arange(SLOTS) < np.minimum(lengths, SLOTS)[:, None]
     layout = PackedLayout.of_mask(exists, SLOTS).with_tensors(lambda tensor: tensor.to(device))
     whole = torch.ones(1, 1)  # two dimensions: everyone in a sequence sees everyone
+    # The model has queries, keys and values in one tensor already; here `attend` is given what is stacked on the way.
     given = torch.randn(3, len(layout.places), HEADS, SIZE, device=device, dtype=dtype)
 
     def in_groups(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float = 0.0) -> Tensor:
         # Masks, of the groups that there are anyway, keep the kernel for any lengths out.
         masks = tuple(one.real[:, None, None] for one in layout.groups)
-        return PackedSequences(layout, masks).attend(query, key, value, dropout)
+        return PackedSequences(layout, masks).attend(torch.stack([query, key, value], dim=1), dropout)
 
     def by_flash(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float = 0.0) -> Tensor:
-        return PackedSequences.of(layout, whole).attend(query, key, value, dropout)
+        sequences = replace(PackedSequences.of(layout, whole), short=False)
+        return sequences.attend(torch.stack([query, key, value], dim=1), dropout)
 
     def by_ours(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float = 0.0) -> Tensor:
-        # The model has the three in this shape already; here it is made.
-        return PackedSequences.of(layout, whole).attend_projected(torch.stack([query, key, value], dim=1), dropout)
+        return PackedSequences.of(layout, whole).attend(torch.stack([query, key, value], dim=1), dropout)
 
     ways: dict[str, Way] = {
         "SDPA over groups of like length": in_groups,

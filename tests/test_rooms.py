@@ -91,6 +91,8 @@ def test_what_a_task_does_not_load(module: str) -> None:
         waiting += (parents | imported(known[name], known)) - loaded - {name}
         loaded.add(name)
     assert len(loaded) > 5 and not {room(name) for name in loaded} & {"detector", "extraction", "predictor"}
+    others = {"captioning", "pretraining", "decoding", "generate", "constrained", "published"}  # heads, and their use
+    assert not loaded & {f"vinvl.models.{name}" for name in others}
 
 
 def test_stores_are_looked_at_without_torch() -> None:

@@ -8,16 +8,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.models.published import (
-    ENCODER,
     FORMATS,
-    MODEL_OF_TASK,
-    answers_in,
     check_tokenizer,
     convert_model,
     model_card,
     write_oscar,
     write_transformers,
 )
+from vinvl.models.weights import answers_in
 from vinvl.opening import USE_FILE, OpenedModel, find_tokenizer, name_the_answers, rows_of_given
 from vinvl.predictor.trained import only_task_of, record_of_use
 from vinvl.regions.formats.convert import run_conversion
@@ -77,7 +75,7 @@ def convert_weights(config: DictConfig) -> Path:
     name_the_answers(model, task, config.answers, files)
     name, tokenizer = find_tokenizer(config.tokenizer, files)
     check_tokenizer(model, tokenizer, name)
-    task = task or (ENCODER if type(model) is MODEL_OF_TASK[ENCODER] else only_task_of(model))
+    task = task or only_task_of(model)
     with new_folder(target) as folder:
         if config.format == "oscar":
             write_oscar(model, tokenizer, folder, task)
@@ -87,7 +85,7 @@ def convert_weights(config: DictConfig) -> Path:
                 write_json(folder / USE_FILE, use)
         if (texts := answers_in(model.config.id2label)) is not None:
             (folder / "answers.json").write_text(json.dumps(texts, ensure_ascii=False) + "\n", encoding="utf-8")
-        card = model_card(model, opened.provenance(task), report)
+        card = model_card(model, report, task=task, **opened.provenance())
         (folder / "README.md").write_text(card, encoding="utf-8")
         (folder / "conversion.txt").write_text("\n".join(report.rows()) + "\n", encoding="utf-8")
     say(*str(report).split("\n"))

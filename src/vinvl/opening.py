@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import BertTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from vinvl.data.text import load_tokenizer, opened_tokenizer
+from vinvl.models import MODEL_OF_TASK, model_of_task
 from vinvl.models.answering import VinVLForAnswering
 from vinvl.models.config import VinVLConfig
-from vinvl.models.published import MODEL_OF_TASK, Provenance, answers_in, model_of_task, name_answers
 from vinvl.models.weight_files import (
     TRAINING_CHECKPOINT,
     CheckpointFiles,
@@ -22,7 +22,7 @@ from vinvl.models.weight_files import (
     find_checkpoint,
     load_published_state_dict,
 )
-from vinvl.models.weights import NEW, AnswerRows, initialise, initialise_from_tensors, output_layer
+from vinvl.models.weights import NEW, AnswerRows, answers_in, initialise, initialise_from_tensors, output_layer
 from vinvl.regions.store import FeatureRecord
 from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError
@@ -85,16 +85,12 @@ class OpenedModel:
         """How the features were made that it was trained on, as far as is known."""
         return FeatureRecord.of_plain((self.ours.get(OUR_KEY) or self.said).get("features"))
 
-    def provenance(self, task: str | None) -> Provenance:
-        """What the model card says about the origin of the weights."""
+    def provenance(self) -> dict[str, Any]:
+        """What the model card says about the origin of the weights, by the arguments of `model_card`."""
         results = results_of(self.files.weights)
-        return Provenance(
-            source=Path(self.files.name).name if Path(self.files.name).exists() else self.files.name,
-            task=task,
-            data=self._data(),
-            split=results.get("split"),
-            scores={name: value for name, value in results.get("scores", {}).items() if isinstance(value, int | float)},
-        )
+        scores = {name: value for name, value in results.get("scores", {}).items() if isinstance(value, int | float)}
+        source = Path(self.files.name).name if Path(self.files.name).exists() else self.files.name
+        return {"source": source, "data": self._data(), "split": results.get("split"), "scores": scores}
 
     def _data(self) -> dict[str, Any]:
         """Settings of the run's data that tell a reader something; of paths the last name alone."""
@@ -208,7 +204,8 @@ def name_the_answers(model: PreTrainedModel, task: str | None, given: str | None
     if given is not None or task in ("vqa", "gqa"):
         answers = find_answers(given, files, model)
         if answers is not None:
-            name_answers(model, answers)
+            model.config.id2label = dict(enumerate(answers))
+            model.config.label2id = {answer: number for number, answer in enumerate(answers)}
 
 
 def rows_of_given(

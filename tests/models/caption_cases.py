@@ -134,65 +134,49 @@ def reencoding(wanted: bool = True) -> Iterator[None]:
 class ReencodingStepper:
     """Every step encodes caption, tags and regions from scratch, for each caption: slow, but plainly right."""
 
-    def __init__(self, model: VinVLForCaptioning, context: CaptionContext, mask_token_id: int) -> None:
-        self._model = model
-        self._mask_token_id = mask_token_id
-        self._context = context
-        self._words: Tensor | None = None  # (B, N, P)
+    def __init__(
+        self, model: VinVLForCaptioning, context: CaptionContext, options: DecodingOptions, special: SpecialTokens
+    ) -> None:
+        self._model, self._context, self._options, self._special = model, context, options, special
 
-    def next_logits(self, words: Tensor) -> Tensor:
-        earlier = [] if self._words is None else [self._words]
-        self._words = torch.cat([*earlier, words[..., None]], dim=-1)
-        captions = torch.cat([self._words, torch.full_like(words, self._mask_token_id)[..., None]], dim=-1).flatten(
-            0, 1
+    def next_logits(self, captions: Tensor) -> Tensor:
+        masks = torch.full_like(captions[..., :1], self._special.mask_token_id)
+        rows = torch.cat([captions, masks], dim=-1).flatten(0, 1)
+        count, length = rows.shape
+        context = self._context.select(torch.arange(count) // captions.shape[1])
+        tags, regions = context.tag_ids.shape[1], context.region_features.shape[1]
+        lengths = torch.full((count,), length)
+        seen = seq2seq_attention_mask(
+            lengths, torch.full_like(lengths, tags), torch.full_like(lengths, regions), length + tags, regions
         )
-        count, length = captions.shape
-        context = self._context.select(torch.arange(count, device=words.device) // words.shape[1])
-        positions = torch.arange(length, device=words.device).expand(count, -1)
+        exists = torch.cat([torch.ones(count, length, dtype=torch.bool), context.mask], dim=1)
+        positions = torch.arange(length).expand(count, -1)
         output = self._model(
-            torch.cat([captions, context.tag_ids], dim=1),
-            token_type_ids=torch.cat([torch.zeros_like(captions), context.tag_token_type_ids], dim=1),
-            attention_mask=self._mask(context, count, length),
+            torch.cat([rows, context.tag_ids], dim=1),
+            token_type_ids=torch.cat([torch.zeros_like(rows), context.tag_token_type_ids], dim=1),
+            attention_mask=seen & exists[:, None, :],
             region_features=context.region_features,
             position_ids=torch.cat([positions, context.tag_position_ids], dim=1),
-            masked_positions=self._mask_places(context, count, length),
+            masked_positions=(torch.arange(length + tags) == length - 1).expand(count, -1),
         )
-        return output.logits.view(*words.shape, -1).float()
-
-    def _mask_places(self, context: CaptionContext, count: int, length: int) -> Tensor:
-        places = torch.arange(length + context.tag_ids.shape[1], device=context.device) == length - 1
-        return places.expand(count, -1)
-
-    def _mask(self, context: CaptionContext, count: int, length: int) -> Tensor:
-        tags, regions = context.tag_ids.shape[1], context.region_features.shape[1]
-        captions = torch.full((count,), length, device=context.device)
-        full = seq2seq_attention_mask(
-            captions, torch.full_like(captions, tags), torch.full_like(captions, regions), length + tags, regions
-        )
-        exists = torch.cat(
-            [torch.ones_like(captions, dtype=torch.bool)[:, None].expand(-1, length), context.mask], dim=1
-        )
-        return full & exists[:, None, :]
+        logits = output.logits.view(*captions.shape[:2], -1).float()
+        return adjusted_logits(logits, captions, self._options, self._special.sep_token_id)
 
     def choose(self, parents: Tensor) -> None:
-        assert self._words is not None
-        self._words = self._words.gather(1, parents[..., None].expand(-1, -1, self._words.shape[2]))
+        """It remembers no captions."""
 
     def keep_images(self, images: Tensor) -> None:
         self._context = self._context.select(images)
-        self._words = None if self._words is None else self._words[images]
 
 
 def word_log_probs(
     model: VinVLForCaptioning, context: CaptionContext, found: GeneratedCaptions, options: DecodingOptions
 ) -> tuple[Tensor, Tensor]:
     """Summed log-probabilities (B, N) of captions' words by re-encoding, and which (B, N) ended before max_length."""
-    stepper, ids = ReencodingStepper(model, context, SPECIAL.mask_token_id), found.ids
+    stepper, ids = ReencodingStepper(model, context, options, SPECIAL), found.ids
     sums = torch.zeros(found.lengths.shape)
     for length in range(1, ids.shape[-1]):
-        logits = adjusted_logits(
-            stepper.next_logits(ids[..., length - 1]), ids[..., :length], options, SPECIAL.sep_token_id
-        )
+        logits = stepper.next_logits(ids[..., :length])
         if options.sample:
             logits = sampling_logits(logits, options)
         word = logits.log_softmax(dim=-1).gather(-1, ids[..., length, None]).squeeze(-1)

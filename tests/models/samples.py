@@ -1,8 +1,10 @@
 """What several tests of models begin with."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vinvl.models import LoadingReport, VinVLConfig, load_published_state_dict
@@ -34,3 +36,18 @@ def initialise_with_report(
     files = find_checkpoint(init)
     tensors = load_published_state_dict(files.weights)
     return initialise_from_tensors(model_class, config, files, tensors, strict_head=strict_head)
+
+
+def attention_written_out(projected: Tensor, offsets: Tensor, kept: Tensor | None = None, dropout: float = 0) -> Tensor:
+    """What positions (T, 3, heads, d) of sequences end to end read, where of their weights those `kept` are used.
+
+    `kept` (T, heads, longest) bool; None: all of them are.
+    """
+    parts = []
+    for start, end in pairwise(offsets.tolist()):
+        query, key, value = projected[start:end].float().unbind(1)
+        weights = torch.einsum("qhd,khd->qhk", query, key).mul(query.shape[-1] ** -0.5).softmax(dim=-1)
+        if kept is not None:
+            weights = weights * kept[start:end, :, : end - start] / (1 - dropout)
+        parts.append(torch.einsum("qhk,khd->qhd", weights, value))
+    return torch.cat(parts)

@@ -60,14 +60,12 @@ def assert_taken(model: torch.nn.Module, tensors: dict[str, Tensor], names: tupl
         assert torch.equal(own[name], bare[name.removeprefix("bert.")]), name
 
 
-@pytest.mark.parametrize("init", [None, "vinvl"])
-def test_attention_implementation_of_the_configuration(folders: dict[str, Path], init: str | None) -> None:
-    source = folders[init] if init else None
-    for attention in ("eager", "sdpa"):
-        model = initialise(VinVLForAnswering, config(attn_implementation=attention), source)
-        assert model.config._attn_implementation == model.bert.config._attn_implementation == attention
+def test_attention_implementation_of_the_configuration(folders: dict[str, Path]) -> None:
+    for source in (None, folders["vinvl"]):
+        model = initialise(VinVLForAnswering, config(attn_implementation="eager"), source)
+        assert model.config._attn_implementation == model.bert.config._attn_implementation == "eager"
     with pytest.raises(UserError, match=r"has attn_implementation .eegar.; choose one of"):
-        initialise(VinVLForAnswering, config(attn_implementation="eegar"), source)
+        config(attn_implementation="eegar")
 
 
 @pytest.mark.parametrize("source", ["bert", "pretraining"])
@@ -82,6 +80,7 @@ def test_from_bert(folders: dict[str, Path], source: str, model_class: Any) -> N
     assert set(report.loaded) == set(model.state_dict()) - fresh
     assert report.resized == () and report.image_layernorm is None
     assert all(name.startswith("cls.") for name in report.unused) and bool(report.unused) == (source == "pretraining")
+    assert ("and 1 more" in str(report)) == (source == "pretraining")  # of the seven tensors of its heads
     assert_taken(model, load_file(folders[source] / "model.safetensors"), report.loaded)
     assert model.config.use_img_layernorm
 
@@ -94,9 +93,8 @@ def test_encoder_equals_bert_on_text(folders: dict[str, Path]) -> None:
     torch.testing.assert_close(ours.pooler_output, theirs.pooler_output)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_from_a_published_folder(folders: dict[str, Path], tmp_path: Path, legacy: bool) -> None:
-    folder = as_published(folders["vinvl"], tmp_path / "oscar", legacy)
+def test_from_a_published_folder_with_older_names(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = as_published(folders["vinvl"], tmp_path / "oscar", legacy=True)
     model, report = initialise_with_report(VinVLForAnswering, config(), folder, strict_head=True)
     assert report.missing == report.unused == report.resized == ()
     assert_taken(model, load_file(folders["vinvl"] / "model.safetensors"), report.loaded)
@@ -120,7 +118,11 @@ def test_image_layernorm_follows_the_checkpoint(folders: dict[str, Path], tmp_pa
 def test_a_head_of_another_size(folders: dict[str, Path]) -> None:
     model: Any
     model, report = initialise_with_report(VinVLForAnswering, config(num_labels=9), folders["vinvl"])
-    assert report.resized == ("classifier.bias", "classifier.weight") and report.missing == report.unused == ()
+    assert str(report).splitlines() == [
+        f"started from {folders['vinvl']}: 43 tensors loaded",
+        "  image layer norm, as in the checkpoint: on",
+        "  of another size there, randomly initialised (2): classifier.bias, classifier.weight",
+    ]
     assert model.classifier.weight.shape == (9, 16)
     assert model.classifier.weight.std() < 0.1  # BERT's 0.02, not the checkpoint's 1
     with pytest.raises(UserError, match=r"'classifier.bias' is \(5,\) there and \(9,\) here"):
@@ -139,23 +141,10 @@ def test_a_head_of_another_kind_is_started_whole(folders: dict[str, Path], tmp_p
     assert report.resized == ("classifier.0.bias", "classifier.0.weight", "classifier.2.bias", "classifier.2.weight")
 
 
-def test_report_in_a_few_lines(folders: dict[str, Path]) -> None:
-    _, report = initialise_with_report(VinVLForAnswering, config(num_labels=9), folders["vinvl"])
-    assert str(report).splitlines() == [
-        f"started from {folders['vinvl']}: 43 tensors loaded",
-        "  image layer norm, as in the checkpoint: on",
-        "  of another size there, randomly initialised (2): classifier.bias, classifier.weight",
-    ]
-    _, report = initialise_with_report(VinVLModel, config(), folders["pretraining"])
-    assert len(str(report).splitlines()) == 3 and "and 1 more" in str(report).splitlines()[2]
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"hidden_size": 32}, "hidden_size is 16 there and 32 here"),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 2 there and 3 here"),
-        ({"num_hidden_layers": 1}, "num_hidden_layers is 2 there and 1 here"),
         ({"num_attention_heads": 2}, "num_attention_heads is 4 there and 2 here"),
         ({"vocab_size": 31}, "vocab_size is 30 there and 31 here"),
         ({"intermediate_size": 8}, "intermediate_size is 24 there and 8 here"),
@@ -190,17 +179,13 @@ def test_folders_that_hold_no_such_model(folders: dict[str, Path], tmp_path: Pat
 
 def test_an_encoder_with_holes(folders: dict[str, Path], tmp_path: Path) -> None:
     tensors = load_file(folders["bert"] / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if not k.startswith("pooler")}, tmp_path / "weights.safetensors")
+    _, report = initialise_with_report(VinVLModel, config(), tmp_path / "weights.safetensors")
+    assert "pooler.dense.weight" in report.missing  # which captions do without
     del tensors["encoder.layer.1.output.dense.bias"]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"lacks 1 of the 37 encoder weights, among them 'encoder.layer.1.output.dense"):
         initialise(VinVLModel, config(), tmp_path)
-
-
-def test_no_pooler_is_reported_not_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    tensors = load_file(folders["bert"] / "model.safetensors")
-    save_file({k: v for k, v in tensors.items() if not k.startswith("pooler")}, tmp_path / "weights.safetensors")
-    _, report = initialise_with_report(VinVLModel, config(), tmp_path / "weights.safetensors")
-    assert "pooler.dense.weight" in report.missing
 
 
 def test_weights_in_shards(folders: dict[str, Path], tmp_path: Path) -> None:

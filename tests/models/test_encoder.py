@@ -65,7 +65,7 @@ def stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), min_size=1, max_size=4),
     extra=st.tuples(st.integers(0, 4), st.integers(0, 4)),
@@ -91,18 +91,6 @@ def test_regions_have_no_order_but_tokens_have() -> None:
     torch.testing.assert_close(model(**turned).pooler_output, pooled, rtol=1e-5, atol=1e-5)
     swapped = row | {"input_ids": row["input_ids"].flip(1)}
     assert (model(**swapped).pooler_output - pooled).abs().max() > 1e-2
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
-@torch.no_grad()
-def test_a_3d_mask_of_padding_equals_the_2d_mask(attention: str) -> None:
-    model, row = small_model(attention), pad(example(4, 2), 6, 3)
-    full = row["attention_mask"][:, None, :].expand(-1, 9, -1)
-    by_pairs, by_position = (
-        model(**row | {"attention_mask": m}).last_hidden_state for m in (full, row["attention_mask"])
-    )
-    real = row["attention_mask"].bool()  # of padding "packed" attention computes nothing
-    torch.testing.assert_close(by_pairs[real], by_position[real], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
@@ -174,27 +162,14 @@ def test_history_equals_a_causal_mask_over_the_whole_sequence(attention: str) ->
     torch.testing.assert_close(stepwise.last_hidden_state, whole.last_hidden_state[:, 4:], rtol=1e-5, atol=1e-5)
     assert history.get_seq_length() == 6
 
-    model(**first, attention_mask=causal[:, :4, :4], past_key_values=(history := DynamicCache()))
-    everything = model(**rest, attention_mask=torch.ones(1, 6), past_key_values=history)
-    assert (everything.last_hidden_state[:, 0] - whole.last_hidden_state[:, 4]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("model_class", [VinVLModel, VinVLForAnswering])
-@torch.no_grad()
-def test_save_and_load(model_class: Any, tmp_path: Path) -> None:
-    model, row = small_model(model_class=model_class, loss_type="sfmx", classifier="mlp"), example(5, 3)
-    model.save_pretrained(tmp_path)
-    for attention in ("eager", "sdpa"):
-        again = model_class.from_pretrained(tmp_path, attn_implementation=attention).eval()
-        assert again.config.loss_type == "ce" and again.config.use_img_layernorm and again.config.num_labels == 5
-        for key, value in model(**row).items():
-            torch.testing.assert_close(again(**row)[key], value, rtol=1e-5, atol=1e-5)
-
 
 @torch.no_grad()
-def test_an_encoder_from_the_folder_of_an_answering_model(tmp_path: Path) -> None:
-    model, row = small_model(model_class=VinVLForAnswering), example(5, 3)
+def test_save_and_load(tmp_path: Path) -> None:
+    model, row = small_model(model_class=VinVLForAnswering, loss_type="sfmx", classifier="mlp"), example(5, 3)
     model.save_pretrained(tmp_path)
+    again = VinVLForAnswering.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert again.config.loss_type == "ce" and again.config.use_img_layernorm and again.config.num_labels == 5
+    torch.testing.assert_close(again(**row).logits, model(**row).logits, rtol=1e-5, atol=1e-5)
     encoder = VinVLModel.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(encoder(**row).pooler_output, model.bert(**row).pooler_output)
 
@@ -248,12 +223,6 @@ def test_half_precision_region_rows_and_autocast() -> None:
 def test_shapes_that_do_not_fit(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         small_model()(**example(3, 2) | changes)
-
-
-@pytest.mark.parametrize("fields", [{"hidden_size": None}, {"use_cache": [1]}, {"eos_token_id": 0.5}])
-def test_configurations_of_other_types(fields: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"configuration cannot be used .*{next(iter(fields))}"):
-        VinVLConfig(**fields)
 
 
 def test_history_that_cannot_be_used() -> None:

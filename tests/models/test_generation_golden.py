@@ -24,7 +24,7 @@ from tests.models.caption_cases import (
 )
 from vinvl.captioning.task import caption_texts
 from vinvl.models.constrained import Constraint, constraint_from_words, constraint_words, transition_table
-from vinvl.models.decoding import GeneratedCaptions, WordStepper
+from vinvl.models.decoding import DecodingOptions, GeneratedCaptions, WordStepper
 from vinvl.models.generate import NBestLists, generate_captions
 
 torch.set_num_threads(1)
@@ -98,17 +98,16 @@ def test_logits_of_every_step(stepper_class: Any) -> None:
     facts, tensors = read_case("caption_step_logits")
     assert facts["meta"]["od_labels_start_posid"] == FIRST_TAG_POSITION
     context, prefix = recorded_context(tensors), tensors["inputs.prefix_ids"][:, None]
-    stepper = stepper_class(decoding_model("caption_step_logits"), context, SPECIAL.mask_token_id)
+    stepper = stepper_class(decoding_model("caption_step_logits"), context, DecodingOptions(), SPECIAL)
     for step in range(MAX_LENGTH - 1):
-        logits = stepper.next_logits(prefix[..., step])
+        logits = stepper.next_logits(prefix[..., : step + 1])
         close(logits[:, 0], tensors["outputs.step_logits"][:, step])
 
 
 @pytest.mark.parametrize("trace", golden.facts("oscar/caption_beam_hypotheses"))
 def test_n_best_list(trace: dict[str, Any]) -> None:
-    lists = NBestLists(
-        1, trace["n_hyp"], trace["max_length"], trace["length_penalty"], torch.device("cpu"), dtype=torch.float64
-    )
+    sizes = (trace["n_hyp"], trace["max_length"], trace["length_penalty"])
+    lists = NBestLists(*sizes, torch.zeros(1, 1), dtype=torch.float64)
     image, ended = torch.tensor([0]), torch.tensor([[True]])
     for step in trace["seq"]:
         bound = torch.tensor([step["is_done_bound"]], dtype=torch.float64)

@@ -1,7 +1,6 @@
 """Packed attention by kernels: which one is asked for what, and, on a GPU, what they give."""
 
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from tests.models.samples import attention_written_out
 from tests.models.test_packing import HEADS, batch_of, model_of
 from vinvl.models import VinVLForAnswering, packing
 from vinvl.models.packing import PackedLayout, PackedSequences, has_short_attention
@@ -48,7 +48,7 @@ def test_only_short_sequences_in_half_precision_go_to_the_kernel_for_them(monkey
         seen = torch.from_numpy(exists)
         sequences = PackedSequences.of(layout, seen if whole else seen[:, None].expand(-1, longest, -1))
         sequences = replace(sequences, short=sequences.masks is None)
-        read = sequences.attend_projected(torch.randn(len(layout.places), 3, HEADS, size).to(dtype), 0.5)
+        read = sequences.attend(torch.randn(len(layout.places), 3, HEADS, size).to(dtype), 0.5)
         assert read.shape == (len(layout.places), HEADS, size)
 
     attend(10)
@@ -64,13 +64,7 @@ def by_kernel(way: str, whole: PackedSequences, *, compiled: bool) -> Any:
     """Attention of (T, 3, heads, d) by one of the two kernels."""
     torch.compiler.reset()
     assert whole.flash and whole.short
-
-    def attend(projected: Tensor, dropout: float = 0.0) -> Tensor:
-        if way == "short":
-            return whole.attend_projected(projected, dropout)
-        query, key, value = projected.unbind(1)
-        return whole.attend(query, key, value, dropout)
-
+    attend = replace(whole, short=way == "short").attend
     return torch.compile(attend, backend="aot_eager", fullgraph=True) if compiled else attend
 
 
@@ -95,7 +89,7 @@ def test_kernels_give_what_padding_gives(way: str, compiled: bool, most: int) ->
     whole = PackedSequences.of(layout, torch.ones(3, 1))
     half = torch.randn(len(layout.places), 3, HEADS, 64, device="cuda", dtype=torch.bfloat16).requires_grad_()
     single = half.detach().float().requires_grad_()
-    read, expected = by_kernel(way, whole, compiled=compiled)(half), whole.attend_projected(single)
+    read, expected = by_kernel(way, whole, compiled=compiled)(half), whole.attend(single)
     torch.testing.assert_close(read.float(), expected, rtol=2e-2, atol=2e-2)
     along = torch.randn_like(expected)
     read.backward(along.bfloat16())
@@ -133,19 +127,10 @@ def test_kernels_drop_weights_and_scale_the_others(way: str, compiled: bool, siz
     torch.manual_seed(1)
     (gradient,) = torch.autograd.grad(attend(projected, dropout), projected, along)
     single = projected.detach().float().requires_grad_()
-    (expected,) = torch.autograd.grad(dropped_by_hand(single, layout, dropped > 0, dropout), single, along.float())
+    (expected,) = torch.autograd.grad(
+        attention_written_out(single, layout.offsets, dropped > 0, dropout), single, along.float()
+    )
     torch.testing.assert_close(gradient.float(), expected, rtol=5e-2, atol=5e-2)
-
-
-def dropped_by_hand(projected: Tensor, layout: PackedLayout, kept: Tensor, dropout: float) -> Tensor:
-    """Attention where of each position's weights (T, heads, slots) those are used that were `kept`."""
-    parts = []
-    for start, end in pairwise(layout.offsets.tolist()):
-        query, key, value = projected[start:end].unbind(1)
-        weights = torch.einsum("qhd,khd->qhk", query, key).mul(query.shape[-1] ** -0.5).softmax(dim=-1)
-        used = weights * kept[start:end, :, : end - start] / (1 - dropout)
-        parts.append(torch.einsum("qhk,khd->qhd", used, value))
-    return torch.cat(parts)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="without a GPU everything is in groups")

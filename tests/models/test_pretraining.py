@@ -138,16 +138,13 @@ class TestLosses:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert not model.cls.predictions.transform.dense.weight.grad.any()
 
-    def test_no_labelled_pair_is_a_loss_of_zero(self) -> None:
-        logits = torch.randn(3, 3, requires_grad=True)
-        loss = contrastive_loss(logits, torch.full((3,), NO_PAIR_LABEL))
-        loss.backward()
-        assert loss.item() == 0.0 and logits.grad is not None and not logits.grad.any()
-
     def test_rows_without_a_label_do_not_count(self) -> None:
-        logits = torch.randn(4, 3)
+        logits = torch.randn(4, 3, requires_grad=True)
         loss = contrastive_loss(logits, torch.tensor([NO_PAIR_LABEL, 2, NO_PAIR_LABEL, 0]))
         torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits[[1, 3]], torch.tensor([2, 0])))
+        loss = contrastive_loss(logits, torch.full((4,), NO_PAIR_LABEL))
+        loss.backward()
+        assert loss.item() == 0.0 and logits.grad is not None and not logits.grad.any()
 
     def test_weights_reach_the_tokens_and_the_pair_of_their_row(self) -> None:
         model = VinVLForPreTraining(config()).eval()
@@ -214,19 +211,15 @@ class TestStarting:
         save_file({k: v.contiguous() for k, v in tensors.items() if v is not None}, folder / "model.safetensors")
         return folder
 
-    def test_two_classes_take_both_heads_of_bert(self, bert: Path) -> None:
+    def test_two_classes_take_both_heads_of_bert_and_three_the_word_head_alone(self, bert: Path) -> None:
         model, report = initialise_with_report(VinVLForPreTraining, config(num_labels=2), bert, strict_head=True)
-        assert set(WORD_HEAD + PAIR_HEAD) <= set(report.loaded)
-        assert report.unused == () and report.resized == ()
+        assert set(WORD_HEAD + PAIR_HEAD) <= set(report.loaded) and report.unused == report.resized == ()
         assert set(report.missing) == {"bert.img_embedding.weight", "bert.img_embedding.bias"}
         weights = load_file(bert / "model.safetensors")
-        for name in WORD_HEAD + PAIR_HEAD:
-            assert torch.equal(model.state_dict()[name], weights[name]), name
-
-    def test_three_classes_take_the_word_head_alone(self, bert: Path) -> None:
+        assert all(torch.equal(model.state_dict()[name], weights[name]) for name in WORD_HEAD + PAIR_HEAD)
         model, report = initialise_with_report(VinVLForPreTraining, config(), bert)
         assert set(WORD_HEAD) <= set(report.loaded) and report.resized == PAIR_HEAD
-        assert torch.equal(model.cls.predictions.bias, load_file(bert / "model.safetensors")["cls.predictions.bias"])
+        assert torch.equal(model.cls.predictions.bias, weights["cls.predictions.bias"])
         with pytest.raises(UserError, match=r"'cls.seq_relationship.bias' is \(2,\) there and \(3,\) here"):
             initialise(VinVLForPreTraining, config(), bert, strict_head=True)
 
@@ -240,9 +233,8 @@ class TestStarting:
     def test_the_bias_may_be_named_as_the_decoders(self, bert: Path, tmp_path: Path, twice: bool) -> None:
         bias = load_file(bert / "model.safetensors")["cls.predictions.bias"]
         names = {"cls.predictions.decoder.bias": bias.clone(), "cls.predictions.bias": bias if twice else None}
-        model, report = initialise_with_report(
-            VinVLForPreTraining, config(num_labels=2), self.under_hub_names(bert, tmp_path, **names), strict_head=True
-        )
+        start = self.under_hub_names(bert, tmp_path, **names)
+        model, report = initialise_with_report(VinVLForPreTraining, config(num_labels=2), start, strict_head=True)
         assert torch.equal(model.cls.predictions.bias, bias)
         assert report.unused == () and "cls.predictions.bias" in report.loaded
 

@@ -1,12 +1,13 @@
 """The Triton kernels against attention written out: on a GPU, or by Triton's interpreter (TRITON_INTERPRET=1)."""
 
 import os
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from tests.models.samples import attention_written_out
 
 pytest.importorskip("triton", reason="Triton comes with torch for GPUs")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -17,34 +18,16 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 HEADS, SIZE = 2, 32
 
 
-def written_out(projected: Tensor, ends: list[int], kept: Tensor | None, dropout: float) -> Tensor:
-    """`kept` (T, heads, longest) bool says which of each position's weights are used; None: all."""
-    parts = []
-    for start, end in pairwise(ends):
-        query, key, value = projected[start:end].float().unbind(1)
-        weights = torch.einsum("qhd,khd->qhk", query, key).mul(SIZE**-0.5).softmax(dim=-1)
-        if kept is not None:
-            weights = weights * kept[start:end, :, : end - start] / (1 - dropout)
-        parts.append(torch.einsum("qhk,khd->qhd", weights, value))
-    return torch.cat(parts)
-
-
-def of_lengths(lengths: list[int]) -> tuple[Tensor, Tensor, list[int]]:
-    """Projected states, offsets on the device, and offsets as a list."""
+def of_lengths(lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Projected states, and offsets."""
     torch.manual_seed(0)
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
-    projected = torch.randn(int(offsets[-1]), 3, HEADS, SIZE, dtype=torch.float16)
-    return projected.to(DEVICE), offsets.to(DEVICE), offsets.tolist()
+    return torch.randn(int(offsets[-1]), 3, HEADS, SIZE, dtype=torch.float16).to(DEVICE), offsets.to(DEVICE)
 
 
-@pytest.mark.parametrize("lengths", [[1], [5, 1, 32, 17], [64, 3], [65, 2, 128]])
-def test_outputs_and_gradients(lengths: list[int]) -> None:
-    from vinvl.models.short_attention import short_attention
-
-    projected, offsets, ends = of_lengths(lengths)
-    projected.requires_grad_()
-    read, expected = short_attention(projected, offsets, max(lengths), 0.0), written_out(projected, ends, None, 0.0)
-    torch.testing.assert_close(read.float(), expected, rtol=5e-3, atol=5e-3)
+def assert_alike(read: Tensor, expected: Tensor, projected: Tensor, tolerance: float) -> None:
+    """Outputs and the gradients of what they are of."""
+    torch.testing.assert_close(read.float(), expected, rtol=tolerance, atol=tolerance)
     along = torch.randn_like(expected)
     (found,), (wanted,) = (
         torch.autograd.grad(out, projected, to) for out, to in ((read, along.half()), (expected, along))
@@ -52,13 +35,23 @@ def test_outputs_and_gradients(lengths: list[int]) -> None:
     torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("lengths", [[1], [5, 1, 32, 17], [64, 3], [65, 2, 128]])
+def test_outputs_and_gradients(lengths: list[int]) -> None:
+    from vinvl.models.short_attention import short_attention
+
+    projected, offsets = of_lengths(lengths)
+    projected.requires_grad_()
+    read = short_attention(projected, offsets, max(lengths), 0.0)
+    assert_alike(read, attention_written_out(projected, offsets), projected, 5e-3)
+
+
 @pytest.mark.parametrize("longest", [SIZE, 100])  # by the smaller and by the larger block
 def test_dropout_is_the_same_draw_forward_and_backward(longest: int) -> None:
     from vinvl.models.short_attention import short_attention
 
     dropout = 0.3
-    projected, offsets, ends = of_lengths([5, 1, 32, 17, 30])
-    slot = torch.cat([torch.arange(end - start) for start, end in pairwise(ends)])
+    projected, offsets = of_lengths([5, 1, 32, 17, 30])
+    slot = torch.cat([torch.arange(length) for length in offsets.diff().tolist()])
     one_hot = projected.clone()
     one_hot[:, 2] = torch.eye(SIZE, dtype=torch.float16, device=DEVICE)[slot][:, None]
 
@@ -73,10 +66,4 @@ def test_dropout_is_the_same_draw_forward_and_backward(longest: int) -> None:
     assert not torch.equal(kept[6:38, 0], kept[6:38, 1])  # heads draw for themselves
 
     projected.requires_grad_()
-    read, expected = draw(projected, 1), written_out(projected, ends, kept, dropout)
-    torch.testing.assert_close(read.float(), expected, rtol=1e-2, atol=1e-2)
-    along = torch.randn_like(expected)
-    (found,), (wanted,) = (
-        torch.autograd.grad(out, projected, to) for out, to in ((read, along.half()), (expected, along))
-    )
-    torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
+    assert_alike(draw(projected, 1), attention_written_out(projected, offsets, kept, dropout), projected, 1e-2)

@@ -89,7 +89,7 @@ class TestCheckpointsOfOurs:
             ("vqa", {"detector_batch_size": 0}, "detector_batch_size=0"),
             ("vqa", {"detector": "nowhere.pth", "labels": "none"}, "There is no detector weight file nowhere.pth"),
             ("captioning", {"decoding": {"beams": 3}}, "have no 'beams'"),
-            ("captioning", {"decoding": {"num_beams": 0}}, "num_beams is 0"),
+            ("captioning", {"decoding": {"num_beams": 0}}, "num_beams=0"),
             (
                 "captioning",
                 {"decoding": {"num_beams": 2, "num_return_sequences": 3}},

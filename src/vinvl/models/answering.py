@@ -35,15 +35,12 @@ class _Classifier(BertPreTrainedModel):
     def forward(
         self, input_ids: Tensor, *, labels: Tensor | None = None, **inputs: Unpack[EncoderInputs]
     ) -> SequenceClassifierOutput:
-        """Score the answers.
+        """Logits (B, A) of the answers, loss () if labels are given, hidden_states and attentions as asked for.
 
         Args:
             input_ids: (B, L) int64, or (2B, L) for pairs: rows 2i and 2i + 1 are the left and the right picture of
                 example i. `inputs`, with as many rows, are those of `VinVLModel.forward`.
-            labels: for the B examples, what `answer_loss` takes for `config.loss_type`; no loss if not given.
-
-        Returns:
-            logits (B, A), loss () if labels were given, hidden_states and attentions (of every row) as asked for.
+            labels: for the B examples, what `answer_loss` takes for `config.loss_type`.
 
         Raises:
             UserError: an odd number of rows for pairs, or shapes that do not fit together.
@@ -65,17 +62,13 @@ class _Classifier(BertPreTrainedModel):
 
 
 class VinVLForAnswering(_Classifier):
-    """A classifier over A = `config.num_labels` answers on the pooled vector (VQA, GQA, image-text matching).
-
-    Head and losses are those of the published Oscar sequence classifier, and so are the parameter names.
-    """
+    """For VQA, GQA and image-text matching: head, losses and names of Oscar's published sequence classifier."""
 
 
 class VinVLForPairs(_Classifier):
-    """A classifier over A = `config.num_labels` answers about two pictures (NLVR2).
+    """For NLVR2: head, losses and names of Oscar's published model in paired mode.
 
-    Each picture goes through the encoder with the statement; only the classifier sees both. Head, losses and
-    parameter names are those of the published Oscar model for NLVR2 in paired mode.
+    Each picture goes through the encoder with the statement; only the classifier sees both.
     """
 
     pictures = 2

@@ -18,7 +18,6 @@ from vinvl.models.decoding import (
     DecodingOptions,
     GeneratedCaptions,
     WordStepper,
-    adjusted_logits,
     pick_captions,
 )
 from vinvl.run.errors import UserError
@@ -90,10 +89,12 @@ def constraint_machine(constraints: Sequence[Constraint]) -> ConstraintMachine:
         )
     words = constraint_words(constraints)
     table = transition_table(constraints, words, 2 ** len(constraints))
-    states = _reachable(table.any(dim=-1))
-    table = table[states][:, states]
+    leads_to, reached = table.any(dim=-1), torch.arange(len(table)) == 0
+    while not torch.equal(more := reached | leads_to[reached].any(dim=0), reached):
+        reached = more
+    table, states = table[reached][:, reached], tuple(reached.nonzero().flatten().tolist())
     return ConstraintMachine(
-        torch.tensor(words, dtype=torch.long), table[..., :-1], table[..., -1], len(constraints), tuple(states)
+        torch.tensor(words, dtype=torch.long), table[..., :-1], table[..., -1], len(constraints), states
     )
 
 
@@ -130,28 +131,6 @@ def transition_table(constraints: Sequence[Constraint], words: list[int], main_s
     return table
 
 
-def _reachable(leads_to: Tensor) -> list[int]:
-    """The states that can be reached from state 0, given who leads to whom (S, S)."""
-    seen, edge = {0}, [0]
-    while edge:
-        state = edge.pop()
-        new = [target for target in leads_to[state].nonzero().flatten().tolist() if target not in seen]
-        seen.update(new)
-        edge.extend(new)
-    return sorted(seen)
-
-
-def refuse_unmeetable(constraints: Sequence[Constraint], min_constraints: int, max_length: int, place: str) -> None:
-    """Raises UserError if the shortest `min_constraints` constraints take more words than a caption may have."""
-    lengths = sorted(len(constraint.steps) for constraint in constraints)
-    needed = sum(lengths[:min_constraints])
-    if needed > max_length - 1:
-        raise UserError(
-            f"The constraints of {place} ({', '.join(item.name for item in constraints)}) need {needed} tokens, but "
-            f"max_length {max_length} leaves {max_length - 1}; raise max_length or lower min_constraints."
-        )
-
-
 @torch.no_grad()
 def constrained_beam_search(
     model: VinVLForCaptioning,
@@ -176,7 +155,7 @@ def constrained_beam_search(
     for images in groups.values():
         chosen = torch.tensor(images, device=device)
         group = [machines[image] for image in images]
-        stepper = WordStepper(model, context.select(chosen), special.mask_token_id)
+        stepper = WordStepper(model, context.select(chosen), options, special)
         found, sums = _search(stepper, _Transitions(group, device), options, special)
         ids[chosen, 0], log_probs[chosen, 0], met[chosen] = _select(found, sums, group, options, special)
     is_end = ids == special.sep_token_id
@@ -235,9 +214,7 @@ def _search(
     ids[..., 0] = special.cls_token_id
     sums = torch.zeros(images, 1, 1, device=device)  # (B, states, beams)
     for length in range(1, size):
-        earlier = ids[..., :length]
-        last = earlier[..., -1]
-        logits = adjusted_logits(stepper.next_logits(last), earlier, options, special.sep_token_id)
+        logits, last = stepper.next_logits(ids[..., :length]), ids[..., length - 1]
         is_end = torch.arange(logits.shape[-1], device=device) == special.sep_token_id
         after_end = torch.where(is_end, 0.0, -math.inf)  # what has ended is filled up with end tokens, at no cost
         log_probs = torch.where((last == special.sep_token_id)[..., None], after_end, logits.log_softmax(dim=-1))

@@ -5,21 +5,23 @@ Shapes: B images, N captions per image, P words so far, T tag tokens, R regions,
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
 from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.config import SpecialTokens
+from vinvl.models.encoder import as_bias
 from vinvl.run.errors import UserError
+from vinvl.run.values import check_fields
 
-LEAST = {
-    "max_length": 2, "min_length": 0, "num_beams": 1, "num_return_sequences": 1, "no_repeat_ngram_size": 0, "top_k": 0,
-    "min_constraints": 0,
-}  # fmt: skip
+Count = Annotated[int, Meta(ge=0)]
+AtLeastOne = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -49,29 +51,21 @@ class DecodingOptions:
         UserError: values that make no search.
     """
 
-    max_length: int = 20
-    min_length: int = 0
-    num_beams: int = 1
-    num_return_sequences: int = 1
+    max_length: Annotated[int, Meta(ge=2)] = 20
+    min_length: Count = 0
+    num_beams: AtLeastOne = 1
+    num_return_sequences: AtLeastOne = 1
     length_penalty: float = 1.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
+    repetition_penalty: Positive = 1.0
+    no_repeat_ngram_size: Count = 0
     sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_constraints: int = 2
+    temperature: Positive = 1.0
+    top_k: Count = 0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    min_constraints: Count = 2
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
-        for name in ("repetition_penalty", "temperature"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be greater than 0 (1 changes nothing).")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; give a share above 0 and up to 1 (1 keeps every word).")
+        check_fields(self, "")
         if self.min_length > self.max_length:
             raise UserError(f"min_length {self.min_length} is above max_length {self.max_length}; lower one of them.")
         if self.sample and self.num_beams > 1:
@@ -149,6 +143,10 @@ class CaptionContext:
 KeysValues = tuple[Tensor, Tensor]
 
 
+def _picked(layers: tuple[KeysValues, ...], index: Any) -> tuple[KeysValues, ...]:
+    return tuple((keys[index], values[index]) for keys, values in layers)
+
+
 def encode_context(model: VinVLForCaptioning, context: CaptionContext) -> tuple[KeysValues, ...]:
     """Encode tags and regions, once per image: they attend to no caption, so no word will ever change them.
 
@@ -157,10 +155,8 @@ def encode_context(model: VinVLForCaptioning, context: CaptionContext) -> tuple[
     """
     mask, config = context.mask, model.config
     if mask.shape[1] == 0:
-        heads = config.num_attention_heads
-        nothing = model.bert.embeddings.word_embeddings.weight.new_zeros(
-            len(mask), heads, 0, config.hidden_size // heads
-        )
+        sizes = (len(mask), config.num_attention_heads, 0, config.hidden_size // config.num_attention_heads)
+        nothing = model.bert.embeddings.word_embeddings.weight.new_zeros(sizes)
         return ((nothing, nothing),) * config.num_hidden_layers
     cache = DynamicCache()
     model.bert(
@@ -184,25 +180,26 @@ class WordStepper:
     and the context is never copied: all captions of an image read one set of keys and values.
     """
 
-    def __init__(self, model: VinVLForCaptioning, context: CaptionContext, mask_token_id: int) -> None:
-        self._model = model
-        self._mask_token_id = mask_token_id
+    def __init__(
+        self, model: VinVLForCaptioning, context: CaptionContext, options: DecodingOptions, special: SpecialTokens
+    ) -> None:
+        self._model, self._options, self._special = model, options, special
         self._context = encode_context(model, context)
         self._is_real = context.mask
         self._words: tuple[KeysValues, ...] | None = None
-        self._length = 0
 
-    def next_logits(self, words: Tensor) -> Tensor:
-        """Append `words` (B, N) int64, the begin token first, and return the next word's logits (B, N, V) float32."""
-        new = torch.stack([words, torch.full_like(words, self._mask_token_id)], dim=-1).flatten(0, 1)  # (B·N, 2)
-        positions = torch.arange(self._length, self._length + 2, device=words.device)
+    def next_logits(self, captions: Tensor) -> Tensor:
+        """Logits (B, N, V) float32 of the word after captions (B, N, P), which are one word longer than before."""
+        words, length = captions[..., -1], captions.shape[-1]
+        new = torch.stack([words, torch.full_like(words, self._special.mask_token_id)], dim=-1).flatten(0, 1)
+        positions = torch.arange(length - 1, length + 1, device=words.device)
         embedded = self._model.bert.embeddings(input_ids=new, position_ids=positions[None].expand(len(new), -1))
         hidden = embedded.unflatten(0, words.shape)  # (B, N, 2, H)
-        seen = torch.ones(2, self._length + 2, dtype=torch.bool, device=words.device)
+        seen = torch.ones(2, length + 1, dtype=torch.bool, device=words.device)
         seen[0, -1] = False  # the word does not see the mask after it
-        of_context = _bias(self._is_real, hidden.dtype)[:, None, None, None, :].expand(-1, -1, -1, 2, -1)
-        of_caption = _bias(seen, hidden.dtype).expand(len(hidden), 1, 1, -1, -1)
-        bias = torch.cat([of_context, of_caption], dim=-1)  # (B, 1, 1, 2, C + P + 2)
+        of_context = as_bias(self._is_real, hidden.dtype)[:, None, None, None, :].expand(-1, -1, -1, 2, -1)
+        of_caption = as_bias(seen, hidden.dtype).expand(len(hidden), 1, 1, -1, -1)
+        bias = torch.cat([of_context, of_caption], dim=-1)  # (B, 1, 1, 2, C + P + 1)
         kept: list[KeysValues] = []
         layer: Any  # a BertLayer
         for index, layer in enumerate(self._model.bert.encoder.layer):
@@ -210,27 +207,19 @@ class WordStepper:
             attended, keys_values = _attend(layer.attention.self, hidden, self._context[index], earlier, bias)
             hidden = layer.feed_forward_chunk(layer.attention.output(attended, hidden))
             kept.append(keys_values)
-        self._words = tuple((keys[..., :-1, :], values[..., :-1, :]) for keys, values in kept)
-        self._length += 1
-        return self._model.cls.predictions(hidden[:, :, 1]).float()
+        self._words = _picked(tuple(kept), (..., slice(-1), slice(None)))
+        logits = self._model.cls.predictions(hidden[:, :, 1]).float()
+        return adjusted_logits(logits, captions, self._options, self._special.sep_token_id)
 
     def choose(self, parents: Tensor) -> None:
         """Continue with captions `parents` (B, n) int64, numbers within each image; they may repeat or be left out."""
         assert self._words is not None
-        images = torch.arange(len(parents), device=parents.device)[:, None]
-        self._words = tuple((keys[images, parents], values[images, parents]) for keys, values in self._words)
+        self._words = _picked(self._words, (torch.arange(len(parents), device=parents.device)[:, None], parents))
 
     def keep_images(self, images: Tensor) -> None:
         """Go on with the images of these numbers, (b,) int64, only."""
-        self._context = tuple((keys[images], values[images]) for keys, values in self._context)
-        self._is_real = self._is_real[images]
-        if self._words is not None:
-            self._words = tuple((keys[images], values[images]) for keys, values in self._words)
-
-
-def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What to add to attention scores: 0 where `mask` is true, else the lowest number."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        self._context, self._is_real = _picked(self._context, images), self._is_real[images]
+        self._words = None if self._words is None else _picked(self._words, images)
 
 
 def _attend(

@@ -9,14 +9,14 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import BertModel, BertPreTrainedModel, Cache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertSelfAttention
 
-from vinvl.models.attention import VinVLSelfAttention
 from vinvl.models.config import VinVLConfig
-from vinvl.models.packing import PACKED, PackedLayout, PackedSequences
+from vinvl.models.packing import PACKED, PackedLayout, PackedSequences, in_slots
 from vinvl.run.errors import UserError
 
 
@@ -50,11 +50,10 @@ def layer_mask(config: VinVLConfig, attention_mask: Tensor | None, hidden: Tenso
         return None
     length = hidden.shape[1]
     check_mask(attention_mask, hidden.shape[0], length, past_length)
+    if attention_mask.dim() == 2 and past_length:
+        attention_mask = attention_mask[:, None, :].expand(-1, length, -1)
     if attention_mask.dim() == 3:
         return dense_attention_mask(attention_mask, config._attn_implementation, hidden.dtype)
-    if past_length:
-        every_row = attention_mask[:, None, :].expand(-1, length, -1)
-        return dense_attention_mask(every_row, config._attn_implementation, hidden.dtype)
     # By position, because the second parameter's name differs between transformers releases.
     return create_bidirectional_mask(config, hidden, attention_mask)
 
@@ -63,20 +62,96 @@ def dense_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.
     """A mask of who sees whom, (B, Q, K) with 1 = attend, as the attention implementation takes it: (B, 1, Q, K).
 
     "sdpa" and "packed" get booleans; "eager", which adds the mask to the scores, gets 0 and the lowest `dtype`; others
-    take none. A row that may attend to nothing attends to everything instead: its output is not meant to be used, and a
-    softmax over nothing is NaN on some backends.
+    take none. A row that may attend to nothing attends to everything: a softmax over nothing is NaN on some backends.
     """
     allowed = mask.bool()
     allowed = (allowed | ~allowed.any(dim=-1, keepdim=True))[:, None]
     if implementation in ("sdpa", PACKED):
         return allowed
     if implementation == "eager":
-        additive = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-        return additive.masked_fill(~allowed, torch.finfo(dtype).min)
+        return as_bias(allowed, dtype)
     raise UserError(
         f"{implementation!r} attention takes no mask of who sees whom; give a mask of shape (B, length) or load the "
         "model with attn_implementation='sdpa'."
     )
+
+
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to attention scores: 0 where `mask` is true, else the lowest number."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+class VinVLSelfAttention(BertSelfAttention):
+    """BERT's self-attention that can also hand out its weights and attend within packed sequences."""
+
+    def forward(  # type: ignore[override]  # transformers types the options as a TypedDict
+        self,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        past_key_values: Cache | None = None,
+        attention_record: list[Tensor] | None = None,
+        cache: Cache | None = None,
+        packed: PackedSequences | None = None,
+        **attention_options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend; the weights (B, heads, S, P+S) are appended to `attention_record`.
+
+        What older releases of transformers name past_key_values, newer ones name cache. With `packed`, the states are
+        (1, T, H) of sequences end to end, and nothing but they counts.
+        """
+        if packed is not None:
+            return self._attend_packed(hidden_states, packed), None
+        earlier = past_key_values if cache is None else cache
+        context, weights = super().forward(  # type: ignore[misc]  # transformers' annotation forgets the weights
+            hidden_states, attention_mask, earlier, **attention_options
+        )
+        if attention_record is not None:
+            attention_record.append(weights)
+        return context, weights
+
+    @staticmethod
+    def _are_plain(*linears: nn.Module) -> bool:
+        """Whether they consist of nothing but weights: adapters (LoRA) replace them, and hooks need calls."""
+        return all(type(one) is nn.Linear and not one._forward_hooks and not one._forward_pre_hooks for one in linears)
+
+    def _attend_packed(self, hidden_states: Tensor, packed: PackedSequences) -> Tensor:
+        """(1, T, H) → the same; one product for queries, keys and values, as their states are the same."""
+        linears, states = (self.query, self.key, self.value), hidden_states.squeeze(0)
+        if self._are_plain(*linears):
+            weight, bias = (torch.cat([getattr(one, name) for one in linears]) for name in ("weight", "bias"))
+            projected = functional.linear(states, weight, bias)
+        else:
+            projected = torch.cat([one(states) for one in linears], dim=-1)
+        projected = projected.unflatten(-1, (3, self.num_attention_heads, self.attention_head_size))
+        return packed.attend(projected, self.dropout.p if self.training else 0.0).flatten(1)[None]
+
+    def attend_from_first(self, hidden_states: Tensor, seen: Tensor | None) -> Tensor:
+        """What the first position reads, (B, 1, H); `seen` is (B, 1, S) bool, None for everything.
+
+        For one query it is cheaper to take the key projection to the query and the value projection to the weighted
+        sum of states than to project every state. The bias of the keys adds the same to all scores of a query, which
+        no softmax sees: it only gets the gradient 0 that is its due, for DDP waits for every parameter.
+        """
+        heads = (self.num_attention_heads, self.attention_head_size)
+        query = self.query(hidden_states[:, 0]).unflatten(-1, heads)  # (B, heads, H / heads)
+        plain = self._are_plain(self.key, self.value)
+        if plain:
+            key_weight, value_weight = (linear.weight.unflatten(0, heads) for linear in (self.key, self.value))
+            scores = torch.einsum("bnd,ndh->bnh", query, key_weight) @ hidden_states.transpose(1, 2)  # (B, heads, S)
+        else:
+            scores = torch.einsum("bnd,bsnd->bns", query, self.key(hidden_states).unflatten(-1, heads))
+        scores = scores.float() * self.attention_head_size**-0.5
+        if seen is not None:
+            scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+        weights = functional.dropout(scores.softmax(dim=-1), self.dropout.p, self.training)
+        if not plain:
+            value = self.value(hidden_states).unflatten(-1, heads)
+            return torch.einsum("bns,bsnd->bnd", weights.to(value.dtype), value).flatten(1)[:, None]
+        read = weights.to(hidden_states.dtype) @ hidden_states  # (B, heads, H)
+        # The weights of a query add up to 1, apart from dropout: the bias of the values is dropped with them.
+        context = torch.einsum("bnh,ndh->bnd", read, value_weight)
+        context = context + weights.sum(dim=-1, keepdim=True).to(context.dtype) * self.value.bias.unflatten(0, heads)
+        return context.flatten(1)[:, None] + 0 * self.key.bias.sum()
 
 
 class EncoderInputs(TypedDict, total=False):
@@ -100,8 +175,7 @@ class VinVLModel(BertPreTrainedModel):
 
     Regions are projected from D to H, layer-normed where `config.use_img_layernorm`, dropped out and appended to the
     embedded tokens; they get no position and no segment embedding. Parameter names are those of the published
-    Oscar checkpoints. Works with the attention implementations of transformers ("eager", "sdpa",
-    "flash_attention_2", "flex_attention") and with its gradient checkpointing.
+    Oscar checkpoints. Works with the attention implementations of transformers and with its gradient checkpointing.
     """
 
     config_class = VinVLConfig
@@ -132,9 +206,7 @@ class VinVLModel(BertPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embeddings.word_embeddings = value  # type: ignore[assignment]  # always an embedding
 
-    def compile_layers(
-        self, *, backend: str = "inductor", dynamic: bool | None = True, mode: str | None = None
-    ) -> None:
+    def compile_layers(self, backend: str = "inductor", dynamic: bool | None = True, mode: str | None = None) -> None:
         """Compiles the layers, by torch.compile's arguments; parameters and their names stay what they are.
 
         The first layer is compiled and the others run its code, which takes a fraction of the time that the whole
@@ -181,20 +253,27 @@ class VinVLModel(BertPreTrainedModel):
         Raises:
             UserError: shapes that do not fit together or a mask that the attention implementation cannot take.
         """
+        implementation = self.config._attn_implementation
         record_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         record_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        self._refuse_what_cannot_be(record_attentions, region_features, position_ids, past_key_values, layout)
+        if record_attentions and implementation != "eager":
+            raise UserError(
+                f"Attention weights were asked for, but {implementation!r} attention does not compute them; "
+                "load the model with attn_implementation='eager'."
+            )
+        if region_features is not None and region_features.dim() == 2 and layout is None:
+            raise UserError("Region rows without padding were given without a layout; give (B, R, D) rows, or both.")
         plain = not record_states and not record_attentions and past_key_values is None
         # "eager" computes each layer completely, because the others are compared with it.
-        short = only_first and plain and self.config._attn_implementation != "eager"
+        short = only_first and plain and implementation != "eager"
         layers = list(self.encoder.layer)[: -1 if short else None]
         states: list[Tensor] | None = [] if record_states else None
         attentions: list[Tensor] | None = [] if record_attentions else None
         inputs = (input_ids, token_type_ids, region_features, position_ids)
-        if plain and self.config._attn_implementation == PACKED and attention_mask is not None:
+        if plain and implementation == PACKED and attention_mask is not None:
             hidden = self._encode_packed(inputs, attention_mask, layout, layers)
         else:
-            hidden = self._encode_padded(inputs, attention_mask, layout, layers, past_key_values, (states, attentions))
+            hidden = self._encode_padded(inputs, attention_mask, layout, layers, past_key_values, states, attentions)
         if short:
             hidden = self._last_layer_at_first(hidden, attention_mask)
         return BaseModelOutputWithPooling(
@@ -211,25 +290,36 @@ class VinVLModel(BertPreTrainedModel):
         layout: PackedLayout | None,
         layers: list[Any],
         past_key_values: Cache | None,
-        record: tuple[list[Tensor] | None, list[Tensor] | None],
+        states: list[Tensor] | None,
+        attentions: list[Tensor] | None,
     ) -> Tensor:
-        """Hidden states (B, S, H) after the layers; `record`, of states and attention weights, is extended."""
+        """Hidden states (B, S, H) after the layers; `states` and `attentions` are extended."""
         input_ids, token_type_ids, regions, position_ids = inputs
-        states, attentions = record
+        if past_key_values is not None:
+            if position_ids is None:
+                raise UserError(
+                    "past_key_values of earlier positions were given; give position_ids of the new ones too."
+                )
+            if self.training and any(layer.gradient_checkpointing for layer in layers):
+                # transformers' checkpointed layers drop the cache, with a warning at most.
+                raise UserError(
+                    "past_key_values cannot be used in training with gradient checkpointing; switch one off."
+                )
         if regions is not None and regions.dim() == 2:
             assert layout is not None and attention_mask is not None
-            regions = layout.padded_regions(regions, attention_mask, input_ids.shape[1])
+            slots = attention_mask.shape[-1] - input_ids.shape[1]
+            regions = in_slots(regions, layout.region_places, len(input_ids), slots)
         hidden = self.embed(input_ids, token_type_ids, regions, position_ids)
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        mask = layer_mask(self.config, attention_mask, hidden, past_length)
+        mask = layer_mask(
+            self.config, attention_mask, hidden, 0 if past_key_values is None else past_key_values.get_seq_length()
+        )
         for layer in layers:
             if states is not None:
                 states.append(hidden)
             if past_key_values is None and attentions is None:
                 hidden = self._run_layer(layer, hidden, mask)
-                continue
-            # The cache goes by its place, as its name differs between releases of transformers.
-            hidden = layer(hidden, mask, None, None, past_key_values, attention_record=attentions)
+            else:  # the cache goes by its place, as its name differs between releases of transformers
+                hidden = layer(hidden, mask, None, None, past_key_values, attention_record=attentions)
         if states is not None:
             states.append(hidden)
         return hidden
@@ -261,7 +351,7 @@ class VinVLModel(BertPreTrainedModel):
             hidden = torch.cat([hidden, self.embed_regions(rows)[None]], dim=1).index_select(1, layout.merged)
         for layer in layers:
             hidden = self._run_layer(layer, hidden, None, packed)
-        return layout.unpacked(hidden[0], sequences, slots)
+        return in_slots(hidden[0], layout.places, sequences, slots)
 
     def _last_layer_at_first(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         """(B, 1, H) of what the layer before the last one gives, (B, S, H)."""
@@ -306,37 +396,10 @@ class VinVLModel(BertPreTrainedModel):
         return embedded
 
     def pool_embedded(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The pooled vectors (B, H) of sequences (B, S, H) that are embedded already; `attention_mask` as in `forward`.
-
-        The last layer is computed only at the first position, because nothing else of it reaches the pooled vector.
-        """
+        """The pooled vectors (B, H) of embedded sequences (B, S, H); `attention_mask` as in `forward`."""
         mask = layer_mask(self.config, attention_mask, hidden)
         layer: Any
         for layer in self.encoder.layer[:-1]:
             hidden = layer(hidden, mask)
         pooled: Tensor = self.pooler(self._last_layer_at_first(hidden, attention_mask))
         return pooled
-
-    def _refuse_what_cannot_be(
-        self,
-        record_attentions: bool,
-        region_features: Tensor | None,
-        position_ids: Tensor | None,
-        past_key_values: Cache | None,
-        layout: PackedLayout | None,
-    ) -> None:
-        implementation = self.config._attn_implementation
-        if record_attentions and implementation != "eager":
-            raise UserError(
-                f"Attention weights were asked for, but {implementation!r} attention does not compute them; "
-                "load the model with attn_implementation='eager'."
-            )
-        if region_features is not None and region_features.dim() == 2 and layout is None:
-            raise UserError("Region rows without padding were given without a layout; give (B, R, D) rows, or both.")
-        if past_key_values is None:
-            return
-        if position_ids is None:
-            raise UserError("Earlier positions were given as past_key_values; give position_ids of the new ones too.")
-        if self.training and any(layer.gradient_checkpointing for layer in self.encoder.layer):
-            # transformers' checkpointed layers drop the cache, with a warning at most.
-            raise UserError("past_key_values cannot be used in training with gradient checkpointing; switch one off.")

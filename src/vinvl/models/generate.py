@@ -8,13 +8,12 @@ from torch import Tensor
 
 from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.config import SpecialTokens
-from vinvl.models.constrained import Constraint, constrained_beam_search, constraint_machine, refuse_unmeetable
+from vinvl.models.constrained import Constraint, constrained_beam_search, constraint_machine, constraint_words
 from vinvl.models.decoding import (
     CaptionContext,
     DecodingOptions,
     GeneratedCaptions,
     WordStepper,
-    adjusted_logits,
     finish,
     pick_captions,
     sampling_logits,
@@ -55,7 +54,7 @@ def generate_captions(
             f"num_beams is {options.num_beams}, but the vocabulary has only {words} words; use at most {words // 2}."
         )
     if constraints is not None:
-        _check_constraints(context, constraints, options, special, words)
+        _check_constraints(len(context), constraints, options, special, words)
         machines = [constraint_machine(given) for given in constraints]
         return constrained_beam_search(model, context, machines, options, special)
     if options.num_beams > 1:
@@ -64,27 +63,35 @@ def generate_captions(
 
 
 def _check_constraints(
-    context: CaptionContext,
+    images: int,
     constraints: Sequence[Sequence[Constraint]],
     options: DecodingOptions,
     special: SpecialTokens,
     vocabulary: int,
 ) -> None:
-    if len(constraints) != len(context):
-        raise UserError(f"There are constraints for {len(constraints)} images but {len(context)} images; match them.")
+    if len(constraints) != images:
+        raise UserError(f"There are constraints for {len(constraints)} images but {images} images; match them.")
     if options.sample or options.num_return_sequences > 1:
         raise UserError(
             "Constrained beam search gives one caption per image; set sample off and num_return_sequences to 1."
         )
+    fixed = {special.cls_token_id, special.sep_token_id, special.pad_token_id, special.mask_token_id}
+    room = options.max_length - 1
     for image, given in enumerate(constraints):
-        refuse_unmeetable(given, options.min_constraints, options.max_length, f"image {image} of the batch")
+        needed = sum(sorted(len(constraint.steps) for constraint in given)[: options.min_constraints])
+        if needed > room:
+            raise UserError(
+                f"The constraints of image {image} of the batch ({', '.join(item.name for item in given)}) need "
+                f"{needed} tokens, but max_length {options.max_length} leaves {room}; raise max_length or lower "
+                "min_constraints."
+            )
         for constraint in given:
-            tokens = {token for step in constraint.steps for token in step}
+            tokens = set(constraint_words([constraint]))
             if not all(0 <= token < vocabulary for token in tokens):
                 raise UserError(
                     f"The constraint {constraint.name!r} has a token outside the vocabulary of {vocabulary}."
                 )
-            if tokens & {special.cls_token_id, special.sep_token_id, special.pad_token_id, special.mask_token_id}:
+            if tokens & fixed:
                 raise UserError(f"The constraint {constraint.name!r} holds a special token; give plain words.")
 
 
@@ -97,19 +104,14 @@ class NBestLists:
     """
 
     def __init__(
-        self,
-        images: int,
-        size: int,
-        max_length: int,
-        length_penalty: float,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
+        self, size: int, max_length: int, length_penalty: float, sums: Tensor, dtype: torch.dtype = torch.float32
     ) -> None:
+        """`sums` (B, any) are of the device that the lists shall be on."""
         self._best_length = max_length - 1  # the begin token is counted, the end token is not
         self._length_penalty = length_penalty
-        self.scores = torch.full((images, size), -math.inf, dtype=dtype, device=device)  # descending; −∞ is empty
-        self.ids = torch.zeros(images, size, max_length, dtype=torch.long, device=device)
-        self.lengths = torch.zeros(images, size, dtype=torch.long, device=device)
+        self.scores = sums.new_full((len(sums), size), -math.inf, dtype=dtype)  # descending; −∞ is empty
+        self.ids = sums.new_zeros((len(sums), size, max_length), dtype=torch.long)
+        self.lengths = sums.new_zeros((len(sums), size), dtype=torch.long)
 
     def add(self, images: Tensor, ids: Tensor, sums: Tensor, is_ended: Tensor, length: int) -> None:
         """Offer captions to the lists of some images.
@@ -125,10 +127,9 @@ class NBestLists:
         scores = torch.cat([self.scores[images], offered], dim=1)
         best = scores.argsort(dim=1, descending=True, stable=True)[:, : self.scores.shape[1]]
         lengths = torch.cat([self.lengths[images], torch.full_like(sums, length + 1, dtype=torch.long)], dim=1)
-        rows = torch.arange(len(images), device=images.device)[:, None]
-        self.scores[images] = scores[rows, best]
-        self.ids[images] = torch.cat([self.ids[images], ids], dim=1)[rows, best]
-        self.lengths[images] = lengths[rows, best]
+        self.scores[images] = scores.gather(1, best)
+        self.ids[images] = pick_captions(torch.cat([self.ids[images], ids], dim=1), best)
+        self.lengths[images] = lengths.gather(1, best)
 
     def is_done(self, images: Tensor, best_sums: Tensor) -> Tensor:
         """(b,) bool: whether no open caption of these images, the best of which sums to (b,), can enter any more."""
@@ -152,16 +153,15 @@ def beam_search(
     A candidate that ends counts only if it ranks before the `num_beams`-th open one. At the greatest length every
     candidate ends. Images that are done are dropped from the batch.
     """
-    stepper, device = WordStepper(model, context, special.mask_token_id), context.device
+    stepper, device = WordStepper(model, context, options, special), context.device
     images, beams, size = len(context), options.num_beams, options.max_length
-    lists = NBestLists(images, options.num_return_sequences, size, options.length_penalty, device)
     active = torch.arange(images, device=device)
     ids = torch.full((images, 1, size), special.pad_token_id, device=device)  # beams are alike: one stands for all
     ids[..., 0] = special.cls_token_id
     sums = torch.zeros(images, 1, device=device)
+    lists = NBestLists(options.num_return_sequences, size, options.length_penalty, sums)
     for length in range(1, size):
-        earlier = ids[..., :length]
-        logits = adjusted_logits(stepper.next_logits(earlier[..., -1]), earlier, options, special.sep_token_id)
+        logits = stepper.next_logits(ids[..., :length])
         totals = (sums[..., None] + logits.log_softmax(dim=-1)).flatten(1)
         best, places = totals.topk(CANDIDATES_PER_BEAM * beams, dim=1)
         parents, words = places // logits.shape[-1], places % logits.shape[-1]
@@ -198,7 +198,7 @@ def decode_stepwise(
     Under autograd, gradients flow from `log_probs` to the model. Images whose captions have all ended are dropped
     from the batch. The draws of a batch come from one generator, so they depend on what else is in the batch.
     """
-    stepper, device = WordStepper(model, context, special.mask_token_id), context.device
+    stepper, device = WordStepper(model, context, options, special), context.device
     images, captions, size = len(context), options.num_return_sequences, options.max_length
     ids = torch.full((images, captions, size), special.pad_token_id, device=device)
     ids[..., 0] = special.cls_token_id
@@ -207,8 +207,7 @@ def decode_stepwise(
     lengths = torch.ones(images, captions, dtype=torch.long, device=device)
     active = torch.arange(images, device=device)  # images with an open caption
     for length in range(1, size):
-        earlier = ids[active, :, :length]
-        logits = adjusted_logits(stepper.next_logits(earlier[..., -1]), earlier, options, special.sep_token_id)
+        logits = stepper.next_logits(ids[active, :, :length])
         if options.sample:
             logits = sampling_logits(logits, options)
             shares = logits.detach().softmax(dim=-1)

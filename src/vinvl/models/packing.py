@@ -39,38 +39,24 @@ LEAST_FILL = 0.7  # of the longest sequence of a group, that every sequence in i
 
 @dataclass(frozen=True)
 class PackedGroup:
-    """Sequences of like length that attention pads to their longest, M positions.
+    """Sequences of like length that attention pads to their longest, M positions."""
 
-    rows: (n, M) int64, among the T packed positions; slots of padding name the sequence's first position.
-    real: (n, M) bool, False for padding. It also exists without padding: a compiled model has one graph for both.
-    """
-
-    rows: Tensor
-    real: Tensor
+    rows: Tensor  # (n, M) int64, among the T packed positions; slots of padding name the sequence's first position
+    real: Tensor  # (n, M) bool, False for padding; also there without any, for a compiled model has one graph for both
 
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """Where the T real positions of B padded sequences are. Made on the host, because its sizes depend on the data.
+    """Where the T real positions of B padded sequences are. Made on the host, because its sizes depend on the data."""
 
-    places: (T,) int64, of each among the B·S slots; sequences in turn, and in each text before regions.
-    text_places: (T_text,) int64, of the real tokens among the B·L text slots.
-    region_places: (T_regions,) int64, of the real regions among the B·R region slots.
-    merged: (T,) int64: position t is number merged[t] of all tokens followed by all regions.
-    offsets: (B + 1,) int32: sequence b has the positions offsets[b] to offsets[b + 1].
-    longest: positions of the longest sequence.
-    groups: all sequences, by length.
-    from_groups: (T,) int64: position t is number from_groups[t] of the groups' flattened rows.
-    """
-
-    places: Tensor
-    text_places: Tensor
-    region_places: Tensor
-    merged: Tensor
-    offsets: Tensor
-    longest: int
-    groups: tuple[PackedGroup, ...]
-    from_groups: Tensor
+    places: Tensor  # (T,) int64, of each among the B·S slots; sequences in turn, and in each text before regions
+    text_places: Tensor  # (T_text,) int64, of the real tokens among the B·L text slots
+    region_places: Tensor  # (T_regions,) int64, of the real regions among the B·R region slots
+    merged: Tensor  # (T,) int64: position t is number merged[t] of all tokens followed by all regions
+    offsets: Tensor  # (B + 1,) int32: sequence b has the positions offsets[b] to offsets[b + 1]
+    longest: int  # positions of the longest sequence
+    groups: tuple[PackedGroup, ...]  # all sequences, by length
+    from_groups: Tensor  # (T,) int64: position t is number from_groups[t] of the groups' flattened rows
 
     @classmethod
     def of_mask(cls, mask: np.ndarray, text_slots: int) -> PackedLayout:
@@ -84,9 +70,8 @@ class PackedLayout:
         slots, regions = mask.shape[1], mask.shape[1] - text_slots
         rows, slot = np.divmod(flat, slots)
         is_text = slot < text_slots
-        merged = np.empty(len(flat), dtype=np.int64)
-        merged[is_text] = np.arange(int(is_text.sum()))
-        merged[~is_text] = np.arange(int(is_text.sum()), len(flat))
+        # Of tokens the tokens before them, of regions all tokens and the regions before them.
+        merged = np.where(is_text, np.cumsum(is_text) - 1, is_text.sum() + np.cumsum(~is_text) - 1)
         lengths = mask.sum(axis=1)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         groups, from_groups = _groups(lengths, offsets)
@@ -108,16 +93,11 @@ class PackedLayout:
         groups = [PackedGroup(change(one.rows), change(one.real)) for one in self.groups]
         return replace(self, **changed, groups=tuple(groups))
 
-    def unpacked(self, hidden: Tensor, sequences: int, slots: int) -> Tensor:
-        """(T, H) → (B, S, H), zero where there is padding."""
-        empty = hidden.new_zeros(sequences * slots, hidden.shape[-1])
-        return empty.index_copy(0, self.places, hidden).unflatten(0, (sequences, slots))
 
-    def padded_regions(self, rows: Tensor, attention_mask: Tensor, text_slots: int) -> Tensor:
-        """Region rows (T_regions, D) → (B, R, D), zero where there is none; S of the mask is L + R."""
-        sequences, slots = attention_mask.shape[0], attention_mask.shape[-1] - text_slots
-        empty = rows.new_zeros(sequences * slots, rows.shape[-1])
-        return empty.index_copy(0, self.region_places, rows).unflatten(0, (sequences, slots))
+def in_slots(rows: Tensor, places: Tensor, sequences: int, slots: int) -> Tensor:
+    """Rows (T, H) that stand at these places (T,) of sequences · slots → (sequences, slots, H), zero elsewhere."""
+    empty = rows.new_zeros(sequences * slots, rows.shape[-1])
+    return empty.index_copy(0, places, rows).unflatten(0, (sequences, slots))
 
 
 def _groups(lengths: np.ndarray, offsets: np.ndarray) -> tuple[tuple[PackedGroup, ...], np.ndarray]:
@@ -141,18 +121,12 @@ def _groups(lengths: np.ndarray, offsets: np.ndarray) -> tuple[tuple[PackedGroup
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """What attention needs to know of a batch.
-
-    layout: where the sequences are.
-    masks: of each group, (n, 1, M, M) bool, who sees whom; None if every position sees its whole sequence.
-    flash: FlashAttention's kernel for any lengths is available, for half precision.
-    short: our kernel for short sequences is available, likewise.
-    """
+    """What attention needs to know of a batch."""
 
     layout: PackedLayout
-    masks: tuple[Tensor, ...] | None
-    flash: bool = False
-    short: bool = False
+    masks: tuple[Tensor, ...] | None  # of each group, (n, 1, M, M) bool; None if every position sees its whole sequence
+    flash: bool = False  # FlashAttention's kernel for any lengths is available, for half precision
+    short: bool = False  # our kernel for short sequences is, likewise
 
     @classmethod
     def of(cls, layout: PackedLayout, attention_mask: Tensor) -> PackedSequences:
@@ -164,19 +138,15 @@ class PackedSequences:
         flash = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # it needs Ampere or later
         return cls(layout, None, flash, flash and has_short_attention(device))
 
-    def attend_projected(self, projected: Tensor, dropout: float = 0.0) -> Tensor:
+    def attend(self, projected: Tensor, dropout: float = 0.0) -> Tensor:
         """(T, heads, d) from (T, 3, heads, d): queries, keys and values; scores are divided by the root of d."""
-        fits = self.layout.longest <= LONGEST and projected.shape[-1] in HEAD_SIZES
-        if self.short and fits and projected.dtype in HALVES:
+        size, is_half = projected.shape[-1], projected.dtype in HALVES
+        if self.short and is_half and self.layout.longest <= LONGEST and size in HEAD_SIZES:
             assert short_attention is not None
             return short_attention(projected, self.layout.offsets, self.layout.longest, dropout)
         query, key, value = projected.unbind(1)
-        return self.attend(query, key, value, dropout)
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
-        """(T, heads, d) from the same of query, key and value; scores are divided by the root of d."""
         # The groups are not looked at on the kernel's way: a compiled model then has one graph for any number of them.
-        if self.flash and query.dtype in HALVES and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256:
+        if self.flash and is_half and size % 8 == 0 and size <= 256:
             return _attend_by_flash(query, key, value, self.layout, dropout)
         return self._attend_in_groups(query, key, value, dropout)
 
@@ -242,37 +212,11 @@ def _who_sees_whom(layout: PackedLayout, group: PackedGroup, attention_mask: Ten
     return (allowed | ~allowed.any(dim=-1, keepdim=True))[:, None]  # a softmax over nothing would be NaN
 
 
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    packed: PackedSequences | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """An attention implementation of transformers: of packed sequences if it gets a layout, otherwise "sdpa".
-
-    Args:
-        query, key, value: (1, heads, T, d), or (B, heads, S, d) if nothing is packed.
-        others: what transformers hands to every implementation.
-
-    Returns:
-        (1, T, heads, d), and None in place of the weights.
-    """
-    if packed is None:
-        with for_any_shape(query):
-            attended, _ = sdpa_attention_forward(
-                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-            )
-        return attended, None
-    # squeeze, because the gradient of an index is a copy of what it is taken from
-    q, k, v = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
-    return packed.attend(q, k, v, dropout)[None], None
+def padded_attention(module: nn.Module, query: Tensor, *arguments: Any, **others: Any) -> tuple[Tensor, None]:
+    """What transformers calls where nothing is packed: its "sdpa"."""
+    with for_any_shape(query):
+        return sdpa_attention_forward(module, query, *arguments, **others)
 
 
-AttentionInterface.register(PACKED, packed_attention)
+AttentionInterface.register(PACKED, padded_attention)
 AttentionMaskInterface.register(PACKED, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

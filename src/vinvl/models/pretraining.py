@@ -22,23 +22,14 @@ NO_PAIR_LABEL = -1  # a row that has no part in the contrastive loss
 
 @dataclass
 class PretrainingOutput(ModelOutput):
-    """What `VinVLForPreTraining` returns; parts that were not asked for are None.
+    """What `VinVLForPreTraining` returns; parts that were not asked for are None."""
 
-    Attributes:
-        loss: () float32, the sum of the two losses that there are labels for.
-        masked_word_loss: () float32.
-        pair_loss: () float32.
-        logits: (M, V), in row-major order of the masked positions.
-        pair_logits: (B, C).
-        masked_places: (M,) int64, where these positions are in the flattened (B, L) tokens.
-    """
-
-    loss: Tensor | None = None
-    masked_word_loss: Tensor | None = None
-    pair_loss: Tensor | None = None
-    logits: Tensor | None = None
-    pair_logits: Tensor | None = None
-    masked_places: Tensor | None = None
+    loss: Tensor | None = None  # () float32, the sum of the two losses that there are labels for
+    masked_word_loss: Tensor | None = None  # () float32
+    pair_loss: Tensor | None = None  # () float32
+    logits: Tensor | None = None  # (M, V), in row-major order of the masked positions
+    pair_logits: Tensor | None = None  # (B, C)
+    masked_places: Tensor | None = None  # (M,) int64, where these positions are in the flattened (B, L) tokens
 
 
 class VinVLForPreTraining(WordModel):
@@ -49,10 +40,7 @@ class VinVLForPreTraining(WordModel):
     """
 
     def __init__(self, config: VinVLConfig) -> None:
-        """
-        Raises:
-            UserError: fewer than two classes, or a decoder that should have its own weights.
-        """
+        """Raises UserError for fewer than two classes, or a decoder that should have its own weights."""
         if not config.tie_word_embeddings:
             raise UserError(
                 "Pre-training decodes words by their embeddings: set model.config.tie_word_embeddings=true."
@@ -97,9 +85,10 @@ class VinVLForPreTraining(WordModel):
             raise UserError(
                 f"Row weights of shape {tuple(row_weights.shape)} do not fit {len(input_ids)} triplets; give one each."
             )
-        token_weights = None if row_weights is None else row_weights[places // length]
-        masked = None if masked_ids is None else masked_token_loss(logits, masked_ids, token_weights)
-        pair = None if pair_labels is None else contrastive_loss(pair_logits, pair_labels, row_weights)
+        of_rows: Tensor | float = 1.0 if row_weights is None else row_weights
+        of_tokens: Tensor | float = 1.0 if row_weights is None else row_weights[places // length]
+        masked = None if masked_ids is None else masked_token_loss(logits, masked_ids, of_tokens)
+        pair = None if pair_labels is None else contrastive_loss(pair_logits, pair_labels, of_rows)
         return PretrainingOutput(
             loss=pair if masked is None else masked if pair is None else masked + pair,
             masked_word_loss=masked,
@@ -110,16 +99,14 @@ class VinVLForPreTraining(WordModel):
         )
 
 
-def masked_token_loss(logits: Tensor, masked_ids: Tensor, weights: Tensor | None = None) -> Tensor:
+def masked_token_loss(logits: Tensor, masked_ids: Tensor, weights: Tensor | float = 1.0) -> Tensor:
     """Cross-entropy of the hidden tokens, a float32 scalar: the sum of weight × loss, over M (published for weights 1).
 
-    A batch in which nothing is hidden has the loss 0; the published mean over nothing would be NaN. Weights (M,) scale
-    what a token contributes and do not enter the divisor, so that a corpus of weight 0.5 counts half even if it fills
-    a batch.
+    A batch in which nothing is hidden has the loss 0; the published mean over nothing would be NaN. Weights (M,) do not
+    enter the divisor, so that a corpus of weight 0.5 counts half even if it fills a batch.
     """
     losses = masked_token_losses(logits, masked_ids)
-    weighted = losses if weights is None else losses * weights
-    return weighted.sum() / max(len(losses), 1)
+    return (losses * weights).sum() / max(len(losses), 1)
 
 
 def masked_token_losses(logits: Tensor, masked_ids: Tensor) -> Tensor:
@@ -127,13 +114,12 @@ def masked_token_losses(logits: Tensor, masked_ids: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), masked_ids, reduction="none")
 
 
-def contrastive_loss(pair_logits: Tensor, pair_labels: Tensor, weights: Tensor | None = None) -> Tensor:
+def contrastive_loss(pair_logits: Tensor, pair_labels: Tensor, weights: Tensor | float = 1.0) -> Tensor:
     """Cross-entropy of the triplets' classes, a float32 scalar: the sum of weight × loss, over the labelled rows.
 
     Rows labelled `NO_PAIR_LABEL` do not count; without any other the loss is 0. Weights (B,) as in `masked_token_loss`.
     """
-    losses = contrastive_losses(pair_logits, pair_labels)
-    weighted = losses if weights is None else losses * weights
+    weighted = contrastive_losses(pair_logits, pair_labels) * weights
     return weighted.sum() / (pair_labels != NO_PAIR_LABEL).sum().clamp(min=1)
 
 

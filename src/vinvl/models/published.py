@@ -1,9 +1,7 @@
 """Published checkpoints, in and out: the model that one holds, and a model written for transformers or for Oscar."""
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from vinvl.models import MODEL_OF_TASK, model_of_task
 from vinvl.models.answering import VinVLForAnswering, VinVLForPairs
 from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.config import VinVLConfig, refuse_wrong_fields
@@ -22,6 +21,7 @@ from vinvl.models.weights import (
     WORD_EMBEDDINGS,
     AnswerRows,
     LoadingReport,
+    answers_in,
     encoder_is_there,
     encoder_sizes,
     initialise_from_tensors,
@@ -29,35 +29,17 @@ from vinvl.models.weights import (
 )
 from vinvl.run.errors import UserError, printable
 
-ENCODER = "encoder"  # only the encoder, of no task
-MODEL_OF_TASK: dict[str, type[PreTrainedModel]] = {
-    "vqa": VinVLForAnswering,
-    "gqa": VinVLForAnswering,
-    "retrieval": VinVLForAnswering,
-    "nlvr2": VinVLForPairs,
-    "captioning": VinVLForCaptioning,
-    "pretraining": VinVLForPreTraining,
-    ENCODER: VinVLModel,
-}
-
-
-def model_of_task(task: str) -> type[PreTrainedModel]:
-    """The model class of a task; raises UserError if there is no such task."""
-    if task not in MODEL_OF_TASK:
-        raise UserError(f"There is no task {task!r} to convert for; choose one of {', '.join(MODEL_OF_TASK)}.")
-    return MODEL_OF_TASK[task]
-
 
 def recognise_model(config: Mapping[str, Any], found: Mapping[str, Tensor]) -> type[PreTrainedModel]:
     """The model class that a checkpoint's config.json names, or else its tensors (`by_modern_names`) show.
 
     Plain BERT, which has no projection of regions, is an encoder whatever heads it brings: they know no regions.
     """
-    named = {kind.__name__: kind for kind in MODEL_OF_TASK.values()}
+    named = {kind: task for task, kind in MODEL_OF_TASK.items()}
     architectures = config.get("architectures")
     for name in architectures if isinstance(architectures, list) else ():
-        if name in named:
-            return named[name]
+        if isinstance(name, str) and name in named:
+            return model_of_task(named[name])
     if "img_embedding.weight" not in found:
         return VinVLModel
     if "cls.seq_relationship.weight" in found:
@@ -102,7 +84,10 @@ def configuration_of(
         fields[name] = value
     fields["use_img_layernorm"] = "LayerNorm.weight" in found
     fields |= _head(files, found, fields.get("hidden_size", 0), model_class)
-    fields["tie_word_embeddings"] = _ties_words(published, found, model_class)
+    tied = published.get("tie_word_embeddings", published.get("tie_weights"))  # counts where the tensors allow both
+    fields["tie_word_embeddings"] = model_class is VinVLForPreTraining or (
+        not _has_own_decoder(found) and (tied is None or bool(tied))
+    )
     fields |= {name: value for name, value in given.items() if value is not None}
     if "num_attention_heads" not in fields:
         fields["num_attention_heads"] = HEADS_OF_BERT.get(fields.get("hidden_size", 0))
@@ -128,44 +113,35 @@ def _head(
     files: CheckpointFiles, found: Mapping[str, Tensor], hidden_size: int, model_class: type[PreTrainedModel]
 ) -> dict[str, Any]:
     """num_labels, and for a classifier its kind and width; what the tensors do not show is left out."""
+    pairs = found.get("cls.seq_relationship.weight")
     if model_class is VinVLForPreTraining:
-        pairs = _rows(found, "cls.seq_relationship.weight")
-        return {} if pairs is None else {"num_labels": pairs}
+        return {"num_labels": len(pairs)} if pairs is not None and pairs.dim() == 2 else {}
     foreign = sorted(name for name in found if name.startswith("classifier.classifier."))
     if foreign:
         raise UserError(
             f"{files.name} has a classifier of MMF with hidden layers ({foreign[0]!r}: dense, GELU, layer norm), which "
             "no model here has; take its encoder: pass task=encoder."
         )
-    answers, width = _rows(found, "classifier.weight"), _rows(found, "classifier.0.weight")
-    if answers is not None:
-        return {"classifier": "linear", "num_labels": answers}
-    if width is None or not hidden_size:
+    output, first = output_layer(found), found.get("classifier.0.weight")
+    if not output or found[output[0]].dim() != 2:
         return {}
-    if width % hidden_size:
+    answers = len(found[output[0]])
+    if output[0] == "classifier.weight":
+        return {"classifier": "linear", "num_labels": answers}
+    if first is None or first.dim() != 2 or not hidden_size:
+        return {}
+    if len(first) % hidden_size:
         raise UserError(
-            f"The classifier in {files.name} is {width} wide, not a multiple of its hidden size {hidden_size}; "
+            f"The classifier in {files.name} is {len(first)} wide, not a multiple of its hidden size {hidden_size}; "
             "no model here has such a head."
         )
-    last = max(int(match[1]) for name in found if (match := re.match(r"classifier\.(\d+)\.weight$", name)))
-    answers = _rows(found, f"classifier.{last}.weight")
-    return {"classifier": "mlp", "cls_hidden_scale": width // hidden_size, "num_labels": answers}
+    return {"classifier": "mlp", "cls_hidden_scale": len(first) // hidden_size, "num_labels": answers}
 
 
-def _rows(found: Mapping[str, Tensor], name: str) -> int | None:
-    """The rows of a matrix; None if there is none of that name."""
-    return found[name].shape[0] if name in found and found[name].dim() == 2 else None
-
-
-def _ties_words(published: Mapping[str, Any], found: Mapping[str, Tensor], model_class: type[PreTrainedModel]) -> bool:
-    """Whether words are decoded by their embeddings: as the tensors show and, if they allow both, as is stated."""
-    if model_class is VinVLForPreTraining:
-        return True
+def _has_own_decoder(found: Mapping[str, Tensor]) -> bool:
+    """Whether words are decoded by other numbers than those of their embeddings."""
     decoder, embeddings = found.get(WORD_DECODER), found.get(WORD_EMBEDDINGS)
-    if decoder is not None and embeddings is not None and not same_numbers(decoder, embeddings):
-        return False
-    said = published.get("tie_word_embeddings", published.get("tie_weights"))
-    return True if said is None else bool(said)
+    return decoder is not None and embeddings is not None and not same_numbers(decoder, embeddings)
 
 
 IMAGE_SIDE = ("bert.img_embedding.", "bert.LayerNorm.", "img_embedding.", "LayerNorm.")
@@ -207,9 +183,7 @@ def convert_model(
     if rows is not None:
         given = {**(given or {}), "num_labels": len(rows.here), "id2label": None}
     config = configuration_of(files, found, model_class, given or {})
-    decoder, embeddings = found.get(WORD_DECODER), found.get(WORD_EMBEDDINGS)
-    own_decoder = decoder is not None and embeddings is not None and not same_numbers(decoder, embeddings)
-    if model_class is VinVLForPreTraining and own_decoder:
+    if model_class is VinVLForPreTraining and _has_own_decoder(found):
         raise UserError(
             f"{files.name} decodes words by weights of their own, and the pre-training model by the embeddings: "
             "pass task=captioning or task=encoder."
@@ -233,17 +207,6 @@ SENTENCES = {
     "pretraining": "Oscar+ pre-training: masked tokens, and matched or mismatched triplets",
     "encoder": "only the encoder; its heads are not trained yet",
 }
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where an exported model comes from, as far as its checkpoint says."""
-
-    source: str
-    task: str | None = None  # a key of `MODEL_OF_TASK`
-    data: Mapping[str, Any] = field(default_factory=dict)  # settings of the data that it was trained on
-    split: str | None = None  # what it was scored on
-    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 CARD = """---
@@ -277,22 +240,31 @@ model = {name}.from_pretrained("FOLDER").eval()
 """
 
 
-def model_card(model: PreTrainedModel, provenance: Provenance, report: LoadingReport) -> str:
-    """The text of README.md."""
+def model_card(
+    model: PreTrainedModel,
+    report: LoadingReport,
+    *,
+    source: str,
+    task: str | None = None,
+    data: Mapping[str, Any] | None = None,
+    split: str | None = None,
+    scores: Mapping[str, float] | None = None,
+) -> str:
+    """The text of README.md: whence the model comes, the data it was trained on, and its scores on a split."""
     new = ", ".join(f"`{name}`" for name in report.missing)
-    data = [f"- {name}: `{value}`" for name, value in provenance.data.items()]
-    scores = [f"| {name} | {value:.4g} |" for name, value in provenance.scores.items()]
-    if scores:
-        scores = [f"On `{provenance.split}`:", "", "| metric | value |", "| --- | --- |", *scores]
+    settings = [f"- {name}: `{value}`" for name, value in (data or {}).items()]
+    table = [f"| {name} | {value:.4g} |" for name, value in (scores or {}).items()]
+    if table:
+        table = [f"On `{split}`:", "", "| metric | value |", "| --- | --- |", *table]
     return CARD.format(
         name=type(model).__name__,
-        what=SENTENCES.get(provenance.task or "", "a task that its checkpoint does not name"),
+        what=SENTENCES.get(task or "", "a task that its checkpoint does not name"),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         config=model.config,
-        source=printable(provenance.source),
+        source=printable(source),
         new=f"- **not trained**, random: {printable(new)}\n" if new else "",
-        data="\n".join(map(printable, data)) or "The checkpoint does not say what it was trained on.",
-        scores="\n".join(map(printable, scores)) or "None are known: no results.json of this checkpoint lay beside it.",
+        data="\n".join(map(printable, settings)) or "The checkpoint does not say what it was trained on.",
+        scores="\n".join(map(printable, table)) or "None are known: no results.json of this checkpoint lay beside it.",
     )
 
 
@@ -316,20 +288,18 @@ def write_oscar(
 ) -> None:
     """pytorch_model.bin, config.json and vocab.txt with the published names of keys and fields; `folder` exists.
 
-    The weights are in torch's older file format: the published code runs on releases that know no other.
-
-    Raises:
-        UserError: a vocabulary that vocab.txt cannot hold.
+    The weights are in torch's older file format: the published code runs on releases that know no other. Raises
+    UserError for a vocabulary that vocab.txt cannot hold.
     """
     prefix = "bert." if isinstance(model, VinVLModel) else ""
     tensors = {prefix + name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    config = json.dumps(published_fields(model, task), indent=2, sort_keys=True)
+    config = json.dumps(_published_fields(model, task), indent=2, sort_keys=True)
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")
-    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words_of(tokenizer)), encoding="utf-8")
+    (folder / "vocab.txt").write_text(_vocabulary(tokenizer), encoding="utf-8")
 
 
-def published_fields(model: PreTrainedModel, task: str | None = None) -> dict[str, Any]:
+def _published_fields(model: PreTrainedModel, task: str | None) -> dict[str, Any]:
     """The content of a config.json that the published Oscar code builds this model from."""
     config = model.config
     assert isinstance(config, VinVLConfig)
@@ -354,8 +324,8 @@ def published_fields(model: PreTrainedModel, task: str | None = None) -> dict[st
     }
 
 
-def words_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The words of a vocabulary by number, as the lines of vocab.txt; UserError where that file cannot hold them."""
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The words by number, as vocab.txt has them; UserError where that file cannot hold them."""
     by_number = sorted((number, word) for word, number in tokenizer.get_vocab().items())
     for place, (number, word) in enumerate(by_number):
         if number != place or "\n" in word or not word:
@@ -363,7 +333,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
                 f"The tokenizer's vocabulary cannot be written as vocab.txt: number {place} has no word that is a "
                 "line; pass format=transformers, or a WordPiece tokenizer."
             )
-    return [word for _, word in by_number]
+    return "".join(f"{word}\n" for _, word in by_number)
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -374,19 +344,3 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
             f"The tokenizer '{name}' has {words} words and the model's embeddings {model.config.vocab_size}: "
             "it is another model's; pass tokenizer=FOLDER of the one that the model was trained with."
         )
-
-
-def name_answers(model: PreTrainedModel, answers: Sequence[str]) -> None:
-    """Puts the answers' texts into the model's configuration, as `id2label` and `label2id`."""
-    model.config.id2label = dict(enumerate(answers))
-    model.config.label2id = {answer: number for number, answer in enumerate(answers)}
-
-
-def answers_in(id2label: object) -> list[str] | None:
-    """The answers' texts of a configuration's `id2label`; None if it has transformers' own LABEL_0, LABEL_1, …"""
-    if not isinstance(id2label, Mapping):
-        return None
-    by_number = {str(number): answer for number, answer in id2label.items()}
-    answers = [by_number.get(str(number)) for number in range(len(by_number))]
-    named = all(isinstance(answer, str) for answer in answers)
-    return answers if named and answers != [f"LABEL_{n}" for n in range(len(answers))] else None  # type: ignore[return-value]

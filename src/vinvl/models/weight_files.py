@@ -18,28 +18,28 @@ from vinvl.run.errors import UserError
 from vinvl.run.files import json_object
 from vinvl.run.tensor_files import load_tensor_file, plain_tensors
 
-# The names that tensors have in published, older and MMF's weight files, as the names of our models.
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_INDEX_FILES = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
+TRAINING_CHECKPOINT = ".ckpt"
+LONGEST_NAME = 100  # of a shard
+OBJECTS_SHOWN = 5  # of a file that holds more than tensors
 
-
-DATA_PARALLEL = re.compile(r"^module\.")
-MMF_MODEL = re.compile(r"^(?:model\.)?vinvl\.")
+# Names of tensors in other weight files → ours.
+MMF_MODEL = re.compile(r"^(?:module\.)?(?:model\.)?vinvl\.")
 # MMF's `vinvl` model. Its projection of regions is a Sequential; its heads bring a pooler of their own, BERT's, which
 # stands where the encoder's does here; without hidden layers (num_layers 0) a head is that pooler and one Linear.
 # A head with hidden layers (dropout, dense, GELU, layer norm, before the Linear) is none of ours: its names stay as
 # they are and nothing takes them. The layer norm of MMF's word head has the epsilon 1e-5, ours the encoder's.
-MMF_NAMES = (
-    (re.compile(r"^bert\.img_embedding\.0\."), "bert.img_embedding."),
-    (re.compile(r"^bert\.img_embedding\.1\."), "bert.LayerNorm."),
-    (re.compile(r"^classifier\.pooler\."), "bert.pooler."),
-    (re.compile(r"^classifier\.classifier\.0\."), "classifier."),
-    (re.compile(r"^mlm_head\.cls\."), "cls."),
-    (re.compile(r"^contrast_head\.contrast_head\.pooler\."), "bert.pooler."),
-    (re.compile(r"^contrast_head\.contrast_head\.classifier\.0\."), "cls.seq_relationship."),
-)
-OLD_NAMES = (
-    (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
-    (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
-)
+MMF_NAMES = {
+    "bert.img_embedding.0.": "bert.img_embedding.",
+    "bert.img_embedding.1.": "bert.LayerNorm.",
+    "classifier.pooler.": "bert.pooler.",
+    "classifier.classifier.0.": "classifier.",
+    "mlm_head.cls.": "cls.",
+    "contrast_head.contrast_head.pooler.": "bert.pooler.",
+    "contrast_head.contrast_head.classifier.0.": "cls.seq_relationship.",
+}
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 WORD_BIAS, DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 
 
@@ -75,45 +75,33 @@ def same_numbers(first: Tensor, second: Tensor) -> bool:
 
 def modern_name(name: str) -> str:
     """Our name of a tensor; a name that is nobody's comes back as it is."""
-    name = DATA_PARALLEL.sub("", name)
-    renamings: tuple[tuple[re.Pattern[str], str], ...] = OLD_NAMES
-    if MMF_MODEL.match(name):
-        name, renamings = MMF_MODEL.sub("", name), (*MMF_NAMES, *OLD_NAMES)
-    for pattern, ours in renamings:
-        name = pattern.sub(ours, name)
+    of_mmf = MMF_MODEL.match(name)
+    name = name[of_mmf.end() :] if of_mmf else name.removeprefix("module.")  # which DataParallel writes
+    for theirs, ours in MMF_NAMES.items() if of_mmf else ():
+        if name.startswith(theirs):
+            name = ours + name.removeprefix(theirs)
+    for theirs, ours in OLD_NAMES.items():
+        if name.endswith(theirs):
+            name = name.removesuffix(theirs) + ours
     return name
 
 
 def mmf_tensors(content: object) -> dict[str, Any] | None:
     """The tensors, with MMF's names, in what a checkpoint of MMF's `vinvl` holds; None if it is no such checkpoint."""
-    if not isinstance(content, dict):
-        return None
-    for table in (content.get("state_dict"), content.get("model"), content):
-        if isinstance(table, dict) and any(MMF_MODEL.match(DATA_PARALLEL.sub("", str(name))) for name in table):
-            return table
-    return None
-
-
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-TRAINING_CHECKPOINT = ".ckpt"
-LONGEST_NAME = 100  # of a shard
-OBJECTS_SHOWN = 5  # of a file that holds more than tensors
-WEIGHT_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+    tables = (content.get("state_dict"), content.get("model"), content) if isinstance(content, dict) else ()
+    return next(
+        (one for one in tables if isinstance(one, dict) and any(MMF_MODEL.match(str(name)) for name in one)), None
+    )
 
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where a checkpoint lies, and what is said of it.
-
-    Attributes:
-        config: its config.json, {} if it has none; of a training checkpoint of ours its `model_config`.
-        training: of a training checkpoint of ours the records "hyper_parameters" and "vinvl"; {} of others.
-    """
+    """Where a checkpoint lies, and what is said of it."""
 
     name: str
     weights: Path
-    config: dict[str, Any]
-    training: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any]  # its config.json, {} if it has none; of a training checkpoint of ours its `model_config`
+    training: dict[str, Any] = field(default_factory=dict)  # of such a one "hyper_parameters" and "vinvl"
 
 
 def find_checkpoint(init: str | Path) -> CheckpointFiles:
@@ -233,20 +221,14 @@ def _download(name: str) -> CheckpointFiles:
         try:
             config = _read_json(Path(hf_hub_download(name, "config.json")))
             return CheckpointFiles(name, Path(hf_hub_download(name, file_name)), config)
-        except EntryNotFoundError as error:  # this file does not exist (or is not cached); the next may
-            missing = _first_line(error)
-        except (OSError, ValueError, RuntimeError) as error:  # what the hub's client raises: network, name, access
-            missing = _first_line(error)
-            break
+        except (EntryNotFoundError, OSError, ValueError, RuntimeError) as error:  # of the hub's client
+            missing = str(error).strip().split("\n")[0].strip().rstrip(".") or type(error).__name__
+            if not isinstance(error, EntryNotFoundError):
+                break  # otherwise this file does not exist (or is not cached); the next may
     raise UserError(
         f"{name!r} is not a folder here and is not available from the Hugging Face hub ({missing}); check the name "
         "or give the path of a model folder."
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -19,11 +19,16 @@ from vinvl.run.errors import UserError, printable
 NEW = -1  # no row there
 ENCODER_PARTS = ("embeddings.", "encoder.", "pooler.", "img_embedding.", "LayerNorm.")
 REQUIRED_PARTS = ("embeddings.", "encoder.")  # an encoder of which a part of these is random is a mistake, not a start
-SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings", "type_vocab_size", "img_feature_dim",
-)  # fmt: skip
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 WORD_DECODER, WORD_BIAS = "cls.predictions.decoder.weight", "cls.predictions.bias"
+SIZES = (  # a tensor, and what its length along an axis is in the configuration
+    (WORD_EMBEDDINGS, 0, "vocab_size"),
+    (WORD_EMBEDDINGS, 1, "hidden_size"),
+    ("embeddings.position_embeddings.weight", 0, "max_position_embeddings"),
+    ("embeddings.token_type_embeddings.weight", 0, "type_vocab_size"),
+    ("encoder.layer.0.intermediate.dense.weight", 0, "intermediate_size"),
+    ("img_embedding.weight", 1, "img_feature_dim"),
+)
 LAYER = re.compile(r"encoder\.layer\.(\d{1,9})\.")
 KNOWN_MODEL_TYPES = ("bert", "vinvl")
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -32,17 +37,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AnswerRows:
-    """Which row of a checkpoint's head each answer takes, matched by their texts.
+    """Which row of a checkpoint's head each answer takes, matched by their texts."""
 
-    Attributes:
-        there: the answers of the checkpoint's head, by row.
-        here: those of the model to build.
-        rows: for each of `here` its row there, or `NEW`.
-    """
-
-    there: tuple[str, ...]
-    here: tuple[str, ...]
-    rows: tuple[int, ...]
+    there: tuple[str, ...]  # the answers of the checkpoint's head, by row
+    here: tuple[str, ...]  # those of the model to build
+    rows: tuple[int, ...]  # for each of `here` its row there, or `NEW`
 
     @classmethod
     def anew(cls, answers: Sequence[str]) -> Self:
@@ -55,30 +54,28 @@ class AnswerRows:
         return [answer for answer, row in zip(self.here, self.rows, strict=True) if row == NEW]
 
     @property
-    def kept(self) -> int:
-        """How many answers have a row there."""
-        return len(self.here) - len(self.new)
-
-    @property
     def dropped(self) -> list[str]:
         """Answers of the checkpoint whose rows are not used."""
         used = set(self.rows)
-        return [answer for row, answer in enumerate(self.there) if row not in used]
+        return [self.there[row] for row in range(len(self.there)) if row not in used]
+
+    @property
+    def kept(self) -> int:
+        """How many answers have a row there."""
+        return len(self.here) - len(self.new)
 
     def place(self, source: str, found: MutableMapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
         """Puts the head's rows of `found`, a checkpoint's tensors by our names, into the order of `here`.
 
         New rows are those of `own`, the model's fresh tensors. Where no answer is kept the head is left out altogether.
-
-        Raises:
-            UserError: the checkpoint `source` names more or fewer answers than its head has rows.
+        Raises UserError if the checkpoint `source` names more or fewer answers than its head has rows.
         """
         if not self.kept:
             for name in [name for name in found if name.startswith("classifier.")]:
                 del found[name]
             return
-        target = torch.tensor([number for number, row in enumerate(self.rows) if row != NEW])
-        row_there = torch.tensor([row for row in self.rows if row != NEW])
+        row_there = torch.tensor(self.rows)
+        known = row_there != NEW
         for name in output_layer(found):
             if len(found[name]) != len(self.there):
                 raise UserError(
@@ -86,21 +83,29 @@ class AnswerRows:
                 )
             if name in own and own[name].shape == (len(self.here), *found[name].shape[1:]):
                 rows = own[name].detach().clone()
-                rows[target] = found[name][row_there].to(rows.dtype)
+                rows[known] = found[name][row_there[known]].to(rows.dtype)
                 found[name] = rows
 
     def __str__(self) -> str:
         if not self.kept:
             return "none of those there, the head starts anew"
-        parts = [f"{self.kept:,} kept by their texts"]
-        for what, names in (("new, randomly initialised", self.new), ("not used", self.dropped)):
-            if names:
-                parts.append(f"{len(names):,} {what} ({_some(list(map(repr, names)), 5)})")
-        return ", ".join(parts)
+        told = ((self.new, "new, randomly initialised"), (self.dropped, "not used"))
+        parts = [f"{len(names):,} {what} ({_some(list(map(repr, names)), 5)})" for names, what in told if names]
+        return ", ".join([f"{self.kept:,} kept by their texts", *parts])
 
 
 def _some(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def answers_in(id2label: object) -> list[str] | None:
+    """The answers' texts of a configuration's `id2label`; None if it has transformers' own LABEL_0, LABEL_1, …"""
+    if not isinstance(id2label, Mapping):
+        return None
+    by_number = {str(number): answer for number, answer in id2label.items()}
+    answers = [by_number.get(str(number)) for number in range(len(by_number))]
+    named = all(isinstance(answer, str) for answer in answers)
+    return answers if named and answers != [f"LABEL_{n}" for n in range(len(answers))] else None  # type: ignore[return-value]
 
 
 def output_layer(found: Mapping[str, Tensor]) -> list[str]:
@@ -235,11 +240,7 @@ def _build(model_class: type[Model], config: VinVLConfig) -> Model:
 
 
 def encoder_is_there(files: CheckpointFiles, found: Mapping[str, Tensor]) -> None:
-    """Refuses weights of which none is an encoder's, or that another architecture has.
-
-    Raises:
-        UserError: names the architecture, or a tensor.
-    """
+    """Raises UserError for weights of which none is an encoder's, or of another architecture."""
     model_type = files.config.get("model_type", "bert")
     if model_type not in KNOWN_MODEL_TYPES:
         raise UserError(f"{files.name} is a {model_type!r} model; VinVL starts from BERT, Oscar or VinVL weights.")
@@ -266,25 +267,10 @@ def _refuse_other_encoder(files: CheckpointFiles, found: Mapping[str, Tensor], c
 
 
 def encoder_sizes(published: Mapping[str, Any], found: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a checkpoint says of its encoder, by configuration field: its tensors first, config.json for the rest.
-
-    Args:
-        published: its config.json.
-        found: its tensors, as `by_modern_names` calls them.
-    """
-    sizes = {
-        field: published[field]
-        for field in ("num_attention_heads", "hidden_act", "layer_norm_eps")
-        if published.get(field) is not None
-    }
-    for name, axis, field in (
-        (WORD_EMBEDDINGS, 0, "vocab_size"),
-        (WORD_EMBEDDINGS, 1, "hidden_size"),
-        ("embeddings.position_embeddings.weight", 0, "max_position_embeddings"),
-        ("embeddings.token_type_embeddings.weight", 0, "type_vocab_size"),
-        ("encoder.layer.0.intermediate.dense.weight", 0, "intermediate_size"),
-        ("img_embedding.weight", 1, "img_feature_dim"),
-    ):
+    """What a checkpoint's tensors (`by_modern_names`) and config.json say of its encoder, by configuration field."""
+    untold = ("num_attention_heads", "hidden_act", "layer_norm_eps")  # by the tensors
+    sizes = {field: published[field] for field in untold if published.get(field) is not None}
+    for name, axis, field in SIZES:
         if name in found and found[name].dim() == 2:
             sizes[field] = found[name].shape[axis]
     layers = {int(match[1]) for name in found if (match := LAYER.match(name))}
@@ -307,8 +293,7 @@ def _follow_image_layernorm(
 def refuse_other_sizes(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Holds fields of `VinVLConfig` in a training checkpoint against its tensors, before a model of them is built.
 
-    Raises:
-        UserError: a field cannot be, or no tensor is of the size that it says.
+    Raises UserError if a field cannot be, or no tensor is of the size that it says.
     """
     owner = f"The model in {path}"
     refuse_wrong_fields(fields, owner)
@@ -316,7 +301,7 @@ def refuse_other_sizes(fields: Mapping[str, Any], tensors: Mapping[str, Tensor],
     if hidden:
         raise UserError(f"{owner} has {str(hidden[0])[:60]!r}, which is not a setting of a model: the file is damaged.")
     lengths = {length for tensor in tensors.values() for length in tensor.shape if tensor.numel()}
-    sizes = {name: fields.get(name) for name in SIZES}
+    sizes = {name: fields.get(name) for _, _, name in SIZES}
     if fields.get("classifier") == "mlp":
         sizes["cls_hidden_scale"] = (fields.get("hidden_size") or 768) * (fields.get("cls_hidden_scale") or 3)
     layers = {match[1] for name in tensors if (match := LAYER.search(name))}
@@ -345,7 +330,7 @@ def _unfit(
     files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str, Tensor], strict_head: bool
 ) -> tuple[set[str], set[str]]:
     """Names of the model that the checkpoint cannot fill: those it lacks, and heads that it has in another size."""
-    missing = {name for name in own if name not in found}
+    missing = own.keys() - found.keys()
     required = [name for name in own if name.startswith(REQUIRED_PARTS)]
     absent = [name for name in required if name in missing]
     if absent:
@@ -353,24 +338,25 @@ def _unfit(
             f"{files.name} lacks {len(absent)} of the {len(required)} encoder weights, among them {absent[0]!r}; is "
             "the file whole?"
         )
-    other_shape = {name for name in own if name in found and found[name].shape != own[name].shape}
-    refused = [name for name in other_shape if strict_head or name.startswith(ENCODER_PARTS)]
-    for name in sorted(refused, key=lambda name: (not name.startswith(ENCODER_PARTS), name)):
+    other_shape = {name for name in own.keys() - missing if found[name].shape != own[name].shape}
+    of_encoder = sorted(name for name in other_shape if name.startswith(ENCODER_PARTS))
+    if of_encoder or (strict_head and other_shape):
+        name = min(of_encoder or other_shape)
         part, remedy = "head", "use the answer vocabulary and classifier that the checkpoint was trained with"
-        if name.startswith(ENCODER_PARTS):
+        if of_encoder:
             part, remedy = "encoder", "choose another checkpoint"
         raise UserError(
             f"The {part} in {files.name} does not fit the model: {name!r} is {tuple(found[name].shape)} there and "
             f"{tuple(own[name].shape)} here; {remedy}."
         )
-    no_head = sorted(name for name in missing if not name.startswith(ENCODER_PARTS))
-    if strict_head and no_head:
+    of_heads = {name for name in missing | other_shape if not name.startswith(ENCODER_PARTS)}
+    if strict_head and of_heads:
         raise UserError(
-            f"{files.name} has no head for this task: {no_head[0]!r} is not in it; give a checkpoint that was trained "
-            "for the task."
+            f"{files.name} has no head for this task: {min(of_heads)!r} is not in it; give a checkpoint that was "
+            "trained for the task."
         )
     # A head of which one part does not fit is of no use in the other parts.
-    heads = {_head_of(name) for name in missing | other_shape if not name.startswith(ENCODER_PARTS)}
+    heads = set(map(_head_of, of_heads))
     return missing, {name for name in own if _head_of(name) in heads and name in found}
 
 

@@ -16,10 +16,10 @@ from vinvl.captioning.constraints import ConstraintOptions
 from vinvl.captioning.data import CaptionLimits
 from vinvl.captioning.task import positions_needed
 from vinvl.data.inputs import InputLimits
+from vinvl.models import MODEL_OF_TASK
 from vinvl.models.decoding import DecodingOptions
-from vinvl.models.encoder import VinVLModel
-from vinvl.models.published import ENCODER, MODEL_OF_TASK, check_tokenizer, convert_model
-from vinvl.models.weight_files import DATA_PARALLEL, MMF_MODEL, CheckpointFiles
+from vinvl.models.published import check_tokenizer, convert_model
+from vinvl.models.weight_files import MMF_MODEL, CheckpointFiles
 from vinvl.models.weights import LoadingReport
 from vinvl.opening import OpenedModel, find_answers, find_tokenizer, rows_of_given
 from vinvl.regions.store import FeatureRecord
@@ -164,7 +164,7 @@ def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], place: s
 
 def only_task_of(model: object) -> str | None:
     """The task of a model that only one has."""
-    tasks = [task for task, kind in MODEL_OF_TASK.items() if kind is type(model)]
+    tasks = [task for task, kind in MODEL_OF_TASK.items() if kind == type(model).__name__]
     return tasks[0] if len(tasks) == 1 else None
 
 
@@ -191,8 +191,7 @@ def record_of_use(task: str | None, opened: OpenedModel, report: LoadingReport) 
 
 def recipe_of(report: LoadingReport) -> str | None:
     """The recipe whose numbers weights are used with, where they are not those of Oscar: MMF's, by their names."""
-    originals = (DATA_PARALLEL.sub("", original) for original, _ in report.renamed)
-    return MMF_RECIPE if any(MMF_MODEL.match(name) for name in originals) else None
+    return MMF_RECIPE if any(MMF_MODEL.match(original) for original, _ in report.renamed) else None
 
 
 def _bare(value: Any) -> Any:
@@ -279,8 +278,6 @@ def open_trained(
 
 def _task_of_model(model: PreTrainedModel, files: CheckpointFiles, place: str) -> str:
     """The task of a model whose file does not name it."""
-    if type(model) is VinVLModel:
-        return ENCODER
     found = only_task_of(model) or FINE_TUNING_TASKS.get(str(files.config.get("finetuning_task")))
     if found is None:
         raise UserError(
