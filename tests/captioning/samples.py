@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vinvl.captioning.files import read_karpathy
-from vinvl.captioning.records import CaptionRecords
+from vinvl.captioning.files import CaptionRecords, read_karpathy
 
 Reader = Callable[..., CaptionRecords]
 read_train = partial(read_karpathy, splits=["train"])

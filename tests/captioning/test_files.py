@@ -23,8 +23,7 @@ from tests.captioning.samples import (
     read_train,
 )
 from tests.data.reader_checks import refusal, sentences, unique_ids
-from vinvl.captioning.files import read_caption_jsonl, read_coco_captions, read_karpathy
-from vinvl.captioning.records import CaptionRecords, SkippedCaptions
+from vinvl.captioning.files import CaptionRecords, read_caption_jsonl, read_coco_captions, read_karpathy
 
 SAMPLES = Path(__file__).parents[1] / "data/samples"
 KARPATHY_LINES = SAMPLES / "coco_karpathy/karpathy_test_50.jsonl"
@@ -56,7 +55,7 @@ def test_karpathy_sample_in_both_layouts(tmp_path: Path) -> None:
     assert contents(official)[:4] == contents(own)[:4] and official.caption_ids.dtype == np.int64
     assert official.caption_ids[:6].tolist() == [2539640, 2539641, 2539642, 2539643, 2539644, 3503340]
     assert official.describe(0) == f"{path} record 2 (image 253964)"
-    assert official.skipped == SkippedCaptions() and official.skipped.describe() == "nothing"
+    assert official.skipped == ""
 
 
 def test_coco_sample() -> None:
@@ -78,7 +77,7 @@ def test_flickr_images_are_called_by_their_file(tmp_path: Path) -> None:
         "split": "test",
         "sentences": [{"raw": " Two men.\n"}, {"raw": "x", "sentid": "9"}],
     }
-    records = read_karpathy(karpathy_file(tmp_path, image), "test")
+    records = read_karpathy(karpathy_file(tmp_path, image), ["test"])
     assert contents(records) == [["100.b"], ["100.b.jpg"], None, [["Two men.", "x"]], ["100.b#1", "9"]]
 
 
@@ -95,7 +94,6 @@ def test_karpathy_splits(tmp_path: Path) -> None:
     found = "it has val, restval, train, test."
     assert f"captions.json has no split 'dev'; {found}" in refusal(read_karpathy, path, ["train", "dev"])
     assert f"captions.json has no split to read named; {found}" in refusal(read_karpathy, path, [])
-    assert "has no split 'rain'" in refusal(read_karpathy, path, "rain")
 
 
 def test_coco_order_domains_and_images_only(tmp_path: Path) -> None:
@@ -150,26 +148,16 @@ def test_missing_and_blank_captions(tmp_path: Path, layout: int) -> None:
     records = reader(path, on_missing_captions="skip")
     assert contents(records)[0] == ["1", "3"] and contents(records)[3] == [["A cat."], ["A dog."]]
     assert records.describe(1) == f"{path} {place} 3 (image 3)"
-    skipped = records.skipped
-    assert (skipped.images, skipped.first_image) == (2, f"{path} {place} 2 (image 2)")
-    assert skipped.blank_captions == 3 and skipped.first_blank_caption.startswith(f"{path} {place} 1 (image 1), cap")
-    assert skipped.describe().startswith(f"2 images without captions (the first: {path} {place} 2 (image 2)) and 3 bl")
-    assert records.select(np.array([True, False])).skipped == skipped
+    images = f"2 images without captions (the first: {path} {place} 2 (image 2))"
+    assert records.skipped.startswith(f"{images} and 3 blank captions (the first: {path} {place} 1 (image 1), caption ")
+    assert records.select(np.array([True, False])).skipped == records.skipped
 
 
-@pytest.mark.parametrize("layout", [0, 1, 2])
-def test_images_without_captions_are_named(tmp_path: Path, layout: int) -> None:
-    karpathy = {"images": [karpathy_image(3), karpathy_image(2, sentences=[])]}
-    coco = {"images": [coco_image(3), coco_image(2)], "annotations": [annotation(1, 3)]}
-    reader, path, place = [
-        (read_train, json_file(tmp_path, karpathy, "karpathy.json"), "record"),
-        (read_coco_captions, json_file(tmp_path, coco, "coco.json"), "image"),
-        (read_caption_jsonl, lines_file(tmp_path, {"image_id": 3, "caption": "A."}, {"image_id": 2}), "line"),
-    ][layout]
-    assert f"{place} 2 (image 2) has no captions; add one, or set" in refusal(reader, path)
-    assert reader(path, on_missing_captions="skip").skipped.describe() == (
-        f"1 image without captions (the first: {path} {place} 2 (image 2))"
-    )
+def test_images_without_captions_are_named(tmp_path: Path) -> None:
+    path = coco_file(tmp_path, [coco_image(3), coco_image(2)], [annotation(1, 3)])
+    assert "image 2 (image 2) has no captions; add one, or set" in refusal(read_coco_captions, path)
+    told = f"1 image without captions (the first: {path} image 2 (image 2))"
+    assert read_coco_captions(path, on_missing_captions="skip").skipped == told
 
 
 def test_a_split_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
@@ -180,7 +168,7 @@ def test_a_split_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
 captioned = st.lists(sentences, min_size=1, max_size=3)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(unique_ids, st.data(), st.booleans())
 def test_round_trip_and_selection(
     tmp_path_factory: pytest.TempPathFactory, image_ids: list[int | str], data: st.DataObject, ascii_only: bool

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.captioning.cider import UNKNOWN, Cider, NgramIndex
 from vinvl.captioning.scores import (
+    UNKNOWN,
     CaptionTexts,
+    Cider,
+    NgramIndex,
     evaluate_captions,
     longest_common_subsequence,
-    split_at_blanks,
 )
 from vinvl.data.words import regex_tokenize
 from vinvl.run.errors import UserError
@@ -31,6 +33,10 @@ JAVA_ONLY = {"METEOR"}
 sentences = st.lists(st.sampled_from(["a", "cat", "on", "the", "mat"]), max_size=9)
 references = st.lists(sentences, min_size=1, max_size=3)
 images = st.lists(st.tuples(sentences, references), min_size=1, max_size=5)
+
+
+def split_at_blanks(texts: Sequence[str]) -> list[list[str]]:
+    return [text.split() for text in texts]
 
 
 def test_ptb_tokens_give_the_scores_of_the_coco_evaluation() -> None:
@@ -111,7 +117,7 @@ def ngrams(words: list[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(images, st.booleans())
 def test_cider_equals_a_naive_version(dataset: list[tuple[list[str], list[list[str]]]], clipped: bool) -> None:
     cider = Cider([gold for _, gold in dataset])
@@ -144,15 +150,6 @@ def test_ngram_index_knows_what_it_was_given_and_nothing_else() -> None:
     assert found.lengths.tolist() == [3, 4, 0]
     empty = NgramIndex([]).count([["a", "b"]])
     assert empty.ids.tolist() == [UNKNOWN] * 3
-
-
-def test_references_as_captions_score_best() -> None:
-    copied = {image_id: texts[0] for image_id, texts in PTB["gold"].items()}
-    best = evaluate_captions(copied, PTB["gold"], split_at_blanks)
-    for name in ("Bleu_1", "Bleu_4", "ROUGE_L"):
-        assert best.corpus[name] == pytest.approx(1, abs=1e-6)
-    plain = evaluate_captions(PTB_CANDIDATES, PTB["gold"], split_at_blanks)
-    assert all(best.corpus[name] > plain.corpus[name] for name in plain.corpus)
 
 
 def test_empty_caption_and_single_image_score_zero() -> None:

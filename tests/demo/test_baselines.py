@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from vinvl.captioning.data import CaptioningDataModule
-from vinvl.captioning.files import read_caption_jsonl
-from vinvl.captioning.records import CaptionRecords
+from vinvl.captioning.files import CaptionRecords, read_caption_jsonl
 from vinvl.captioning.scores import evaluate_captions
 from vinvl.captioning.task import CaptioningTask
 from vinvl.data.table import RecordTable

@@ -1,11 +1,13 @@
 """Constraints of captions from the classes that a detector found: what NoCaps is evaluated with."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.models.constrained import MAX_CONSTRAINTS, Constraint, constraint_from_words
@@ -13,6 +15,9 @@ from vinvl.regions.regions import Regions
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_json
+from vinvl.run.values import check_fields
+
+Content = TypeVar("Content")
 
 # Classes of Open Images that captions seldom name: parts of bodies and things, and groups too wide to be seen as one.
 TOO_GENERIC = frozenset(
@@ -102,10 +107,10 @@ class ConstraintOptions:
         excluded: JSON list of classes that set no constraint, or None for those that captions seldom name.
         min_score: detections below it set no constraint.
         overlap: boxes overlapping by more than this (intersection over union) are the same thing.
-        max_constraints: at most this many an image, the surest first.
+        max_constraints: at most this many an image, the surest first; the search has a state for every subset of them.
 
     Raises:
-        UserError: more constraints than a search can follow.
+        UserError: a value that none may have.
     """
 
     regions: str | list[str] | None = None
@@ -115,22 +120,14 @@ class ConstraintOptions:
     excluded: str | None = None
     min_score: float = 0.0
     overlap: float = 0.85
-    max_constraints: int = 3
+    max_constraints: Annotated[int, Meta(ge=0, le=MAX_CONSTRAINTS)] = 3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_constraints <= MAX_CONSTRAINTS:
-            raise UserError(
-                f"decoding.constraints.max_constraints is {self.max_constraints}; give 0 to {MAX_CONSTRAINTS}: the "
-                "search has a state for every subset of them."
-            )
+        check_fields(self, "decoding.constraints.")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "ConstraintOptions":
-        """From a configuration's section.
-
-        Raises:
-            UserError: a setting that does not exist, or a value that none may have.
-        """
+        """From a configuration's section; UserError also for a setting that does not exist."""
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(settings) - known)
         if unknown:
@@ -156,17 +153,11 @@ class DetectedConstraints:
             self.store.require_sound()
         self.tokenizer = tokenizer
         self.room = max_length - 1  # tokens of a caption besides [CLS]
-        self.hierarchy: dict[str, str] = _table(options.hierarchy, "object of {name: name}", _is_name)
-        self.synonyms: dict[str, str] = _table(options.synonyms, "object of {name: name}", _is_name)
-        self.word_forms: dict[str, list[str]] = _table(options.word_forms, "object of {word: [word, …]}", _are_names)
-        self.excluded = TOO_GENERIC
-        if options.excluded is not None:
-            names = read_json(Path(options.excluded))
-            if not _are_names(names):
-                raise UserError(
-                    f"{options.excluded} holds no JSON list of names; decoding.constraints needs one there."
-                )
-            self.excluded = frozenset(names)
+        self.hierarchy = _table(options.hierarchy, dict[str, str], "object of {name: name}") or {}
+        self.synonyms = _table(options.synonyms, dict[str, str], "object of {name: name}") or {}
+        self.word_forms = _table(options.word_forms, dict[str, list[str]], "object of {word: [word, …]}") or {}
+        excluded = _table(options.excluded, list[str], "list of names")
+        self.excluded = TOO_GENERIC if excluded is None else frozenset(excluded)
         self.dropped = 0  # constraints that had no room in a caption
         self.without_regions = 0  # images that are not in the detector's store
 
@@ -217,17 +208,9 @@ class DetectedConstraints:
         return "; ".join(told) or None
 
 
-def _table(path: str | None, kind: str, is_value: Callable[[object], bool]) -> dict[str, Any]:
-    """The JSON object in a file, {} for no file; its values are such."""
-    content = {} if path is None else read_json(Path(path))
-    if not isinstance(content, dict) or not all(map(is_value, content.values())):
-        raise UserError(f"{path} holds no JSON {kind}, which decoding.constraints needs there.")
-    return content
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _are_names(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_name, value))
+def _table(path: str | None, kind: type[Content], what: str) -> Content | None:
+    """What a JSON file holds, which must be of such a kind; None for no file."""
+    try:
+        return None if path is None else msgspec.convert(read_json(Path(path)), kind)
+    except msgspec.ValidationError:
+        raise UserError(f"{path} holds no JSON {what}, which decoding.constraints needs there.") from None

@@ -1,7 +1,6 @@
 """Captioned images as items: a caption to hide words of and train on, or an image to write a caption for.
 
-Words are hidden in a whole batch at once. Shapes: B captions of at most C tokens, [CLS] and [SEP] counted; M captions
-of N images.
+Shapes: B captions of at most C tokens, [CLS] and [SEP] counted; M captions of N images.
 """
 
 from collections import Counter
@@ -13,8 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vinvl.captioning.files import read_caption_split
-from vinvl.captioning.records import CaptionRecords
+from vinvl.captioning.files import CaptionRecords, read_caption_split
 from vinvl.captioning.scores import no_words
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import PlacedImage, RegionText
@@ -56,19 +54,12 @@ MASK_SHARE, RANDOM_SHARE = 0.8, 0.5  # of the chosen words 80 % become [MASK]; o
 
 @dataclass(frozen=True)
 class CaptionLimits:
-    """Sizes of the published captioning input.
+    """Sizes of the published captioning input."""
 
-    Attributes:
-        max_caption_tokens: caption with [CLS] and [SEP]; tags begin at this position (published `max_seq_a_length`).
-        max_tokens: caption places and tags with their [SEP] together.
-        mask_probability: share of the caption's tokens that is hidden.
-        max_masked_tokens: at most this many.
-    """
-
-    max_caption_tokens: int
-    max_tokens: int
-    mask_probability: float
-    max_masked_tokens: int
+    max_caption_tokens: int  # [CLS] and [SEP] counted; tags begin at this position (published `max_seq_a_length`)
+    max_tokens: int  # caption places and tags with their [SEP] together
+    mask_probability: float  # share of the caption's tokens that is hidden
+    max_masked_tokens: int  # at most this many
 
     def caption(self, words: np.ndarray, cls_token_id: int, sep_token_id: int) -> np.ndarray:
         """(n,) int64 `[CLS] words [SEP]`, the words cut to fit."""
@@ -103,9 +94,9 @@ def choose_positions(limits: CaptionLimits, caption_lengths: np.ndarray, order: 
 
 @dataclass(frozen=True)
 class Replacements:
-    """What may stand in a hidden word's place: [MASK], or a random word with an id in 0 … vocab_size inclusive.
+    """What may stand in a hidden word's place: [MASK], the word itself, or a random one.
 
-    The published code draws that far, and its tokenizer reads the id beyond the last one as [UNK].
+    The published code draws ids from 0 to vocab_size inclusive, and its tokenizer reads the last as [UNK].
     """
 
     mask_token_id: int
@@ -118,28 +109,20 @@ class Replacements:
         others = np.where(second <= RANDOM_SHARE, known, tokens)
         return np.where(first <= MASK_SHARE, self.mask_token_id, others)
 
-    def by_chance(self, tokens: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """What replaces tokens (k,), by numbers (k, 3) from [0, 1)."""
-        random_ids = (numbers[:, 2] * (self.vocab_size + 1)).astype(np.int64)
-        return self.of(tokens, numbers[:, 0], numbers[:, 1], random_ids)
-
 
 def hide_words(
     captions: np.ndarray, lengths: np.ndarray, numbers: np.ndarray, limits: CaptionLimits, replacements: Replacements
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hides words of captions.
+    """Captions (B, C) int64 with what replaces their hidden words, and where words are hidden, (B, C) bool.
 
-    Args:
-        captions: (B, C) int64; what is beyond a caption's length is ignored.
-        lengths: (B,) int64.
-        numbers: (B, C, 4) float64 from [0, 1): which places, and what replaces each.
-
-    Returns:
-        the captions with what replaces the hidden words, (B, C) int64, and where words are hidden, (B, C) bool.
+    `numbers` (B, C, 4) float64 from [0, 1) say which places, and what replaces each; what is beyond a caption's length
+    (B,) is ignored.
     """
     masked = choose_positions(limits, lengths, numbers[:, :, 0])
+    first, second, third = numbers[masked][:, 1:].T
+    random_ids = (third * (replacements.vocab_size + 1)).astype(np.int64)
     shown = captions.copy()
-    shown[masked] = replacements.by_chance(captions[masked], numbers[masked][:, 1:])
+    shown[masked] = replacements.of(captions[masked], first, second, random_ids)
     return shown, masked
 
 
@@ -151,10 +134,8 @@ class CaptionedImageDataset(Dataset[Example]):
 
     def __init__(self, records: CaptionRecords, images: np.ndarray, region_text: RegionText, limits: CaptionLimits):
         """`images` (N,) int64: where the records' images are in the store."""
-        self.records = records
-        self.images = images
-        self.region_text = region_text
-        self.limits = limits
+        self.records, self.images = records, images
+        self.region_text, self.limits = region_text, limits
 
     def __len__(self) -> int:
         return len(self.records)
@@ -211,12 +192,9 @@ class CaptionDataset(Dataset[Example]):
         self, contexts: CaptionedImageDataset, caption_tokens: RaggedTokens, replacements: Replacements, seed: int
     ) -> None:
         """`caption_tokens`: of the M captions, image by image."""
-        self.contexts = contexts
-        self.records = contexts.records
-        self.caption_tokens = caption_tokens
-        self.caption_image = contexts.records.caption_image
-        self.replacements = replacements
-        self.seed = seed
+        self.contexts, self.records = contexts, contexts.records
+        self.caption_tokens, self.caption_image = caption_tokens, contexts.records.caption_image
+        self.replacements, self.seed = replacements, seed
 
     def __len__(self) -> int:
         return len(self.caption_tokens)
@@ -329,13 +307,9 @@ class CaptioningDataModule(RegionDataModule):
             self.seed,
         )
 
-    def _records(self, stage: str) -> CaptionRecords:
+    def check_scorable(self, stage: str) -> None:
         dataset: Any = self.datasets[stage]
         records: CaptionRecords = dataset.records
-        return records
-
-    def check_scorable(self, stage: str) -> None:
-        records = self._records(stage)
         if records.captions is None:
             raise no_annotations(self.split_of[stage])
         domains: list[str | None] = [None] * len(records)
@@ -345,8 +319,3 @@ class CaptioningDataModule(RegionDataModule):
             images = [image for image, of in enumerate(domains) if of == domain]
             if not any(any(regex_tokenize(records.captions_of(image))) for image in images):
                 raise no_words(records.captions_of(images[0])[0], domain)
-
-    def training_references(self) -> dict[str, list[str]]:
-        """Image id → captions of the training split, once `setup("fit")` has read it."""
-        records = self._records("train")
-        return {str(image_id): records.captions_of(index) for index, image_id in enumerate(records.image_ids)}

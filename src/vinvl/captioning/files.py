@@ -1,21 +1,138 @@
-"""Reads captions: Karpathy's dataset_coco.json and dataset_flickr30k.json, COCO's own JSON, JSONL of your own."""
+"""Captions of one split: Karpathy's dataset_coco.json and dataset_flickr30k.json, COCO's own JSON, your own JSONL."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Raw, Struct
 from msgspec.json import Decoder
 from pytorch_lightning.utilities import rank_zero_warn
 
-from vinvl.captioning.records import FOUND, CaptionRecords, OnMissingCaptions
 from vinvl.data.module import NULL_REMOVES, plain
-from vinvl.data.table import ID, TEXT, Form, RecordTable, as_lists
+from vinvl.data.table import ID, IDS, TEXT, TEXTS, Column, Form, RecordTable, as_lists, first_repeat, replaced
 from vinvl.run.errors import UserError
 from vinvl.run.files import no_cycle_collection
 from vinvl.run.values import FilledText, Id, checked_id, decoded, decoded_file, decoded_items, decoded_lines, shown
+
+CAPTIONS = Form(
+    noun="images",
+    called="image",
+    columns={
+        "image_id": TEXT,
+        "file_name": TEXT,
+        "domain": TEXT,  # "in-domain", "near-domain", "out-domain" of NoCaps
+        "captions": TEXTS,  # without white space around them; at least one and none blank once they are checked
+        "caption_ids": IDS,  # of each caption
+    },
+    annotation="captions",
+    filled={"file_name": "", "domain": "unstated"},
+    remedy="give every image one record with all its captions",
+)
+FOUND = replace(CAPTIONS, annotation="")  # by a reader: some records may have no captions, or blank ones
+
+OnMissingCaptions = Literal["error", "skip"]
+"""What to do about an image without captions or a blank caption: refuse the file, or leave it out and count it."""
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionRecords(RecordTable):
+    """N images with M captions in all, of different ids; there are no captions at all where they are to be predicted.
+
+    `skipped` says what was left out of the file, "" if nothing was; a selection keeps it.
+    """
+
+    skipped: str = ""
+
+    @classmethod
+    def checked(cls, found: RecordTable, on_missing_captions: OnMissingCaptions) -> Self:
+        """What a reader found (`FOUND`), without images that have no captions and without blank captions.
+
+        Raises UserError, naming the record, if there are such and `on_missing_captions` is not "skip", if nothing is
+        left, and if two captions have one id.
+        """
+        table, skipped = found.table, ""
+        if "captions" in found:
+            captions, counts = found["captions"].flat(), np.diff(found["captions"].starts())
+            blank = pc.equal(captions.values, "").to_numpy()
+            owners = np.repeat(np.arange(len(found)), counts)
+            left = counts - np.bincount(owners[blank], minlength=len(found))
+            if blank.any() or not left.all():
+                skipped = _skipped(found, blank, owners, left, on_missing_captions)
+                kept = pa.array(~blank)
+                for name in ("captions", "caption_ids"):
+                    table = replaced(table, name, as_lists(Column(found[name].flat().values.filter(kept)), left))
+                table = table.filter(pa.array(left > 0))
+        records = cls(table, CAPTIONS, skipped)
+        ids = records["caption_ids"].flat().values if records.annotated else pa.chunked_array([], TEXT)
+        if (repeat := first_repeat(ids)) is not None:
+            first, second, count = repeat
+            image, other = records.caption_image[[second, first]].tolist()
+            raise UserError(
+                f"{records.place(image)} has a caption with the id {ids[second]} of a caption of "
+                f"{records.place(other)} ({count:,} such repeats); give every caption an id of its own."
+            )
+        return records
+
+    @cached_property
+    def captions(self) -> Column | None:
+        """The M captions, image by image; None if there are only images to predict captions for."""
+        return self["captions"].flat() if self.annotated else None
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """(N + 1,) int64: the captions of image i are `captions[offsets[i]]` to `captions[offsets[i + 1] - 1]`."""
+        return self["captions"].starts() if self.annotated else np.zeros(len(self) + 1, dtype=np.int64)
+
+    @cached_property
+    def caption_ids(self) -> np.ndarray:
+        """(M,): int64 where every id is an integer, otherwise text."""
+        return self["caption_ids"].flat().numpy() if self.annotated else np.zeros(0, dtype=np.int64)
+
+    @property
+    def caption_image(self) -> np.ndarray:
+        """(M,) int64, the index of the image of each caption; made again at each call."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def captions_of(self, index: int) -> list[str]:
+        """The captions of an image; [] if there are only images."""
+        captions: list[str] = self["captions"][index] if self.annotated else []
+        return captions
+
+
+def _skipped(
+    found: RecordTable, blank: np.ndarray, owners: np.ndarray, left: np.ndarray, on_missing_captions: str
+) -> str:
+    """Says what is left out; an image all of whose captions are blank counts twice. Raises as `checked` does.
+
+    Args:
+        blank, owners: (M,) whether each caption is blank, and its image.
+        left: (N,) captions of each image that are not.
+    """
+    lacking = []  # (first image, it or its caption, what is wrong with that, how many, what they are called)
+    if blank.any():
+        first = int(blank.argmax())
+        place = f"{found.describe(int(owners[first]))}, caption {found['caption_ids'].flat()[first]}"
+        lacking.append((int(owners[first]), place, ", is blank", int(blank.sum()), "blank caption{}"))
+    if not left.all():
+        first = int((left == 0).argmax())
+        place = found.describe(first)
+        lacking.append((first, place, " has no captions", int((left == 0).sum()), "image{} without captions"))
+    if on_missing_captions == "error":
+        _, place, wrong, *_ = min(lacking, key=lambda kind: kind[0])
+        raise UserError(f"{place}{wrong}; add one, or set on_missing_captions to skip.")
+    if not left.any():
+        others = "and all others have no captions; a split without any is of no use"
+        raise UserError(f"{found.place(0)} {others}.")
+    return " and ".join(
+        f"{count:,} {kind.format('' if count == 1 else 's')} (the first: {place})"
+        for _, place, _, count, kind in reversed(lacking)
+    )
+
 
 Row = tuple[Any, ...]
 
@@ -75,7 +192,7 @@ def read_caption_jsonl(path: str | Path, on_missing_captions: OnMissingCaptions 
     number from 1, "391895#2".
 
     All readers: `on_missing_captions` "error" refuses images without captions and blank captions, "skip" leaves them
-    out and counts them in `skipped`. UserError names file and record for what is not as described, for images and
+    out and says so in `skipped`. UserError names file and record for what is not as described, for images and
     caption ids that occur twice.
     """
 
@@ -85,13 +202,10 @@ def read_caption_jsonl(path: str | Path, on_missing_captions: OnMissingCaptions 
                 raise UserError(f"{path} line {line} has both captions and caption; keep one of the two.")
             texts = one.captions if one.caption is None else [one.caption]
             ids = None if texts is None else [f"{one.image_id}#{number}" for number in range(1, len(texts) + 1)]
-            yield f"{path} line", line, one.image_id, one.file_name or None, one.domain or None, _stripped(texts), ids
+            texts = None if texts is None else [text.strip() for text in texts]
+            yield f"{path} line", line, one.image_id, one.file_name or None, one.domain or None, texts, ids
 
     return CaptionRecords.checked(RecordTable.of(FOUND, rows(), path), on_missing_captions)
-
-
-def _stripped(texts: Sequence[str] | None) -> list[str] | None:
-    return None if texts is None else [text.strip() for text in texts]
 
 
 def read_coco_captions(path: str | Path, on_missing_captions: OnMissingCaptions = "error") -> CaptionRecords:
@@ -143,7 +257,6 @@ def read_karpathy(
     folder and suffix. Images of other splits are read only as far as their split. Raises as `read_caption_jsonl` does,
     and for splits that the file does not have.
     """
-    splits = [splits] if isinstance(splits, str) else splits
     with no_cycle_collection():
         listed = decoded_file(path, KarpathyFile, "Karpathy split file").images
         split_of = [one.split for one in decoded_items(listed, Decoder(InSplit), path, "$.images")]
@@ -200,6 +313,6 @@ def read_caption_split(files: Any, split: str, on_missing_captions: str) -> Capt
                 "{karpathy: FILE, splits: [NAME, …]}, {coco: FILE} or {jsonl: FILE}"
                 f"{f' ({NULL_REMOVES})' if several else ''}."
             )
-    if records.skipped.images or records.skipped.blank_captions:
-        rank_zero_warn(f"data.on_missing_captions=skip: split '{split}' goes without {records.skipped.describe()}.")
+    if records.skipped:
+        rank_zero_warn(f"data.on_missing_captions=skip: split '{split}' goes without {records.skipped}.")
     return records

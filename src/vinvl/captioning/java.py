@@ -5,16 +5,14 @@ stopped. A score is never 0 for lack of a program.
 """
 
 import importlib.util
-import math
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
-from vinvl.captioning.scores import ImageId, evaluate_captions, refuse_without_references, split_at_blanks
+from vinvl.captioning.scores import ImageId, refuse_without_references, score_words
 from vinvl.run.errors import UserError
 
 _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -70,90 +68,70 @@ def ptb_tokenize(texts: Sequence[str]) -> list[list[str]]:
     with _running("The PTB tokenizer"):
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-        lines = {row: [{"caption": _one_line(text)}] for row, text in enumerate([*texts, _LAST])}
+        lines = {row: [{"caption": " ".join(text.split())}] for row, text in enumerate([*texts, _LAST])}
         found = PTBTokenizer().tokenize(lines)
         if found.get(len(texts)) != [_LAST]:
             raise ValueError(f"it did not answer with a line for each of {len(texts)} texts")
     return [found[row][0].split() for row in range(len(texts))]
 
 
-def meteor_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
-    """METEOR 1.5 (English, normalised), 0 to 1: of the corpus, and of each caption against its references.
+Words = Sequence[Sequence[str]]
+"""Of texts that `ptb_tokenize` has seen, as the COCO evaluation passes them on."""
 
-    The COCO evaluation passes texts through the PTB tokenizer first: give " ".join of `ptb_tokenize` for its numbers.
-    """
-    if not captions:
-        return math.nan, []
+
+def meteor(captions: Words, references: Sequence[Words]) -> float:
+    """METEOR 1.5 (English, normalised) of captions (at least one), each with its references, 0 to 1."""
     with _running("METEOR"):
         from pycocoevalcap.meteor.meteor import Meteor
 
-        meteor = Meteor()
+        def text(words: Sequence[str]) -> str:
+            return " ".join(" ".join(words).replace("|||", "").split())  # which parts the texts in its input
+
+        program = Meteor()
         try:
-            corpus, scores = meteor.compute_score(
-                {row: [_meteor_text(text) for text in texts] for row, texts in enumerate(references)},
-                {row: [_meteor_text(caption)] for row, caption in enumerate(captions)},
-            )
+            gold = {row: list(map(text, texts)) for row, texts in enumerate(references)}
+            return float(program.compute_score(gold, {row: [text(words)] for row, words in enumerate(captions)})[0])
         finally:
             with suppress(OSError):  # closing sends what an ended program did not take
-                meteor.meteor_p.stdin.close()
-            if meteor.lock.locked():  # after a failure; its __del__ would wait for it for ever
-                meteor.lock.release()
-    return corpus, scores
+                program.meteor_p.stdin.close()
+            if program.lock.locked():  # after a failure; its __del__ would wait for it for ever
+                program.lock.release()
 
 
-def spice_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
-    """SPICE F-scores, 0 to 1: the mean, and each caption's against its references.
-
-    nan if SPICE finds nothing to compare in a caption; the mean is then nan too, as in the COCO evaluation.
-    """
-    if not captions:
-        return math.nan, []
+def spice(captions: Words, references: Sequence[Words]) -> float:
+    """The mean SPICE F-score of captions (at least one), 0 to 1; nan if there is nothing to compare in one of them."""
     with _running("SPICE"):
         from pycocoevalcap.spice.spice import Spice
 
-        gold = {row: list(texts) for row, texts in enumerate(references)}
-        mean, scores = Spice().compute_score(gold, {row: [caption] for row, caption in enumerate(captions)})
-        return float(mean), [score["All"]["f"] for score in scores]
+        gold = {row: list(map(" ".join, texts)) for row, texts in enumerate(references)}
+        return float(Spice().compute_score(gold, {row: [" ".join(words)] for row, words in enumerate(captions)})[0])
 
 
-class JavaScores(NamedTuple):
-    """What Java is needed for, as far as it could be computed."""
-
-    scores: dict[str, float]  # "METEOR", "SPICE", 0 to 1; "ptb/CIDEr" …: BLEU, ROUGE-L and CIDEr of PTB tokens
-    missing: dict[str, str]  # for each of METEOR and SPICE that is not in `scores`, one sentence that says why
-
-
-def evaluate_in_java(captions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> JavaScores:
+def evaluate_in_java(
+    captions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]
+) -> tuple[dict[str, float], dict[str, str]]:
     """Scores of one caption per image after the PTB tokenizer, to the digit as the COCO evaluation computes them.
 
-    What could not be computed, for lack of Java or a package, is in `missing`, with the reason. Raises UserError if an
-    image has no references.
+    Raises UserError if an image has no references.
+
+    Returns:
+        "METEOR", "SPICE" and, of PTB tokens, BLEU, ROUGE-L and CIDEr as "ptb/CIDEr" …, 0 to 1; and for each of METEOR
+        and SPICE that could not be computed, for lack of Java or a package, one sentence that says why.
     """
     refuse_without_references(captions, references)
-    result = JavaScores({}, {})
+    if not captions:
+        return {}, {}
     try:
         words = iter(ptb_tokenize([*captions.values(), *(text for key in captions for text in references[key])]))
     except UserError as error:
-        result.missing.update(METEOR=str(error), SPICE=str(error))
-        return result
-    candidates = [" ".join(next(words)) for _ in captions]
-    gold = [[" ".join(next(words)) for _ in references[image_id]] for image_id in captions]
-    by_ptb = evaluate_captions(
-        dict(zip(captions, candidates, strict=True)), dict(zip(captions, gold, strict=True)), split_at_blanks
-    )
-    result.scores.update({f"ptb/{name}": value for name, value in by_ptb.corpus.items()})
-    for name, score in (("METEOR", meteor_scores), ("SPICE", spice_scores)):
+        return {}, dict.fromkeys(("METEOR", "SPICE"), str(error))
+    candidates = [next(words) for _ in captions]
+    gold = [[next(words) for _ in references[image_id]] for image_id in captions]
+    scores = {f"ptb/{name}": value for name, value in score_words(list(captions), candidates, gold).corpus.items()}
+    missing = {}
+    for name, score in (("METEOR", meteor), ("SPICE", spice)):
         try:
-            result.scores[name] = score(candidates, gold)[0]
+            scores[name] = score(candidates, gold)
         except UserError as error:
-            result.missing[name] = str(error)
-    return result
-
-
-def _one_line(text: str) -> str:
-    """A text without anything a Java program takes for the end of a line."""
-    return " ".join(text.split())
-
-
-def _meteor_text(text: str) -> str:
-    return _one_line(text.replace("|||", ""))
+            missing[name] = str(error)
+    return scores, missing

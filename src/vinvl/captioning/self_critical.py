@@ -6,8 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vinvl.captioning.cider import Cider
-from vinvl.captioning.scores import ImageId
+from vinvl.captioning.scores import Cider, ImageId
 from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.config import SpecialTokens
 from vinvl.models.decoding import CaptionContext, DecodingOptions
@@ -36,30 +35,20 @@ class CiderReward:
     def __init__(
         self, references: Mapping[ImageId, Sequence[str]], prepare: Callable[[str], str] = wrap_sentence
     ) -> None:
-        """references: image id → its reference captions, for all training images; document frequencies are theirs."""
-        if not references:
-            raise UserError("The CIDEr reward was given no images; it needs the training references.")
-        for image_id, texts in references.items():
-            if not texts:
-                raise UserError(f"Image {image_id!r} has no reference captions; the CIDEr reward needs at least one.")
+        """references: image id → its captions, of all training images; document frequencies are theirs."""
         self._prepare = prepare
         self._rows = {image_id: row for row, image_id in enumerate(references)}
         # One string object per distinct word: the millions of words of COCO's references would otherwise fill 400 MB.
         once: dict[str, str] = {}
-        words = [
-            [[once.setdefault(word, word) for word in prepare(text).split()] for text in texts]
-            for texts in references.values()
-        ]
-        self._cider = Cider(words)
+        self._cider = Cider(
+            [
+                [[once.setdefault(word, word) for word in prepare(text).split()] for text in texts]
+                for texts in references.values()
+            ]
+        )
 
     def __call__(self, image_ids: Sequence[ImageId], captions: Sequence[str]) -> Tensor:
-        """Rewards (C,) float64 on the CPU, 0 to about 10, of C captions of the images image_ids[c] (repeats are fine).
-
-        Raises UserError for an image without references.
-        """
-        unknown = [image_id for image_id in image_ids if image_id not in self._rows]
-        if unknown:
-            raise UserError(f"Image {unknown[0]!r} has no reference captions; the CIDEr reward cannot be computed.")
+        """Rewards (C,) float64 on the CPU, 0 to about 10, of C captions of the images image_ids[c]."""
         words = [self._prepare(caption).split() for caption in captions]
         return torch.from_numpy(self._cider.scores([self._rows[image_id] for image_id in image_ids], words))
 

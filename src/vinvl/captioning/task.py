@@ -1,6 +1,7 @@
 """Captioning: hidden words are guessed from left to right, or whole captions are sampled and rewarded."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from vinvl.captioning.constraints import ConstraintOptions, DetectedConstraints
 from vinvl.captioning.data import CaptioningDataModule, CaptionLimits
-from vinvl.captioning.java import JavaScores, evaluate_in_java
-from vinvl.captioning.records import CaptionRecords
+from vinvl.captioning.files import CaptionRecords
+from vinvl.captioning.java import evaluate_in_java
 from vinvl.captioning.scores import CaptionTexts, ImageId, evaluate_captions
 from vinvl.captioning.self_critical import CiderReward, SelfCritical
 from vinvl.data.batch import Batch
@@ -137,8 +138,6 @@ class CaptioningTask(VinVLTask):
         self.java_metrics = java_metrics
         if freeze_embedding:
             self.model.freeze_word_embeddings()
-        # Captions are written without the pooled vector; a parameter without gradient would make DDP wait for one.
-        self.model.bert.pooler.requires_grad_(False)
         self.caption_texts = CaptionTexts()
         self._reward: CiderReward | None = None
         self._constraints: DetectedConstraints | None = None
@@ -154,7 +153,9 @@ class CaptioningTask(VinVLTask):
                 self.constraint_options, datamodule.store, self.tokenizer, self.decoding.max_length
             )
         if datamodule.training_items == "images" and "train" in datamodule.datasets:
-            self._reward = CiderReward(self._as_written(datamodule.training_references()))
+            training: Any = datamodule.datasets["train"]
+            references = {str(i): training.records.captions_of(n) for n, i in enumerate(training.records.image_ids)}
+            self._reward = CiderReward(self._as_written(references))
 
     def positions_needed(self, datamodule: CaptioningDataModule) -> int:
         """Those of caption and tags, as training reads them or, if longer, as captions are written."""
@@ -197,7 +198,6 @@ class CaptioningTask(VinVLTask):
 
     @torch.no_grad()
     def write_captions(self, batch: Batch, options: DecodingOptions, constrained: bool) -> GeneratedCaptions:
-        """Captions of a batch of images."""
         constraints = None
         if constrained and self._constraints is not None:
             constraints = self._constraints([record["image_id"] for record in batch.records])
@@ -216,18 +216,15 @@ class CaptioningTask(VinVLTask):
         captions, references = self.caption_texts.compute()
         scores = evaluate_captions(captions, references).corpus
         for domain, image_ids in self._domains().items():
-            theirs: dict[ImageId, str] = {
-                image_id: captions[image_id] for image_id in image_ids if image_id in captions
-            }
+            theirs: dict[ImageId, str] = {one: captions[one] for one in image_ids if one in captions}
             found = evaluate_captions(theirs, references).corpus
             scores |= {f"{domain}/{name}": value for name, value in found.items()}
         if self.java_metrics and self.trainer.state.fn != "fit":
-            on_one_rank = evaluate_in_java(captions, references) if self.trainer.is_global_zero else None
-            in_java = cast(JavaScores, self.trainer.strategy.broadcast(on_one_rank))
-            scores |= in_java.scores
-            for name, why in in_java.missing.items():
-                if self.trainer.is_global_zero:
-                    say(f"{name} was not computed: {why}")
+            on_one_rank: Any = evaluate_in_java(captions, references) if self.trainer.is_global_zero else None
+            in_java, missing = self.trainer.strategy.broadcast(on_one_rank)
+            scores |= in_java
+            for name, why in missing.items() if self.trainer.is_global_zero else ():
+                say(f"{name} was not computed: {why}")
         self._tell_losses()
         return {name: 100 * value for name, value in scores.items()}
 
@@ -309,8 +306,7 @@ def _search(decoding: Mapping[str, Any]) -> tuple[DecodingOptions, ConstraintOpt
 
 def as_number(image_id: str) -> int | str:
     """An image id as COCO's server wants it, where it is a number in its usual spelling."""
-    number = int(image_id) if image_id.isascii() and image_id.isdecimal() else None
-    return number if number is not None and str(number) == image_id else image_id
+    return int(image_id) if re.fullmatch("0|[1-9][0-9]*", image_id) else image_id
 
 
 def caption_attention_mask(batch: Batch) -> Tensor:

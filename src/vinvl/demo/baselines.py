@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 
-from vinvl.captioning.records import CaptionRecords
+from vinvl.captioning.files import CaptionRecords
 from vinvl.captioning.scores import evaluate_captions
 from vinvl.data.table import RecordTable
 from vinvl.vqa.accuracy import VQAAccuracy, normalise_answer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from vinvl.captioning.records import CaptionRecords
+from vinvl.captioning.files import CaptionRecords
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import RegionText
 from vinvl.data.sampling import Draw

@@ -9,8 +9,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vinvl.captioning.files import read_caption_split
-from vinvl.captioning.records import CaptionRecords, OnMissingCaptions
+from vinvl.captioning.files import CaptionRecords, OnMissingCaptions, read_caption_split
 from vinvl.data.batch import Batch, Example, ImageRegions, class_labels, collate
 from vinvl.data.inputs import PlacedImage, RegionText
 from vinvl.data.module import RegionDataArguments, RegionDataModule, no_annotations

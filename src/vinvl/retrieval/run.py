@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vinvl.captioning.records import CaptionRecords
+from vinvl.captioning.files import CaptionRecords
 from vinvl.retrieval.candidates import Block, Fold, RetrievalCandidates, ScoringBlock
 from vinvl.retrieval.recall import FoldRanks, best_columns, best_images, fold_ranks
 from vinvl.retrieval.scoring import PairScorer

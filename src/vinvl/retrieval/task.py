@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from vinvl.captioning.records import CaptionRecords
+from vinvl.captioning.files import CaptionRecords
 from vinvl.data.batch import Batch
 from vinvl.models.answering import VinVLForAnswering, answer_loss_per_example
 from vinvl.retrieval.candidates import Block, Fold, ScoringBlock
