@@ -253,7 +253,7 @@ def test_compiled_it_is_the_same_and_does_not_compile_again_for_other_lengths(
     model.bert.compile_layers(backend="aot_eager" if training and not checkpointing else "eager")
     compiled, groups = 0, set()
     sizes = [(16, 9), (9, 3), (5, 0), (2, 0), (16, 8)]  # by falling length: a group each, but for the last
-    for number in range(6):
+    for number in (0, 1, 3, 5):
         # One group, two groups, and then numbers of groups that no graph was made for.
         given_ = batch_of([(6 + number, 4)] * 4 if number % 2 == 0 else sizes[: 2 + number // 2], seed=number)
         layout = PackedLayout.of_mask(given_["attention_mask"].numpy(), given_["input_ids"].shape[1])

@@ -162,7 +162,7 @@ class TestHostileCheckpoints:
             ("captioning", change(f"{DECODING}.sample", 1), r"decoding\.sample is 1"),
             ("captioning", change(f"{DECODING}.constraints", SHELL), "has no '_target_'"),
             ("captioning", change(f"{DECODING}.constraints", ["x"]), r"decoding\.constraints is \['x'\]"),
-            ("captioning", change(f"{DECODING}.constraints", {"max_constraints": "x"}), "of the wrong kind"),
+            ("captioning", change(f"{DECODING}.constraints", {"max_constraints": "x"}), "max_constraints='x'"),
             ("captioning", change(f"{DECODING}.max_length", 10**6), "positions, and the model knows"),
         ],
     )

@@ -11,18 +11,19 @@ from vinvl.run.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from vinvl.models.answering import VinVLForAnswering, VinVLForPairs, answer_loss
-    from vinvl.models.captioning import VinVLForCaptioning
-    from vinvl.models.config import VinVLConfig
-    from vinvl.models.encoder import VinVLModel
-    from vinvl.models.pretraining import VinVLForPreTraining
-    from vinvl.models.weight_files import load_published_state_dict
-    from vinvl.models.weights import LoadingReport, initialise
+    from vinvl.models.answering import VinVLForAnswering, VinVLForPairs, answer_loss  # noqa: F401
+    from vinvl.models.captioning import VinVLForCaptioning  # noqa: F401
+    from vinvl.models.config import VinVLConfig  # noqa: F401
+    from vinvl.models.encoder import VinVLModel  # noqa: F401
+    from vinvl.models.pretraining import VinVLForPreTraining  # noqa: F401
+    from vinvl.models.weight_files import load_published_state_dict  # noqa: F401
+    from vinvl.models.weights import LoadingReport, initialise  # noqa: F401
 
-__all__ = [
-    "LoadingReport", "VinVLConfig", "VinVLForAnswering", "VinVLForCaptioning", "VinVLForPairs", "VinVLForPreTraining",
-    "VinVLModel", "answer_loss", "initialise", "load_published_state_dict",
-]  # fmt: skip
+_NAMES = {
+    "answering": ("VinVLForAnswering", "VinVLForPairs", "answer_loss"), "captioning": ("VinVLForCaptioning",),
+    "config": ("VinVLConfig",), "encoder": ("VinVLModel",), "pretraining": ("VinVLForPreTraining",),
+    "weight_files": ("load_published_state_dict",), "weights": ("LoadingReport", "initialise"),
+}  # fmt: skip
 ENCODER = "encoder"  # only the encoder, of no task
 MODEL_OF_TASK = {
     "vqa": "VinVLForAnswering", "gqa": "VinVLForAnswering", "retrieval": "VinVLForAnswering", "nlvr2": "VinVLForPairs",
@@ -39,7 +40,7 @@ def model_of_task(task: str) -> "type[PreTrainedModel]":
 
 
 def __getattr__(name: str) -> Any:
-    for file in ("config", "answering", "captioning", "pretraining", "encoder", "weight_files", "weights"):
-        if name in __all__ and hasattr(module := import_module(f"{__name__}.{file}"), name):
-            return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    file = next((file for file, names in _NAMES.items() if name in names), None)
+    if file is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{file}"), name)
