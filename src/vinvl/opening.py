@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor
 from transformers import BertTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from vinvl.data.text import load_tokenizer, opened_tokenizer
@@ -18,11 +17,10 @@ from vinvl.models.config import VinVLConfig
 from vinvl.models.weight_files import (
     TRAINING_CHECKPOINT,
     CheckpointFiles,
-    by_modern_names,
+    Weights,
     find_checkpoint,
-    load_published_state_dict,
 )
-from vinvl.models.weights import NEW, AnswerRows, answers_in, initialise, initialise_from_tensors, output_layer
+from vinvl.models.weights import NEW, AnswerRows, answers_in, initialise, initialise_from, output_layer
 from vinvl.regions.store import FeatureRecord
 from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError
@@ -364,18 +362,12 @@ def start_model(
     files = find_checkpoint(init)
     if words is not None:
         refuse_other_words(known_words(files), words, files.name, "data.tokenizer")
-    tensors = load_published_state_dict(files.weights)
-    size = _head_size(tensors, files.name)
+    weights = Weights.of(files)
+    size = next((len(weights.found[name]) for name in output_layer(weights.found)), 0)  # 0: it has no such head
     rows = _rows(files, size, answers, init_answers) if model_class is VinVLForAnswering else None
-    model, report = initialise_from_tensors(model_class, config, files, tensors, answers=rows)
+    model, report = initialise_from(model_class, config, weights, answers=rows)
     logger.info("%s", report)
     return model
-
-
-def _head_size(tensors: Mapping[str, Tensor], name: str) -> int:
-    """How many answers the head in a checkpoint has; 0 if there is none."""
-    found, _ = by_modern_names(tensors, name)
-    return next((len(found[name]) for name in output_layer(found)), 0)
 
 
 def _rows(

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vinvl.models import LoadingReport, VinVLConfig, load_published_state_dict
-from vinvl.models.weight_files import find_checkpoint
-from vinvl.models.weights import initialise_from_tensors
+from vinvl.models import LoadingReport, VinVLConfig
+from vinvl.models.weight_files import Weights, find_checkpoint
+from vinvl.models.weights import initialise_from
 
 SIZES: dict[str, Any] = {  # of a BERT that takes no time
     "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
@@ -33,9 +33,7 @@ def initialise_with_report(
     model_class: type[Any], config: VinVLConfig, init: str | Path, *, strict_head: bool = False
 ) -> tuple[Any, LoadingReport]:
     """`initialise` with the report that it logs."""
-    files = find_checkpoint(init)
-    tensors = load_published_state_dict(files.weights)
-    return initialise_from_tensors(model_class, config, files, tensors, strict_head=strict_head)
+    return initialise_from(model_class, config, Weights.of(find_checkpoint(init)), strict_head=strict_head)
 
 
 def attention_written_out(projected: Tensor, offsets: Tensor, kept: Tensor | None = None, dropout: float = 0) -> Tensor:

@@ -15,7 +15,7 @@ from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.config import VinVLConfig, refuse_wrong_fields
 from vinvl.models.encoder import VinVLModel
 from vinvl.models.pretraining import VinVLForPreTraining
-from vinvl.models.weight_files import CheckpointFiles, by_modern_names, load_published_state_dict, same_numbers
+from vinvl.models.weight_files import CheckpointFiles, Weights, same_numbers
 from vinvl.models.weights import (
     WORD_DECODER,
     WORD_EMBEDDINGS,
@@ -24,14 +24,14 @@ from vinvl.models.weights import (
     answers_in,
     encoder_is_there,
     encoder_sizes,
-    initialise_from_tensors,
+    initialise_from,
     output_layer,
 )
 from vinvl.run.errors import UserError, printable
 
 
 def recognise_model(config: Mapping[str, Any], found: Mapping[str, Tensor]) -> type[PreTrainedModel]:
-    """The model class that a checkpoint's config.json names, or else its tensors (`by_modern_names`) show.
+    """The model class that a checkpoint's config.json names, or else its tensors (`Weights.found`) show.
 
     Plain BERT, which has no projection of regions, is an encoder whatever heads it brings: they know no regions.
     """
@@ -62,20 +62,19 @@ TAKEN = (
 HEADS_OF_BERT = {768: 12, 1024: 16}  # attention heads of BERT base and large, by hidden size
 
 
-def configuration_of(
-    files: CheckpointFiles, found: Mapping[str, Tensor], model_class: type[PreTrainedModel], given: Mapping[str, Any]
-) -> VinVLConfig:
-    """The configuration of the model that the checkpoint holds, whose tensors are `found` (`by_modern_names`).
+def configuration_of(weights: Weights, model_class: type[PreTrainedModel], given: Mapping[str, Any]) -> VinVLConfig:
+    """The configuration of the model that the checkpoint holds.
 
     `given`: fields that a person has said; they go before the checkpoint's. None says nothing.
 
     Raises:
         UserError: config.json contradicts the tensors, does not say enough, or describes a head that we do not have.
     """
+    files, found = weights.files, weights.found
     published = files.config
     fields = {name: published[name] for name in TAKEN if published.get(name) is not None}
     refuse_wrong_fields(fields, f"The configuration of {files.name}")
-    for name, value in encoder_sizes(published, found).items():
+    for name, value in encoder_sizes(weights).items():
         if published.get(name, value) not in (None, value):
             raise UserError(
                 f"{files.name} contradicts itself: {name} is {published[name]} in its configuration and {value} in its "
@@ -86,7 +85,7 @@ def configuration_of(
     fields |= _head(files, found, fields.get("hidden_size", 0), model_class)
     tied = published.get("tie_word_embeddings", published.get("tie_weights"))  # counts where the tensors allow both
     fields["tie_word_embeddings"] = model_class is VinVLForPreTraining or (
-        not _has_own_decoder(found) and (tied is None or bool(tied))
+        (model_class is VinVLModel or not _has_own_decoder(found)) and (tied is None or bool(tied))
     )
     fields |= {name: value for name, value in given.items() if value is not None}
     if "num_attention_heads" not in fields:
@@ -113,6 +112,8 @@ def _head(
     files: CheckpointFiles, found: Mapping[str, Tensor], hidden_size: int, model_class: type[PreTrainedModel]
 ) -> dict[str, Any]:
     """num_labels, and for a classifier its kind and width; what the tensors do not show is left out."""
+    if model_class is VinVLModel:
+        return {}
     pairs = found.get("cls.seq_relationship.weight")
     if model_class is VinVLForPreTraining:
         return {"num_labels": len(pairs)} if pairs is not None and pairs.dim() == 2 else {}
@@ -171,24 +172,22 @@ def convert_model(
     Raises:
         UserError: no such task; weights that do not make up a model, or not one of this task, or part of one.
     """
-    tensors = load_published_state_dict(files.weights)
-    found, _ = by_modern_names(tensors, files.name)
-    encoder_is_there(files, found)
+    weights = Weights.of(files)
+    encoder_is_there(weights)
+    found = weights.found
     model_class = recognise_model(files.config, found) if task is None else model_of_task(task)
-    if model_class is VinVLModel:
-        found = {name: tensor for name, tensor in found.items() if not name.startswith(("classifier.", "cls."))}
     rows = None
     if match_answers is not None and model_class is VinVLForAnswering and (output := output_layer(found)):
         rows = match_answers(len(found[output[0]]))
     if rows is not None:
         given = {**(given or {}), "num_labels": len(rows.here), "id2label": None}
-    config = configuration_of(files, found, model_class, given or {})
+    config = configuration_of(weights, model_class, given or {})
     if model_class is VinVLForPreTraining and _has_own_decoder(found):
         raise UserError(
             f"{files.name} decodes words by weights of their own, and the pre-training model by the embeddings: "
             "pass task=captioning or task=encoder."
         )
-    model, report = initialise_from_tensors(model_class, config, files, tensors, strict_head=True, answers=rows)
+    model, report = initialise_from(model_class, config, weights, strict_head=True, answers=rows)
     absent = [name for name in report.missing if not name.startswith(MAY_BE_NEW.get(model_class, ()))]
     if absent:
         raise UserError(

@@ -2,10 +2,9 @@
 
 import re
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -43,31 +42,6 @@ OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm
 WORD_BIAS, DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 
 
-def by_modern_names(tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by our names without "bert.", and for each such name the one in the file.
-
-    Raises:
-        UserError: two names in the file mean one tensor, and its numbers are not the same.
-    """
-    originals: dict[str, str] = {}
-    for original in tensors:
-        name = modern_name(original).removeprefix("bert.")
-        if not name.endswith("embeddings.position_ids"):  # a constant 0, 1, 2, … that older releases saved
-            other = originals.setdefault(name, original)
-            if other != original and not same_numbers(tensors[other], tensors[original]):
-                raise UserError(
-                    f"{file}: '{other}' and '{original}' mean the same tensor, and their numbers are not the same: "
-                    "leave one of the two out of the file."
-                )
-    if DECODER_BIAS in originals:  # one tensor under two names in transformers' BERT
-        bias = originals.get(WORD_BIAS)
-        if bias is None:
-            originals[WORD_BIAS] = originals.pop(DECODER_BIAS)
-        elif same_numbers(tensors[originals[DECODER_BIAS]], tensors[bias]):
-            del originals[DECODER_BIAS]  # said under the other name already
-    return {name: tensors[original] for name, original in originals.items()}, originals
-
-
 def same_numbers(first: Tensor, second: Tensor) -> bool:
     """`torch.equal` for tensors of a file, which may be of two types."""
     return first.shape == second.shape and bool((first == second).all())
@@ -102,6 +76,37 @@ class CheckpointFiles:
     weights: Path
     config: dict[str, Any]  # its config.json, {} if it has none; of a training checkpoint of ours its `model_config`
     training: dict[str, Any] = field(default_factory=dict)  # of such a one "hyper_parameters" and "vinvl"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a checkpoint by our names without "bert.", and for each such name the one in the file."""
+
+    files: CheckpointFiles
+    found: dict[str, Tensor]
+    originals: dict[str, str]
+
+    @classmethod
+    def of(cls, files: CheckpointFiles) -> Self:
+        """Raises UserError as `load_published_state_dict`, or if two names mean one tensor of different numbers."""
+        tensors = load_published_state_dict(files.weights)
+        originals: dict[str, str] = {}
+        for original in tensors:
+            name = modern_name(original).removeprefix("bert.")
+            if not name.endswith("embeddings.position_ids"):  # a constant 0, 1, 2, … that older releases saved
+                other = originals.setdefault(name, original)
+                if other != original and not same_numbers(tensors[other], tensors[original]):
+                    raise UserError(
+                        f"{files.name}: '{other}' and '{original}' mean the same tensor, and their numbers are not the "
+                        "same: leave one of the two out of the file."
+                    )
+        if DECODER_BIAS in originals:  # one tensor under two names in transformers' BERT
+            bias = originals.get(WORD_BIAS)
+            if bias is None:
+                originals[WORD_BIAS] = originals.pop(DECODER_BIAS)
+            elif same_numbers(tensors[originals[DECODER_BIAS]], tensors[bias]):
+                del originals[DECODER_BIAS]  # said under the other name already
+        return cls(files, {name: tensors[original] for name, original in originals.items()}, originals)
 
 
 def find_checkpoint(init: str | Path) -> CheckpointFiles:

@@ -3,7 +3,7 @@
 import copy
 import logging
 import re
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vinvl.models.config import VinVLConfig, refuse_wrong_fields
-from vinvl.models.weight_files import CheckpointFiles, by_modern_names, find_checkpoint, load_published_state_dict
+from vinvl.models.weight_files import Weights, find_checkpoint
 from vinvl.run.errors import UserError, printable
 
 NEW = -1  # no row there
@@ -64,12 +64,13 @@ class AnswerRows:
         """How many answers have a row there."""
         return len(self.here) - len(self.new)
 
-    def place(self, source: str, found: MutableMapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-        """Puts the head's rows of `found`, a checkpoint's tensors by our names, into the order of `here`.
+    def place(self, weights: Weights, own: Mapping[str, Tensor]) -> None:
+        """Puts the head's rows of a checkpoint's weights into the order of `here`.
 
         New rows are those of `own`, the model's fresh tensors. Where no answer is kept the head is left out altogether.
-        Raises UserError if the checkpoint `source` names more or fewer answers than its head has rows.
+        Raises UserError if the checkpoint names more or fewer answers than its head has rows.
         """
+        found = weights.found
         if not self.kept:
             for name in [name for name in found if name.startswith("classifier.")]:
                 del found[name]
@@ -79,7 +80,8 @@ class AnswerRows:
         for name in output_layer(found):
             if len(found[name]) != len(self.there):
                 raise UserError(
-                    f"{source} has a head of {len(found[name]):,} answers and names {len(self.there):,}: get it again."
+                    f"{weights.files.name} has a head of {len(found[name]):,} answers and names {len(self.there):,}: "
+                    "get it again."
                 )
             if name in own and own[name].shape == (len(self.here), *found[name].shape[1:]):
                 rows = own[name].detach().clone()
@@ -181,39 +183,36 @@ def initialise(
     """
     if init is None:
         return _build(model_class, config)
-    files = find_checkpoint(init)
-    tensors = load_published_state_dict(files.weights)
-    model, report = initialise_from_tensors(model_class, config, files, tensors, strict_head=strict_head)
+    model, report = initialise_from(model_class, config, Weights.of(find_checkpoint(init)), strict_head=strict_head)
     logger.info("%s", report)
     return model
 
 
-def initialise_from_tensors(
+def initialise_from(
     model_class: type[Model],
     config: VinVLConfig,
-    files: CheckpointFiles,
-    tensors: Mapping[str, Tensor],
+    weights: Weights,
     *,
     strict_head: bool = False,
     answers: AnswerRows | None = None,
 ) -> tuple[Model, LoadingReport]:
-    """`initialise` from a checkpoint whose tensors have been read already.
+    """`initialise` from weights that have been read already, and are changed on the way.
 
-    Keys may be the published ones, older or MMF's, with or without the prefix "bert.". A head is taken completely or
-    not at all; `cls.predictions` and `cls.seq_relationship` are two heads. Whether the regions are layer-normed, and
-    its epsilon, follow a checkpoint that has an image projection, as in the published fine-tuning; `model.config` then
-    says so. `answers`: where the head's answers have their rows in the checkpoint's head; None: its rows stay.
+    A head is taken completely or not at all; `cls.predictions` and `cls.seq_relationship` are two heads. Whether the
+    regions are layer-normed, and its epsilon, follow a checkpoint that has an image projection, as in the published
+    fine-tuning; `model.config` then says so. `answers`: where the head's answers have their rows in the checkpoint's
+    head; None: its rows stay.
     """
-    found, originals = by_modern_names(tensors, files.name)
-    _refuse_other_encoder(files, found, config)
-    config, follows = _follow_image_layernorm(files, found, config)
+    found, originals = weights.found, weights.originals
+    _refuse_other_encoder(weights, config)
+    config, follows = _follow_image_layernorm(weights, config)
     model = _build(model_class, config)
     full = {_bare(name): name for name in model.state_dict()}
     own = {_bare(name): tensor for name, tensor in model.state_dict().items()}
     _share_word_decoder(config, found, originals, own)
     if answers is not None:
-        answers.place(files.name, found, own)
-    missing, resized = _unfit(files, found, own, strict_head)
+        answers.place(weights, own)
+    missing, resized = _unfit(weights, own, strict_head)
     loaded = own.keys() - missing - resized
     model.load_state_dict({full[name]: found[name] for name in loaded}, strict=False)
 
@@ -221,7 +220,7 @@ def initialise_from_tensors(
         return tuple(sorted(full[name] for name in names))
 
     return model, LoadingReport(
-        files.name,
+        weights.files.name,
         loaded=told(loaded),
         missing=told(missing),
         resized=told(resized),
@@ -239,8 +238,9 @@ def _build(model_class: type[Model], config: VinVLConfig) -> Model:
         raise UserError(f"The model cannot be built from its configuration: {' '.join(str(error).split())}") from error
 
 
-def encoder_is_there(files: CheckpointFiles, found: Mapping[str, Tensor]) -> None:
+def encoder_is_there(weights: Weights) -> None:
     """Raises UserError for weights of which none is an encoder's, or of another architecture."""
+    files, found = weights.files, weights.found
     model_type = files.config.get("model_type", "bert")
     if model_type not in KNOWN_MODEL_TYPES:
         raise UserError(f"{files.name} is a {model_type!r} model; VinVL starts from BERT, Oscar or VinVL weights.")
@@ -252,22 +252,23 @@ def encoder_is_there(files: CheckpointFiles, found: Mapping[str, Tensor]) -> Non
         raise UserError(f"{files.name}: none of the {len(found)} tensors is an encoder weight{example}; is it a BERT?")
 
 
-def _refuse_other_encoder(files: CheckpointFiles, found: Mapping[str, Tensor], config: VinVLConfig) -> None:
-    encoder_is_there(files, found)
+def _refuse_other_encoder(weights: Weights, config: VinVLConfig) -> None:
+    encoder_is_there(weights)
     differences = [
         f"{field} is {value} there and {getattr(config, field)} here"
-        for field, value in encoder_sizes(files.config, found).items()
+        for field, value in encoder_sizes(weights).items()
         if value != getattr(config, field)
     ]
     if differences:
         raise UserError(
-            f"The encoder in {files.name} does not fit the model: {'; '.join(differences)}; choose the model "
+            f"The encoder in {weights.files.name} does not fit the model: {'; '.join(differences)}; choose the model "
             "configuration that fits the checkpoint, or another checkpoint."
         )
 
 
-def encoder_sizes(published: Mapping[str, Any], found: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a checkpoint's tensors (`by_modern_names`) and config.json say of its encoder, by configuration field."""
+def encoder_sizes(weights: Weights) -> dict[str, Any]:
+    """What a checkpoint's tensors and its config.json say of its encoder, by configuration field."""
+    published, found = weights.files.config, weights.found
     untold = ("num_attention_heads", "hidden_act", "layer_norm_eps")  # by the tensors
     sizes = {field: published[field] for field in untold if published.get(field) is not None}
     for name, axis, field in SIZES:
@@ -277,13 +278,12 @@ def encoder_sizes(published: Mapping[str, Any], found: Mapping[str, Tensor]) -> 
     return sizes | ({"num_hidden_layers": max(layers) + 1} if layers else {})
 
 
-def _follow_image_layernorm(
-    files: CheckpointFiles, found: Mapping[str, Tensor], config: VinVLConfig
-) -> tuple[VinVLConfig, bool | None]:
-    if "img_embedding.weight" not in found:
+def _follow_image_layernorm(weights: Weights, config: VinVLConfig) -> tuple[VinVLConfig, bool | None]:
+    files = weights.files
+    if "img_embedding.weight" not in weights.found:
         return config, None
     config = copy.deepcopy(config)
-    config.use_img_layernorm = "LayerNorm.weight" in found
+    config.use_img_layernorm = "LayerNorm.weight" in weights.found
     said = {"img_layer_norm_eps": files.config.get("img_layer_norm_eps", config.img_layer_norm_eps)}
     refuse_wrong_fields(said, f"The configuration of {files.name}")
     config.img_layer_norm_eps = said["img_layer_norm_eps"]
@@ -326,10 +326,9 @@ def _share_word_decoder(
         originals[WORD_DECODER] = originals[WORD_EMBEDDINGS]
 
 
-def _unfit(
-    files: CheckpointFiles, found: Mapping[str, Tensor], own: Mapping[str, Tensor], strict_head: bool
-) -> tuple[set[str], set[str]]:
+def _unfit(weights: Weights, own: Mapping[str, Tensor], strict_head: bool) -> tuple[set[str], set[str]]:
     """Names of the model that the checkpoint cannot fill: those it lacks, and heads that it has in another size."""
+    files, found = weights.files, weights.found
     missing = own.keys() - found.keys()
     required = [name for name in own if name.startswith(REQUIRED_PARTS)]
     absent = [name for name in required if name in missing]
