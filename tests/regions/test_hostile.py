@@ -55,38 +55,33 @@ def set_attribute(name: str, value: object) -> Callable[[h5py.File], None]:
     return change
 
 
-def group_instead(file: h5py.File) -> None:
-    del file["boxes"]
-    file.create_group("boxes")
+def instead(make: Callable[[h5py.File], object]) -> Callable[[h5py.File], None]:
+    """Something else in place of the boxes."""
 
+    def change(file: h5py.File) -> None:
+        file.move("boxes", "others")
+        make(file)
 
-def link_elsewhere(file: h5py.File) -> None:
-    del file["boxes"]
-    file["boxes"] = h5py.ExternalLink("/etc/passwd", "boxes")
-
-
-def soft_link(file: h5py.File) -> None:
-    file.move("boxes", "others")
-    file["boxes"] = h5py.SoftLink("/others")
+    return change
 
 
 def virtual(file: h5py.File) -> None:
     layout = h5py.VirtualLayout((24, 4), "<f4")
     layout[...] = h5py.VirtualSource("elsewhere.h5", "boxes", (24, 4))
-    del file["boxes"]
     file.create_virtual_dataset("boxes", layout)
 
 
+def put(file: h5py.File, link: object) -> None:
+    file["boxes"] = link
+
+
 def external(file: h5py.File) -> None:
-    del file["boxes"]
     file.create_dataset("boxes", (24, 4), "<f4", external=[("/etc/passwd", 0, 24 * 16)])
 
 
 def committed_type(file: h5py.File) -> None:
-    values = file["boxes"][...]
-    del file["boxes"]
     file["named"] = np.dtype("<f4")
-    file.create_dataset("boxes", data=values, dtype=file["named"])
+    file.create_dataset("boxes", data=file["others"][...], dtype=file["named"])
 
 
 def other_filter(file: h5py.File) -> None:
@@ -118,19 +113,16 @@ EDITS: list[tuple[str, Callable[[h5py.File], None], str]] = [
     ("label map no JSON", set_attribute("label_map", "{"), "label map is not valid JSON"),
     ("label map too deep", set_attribute("label_map", "[" * 60_000), "the label map: Expected `object`"),
     ("missing dataset", lambda file: file.__delitem__("offsets"), "has no dataset offsets"),
-    ("group for dataset", group_instead, "has no dataset boxes"),
-    ("link for dataset", link_elsewhere, "has no dataset boxes"),
-    ("soft link", soft_link, "has no dataset boxes"),
-    ("virtual dataset", virtual, "the data of boxes lie elsewhere"),
-    ("external storage", external, "the data of boxes lie elsewhere"),
-    ("committed type", committed_type, "the data of boxes lie elsewhere"),
+    ("group for dataset", instead(lambda file: file.create_group("boxes")), "has no dataset boxes"),
+    ("link for dataset", instead(lambda file: put(file, h5py.ExternalLink("/etc/passwd", "boxes"))), "no dataset"),
+    ("soft link", instead(lambda file: put(file, h5py.SoftLink("/others"))), "has no dataset boxes"),
+    ("virtual dataset", instead(virtual), "the data of boxes lie elsewhere"),
+    ("external storage", instead(external), "the data of boxes lie elsewhere"),
+    ("committed type", instead(committed_type), "the data of boxes lie elsewhere"),
     ("filter of another kind", other_filter, "classes is compressed in a way that is not read"),
     ("bomb", bomb, "has 0 bytes that claim to be 80,000,000,008 bytes"),
-    (
-        "huge chunk",
-        replace_dataset("boxes", shape=(24, 4), dtype="f4", chunks=(2**27, 4), maxshape=(None, 4)),
-        "that claim to be 384 bytes, in chunks of 2,147,483,648",
-    ),
+    ("huge chunk", replace_dataset("boxes", shape=(24, 4), dtype="f4", chunks=(2**27, 4), maxshape=(None, 4)),
+     "that claim to be 384 bytes, in chunks of 2,147,483,648"),
     ("integer features", replace_dataset("features", shape=(24, 3), dtype="i2"), "features is stored as int16"),
     ("double boxes", replace_dataset("boxes", shape=(24, 4), dtype="f8"), "boxes is stored as float64"),
     ("big-endian sizes", replace_dataset("sizes", shape=(6, 2), dtype=">i4"), "sizes is stored as >i4"),
@@ -141,18 +133,11 @@ EDITS: list[tuple[str, Callable[[h5py.File], None], str]] = [
     ("rows", replace_dataset("boxes", data=np.zeros((9, 4), np.float32)), "boxes has shape (9, 4), (24, 4) was"),
     ("images", replace_dataset("sizes", data=np.zeros((5, 2), np.int32)), "sizes has shape (5, 2), (6, 2) was"),
     ("total", replace_dataset("offsets", data=np.arange(7)), "offsets run from 0 to 6, features have 24 rows"),
-    (
-        "offsets out of range",
-        replace_dataset("offsets", data=np.array([0, 99, 8, 12, 16, 20, 24])),
-        "offsets of image number 0 are damaged (0 to 99)",
-    ),
+    ("offsets out of range", replace_dataset("offsets", data=np.array([0, 99, 8, 12, 16, 20, 24])),
+     "offsets of image number 0 are damaged (0 to 99)"),
     ("size", replace_dataset("sizes", data=np.zeros((6, 2), np.int32)), "image number 0 has size 0 x 0"),
-    (
-        "id not UTF-8",
-        replace_dataset("image_ids", data=np.array([b"\xff"] * 6)),
-        "the id of image number 0 is not UTF-8",
-    ),
-]
+    ("id not UTF-8", replace_dataset("image_ids", data=np.array([b"\xff"] * 6)), "id of image number 0 is not UTF-8"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "sentence"), [row[1:] for row in EDITS], ids=[row[0] for row in EDITS])
@@ -214,7 +199,7 @@ def test_every_flipped_byte_is_read_or_refused(tmp_path: Path) -> None:
     path = sample(tmp_path / "coco.h5")
     content = path.read_bytes()
     random = np.random.default_rng(0)
-    for position in [*range(0, 96, 4), *random.integers(96, len(content), size=50).tolist()]:
+    for position in [*range(0, 96, 4), *random.integers(96, len(content), size=30).tolist()]:
         path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
         try:
             store = RegionStore(path)
@@ -241,7 +226,7 @@ def test_whatever_is_mutated_is_read_or_refused_by_everything(tmp_path: Path) ->
     folder = sample(tmp_path / "folder", max_images_per_shard=3)
     contents = [(tmp_path / "a.h5", tmp_path / "a.h5", base.read_bytes()) for base in bases]
     contents += [(folder, path, path.read_bytes()) for path in sorted(folder.iterdir())]
-    for number in range(40):
+    for number in range(24):
         store, path, content = contents[number % len(contents)]
         path.write_bytes(mutated(random, content))
         uses: list[Callable[[], object]] = [

@@ -1,4 +1,4 @@
-"""Reading by id and index: sentences for what is not there, pickling, and DataLoader workers."""
+"""Reading by id and index: sentences for what is not there, pickling, and DataLoader workers; feature records."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader, Dataset
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from tests.regions.samples import LABELS, ROW_NAMES, assert_same, make_regions, write
 from vinvl.regions import RegionStore
+from vinvl.regions.store import FeatureRecord
 from vinvl.run.errors import UserError
 
 LAYOUTS: list[dict[str, Any]] = [{}, {"compression": "gzip", "chunk_rows": 2}, {"max_images_per_shard": 4}]
@@ -28,12 +31,8 @@ class StoreItems(Dataset[list[object]]):
 
     def __getitem__(self, index: int) -> list[object]:
         image, store = divmod(index, len(self.stores))
-        return as_lists(self.stores[store], self.stores[store].at(image).image_id)
-
-
-def as_lists(store: RegionStore, image_id: str) -> list[object]:
-    regions = store[image_id]
-    return [regions.image_id, *(getattr(regions, name).tolist() for name in ROW_NAMES)]
+        regions = self.stores[store][self.stores[store].at(image).image_id]
+        return [regions.image_id, *(getattr(regions, name).tolist() for name in ROW_NAMES)]
 
 
 def first(batch: list[list[object]]) -> list[object]:
@@ -46,11 +45,9 @@ def test_workers_read_the_same_values(tmp_path: Path, start_method: str) -> None
     images = [make_regions(f"n{number}", 1 + number % 4, attributes=1, seed=number) for number in range(12)]
     paths = [write(tmp_path / str(number), images, attributes=1, **layout) for number, layout in enumerate(LAYOUTS)]
     items = StoreItems([RegionStore(path) for path in paths])
-    # Read before the workers start, so that they inherit opened files.
-    expected = [items[index] for index in range(len(items))]
-    loader = DataLoader(
-        items, num_workers=2 if start_method == "fork" else 1, multiprocessing_context=start_method, collate_fn=first
-    )
+    expected = [items[index] for index in range(len(items))]  # before workers start, so that they inherit opened files
+    workers = 2 if start_method == "fork" else 1
+    loader = DataLoader(items, num_workers=workers, multiprocessing_context=start_method, collate_fn=first)
     assert list(loader) == expected
     assert [items[index] for index in range(len(items))] == expected
 
@@ -88,13 +85,13 @@ def test_what_a_store_does_not_hold_is_told(tmp_path: Path) -> None:
     assert store.at(np.int64(1)).image_id == "9"  # type: ignore[arg-type]
 
 
-def test_an_empty_store_is_a_store(tmp_path: Path) -> None:
-    for layout in LAYOUTS:
-        store = RegionStore(write(tmp_path / f"{len(layout)}{layout.get('compression')}", [], **layout))
-        assert len(store) == 0 and store.verify() == [] and store.image_ids.tolist() == []
-        assert "1" not in store and store.num_regions.shape == (0,) and store.sizes.shape == (0, 2)
-        with pytest.raises(UserError, match="it holds no images"):
-            store["1"]
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_an_empty_store_is_a_store(tmp_path: Path, layout: dict[str, Any]) -> None:
+    store = RegionStore(write(tmp_path / "a", [], **layout))
+    assert len(store) == 0 and store.verify() == [] and store.image_ids.tolist() == []
+    assert "1" not in store and store.num_regions.shape == (0,)
+    with pytest.raises(UserError, match="it holds no images"):
+        store["1"]
 
 
 def test_a_file_that_changes_after_it_was_opened_is_not_read(tmp_path: Path) -> None:
@@ -108,40 +105,72 @@ def test_a_file_that_changes_after_it_was_opened_is_not_read(tmp_path: Path) -> 
 @pytest.mark.parametrize("layout", [{}, {"chunk_rows": 7}, {"compression": "gzip"}], ids=str)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_store_that_is_cut_short_while_it_is_read_is_told(tmp_path: Path, layout: dict[str, Any]) -> None:
-    images = [make_regions(f"n{number}", 9, feature_dim=999, attributes=1, seed=number) for number in range(40)]
-    path = write(tmp_path / "a.h5", images, feature_dim=999, attributes=1, **layout)
+    images = [make_regions(f"n{number}", 9, feature_dim=299, attributes=1, seed=number) for number in range(12)]
+    path = write(tmp_path / "a.h5", images, feature_dim=299, attributes=1, **layout)
     items = StoreItems([RegionStore(path)])
-    whole = items[39]
+    whole = items[11]
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
     told = r"a\.h5 was (cut short while it was read: copy or write it again|changed after it was opened)"
     for read in (
-        lambda: [items[index] for index in range(40)],
-        lambda: items.stores[0].features_into(39, np.zeros((9, 999), dtype=np.float16)),
-        lambda: items.stores[0].sources[0].rows("features", 0, 360),
-        lambda: list(DataLoader(items, num_workers=1, multiprocessing_context="fork", collate_fn=first)),
+        lambda: [items[index] for index in range(12)],
+        lambda: items.stores[0].features_into(11, np.zeros((9, 299), dtype=np.float16)),
+        lambda: items.stores[0].sources[0].rows("features", 0, 108),
+        lambda: list(DataLoader(Subset(items, [11]), num_workers=1, multiprocessing_context="fork", collate_fn=first)),
     ):
         with pytest.raises(UserError, match=told if not layout.get("compression") else rf"{told}|cannot be read"):
             read()
     assert len(whole) == 7
 
 
-@pytest.mark.parametrize("chunked", [False, True])
-def test_features_alone_are_those_of_the_image(tmp_path: Path, chunked: bool) -> None:
-    layout = {"compression": "gzip"} if chunked else {}
+@pytest.mark.parametrize("layout", [{}, {"compression": "gzip"}], ids=["contiguous", "gzip"])
+def test_features_alone_are_those_of_the_image(tmp_path: Path, layout: dict[str, Any]) -> None:
     paths = [
         write(tmp_path / f"{part}.h5", [make_regions(f"{part}{n}", n, seed=n) for n in range(4)], **layout)
         for part in "ab"
     ]
-    for store in (RegionStore(paths[0]), RegionStore(paths)):
-        for index in range(len(store)):
-            regions = store.at(index)
-            for count in range(len(regions) + 1):
-                store.features_into(index, out := np.full((count, 3), 7, dtype=np.float16))
-                np.testing.assert_array_equal(out, regions.features[:count])
-            with pytest.raises(UserError, match=f"has {len(regions)} regions, not"):
-                store.features_into(index, np.empty((len(regions) + 1, 3), dtype=np.float16))
-            np.testing.assert_array_equal(store.classes_at(index), regions.classes)
-        for outside in (-1, len(store)):
-            with pytest.raises(UserError, match=f"has no image at index {outside}"):
-                store.classes_at(outside)
+    store = RegionStore(paths)
+    for index in range(len(store)):
+        regions = store.at(index)
+        for count in range(len(regions) + 1):
+            store.features_into(index, out := np.full((count, 3), 7, dtype=np.float16))
+            np.testing.assert_array_equal(out, regions.features[:count])
+        with pytest.raises(UserError, match=f"has {len(regions)} regions, not"):
+            store.features_into(index, np.empty((len(regions) + 1, 3), dtype=np.float16))
+        np.testing.assert_array_equal(store.classes_at(index), regions.classes)
+    for outside in (-1, len(store)):
+        with pytest.raises(UserError, match=f"has no image at index {outside}"):
+            store.classes_at(outside)
+
+
+MADE = {"boxes": "regressed", "architecture": {"blocks": [3, 8, 36, 3]}, "score_threshold": 0.2}
+
+
+def test_the_feature_record_goes_through_a_checkpoint_file(tmp_path: Path) -> None:
+    record = FeatureRecord.of_store(RegionStore(write(tmp_path / "f.h5", [], provenance=MADE)))
+    assert record.detector == "X152-C4, NMS_FILTER 1" and record.feature_dtype == "float16"
+    assert record.provenance == MADE
+    torch.save({"features": record.plain()}, tmp_path / "c.ckpt")
+    found = torch.load(tmp_path / "c.ckpt", weights_only=True)["features"]
+    assert FeatureRecord.of_plain(found) == record
+
+
+@pytest.mark.parametrize("provenance", [None, b"[1]", b"{"])
+def test_a_store_that_says_nothing_or_nonsense_stops_nothing(provenance: bytes | None, tmp_path: Path) -> None:
+    path = write(tmp_path / "f.h5", [], provenance=None if provenance is None else MADE)
+    if provenance is not None:
+        with h5py.File(path, "r+") as file:
+            file.attrs["provenance"] = np.bytes_(provenance)
+    assert FeatureRecord.of_store(RegionStore(path)) == FeatureRecord("X152-C4, NMS_FILTER 1", "float16", {})
+
+
+DAMAGED = [
+    None, 3, [], {}, {"detector": 3, "feature_dtype": "int8", "provenance": [1]}, {"feature_dtype": ["float16"]},
+    {"provenance": {"boxes": torch.zeros(1)}}, {"provenance": {"architecture": {(1, 2): 3}}},
+    {"provenance": {"size": 10**5000}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", DAMAGED)
+def test_damaged_records_and_those_of_older_checkpoints_say_nothing(value: Any) -> None:
+    assert FeatureRecord.of_plain(value) == FeatureRecord()

@@ -40,7 +40,6 @@ def test_random_ragged_contents_come_back(data: st.DataObject) -> None:
         assert [entry.name for entry in Path(folder).iterdir()] == ["store"]
         assert len(store) == len(images) and store.image_ids.tolist() == names
         assert store.num_regions.dtype == np.int64 and store.num_regions.tolist() == [len(image) for image in images]
-        assert store.sizes.tolist() == [[100, 120]] * len(images)
         assert store.label_map == LABELS and store.detector == "X152-C4, NMS_FILTER 1"
         assert (store.feature_dim, store.num_attributes) == (feature_dim, attributes)
         for index, written in enumerate(images):

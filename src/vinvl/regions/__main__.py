@@ -82,7 +82,7 @@ def summary(store: RegionStore) -> list[str]:
         "attributes a region": str(store.num_attributes),
         "label map": f"{len(labels.classes):,} classes, {len(labels.attributes):,} attributes",
         "detector": store.detector,
-        "checksums": "yes" if store.has_checksums else "no, written by an earlier version",
+        "checksums": "no, written by an earlier version" if any(one.checksums is None for one in headers) else "yes",
         "bytes": f"{sum(header.file_bytes for header in headers):,}",
     }
     made = {f"  {name}": value for name, value in store.provenance.items()}
@@ -104,27 +104,16 @@ ALIKE = 0.99  # cosine from which two features count as one, rounding aside
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a sample of the images that both stores hold has in common.
+    """What a sample of the images that both stores hold has in common; nan of nothing."""
 
-    Attributes:
-        shared: images that both hold.
-        images: of these, looked at.
-        regions: (of the first, of the second) in them.
-        same_box: share of the first's regions that the second has with an IoU of at least `SAME_BOX`.
-        same_tag: of these regions, the share with the same class name; nan if a store has no names.
-        cosine: of these regions' features: mean, and what 95 % of them reach; nan if there are none.
-        norm_ratio: mean ratio of the norms of these features, the second's to the first's.
-        other_sizes: images whose width or height differ.
-    """
-
-    shared: int
-    images: int
-    regions: tuple[int, int]
-    same_box: float
-    same_tag: float
-    cosine: tuple[float, float]
-    norm_ratio: float
-    other_sizes: int
+    shared: int  # images that both hold
+    images: int  # of these, looked at
+    regions: tuple[int, int]  # of the first and of the second, in them
+    same_box: float  # share of the first's regions that the second has with an IoU of at least `SAME_BOX`
+    same_tag: float  # of these regions, the share with the same class name
+    cosine: tuple[float, float]  # of these regions' features: mean, and what 95 % of them reach
+    norm_ratio: float  # mean ratio of the norms of these features, the second's to the first's
+    other_sizes: int  # images whose width or height differ
 
     @property
     def verdict(self) -> str:
@@ -154,11 +143,7 @@ class Comparison:
 
 
 def compare_stores(first: RegionStore, second: RegionStore, most: int = 500, seed: int = 0) -> Comparison:
-    """Compares up to `most` images that both hold, drawn at random.
-
-    Raises:
-        UserError: no image is in both, their features are of different dimensions, or one is damaged.
-    """
+    """Compares up to `most` images that both hold, drawn at random; UserError if these are not to be had."""
     first.require_sound()
     second.require_sound()
     if first.feature_dim != second.feature_dim:

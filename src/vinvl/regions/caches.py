@@ -27,7 +27,7 @@ WORTH_TELLING = 10**8  # bytes
 class DeviceFeatures:
     """All features of a store on the device, for stores that fit there: batches then bring row numbers alone.
 
-    They are loaded when they are first asked for, for only then the device is known.
+    They are loaded when they are first asked for: only then the device is known.
     """
 
     def __init__(self, store: RegionStore) -> None:
@@ -71,10 +71,8 @@ class SharedCopies:
     """Files in shared memory, at `paths` in their order, in use until `release` or the end of the process.
 
     Who uses a copy holds a shared lock on it, and only who holds the lock of the folder makes or removes one. Whoever
-    uses a copy last removes it, and whoever comes next what killed processes have left.
-
-    Raises:
-        UserError: there is no such memory, or too little of it.
+    uses a copy last removes it, and whoever comes next what killed processes have left. Raises UserError for too little
+    memory, or none.
     """
 
     def __init__(self, files: Sequence[Path], memory: Path = MEMORY) -> None:

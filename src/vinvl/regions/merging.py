@@ -71,8 +71,8 @@ def write_store_file(
 ) -> dict[str, int]:
     """Write a store file of all images of the sources, or those `wanted`; `complete` is set when all else is written.
 
-    `wanted` are (N,) numbers of images in their order, counted over the sources as they follow each other. Memory does
-    not grow with the features. Returns the checksums of its arrays; raises OSError if it cannot be written.
+    `wanted` are (N,) numbers of images in their order, counted over the sources as they follow each other. Returns the
+    checksums of its arrays; raises OSError if it cannot be written.
     """
     numbers = np.repeat(np.arange(len(sources)), [len(source.sizes) for source in sources])[wanted]
     starts = np.concatenate([source.offsets[:-1] for source in sources])[wanted]
@@ -159,16 +159,10 @@ def shard_path(path: Path, index: int, count: int) -> Path:
 
 
 def merge_stores(files: Sequence[str | Path], target: str | Path, *, overwrite: bool = False) -> RegionStore:
-    """One store file with the images of all, in the order of the files; returns it opened.
+    """One store file with the images of all, in the order of the files, opened; it may replace one if `overwrite`.
 
-    Args:
-        files: store files or folders of shards that are alike, with no image twice.
-        target: the file to make.
-        overwrite: whether a file of that name is replaced, once the new one is whole.
-
-    Raises:
-        UserError: `target` exists, files do not belong together, are damaged or missing, or the disk is full; nothing
-            is changed then.
+    Raises UserError, with nothing changed, if `target` exists, files do not belong together, are damaged or missing, or
+    the disk is full.
     """
     target = Path(target)
     if not overwrite and os.path.lexists(target):

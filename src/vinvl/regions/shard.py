@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import cached_property
 from zlib import crc32
 
 import h5py
@@ -24,17 +25,17 @@ _BLOCK = 2**20
 class IdLookup:
     """Positions of ids in an array of UTF-8 bytes (N,): 8 bytes an image, where a dict of strings takes some 150.
 
-    `order` sorts them; None sorts here.
+    Those that are sorted already take none.
     """
 
-    def __init__(self, ids: np.ndarray, order: np.ndarray | None = None) -> None:
+    def __init__(self, ids: np.ndarray, is_sorted: bool = False) -> None:
         self._ids = ids
-        self._order = np.argsort(ids, kind="stable") if order is None else order
+        self._order = None if is_sorted else np.argsort(ids, kind="stable")
 
     def repeats(self) -> tuple[int, tuple[int, int]]:
         """How many ids are those of an earlier image, and two images of the first such id."""
-        ids, order = self._ids, self._order
-        repeats, first = 0, (-1, -1)
+        ids, repeats, first = self._ids, 0, (-1, -1)
+        order = np.arange(len(ids)) if self._order is None else self._order
         for start in range(0, len(ids), _BLOCK):
             sorted_ids = ids[order[start : start + _BLOCK + 1]]
             found = np.flatnonzero(sorted_ids[1:] == sorted_ids[:-1])
@@ -48,8 +49,8 @@ class IdLookup:
         repeats, (first, _) = self.repeats()
         if repeats:
             yield f"image ids are repeated {repeats} times, such as {self._ids[first].decode('utf-8', 'replace')!r}."
-        if len(self._ids) and self._ids[self._order[0]] == b"":
-            yield f"image number {self._order[0]} has an empty id."
+        if (empty := self.find("")) >= 0:
+            yield f"image number {empty} has an empty id."
 
     def __contains__(self, image_id: str) -> bool:
         return self.find(image_id) >= 0
@@ -67,7 +68,7 @@ class IdLookup:
         position = int(ids.searchsorted(np.array(key, dtype=ids.dtype), sorter=self._order))
         if position == len(ids):
             return -1
-        index = int(self._order[position])
+        index = position if self._order is None else int(self._order[position])
         return index if ids[index] == key else -1
 
 
@@ -84,7 +85,6 @@ class Shard:
         self._handle: h5py.File | None = None
         self._datasets: dict[str, h5py.Dataset] = {}  # those that only h5py can read
         self._process = 0
-        self._index: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def __getstate__(self) -> ShardHeader:
         return self.header
@@ -92,28 +92,22 @@ class Shard:
     def __setstate__(self, header: ShardHeader) -> None:
         self.__init__(header)  # type: ignore[misc]
 
-    @property
+    # These three are looked up in for every image, and stay in memory.
+
+    @cached_property
     def offsets(self) -> np.ndarray:
         """(N+1,) int64"""
-        return self._indices()[0]
+        return self.rows("offsets", 0, self.header.num_images + 1)
 
-    @property
+    @cached_property
     def sizes(self) -> np.ndarray:
         """(N, 2) int32, width and height"""
-        return self._indices()[1]
+        return self.rows("sizes", 0, self.header.num_images)
 
-    @property
+    @cached_property
     def image_ids(self) -> np.ndarray:
         """(N,) UTF-8 bytes"""
-        return self._indices()[2]
-
-    def _indices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """These three are looked up in for every image, and stay in memory."""
-        if self._index is None:
-            images = self.header.num_images
-            offsets, sizes, ids = (self.rows(name, 0, images + more) for name, more in _IMAGE_ARRAYS.items())
-            self._index = offsets, sizes, ids
-        return self._index
+        return self.rows("image_ids", 0, self.header.num_images)
 
     def rows(self, name: str, start: int, stop: int, index: int | None = None) -> np.ndarray:
         """Rows start..stop of an array, of the image at `index` if a failure is to tell it.
@@ -254,7 +248,6 @@ class StoredRegions(Regions):
 # What a sound file is; arrays are looked at some megabytes at a time.
 
 _BLOCK_BYTES = 8 * 2**20
-_IMAGE_ARRAYS = {"offsets": 1, "sizes": 0, "image_ids": 0}  # and how many entries they have more than there are images
 _QUICK = ("classes", "attributes")
 
 FindBad = Callable[[int, np.ndarray], np.ndarray]  # (first row, (r, …) rows) → (r,) bool
@@ -279,7 +272,7 @@ def problems(shard: Shard, *, written: bool = False, values: bool = False) -> It
             yield f"{path}: offsets fall after image number {falls[0]}; they must never fall."
         if len(bad := np.flatnonzero((shard.sizes <= 0).any(axis=1))):
             yield f"{path}: {len(bad)} images have a size that is not positive, the first is image number {bad[0]}."
-        for name in _IMAGE_ARRAYS:
+        for name in ("offsets", "sizes", "image_ids"):
             yield from unlike_checksum(shard, name, crc32(getattr(shard, name).data))
         for name in (*_QUICK, *(name for name in ROW_ARRAYS if name not in _QUICK and (written or values))):
             checks = _checks(shard, name, sound=not len(falls)) if values or name in _QUICK else {}

@@ -89,10 +89,7 @@ class RegionStore:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What else the files say of how their features were made; where they differ, a list of what each says.
-
-        {} if they say nothing. Raises UserError if it is no JSON object.
-        """
+        """What else the files say of how their features were made; where they differ, a list of what each says."""
         said: list[dict[str, Any]] = []
         for header in self.headers:
             if header.provenance is not None:
@@ -116,11 +113,6 @@ class RegionStore:
     def num_regions(self) -> np.ndarray:
         """(N,) int64, regions of each image"""
         return np.concatenate([np.diff(shard.offsets) for shard in self.sources])
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """(N, 2) int32, width and height of each image in pixels"""
-        return np.concatenate([shard.sizes for shard in self.sources])
 
     @property
     def encoded_ids(self) -> np.ndarray:
@@ -194,24 +186,14 @@ class RegionStore:
     def require_sound(self, contents: bool = False) -> None:
         """Raise UserError for the first thing that is wrong; whoever is about to use a store calls this.
 
-        Checked are repeated and empty ids, offsets, sizes and indices into the label map, and the checksums of what is
-        read for that: some bytes a region. With `contents` all that `verify` looks at.
+        Looked at are repeated and empty ids, and some bytes a region (see `problems`), or with `contents` all.
         """
         ids = () if contents else (f"{self._name}: {problem}" for problem in self._lookup.problems())
         for problem in chain(ids, *(problems(shard, values=contents) for shard in self.sources)):
             raise UserError(f"{problem} `python -m vinvl.regions verify FILE` says all that is wrong with a store.")
 
-    @property
-    def has_checksums(self) -> bool:
-        """Whether all files have checksums; those of earlier versions have none."""
-        return all(header.checksums is not None for header in self.headers)
-
     def verify(self) -> list[str]:
-        """Read all files through and return what is wrong with them, a sentence each; [] if the store is sound.
-
-        Checked are offsets, ids, finite features, boxes and scores, box bounds, indices into the label map, and where a
-        file has them the checksums of all arrays.
-        """
+        """Read all files through and return what is wrong with them, a sentence each; [] if the store is sound."""
         return [problem for shard in self.sources for problem in problems(shard, values=True)]
 
 
@@ -239,17 +221,11 @@ class OtherFeatures(UserWarning):
 
 
 class FeatureRecord(msgspec.Struct, frozen=True):
-    """How the features were made that a model was trained on, as far as their store said; empty where it did not.
-
-    Attributes:
-        detector: the store's text.
-        feature_dtype: in the store.
-        provenance: the settings that they were made with, in plain types.
-    """
+    """How the features were made that a model was trained on, as far as their store said; empty where it did not."""
 
     detector: str = ""
     feature_dtype: Annotated[str, msgspec.Meta(pattern=r"^(float16|float32)?\Z")] = ""
-    provenance: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}  # the settings that they were made with, in plain types
 
     @classmethod
     def of_store(cls, store: RegionStore) -> FeatureRecord:
@@ -272,10 +248,7 @@ class FeatureRecord(msgspec.Struct, frozen=True):
         return msgspec.structs.asdict(self)
 
     def unlike(self, store: RegionStore) -> str | None:
-        """One sentence where a store has other features than these; None if it may have the same.
-
-        Where no settings are known the names of the detectors are compared.
-        """
+        """One sentence where a store has other features than these, as far as is known; else None."""
         own = FeatureRecord.of_store(store)
         if "weights_sha256" in self.provenance and "weights_sha256" in own.provenance:
             return unlike_settings(settings_of(self.provenance), settings_of(own.provenance), f"{store!r} has")

@@ -81,12 +81,12 @@ def _indices(array: np.ndarray, name: str, names: int) -> np.ndarray:
 class ShardWriter:
     """Makes shards of the images that one process adds: files PROCESS-NUMBER.h5 in a folder, each whole or not there.
 
+    Those of this process that are there stay, and further numbers follow.
+
     Args:
-        folder: where they go; shards of this process that are there stay, and further numbers follow.
         note: what a shard is to say besides, of types that JSON has, asked for when it is finished.
         seconds: a shard is finished at the latest when its first image has waited for so long.
-        durable: whether to wait until a shard is on the disk. A shard that is lost with the power is told by its
-            checksums; where images come as fast as the disk takes them, waiting would cost more than making it again.
+        durable: whether to wait until a shard is on the disk. One that is lost with the power is told by its checksums.
     """
 
     def __init__(
@@ -194,12 +194,9 @@ def _write_store(
 class Unfinished:
     """A store that is being made: finished shards in a folder beside it, which outlive the process however it ends.
 
-        features.h5.partial/settings.json     what the features follow from, which must be the same to go on
-        features.h5.partial/00000-00003.h5    a shard: number of the process, and its own
-        features.h5.partial/00000.lock        held by process 0 while it works
-
-    Args:
-        target: the store.
+    features.h5.partial/settings.json     what the features follow from, which must be the same to go on
+    features.h5.partial/00000-00003.h5    a shard: number of the process, and its own
+    features.h5.partial/00000.lock        held by process 0 while it works
     """
 
     def __init__(self, target: Path) -> None:
@@ -250,10 +247,7 @@ class Unfinished:
             os.close(descriptor)
 
     def shards(self, of: StoreAttributes | None = None) -> list[Shard]:
-        """The finished shards without those that are plainly damaged, whose images are to be made again.
-
-        Raises UserError for one of another store than `of`.
-        """
+        """The finished shards without those that are plainly damaged, whose images are to be made again."""
         return [shard for _, shard in _opened(shard_files(self.folder), of) if shard is not None]
 
     def first_shards(self) -> list[Shard]:
@@ -271,9 +265,8 @@ class Unfinished:
     def finish(self, attributes: StoreAttributes, order: Iterable[str], earlier: Sequence[Shard]) -> int:
         """Makes the store in place of whatever is at `target`, and removes the work. Returns the number of images.
 
-        Images come in the order of the ids in `order`, then those that it does not name; those of the files in
-        `earlier` too, unless this work has them. Raises UserError where a shard is damaged or the disk is full; work
-        and target are as they were then.
+        Images come in the order of the ids in `order`, then others; those of the files in `earlier` too, unless this
+        work has them. Raises UserError where a shard is damaged or the disk is full; nothing is changed then.
         """
         shards = self.shards(attributes)
         for shard in shards:

@@ -256,3 +256,28 @@ def refused(source: Path, folder: Path, *options: str) -> str:
     sentence = str(raised.value)
     assert "\n" not in sentence, sentence
     return sentence
+
+
+def npz_with_tables(path: Path, images: Sequence[Sample]) -> Path:
+    """As bottom-up-attention's scripts save features, with scores of all classes."""
+    path.mkdir()
+    for i in images:
+        table = np.zeros((len(i.classes), len(CLASSES)))
+        table[np.arange(len(i.classes)), i.classes] = i.scores
+        named = {"objects": i.classes, "cls_prob": table, "attrs_id": i.colours, "attrs_conf": i.scores}
+        np.savez(path / f"{i.image_id}.npz", x=i.features, bbox=i.boxes, image_w=i.width, image_h=i.height, **named)
+    return path
+
+
+FORMATS: dict[str, Callable[[Path, Sequence[Sample]], Path]] = {
+    "bottom-up": tsv(bottom_up_line),
+    "LXMERT": tsv(lxmert_line),
+    "predictions": tsv(lambda image: prediction_line(image, with_features=True)),
+    "columns": lambda path, images: published_folder(path, images, "columns"),
+    "JSON": lambda path, images: published_folder(path, images, "json"),
+    "JSON, sizes from boxes": lambda path, images: published_folder(path, images, "json", sizes=False),
+    "npy": write_npy_folder,
+    "npz": npz_with_tables,
+    "tensors": write_tensors,
+    "LMDB": write_lmdb,
+}

@@ -124,14 +124,14 @@ def test_what_is_damaged_is_left_out_and_named(tmp_path: Path, name: str) -> Non
     with pytest.raises(UserError):
         convert_features(source, out, msgspec.structs.replace(read, workers=1))
     done = convert_features(source, out, msgspec.structs.replace(read, workers=1, on_damaged="skip"))
-    assert (done.images, done.left_out) == (6, left_out), done
+    assert (done.images, done.journal.count) == (6, left_out), done
     store = RegionStore(out)
     assert sorted(store.image_ids) == sorted(IMAGES[number].image_id for number in (0, 2, 4, 5, 6, 7))
     np.testing.assert_array_equal(store[IMAGES[2].image_id].features, IMAGES[2].features.astype(np.float16))
     assert store.verify() == []
     assert store.provenance["left_out"] == left_out and store.provenance["on_damaged"] == "skip"
-    assert store.provenance["left_out_first"] == list(done.left_out_first)
-    assert any("NaN" in reason for reason in done.left_out_first) and len(done.left_out_first) == min(left_out, 5)
+    assert store.provenance["left_out_first"] == done.journal.first
+    assert any("NaN" in reason for reason in done.journal.first) and len(done.journal.first) == min(left_out, 5)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, "out.h5", *tmp_path_extra(source)])
 
 
@@ -163,15 +163,12 @@ def test_the_first_image_does_not_decide_alone(tmp_path: Path) -> None:
     lines = ["100\t1\t2\n", bottom_up_line(first), *map(bottom_up_line, IMAGES[1:])]
     file = write_lines(tmp_path / "in.tsv", lines)
     done = convert_features(file, tmp_path / "out.h5", FeatureOptions(workers=1, on_damaged="skip"))
-    assert (done.images, done.left_out) == (7, 2) and "of dimension 3, expected 8" in done.left_out_first[1]
+    assert (done.images, done.journal.count) == (7, 2) and "of dimension 3, expected 8" in done.journal.first[1]
 
 
-@pytest.mark.parametrize("setting", ["on_damage", "class_ofset", "worker"])
-def test_settings_that_nobody_knows(tmp_path: Path, setting: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"There is no setting features.{setting}: did you mean features.{setting[:7]}"
-    ):
-        run_conversion(tmp_path, tmp_path / "out.h5", {setting: 1})
+def test_settings_that_nobody_knows(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="features: Object contains unknown field `on_damage`"):
+        run_conversion(tmp_path, tmp_path / "out.h5", {"on_damage": 1})
 
 
 def test_an_lmdb_is_read_as_its_own_package_reads_it(tmp_path: Path) -> None:
@@ -212,7 +209,7 @@ def bytes_changed(file: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("name", ["npy", "npz", "LMDB", "tensors", "published folder"])
 def test_changed_bytes_are_never_more_than_a_sentence(tmp_path: Path, name: str) -> None:
-    for seed in range(8):
+    for seed in range(6):
         folder = tmp_path / str(seed)
         folder.mkdir()
         source = SOURCES[name][0](folder)
@@ -224,8 +221,9 @@ def test_changed_bytes_are_never_more_than_a_sentence(tmp_path: Path, name: str)
         except UserError as error:
             assert "\n" not in str(error)
         else:
-            told = done.left_out_list.read_text() if done.left_out_list else "; ".join(done.left_out_first + done.notes)
-            assert done.images + done.left_out >= len(IMAGES) or "does not have" in told
+            journal, listed = done.journal, done.left_out_list
+            told = listed.read_text() if listed else "; ".join(journal.first + journal.notes)
+            assert done.images + journal.count >= len(IMAGES) or "does not have" in told
 
 
 def test_nothing_fills_the_memory(tmp_path: Path) -> None:
@@ -255,22 +253,23 @@ def test_nothing_fills_the_memory(tmp_path: Path) -> None:
         convert_features(tmp_path / "in.pt", tmp_path / "out.h5", READ)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda rows: rows.to_sparse(),
-        lambda rows: torch.quantize_per_tensor(rows, 0.1, 0, torch.quint8),
-        lambda rows: rows.bool(),
-        lambda rows: rows.cfloat(),
-        lambda rows: rows.to("meta"),
-        lambda rows: torch.nested.nested_tensor([rows[0], rows[1]]),
-        torch._neg_view,
-        lambda rows: rows.T,
-        lambda rows: [1.0],
-    ],
-)
-def test_tensors_of_other_kinds_are_named(tmp_path: Path, make: Callable[[torch.Tensor], Any]) -> None:
-    torch.save({"7": make(torch.from_numpy(IMAGES[0].rows))}, tmp_path / "in.pt")
+OTHER_TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "sparse": lambda rows: rows.to_sparse(),
+    "quantized": lambda rows: torch.quantize_per_tensor(rows, 0.1, 0, torch.quint8),
+    "truth values": lambda rows: rows.bool(),
+    "complex": lambda rows: rows.cfloat(),
+    "nowhere": lambda rows: rows.to("meta"),
+    "nested": lambda rows: torch.nested.nested_tensor([rows[0], rows[1]]),
+    "negative": torch._neg_view,
+    "turned": lambda rows: rows.T,
+    "list": lambda rows: [1.0],
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_TENSORS)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_of_other_kinds_are_named(tmp_path: Path, kind: str) -> None:
+    torch.save({"7": OTHER_TENSORS[kind](torch.from_numpy(IMAGES[0].rows))}, tmp_path / "in.pt")
     with pytest.raises(UserError, match=r"in.pt: image '7': it (is|has shape)"):
         convert_features(tmp_path / "in.pt", tmp_path / "out.h5", READ)
 

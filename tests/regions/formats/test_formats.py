@@ -1,10 +1,12 @@
-"""Features of every format that is read come out of the store as they went in."""
+"""Features of every format come out of the store as they went in, and go back into these formats."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,8 @@ import torch
 from tests.regions.formats.samples import (
     CLASSES,
     COLOURS,
+    DIM,
+    FORMATS,
     Sample,
     bottom_up_line,
     composed,
@@ -26,20 +30,23 @@ from tests.regions.formats.samples import (
     oscar_line,
     prediction_line,
     published_folder,
+    refused,
     renamed,
     run,
     samples,
     write_lines,
     write_lmdb,
     write_npy_folder,
+    write_records,
 )
+from tests.regions.samples import make_regions, write
 from vinvl.convert import convert
 from vinvl.regions import RegionStore
 from vinvl.regions.formats import source, tsv
 from vinvl.run import lines as worker_pool
 from vinvl.run.errors import UserError
 
-IMAGES = samples()
+IMAGES, MANY = samples(), samples(20)
 
 
 def assert_features(store: RegionStore, images: list[Sample] = IMAGES) -> None:
@@ -67,20 +74,38 @@ def assert_names(store: RegionStore, images: list[Sample] = IMAGES) -> None:
             assert regions.attribute_scores[region, : len(filled)].tolist() == entry["attr_scores"]
 
 
-@pytest.mark.parametrize("dialect", ["columns", "json"])
-@pytest.mark.parametrize("sizes", [True, False], ids=["sizes in predictions", "sizes from boxes"])
-def test_published_folders_are_joined_by_image_id(tmp_path: Path, dialect: str, sizes: bool) -> None:
-    store = run(published_folder(tmp_path / "in", IMAGES, dialect, sizes), tmp_path / "out.h5", "detector=X152-C4")
-    assert_features(store)
-    assert_names(store)
-    assert store.detector == "X152-C4" and store.label_map.classes[0] == "__background__"
+def without_regions(image: Sample) -> Sample:
+    names = ("features", "boxes", "classes", "scores", "colours")
+    return replace(image, **{name: getattr(image, name)[:0] for name in names})
 
 
-def test_predictions_with_features_or_labels_beside_them(tmp_path: Path) -> None:
-    file = write_lines(tmp_path / "own.tsv", [prediction_line(image, with_features=True) for image in IMAGES])
-    store = run(file, tmp_path / "own.h5")
-    assert_features(store)
-    assert_names(store)
+EMPTY: list[list[int]] = [[], [0, 2], [0, 1, 2, 3, 4]]
+CASES = [(kind, empty) for kind in FORMATS for empty in EMPTY if not empty or "sizes from boxes" not in kind]
+
+
+@pytest.mark.parametrize(("kind", "empty"), CASES, ids=str)
+def test_what_was_found_comes_out_and_nothing_is_an_image_too(tmp_path: Path, kind: str, empty: list[int]) -> None:
+    images = [without_regions(image) if number in empty else image for number, image in enumerate(IMAGES)]
+    source = FORMATS[kind](tmp_path / "in", images)
+    settings = ["class_offset=1"] * (kind in ("npy", "npz", "LMDB")) + ["detector=X152-C4"]
+    if kind == "tensors":
+        (tmp_path / "in.pkl").write_bytes(pickle.dumps(labels_of(images)))
+        settings.append(f"predictions={tmp_path / 'in.pkl'}")
+    store = run(source, tmp_path / "out.h5", *settings)
+    assert_features(store, images)
+    assert store.detector == "X152-C4"
+    if kind.startswith(("predictions", "columns", "JSON")):
+        assert_names(store, images)
+        assert store.label_map.classes[0] == "__background__"
+    elif kind != "tensors":
+        assert store.label_map.classes == ()
+    if kind in ("npy", "npz", "LMDB", "LXMERT"):
+        assert [store[one.image_id].classes.tolist() for one in images] == [
+            (one.classes + 1).tolist() for one in images
+        ]
+
+
+def test_features_with_labels_beside_them(tmp_path: Path) -> None:
     features = write_lines(tmp_path / "train.feature.tsv", [oscar_line(image, "json") for image in IMAGES])
     labels = [f"{image.image_id}\t{json.dumps(objects_of(image))}\n" for image in IMAGES]
     store = run(features, tmp_path / "out.h5", f"predictions={write_lines(tmp_path / 'train.label.tsv', labels)}")
@@ -135,12 +160,6 @@ def test_rounded_predictions_leave_the_rows_as_they_are(tmp_path: Path) -> None:
     assert_features(run(folder, tmp_path / "out.h5"))
 
 
-def test_bottom_up_attention(tmp_path: Path) -> None:
-    store = run(write_lines(tmp_path / "bottom_up.tsv", list(map(bottom_up_line, IMAGES))), tmp_path / "out.h5")
-    assert_features(store)
-    assert store.label_map.classes == () and not store["100"].classes.any()
-
-
 def test_lxmert_numbers_make_room_for_the_background(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "lxmert.tsv", list(map(lxmert_line, IMAGES)))
     store = run(file, tmp_path / "out.h5")
@@ -161,15 +180,6 @@ def test_npy_files_of_mmf(tmp_path: Path) -> None:
     for image in images:
         np.testing.assert_array_equal(store[image.image_id].classes, image.classes + 1)
         np.testing.assert_array_equal(store[image.image_id].class_scores, image.scores)
-
-
-def test_lmdb_of_mmf(tmp_path: Path) -> None:
-    store = run(write_lmdb(tmp_path / "in", IMAGES), tmp_path / "out.h5")
-    assert_features(store)
-    np.testing.assert_array_equal(store["100"].classes, IMAGES[0].classes)
-    (tmp_path / "in" / "data.mdb").write_bytes(b"x" * 9000)
-    with pytest.raises(UserError, match=r"in is no LMDB, or a damaged one"):
-        run(tmp_path / "in", tmp_path / "two.h5")
 
 
 @pytest.mark.parametrize("with_info", [True, False])
@@ -244,3 +254,166 @@ def test_a_conversion_tells_how_it_went(tmp_path: Path, capsys: pytest.CaptureFi
 def test_one_source_is_converted_at_a_time(given: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Pass one of the two: weights=… for a model, or from=…"):
         convert(composed(f"to={tmp_path / 'out.h5'}", *given))
+
+
+@pytest.mark.parametrize("turned", [np.float32, np.float64])
+@pytest.mark.parametrize("counted", [True, False])
+def test_features_that_lie_on_their_side_are_turned(tmp_path: Path, turned: type, counted: bool) -> None:
+    image = IMAGES[1]
+    fields: dict[str, Any] = {"bbox": image.boxes, "image_w": image.width, "image_h": image.height}
+    fields |= {"num_boxes": len(image.boxes)} if counted else {}
+    (tmp_path / "in").mkdir()
+    np.savez(tmp_path / "in" / "107.npz", features=image.features[:, :5].T, **fields)
+    assert "expected 8 as features.dim" in refused(tmp_path / "in", tmp_path)
+    np.savez(tmp_path / "in" / "107.npz", features=image.features.T[:, :-1], **fields)
+    assert re.search(
+        r"number of boxes|features have shape \(8, 2\), but there are 3 boxes", refused(tmp_path / "in", tmp_path)
+    )
+    np.savez(tmp_path / "in" / "107.npz", features=image.features.T.astype(turned), **fields)
+    np.testing.assert_array_equal(run(tmp_path / "in", tmp_path / "out.h5")["107"].features, image.features)
+
+
+def scored(numbers: np.ndarray, columns: int, winners: np.ndarray) -> dict[str, np.ndarray]:
+    """Class numbers as a file has them, with a table of scores whose highest columns are `winners`."""
+    table = np.full((len(numbers), columns), 0.1, dtype=np.float32)
+    table[np.arange(len(numbers)), winners] = 0.6
+    return {"objects": numbers, "cls_prob": table}
+
+
+NUMBERS = np.array([2, 0, 1, 2])  # into CLASSES
+NAMED_BY: dict[str, dict[str, Any]] = {
+    "no background": scored(NUMBERS, 3, NUMBERS),
+    "background in the numbers alone": scored(NUMBERS + 1, 3, NUMBERS),
+    "background in both": scored(NUMBERS + 1, 4, NUMBERS + 1),
+    "background in the scores alone": scored(NUMBERS, 4, NUMBERS + 1),
+    "what our own files say": {"objects": NUMBERS + 1, "class_offset": 0},
+}
+
+
+@pytest.mark.parametrize("fields", NAMED_BY.values(), ids=NAMED_BY)
+@pytest.mark.parametrize("background", [True, False], ids=["map with background", "map from 0"])
+@pytest.mark.parametrize("kind", ["npz", "LMDB"])
+def test_class_numbers_are_told_by_their_scores(
+    tmp_path: Path, fields: dict[str, Any], background: bool, kind: str
+) -> None:
+    names = ["BACKGROUND", *CLASSES] if background else CLASSES
+    (tmp_path / "map.json").write_text(json.dumps({"idx_to_label": dict(enumerate(names))}))
+    image = {"x": np.ones((4, DIM)), "bbox": np.tile([1.0, 2, 30, 40], (4, 1)), "image_w": 100, "image_h": 90} | fields
+    (tmp_path / "in").mkdir()
+    if kind == "npz":
+        np.savez(tmp_path / "in" / "7.npz", **image)
+    else:
+        write_records(tmp_path / "in", {"7": image}, [])
+    store = run(tmp_path / "in", tmp_path / "out.h5", f"labels={tmp_path / 'map.json'}")
+    assert [store.label_map.classes[number] for number in store["7"].classes] == [CLASSES[n] for n in NUMBERS]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"objects": NUMBERS}, "nothing tells whether class numbers count the background"),
+        ({"objects": NUMBERS, "cls_prob": np.ones(4)}, "nothing tells whether class numbers count the background"),
+        ({"attributes": NUMBERS // 2}, "nothing tells whether attribute numbers count"),
+        (scored(NUMBERS[[0, 2, 1, 1]], 4, NUMBERS + 1), "nothing tells whether class numbers count the background"),
+        (scored(NUMBERS, 9, NUMBERS), "9 class columns, but the label map has 4 names"),
+        (scored(np.array([0]), 4, np.array([0])) | {"cls_prob": np.array([[5, 4, 1, 2]])}, "nothing tells"),
+    ],
+)
+def test_class_numbers_that_nothing_tells_are_asked_for(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
+    labels = {"label_to_idx": {"cat": 1, "dog": 2, "tree": 3}, "attribute_to_idx": {"red": 1, "black": 2}}
+    (tmp_path / "map.json").write_text(json.dumps(labels))
+    (tmp_path / "in").mkdir()
+    count = len(fields.get("objects", NUMBERS))
+    image = {"x": np.ones((count, DIM)), "bbox": np.tile([1.0, 2, 30, 40], (count, 1)), "image_w": 100, "image_h": 90}
+    np.savez(tmp_path / "in" / "7.npz", **image, **fields)
+    sentence = refused(tmp_path / "in", tmp_path, f"labels={tmp_path / 'map.json'}")
+    assert words in sentence and "features.class_offset" in sentence
+    store = run(tmp_path / "in", tmp_path / "out.h5", f"labels={tmp_path / 'map.json'}", "class_offset=1")
+    if "objects" in fields:
+        assert store["7"].classes.tolist() == (fields["objects"] + 1).tolist()
+
+
+def test_numbers_that_the_label_map_has_not_name_the_offset(tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text(json.dumps({"label_to_idx": {"cat": 1, "dog": 2}}))
+    file = write_lines(tmp_path / "in.tsv", list(map(lxmert_line, IMAGES)))
+    sentence = refused(file, tmp_path, f"labels={tmp_path / 'map.json'}")
+    assert re.search(r"objects_id reach 2 \(and 1 is added\), but the label map has 3 names.*class_offset", sentence)
+
+
+def written(store: Path, folder: Path, kind: str) -> Path:
+    return convert(composed(f"from={store}", f"to={folder}", f"format={kind}"))
+
+
+def assert_alike(store: RegionStore, other: RegionStore) -> None:
+    assert store.image_ids.tolist() == other.image_ids.tolist()
+    for number in range(len(store)):
+        one, two = store.at(number), other.at(number)
+        np.testing.assert_array_equal(one.features, two.features)
+        np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-3)
+        np.testing.assert_array_equal(one.class_scores, two.class_scores)
+        np.testing.assert_array_equal(one.classes, two.classes)
+        np.testing.assert_array_equal(one.attributes, two.attributes)
+        np.testing.assert_array_equal(one.attribute_scores, two.attribute_scores)
+        assert (one.width, one.height) == (two.width, two.height)
+
+
+@pytest.mark.parametrize("kind", ["oscar_tsv", "mmf_npy"])
+def test_what_is_written_reads_as_it_was(tmp_path: Path, kind: str) -> None:
+    published_folder(tmp_path / "in", MANY)
+    run(tmp_path / "in", tmp_path / "one.h5")
+    folder = written(tmp_path / "one.h5", tmp_path / "out", kind)
+    back, store = run(folder, tmp_path / "two.h5"), RegionStore(tmp_path / "one.h5")
+    if kind == "oscar_tsv":
+        assert_alike(store, back)
+        assert back.label_map == store.label_map
+        assert "__no_attribute__" not in (folder / "predictions.tsv").read_text()
+    else:  # files of one image come in the order of their names, which is that of these ids
+        by_name = sorted(store.image_ids.tolist())
+        assert back.image_ids.tolist() == by_name
+        for name in by_name:
+            np.testing.assert_array_equal(back[name].features, store[name].features)
+            np.testing.assert_array_equal(back[name].boxes, store[name].boxes)
+            np.testing.assert_array_equal(back[name].classes, store[name].classes)
+            np.testing.assert_array_equal(back[name].attributes, store[name].attributes)
+            np.testing.assert_array_equal(back[name].attribute_scores, store[name].attribute_scores)
+
+
+def test_rows_are_found_as_oscar_finds_them(tmp_path: Path) -> None:
+    run(published_folder(tmp_path / "in", MANY), tmp_path / "one.h5")
+    folder = written(tmp_path / "one.h5", tmp_path / "out", "oscar_tsv")
+    row = json.loads((folder / "imageid2idx.json").read_text())["121"]
+    begin = int((folder / "features.lineidx").read_text().split()[row])
+    columns = (folder / "features.tsv").read_bytes()[begin:].split(b"\n")[0].split(b"\t")
+    assert columns[0] == b"121"
+    rows = np.frombuffer(base64.b64decode(columns[-1]), dtype=np.float32).reshape(int(columns[1]), -1)
+    np.testing.assert_allclose(rows, MANY[3].rows, atol=1e-6)
+    assert rows.shape[1] == DIM + 6
+
+
+def test_a_store_without_names_has_sizes_and_no_predictions(tmp_path: Path) -> None:
+    run(write_lines(tmp_path / "in.tsv", list(map(bottom_up_line, MANY))), tmp_path / "one.h5")
+    folder = written(tmp_path / "one.h5", tmp_path / "out", "oscar_tsv")
+    assert not (folder / "predictions.tsv").exists()
+    assert_alike(RegionStore(tmp_path / "one.h5"), run(folder, tmp_path / "two.h5", f"sizes={folder / 'hw.tsv'}"))
+
+
+@pytest.mark.parametrize("image_id", ["../up", "/root", "a\tb", "7_info"])
+def test_ids_that_are_no_file_names_write_nothing(tmp_path: Path, image_id: str) -> None:
+    (tmp_path / "sub").mkdir()
+    store = write(tmp_path / "sub" / "one.h5", [make_regions("7", 2), make_regions(image_id, 2)])
+    with pytest.raises(UserError, match=r"one.h5: image .* has an id that is no name of a file"):
+        written(store, tmp_path / "sub" / "out", "mmf_npy")
+    assert [path.name for path in tmp_path.rglob("*")] == ["sub", "one.h5"]
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    store = write(tmp_path / "one.h5", [make_regions("a\nb", 2)])
+    with pytest.raises(UserError, match="an id that no TSV can hold"):
+        written(store, tmp_path / "out", "oscar_tsv")
+    with pytest.raises(UserError, match=r"one.h5 is a store already"):
+        run(store, tmp_path / "out")
+    with pytest.raises(UserError, match="format is 'oscar'; of features choose one of oscar_tsv, mmf_npy"):
+        written(store, tmp_path / "out", "oscar")
+    with pytest.raises(UserError, match="exists already"):
+        written(store, tmp_path, "oscar_tsv")
+    assert [path.name for path in tmp_path.iterdir()] == ["one.h5"]

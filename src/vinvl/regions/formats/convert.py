@@ -17,9 +17,8 @@ import msgspec
 import numpy as np
 
 from vinvl.regions.formats.oscar import with_background
-from vinvl.regions.formats.rows import LONGEST_REASON, OSCAR_DIM, Done, FeatureOptions, Found, LeftOut, options_of
-from vinvl.regions.formats.source import FoundFiles, Source, files_read, find_features, open_source
-from vinvl.regions.layout import ShardHeader
+from vinvl.regions.formats.rows import OSCAR_DIM, FeatureOptions, Found, Journal, options_of
+from vinvl.regions.formats.source import FoundFiles, Source, find_features
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.store import differences
 from vinvl.regions.writer import RegionStoreWriter, Unfinished, shard_files
@@ -33,41 +32,23 @@ LONGEST_FEATURE = 2**20  # numbers a region
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, how many bytes of features were read for it, and what could not be used.
-
-    Attributes:
-        before: images that an earlier run had done, and the bytes that it had read.
-        left_out: number of rows and files that were skipped, why of the first few, and the file beside the store that
-            names all, where they are more.
-        notes: what else is to be told.
-    """
+    """What was written, how many bytes of features there were, and what could not be used."""
 
     format: str
     images: int
     regions: int
     read_bytes: int
-    before: int
-    before_bytes: int
-    left_out: int
-    left_out_first: tuple[str, ...]
-    left_out_list: Path | None
-    notes: tuple[str, ...]
+    before: int  # images that an earlier run had done
+    journal: Journal
+    left_out_list: Path | None  # the file beside the store that names all that was left out, where it is much
 
 
 def convert_features(source: str | Path, target: str | Path, options: FeatureOptions) -> Conversion:
-    """Writes a region store of other people's features, in memory that does not grow with them but for the image ids.
+    """Writes a store of features of a known format, in memory that does not grow with them but for the image ids.
 
     Work that was killed goes on after its last finished shard (`Unfinished`), if source and options are what they were.
-
-    Args:
-        source: a file or folder of a known format (`formats.source.Format`).
-        target: the file to make, or with `images_per_shard` the folder.
-        options: what the files do not say.
-
-    Raises:
-        UserError: `target` exists or cannot be written; a file is missing, or (unless skipped) a row of it wrong: the
-            sentence names file and row; nothing in it can be used; or work on `target` was begun otherwise. Nothing is
-            left of `target` then.
+    Raises UserError, with nothing left of `target`, if it exists or cannot be written, if a file is missing or (unless
+    skipped) a row of it wrong, which is named, if nothing can be used, or if work on `target` was begun otherwise.
     """
     target = Path(target)
     unfinished = Unfinished(target)
@@ -100,54 +81,48 @@ def _convert(found: FoundFiles, unfinished: Unfinished, options: FeatureOptions)
         text = read_bytes(options.labels).decode("utf-8", "replace")
         labels = with_background(LabelMap.from_json(text, str(options.labels)))
     with work_folder(target) as scratch:
-        left_out = LeftOut(options.on_damaged, scratch)
-        taken = _Taken(left_out, shards)
-        opened = open_source(Source(found, options, labels, scratch, left_out, taken.done))
-        leading = [] if shards else _until_regions(opened.images, left_out.skips)
-        dim, num_attributes = _shape_of(leading, options.dim)
+        journal = Journal(options.on_damaged, scratch, shards)
+        source = Source(found, options, labels, scratch, journal)
+        found_images, label_map = source.open()
         if shards:
-            dim, num_attributes = shards[0].attributes.feature_dim, shards[0].attributes.num_attributes
+            leading, dim = [], shards[0].attributes.feature_dim
+            num_attributes = shards[0].attributes.num_attributes
+        else:
+            leading = _until_regions(found_images, journal.skips)
+            dim, num_attributes = _shape_of(leading, options.dim)
         writer = RegionStoreWriter(
             target,
             feature_dim=dim,
             detector=options.detector or f"not named; converted from {found.format.value}",
-            label_map=opened.label_map,
+            label_map=label_map,
             num_attributes=num_attributes,
             feature_dtype=options.dtype,
             max_images_per_shard=options.images_per_shard,
-            provenance=left_out.provenance,
+            provenance=journal.provenance,
             unfinished=unfinished,
-            note=taken.note,
+            note=journal.note,
         )
         with writer:
-            with progress("MB", opened.total_bytes / 1e6, taken.done.position / 1e6) as show:
-                images, regions = _write(chain(leading, opened.images), writer, dim, num_attributes, taken, show)
+            with progress("MB", source.total_bytes / 1e6, journal.done.position / 1e6) as show:
+                images, regions = _write(chain(leading, found_images), writer, dim, num_attributes, journal, show)
             before = sum(shard.num_images for shard in shards)
             if not images + before:
-                first = f": {left_out.first[0]}" if left_out.first else "."
+                first = f": {journal.first[0]}" if journal.first else "."
                 raise UserError(f"{found.path} holds no image that can be used{first}")
             refuse_existing(target)
-        return Conversion(
-            found.format.value,
-            images + before,
-            regions + sum(shard.num_regions for shard in shards),
-            opened.total_bytes,
-            before,
-            taken.done.position,
-            left_out.count,
-            tuple(left_out.first),
-            left_out.keep_list(target),
-            tuple(left_out.notes),
-        )
+        regions += sum(shard.num_regions for shard in shards)
+        listed, images = journal.keep_list(target), images + before
+        return Conversion(found.format.value, images, regions, source.total_bytes, before, journal, listed)
 
 
 def _facts(found: FoundFiles, options: FeatureOptions) -> dict[str, Any]:
     """What a store follows from, which must be the same for work on it to go on; of files size and time of change."""
-    read = {name: _identity(files) for name, files in files_read(found, options.predictions).items()}
-    read |= {name: _identity([path]) for name in ("sizes", "labels") if (path := getattr(options, name)) is not None}
-    given: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(options, enc_hook=str))
-    del given["workers"]
-    return {**given, "format": found.format.value, **read}
+    facts: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(options, enc_hook=str))
+    del facts["workers"]
+    for name in ("predictions", "sizes", "labels"):
+        if (path := getattr(options, name)) is not None:
+            facts[name] = _identity([path])
+    return {**facts, "format": found.format.value, "from": _identity(found.read_with(options.predictions))}
 
 
 def _identity(paths: Sequence[Path]) -> str:
@@ -160,57 +135,6 @@ def _identity(paths: Sequence[Path]) -> str:
         digest.update(f"{path.resolve()} {facts}\n".encode("utf-8", "surrogateescape"))
     more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
     return f"{paths[0]}{more}, {total:,} bytes, {digest.hexdigest()[:12]}"
-
-
-class _Note(msgspec.Struct):
-    """What a shard says of the source: how much of it is done, and what was left out since the shard before."""
-
-    images: int
-    position: int
-    left_out: list[tuple[int, int, str]]  # number of what is `Found`, from 1; position; reason
-
-
-class _Taken:
-    """What has been taken from a source: by an earlier run, and so far by this one.
-
-    Attributes:
-        done: by an earlier run, as its shards say.
-    """
-
-    def __init__(self, left_out: LeftOut, shards: Sequence[ShardHeader]) -> None:
-        self._left_out = left_out
-        self._now = _Note(0, 0, [])
-        notes = [self._now]
-        for shard in shards:
-            try:
-                notes.append(msgspec.json.decode(shard.provenance or "", type=_Note))
-            except msgspec.DecodeError:
-                raise UserError(f"{shard.path} is no shard of a conversion: delete {shard.path.parent}.") from None
-        before = [one for note in notes for one in note.left_out]
-        self._reasons = {number: reason for number, _, reason in before}
-        self.done = Done(notes[-1].images, notes[-1].position, frozenset(position for _, position, _ in before))
-        self._now.images, self._now.position = self.done.images, self.done.position
-        if self.done.images != sum(shard.num_images for shard in shards) + len(before):
-            raise UserError(f"{shards[-1].path} says another number of images than the shards hold: delete its folder.")
-
-    def take(self, number: int, position: int) -> bool:
-        """Whether the image of this number is to be written; what an earlier run has left out is told again."""
-        if number > self.done.images:
-            self._now.images, self._now.position = number, position
-        elif number in self._reasons:
-            self._left_out.add(UserError(self._reasons[number]))
-        return number > self.done.images
-
-    def leave_out(self, reason: UserError) -> None:
-        """Leaves out what was taken last. Raises the reason unless what is damaged is skipped."""
-        self._left_out.add(reason)
-        self._now.left_out.append((self._now.images, self._now.position, str(reason)[:LONGEST_REASON]))
-
-    def note(self) -> dict[str, Any]:
-        """For the shard that is finished now."""
-        told: dict[str, Any] = msgspec.to_builtins(self._now)
-        self._now.left_out = []
-        return told
 
 
 def _until_regions(found: Iterable[Found], skips: bool) -> list[Found]:
@@ -236,15 +160,15 @@ def _shape_of(leading: Sequence[Found], given_dim: int | None) -> tuple[int, int
 
 
 def _write(
-    found: Iterable[Found], writer: RegionStoreWriter, dim: int, num_attributes: int, taken: _Taken, show: Show
+    found: Iterable[Found], writer: RegionStoreWriter, dim: int, num_attributes: int, journal: Journal, show: Show
 ) -> tuple[int, int]:
     """(images, regions) that were added to a store of D = `dim` and K = `num_attributes`."""
     added = regions = 0
     for number, (place, image, position) in enumerate(found, start=1):
-        if not taken.take(number, position) or image is None:
+        if not journal.take(number, position) or image is None:
             continue
         if isinstance(image, UserError):
-            taken.leave_out(image)
+            journal.leave_out(image)
             continue
         try:
             if not len(image):
@@ -259,7 +183,7 @@ def _write(
         except UserError as error:
             if error.__cause__ is not None:  # the disk, not the image
                 raise
-            taken.leave_out(UserError(f"{place}: {str(error).removeprefix(f'{writer.path}: ')}"))
+            journal.leave_out(UserError(f"{place}: {str(error).removeprefix(f'{writer.path}: ')}"))
             continue
         added += 1
         regions += len(image)
@@ -268,22 +192,20 @@ def _write(
 
 
 def run_conversion(source: Path, target: Path, settings: Mapping[str, Any]) -> str:
-    """Converts with the section `features` of conf/convert.yaml; a line with numbers of images and MB/s of input.
-
-    Raises UserError for a setting that is not usable, and as `convert_features` does.
-    """
+    """Converts with the section `features` of conf/convert.yaml; a line with numbers of images and MB/s of input."""
     options = options_of(settings)
     begin = time.perf_counter()
     done = convert_features(source, target, options)
-    seconds, megabytes = time.perf_counter() - begin, (done.read_bytes - done.before_bytes) / 1e6
+    journal, seconds = done.journal, time.perf_counter() - begin
+    megabytes = (done.read_bytes - journal.done.position) / 1e6
     told = [
         f"{target}: {done.images:,} images with {done.regions:,} regions from {source} ({done.format}) "
         f"in {seconds:,.1f} s ({megabytes / seconds:,.1f} MB/s, {(done.images - done.before) / seconds:,.0f} images/s)"
     ]
     if done.before:
         told.append(f"{done.before:,} of them had been done before")
-    if done.left_out:
-        told += [f"{done.left_out:,} damaged or repeated left out", *done.left_out_first]
+    if journal.count:
+        told += [f"{journal.count:,} damaged or repeated left out", *journal.first]
     if done.left_out_list:
         told.append(f"… all of them in {done.left_out_list}")
-    return "; ".join([*told, *done.notes])
+    return "; ".join([*told, *journal.notes])

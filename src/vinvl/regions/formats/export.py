@@ -6,7 +6,7 @@ import base64
 import json
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +28,14 @@ def write_mmf_npy(store: RegionStore, folder: Path) -> None:
     """
     for number in range(len(store)):
         regions = store.at(number)
-        path = folder / f"{_safe(regions.image_id, regions.source)}.npy"
+        image_id, named = regions.image_id, f"{regions.source}: image {regions.image_id!r}"
+        unfit = image_id.startswith("/") or ".." in PurePosixPath(image_id).parts or "\\" in image_id
+        if unfit or not image_id.isprintable() or image_id.endswith("_info"):
+            raise UserError(f"{named} has an id that is no name of a file below the folder.")
+        path = folder / f"{image_id}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            raise UserError(f"{regions.source}: image {regions.image_id!r} would be written over another: {path.name}.")
+            raise UserError(f"{named} would be written over another: {path.name}.")
         info: Any = {
             "bbox": np.array(regions.boxes),
             "num_boxes": len(regions),
@@ -47,30 +51,8 @@ def write_mmf_npy(store: RegionStore, folder: Path) -> None:
         np.save(path.with_name(f"{path.stem}_info.npy"), info)
 
 
-def _safe(image_id: str, source: str) -> str:
-    parts = PurePosixPath(image_id).parts
-    unfit = image_id.startswith("/") or ".." in parts or "\\" in image_id or not image_id.isprintable()
-    if unfit or image_id.endswith("_info"):
-        raise UserError(f"{source}: image {image_id!r} has an id that is no name of a file below the folder.")
-    return image_id
-
-
-class _IndexedTsv:
-    """A TSV with its `.lineidx`, which lists the byte where each line begins."""
-
-    def __init__(self, path: Path, stack: ExitStack) -> None:
-        self._rows: IO[bytes] = stack.enter_context(path.open("wb"))
-        self._index: IO[bytes] = stack.enter_context(path.with_suffix(".lineidx").open("wb"))
-        self._position = 0
-
-    def write(self, *columns: bytes) -> None:
-        row = b"\t".join(columns) + b"\n"
-        self._index.write(b"%d\n" % self._position)
-        self._position += self._rows.write(row)
-
-
 def write_oscar_tsv(store: RegionStore, folder: Path) -> None:
-    """Writes an image after the other into a folder that is there and empty.
+    """Writes an image after the other into a folder that is there and empty; a `.lineidx` beside each TSV.
 
     features.tsv      id, R, base64 of float32 (R, D + 6): features and geometry, as Oscar+ pre-training reads them
     predictions.tsv   id, {"image_w", "image_h", "objects": [{"class", "conf", "rect", "attributes", "attr_scores"}]};
@@ -82,23 +64,28 @@ def write_oscar_tsv(store: RegionStore, folder: Path) -> None:
         UserError: an image id holds a tab or an end of line.
     """
     with ExitStack() as stack:
-        features = _IndexedTsv(folder / "features.tsv", stack)
-        sizes = _IndexedTsv(folder / "hw.tsv", stack)
-        predictions = _IndexedTsv(folder / "predictions.tsv", stack) if store.label_map.classes else None
+        names = ["features", "hw", *(["predictions"] if store.label_map.classes else [])]
+        files = {
+            name: [stack.enter_context((folder / f"{name}.{end}").open("wb")) for end in ("tsv", "lineidx")]
+            for name in names
+        }
         rows = stack.enter_context((folder / "imageid2idx.json").open("w", encoding="utf-8"))
         rows.write("{")
         for number in range(len(store)):
             regions = store.at(number)
-            image_id = regions.image_id.encode()
             if not regions.image_id.isprintable():
                 raise UserError(f"{regions.source}: image {regions.image_id!r} has an id that no TSV can hold.")
             rows.write(f"{', ' if number else ''}{json.dumps(regions.image_id)}: {number}")
-            content = np.ascontiguousarray(regions.rows(), dtype="<f4").tobytes()
-            features.write(image_id, b"%d" % len(regions), base64.b64encode(content))
-            size = [{"height": regions.height, "width": regions.width}]
-            sizes.write(image_id, json.dumps(size).encode())
-            if predictions:
-                predictions.write(image_id, json.dumps(_objects(regions, store.label_map)).encode())
+            content = base64.b64encode(np.ascontiguousarray(regions.rows(), dtype="<f4").tobytes())
+            columns = {
+                "features": b"%d\t%s" % (len(regions), content),
+                "hw": json.dumps([{"height": regions.height, "width": regions.width}]).encode(),
+            }
+            if "predictions" in files:
+                columns["predictions"] = json.dumps(_objects(regions, store.label_map)).encode()
+            for name, (tsv, index) in files.items():
+                index.write(b"%d\n" % tsv.tell())
+                tsv.write(b"%s\t%s\n" % (regions.image_id.encode(), columns[name]))
         rows.write("}\n")
 
 

@@ -1,4 +1,11 @@
-"""MMF's LMDB of features: a pickled dict for each image, of the same keys as its npy files."""
+"""MMF's LMDB of features: a pickled dict for each image, of the same keys as its npy files.
+
+Its records are read from its pages: the package lmdb dies of a signal where a file is damaged.
+
+A file is of pages of one size, each with a header of 16 bytes. The first two tell where the tree of the records
+begins (the newer of them counts); branch pages lead on to leaf pages, whose nodes hold a key and its value, or the
+number of the page where a long value begins. (LMDB 0.9, data version 1, little-endian, 64 bits.)
+"""
 
 from __future__ import annotations
 
@@ -11,17 +18,12 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from vinvl.regions.formats.arrays import regions_of_fields
-from vinvl.regions.formats.rows import MOST_BYTES, Done, FeatureOptions, Found, KnownNames, at, images_of_items
+from vinvl.regions.formats.rows import MOST_BYTES, Done, FeatureOptions, Found, at, images_of_items
+from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
+from vinvl.run.files import reading
 from vinvl.run.restricted_pickle import load_restricted
 from vinvl.run.values import shown
-
-# The records of an LMDB, read from its pages: the package lmdb dies of a signal where a file is damaged.
-#
-# A file is of pages of one size, each with a header of 16 bytes. The first two tell where the tree of the records
-# begins (the newer of them counts); branch pages lead on to leaf pages, whose nodes hold a key and its value, or the
-# number of the page where a long value begins. (LMDB 0.9, data version 1, little-endian, 64 bits.)
-
 
 MAGIC = 0xBEEFC0DE, 1
 BRANCH, LEAF, LONG_VALUE, META = 1, 2, 4, 8  # what a page is
@@ -31,6 +33,7 @@ META_PAGE = struct.Struct("<II16x I44x IHH24x QQ QQ")  # magic, version; page si
 NODE = struct.Struct("<HHHH")  # size of the value or number of a page, low and high; flags or highest; size of the key
 NO_PAGE = 2**64 - 1
 MOST_PAGE, LEAST_PAGE = 2**16, 2**9
+KEYS = b"keys"  # a list of all ids
 
 
 class Record(NamedTuple):
@@ -54,8 +57,7 @@ class Tree(NamedTuple):
 def read_records(file: IO[bytes]) -> list[Record]:
     """All records in the order of their keys. A value may lie behind the end of a file that is cut off.
 
-    Raises:
-        UserError: it is no LMDB, or damaged in its structure.
+    Raises UserError if it is no LMDB, or damaged in its structure.
     """
     size = os.fstat(file.fileno()).st_size
     tree = _newest_tree(file)
@@ -84,17 +86,17 @@ def read_records(file: IO[bytes]) -> list[Record]:
 
 
 def read_value(file: IO[bytes], record: Record) -> bytes:
-    """The value of a record. Raises UserError if it lies behind the end, or not where a value begins."""
+    """The value of a record. Raises UserError if it is long, lies behind the end, or not where a value begins."""
+    if record.stop - record.start > MOST_BYTES:
+        raise UserError(f"the record has {record.stop - record.start:,} bytes, at most {MOST_BYTES:,} are read.")
     begin = record.start if record.page is None else record.start - HEADER.size
     file.seek(begin)
     content = file.read(record.stop - begin)
     if len(content) != record.stop - begin:
         raise UserError("the record lies behind the end of the file, which is cut off; get it again.")
-    if record.page is None:
-        return content
-    if _flags_of(content, record.page) != LONG_VALUE:
+    if record.page is not None and _flags_of(content, record.page) != LONG_VALUE:
         raise UserError("the record is not where its key sends; the file is damaged.")
-    return content[HEADER.size :]
+    return content[record.start - begin :]
 
 
 def _newest_tree(file: IO[bytes]) -> Tree:
@@ -103,11 +105,8 @@ def _newest_tree(file: IO[bytes]) -> Tree:
     second = _tree(file.read(META_PAGE.size + HEADER.size), 1)
     newest = max(first, second, key=lambda tree: tree.number)
     # The two are written in turn, so that one is always whole; in a new file both have the number 0.
-    if (
-        first.page_size != second.page_size
-        or abs(first.number - second.number) > 1
-        or (newest.number % 2 != (newest is second) and newest.root != NO_PAGE)
-    ):
+    in_turn = newest.number % 2 == (newest is second) or newest.root == NO_PAGE
+    if first.page_size != second.page_size or abs(first.number - second.number) > 1 or not in_turn:
         raise UserError("its first two pages are not of one file; it is damaged")
     return newest
 
@@ -146,40 +145,26 @@ def _record(page: bytes, number: int, page_size: int, node: tuple[int, int, int,
     size = low | high << 16
     if flags & NO_VALUE or begin + (8 if flags & BIG else size) > page_size:
         raise UserError(f"page {number:,} has a record that does not fit into it; it is damaged")
-    key = page[place + NODE.size : begin]
-    if not flags & BIG:
-        start = number * page_size + begin
-        return Record(key, start, start + size, None)
-    (value_page,) = struct.unpack_from("<Q", page, begin)
-    start = value_page * page_size + HEADER.size
-    return Record(key, start, start + size, value_page)
-
-
-KEYS = b"keys"  # a list of all ids
+    value_page = struct.unpack_from("<Q", page, begin)[0] if flags & BIG else None
+    start = number * page_size + begin if value_page is None else value_page * page_size + HEADER.size
+    return Record(page[place + NODE.size : begin], start, start + size, value_page)
 
 
 def images_of_lmdb(
-    folder: Path, options: FeatureOptions, known: KnownNames, workers: int, done: Done
+    folder: Path, options: FeatureOptions, labels: LabelMap, workers: int, done: Done
 ) -> Iterator[Found]:
-    """The images of an LMDB in the order of their keys, which are the ids; what is cut off comes first.
-
-    Raises:
-        UserError: it is no LMDB, or so damaged that its records cannot be told.
-    """
+    """The images of an LMDB in the order of their keys, which are the ids; what is cut off comes first."""
     path = folder / "data.mdb"
-    try:
-        with path.open("rb") as file:
-            try:
-                records = read_records(file)
-            except UserError as error:
-                raise UserError(f"{folder} is no LMDB, or a damaged one ({error}); get the folder again.") from None
-            size = os.fstat(file.fileno()).st_size
-            missing = list(_missing(folder, file, records))
-        ordered = sorted((one for one in records if one.key != KEYS), key=lambda record: record.stop <= size)
-        read = partial(_read_image, folder=folder, options=options, known=known)
-        yield from images_of_items([*missing, *ordered], read, workers, done)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    with reading(path), path.open("rb") as file:
+        try:
+            records = read_records(file)
+        except UserError as error:
+            raise UserError(f"{folder} is no LMDB, or a damaged one ({error}); get the folder again.") from None
+        size = os.fstat(file.fileno()).st_size
+        missing = list(_missing(folder, file, records))
+    ordered = sorted((one for one in records if one.key != KEYS), key=lambda record: record.stop <= size)
+    read = partial(_read_image, folder=folder, options=options, labels=labels)
+    yield from images_of_items([*missing, *ordered], read, workers, done)
 
 
 def _missing(folder: Path, file: IO[bytes], records: list[Record]) -> Iterator[str]:
@@ -187,7 +172,7 @@ def _missing(folder: Path, file: IO[bytes], records: list[Record]) -> Iterator[s
     present = {record.key for record in records}
     place = f"{folder}, list of all ids {KEYS.decode()!r}"
     try:
-        listed = [load_restricted(_value(file, record), place) for record in records if record.key == KEYS]
+        listed = [load_restricted(read_value(file, record), place) for record in records if record.key == KEYS]
         if listed and not isinstance(listed[0], list | tuple):
             raise UserError(f"it is {shown(listed[0])}, expected a list.")
     except UserError as error:
@@ -199,22 +184,16 @@ def _missing(folder: Path, file: IO[bytes], records: list[Record]) -> Iterator[s
             yield f"{place} has {shown(key)}, which has no record; get the folder again."
 
 
-def _read_image(record: Record | str, folder: Path, options: FeatureOptions, known: KnownNames) -> Found:
+def _read_image(record: Record | str, folder: Path, options: FeatureOptions, labels: LabelMap) -> Found:
     if isinstance(record, str):
         return Found("", UserError(record), 0)
     image_id = record.key.decode("utf-8", "backslashreplace")
     place, size = f"{folder}, image {image_id!r}", record.stop - record.start
     try:
-        with at(place), (folder / "data.mdb").open("rb") as file:
-            content = load_restricted(_value(file, record), "the record")
+        with at(place), reading(folder / "data.mdb"), (folder / "data.mdb").open("rb") as file:
+            content = load_restricted(read_value(file, record), "the record")
             if not isinstance(content, dict):
                 raise UserError(f"the record is {type(content).__name__}, expected a dict with features and bbox.")
-            return Found(place, regions_of_fields(image_id, content, options, known), size)
+            return Found(place, regions_of_fields(image_id, content, options, labels), size)
     except UserError as error:
         return Found(place, error, size)
-
-
-def _value(file: IO[bytes], record: Record) -> bytes:
-    if record.stop - record.start > MOST_BYTES:
-        raise UserError(f"the record has {record.stop - record.start:,} bytes, at most {MOST_BYTES:,} are read.")
-    return read_value(file, record)

@@ -1,44 +1,45 @@
-"""Oscar's and VinVL's features.tsv, and what a detector says in JSON about the regions of one image."""
+"""Oscar's and VinVL's features.tsv and .pt files, and what a detector says in JSON or a pickle about regions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from vinvl.regions.formats.rows import (
-    GEOMETRY,
+    MOST_BYTES,
     Done,
     FeatureOptions,
-    LeftOut,
+    Found,
+    Journal,
     at,
     base64_rows,
     checked_size,
+    images_of_items,
     number_of_regions,
     regions_of,
 )
 from vinvl.regions.formats.tsv import (
     LONGEST_LINE,
-    HeldIndices,
     IdTable,
     LinePart,
     ReadPart,
+    Refuse,
+    held_parts,
     line_index,
-    line_parts,
     read_part,
 )
-from vinvl.regions.regions import BACKGROUND, NO_ATTRIBUTE, LabelMap, Regions, first_indices
+from vinvl.regions.regions import BACKGROUND, BOX_NUMBERS, NO_ATTRIBUTE, LabelMap, Regions, first_indices
 from vinvl.run.errors import UserError
-from vinvl.run.files import parse_json
-from vinvl.run.lines import in_order
-from vinvl.run.values import checked_text, shown
+from vinvl.run.files import parse_json, read_bytes, reading
+from vinvl.run.restricted_pickle import load_restricted
+from vinvl.run.values import checked_id, checked_text, decoded, shown, wrong_value
 
-ATTRIBUTE_KEYS = (("attributes", "attr_scores"), ("attr", "attr_conf"))
-MOST_ATTRIBUTES = 1000  # of an object
 BACKGROUND_NAMES = ("background", "bg")
 NO_ATTRIBUTE_NAMES = ("no attribute", "no_attribute", "none", "", *BACKGROUND_NAMES)
 GEOMETRY_TOLERANCE = 0.02  # of the image: published boxes are rounded to pixels or hundredths
@@ -46,78 +47,78 @@ ANOTHER_RUN = "the two files are not of one run"
 
 # The objects of an image.
 
+Number = Annotated[float, msgspec.Meta(gt=-(2.0**31), lt=2.0**31)]
+Names = Annotated[list[str], msgspec.Meta(max_length=1000)]
 
-@dataclass(frozen=True)
-class DetectedObjects:
-    """R objects of one image, in the order of its features.
 
-    boxes             (R, 4) float32 in pixels
-    classes           R names
-    scores            (R,) float32
-    attributes        R lists of names
-    attribute_scores  R lists of numbers, as long
-    size              width and height, None where the file does not say
-    features          R base64 texts, or None
-    """
+class DetectedObject(msgspec.Struct):
+    """An object; attributes are called one thing or another."""
 
-    boxes: np.ndarray
-    classes: list[str]
-    scores: np.ndarray
-    attributes: list[list[str]]
-    attribute_scores: list[list[float]]
-    size: tuple[int, int] | None
-    features: list[str] | None = None
+    rect: tuple[Number, Number, Number, Number]
+    name: str = msgspec.field(name="class")
+    conf: Number = 0.0
+    feature: Any = None
+    attributes: Names | None = None
+    attr_scores: list[Number] = []
+    attr: Names = []
+    attr_conf: list[Number] = []
+
+    def __post_init__(self) -> None:
+        self.name = self.name.strip()
+        if self.attributes is None:
+            self.attributes, self.attr_scores = self.attr, self.attr_conf
+        self.attributes = [name.strip() for name in self.attributes]
+        self.attr_scores = self.attr_scores or [0.0] * len(self.attributes)
+        if len(self.attr_scores) != len(self.attributes):
+            raise ValueError("attributes and their scores are not lists of one length")
+
+
+class DetectedObjects(msgspec.Struct):
+    """The R objects of one image, in the order of its features."""
+
+    objects: list[DetectedObject]
+    image_w: Any = None
+    image_h: Any = None
 
     def __len__(self) -> int:
-        return len(self.classes)
+        return len(self.objects)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(R, 4) float32 in pixels"""
+        return np.array([one.rect for one in self.objects], dtype=np.float32).reshape(-1, 4)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height, None where the file does not say."""
+        return None if self.image_w is None or self.image_h is None else checked_size(self.image_w, self.image_h)
 
 
-def read_objects(content: Any) -> DetectedObjects:
-    """The objects of an image from {"objects": […], "image_w": …, "image_h": …}, or from the list alone.
+_OBJECTS = msgspec.json.Decoder(DetectedObjects | list[DetectedObject], strict=False)
 
-    Each has `class`, `rect` (x1 y1 x2 y2) and perhaps `conf`, `feature` and attributes. Raises UserError for all else.
-    """
-    entries = content.get("objects") if isinstance(content, dict) else content
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"objects are {shown(entries)}, expected a list of objects with class and rect.")
-    pairs = [_attributes(entry) for entry in entries]
+
+def objects_in(columns: list[bytes]) -> DetectedObjects:
+    """The objects of an image from {"objects": […], "image_w": …, "image_h": …}, or from the list alone."""
+    found = decoded(columns[1] if len(columns) > 1 else b"", _OBJECTS, "column 2")
+    return DetectedObjects(found) if isinstance(found, list) else found
+
+
+def _objects_of_pickle(value: Any) -> DetectedObjects:
+    """Of {"class", "boxes", "image_w", "image_h", "conf"}."""
+    if not isinstance(value, Mapping) or "class" not in value or "boxes" not in value:
+        raise UserError("there are no class and boxes; the file may be of answers rather than of objects.")
     try:
-        boxes = np.array([entry["rect"] for entry in entries], dtype=np.float32).reshape(len(entries), 4)
-        scores = np.array([entry.get("conf", 0) for entry in entries], dtype=np.float32).reshape(len(entries))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise UserError("an object has no rect of four numbers, or a conf that is no number.") from None
-    texts = [text for entry in entries if isinstance(text := entry.get("feature"), str)]
-    return DetectedObjects(
-        boxes,
-        [checked_text(entry.get("class"), "the class of an object").strip() for entry in entries],
-        scores,
-        [names for names, _ in pairs],
-        [numbers for _, numbers in pairs],
-        size_in(content),
-        texts if texts and len(texts) == len(entries) else None,
-    )
-
-
-def size_in(content: Any) -> tuple[int, int] | None:
-    """`image_w` and `image_h` where there are both."""
-    if isinstance(content, Mapping) and "image_w" in content and "image_h" in content:
-        return checked_size(content["image_w"], content["image_h"])
-    return None
-
-
-def _attributes(entry: Mapping[str, Any]) -> tuple[list[str], list[float]]:
-    for names_key, scores_key in ATTRIBUTE_KEYS:
-        if names_key in entry:
-            names, scores = entry[names_key], entry.get(scores_key, [])
-            if not isinstance(names, list) or not isinstance(scores, list) or len(scores) not in (0, len(names)):
-                raise UserError(f"{names_key} and {scores_key} of an object are no lists of one length.")
-            if len(names) > MOST_ATTRIBUTES:
-                raise UserError(f"an object has {len(names):,} attributes, at most {MOST_ATTRIBUTES} are read.")
-            texts = [checked_text(name, "an attribute").strip() for name in names]
-            if not all(isinstance(score, int | float) and abs(score) < 2**31 for score in scores):
-                raise UserError(f"{scores_key} of an object hold what is no number.")
-            return texts, [float(score) for score in scores] or [0.0] * len(texts)
-    return [], []
+        names, boxes = list(value["class"]), np.asarray(value["boxes"], dtype=np.float64).reshape(-1, 4)
+        scores = np.asarray(value.get("conf", np.zeros(len(names))), dtype=np.float64).reshape(-1)
+        texts = [str(checked_text(name, "the class of an object")) for name in names]
+        rows = zip(texts, boxes.tolist(), scores.tolist(), strict=True)
+        entries = [{"class": name, "rect": box, "conf": score} for name, box, score in rows]
+        size = {name: value[name] for name in ("image_w", "image_h") if name in value}
+        return msgspec.convert({"objects": entries, **size}, DetectedObjects)
+    except msgspec.ValidationError as error:
+        raise wrong_value(error, "class, boxes or conf") from None
+    except (TypeError, ValueError, OverflowError):
+        raise UserError("class, boxes or conf are no lists of names and numbers of one length.") from None
 
 
 def label_map_of(classes: Iterable[str], attributes: Iterable[str]) -> LabelMap:
@@ -142,19 +143,12 @@ def with_background(labels: LabelMap) -> LabelMap:
 
 @dataclass(frozen=True)
 class Joiner:
-    """What makes regions of features and objects; picklable, what it opens it opens in the process that reads.
-
-    Attributes:
-        options: what the files do not say.
-        labels: the names that classes and attributes are numbered by.
-        most_attributes: K; objects with fewer are filled up with 0, none.
-        sizes: folder of an `IdTable` of width and height.
-    """
+    """What makes regions of features and objects; picklable, what it opens it opens in the process that reads."""
 
     options: FeatureOptions
-    labels: LabelMap
-    most_attributes: int
-    sizes: Path | None
+    labels: LabelMap  # the names that classes and attributes are numbered by
+    most_attributes: int  # K; objects with fewer are filled up with 0, none
+    sizes: Path | None  # folder of an `IdTable` of width and height
 
     @cached_property
     def _sizes(self) -> IdTable | None:
@@ -170,7 +164,7 @@ class Joiner:
     def joined_rows(self, image_id: str, rows: np.ndarray, objects: DetectedObjects | None) -> Regions:
         """Of rows (R, D) or (R, D + 6) with the geometry of their boxes."""
         dim = self.options.oscar_dim
-        return self.joined(image_id, rows[:, :dim], rows[:, dim:] if rows.shape[1] == dim + GEOMETRY else None, objects)
+        return self.joined(image_id, rows[:, :dim], rows[:, dim:] if rows.shape[1] > dim else None, objects)
 
     def joined(
         self, image_id: str, features: np.ndarray, geometry: np.ndarray | None, objects: DetectedObjects | None
@@ -191,33 +185,26 @@ class Joiner:
                     "features.dim=NUMBER if the features are not of dimension 2048."
                 )
         size = self._size_of(image_id, geometry, objects)
-        if geometry is None and objects is None:
-            raise UserError("its rows have no geometry, so its boxes are not known: pass predictions=FILE.")
         edge = np.array([*size, *size], dtype=np.float32)
-        boxes = geometry[:, :4] * edge if geometry is not None else objects.boxes if objects else np.zeros((0, 4))
         if objects is None:
-            return regions_of(image_id, features, boxes, size, self.options)
-        if geometry is not None and (np.abs(objects.boxes / edge - geometry[:, :4]) > GEOMETRY_TOLERANCE).any():
-            raise UserError("its predicted boxes are not those of its features: not of one run, or other order.")
-        classes, attributes, scores = self._numbered(objects)
-        return regions_of(
-            image_id,
-            features,
-            boxes,
-            size,
-            self.options,
-            classes=classes,
-            class_scores=objects.scores,
-            attributes=attributes,
-            attribute_scores=scores,
-        )
+            if geometry is None:
+                raise UserError("its rows have no geometry, so its boxes are not known: pass predictions=FILE.")
+            return regions_of(image_id, features, geometry[:, :4] * edge, size, self.options)
+        boxes = predicted = objects.boxes
+        if geometry is not None:
+            boxes = geometry[:, :4] * edge
+            if (np.abs(predicted / edge - geometry[:, :4]) > GEOMETRY_TOLERANCE).any():
+                raise UserError("its predicted boxes are not those of its features: not of one run, or other order.")
+        return regions_of(image_id, features, boxes, size, self.options, **self._numbered(objects.objects))
 
     def _size_of(self, image_id: str, geometry: np.ndarray | None, objects: DetectedObjects | None) -> tuple[int, int]:
         given = self._sizes.find(image_id) if self._sizes else None
         if given is not None:
             return int(given[0]), int(given[1])
         # Boxes in pixels leave nothing to assume.
-        size = self.options.assume_size if objects is None else objects.size or _size_between(geometry, objects)
+        size = self.options.assume_size
+        if objects is not None:
+            size = objects.size or _size_between(geometry, objects.boxes)
         if size is None:
             raise UserError(
                 "nothing tells its width and height, which boxes need: pass features.sizes=FILE, or "
@@ -225,36 +212,38 @@ class Joiner:
             )
         return size
 
-    def _numbered(self, objects: DetectedObjects) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(R,) classes, (R, K) attributes and their scores. Raises UserError for a name that is not known."""
+    def _numbered(self, objects: list[DetectedObject]) -> dict[str, np.ndarray]:
+        """(R,) classes and scores, (R, K) attributes and theirs. Raises UserError for a name that is not known."""
         class_of, attribute_of = self._numbers
         attributes = np.zeros((len(objects), self.most_attributes), dtype=np.int32)
         scores = np.zeros((len(objects), self.most_attributes), dtype=np.float32)
         try:
-            classes = np.array([class_of[name] for name in objects.classes], dtype=np.int32)
-            for region, names in enumerate(objects.attributes):
+            classes = np.array([class_of[one.name] for one in objects], dtype=np.int32)
+            for region, one in enumerate(objects):
+                names = one.attributes or []
                 attributes[region, : len(names)] = [attribute_of[name] for name in names]
-                scores[region, : len(names)] = objects.attribute_scores[region]
+                scores[region, : len(names)] = one.attr_scores
         except KeyError as error:
             raise UserError(
                 f"the label map has no {str(error.args[0])[:40]!r}; give that of the detector with "
                 "features.labels=FILE, or leave it out to take the names as they come."
             ) from None
-        return classes, attributes, scores
+        confidences = np.array([one.conf for one in objects], dtype=np.float32)
+        return {"classes": classes, "class_scores": confidences, "attributes": attributes, "attribute_scores": scores}
 
 
-def _size_between(geometry: np.ndarray | None, objects: DetectedObjects) -> tuple[int, int] | None:
+def _size_between(geometry: np.ndarray | None, boxes: np.ndarray) -> tuple[int, int] | None:
     """Width and height from the boxes that reach furthest, in pixels and as shares of the image."""
-    if geometry is None or not len(objects):
+    if geometry is None or not len(boxes):
         return None
     size = []
     for column in (2, 3):
         region = int(np.argmax(geometry[:, column]))
         share = float(geometry[region, column])
-        length = round(float(objects.boxes[region, column]) / share) if share > 0 else 0
-        if not 0 < length < 2**31:
+        length = float(boxes[region, column]) / share if share > 0 else 0.0
+        if not 0.5 < length < 2**31 - 1:
             return None
-        size.append(length)
+        size.append(round(length))
     return size[0], size[1]
 
 
@@ -263,19 +252,12 @@ def _size_between(geometry: np.ndarray | None, objects: DetectedObjects) -> tupl
 
 @dataclass(frozen=True)
 class Predictions:
-    """A TSV of image id and JSON, read through once.
-
-    Attributes:
-        path: of the file.
-        table: folder of an `IdTable` of the byte where each image's line begins.
-        label_map: of all names in it.
-        most_attributes: that an object has.
-    """
+    """A TSV of image id and JSON, read through once."""
 
     path: Path
-    table: Path
-    label_map: LabelMap
-    most_attributes: int
+    table: Path  # folder of an `IdTable` of the byte where each image's line begins
+    label_map: LabelMap  # of all names in it
+    most_attributes: int  # that an object has
 
     @cached_property
     def _table(self) -> IdTable:
@@ -293,11 +275,7 @@ class Predictions:
             file.seek(int(start[0]))
             line = file.readline(LONGEST_LINE).rstrip(b"\r\n")
         with at(f"{self.path}, image {image_id!r}"):
-            return _objects_in(line.split(b"\t"))
-
-
-def _objects_in(columns: list[bytes]) -> DetectedObjects:
-    return read_objects(parse_json(columns[1] if len(columns) > 1 else b"", "column 2"))
+            return objects_in(line.split(b"\t"))
 
 
 @dataclass
@@ -309,9 +287,9 @@ class _Names:
     most_attributes: int = 0
 
     def __call__(self, image_id: str, columns: list[bytes]) -> None:
-        objects = _objects_in(columns)
-        most = max(map(len, objects.attributes), default=0)
-        self.take(_Names(set(objects.classes), {name for names in objects.attributes for name in names}, most))
+        for one in objects_in(columns).objects:
+            names = one.attributes or []
+            self.take(_Names({one.name}, set(names), len(names)))
 
     def take(self, other: _Names) -> None:
         self.classes |= other.classes
@@ -319,72 +297,39 @@ class _Names:
         self.most_attributes = max(self.most_attributes, other.most_attributes)
 
 
-def scan_predictions(path: Path, scratch: Path, workers: int, left_out: LeftOut) -> Predictions:
+def scan_predictions(path: Path, scratch: Path, workers: int, refuse: Refuse) -> Predictions:
     """Reads the file through; makes the table in a new folder.
 
-    Raises:
-        UserError: (unless skipped) a line is wrong, an image comes twice, or the `.lineidx` beside the file is of
-            another one.
+    Raises UserError (unless skipped) if a line is wrong, an image comes twice, or the `.lineidx` is of another file.
     """
-    held = HeldIndices(line_index(path), left_out)
-    names, lines, blocks = _Names(), 0, []
-    for part, found in in_order(_scan, line_parts(path), workers):
+    names, blocks = _Names(), []
+    for before, part in held_parts(path, _scan, line_index(path), workers, refuse):
         for number, _, wrong in part.images:
             if wrong is not None:
-                left_out.add(UserError(f"{path} line {lines + number + 1}{wrong}"))
-        held.check(lines, part)
-        lines += len(part.starts)
+                refuse(UserError(f"{path} line {before + number + 1}{wrong}"))
         if images := [(number, image_id.encode()) for number, image_id, wrong in part.images if wrong is None]:
             starts = part.starts[[number for number, _ in images]]
             blocks.append((np.array([image_id for _, image_id in images], dtype=np.bytes_), starts[:, None]))
-        names.take(found)
-    held.check_end(lines)
-    IdTable.write(scratch, blocks, path, left_out.add)
+        names.take(part.more)
+    IdTable.write(scratch, blocks, path, refuse)
     return Predictions(path, scratch, label_map_of(names.classes, names.attributes), names.most_attributes)
 
 
-def _scan(part: LinePart) -> tuple[ReadPart, _Names]:
+def _scan(part: LinePart) -> ReadPart:
     names = _Names()
-    return read_part(part, names, Done()), names
+    return read_part(part, names, Done())._replace(more=names)
 
 
 # Rows of the TSV files of Oscar and VinVL: `features.tsv` of either dialect, and `predictions.tsv` with features.
 
 
-@dataclass(frozen=True)
-class FeatureRows:
-    """`ReadRow` of `features.tsv`, whose rows are joined to `predictions.tsv` by image id where there is one."""
+def regions_of_row(
+    image_id: str, columns: list[bytes], *, joiner: Joiner, predictions: Predictions | None = None
+) -> Regions:
+    """`ReadRow` of `features.tsv`, whose rows are joined to `predictions.tsv` by image id where there is one.
 
-    joiner: Joiner
-    predictions: Predictions | None
-
-    def __call__(self, image_id: str, columns: list[bytes]) -> Regions:
-        rows = _region_rows(columns, self.joiner.options.oscar_dim)
-        objects = self.predictions.objects(image_id) if self.predictions else None
-        return self.joiner.joined_rows(image_id, rows, objects)
-
-
-@dataclass(frozen=True)
-class PredictionRows:
-    """`ReadRow` of a `predictions.tsv` whose objects carry their features."""
-
-    joiner: Joiner
-
-    def __call__(self, image_id: str, columns: list[bytes]) -> Regions:
-        objects = _objects_in(columns)
-        features = np.zeros((0, 0), dtype=np.float32)
-        if len(objects):
-            if objects.features is None:
-                raise UserError("not every object has a feature; give the TSV of features, which lies beside it.")
-            rows = [base64_rows(text, 1, None, "features", "<f4") for text in objects.features]
-            if len(lengths := {row.shape[1] for row in rows}) > 1:
-                raise UserError(f"its features have the lengths {sorted(lengths)}, not one.")
-            features = np.concatenate(rows)
-        return self.joiner.joined(image_id, features, None, objects)
-
-
-def _region_rows(columns: list[bytes], dim: int) -> np.ndarray:
-    """(R, D) or (R, D + 6) float32 of a row: `id, {"num_boxes", "features"}` or `id, number of boxes, …, features`."""
+    They are `id, {"num_boxes", "features"}` or `id, number of boxes, …, features`, of (R, D) or (R, D + 6) float32.
+    """
     count: Any = columns[1] if len(columns) > 2 else b""
     features: bytes | str = columns[-1]
     if len(columns) > 1 and columns[1].lstrip().startswith(b"{"):
@@ -394,4 +339,104 @@ def _region_rows(columns: list[bytes], dim: int) -> np.ndarray:
         count, features = content.get("num_boxes"), content["features"]
     elif len(columns) < 3:
         raise UserError(f"the row has {len(columns)} columns, expected an image id, a number of boxes and features.")
-    return base64_rows(features, number_of_regions(count), (dim + GEOMETRY, dim), "features", "<f4")
+    dim = joiner.options.oscar_dim
+    rows = base64_rows(features, number_of_regions(count), (dim + BOX_NUMBERS, dim), "features", "<f4")
+    return joiner.joined_rows(image_id, rows, predictions.objects(image_id) if predictions else None)
+
+
+def regions_of_objects(image_id: str, columns: list[bytes], *, joiner: Joiner) -> Regions:
+    """`ReadRow` of a `predictions.tsv` whose objects carry their features."""
+    objects = objects_in(columns)
+    if not all(isinstance(one.feature, str) for one in objects.objects):
+        raise UserError("not every object has a feature; give the TSV of features, which lies beside it.")
+    rows = [base64_rows(one.feature, 1, None, "features", "<f4") for one in objects.objects]
+    if len(lengths := {row.shape[1] for row in rows}) > 1:
+        raise UserError(f"its features have the lengths {sorted(lengths)}, not one.")
+    features = np.concatenate(rows) if rows else np.zeros((0, 0), dtype=np.float32)
+    return joiner.joined(image_id, features, None, objects)
+
+
+# The published `.pt` files of VQA, GQA and NLVR2, {image id: tensor (R, D + 6)}, and the label pickles with them.
+
+
+class LabelPickle:
+    """Objects by image id from a pickle {id: {"class", "boxes", "image_w", "image_h", "conf"}}; read whole.
+
+    Raises UserError if the pickle holds anything else, or (unless skipped) an image in it does.
+    """
+
+    def __init__(self, path: Path, refuse: Refuse) -> None:
+        content = load_restricted(read_bytes(path), str(path))
+        if not isinstance(content, dict) or not content:
+            raise UserError(f"{path} holds {type(content).__name__}, expected a dict of image ids with their objects.")
+        self.path = path
+        self.images: dict[str, DetectedObjects] = {}
+        for key, value in content.items():
+            try:
+                image_id = str(checked_id(key, f"{path}: an image id"))
+                with at(f"{path}, image {image_id!r}"):
+                    self.images[image_id] = _objects_of_pickle(value)
+            except UserError as error:
+                refuse(error)
+        self.label_map = label_map_of((one.name for image in self.images.values() for one in image.objects), ())
+
+
+def images_of_tensors(path: Path, labels: LabelPickle | None, joiner: Joiner, journal: Journal) -> Iterator[Found]:
+    """The images of a `.pt` file in its order. Raises UserError if it is damaged, or wants to run a program."""
+    tensors, file_bytes = _load_tensors(path), path.stat().st_size
+
+    def read(item: tuple[Any, Any]) -> Found:
+        key, tensor = item
+        place = f"{path}, image {shown(key)}"
+        try:
+            with at(str(path)):
+                image_id = str(checked_id(key, "image id"))
+            with at(f"{path}: image {image_id!r}"):
+                rows = _rows_of(tensor, joiner.options.oscar_dim, file_bytes)
+                if labels and image_id not in labels.images:
+                    raise UserError(f"{labels.path} has no image {image_id!r}; {ANOTHER_RUN}.")
+                objects = labels.images[image_id] if labels else None
+                return Found(place, joiner.joined_rows(image_id, rows, objects), rows.nbytes)
+        except UserError as error:
+            return Found(place, error, 0)
+
+    yield from images_of_items(list(tensors.items()), read, 1, journal.done)
+    if labels and (more := labels.images.keys() - {str(key) for key in tensors if isinstance(key, str | int)}):
+        journal.notes.append(f"{labels.path} has {len(more):,} images that {path} does not have, such as {min(more)!r}")
+
+
+def _load_tensors(path: Path) -> dict[Any, Any]:
+    """{image id: tensor} of a `.pt` file, mapped into memory where its format (of torch 1.6) allows it."""
+    from vinvl.run.tensor_files import load_tensor_file  # torch, which the other formats do without
+
+    try:
+        with reading(path), path.open("rb") as file:
+            content = load_tensor_file(path, mmap=file.read(4) == b"PK\x03\x04")
+    except UserError:
+        raise
+    except Exception as error:  # a hostile or damaged pickle may make the restricted loader raise anything
+        reason = " ".join(str(error).partition("\n")[0].split())[:100]
+        raise UserError(f"{path} is no file of tensors, or a damaged one ({reason}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}, expected a dict of image ids with one tensor each.")
+    return content
+
+
+def _rows_of(tensor: Any, dim: int, file_bytes: int) -> np.ndarray:
+    """(R, D) or (R, D + 6) float32. Raises UserError if it is no plain tensor of that shape that the file holds."""
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        raise UserError(f"it is {type(tensor).__name__}, a tensor was expected.")
+    plain = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested or tensor.is_neg())
+    if not plain or tensor.device.type != "cpu" or tensor.dtype.is_complex or tensor.dtype is torch.bool:
+        raise UserError(f"it is a {tensor.dtype} tensor ({tensor.layout}), a plain one of numbers was expected.")
+    size = tensor.numel() * tensor.element_size()
+    if size > min(tensor.untyped_storage().nbytes(), file_bytes, MOST_BYTES):
+        raise UserError(f"it is a tensor of {size:,} bytes, which the file does not hold, or more than {MOST_BYTES:,}.")
+    if not tensor.numel() and tensor.ndim in (1, 2):
+        return np.zeros((0, dim + BOX_NUMBERS), dtype=np.float32)
+    if tensor.ndim != 2 or tensor.shape[1] not in (dim, dim + BOX_NUMBERS):
+        expected = f"{dim} or {dim + BOX_NUMBERS} numbers a region; features.dim=D tells another dimension"
+        raise UserError(f"it has shape {tuple(tensor.shape)}, expected {expected}.")
+    return tensor.detach().to(torch.float32).numpy()

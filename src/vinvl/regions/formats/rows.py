@@ -6,19 +6,17 @@ What is refused here does not say where it stands: whoever reads a row or a file
 from __future__ import annotations
 
 import binascii
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from vinvl.regions.layout import FEATURE_DTYPES
+from vinvl.regions.layout import ShardHeader
 from vinvl.regions.regions import BOX_TOLERANCE, Regions, finite, inverted, out_of_bounds
 from vinvl.run.errors import UserError
 from vinvl.run.files import put_in_place
@@ -29,25 +27,19 @@ from vinvl.run.values import checked_id, shown
 
 
 class Found(NamedTuple):
-    """An image or why it cannot be used, its place in the files, and how many bytes of input are read by now.
+    """An image or why it cannot be used, or None if an earlier run has done it."""
 
-    Of what an earlier run has done there are no regions.
-    """
-
-    place: str
+    place: str  # in the files
     regions: Regions | UserError | None
-    position: int
+    position: int  # bytes of input that are read by now
 
 
 class Done(NamedTuple):
-    """What an earlier run has done of a source: so many of what is `Found`, which end at that position.
-
-    `unread` are the positions of those that it could not read.
-    """
+    """What an earlier run has done of a source: so many of what is `Found`, which end at that position."""
 
     images: int = 0
     position: int = 0
-    unread: frozenset[int] = frozenset()
+    unread: frozenset[int] = frozenset()  # positions of those that it could not read
 
 
 Item = TypeVar("Item")
@@ -78,46 +70,82 @@ def at(place: str) -> Iterator[None]:
         raise UserError(f"{place}: {error}") from None
 
 
-REFUSE, SKIP = ON_DAMAGED = ("refuse", "skip")
-HOW_TO_SKIP = f"features.on_damaged={SKIP} leaves out what is damaged, and names it."
+SKIP = "skip"
 NAMED = 5  # told at the end and kept in the store; if there are more, all are listed in a file beside it
 LONGEST_REASON = 400
 
 
-class LeftOut:
-    """Rows and files that were left out so far; the whole list is in a file, so that memory does not grow with it.
+class _Note(msgspec.Struct):
+    """What a shard says of the source: how much of it is done, and what was left out since the shard before."""
+
+    images: int = 0
+    position: int = 0
+    left_out: list[tuple[int, int, str]] = []  # number of what is `Found`, from 1; position; reason
+
+
+class Journal:
+    """What has been taken from a source and what was left out: by an earlier run, as its shards say, and by this one.
+
+    All that was left out is listed in a file, so that memory does not grow with it.
 
     Attributes:
+        done: by an earlier run.
+        first: why the first few were left out.
         notes: what else is to be told at the end.
         provenance: what the store says of it, kept up to date; None where the first that is damaged is refused.
     """
 
-    def __init__(self, on_damaged: str, scratch: Path) -> None:
+    def __init__(self, on_damaged: str, scratch: Path, shards: Sequence[ShardHeader] = ()) -> None:
         self.first: list[str] = []
         self.notes: list[str] = []
+        self.skips, self.count = on_damaged == SKIP, 0
         self.provenance: dict[str, Any] | None = None
-        if on_damaged == SKIP:
+        if self.skips:
             self.provenance = {"on_damaged": SKIP, "left_out": 0, "left_out_first": self.first}
-        self._list = scratch / f"left_out.{id(self)}.txt"
+        self._list, notes = scratch / "left_out.txt", [_Note()]
+        for shard in shards:
+            try:
+                notes.append(msgspec.json.decode(shard.provenance or "", type=_Note))
+            except msgspec.DecodeError:
+                raise UserError(f"{shard.path} is no shard of a conversion: delete {shard.path.parent}.") from None
+        before = [one for note in notes for one in note.left_out]
+        self._reasons = {number: reason for number, _, reason in before}
+        self._now = _Note(notes[-1].images, notes[-1].position)
+        self.done = Done(self._now.images, self._now.position, frozenset(position for _, position, _ in before))
+        if self.done.images != sum(shard.num_images for shard in shards) + len(before):
+            raise UserError(f"{shards[-1].path} says another number of images than the shards hold: delete its folder.")
+
+    def take(self, number: int, position: int) -> bool:
+        """Whether the image of this number is to be written; what an earlier run has left out is told again."""
+        if number > self.done.images:
+            self._now.images, self._now.position = number, position
+        elif number in self._reasons:
+            self.add(UserError(self._reasons[number]))
+        return number > self.done.images
+
+    def leave_out(self, reason: UserError) -> None:
+        """Leaves out what was taken last. Raises the reason unless what is damaged is skipped."""
+        self.add(reason)
+        self._now.left_out.append((self._now.images, self._now.position, str(reason)[:LONGEST_REASON]))
 
     def add(self, reason: UserError) -> None:
-        """Raises the reason unless what is damaged is skipped."""
+        """Leaves out what is no image of the source. Raises the reason unless what is damaged is skipped."""
         if self.provenance is None:
-            raise UserError(f"{reason} ({HOW_TO_SKIP})") from None
+            raise UserError(
+                f"{reason} (features.on_damaged={SKIP} leaves out what is damaged, and names it.)"
+            ) from None
         sentence = str(reason)[:LONGEST_REASON]
-        self.provenance["left_out"] += 1
+        self.count = self.provenance["left_out"] = self.count + 1
         if len(self.first) < NAMED:
             self.first.append(sentence)
         with self._list.open("a", encoding="utf-8") as file:
             file.write(sentence + "\n")
 
-    @property
-    def skips(self) -> bool:
-        return self.provenance is not None
-
-    @property
-    def count(self) -> int:
-        return self.provenance["left_out"] if self.provenance else 0
+    def note(self) -> dict[str, Any]:
+        """For the shard that is finished now."""
+        told: dict[str, Any] = msgspec.to_builtins(self._now)
+        self._now.left_out = []
+        return told
 
     def keep_list(self, target: Path) -> Path | None:
         """The list beside a new store, in place of a former one's; None where the first few are all."""
@@ -129,12 +157,11 @@ class LeftOut:
 
 
 ID_PATTERN = "features.id_pattern"
-PositiveInt = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 OSCAR_DIM = 2048
-GEOMETRY = 6  # numbers behind the feature in a region row of Oscar: x1/W, y1/H, x2/W, y2/H, w/W, h/H
+PositiveInt = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 
 
-class FeatureOptions(msgspec.Struct, frozen=True, kw_only=True):
+class FeatureOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The section `features` of conf/convert.yaml, which tells what each is for."""
 
     predictions: Path | None = None
@@ -142,19 +169,16 @@ class FeatureOptions(msgspec.Struct, frozen=True, kw_only=True):
     assume_size: tuple[PositiveInt, PositiveInt] | None = None
     labels: Path | None = None
     detector: str | None = None
-    dtype: str = "float16"
+    dtype: Literal["float16", "float32"] = "float16"
     dim: PositiveInt | None = None
     class_offset: Annotated[int, msgspec.Meta(ge=0)] | None = None
     id_pattern: str | None = None
     clip_boxes: bool = False
-    on_damaged: str = REFUSE
+    on_damaged: Literal["refuse", "skip"] = "refuse"
     images_per_shard: PositiveInt | None = None
     workers: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("dtype", FEATURE_DTYPES), ("on_damaged", ON_DAMAGED)):
-            if (value := getattr(self, name)) not in choices:
-                raise UserError(f"features.{name} is {shown(value)}; choose one of {', '.join(choices)}.")
         if self.id_pattern is not None:
             check_pattern(self.id_pattern, ID_PATTERN)
 
@@ -166,21 +190,17 @@ class FeatureOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def options_of(settings: Mapping[str, Any]) -> FeatureOptions:
     """Checked options, the rest as in conf/convert.yaml. Raises UserError, naming it, for a setting of no use."""
-    known = FeatureOptions.__struct_fields__
     given = dict(settings)
-    for name, value in settings.items():
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean features.{close[0]}?" if close else f"there are {', '.join(known)}."
-            raise UserError(f"There is no setting features.{name}: {hint}")
-        if name in ("detector", "id_pattern", "predictions", "sizes", "labels") and type(value) in (int, float):
-            given[name] = str(value)  # YAML took it for a number
+    for name in {"detector", "id_pattern", "predictions", "sizes", "labels"} & given.keys():
+        if type(given[name]) in (int, float):
+            given[name] = str(given[name])  # YAML took it for a number
     try:
         return msgspec.convert(given, FeatureOptions, dec_hook=lambda kind, value: kind(value).expanduser())
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$.")
         name = place.strip("`").split("[")[0]
-        raise UserError(f"features.{name} is {shown(settings[name])}: {reason.lower()}.") from None
+        named = f".{name} is {shown(settings[name])}" if name else ""
+        raise UserError(f"features{named}: {reason}; conf/convert.yaml says what it may be.") from None
 
 
 # Image ids out of longer names, by a regular expression that a person gives.
@@ -197,10 +217,7 @@ def check_pattern(pattern: str, setting: str) -> None:
 
 
 def id_by_pattern(name: str, pattern: str | None, setting: str) -> str:
-    """What the first group of a checked pattern finds in a name; the name itself where there is no pattern.
-
-    Raises UserError, naming the setting that the pattern is from, where it does not fit.
-    """
+    """What the first group of a pattern finds in a name, UserError if nothing; the name itself without a pattern."""
     if pattern is None:
         return name
     match = re.search(pattern, name)
@@ -209,14 +226,7 @@ def id_by_pattern(name: str, pattern: str | None, setting: str) -> str:
     return match[1]
 
 
-# The checks of an image.
-
-
-class KnownNames(NamedTuple):
-    """How many names the label map has, with those of the background and of no attribute; 0 if it is not given."""
-
-    classes: int
-    attributes: int
+# What the writer of the store does not know: whether boxes fit their image, and what others take for numbers.
 
 
 def regions_of(
@@ -226,61 +236,53 @@ def regions_of(
     size: tuple[int, int],
     options: FeatureOptions,
     *,
-    classes: npt.ArrayLike | None = None,
-    class_scores: npt.ArrayLike | None = None,
-    attributes: npt.ArrayLike | None = None,
-    attribute_scores: npt.ArrayLike | None = None,
+    classes: Any = None,
+    class_scores: Any = None,
+    attributes: Any = None,
+    attribute_scores: Any = None,
 ) -> Regions:
     """The regions of an image, of that id in the file, in the data types of the store.
 
-    Args:
-        features: (R, D) numbers.
-        boxes: (R, 4) x1 y1 x2 y2 in pixels.
-        size: width, height.
-        classes: (R,) whole numbers, 0 is the background; None where the file does not say.
-        class_scores: (R,)
-        attributes: (R, K) or (R,) whole numbers, 0 is none.
-        attribute_scores: as `attributes`.
-
-    Raises:
-        UserError: numbers that are not finite, numbers of rows that differ, boxes that are no boxes of this image.
+    Of features (R, D), boxes (R, 4) in pixels, width and height, and what else a file says, as `Regions` has it;
+    attributes may be (R,). Raises UserError for numbers that are not finite, numbers of rows that differ, and boxes
+    that are no boxes of this image.
     """
     if features.ndim != 2:
         raise UserError(f"features have shape {features.shape}, expected a row for each region.")
     count = len(features)
-    table = _numbers(attributes, count, "attributes", columns=1)
-    scores = _numbers(attribute_scores, count, "attribute_scores", columns=1)
+    table = _whole(_rows(attributes, count, "attributes", columns=1), "attributes")
     if attribute_scores is None:
-        scores = np.zeros(table.shape)  # of other shapes the store refuses the rest
+        attribute_scores = np.zeros(table.shape)  # of other shapes the store refuses the rest
     return Regions(
         image_id=id_by_pattern(image_id, options.id_pattern, ID_PATTERN),
         features=finite(features, "features", np.dtype(options.dtype)),
         boxes=_boxes(boxes, count, size, clip=options.clip_boxes),
-        classes=_whole(_numbers(classes, count, "classes"), "classes"),
-        class_scores=_numbers(class_scores, count, "class_scores").astype(np.float32),
-        attributes=_whole(table, "attributes"),
-        attribute_scores=scores.astype(np.float32),
+        classes=_whole(_rows(classes, count, "classes"), "classes"),
+        class_scores=_rows(class_scores, count, "class_scores").astype(np.float32),
+        attributes=table,
+        attribute_scores=_rows(attribute_scores, count, "attribute_scores", columns=1).astype(np.float32),
         width=size[0],
         height=size[1],
     )
 
 
 def _boxes(boxes: np.ndarray, count: int, size: tuple[int, int], *, clip: bool) -> np.ndarray:
-    if boxes.shape != (count, 4) or boxes.dtype.kind not in "fiu":
+    if boxes.shape != (count, 4):
         raise UserError(f"boxes are {boxes.shape} of {boxes.dtype}, expected ({count}, 4) numbers.")
-    boxes = boxes.astype(np.float32)
-    if not np.isfinite(boxes).all():
-        raise UserError("boxes hold NaN or infinite values; extract the image again.")
-    edge, pixels = np.array([*size, *size], dtype=np.float32), f"{size[0]} x {size[1]}"
+    boxes, edge, pixels = (
+        finite(boxes, "boxes", np.dtype(np.float32)),
+        np.array([size], dtype=np.float32),
+        f"{size[0]} x {size[1]}",
+    )
     if count and min(size) > 16 and float(boxes.max()) <= 1 + BOX_TOLERANCE:
         raise UserError(f"no box reaches beyond pixel 1 of {pixels}; boxes are expected in pixels.")
-    if (turned := inverted(boxes, edge[None, :2])).any():
-        raise UserError(f"{_box(boxes, turned)} is inverted; x1 y1 x2 y2 was expected.")
+    if (bad := inverted(boxes, edge)).any():
+        raise UserError(f"{_box(boxes, bad)} is inverted; x1 y1 x2 y2 was expected.")
     if clip:
-        return np.clip(boxes, 0, edge)
-    if (outside := out_of_bounds(boxes, edge[None, :2])).any():
+        return np.clip(boxes, 0, np.tile(edge, 2))
+    if (bad := out_of_bounds(boxes, edge)).any():
         remedy = "width and height may be the wrong way round, or pass features.clip_boxes=true"
-        raise UserError(f"{_box(boxes, outside)} lies outside of the image of {pixels}; {remedy}.")
+        raise UserError(f"{_box(boxes, bad)} lies outside of the image of {pixels}; {remedy}.")
     return boxes
 
 
@@ -289,13 +291,24 @@ def _box(boxes: np.ndarray, bad: np.ndarray) -> str:
     return f"box {region} ({', '.join(f'{number:.6g}' for number in boxes[region].tolist())})"
 
 
-def _numbers(values: npt.ArrayLike | None, count: int, what: str, columns: int = 0) -> np.ndarray:
+def numbers(value: Any, what: str) -> np.ndarray:
+    """An array of numbers, of one dimension or more. Raises UserError for anything else."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError, RecursionError):  # lists of unlike lengths, or of no numbers
+        array = np.zeros(0, dtype=object)
+    if array.dtype.kind not in "fiu" or array.ndim == 0:
+        raise UserError(f"{what} are {array.shape} of {array.dtype}, expected numbers.")
+    return array
+
+
+def _rows(values: Any, count: int, what: str, columns: int = 0) -> np.ndarray:
     """(R,) or (R, K) numbers; zeros, or of no columns, where there are none."""
     if values is None:
         return np.zeros((count, 0) if columns else count, dtype=np.int32)
-    array = np.asarray(values)
+    array = numbers(values, what)
     array = array[:, None] if columns and array.ndim == 1 else array
-    if array.ndim != 1 + columns or len(array) != count or array.dtype.kind not in "fiu":
+    if array.ndim != 1 + columns or len(array) != count:
         raise UserError(f"{what} are {array.shape} of {array.dtype}, expected numbers for each of {count} regions.")
     return array
 
@@ -310,12 +323,9 @@ def _whole(array: np.ndarray, what: str) -> np.ndarray:
 def id_in(column: bytes) -> str:
     """The image id of a row. Raises UserError if it is empty, too long or no UTF-8."""
     try:
-        image_id = column.decode("utf-8").strip()
+        return str(checked_id(column.decode("utf-8").strip(), "the image id, column 1 of the row,"))
     except UnicodeDecodeError:
-        image_id = ""
-    if not image_id:
-        raise UserError("the image id, column 1 of the row, is empty or no UTF-8 text.")
-    return str(checked_id(image_id, "the image id, column 1 of the row,"))
+        raise UserError("the image id, column 1 of the row, is no UTF-8 text.") from None
 
 
 def checked_size(width: object, height: object) -> tuple[int, int]:
@@ -332,18 +342,17 @@ def checked_size(width: object, height: object) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def shifted(numbers: np.ndarray, offset: int, names: int, what: str) -> np.ndarray:
+def shifted(numbers: np.ndarray, offset: int, names: Sequence[str], what: str) -> np.ndarray:
     """Class or attribute numbers as the store counts them. Raises UserError for some that the label map has not."""
-    if numbers.size and 0 < names <= numbers.max() + offset:
+    if numbers.size and 0 < len(names) <= numbers.max() + offset:
         raise UserError(
-            f"{what} reach {numbers.max()} (and {offset} is added), but the label map has {names} names, the "
+            f"{what} reach {numbers.max()} (and {offset} is added), but the label map has {len(names)} names, the "
             "background's included: give the detector's label map, or another features.class_offset."
         )
     return numbers + offset
 
 
 # Base64 text → arrays, with the one check that catches whatever is cut or damaged: the number of bytes.
-
 
 MOST_REGIONS = 2**20
 MOST_BYTES = 2**27  # of all that files say about one image; a thousand regions take some ten million

@@ -5,35 +5,40 @@ from __future__ import annotations
 import enum
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-from vinvl.regions.formats.arrays import image_files, images_of_files, info_of, size_of
+from vinvl.regions.formats.arrays import image_files, images_of_files, info_of
 from vinvl.regions.formats.lmdb_folder import images_of_lmdb
-from vinvl.regions.formats.oscar import FeatureRows, Joiner, PredictionRows, scan_predictions
-from vinvl.regions.formats.rows import SKIP, Done, FeatureOptions, Found, KnownNames, LeftOut
-from vinvl.regions.formats.tensors import LabelPickle, images_of_tensors
+from vinvl.regions.formats.oscar import (
+    Joiner,
+    LabelPickle,
+    images_of_tensors,
+    regions_of_objects,
+    regions_of_row,
+    scan_predictions,
+)
+from vinvl.regions.formats.rows import FeatureOptions, Found, Journal
 from vinvl.regions.formats.tsv import (
     BOTTOM_UP_COLUMNS,
     LONGEST_LINE,
     LXMERT_COLUMNS,
-    ColumnRows,
+    IdTable,
     ImageIndex,
-    PredictedImages,
-    ReadRow,
-    TsvIndex,
     images_of_lines,
     line_index,
-    write_sizes,
+    places_in,
+    regions_of_columns,
+    sizes_in,
 )
 from vinvl.regions.layout import MANIFEST_NAME, open_hdf5
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
+from vinvl.run.files import reading
 
 # Which format of features a file or folder has, told by its content rather than by its name.
 
@@ -60,6 +65,9 @@ class Format(enum.Enum):
     LMDB = "MMF LMDB"
 
 
+TSV_OF_OSCAR = (Format.OSCAR_TSV, Format.PREDICTIONS_TSV)
+
+
 @dataclass(frozen=True)
 class FoundFiles:
     """The format, and the file or folder that has the features; `files` are those in a folder."""
@@ -68,19 +76,31 @@ class FoundFiles:
     path: Path
     files: tuple[Path, ...] = ()
 
+    def read_with(self, predictions: Path | None) -> list[Path]:
+        """The files that images are read of."""
+        path = self.path
+        if self.format is Format.NPY_FOLDER:
+            return [*self.files, *map(info_of, self.files)]
+        beside = [path.with_suffix(".lineidx"), *(path.with_name(name) for name in _indices_of(path))]
+        if path.name == FEATURES_TSV and predictions is None:
+            beside.append(path.with_name(PREDICTIONS_TSV))
+        return list(self.files) or [path, *beside]
+
+
+def _indices_of(path: Path) -> dict[str, str]:
+    """The names of index files beside a TSV with what their numbers are."""
+    return {"imageid2idx.json": "row", f"{path.stem}_offset_map.json": "byte"}
+
 
 def find_features(source: Path) -> FoundFiles:
-    """
-    Raises:
-        UserError: there is nothing, or nothing that is known.
-    """
+    """Raises UserError if there is nothing, or nothing that is known."""
     if not source.exists():
         raise UserError(f"{source} does not exist; check from=PATH.")
     if (source / MANIFEST_NAME).is_file():
         raise UserError(A_STORE.format(source))
     if source.is_dir():
         return _in_folder(source)
-    with _opened(source) as file:
+    with reading(source), source.open("rb") as file:
         start = file.read(len(HDF5))
     if start == HDF5 or source.suffix in (".h5", ".hdf5"):
         raise _refused_hdf5(source)
@@ -122,7 +142,7 @@ def _in_folder(folder: Path) -> FoundFiles:
 
 def _tsv_format(path: Path) -> Format:
     """The format of most of the first rows, one of which may be damaged."""
-    with _opened(path) as file:
+    with reading(path), path.open("rb") as file:
         lines = (line.strip(b"\r\n").split(b"\t") for line in iter(lambda: file.readline(LONGEST_LINE), b""))
         rows = [(_row_format(columns), len(columns)) for columns in islice(lines, FIRST_ROWS) if columns != [b""]]
     if not rows:
@@ -143,138 +163,88 @@ def _row_format(columns: list[bytes]) -> Format | None:
     return Format.OSCAR_TSV if len(columns) > 2 and columns[1].strip().isdigit() else None
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-
-
 SMALL = 32 * 2**20  # bytes that are decoded sooner than processes are started
-TSV_OF_OSCAR = (Format.OSCAR_TSV, Format.PREDICTIONS_TSV)
-
-
-@dataclass(frozen=True)
-class OpenedSource:
-    """Images in the order of the source, the names of their classes and attributes, and the bytes of features."""
-
-    images: Iterator[Found]
-    label_map: LabelMap
-    total_bytes: int
-
-
-def files_read(found: FoundFiles, predictions: Path | None) -> dict[str, list[Path]]:
-    """The files that images are read of, by what a person calls them."""
-    path = found.path
-    if found.format is Format.NPY_FOLDER:
-        return {"from": [*found.files, *(info_of(file) for file in found.files)]}
-    beside = [
-        path.with_suffix(".lineidx"),
-        path.with_name("imageid2idx.json"),
-        path.with_name(f"{path.stem}_offset_map.json"),
-    ]
-    if path.name == FEATURES_TSV and predictions is None:
-        beside.append(path.with_name(PREDICTIONS_TSV))
-    read = {"from": list(found.files) or [path, *beside]}
-    return read | ({"predictions": [predictions]} if predictions else {})
 
 
 @dataclass(frozen=True)
 class Source:
-    """Features that were found, and all that their reading asks for.
-
-    Attributes:
-        labels: label map that is given.
-        scratch: folder for index tables, which must stay while images are read.
-        done: by an earlier run.
-    """
+    """Features that were found, and all that their reading asks for; `scratch` stays while images are read."""
 
     found: FoundFiles
     options: FeatureOptions
     labels: LabelMap | None
     scratch: Path
-    left_out: LeftOut
-    done: Done
+    journal: Journal
 
     @cached_property
     def total_bytes(self) -> int:
-        return sum(map(size_of, self.found.files or (self.found.path,)))
+        return sum(path.stat().st_size for path in self.found.files or (self.found.path,) if path.exists())
 
     @property
     def workers(self) -> int:
         given = self.options.workers if self.options.workers is not None else os.cpu_count() or 1
         return 1 if self.total_bytes < SMALL else given
 
-    @cached_property
-    def sizes(self) -> Path | None:
-        """Folder of a table of image sizes, if a file of them is given."""
-        if self.options.sizes:
-            write_sizes(self.options.sizes, self.scratch / "sizes", self.left_out)
-        return self.scratch / "sizes" if self.options.sizes else None
+    def open(self) -> tuple[Iterator[Found], LabelMap]:
+        """Images in the order of the source, and the names of their classes and attributes.
 
-    def images_of(self, read: ReadRow, indices: list[TsvIndex]) -> Iterator[Found]:
-        """The images of a TSV."""
-        return images_of_lines(self.found.path, read, indices, self.workers, self.left_out, self.done)
-
-
-def open_source(source: Source) -> OpenedSource:
-    """
-    Raises:
-        UserError: a file beside the features is missing, wrong, or of no use to this format.
-    """
-    found, options, done = source.found, source.options, source.done
-    for path, name in ((options.predictions, "predictions"), (options.sizes, "sizes")):
-        if path is not None and not path.is_file():
-            raise UserError(f"{path} does not exist; check features.{name}=FILE.")
-        if path is not None and found.format not in (*TSV_OF_OSCAR, Format.TENSORS):
-            raise UserError(f"{found.path} is a {found.format.value}, which features.{name} is of no use to.")
-    if found.format in TSV_OF_OSCAR:
-        return _oscar(source)
-    if found.format is Format.TENSORS:
-        return _tensors(source)
-    label_map = source.labels or LabelMap((), ())
-    known = KnownNames(len(label_map.classes), len(label_map.attributes))
-    if found.format is Format.LMDB:
-        images = images_of_lmdb(found.path, options, known, source.workers, done)
-    elif found.files:
-        images = images_of_files(found.path, found.files, options, known, source.workers, done)
-    else:
+        Raises UserError if a file beside the features is missing, wrong, or of no use to this format.
+        """
+        found, options = self.found, self.options
+        for path, name in ((options.predictions, "predictions"), (options.sizes, "sizes")):
+            if path is not None and not path.is_file():
+                raise UserError(f"{path} does not exist; check features.{name}=FILE.")
+            if path is not None and found.format not in (*TSV_OF_OSCAR, Format.TENSORS):
+                raise UserError(f"{found.path} is a {found.format.value}, which features.{name} is of no use to.")
+        sizes = self.scratch / "sizes" if options.sizes else None
+        if options.sizes and sizes:
+            IdTable.of_members(sizes, options.sizes, sizes_in(options.sizes), self.journal.add)
+        if found.format is Format.TENSORS:
+            return self._tensors(sizes)
+        if found.format in TSV_OF_OSCAR:
+            return self._oscar(sizes)
+        labels = self.labels or LabelMap((), ())
+        if found.format is Format.LMDB:
+            return images_of_lmdb(found.path, options, labels, self.workers, self.journal.done), labels
+        if found.files:
+            return images_of_files(found.path, found.files, options, labels, self.workers, self.journal.done), labels
         columns = LXMERT_COLUMNS if found.format is Format.LXMERT_TSV else BOTTOM_UP_COLUMNS
-        images = source.images_of(ColumnRows(columns, options, known), line_index(found.path))
-    return OpenedSource(images, label_map, source.total_bytes)
+        read = partial(regions_of_columns, columns=columns, options=options, labels=labels)
+        return images_of_lines(found.path, read, line_index(found.path), self.workers, self.journal), labels
 
+    def _oscar(self, sizes: Path | None) -> tuple[Iterator[Found], LabelMap]:
+        path, journal, given = self.found.path, self.journal, self.options.predictions
+        indices, beside, of_objects = line_index(path), path.with_name(PREDICTIONS_TSV), given
+        for name, unit in _indices_of(path).items():
+            index = path.with_name(name)
+            if index.is_file() and (unit == "byte" or path.name == FEATURES_TSV):
+                table = IdTable.of_members(self.scratch / unit, index, places_in(index))
+                indices.append(ImageIndex(index, path, table, unit, journal.skips))
+        if given is None and path.name == FEATURES_TSV and beside.is_file():
+            of_objects = beside
+        with_features = self.found.format is Format.PREDICTIONS_TSV
+        if with_features:  # whose rows are read again as features, which tells their damage
+            of_objects = path
+        scanned = None
+        if of_objects:
+            refuse = (lambda error: None) if with_features else journal.add
+            scanned = scan_predictions(of_objects, self.scratch / "predictions", self.workers, refuse)
+        label_map = self.labels or (scanned.label_map if scanned else LabelMap((), ()))
+        joiner = Joiner(self.options, label_map, scanned.most_attributes if scanned else 0, sizes)
+        read: Callable[..., Any] = partial(regions_of_objects, joiner=joiner)
+        if not with_features:
+            read = partial(regions_of_row, joiner=joiner, predictions=scanned)
+            if scanned:
+                note, table = journal.notes.append if given else None, IdTable(scanned.table)
+                remedy = "the features are cut off, or a part: pass features.predictions=FILE then"
+                indices.append(ImageIndex(scanned.path, path, table, note=note, remedy=remedy))
+        return images_of_lines(path, read, indices, self.workers, journal), label_map
 
-def _oscar(source: Source) -> OpenedSource:
-    path, left_out, given = source.found.path, source.left_out, source.options.predictions
-    sizes, indices = source.sizes, line_index(path)
-    beside = path.with_name(PREDICTIONS_TSV)
-    of_objects = given or (beside if path.name == FEATURES_TSV and beside.is_file() else None)
-    if path.name == FEATURES_TSV and (ids := path.with_name("imageid2idx.json")).is_file():
-        indices.append(ImageIndex(ids, path, source.scratch / "images", left_out.skips, of_bytes=False))
-    if (offsets := path.with_name(f"{path.stem}_offset_map.json")).is_file():
-        indices.append(ImageIndex(offsets, path, source.scratch / "offsets", left_out.skips, of_bytes=True))
-    if source.found.format is Format.PREDICTIONS_TSV:  # whose rows are read again as features, which tells their damage
-        of_objects, left_out = path, LeftOut(SKIP, source.scratch)
-    scanned = None
-    if of_objects:
-        scanned = scan_predictions(of_objects, source.scratch / "predictions", source.workers, left_out)
-    label_map = source.labels or (scanned.label_map if scanned else LabelMap((), ()))
-    joiner = Joiner(source.options, label_map, scanned.most_attributes if scanned else 0, sizes)
-    if source.found.format is Format.PREDICTIONS_TSV:
-        return OpenedSource(source.images_of(PredictionRows(joiner), indices), label_map, source.total_bytes)
-    if scanned:
-        indices.append(PredictedImages(scanned.path, scanned.table, path, left_out.notes.append if given else None))
-    return OpenedSource(source.images_of(FeatureRows(joiner, scanned), indices), label_map, source.total_bytes)
-
-
-def _tensors(source: Source) -> OpenedSource:
-    path, given = source.found.path, source.options.predictions
-    if given and given.suffix == ".tsv":
-        raise UserError(f"{given}: boxes and classes for {path} are read from a label pickle, not a TSV.")
-    labels = LabelPickle(given, source.left_out) if given else None
-    label_map = source.labels or (labels.label_map if labels else LabelMap((), ()))
-    joiner = Joiner(source.options, label_map, 0, source.sizes)
-    images = images_of_tensors(path, labels, joiner, source.done, source.left_out.notes.append)
-    return OpenedSource(images, label_map, source.total_bytes)
+    def _tensors(self, sizes: Path | None) -> tuple[Iterator[Found], LabelMap]:
+        path, given = self.found.path, self.options.predictions
+        if given and given.suffix == ".tsv":
+            raise UserError(f"{given}: boxes and classes for {path} are read from a label pickle, not a TSV.")
+        labels = LabelPickle(given, self.journal.add) if given else None
+        label_map = self.labels or (labels.label_map if labels else LabelMap((), ()))
+        joiner = Joiner(self.options, label_map, 0, sizes)
+        return images_of_tensors(path, labels, joiner, self.journal), label_map
