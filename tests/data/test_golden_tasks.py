@@ -301,8 +301,3 @@ def test_a_random_word_beyond_the_vocabulary_is_unknown() -> None:
     first, second, words = (np.array(one) for one in zip(*draws, strict=True))
     # The published comparisons: above 0.8, at most 0.5.
     assert replacements.of(np.full(4, 9), first, second, words).tolist() == [MASK, 5, SPECIAL.unk_token_id, 9]
-
-
-@pytest.mark.parametrize(("length", "count"), [(2, 1), (3, 1), (10, 2), (16, 2), (17, 3), (40, 3)])
-def test_number_of_hidden_words_rounds_halves_to_even(length: int, count: int) -> None:
-    assert CaptionLimits(40, 70, 0.15, 3).num_masked(np.array([length])).tolist() == [count]

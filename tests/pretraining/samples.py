@@ -17,7 +17,7 @@ from vinvl.data.batch import Batch, BatchRegions
 from vinvl.data.inputs import InputLimits, RegionText, tag_source
 from vinvl.data.sampling import Draw
 from vinvl.models.config import SpecialTokens
-from vinvl.pretraining.corpus import Corpus, ensure_index
+from vinvl.pretraining.corpus import ensure_index
 from vinvl.pretraining.data import PretrainingDataModule, PretrainingDataset
 from vinvl.pretraining.task import PretrainingTask
 from vinvl.pretraining.triplets import CorpusRows, CorpusShare, Mixture, PairOptions
@@ -56,35 +56,26 @@ def store_of(folder: Path, images: int = 10) -> RegionStore:
     return RegionStore(write(folder / "regions.h5", [make_regions(str(i), 1 + i % 4, seed=i) for i in range(images)]))
 
 
-def dataset_of(
-    store: RegionStore,
-    corpora: Sequence[Corpus | CorpusShare],
-    *,
-    options: PairOptions = OSCARPLUS,
-    variant: str = "oscar",
-    use_tags: bool = True,
-    use_regions: bool = True,
-    max_tokens: int = 35,
-    max_regions: int = 50,
-    seed: int = 0,
-) -> PretrainingDataset:
-    mixture = Mixture.of([part if isinstance(part, CorpusShare) else CorpusShare(part) for part in corpora])
-    limits = InputLimits(max_tokens, max_regions, use_tags, use_regions)
-    text = RegionText(store, tag_source(None, store, TOKENIZER), limits, SPECIAL)
-    return PretrainingDataset(
-        CorpusRows(mixture, mixture.positions_in(store), text),
-        options=options,
-        variant=variant,
-        mask_probability=0.15,
-        vocab_size=len(TOKENIZER),
-        seed=seed,
-        one_pass=False,
+def mixed_dataset(folder: Path, **settings: Any) -> PretrainingDataset:
+    """Of 60 `mixed_rows`; settings of `InputLimits` and `PretrainingDataset`."""
+    store, corpus = store_of(folder), ensure_index(write_lines(folder / "corpus.jsonl", mixed_rows(60)), TOKENIZER)
+    limits = {name: settings.pop(name) for name in vars(InputLimits(0, 0)).keys() & settings.keys()}
+    text = RegionText(
+        store,
+        tag_source(None, store, TOKENIZER),
+        InputLimits(**{"max_tokens": 35, "max_regions": 50, **limits}),
+        SPECIAL,
     )
-
-
-def mixed_dataset(folder: Path, count: int = 60, **settings: Any) -> PretrainingDataset:
-    corpus = ensure_index(write_lines(folder / "corpus.jsonl", mixed_rows(count)), TOKENIZER)
-    return dataset_of(store_of(folder), [corpus], **settings)
+    mixture = Mixture.of([CorpusShare(corpus)])
+    options: dict[str, Any] = {
+        "options": OSCARPLUS,
+        "variant": "oscar",
+        "mask_probability": 0.15,
+        "seed": 0,
+        **settings,
+    }
+    rows = CorpusRows(mixture, mixture.positions_in(store), text)
+    return PretrainingDataset(rows, vocab_size=len(TOKENIZER), one_pass=False, **options)
 
 
 def datamodule(folder: Path, splits: dict[str, Any], **settings: Any) -> PretrainingDataModule:
@@ -116,16 +107,10 @@ def draws(indices: Sequence[int] | np.ndarray, epoch: int = 0) -> list[Draw]:
 
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-    "img_feature_dim": 10,
-    "hidden_dropout_prob": 0.0,
+    "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "max_position_embeddings": 32, "img_feature_dim": 10, "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
-}
+}  # fmt: skip
 TOKENS, REGIONS = 10, 4
 
 

@@ -373,15 +373,6 @@ def checked_entry(entry: Any, place: str, needed: tuple[str, ...], optional: tup
     return given
 
 
-def file_names(files: Any, place: str, forms: str) -> list[str]:
-    """A file or a list of files; `forms` tells people what may be given. Raises UserError for anything else."""
-    given = plain(files)
-    listed = [given] if isinstance(given, str) else given
-    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
-        raise UserError(f"{place} is {given!r}: give {forms}.")
-    return listed
-
-
 def split_entry(splits: object, split: str) -> Any:
     """What `data.splits` says of a split. Raises UserError if there is no such split."""
     if not isinstance(splits, Mapping):

@@ -6,6 +6,7 @@ blocks of bytes.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -21,9 +22,8 @@ from vinvl.run.errors import UserError
 from vinvl.run.values import MAX_ID_LENGTH
 
 ID, TEXT, IDS, TEXTS = pa.int64(), pa.string(), pa.list_(pa.int64()), pa.list_(pa.string())
-AS_TEXT = {ID: TEXT, IDS: TEXTS}
+AS_TEXT = {ID: TEXT, TEXT: TEXT, IDS: TEXTS}
 BLOCK = 1 << 13  # records that are Python objects at a time
-_INT64 = np.iinfo(np.int64)
 
 
 class Column:
@@ -137,12 +137,8 @@ class RecordTable:
         names, (files, numbers, *columns) = ["file", "number", *form.columns], zip(*rows, strict=True)
         arrays = [pa.array(files, TEXT).dictionary_encode(), pa.array(numbers, pa.int64())]
         for (name, kind), values in zip(form.columns.items(), columns, strict=True):
-            if kind == IDS:
-                arrays.append(_id_lists(values, name, rows))
-            elif name == form.own_id or name in form.images:
-                arrays.append(_ids(values, kind, name, rows))
-            else:
-                arrays.append(pa.array(values, kind))
+            holds_ids = kind == IDS or name in (form.own_id, *form.images)
+            arrays.append(_ids(values, kind, name, rows) if holds_ids else pa.array(values, kind))
         return pa.table(arrays, names=names)
 
     @classmethod
@@ -248,26 +244,20 @@ def _as_text(table: pa.Table, name: str, kind: pa.DataType) -> pa.Table:
     return replaced(table, name, table[name].cast(kind)) if name in table.column_names else table
 
 
-def _id_lists(values: Sequence[Sequence[int | str] | None], name: str, rows: Sequence[tuple[Any, ...]]) -> pa.Array:
-    flat = [one for ids in values for one in ids or ()]
-    entries = _ids(flat, ID, name, [row for row, ids in zip(rows, values, strict=True) for _ in ids or ()])
-    ends = np.cumsum([len(ids or ()) for ids in values]).tolist()
-    starts = [None if ids is None else end - len(ids) for ids, end in zip(values, ends, strict=True)]
-    return pa.ListArray.from_arrays(pa.array([*starts, len(flat)], pa.int32()), entries)
-
-
-def _ids(values: Sequence[int | str], kind: pa.DataType, name: str, rows: Sequence[tuple[Any, ...]]) -> pa.Array:
-    """Integers where the column may hold such and all of these are, otherwise text."""
-    if kind == ID and all(isinstance(value, int) and _INT64.min <= value <= _INT64.max for value in values):
+def _ids(values: Sequence[Any], kind: pa.DataType, name: str, rows: Sequence[tuple[Any, ...]]) -> pa.Array:
+    """Of ids, or lists of them: integers where the column may hold such and all are of 64 bits, otherwise text."""
+    with suppress(pa.ArrowException, OverflowError):
         return pa.array(values, kind)
-    texts = [str(value) for value in values]
-    if max(map(len, texts), default=0) > MAX_ID_LENGTH:
-        for row, value, text in zip(rows, values, texts, strict=True):
-            if isinstance(value, int) and len(text) > MAX_ID_LENGTH:
-                raise UserError(
-                    f"{row[0]} {row[1]}: {name} is an integer of more than {MAX_ID_LENGTH} digits; use a shorter id."
-                )
-    return pa.array(texts, TEXT)
+    texts: list[Any] = []
+    for row, value in zip(rows, values, strict=True):
+        several = isinstance(value, list | tuple)
+        written = [(one, str(one)) for one in (value if several else (value,))] if value is not None else []
+        if any(isinstance(one, int) and len(text) > MAX_ID_LENGTH for one, text in written):
+            raise UserError(
+                f"{row[0]} {row[1]}: {name} is an integer of more than {MAX_ID_LENGTH} digits; use a shorter id."
+            )
+        texts.append(None if value is None else [text for _, text in written] if several else written[0][1])
+    return pa.array(texts, AS_TEXT[kind])
 
 
 # Files of one record batch: whole and of the expected kind, or refused.

@@ -7,7 +7,7 @@ from typing import Unpack
 
 import numpy as np
 
-from vinvl.data.module import RegionDataArguments, RegionDataModule, file_names
+from vinvl.data.module import RegionDataArguments, RegionDataModule, plain
 from vinvl.data.table import RecordTable
 from vinvl.data.words import Commonest, commonest_answers
 from vinvl.gqa.files import read_gqa
@@ -60,8 +60,12 @@ class GQADataModule(RegionDataModule):
         return self._vocabulary
 
     def read_split(self, split: str) -> RecordTable:
-        forms = "a question file, a folder of them, or a list of these"
-        return read_gqa(file_names(self.split_files(split), f"data.splits.{split}", forms))
+        given = plain(self.split_files(split))
+        listed = [given] if isinstance(given, str) else given
+        if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
+            forms = "a question file, a folder of them, or a list of these"
+            raise UserError(f"data.splits.{split} is {given!r}: give {forms}.")
+        return read_gqa(listed)
 
     def targets_of(self, records: RecordTable) -> AnswerTargets:
         if not records.annotated:
