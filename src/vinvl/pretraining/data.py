@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -229,15 +229,15 @@ class PretrainingDataModule(RegionDataModule):
         super().prepare_data()
         tokenizer = load_tokenizer(self.tokenizer_name)
         for split in sorted(set(self.split_of.values()) & set(self.splits)):
-            for entry in self.corpora_of(split):
-                ensure_index(entry["file"], tokenizer, self.index_workers)
+            for file, *_ in self.corpora_of(split):
+                ensure_index(file, tokenizer, self.index_workers)
 
     def read_split(self, split: str) -> Mixture:
         shares = []
-        for entry in self.corpora_of(split):
-            corpus = ensure_index(entry["file"], self.tokenizer, self.index_workers)
+        for file, loss_weight, passes in self.corpora_of(split):
+            corpus = ensure_index(file, self.tokenizer, self.index_workers)
             self._check_tags(corpus)
-            shares.append(CorpusShare(corpus, **{key: float(entry[key]) for key in SHARES if key in entry}))
+            shares.append(CorpusShare(corpus, loss_weight, passes))
         return Mixture.of(shares)
 
     def places_of(self, records: Mixture) -> np.ndarray:
@@ -276,25 +276,26 @@ class PretrainingDataModule(RegionDataModule):
             f"such as '{unknown[0]}'."
         )
 
-    def corpora_of(self, split: str) -> list[dict[str, Any]]:
-        """The corpora of a split as mappings of file and SHARES, each of one file; nothing but folders is opened.
+    def corpora_of(self, split: str) -> list[tuple[str, float, float]]:
+        """The corpora of a split: (file, loss_weight, passes); nothing but folders is opened.
 
         Raises:
             UserError: there is no such split, it names no corpus, or a weight or number of passes that means nothing.
         """
-        files, place, found = plain(self.split_files(split)), f"data.splits.{split}", []
+        files, place = plain(self.split_files(split)), f"data.splits.{split}"
+        found: list[tuple[str, float, float]] = []
         for given in files if isinstance(files, list) else [files]:
-            entry = {"file": given} if isinstance(given, str) else checked_entry(given, place, ("file",), SHARES)
-            for key in SHARES:
-                if not isinstance(entry.get(key, 1.0), int | float):
-                    raise UserError(f"{place} has the {key} {entry[key]!r}: give a number.")
-            weight, passes = (float(entry.get(key, 1.0)) for key in SHARES)
+            entry = checked_entry({"file": given} if isinstance(given, str) else given, place, ("file",), SHARES)
+            weight, passes = (entry.get(key, 1.0) for key in SHARES)
+            for key, number in zip(SHARES, (weight, passes), strict=True):
+                if not isinstance(number, int | float):
+                    raise UserError(f"{place} has the {key} {number!r}: give a number.")
             if not weight >= 0 or not passes > 0:
                 raise UserError(
                     f"{place}: {entry['file']} has loss_weight {weight} and passes {passes}: give a weight from 0 and "
                     "more than 0 passes."
                 )
-            found += [{**entry, "file": file} for file in _files(entry["file"])]
+            found += [(file, float(weight), float(passes)) for file in _files(entry["file"])]
         if not found:
             raise UserError(f"{place} names no corpus; give it a file.")
         return found
