@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -156,6 +156,7 @@ NUMBERS = st.booleans() | st.integers(-9999, 9999) | st.floats(0.001, 1000)
 LEAVES = st.none() | NUMBERS | st.text(TEXT, max_size=8) | st.lists(NAMES)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.dictionaries(NAMES, LEAVES | st.dictionaries(NAMES, LEAVES, min_size=1), max_size=4))
 def test_sections_become_overrides_that_hydra_reads_back(section: dict[str, Any]) -> None:
     flat = {}
