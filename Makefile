@@ -48,8 +48,9 @@ evaluate: $(STAMP)  ## python -m vinvl.evaluate $(ARGS): score a checkpoint
 predict: $(STAMP)  ## python -m vinvl.predict $(ARGS): answer a split's questions
 	$(BIN)/python -m vinvl.predict $(ARGS)
 
+# Bytecode is kept, wherever the environment says otherwise: tests start many processes.
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## ruff, mypy, and whether the pages of docs/ build
 	$(BIN)/ruff check src tests scripts benchmarks

@@ -1,5 +1,6 @@
 """Shared by the tests: one tiny demo world, and the doors as a user calls them."""
 
+import gc
 import os
 import subprocess
 from collections.abc import Callable
@@ -7,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests import golden
 from tests.door_runs import call, door_environment
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded at test time
+settings.register_profile("brief", max_examples=40, deadline=None)
+settings.load_profile("brief")
 
 TINY_WORLD = {"num_train_images": 24, "num_val_images": 6, "num_test_images": 6, "questions_per_image": 6}
 TINY_MODEL = [
@@ -73,6 +77,12 @@ def refusal(result: subprocess.CompletedProcess[str]) -> str:
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, result.stderr
     return lines[0]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported by now stays: no later collection of garbage looks through it."""
+    gc.collect()
+    gc.freeze()
 
 
 READ_BY_WORKERS = "golden_read"

@@ -19,13 +19,19 @@ ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # the same digits everywhere, also where 
 # A process that has imported what is large and done nothing with it; each door runs in a fork of it, in a process group
 # of its own, and may be killed for real. The fork leaves the loop, so that it ends as every interpreter ends.
 WARM = """
-import json, os, runpy, select, sys
+import gc, json, os, runpy, select, sys
 import h5py, hydra, pytorch_lightning, torch, torchmetrics, transformers
 import pytorch_lightning.callbacks, pytorch_lightning.loggers, torch._dynamo, torch.utils.tensorboard
 from transformers import BertModel, BertTokenizerFast
 import vinvl.captioning.task, vinvl.extraction.run, vinvl.plan, vinvl.pretraining.task, vinvl.restore
 import vinvl.retrieval.task
+from vinvl.run.folders import config_directory, register_resolvers
 
+register_resolvers()
+with hydra.initialize_config_dir(config_dir=config_directory(), version_base="1.3"):
+    hydra.compose("train", return_hydra_config=True)  # Hydra's plugins and grammar are found and read once
+gc.collect()
+gc.freeze()  # what is here already is not looked through in each fork
 codes = {}
 while True:
     if select.select([0], [], [], 0.01 if codes else None)[0]:
@@ -109,6 +115,24 @@ def call(folder: Path, module: str, *arguments: str, environment: dict[str, str]
     code = process.wait()
     output, errors = ((process.outputs / name).read_text() for name in ("stdout", "stderr"))
     return subprocess.CompletedProcess([module, *arguments], code, output, errors)
+
+
+# In a fork: nothing of the vinvl that is imported already is left.
+OTHER_COPY = """
+import runpy, sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "vinvl"]:
+    del sys.modules[name]
+sys.path.insert(0, {source!r})
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
+def call_copy(
+    folder: Path, source: Path, module: str, *arguments: str, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """`call` for the copy of vinvl in another folder of packages."""
+    program = OTHER_COPY.format(source=str(source), module=module)
+    return call(folder, "-c", program, *arguments, environment=environment)
 
 
 def call_door(folder: Path, data: Path, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:

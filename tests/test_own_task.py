@@ -4,11 +4,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from tests.conftest import TINY_MODEL
-from tests.door_runs import door_environment
+from tests.door_runs import call_copy, door_environment
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "own-task.md").read_text(encoding="utf-8")
@@ -44,15 +43,8 @@ def write_data(folder: Path, demo: Path) -> None:
 
 
 def run(door: str, folder: Path, demo_data: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"vinvl.{door}", *overrides],
-        cwd=folder,
-        env=door_environment(demo_data) | {"PYTHONPATH": str(folder / "src")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    environment = door_environment(demo_data) | {"PYTHONPATH": str(folder / "src")}
+    return call_copy(folder, folder / "src", f"vinvl.{door}", *overrides, environment=environment)
 
 
 def test_a_task_of_ones_own_takes_sixty_lines_of_python_and_a_config() -> None:
@@ -72,9 +64,9 @@ def test_the_blocks_train_evaluate_and_refuse(tmp_path: Path, demo_data: Path) -
     demo = demo_data / "demo"
     write_data(tmp_path, demo)
     stores = ",".join(str(demo / f"{split}.h5") for split in ("train", "val"))
-    data = [f"data.regions=[{stores}]", f"data.tokenizer={demo / 'tokenizer'}", "data.num_workers=1"]
+    data = [f"data.regions=[{stores}]", f"data.tokenizer={demo / 'tokenizer'}", "data.num_workers=0"]
     trained = run(
-        "train", tmp_path, demo_data, "experiment=memes", *data, *TINY_MODEL, "trainer.max_epochs=2",
+        "train", tmp_path, demo_data, "experiment=memes", *data, *TINY_MODEL, "trainer.max_epochs=1",
         "trainer.accelerator=cpu",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr

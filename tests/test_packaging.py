@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.conftest import TINY_DEMO
+from tests.door_runs import call_copy, door_environment
 
 pytestmark = pytest.mark.slow
 
@@ -73,19 +74,24 @@ def test_the_wheel_holds_all_modules_and_all_configs_and_nothing_else(wheel: Pat
     assert packed == modules | configs | {"vinvl/py.typed"}
 
 
+def call_installed(folder: Path, installed: Path, *arguments: str) -> str:
+    """What `python -m vinvl.train` of the installed copy prints; an installation of the clone lies here too."""
+    environment = {name: value for name, value in door_environment(folder).items() if name != "VINVL_DATA"}
+    environment |= {"PYTHONPATH": str(installed)}
+    result = call_copy(folder, installed, "vinvl.train", *arguments, environment=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
 def test_an_installation_prints_its_configuration(installed: Path, tmp_path: Path) -> None:
-    """The installed copy is the one that runs, though an editable installation of the clone lies here too."""
-    code = "import runpy, vinvl; print('file:', vinvl.__file__); runpy.run_module('vinvl.train', run_name='__main__')"
     given = ["--cfg", "job", "--resolve", "experiment=vqa2_base", "name=here", "paths.output_dir=out"]
-    config = yaml.safe_load(run(tmp_path, "-c", code, *given, PYTHONPATH=str(installed)).stdout)
-    assert config["file"] == str(installed / "vinvl" / "__init__.py")
+    config = yaml.safe_load(call_installed(tmp_path, installed, *given))
     assert config["data"]["batch_size"] == 32 and config["paths"]["data_dir"] == str(tmp_path / "data")
     assert not any(tmp_path.iterdir())
 
 
 def test_an_installation_trains_below_the_folder_it_is_called_from(installed: Path, tmp_path: Path) -> None:
-    overrides = [*TINY_DEMO, *TINY_WORLD, "trainer.max_steps=1", "trainer.limit_test_batches=2"]
-    run(tmp_path, "-m", "vinvl.train", *overrides, PYTHONPATH=str(installed), PYTHONDONTWRITEBYTECODE="1")
+    call_installed(tmp_path, installed, *TINY_DEMO, *TINY_WORLD, "trainer.max_steps=1", "trainer.limit_test_batches=2")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "runs"]
     assert (tmp_path / "data" / "demo" / "train.h5").is_file()
     (results,) = (tmp_path / "runs" / "demo_vqa").glob("*/results.json")
