@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import settings
 
 from tests import golden
@@ -15,6 +16,7 @@ from tests.door_runs import call, door_environment
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded at test time
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # what OmegaConf reads with, in less time
 settings.register_profile("brief", max_examples=40, deadline=None)
 settings.load_profile("brief")
 

@@ -20,6 +20,8 @@ ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # the same digits everywhere, also where 
 # of its own, and may be killed for real. The fork leaves the loop, so that it ends as every interpreter ends.
 WARM = """
 import gc, json, os, runpy, select, sys
+import yaml
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # what OmegaConf reads with, in less time
 import h5py, hydra, pytorch_lightning, torch, torchmetrics, transformers
 import pytorch_lightning.callbacks, pytorch_lightning.loggers, torch._dynamo, torch.utils.tensorboard
 from transformers import BertModel, BertTokenizerFast

@@ -1,4 +1,4 @@
-"""`python -m vinvl.evaluate` and `vinvl.predict` as a user calls them, on the checkpoint of one short run."""
+"""`vinvl.evaluate` and `vinvl.predict` on the checkpoint of one short run."""
 
 import json
 import shutil
@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.conftest import TINY_DEMO, refusal
-from tests.door_in_process import refused_in_process, run_in_process
-from tests.door_runs import call_door, ranks_succeed, succeed
+from tests.conftest import TINY_DEMO
+from tests.door_in_process import checkpoint, refused_in_process, run_in_process
+from tests.door_runs import ranks_succeed, succeed
 from vinvl.data.words import commonest_for
 from vinvl.run.checkpoint import read_checkpoint
 
@@ -27,12 +27,9 @@ class Trained:
     data: Path
     run: Path
 
-    @property
-    def checkpoint(self) -> str:
-        return f"ckpt_path={self.run / 'checkpoints' / 'best.ckpt'}"
-
-    def succeed(self, door: str, *overrides: str) -> str:
-        return succeed(self.folder, self.data, door, *overrides)
+    def told(self, door: str, output: str, *overrides: str) -> str:
+        """What a door says that is given the best checkpoint and writes to a folder."""
+        return run_in_process(door, self.data, self.folder / output, checkpoint(self.run), "trainer=cpu", *overrides)
 
     def results(self, output: str) -> Any:
         return json.loads((self.folder / output / "results.json").read_text())
@@ -46,31 +43,28 @@ class Trained:
 def trained(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
     run = folder / "runs" / "demo_vqa" / "chosen"  # among the runs of its name, so that ckpt_path=best finds it
-    printed = succeed(folder, demo_data, "train", *TINY_DEMO, "hydra.run.dir=runs/demo_vqa/chosen")
-    assert str(run / "results.json") in printed
+    run_in_process("train", demo_data, run, *TINY_DEMO, "data.num_workers=0")
     return Trained(folder, demo_data, run)
 
 
 @pytest.fixture(scope="module")
 def predicted(trained: Trained) -> Path:
     """The output folder of a prediction of the test split."""
-    printed = trained.succeed("predict", trained.checkpoint, "hydra.run.dir=predicted")
-    assert str(trained.folder / "predicted" / "results.json") in printed
+    assert str(trained.folder / "predicted" / "results.json") in trained.told("predict", "predicted")
     return trained.folder / "predicted"
 
 
 def test_evaluate_repeats_the_scores_that_training_ended_with(trained: Trained) -> None:
-    printed = trained.succeed("evaluate", trained.checkpoint)
-    (output,) = (trained.folder / "runs" / "evaluate").iterdir()
-    assert str(output / "results.json") in printed and "VQA accuracy" in printed
-    own, training = trained.results(str(output)), trained.results(str(trained.run))
+    printed = trained.told("evaluate", "again")
+    assert str(trained.folder / "again" / "results.json") in printed and "VQA accuracy" in printed
+    own, training = trained.results("again"), trained.results(str(trained.run))
     assert own["scores"] == training["scores"]  # to the last digit
     assert own["split"] == training["split"] == "test"
     assert own["checkpoint"] == str(trained.run / "checkpoints" / "best.ckpt")
 
 
 def test_evaluate_best_of_the_newest_run_on_another_split(trained: Trained) -> None:
-    trained.succeed("evaluate", "ckpt_path=best", "data.test_split=val", "hydra.run.dir=on_val")
+    succeed(trained.folder, trained.data, "evaluate", "ckpt_path=best", "data.test_split=val", "hydra.run.dir=on_val")
     on_val, on_test = trained.results("on_val"), trained.results(str(trained.run))
     assert on_val["split"] == "val"
     assert Path(on_val["checkpoint"]).name == "best.ckpt"
@@ -84,7 +78,7 @@ def test_evaluate_best_of_the_newest_run_on_another_split(trained: Trained) -> N
 
 
 def test_data_overrides_go_on_top_of_the_data_of_the_run(trained: Trained) -> None:
-    trained.succeed("evaluate", trained.checkpoint, "data.use_tags=false", "hydra.run.dir=no_tags")
+    trained.told("evaluate", "no_tags", "data.use_tags=false")
     without, training = trained.results("no_tags"), trained.results(str(trained.run))
     assert without["split"] == training["split"]
     assert without["scores"]["loss"] != training["scores"]["loss"]
@@ -98,7 +92,7 @@ def test_a_tokenizer_of_other_words_is_refused(trained: Trained, tmp_path: Path)
     numbers["red"], numbers["blue"] = numbers["blue"], numbers["red"]
     shutil.copytree(trained.data / "demo" / "tokenizer", tmp_path / "swapped")
     (tmp_path / "swapped" / "tokenizer.json").write_text(json.dumps(content))
-    given = [f"data.tokenizer={tmp_path / 'swapped'}", trained.checkpoint]
+    given = [f"data.tokenizer={tmp_path / 'swapped'}", checkpoint(trained.run)]
     sentence = refused_in_process("evaluate", trained.data, tmp_path / "no", *given)
     assert (
         "was trained with other words than the tokenizer has: 2 of " in sentence and "'blue' and is 'red'" in sentence
@@ -109,11 +103,8 @@ def test_features_of_another_detector_are_warned_of(trained: Trained) -> None:
     shutil.copyfile(trained.data / "demo" / "test.h5", trained.folder / "other.h5")
     with h5py.File(trained.folder / "other.h5", "r+") as file:
         file.attrs["detector"] = "another network"
-    result = call_door(
-        trained.folder, trained.data, "evaluate", trained.checkpoint, "data.regions=other.h5", "hydra.run.dir=other"
-    )
-    assert result.returncode == 0, result.stderr
-    assert "trained on features of 'vinvl demo detector'" in result.stderr and "'another network'" in result.stderr
+    told = trained.told("evaluate", "other", f"data.regions={trained.folder / 'other.h5'}")
+    assert "trained on features of 'vinvl demo detector'" in told and "'another network'" in told
     assert trained.results("other")["scores"] == trained.results(str(trained.run))["scores"]
 
 
@@ -139,7 +130,7 @@ def test_questions_about_images_without_regions_are_answered_too(
         content["questions"][place]["image_id"] = 999999
     (tmp_path / "some.json").write_text(json.dumps(content))
     split = f"data.splits.some=[{{questions: {tmp_path / 'some.json'}, annotations: null}}]"
-    given = [trained.checkpoint, "data.predict_split=some", "data.on_missing=skip", "trainer=cpu", f"+{split}"]
+    given = [checkpoint(trained.run), "data.predict_split=some", "data.on_missing=skip", "trainer=cpu", f"+{split}"]
     told = run_in_process("predict", trained.data, tmp_path / "out", *given)
     assert "36 predictions" in told and "official result file" in told and "2 of them, of images without" in told
     results, before = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "out", predicted))
@@ -158,15 +149,15 @@ def test_questions_about_images_without_regions_are_answered_too(
 
 
 def test_two_ranks_predict_what_one_does(trained: Trained, predicted: Path) -> None:
-    ranks_succeed(trained.folder, trained.data, "predict", trained.checkpoint, "hydra.run.dir=two_ranks")
+    ranks_succeed(trained.folder, trained.data, "predict", checkpoint(trained.run), "hydra.run.dir=two_ranks")
     for name in ("results.json", "predictions.jsonl"):
         assert (trained.folder / "two_ranks" / name).read_bytes() == (predicted / name).read_bytes()
 
 
 def test_a_split_without_annotations_is_predicted_but_not_scored(trained: Trained, predicted: Path) -> None:
     bare = "data.splits.test.0.annotations=null"
-    trained.succeed("predict", trained.checkpoint, bare, "hydra.run.dir=bare")
+    trained.told("predict", "bare", bare)
     assert (trained.folder / "bare" / "results.json").read_bytes() == (predicted / "results.json").read_bytes()
-    result = call_door(trained.folder, trained.data, "evaluate", trained.checkpoint, bare, "hydra.run.dir=refused")
-    assert "'test' has no annotations" in refusal(result)
-    assert not (trained.folder / "refused").exists()
+    given = [checkpoint(trained.run), "trainer=cpu", bare]
+    sentence = refused_in_process("evaluate", trained.data, trained.folder / "refused", *given)
+    assert "'test' has no annotations" in sentence

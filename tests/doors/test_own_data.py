@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.conftest import TINY_DEMO, TINY_MODEL
+from tests.door_in_process import checkpoint, run_in_process
 from tests.door_runs import succeed
 
 pytestmark = pytest.mark.slow
@@ -39,8 +40,9 @@ class OwnData:
     data: Path
     run: Path
 
-    def succeed(self, door: str, *overrides: str) -> str:
-        return succeed(self.folder, self.data, door, *overrides)
+    def predict(self, monkeypatch: pytest.MonkeyPatch, output: str, *overrides: str) -> None:
+        monkeypatch.chdir(self.folder)  # which the checkpoint's files are relative to
+        run_in_process("predict", self.data, self.folder / output, checkpoint(self.run), *overrides)
 
     def read(self, path: str) -> Any:
         return json.loads((self.folder / path).read_text())
@@ -71,20 +73,19 @@ def test_own_data_train_and_evaluate(own: OwnData) -> None:
     assert {"accuracy/overall", "accuracy/yes/no", "accuracy/number", "accuracy/other"} <= training["scores"].keys()
     assert training["split"] == "val"
     assert json.loads((own.run / "answers.json").read_text())  # built from the training answers
-    own.succeed("evaluate", "ckpt_path=best", "name=mine", "hydra.run.dir=evaluated")
+    succeed(own.folder, own.data, "evaluate", "ckpt_path=best", "name=mine", "hydra.run.dir=evaluated")
     assert own.read("evaluated/results.json")["scores"] == training["scores"]
 
 
-def test_own_questions_without_answers_are_predicted(own: OwnData) -> None:
-    own.succeed("predict", "ckpt_path=last", "name=mine", "hydra.run.dir=predicted")
+def test_own_questions_without_answers_are_predicted(own: OwnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    own.predict(monkeypatch, "predicted")
     lines = (own.folder / "unanswered.jsonl").read_text().splitlines()
     results = own.read("predicted/results.json")
     assert [one["question_id"] for one in results] == list(range(1, len(lines) + 1))  # line numbers
 
 
-def test_another_file_of_questions_with_ids_of_their_own(own: OwnData) -> None:
-    checkpoint = f"ckpt_path={own.run / 'checkpoints' / 'best.ckpt'}"
-    own.succeed("predict", checkpoint, "data.splits.predict=named.jsonl", "hydra.run.dir=named")
+def test_another_file_of_questions_with_ids_of_their_own(own: OwnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    own.predict(monkeypatch, "named", "++data.splits.predict=named.jsonl")
     assert [one["question_id"] for one in own.read("named/results.json")] == [f"q{index}" for index in range(9)]
     top = [json.loads(line) for line in (own.folder / "named" / "predictions.jsonl").read_text().splitlines()]
     assert [one["question_id"] for one in top] == [f"q{index}" for index in range(9)]
@@ -99,10 +100,3 @@ def test_a_sweep_makes_a_run_for_each_value(demo_data: Path, tmp_path: Path) -> 
     used = [yaml.safe_load((sweep / job / ".hydra" / "config.yaml").read_text())["data"]["use_tags"] for job in "01"]
     assert used == [True, False]
     assert all((sweep / job / "csv" / "metrics.csv").is_file() for job in ("0", "1"))
-
-
-def test_cfg_job_prints_the_configuration_and_does_nothing(demo_data: Path, tmp_path: Path) -> None:
-    config = yaml.safe_load(succeed(tmp_path, demo_data, "train", "--cfg", "job", "data.batch_size=7"))
-    assert config["data"]["batch_size"] == 7 and config["data"]["_target_"].endswith("DataModule")
-    assert config["trainer"]["_target_"] == "pytorch_lightning.Trainer"
-    assert not any(tmp_path.iterdir())

@@ -1,6 +1,5 @@
-"""`python -m vinvl.train` as a user calls it: a whole run, a killed and resumed one, two ranks, two launchers."""
+"""`python -m vinvl.train` as a user calls it: a whole run, a killed and resumed one, two ranks."""
 
-import json
 import signal
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY_DEMO, Door
+from tests.door_in_process import assert_same_weights, checkpoint, run_in_process, scores
 from tests.door_runs import DoorProcess, door_environment, succeed
 from vinvl.run.checkpoint import read_checkpoint
 
@@ -18,16 +18,6 @@ def only_run(folder: Path, name: str = "demo_vqa") -> Path:
     runs = [path for path in (folder / "runs" / name).iterdir() if path.name != "ranks"]
     assert len(runs) == 1, runs
     return runs[0]
-
-
-def scores(run: Path) -> dict[str, float]:
-    return json.loads((run / "results.json").read_text())["scores"]
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = (read_checkpoint(path)["state_dict"] for path in (one, other))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +41,11 @@ def test_a_run_shows_an_example_and_ends_with_scores_checkpoints_and_logs(whole_
     assert events and files == events | hydras | saved
 
 
-def test_same_seed_same_weights(whole_run: tuple[Path, str], door: Door, tmp_path: Path) -> None:
-    result = door("train", *TINY_DEMO, "data.num_workers=2", "test_after_fit=false")
-    assert result.returncode == 0, result.stderr
-    assert_same_weights(whole_run[0] / "checkpoints/last.ckpt", only_run(tmp_path) / "checkpoints/last.ckpt")
-
-
 @pytest.mark.parametrize(("every", "updates"), [("1", 3), ("null", 1)])  # null: at the end of an epoch
 def test_killed_and_resumed_ends_with_the_weights_of_an_uninterrupted_run(
     whole_run: tuple[Path, str], demo_data: Path, door: Door, tmp_path: Path, every: str, updates: int
 ) -> None:
-    overrides = [*TINY_DEMO, f"callbacks.last.every_n_train_steps={every}"]
+    overrides = [*TINY_DEMO, "data.num_workers=2", f"callbacks.last.every_n_train_steps={every}"]
     process = DoorProcess(tmp_path, "vinvl.train", *overrides, environment=door_environment(demo_data))
     process.wait_until(lambda: saved_updates(tmp_path) >= updates)
     process.signalled(signal.SIGKILL)
@@ -72,7 +56,7 @@ def test_killed_and_resumed_ends_with_the_weights_of_an_uninterrupted_run(
     run = only_run(tmp_path)  # it went on in its own folder
     total = read_checkpoint(whole_run[0] / "checkpoints/last.ckpt")["global_step"]
     assert updates <= killed_at <= total
-    assert_same_weights(whole_run[0] / "checkpoints/last.ckpt", run / "checkpoints/last.ckpt")
+    assert_same_weights(whole_run[0], run)
     assert scores(run) == scores(whole_run[0])
 
 
@@ -85,14 +69,13 @@ def saved_updates(folder: Path) -> int:
         return 0
 
 
-def test_accumulation_precision_and_early_stopping_are_overrides(door: Door, tmp_path: Path) -> None:
-    result = door(
-        "train", *TINY_DEMO, "trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed",
+def test_accumulation_precision_and_early_stopping_are_overrides(demo_data: Path, tmp_path: Path) -> None:
+    run_in_process(
+        "train", demo_data, tmp_path, *TINY_DEMO, "trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed",
         "callbacks=early_stopping", "trainer.max_steps=2", "trainer.limit_val_batches=2", "test_after_fit=false",
-        "model.gradient_checkpointing=true",
+        "model.gradient_checkpointing=true", "data.num_workers=0",
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert read_checkpoint(only_run(tmp_path) / "checkpoints/last.ckpt")["global_step"] == 2
+    assert read_checkpoint(tmp_path / "checkpoints/last.ckpt")["global_step"] == 2
 
 
 def test_two_ranks_train_and_score_as_one_would(door: Door, demo_data: Path, tmp_path: Path) -> None:
@@ -101,6 +84,5 @@ def test_two_ranks_train_and_score_as_one_would(door: Door, demo_data: Path, tmp
     result = door("train", *TINY_DEMO, *ranks)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path)
-    alone = door("evaluate", f"ckpt_path={run / 'checkpoints/best.ckpt'}", "trainer.accelerator=cpu")
-    assert alone.returncode == 0, alone.stderr
-    assert scores(only_run(tmp_path, "evaluate")) == scores(run)
+    run_in_process("evaluate", demo_data, tmp_path / "alone", checkpoint(run), "trainer.accelerator=cpu")
+    assert scores(tmp_path / "alone") == scores(run)
