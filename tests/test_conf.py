@@ -144,8 +144,8 @@ def test_every_choice_of_every_group_can_be_trained_with(group: str, choice: str
 
 @pytest.mark.parametrize(("number", "data"), list(enumerate(GROUPS["data"])))
 def test_every_door_takes_every_dataset(number: int, data: str) -> None:
-    """And every trainer, in turns."""
-    for door in DOORS:
+    """And every trainer; doors other than train, and trainers, in turns."""
+    for door in ("train", DOORS[1 + number % 2]):
         trainer = GROUPS["trainer"][number % len(GROUPS["trainer"])]
         config = composed(door, f"data={data}", *([] if door == "train" else [f"trainer={trainer}"]))
         assert_callable_as_written(config)
@@ -159,14 +159,13 @@ def test_extraction_composes_with_every_detector_and_trainer(choice: str) -> Non
     assert_callable_as_written(composed("extract", "images=DIR", "weights=FILE", "output=FILE", choice))
 
 
-@pytest.mark.parametrize("tags", ["true", "false"])
 @pytest.mark.parametrize("objective", GROUPS["objective"])
-def test_both_stages_of_every_objective_compose(objective: str, tags: str) -> None:
-    config = composed("pretrain_finetune", f"objective={objective}", f"tags={tags}")
-    own = config["objective"]["with_tags" if tags == "true" else "without_tags"]
-    for stage in ("pretrain", "finetune"):
+def test_both_stages_of_every_objective_compose(objective: str) -> None:
+    config = composed("pretrain_finetune", f"objective={objective}", "tags=false")
+    ways = [("pretrain", "true", "with_tags"), ("pretrain", "false", "without_tags"), ("finetune", "false", "")]
+    for stage, tags, own in ways:
         words = as_overrides(OmegaConf.create(config[stage]))
-        words += as_overrides(OmegaConf.create(own)) if stage == "pretrain" else []
+        words += as_overrides(OmegaConf.create(config["objective"][own])) if own else []
         trained = composed("train", *words, f"data.use_tags={tags}", "seed=3")
         assert_callable_as_written(trained)
         assert trained["name"] == config[stage]["experiment"]
@@ -178,7 +177,7 @@ def test_doors_that_need_only_to_be_told_from_where_and_to_where() -> None:
     assert composed("report", "store=FILE")["count"] == 60
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS[::5])
+@pytest.mark.parametrize("experiment", EXPERIMENTS[::12])
 def test_experiments_give_way_to_overrides(experiment: str) -> None:
     config = composed("train", f"experiment={experiment}", "trainer.devices=1", "data.batch_size=3", "model=tiny")
     assert config["trainer"]["devices"] == 1 and config["data"]["batch_size"] == 3

@@ -1,4 +1,4 @@
-"""Questions of one's own in JSONL, through all doors with no code; sweeps, and where runs go."""
+"""Questions of one's own in JSONL, through all doors with no code."""
 
 import json
 from dataclasses import dataclass
@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.conftest import TINY_DEMO, TINY_MODEL
+from tests.conftest import TINY_MODEL
 from tests.door_in_process import checkpoint, run_in_process
 from tests.door_runs import succeed
 
 pytestmark = pytest.mark.slow
-
-ONE_UPDATE = ["trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=2"]
 
 
 def own_lines(world: Path, split: str) -> list[dict[str, Any]]:
@@ -89,14 +86,3 @@ def test_another_file_of_questions_with_ids_of_their_own(own: OwnData, monkeypat
     assert [one["question_id"] for one in own.read("named/results.json")] == [f"q{index}" for index in range(9)]
     top = [json.loads(line) for line in (own.folder / "named" / "predictions.jsonl").read_text().splitlines()]
     assert [one["question_id"] for one in top] == [f"q{index}" for index in range(9)]
-
-
-def test_a_sweep_makes_a_run_for_each_value(demo_data: Path, tmp_path: Path) -> None:
-    succeed(tmp_path, demo_data, "train", "--multirun", "data.use_tags=true,false", *TINY_DEMO, *ONE_UPDATE)
-    (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
-    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1"]
-    losses = [json.loads((sweep / job / "results.json").read_text())["scores"]["loss"] for job in ("0", "1")]
-    assert losses[0] != losses[1]
-    used = [yaml.safe_load((sweep / job / ".hydra" / "config.yaml").read_text())["data"]["use_tags"] for job in "01"]
-    assert used == [True, False]
-    assert all((sweep / job / "csv" / "metrics.csv").is_file() for job in ("0", "1"))

@@ -37,10 +37,11 @@ def test_the_data_decide_variant_and_classes(demo_data: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("variant", ["oscar", "mmf", "matched"])
 def test_trained_and_evaluated_by_the_doors(demo_data: Path, tmp_path: Path, variant: str) -> None:
-    given = ["task=pretraining", *TINY, f"data.variant={variant}", "trainer.limit_train_batches=3"]
+    brief = ["trainer.limit_val_batches=5", "trainer.limit_test_batches=20"]
+    given = ["task=pretraining", *TINY, *brief, f"data.variant={variant}", "trainer.limit_train_batches=3"]
     printed = run_in_process("train", demo_data, tmp_path / "run", *given)
     assert "hidden tokens guessed" in printed and ("triplets told apart" in printed) == (variant != "matched")
-    own_data = ["data=demo_pretraining", *WORLD, f"data.variant={variant}", "trainer.accelerator=cpu"]
+    own_data = ["data=demo_pretraining", *WORLD, *brief, f"data.variant={variant}", "trainer.accelerator=cpu"]
     run_in_process("evaluate", demo_data, tmp_path / "scored", checkpoint(tmp_path / "run"), *own_data)
     assert scores(tmp_path / "scored") == scores(tmp_path / "run")
     if variant == "oscar":

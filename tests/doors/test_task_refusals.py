@@ -47,7 +47,6 @@ def test_a_new_process_exits_with_one_sentence_and_leaves_nothing(door: Door, tm
     [
         ("vqa", "demo_gqa", "VQADataModule", "GQADataModule"),
         ("gqa", "demo_vqa", "GQADataModule", "VQADataModule"),
-        ("captioning", "demo_nlvr2", "CaptioningDataModule", "NLVR2DataModule"),
         ("nlvr2", "demo_captioning", "NLVR2DataModule", "CaptioningDataModule"),
     ],
 )
@@ -63,104 +62,104 @@ def test_evaluating_on_the_data_of_another_task(demo_data: Path, tmp_path: Path)
     assert "NLVR2Task needs data of the kind NLVR2DataModule" in sentence
 
 
-class TestMissingImages:
-    STORES = "data.regions=[{0}/train.h5,{0}/val.h5]"
-
-    @pytest.mark.parametrize("task", ["gqa", "nlvr2", "captioning"])
-    def test_named_counted_and_skipped_on_request(
-        self, refused: Refused, demo_data: Path, tmp_path: Path, task: str
-    ) -> None:
-        world = demo_data / "demo"
-        stranger = "424242"
-        chosen = [f"task={task}", *TINY]
-        if task == "gqa":
-            path = world / "gqa_train_balanced_questions.json"
-            content = json.loads(path.read_text())
-            for question in list(content.values())[:3]:
-                question["imageId"] = stranger
-            (tmp_path / "train.json").write_text(json.dumps(content))
-            chosen.append(f"data.splits.train_balanced={tmp_path / 'train.json'}")
-        elif task == "nlvr2":
-            records = [json.loads(line) for line in (world / "nlvr2_train.json").read_text().splitlines()]
-            for record, side in zip(records[:3], ("left", "right", "left"), strict=True):
-                record[f"{side}_image_id"] = stranger
-            (tmp_path / "train.json").write_text("".join(json.dumps(record) + "\n" for record in records))
-            chosen.append(f"data.splits.train={tmp_path / 'train.json'}")
-        else:
-
-            def change(images: list[Any]) -> None:
-                for number, image in enumerate(images[:3]):
-                    image["cocoid"] = int(stranger) + number
-
-            chosen = karpathy(demo_data, tmp_path / "train.json", change)
-        sentence = refused(*chosen)
-        assert stranger in sentence and "train.json" in sentence and "data.on_missing=skip" in sentence
-        assert "records in all lack theirs" in sentence
-        told = run_in_process("train", demo_data, tmp_path / "run", *chosen, *SHORT, "data.on_missing=skip")
-        assert "left out 3 of " in told and "train.json" in told
+def strangers(task: str, world: Path, folder: Path) -> list[str]:
+    """Overrides that train on a copy of the demo world's file, three of whose records are of unknown images."""
+    path, stranger = folder / "train.json", "424242"
+    if task == "gqa":
+        content = json.loads((world / "gqa_train_balanced_questions.json").read_text())
+        for question in list(content.values())[:3]:
+            question["imageId"] = stranger
+        path.write_text(json.dumps(content))
+        return ["task=gqa", *TINY, f"data.splits.train_balanced={path}"]
+    if task == "nlvr2":
+        records = [json.loads(line) for line in (world / "nlvr2_train.json").read_text().splitlines()]
+        for record, side in zip(records[:3], ("left", "right", "left"), strict=True):
+            record[f"{side}_image_id"] = stranger
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return ["task=nlvr2", *TINY, f"data.splits.train={path}"]
+    return karpathy(world.parent, path, lambda images: [images[n].update(cocoid=int(stranger) + n) for n in range(3)])
 
 
-class TestCaptions:
-    def test_images_without_captions(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
-        def change(images: list[Any]) -> None:
-            images[0]["sentences"], images[0]["sentids"] = [], []
-            images[1]["sentences"][0]["raw"] = "  "
+@pytest.mark.parametrize("task", ["gqa", "nlvr2", "captioning"])
+def test_missing_images_are_named_counted_and_skipped_on_request(
+    refused: Refused, demo_data: Path, tmp_path: Path, task: str
+) -> None:
+    chosen = strangers(task, demo_data / "demo", tmp_path)
+    sentence = refused(*chosen)
+    for words in ("424242", "train.json", "data.on_missing=skip", "records in all lack theirs"):
+        assert words in sentence
+    told = run_in_process("train", demo_data, tmp_path / "run", *chosen, *SHORT, "data.on_missing=skip")
+    assert "left out 3 of " in told and "train.json" in told
 
-        chosen = karpathy(demo_data, tmp_path / "some.json", change)
-        sentence = refused(*chosen)
-        assert "some.json" in sentence and "has no captions" in sentence and "skip" in sentence
-        told = run_in_process("train", demo_data, tmp_path / "run", *chosen, *SHORT, "data.on_missing_captions=skip")
-        assert "split 'train' goes without 1 image without captions" in told and "1 blank caption" in told
 
-    def test_a_blank_caption(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
-        def change(images: list[Any]) -> None:
-            images[2]["sentences"][1]["raw"] = "\t"
+def test_images_without_captions(refused: Refused, demo_data: Path, tmp_path: Path) -> None:
+    def change(images: list[Any]) -> None:
+        images[0]["sentences"], images[0]["sentids"] = [], []
+        images[1]["sentences"][0]["raw"] = "  "
 
-        sentence = refused(*karpathy(demo_data, tmp_path / "blank.json", change))
-        assert "blank.json" in sentence and "is blank" in sentence
+    chosen = karpathy(demo_data, tmp_path / "some.json", change)
+    sentence = refused(*chosen)
+    assert "some.json" in sentence and "has no captions" in sentence and "skip" in sentence
+    told = run_in_process("train", demo_data, tmp_path / "run", *chosen, *SHORT, "data.on_missing_captions=skip")
+    assert "split 'train' goes without 1 image without captions" in told and "1 blank caption" in told
 
-    def test_references_without_words(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
-        def change(images: list[Any]) -> None:
-            for sentence in (sentence for image in images for sentence in image["sentences"]):
-                sentence["raw"] = "\N{CAT FACE} …"
 
-        sentence = refused(*karpathy(demo_data, tmp_path / "wordless.json", change))
-        assert "No reference caption has a letter or a digit of any script (the first is '\\U0001f431" in sentence
+def blank(images: list[Any]) -> None:
+    images[2]["sentences"][1]["raw"] = "\t"
 
-    def test_references_of_one_domain_without_words(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
-        lines = [
-            {"image_id": image["id"], "captions": ["a cat"] if number else ["…"], "domain": f"{number == 0}"}
-            for number, image in enumerate(json.loads((demo_data / "demo" / "nocaps_val.json").read_text())["images"])
-        ]
-        (tmp_path / "domains.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        own = f"+data.splits.own={{jsonl:{tmp_path / 'domains.jsonl'}}}"
-        sentence = refused(*CAPTIONING, own, "data.val_split=own")
-        assert "No reference caption of domain 'True' has a letter" in sentence
 
-    def test_a_caption_id_twice(self, refused: Refused, demo_data: Path, tmp_path: Path) -> None:
-        def change(images: list[Any]) -> None:
-            images[3]["sentences"][0]["sentid"] = images[0]["sentences"][0]["sentid"]
+def wordless(images: list[Any]) -> None:
+    for sentence in (sentence for image in images for sentence in image["sentences"]):
+        sentence["raw"] = "\N{CAT FACE} …"
 
-        sentence = refused(*karpathy(demo_data, tmp_path / "twice.json", change))
-        assert "twice.json" in sentence and "give every caption an id of its own" in sentence
 
-    def test_images_only_cannot_be_trained_on_or_scored(
-        self, refused: Refused, demo_data: Path, tmp_path: Path
-    ) -> None:
-        path = tmp_path / "images.jsonl"
-        path.write_text('{"image_id": 100001}\n{"image_id": 100002}\n')
-        for items in ("captions", "images"):
-            chosen = [*CAPTIONING, f"data.training_items={items}", f"+data.splits.own={{jsonl:{path}}}"]
-            assert "Split 'own' has no annotations" in refused(*chosen, "data.train_split=own")
+def numbered_twice(images: list[Any]) -> None:
+    images[3]["sentences"][0]["sentid"] = images[0]["sentences"][0]["sentid"]
 
-    @pytest.mark.parametrize("given", ["nowhere.json", "{karpathy:one.json}", "{coco:[a]}", "null"])
-    def test_splits_in_another_form(self, refused: Refused, given: str) -> None:
-        sentence = refused(*CAPTIONING, f"+data.splits.own={given}", "data.train_split=own")
-        assert re.search(r"data\.splits\.own is .*: give \{karpathy: FILE", sentence)
 
-    def test_ways_that_there_are_not(self, refused: Refused) -> None:
-        assert "choose error or skip" in refused(*CAPTIONING, "data.on_missing_captions=maybe")
-        assert "choose one of captions, images" in refused(*CAPTIONING, "data.training_items=words")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (blank, ["own.json", "is blank"]),
+        (wordless, ["No reference caption has a letter or a digit of any script (the first is '\\U0001f431"]),
+        (numbered_twice, ["own.json", "give every caption an id of its own"]),
+    ],
+)
+def test_captions_that_cannot_be_used(
+    refused: Refused, demo_data: Path, tmp_path: Path, change: Callable[[list[Any]], None], words: list[str]
+) -> None:
+    sentence = refused(*karpathy(demo_data, tmp_path / "own.json", change))
+    assert all(word in sentence for word in words)
+
+
+def test_references_of_one_domain_without_words(refused: Refused, demo_data: Path, tmp_path: Path) -> None:
+    lines = [
+        {"image_id": image["id"], "captions": ["a cat"] if number else ["…"], "domain": f"{number == 0}"}
+        for number, image in enumerate(json.loads((demo_data / "demo" / "nocaps_val.json").read_text())["images"])
+    ]
+    (tmp_path / "domains.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    own = f"+data.splits.own={{jsonl:{tmp_path / 'domains.jsonl'}}}"
+    assert "No reference caption of domain 'True' has a letter" in refused(*CAPTIONING, own, "data.val_split=own")
+
+
+@pytest.mark.parametrize("items", ["captions", "images"])
+def test_images_only_cannot_be_trained_on_or_scored(refused: Refused, tmp_path: Path, items: str) -> None:
+    (tmp_path / "images.jsonl").write_text('{"image_id": 100001}\n{"image_id": 100002}\n')
+    chosen = [f"data.training_items={items}", f"+data.splits.own={{jsonl:{tmp_path / 'images.jsonl'}}}"]
+    assert "Split 'own' has no annotations" in refused(*CAPTIONING, *chosen, "data.train_split=own")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+data.splits.own=nowhere.json", "data.train_split=own"], r"data\.splits\.own is .*: give \{karpathy: FILE"),
+        (["+data.splits.own={coco:[a]}", "data.train_split=own"], r"data\.splits\.own is .*: give \{karpathy: FILE"),
+        (["data.on_missing_captions=maybe"], "choose error or skip"),
+        (["data.training_items=words"], "choose one of captions, images"),
+    ],
+)
+def test_forms_and_ways_that_there_are_not(refused: Refused, overrides: list[str], words: str) -> None:
+    assert re.search(words, refused(*CAPTIONING, *overrides))
 
 
 def test_a_tokenizer_without_a_mask_token(refused: Refused, demo_data: Path, tmp_path: Path) -> None:
@@ -177,14 +176,9 @@ def test_a_tokenizer_without_a_mask_token(refused: Refused, demo_data: Path, tmp
     ("overrides", "sentence"),
     [
         (["decoding.max_length=99"], "may take 129 positions, and the model knows 128: lower data.max_tokens or decod"),
-        (["data.max_tokens=200"], "may take 200 positions, and the model knows 128"),
-        (["decoding.min_length=21"], "min_length 21 is above max_length 20"),
         (["decoding.num_beams=0"], "num_beams=0 cannot be"),
-        (["decoding.num_return_sequences=3"], "num_return_sequences 3 is above num_beams 2"),
-        (["decoding.top_k=4"], "are for samples"),
         (["task.options.validation_beams=0"], "num_beams=0 cannot be"),
         (["task.options.label_smoothing=1.0"], "task.options.label_smoothing is 1.0; give a share"),
-        (["task.options.label_smoothing=-0.1"], "task.options.label_smoothing is -0.1; give a share"),
         (["task.options.drop_worst_ratio=1.5"], "task.options.drop_worst_ratio is 1.5; give a share"),
         (["task.options.scst_baseline=beam"], "scst_baseline is 'beam': choose one of greedy, sample"),
         (["task.options.scst_samples=1", "task.options.scst_baseline=sample"], "the sample baseline needs 2 or more"),

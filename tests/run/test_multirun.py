@@ -71,15 +71,21 @@ def test_a_job_that_says_why_it_failed_fails_the_sweep(tmp_path: Path, capsys: p
 
 
 @pytest.mark.slow
-def test_the_other_jobs_of_a_sweep_go_on_after_one_has_failed(door: Door, tmp_path: Path) -> None:
+def test_a_sweep_makes_a_run_for_each_value_and_goes_on_after_one_has_failed(door: Door, tmp_path: Path) -> None:
     short = [*TINY_DEMO, "trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
-    result = door("train", "--multirun", "data.target_rule=none,count/3", *short)
+    result = door("train", "--multirun", "data.target_rule=none,count/3,leave_one_out", *short)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 2 and "'none' is no rule" in lines[0] and lines[1].startswith("error: failed: 0;")
     (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
     table = list(csv.reader((sweep / "multirun.csv").open()))
     assert table[1][:3] == ["0", "none", "no result"] and table[2][1] == "count/3" and float(table[2][2]) >= 0
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1", "2"]
+    jobs = [sweep / name for name in ("1", "2")]
+    used = [OmegaConf.load(job / ".hydra" / "config.yaml").data.target_rule for job in jobs]
+    assert used == ["count/3", "leave_one_out"] and all((job / "csv" / "metrics.csv").is_file() for job in jobs)
+    one, other = (json.loads((job / "results.json").read_text())["scores"]["loss"] for job in jobs)
+    assert one != other
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"scores": {}}', '{"headline": "a", "scores": {"a": null}}'])

@@ -64,7 +64,6 @@ def vqa_files(questions: Sequence[Question], annotations: list[Record], split: s
 
 # GQA: the world's own questions, without counting, and kinds that only GQA has.
 
-
 FIRST_GQA_ONLY_NUMBER = 1000  # above every number of the world's own questions
 _OF_TYPE = {  # GQA's structural and semantic type → families; counting is missing, as in GQA
     ("verify", "obj"): "exists_shape exists_colour",
@@ -86,10 +85,7 @@ _GQA_ONLY_NAMES = frozenset(family.name for family in gqa_only_families())
 
 
 def gqa_records(questions: Iterable[Question]) -> dict[str, Record]:
-    """Question id to record, with all keys of GQA's balanced question files and the true answer.
-
-    Questions of families that are not in `TYPES` (those that count) are left out.
-    """
+    """Question id → record with all keys of GQA's balanced question files, but for questions that count."""
     return {gqa_id(question): _gqa_record(question) for question in questions if question.family in TYPES}
 
 
@@ -127,20 +123,14 @@ def _gqa_record(question: Question) -> Record:
 
 # NLVR2.
 
-
 NUM_DIRECTORIES = 100  # NLVR2 deals its training pairs out to this many
 
 
 def nlvr2_records(split: str, scenes: Sequence[Scene], statements: Sequence[Statement]) -> list[Record]:
-    """One record per pair, with NLVR2's keys and the pictures' own ids beside them.
+    """A record for each pair, with NLVR2's keys: `synset` and `query` hold subject and family of the statement.
 
     NLVR2 derives image names from the identifier `split-set-pair-sentence`. Here a picture serves in many pairs, so
-    `left_image_id` and `right_image_id` name the two; `synset` and `query` hold subject and family of the statement.
-
-    Args:
-        split: train | dev | test1, the first field of the identifier.
-        scenes: the pictures that the pairs of `statements` mean by their position.
-        statements: one set each, always with sentence number 0.
+    `left_image_id` and `right_image_id` name the two.
     """
     records: list[Record] = []
     for set_number, statement in enumerate(statements):
@@ -160,11 +150,10 @@ def nlvr2_records(split: str, scenes: Sequence[Scene], statements: Sequence[Stat
                 "right_image_id": str(ids[1]),
             }
             # As in NLVR2: only train has directories, only the other splits were validated by more people.
-            if split == "train":
-                record["directory"] = set_number % NUM_DIRECTORIES
-            else:
-                record["extra_validations"] = {}
-            records.append(record)
+            of_split: Record = (
+                {"directory": set_number % NUM_DIRECTORIES} if split == "train" else {"extra_validations": {}}
+            )
+            records.append(record | of_split)
     return records
 
 
@@ -188,20 +177,13 @@ class CaptionedImage(NamedTuple):
 
 def coco_captions(images: list[Record], captions: Iterable[Sequence[str]]) -> dict[str, Any]:
     """A COCO captions file of images, each with its captions."""
-    annotations: list[Record] = []
-    for image, texts in zip(images, captions, strict=True):
-        for text in texts:
-            annotations.append({"image_id": image["id"], "id": len(annotations) + 1, "caption": text})
+    pairs = ((image["id"], text) for image, texts in zip(images, captions, strict=True) for text in texts)
+    annotations = [{"image_id": one, "id": number, "caption": text} for number, (one, text) in enumerate(pairs, 1)]
     return {"info": INFO, "images": images, "licenses": [{**LICENSE, "id": 1}], "annotations": annotations}
 
 
 def karpathy_layout(images: Iterable[CaptionedImage], folder: str) -> Record:
-    """The content of a Karpathy file; images and sentences are numbered from 0 in the order given.
-
-    Args:
-        images: the pictures, those of the training split in the order of their ids.
-        folder: goes to `filepath`.
-    """
+    """The content of a Karpathy file of pictures in a folder; images and sentences are numbered from 0."""
     entries: list[Record] = []
     num_sentences = num_train = 0
     for imgid, image in enumerate(images):
@@ -232,17 +214,14 @@ def domain(scene: Scene) -> str:
 
     NoCaps calls a picture out of domain when all its labelled objects are novel; here few such pictures exist.
     """
-    novel = sum(thing.shape == NOVEL_SHAPE for thing in scene.objects)
-    if novel == 0:
-        return "in-domain"
-    return "out-domain" if novel >= OUT_OF_DOMAIN_SHARE * len(scene.objects) else "near-domain"
+    share = sum(thing.shape == NOVEL_SHAPE for thing in scene.objects) / len(scene.objects)
+    return "in-domain" if share == 0 else "out-domain" if share >= OUT_OF_DOMAIN_SHARE else "near-domain"
 
 
 def nocaps_file(scenes: Sequence[Scene], images: Sequence[CaptionedImage], rng: np.random.Generator) -> Record:
     """A COCO captions file with NoCaps' `domain` for every image.
 
-    Pictures in domain keep their captions. The others get five that all name the novel shape; near domain the other
-    objects named are known ones, out of domain novel ones if there are any.
+    Pictures in domain keep their captions. The others get five that all name the novel shape.
     """
     domains = [domain(scene) for scene in scenes]
     entries = [
@@ -254,10 +233,8 @@ def nocaps_file(scenes: Sequence[Scene], images: Sequence[CaptionedImage], rng: 
         for scene, image, where in zip(scenes, images, domains, strict=True)
     ]
     content = coco_captions(entries, captions)
-    content["annotations"] = [
-        {"id": one["id"], **one} for one in content["annotations"]
-    ]  # "id" first, as NoCaps has it
-    return content
+    # "id" first, as NoCaps has it.
+    return content | {"annotations": [{"id": one["id"], **one} for one in content["annotations"]]}
 
 
 # The world as a pre-training corpus and as pictures with annotated objects; scenes are those of its scene files.
@@ -266,10 +243,9 @@ def nocaps_file(scenes: Sequence[Scene], images: Sequence[CaptionedImage], rng: 
 def corpus_rows(
     captions: dict[str, Any], scenes: list[dict[str, Any]], questions: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Captions and descriptions of objects without tags (those of the store are used), then questions.
+    """Captions and descriptions of single objects without tags (those of the store are used), then questions.
 
-    Descriptions say everything about one object, as Visual Genome's do of a region: from these a small model learns
-    quickest. Answers are the true ones, of the GQA file: those of the VQA annotations are as people give them.
+    Answers are the true ones, of the GQA file: those of the VQA annotations are as people give them.
     """
     for annotation in captions["annotations"]:
         yield {"image_id": annotation["image_id"], "text": annotation["caption"], "source": "captions"}
@@ -282,27 +258,23 @@ def corpus_rows(
 
 
 def instances(scenes: list[dict[str, Any]]) -> Record:
-    """A COCO instances file with colours and textures as attributes.
-
-    A box is the square around the object's circle, as in the demo's region stores, also where the object is smaller or
-    is behind another one.
-    """
-    annotations: list[Record] = []
-    for scene in scenes:
-        for thing in scene["objects"]:
-            side = 2 * thing["radius"]
-            corner = (thing["x"] - thing["radius"], thing["y"] - thing["radius"])
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": scene["image_id"],
-                    "category_id": CLASSES.index(thing["shape"]),
-                    "bbox": [round(value, 2) for value in (*corner, side, side)],
-                    "area": round(side * side, 2),
-                    "iscrowd": 0,
-                    "attributes": [thing["colour"], thing["texture"]],
-                }
-            )
+    """A COCO instances file with colours and textures as attributes; boxes are as in the demo's region stores."""
+    things = [(scene["image_id"], thing) for scene in scenes for thing in scene["objects"]]
+    annotations = [
+        {
+            "id": number,
+            "image_id": image_id,
+            "category_id": CLASSES.index(thing["shape"]),
+            "bbox": [
+                *(round(thing[place] - thing["radius"], 2) for place in ("x", "y")),
+                *2 * [round(2 * thing["radius"], 2)],
+            ],
+            "area": round((2 * thing["radius"]) ** 2, 2),
+            "iscrowd": 0,
+            "attributes": [thing["colour"], thing["texture"]],
+        }
+        for number, (image_id, thing) in enumerate(things, start=1)
+    ]
     return {
         "info": {"description": "Generated demo world."},
         "images": [image_record(scene["image_id"], scene["width"], scene["height"]) for scene in scenes],
@@ -314,7 +286,6 @@ def instances(scenes: list[dict[str, Any]]) -> Record:
 
 # The world's own WordPiece vocabulary, as a transformers tokenizer folder.
 
-
 VOCABULARY_SIZE = 1000
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
@@ -325,15 +296,12 @@ SPELLING = (*string.punctuation, *_CHARACTERS, *(f"##{character}" for character 
 
 
 def write_tokenizer(texts: Iterable[str], later_texts: Iterable[str], folder: Path) -> None:
-    """Train a lower-casing WordPiece tokenizer on texts and write the folder that `AutoTokenizer` loads as BERT's.
+    """Write a new folder with a lower-casing WordPiece tokenizer for texts, which `AutoTokenizer` loads as BERT's.
 
-    Args:
-        texts: the training text, one string per question, tag list or caption.
-        later_texts: more of it; words that only these have get the ids after all others.
-        folder: made here; gets tokenizer.json, tokenizer_config.json and vocab.txt.
+    Words that only the later texts have get the ids after all others.
     """
-    # With so few words every frequent word gets a piece of its own. So the words are counted and the letters added,
-    # instead of merged by WordPieceTrainer, whose choice between equally frequent pairs differs from run to run.
+    # Every frequent word gets a piece of its own: words are counted and letters added, instead of merged by
+    # WordPieceTrainer, whose choice between equally frequent pairs differs from run to run.
     pieces = [*SPECIAL_TOKENS.values(), *SPELLING]
     for part in (texts, later_texts):
         pieces += [word for word in _frequent_words(part) if word not in pieces]

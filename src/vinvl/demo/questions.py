@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations, product
@@ -23,7 +23,7 @@ Fillings = dict[str, list[tuple[str, ...]]]  # true answer -> words that fill th
 
 @dataclass(frozen=True)
 class QuestionFamily:
-    """Questions that share their logic: `phrasings` have gaps {0}, {1} … that a filling from `fillings` closes."""
+    """Questions that share their logic: a filling closes the gaps {0}, {1} … of a phrasing."""
 
     name: str
     kind: str  # the `question_type` in the files
@@ -46,12 +46,18 @@ def noun(attribute: str, value: str, many: bool = False) -> str:
     return f"{value} object{'s' if many else ''}"
 
 
+def _yes_or_no(cases: Iterable[tuple[bool, tuple[str, ...]]]) -> Fillings:
+    """(whether it is so, the words) of all that can be asked."""
+    result: Fillings = {"yes": [], "no": []}
+    for truth, words in cases:
+        result["yes" if truth else "no"].append(words)
+    return result
+
+
 def _exists(attribute: str, scene: Scene) -> Fillings:
     present = {getattr(thing, attribute) for thing in scene.objects}
-    result: Fillings = {"yes": [], "no": []}
-    for value in SHAPES if attribute == "shape" else COLOURS:
-        result["yes" if value in present else "no"].append((noun(attribute, value),))
-    return result
+    values = SHAPES if attribute == "shape" else tuple(COLOURS)
+    return _yes_or_no((value in present, (noun(attribute, value),)) for value in values)
 
 
 def _count(attribute: str, scene: Scene) -> Fillings:
@@ -72,11 +78,8 @@ def _attribute(named_by: str, asked: str, scene: Scene) -> Fillings:
 
 def _colour_check(scene: Scene) -> Fillings:
     """Yes/no questions for the colour of the only thing of a shape."""
-    result: Fillings = {"yes": [], "no": []}
-    for shape, thing in only_ones(scene, "shape").items():
-        for colour in COLOURS:
-            result["yes" if thing.colour == colour else "no"].append((shape, colour))
-    return result
+    things = only_ones(scene, "shape").items()
+    return _yes_or_no((thing.colour == colour, (shape, colour)) for shape, thing in things for colour in COLOURS)
 
 
 def _offset(first: SceneObject, second: SceneObject, direction: str) -> float:
@@ -88,16 +91,13 @@ def _offset(first: SceneObject, second: SceneObject, direction: str) -> float:
 
 def _compared(compare: Callable[[SceneObject, SceneObject], float], scene: Scene) -> Fillings:
     """Yes/no questions that compare two things, each the only one of its colour; at 0 nothing is asked."""
-    result: Fillings = {"yes": [], "no": []}
-    for (first, a), (second, b) in permutations(only_ones(scene, "colour").items(), 2):
-        if difference := compare(a, b):
-            result["yes" if difference > 0 else "no"].append((noun("colour", first), noun("colour", second)))
-    return result
+    pairs = permutations(only_ones(scene, "colour").items(), 2)
+    differences = ((compare(a, b), (noun("colour", one), noun("colour", other))) for (one, a), (other, b) in pairs)
+    return _yes_or_no((difference > 0, words) for difference, words in differences if difference)
 
 
 def _further(direction: str, first: SceneObject, second: SceneObject) -> float:
-    offset = _offset(first, second, direction)
-    return offset if abs(offset) >= MARGIN else 0.0
+    return offset if abs(offset := _offset(first, second, direction)) >= MARGIN else 0.0
 
 
 def _larger(first: SceneObject, second: SceneObject) -> float:
@@ -108,11 +108,8 @@ def _larger(first: SceneObject, second: SceneObject) -> float:
 def _more_shapes(scene: Scene) -> Fillings:
     """More of one shape than of another; both are in the scene and their counts differ."""
     counts = Counter(thing.shape for thing in scene.objects)
-    result: Fillings = {"yes": [], "no": []}
-    for first, second in permutations(sorted(counts), 2):
-        if counts[first] != counts[second]:
-            result["yes" if counts[first] > counts[second] else "no"].append((f"{first}s", f"{second}s"))
-    return result
+    pairs = [(one, other) for one, other in permutations(sorted(counts), 2) if counts[one] != counts[other]]
+    return _yes_or_no((counts[one] > counts[other], (f"{one}s", f"{other}s")) for one, other in pairs)
 
 
 def _extreme(direction: str, scene: Scene) -> Fillings:
@@ -194,11 +191,10 @@ def _choose(named_by: str, asked: str, scene: Scene) -> Fillings:
 def _exists_two(combine: Callable[[tuple[bool, bool]], bool], scene: Scene) -> Fillings:
     """Whether a shape and a colour are both (`all`) or not both missing (`any`) in the scene."""
     shapes, colours = ({getattr(thing, of) for thing in scene.objects} for of in ("shape", "colour"))
-    result: Fillings = {"yes": [], "no": []}
-    for shape, colour in product(SHAPES, COLOURS):
-        truth = combine((shape in shapes, colour in colours))
-        result["yes" if truth else "no"].append((shape, noun("colour", colour)))
-    return result
+    pairs = product(SHAPES, COLOURS)
+    return _yes_or_no(
+        (combine((one in shapes, other in colours)), (one, noun("colour", other))) for one, other in pairs
+    )
 
 
 def _most(asked: str, scene: Scene) -> Fillings:
@@ -256,18 +252,15 @@ def _ask_one(
     family: QuestionFamily, scene: Scene, given: Counter[str], number: int, rng: np.random.Generator
 ) -> Question | None:
     possible = {answer: words for answer, words in family.fillings(scene).items() if words}
-    if family.answer_type == "yes/no" and len(possible) < 2:
+    if len(possible) < (2 if family.answer_type == "yes/no" else 1):
         return None  # a scene that allows one answer only would tip the balance
-    if not possible:
-        return None
     fewest = min(given[answer] for answer in possible)
     # An open question is refused when all it could be answered with has been answered too often already.
     if family.answer_type != "yes/no" and given and fewest > sum(given.values()) / len(given) + 0.5:
         return None
     rarest = sorted(answer for answer in possible if given[answer] == fewest)
     answer = rarest[int(rng.integers(len(rarest)))]
-    fillings = possible[answer]
-    words = fillings[int(rng.integers(len(fillings)))]
+    words = possible[answer][int(rng.integers(len(possible[answer])))]
     phrasing = family.phrasings[int(rng.integers(len(family.phrasings)))]
     return Question(
         scene.image_id, number, phrasing.format(*words), answer, family.kind, family.name, family.answer_type
@@ -275,7 +268,6 @@ def _ask_one(
 
 
 # Ten answers a question, as ten people would type them: mostly the same, now and then another word or a slip.
-
 
 NUM_PEOPLE = 10
 VARIANT_RATE = 0.05  # answers in other words: a synonym, a longer phrase or a typing error
@@ -307,12 +299,14 @@ def human_answers(question: Question, rng: np.random.Generator) -> list[dict[str
     texts: list[str] = []
     while texts.count(question.answer) < 7:
         texts = [_one_answer(question.answer, rng) for _ in range(NUM_PEOPLE)]
-    answers: list[dict[str, str | int]] = []
-    for number, text in enumerate(texts, start=1):
-        sure = 0.9 if text == question.answer else 0.4
-        confidence = "yes" if rng.random() < sure else ("maybe", "maybe", "no")[int(rng.integers(3))]
-        answers.append({"answer": text, "answer_confidence": confidence, "answer_id": number})
-    return answers
+    return [
+        {"answer": text, "answer_confidence": _confidence(text == question.answer, rng), "answer_id": number}
+        for number, text in enumerate(texts, start=1)
+    ]
+
+
+def _confidence(right: bool, rng: np.random.Generator) -> str:
+    return "yes" if rng.random() < (0.9 if right else 0.4) else ("maybe", "maybe", "no")[int(rng.integers(3))]
 
 
 def most_common_answer(answers: list[dict[str, str | int]]) -> str:

@@ -93,12 +93,10 @@ def overlap(first: tuple[float, ...], second: tuple[float, ...]) -> float:
     height = min(first[3], second[3]) - max(first[1], second[1])
     if width <= 0 or height <= 0:
         return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return width * height / min(areas)
+    return width * height / min((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
 
 
 # What a detector would report on a picture of the demo world: mostly right, at stated rates wrong.
-
 
 CLASSES = ("__background__", *SHAPES)
 ATTRIBUTES = ("__no_attribute__", *COLOURS, *TEXTURES)
@@ -121,7 +119,7 @@ class Detections(NamedTuple):
 
 
 def detect(scene: Scene, rng: np.random.Generator) -> Detections:
-    """Simulate a detector on a scene; at least one region is reported."""
+    """What a detector might report of a scene: one region at least."""
     kept = [thing for thing in scene.objects if rng.random() >= MISSED_RATE] or [scene.objects[-1]]
     rows: list[tuple[np.ndarray, list[int], list[float]]] = []
     for thing in kept:
@@ -130,8 +128,7 @@ def detect(scene: Scene, rng: np.random.Generator) -> Detections:
         numbers = [_maybe_wrong(place, size, rng) for place, size in zip(places, NUM_LABELS, strict=True)]
         rows.append((edges, numbers, _scores(rng, low=0.55)))
     for _ in range(int(rng.poisson(SPURIOUS_RATE))):
-        empty = _empty_box(scene, rng)
-        if empty is not None:
+        if (empty := _empty_box(scene, rng)) is not None:
             colour, texture, shape = (int(rng.integers(NUM_LABELS[kind])) for kind in (1, 2, 0))
             rows.append((empty, [shape, colour, texture], _scores(rng, low=0.2, high=0.6)))
     rows.sort(key=lambda row: -row[2][0])
@@ -143,9 +140,7 @@ def detect(scene: Scene, rng: np.random.Generator) -> Detections:
 
 def _maybe_wrong(index: int, size: int, rng: np.random.Generator) -> int:
     """`index`, or at `WRONG_RATE` one of the other `size - 1`."""
-    if rng.random() >= WRONG_RATE:
-        return index
-    return int((index + rng.integers(1, size)) % size)
+    return index if rng.random() >= WRONG_RATE else int((index + rng.integers(1, size)) % size)
 
 
 def _scores(rng: np.random.Generator, low: float, high: float = 0.99) -> list[float]:
@@ -165,7 +160,6 @@ def _empty_box(scene: Scene, rng: np.random.Generator) -> np.ndarray | None:
 
 
 # Scenes to pictures, with Pillow.
-
 
 SUPERSAMPLING = 2  # drawn this many times larger, then averaged down, for smooth edges
 LIGHTENING = 0.62  # how far the second shade of stripes and dots lies from the colour towards white
@@ -239,13 +233,10 @@ def _regular(corners: int, start: float) -> list[tuple[float, float]]:
 
 # Region features of the demo world: the pixels of a crop, and nothing else, to 2048 numbers.
 #
-# A crop is described coarsely: how full each of its four quarters is, and a histogram of its colours. That tells
-# colours surely and most shapes, but hardly a circle from a square: as with a real detector, the tags say something
-# that the features do not. A fixed random projection with a threshold then spreads the description over 2048 non-
-# negative, sparse numbers, as the pooled features of a detector are. Description and projection are small integers,
-# so their products are exact in float32: features are the same on every machine, in every process and for every batch
-# size.
-
+# A crop is described by how full each of its quarters is and a histogram of its colours. That tells colours and most
+# shapes, but hardly a circle from a square: as with a real detector, the tags say something that the features do not. A
+# fixed random projection with a threshold spreads it over 2048 sparse numbers. Description and projection are small
+# whole numbers, so that their products are exact in float32: features are the same on every machine.
 
 FEATURE_DIM = 2048
 SIDE = 24  # every crop is resized to SIDE × SIDE before it is described
@@ -273,14 +264,7 @@ def crop_pixels(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def crop_features(crops: Sequence[np.ndarray]) -> np.ndarray:
-    """Features of crops.
-
-    Args:
-        crops: R arrays (h, w, 3) uint8 of RGB pixels, each of its own size; one at least.
-
-    Returns:
-        (R, 2048) float16, non-negative.
-    """
+    """R crops (h, w, 3) uint8 of RGB pixels, each of its own size and one at least → (R, 2048) float16 from 0."""
     described = np.stack([describe_crop(crop) for crop in crops]).astype(np.float32)  # (R, F)
     activations = (described - _typical_description()) @ _projection()  # (R, 2048), exact integers
     scaled = activations / np.float32(TYPICAL_SPREAD) - np.float32(THRESHOLD)
@@ -295,11 +279,8 @@ def describe_crop(crop: np.ndarray) -> np.ndarray:
     contrast = np.clip(LIGHT - darkest, 0, 90) * 255 // 90  # (SIDE, SIDE): 0 on the background
     fullness = contrast.reshape(CELLS, SIDE // CELLS, CELLS, SIDE // CELLS).mean(axis=(1, 3))  # (CELLS, CELLS)
     centre = slice(SIDE // 4, SIDE - SIDE // 4)
-    parts = [
-        fullness.ravel(),
-        _colour_histogram(pixels, contrast),
-        _colour_histogram(pixels[centre, centre], contrast[centre, centre]),
-    ]
+    central = _colour_histogram(pixels[centre, centre], contrast[centre, centre])
+    parts = [fullness.ravel(), _colour_histogram(pixels, contrast), central]
     return np.concatenate(parts).clip(0, 255).astype(np.uint8)
 
 
@@ -321,8 +302,7 @@ def _colour_histogram(pixels: np.ndarray, contrast: np.ndarray) -> np.ndarray:
     counts = np.bincount((hue * HUES / 6).astype(np.int64) % HUES, minlength=HUES)
     dark = np.count_nonzero(~coloured & (largest < 90))
     grey = np.count_nonzero(~coloured) - dark
-    shares = np.concatenate([counts, [dark, grey]]) / total
-    return np.sqrt(shares) * 255
+    return np.sqrt(np.concatenate([counts, [dark, grey]]) / total) * 255
 
 
 @cache

@@ -29,12 +29,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> list[str]:
 def describe_shape(scene: Scene, shape: str, more_of_it: bool, rng: np.random.Generator) -> list[str]:
     """Five different true sentences that all name a shape of which the scene holds at least one.
 
-    Args:
-        scene: what the picture shows.
-        shape: the shape to name.
-        more_of_it: whether the other objects named are of that shape too, as far as there are more; if not, they are
-            of other shapes as far as there are any.
-        rng: decides which objects are named.
+    The other objects named are of that shape too (`more_of_it`), or of others, as far as there are any.
     """
     drawn = [scene.objects[int(index)] for index in rng.permutation(len(scene.objects))]
     first = next(thing for thing in drawn if thing.shape == shape)
@@ -67,7 +62,6 @@ def _relation(first: SceneObject, second: SceneObject) -> str:
 
 
 # Statements about two pictures, each put to pairs of which half make it true.
-
 
 PAIRS_PER_STATEMENT = 4  # two true, two false: the words of a statement tell nothing of its truth
 
@@ -106,12 +100,7 @@ class Statement:
 
 
 class PairsOfCase:
-    """All ordered pairs of different pictures that make a case, drawn uniformly without listing them.
-
-    Args:
-        values: (pictures,) int64 values of a fact.
-        case: which (left, right) values belong.
-    """
+    """All ordered pairs of different pictures whose values (pictures,) int64 of a fact make a case, to draw from."""
 
     def __init__(self, values: np.ndarray, case: Case) -> None:
         pools = {int(value): np.flatnonzero(values == value) for value in np.unique(values)}
@@ -165,15 +154,15 @@ def picture_facts(scenes: Sequence[Scene]) -> list[Fact]:
     facts: list[Fact] = []
     for number, shape in enumerate(SHAPES):
         of_shape = counts[:, :, number].sum(axis=1)
-        facts.append(Fact("shape", f"a {shape}", _as_values(of_shape > 0)))
-        facts.append(Fact("two", f"exactly two {shape}s", _as_values(of_shape == 2)))
+        facts.append(Fact("shape", f"a {shape}", (of_shape > 0).astype(np.int64)))
+        facts.append(Fact("two", f"exactly two {shape}s", (of_shape == 2).astype(np.int64)))
         facts.append(Fact("shape_count", f"{shape}s", of_shape))
     for number, colour in enumerate(COLOURS):
         of_colour = counts[:, number].sum(axis=1)
-        facts.append(Fact("colour", f"a {colour} object", _as_values(of_colour > 0)))
+        facts.append(Fact("colour", f"a {colour} object", (of_colour > 0).astype(np.int64)))
         facts.append(Fact("colour_count", f"{colour} objects", of_colour))
     for (row, colour), (column, shape) in product(enumerate(COLOURS), enumerate(SHAPES)):
-        facts.append(Fact("coloured_shape", f"a {colour} {shape}", _as_values(counts[:, row, column] > 0)))
+        facts.append(Fact("coloured_shape", f"a {colour} {shape}", (counts[:, row, column] > 0).astype(np.int64)))
     return facts
 
 
@@ -227,10 +216,6 @@ def _is(left_value: int, right_value: int) -> Case:
     return lambda left, right: (left, right) == (left_value, right_value)
 
 
-def _as_values(holds: np.ndarray) -> np.ndarray:
-    return holds.astype(np.int64)
-
-
 def _pairs_of_cases(family: StatementFamily, fact: Fact) -> list[PairsOfCase] | None:
     """Pairs for the two true and the two false cases, or None if a case has too few."""
     cases = (*family.true_cases, *family.false_cases)
@@ -245,10 +230,8 @@ def _state_one(
 ) -> Statement:
     pairs: list[tuple[int, int, bool]] = []
     for number, pairs_of_case in enumerate(pairs_of_cases):
-        truth = number < len(family.true_cases)
-        pair = (*pairs_of_case.draw(rng), truth)
-        while pair in pairs:
-            pair = (*pairs_of_case.draw(rng), truth)
+        while (pair := (*pairs_of_case.draw(rng), number < len(family.true_cases))) in pairs:
+            pass
         pairs.append(pair)
     order = rng.permutation(len(pairs))
     phrasing = family.phrasings[int(rng.integers(len(family.phrasings)))]

@@ -154,7 +154,6 @@ def read_marker(folder: Path) -> dict[str, object] | None:
 # A world is made in pieces of `IMAGES_PER_PIECE` pictures. A piece depends on the seed and its image ids alone, so
 # pieces can be made by any number of processes, in any order, with the same result.
 
-
 IMAGES_PER_PIECE = 64
 GQA_ONLY_PER_IMAGE = 3
 # Every use of random numbers has a stream of its own, so that what is added changes nothing of what was there.
@@ -283,14 +282,12 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def ensure_demo_world(folder: Path, *, workers: int = 2, **options: Unpack[SizeOptions]) -> DemoWorld:
-    """The demo world in `folder`: as it is if seed, sizes and version agree, generated otherwise.
+    """The demo world in `folder`: as it is if seed, sizes and version agree, else generated in the place of another.
 
-    It appears at once and whole, or not at all, in the place of another demo world. Safe to call from several processes
-    at once: one generates, the others wait and use its result. The same seed and sizes give the same files whatever the
-    number of `workers`.
+    It appears at once and whole, or not at all, and is the same whatever the number of `workers`. Of several processes
+    that call this at once one generates.
 
     Args:
-        folder: missing, empty, or an earlier demo world.
         workers: processes that draw; 1 draws in this process.
         options: see `DemoWorldSizes`.
 
@@ -358,29 +355,23 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def ensure_demo_corpus(folder: Path, **sizes: Unpack[SizeOptions]) -> DemoWorld:
-    """The demo world of these sizes with its pre-training corpus; both are made if they are missing.
-
-    The corpus is in the world's folder and goes with it when another world is made there. Arguments and errors are
-    those of `ensure_demo_world`.
-    """
+    """`ensure_demo_world` with its pre-training corpus, which is made if it is missing."""
 
     def text(world: DemoWorld, split: str) -> str:
         contents = [read_json(file(split)) for file in (world.captions, world.scenes, world.gqa)]
-        return "".join(
-            json.dumps(row) + "\n" for row in files.corpus_rows(contents[0], contents[1]["scenes"], contents[2])
-        )
+        rows = files.corpus_rows(contents[0], contents[1]["scenes"], contents[2])
+        return "".join(json.dumps(row) + "\n" for row in rows)
 
     return _with_files(folder, sizes, DemoWorld.pretraining_corpus, text)
 
 
 def ensure_demo_instances(folder: Path, **sizes: Unpack[SizeOptions]) -> DemoWorld:
-    """The same with annotated objects, for training a detector, in place of the corpus."""
-    return _with_files(
-        folder,
-        sizes,
-        DemoWorld.instances,
-        lambda world, split: json.dumps(files.instances(read_json(world.scenes(split))["scenes"])),
-    )
+    """`ensure_demo_world` with annotated objects to train a detector on, which are made if they are missing."""
+
+    def text(world: DemoWorld, split: str) -> str:
+        return json.dumps(files.instances(read_json(world.scenes(split))["scenes"]))
+
+    return _with_files(folder, sizes, DemoWorld.instances, text)
 
 
 def _with_files(
