@@ -132,7 +132,8 @@ def test_a_second_training_in_the_same_folder_is_refused(demo_data: Path, tmp_pa
     assert "error: Another process is at work in " in output(folder) and "hydra.run.dir=FOLDER" in output(folder)
     assert [path.read_bytes() for path in kept] == before
     killed(first)
-    assert ended(start(folder, demo_data, *PRETRAINING)) == 0, output(folder)  # the lock has died with the process
+    third = Kill(signal.SIGKILL, "train", 0)
+    assert ended(start(folder, demo_data, *PRETRAINING, kill=third)) == KILLED  # it trains: the lock has died too
 
 
 def test_a_rank_that_is_left_alone_says_so(demo_data: Path, tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from tests.run.survival_runs import (
     start,
     start_ranks,
     times_trained,
-    wait_for,
     write_corpora,
 )
 from vinvl.run.signals import INTERRUPTED, START_AGAIN
@@ -61,46 +60,50 @@ def logged_evaluations(folder: Path) -> dict[str, str]:
     return found
 
 
-def test_killed_at_random_steps_and_started_again_by_the_same_command(
-    whole: Path, demo_data: Path, tmp_path: Path
-) -> None:
-    generator = random.Random(20)
+def test_whatever_befalls_it_the_same_command_goes_on(whole: Path, demo_data: Path, tmp_path: Path) -> None:
+    """Killed at random steps and from outside, and on a full disk."""
+    generator, saved = random.Random(20), tmp_path / "run/checkpoints"
+    early = Kill(signal.SIGKILL, "train", generator.randrange(4))  # before the first checkpoint
+    assert run(tmp_path, demo_data, *PRETRAINING, kill=early) == KILLED
+    stop_on_a_full_disk(tmp_path, demo_data)
+    (saved / ".last.ckpt.partial").write_bytes(b"what a kill leaves")
     kills = [
-        Kill(signal.SIGKILL, "train", generator.randrange(4)),  # before the first checkpoint
-        Kill(signal.SIGKILL, "train", generator.randrange(9, 11)),  # after batches and an evaluation
         Kill(signal.SIGKILL, "train", 1),  # between the two batches of the first update after going on
-        Kill(signal.SIGKILL, "train", generator.randrange(6, 11)),
+        Kill(signal.SIGKILL, "train", generator.randrange(6, 11)),  # after batches and an evaluation
         Kill(signal.SIGKILL, "val", generator.randrange(8)),
     ]
     for kill in kills:
         assert run(tmp_path, demo_data, *PRETRAINING, kill=kill) == KILLED
         assert not (tmp_path / "run/results.json").exists()
-    assert run(tmp_path, demo_data, *PRETRAINING) == 0, output(tmp_path)
-    assert_same_run(tmp_path, whole)
-
-
-def test_killed_in_an_evaluation_at_a_saved_update(whole: Path, demo_data: Path, tmp_path: Path) -> None:
-    """The evaluation is made when the run goes on, and nothing is trained on twice."""
-    assert run(tmp_path, demo_data, *PRETRAINING, kill=Kill(signal.SIGKILL, "val", 13)) == KILLED
-    assert saved_updates(tmp_path) == 6
-    assert run(tmp_path, demo_data, *PRETRAINING) == 0, output(tmp_path)
-    assert_same_run(tmp_path, whole)
-    assert times_trained(tmp_path) == BATCHES
-
-
-def test_killed_from_outside(whole: Path, demo_data: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, demo_data, *PRETRAINING, "data.num_workers=1")
-    wait_for(tmp_path / "run/checkpoints/last.ckpt")
+    before, process = (
+        (saved / "last.ckpt").stat().st_mtime_ns,
+        start(tmp_path, demo_data, *PRETRAINING, "data.num_workers=1"),
+    )
+    process.wait_until(lambda: (saved / "last.ckpt").stat().st_mtime_ns != before)
     killed(process)
     assert run(tmp_path, demo_data, *PRETRAINING) == 0, output(tmp_path)
+    assert sorted(path.name for path in saved.iterdir()) == ["best.ckpt", "last.ckpt"]
     assert_same_run(tmp_path, whole)
+
+
+def stop_on_a_full_disk(folder: Path, data: Path) -> None:
+    """A run from the first update on that finds no room for its third checkpoint, and says so; the second is whole."""
+    assert run(folder, data, *PRETRAINING, kill=Kill(DISK_FULL, "train", 9)) == 1
+    errors = [line for line in output(folder).splitlines() if "rror" in line]
+    assert len(errors) == 1 and errors[0].startswith("error: The checkpoint "), errors
+    for words in ("run/checkpoints/last.ckpt cannot be saved", "MiB are free", "the one saved before it is whole"):
+        assert words in errors[0]
+    assert saved_updates(folder) == 4
+    assert sorted(path.name for path in (folder / "run/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def test_asked_to_stop_time_and_again(whole: Path, demo_data: Path, tmp_path: Path) -> None:
-    """Each process goes on where the one before it stopped; (signal, exit code, updates then saved)."""
+    """Each process goes on where the one before it stopped, and trains on nothing twice; (signal, exit code, updates
+    then saved)."""
     stops = [
         (Kill(signal.SIGTERM, "train", 8), START_AGAIN, 5),  # in the first of two batches of an update
         (Kill(signal.SIGUSR1, "train", 1), START_AGAIN, 6),  # an evaluation follows: it is left at its first batch
+        (Kill(signal.SIGKILL, "val", 5), KILLED, 6),  # it is made when the run goes on
         (Kill(signal.SIGUSR1, "val", 3), START_AGAIN, 6),  # in the middle of it
         (Kill(signal.SIGINT, "train", 8), INTERRUPTED, 11),  # in the last batch of a pass, an update of its own
     ]
@@ -126,20 +129,6 @@ def test_more_epochs_than_were_asked_for_at_first(whole: Path, demo_data: Path, 
     assert {number: rows for number, rows in seen.items() if number <= BATCHES} == seen_rows(whole)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(whole: Path, demo_data: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, demo_data, *PRETRAINING, kill=Kill(DISK_FULL, "train", 9)) == 1
-    errors = [line for line in output(tmp_path).splitlines() if "rror" in line]
-    assert len(errors) == 1 and errors[0].startswith("error: The checkpoint "), errors
-    for words in ("run/checkpoints/last.ckpt cannot be saved", "MiB are free", "the one saved before it is whole"):
-        assert words in errors[0]
-    assert saved_updates(tmp_path) == 4
-    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
-    (tmp_path / "run/checkpoints/.last.ckpt.partial").write_bytes(b"what a kill leaves")
-    assert run(tmp_path, demo_data, *PRETRAINING) == 0, output(tmp_path)
-    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
-    assert_same_run(tmp_path, whole)
-
-
 def test_two_ranks_read_an_epoch_between_them(whole: Path, whole_on_two_ranks: Path) -> None:
     both = [seen_rows(whole_on_two_ranks, rank) for rank in ("0", "1")]
     epoch = [rows for number in range(1, 12) for rows in (both[0][number], both[1][number])]
@@ -152,12 +141,13 @@ def test_two_ranks_read_an_epoch_between_them(whole: Path, whole_on_two_ranks: P
 
 
 def test_two_ranks_stopped_and_killed(whole_on_two_ranks: Path, demo_data: Path, tmp_path: Path) -> None:
-    """A signal to one of them stops both after the same update; a kill of both costs what was not saved.
+    """A signal to one of them or both stops both after the same update; a kill of both costs what was not saved.
 
     The second stop is asked for in an evaluation between two batches of an update, which is finished, and so is that.
     """
-    for place, batch, trained in (("train", 8, 10), ("val", 2, 13)):
-        ranks = start_ranks(tmp_path, demo_data, *PRETRAINING, kills={1: Kill(signal.SIGTERM, place, batch)})
+    for place, batch, told, trained in (("train", 8, (0, 1), 10), ("val", 2, (1,), 13)):
+        stops = {rank: Kill(signal.SIGTERM, place, batch) for rank in told}
+        ranks = start_ranks(tmp_path, demo_data, *PRETRAINING, kills=stops)
         assert [ended(rank) for rank in ranks] == [START_AGAIN, 0], output(tmp_path, "0") + output(tmp_path, "1")
         assert times_trained(tmp_path, "0") == times_trained(tmp_path, "1") == trained
     kills = {rank: Kill(signal.SIGKILL, "train", 10 + rank) for rank in (0, 1)}

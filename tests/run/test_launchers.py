@@ -1,4 +1,4 @@
-"""The launch scripts: what they call, when a job is requeued, and torchrun itself with two processes."""
+"""The launch scripts: what they call, when a job is requeued, and torchrun itself."""
 
 import os
 import signal
@@ -83,7 +83,7 @@ def test_torchrun_says_what_it_needs(tmp_path: Path, given: dict[str, str], aske
 @pytest.mark.slow
 def test_torchrun_passes_a_signal_on_and_waits_for_the_checkpoint(demo_data: Path, tmp_path: Path) -> None:
     write_corpora(tmp_path.parent, demo_data)
-    environment = door_environment(demo_data) | {"RUN_DIR": str(tmp_path / "run"), "NPROC_PER_NODE": "2"}
+    environment = door_environment(demo_data) | {"RUN_DIR": str(tmp_path / "run"), "NPROC_PER_NODE": "1"}
     environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
     script, log = [str(SCRIPTS / "launch_torchrun.sh"), *PRETRAINING], tmp_path / "log.txt"
     overrides = ["trainer.max_steps=100000", f"hydra.run.dir={tmp_path / 'run'}"]
