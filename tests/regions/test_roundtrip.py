@@ -19,7 +19,7 @@ from vinvl.run.errors import UserError
 image_ids = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=12)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_random_ragged_contents_come_back(data: st.DataObject) -> None:
     names = data.draw(st.lists(image_ids, unique=True, max_size=9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import shutil
 import time
@@ -59,7 +60,11 @@ def checked_image(regions: Regions, attributes: StoreAttributes) -> Checked:
                 arrays[name] = _indices(array, name, len(getattr(attributes.label_map, name)))
         for name in ("width", "height"):
             value = getattr(regions, name)
-            if not isinstance(value, int | np.integer) or not 0 < value <= _MAX_INT32:
+            try:
+                fits = 0 < operator.index(value) <= _MAX_INT32
+            except TypeError:
+                fits = False
+            if not fits:
                 raise UserError(f"{name} is {value!r}, a positive number of pixels was expected.")
         return key, arrays | {"sizes": np.array([(regions.width, regions.height)], dtype="<i4")}
     except UserError as error:
@@ -330,13 +335,10 @@ class RegionStoreWriter:
         note: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.path = Path(path)
-        given = {
-            "feature_dim": feature_dim,
-            "num_attributes": num_attributes,
-            "max_images_per_shard": max_images_per_shard,
-        }
-        for name, value in given.items():
-            least = 0 if name == "num_attributes" else 1
+        numbers = (feature_dim, 1), (num_attributes, 0), (max_images_per_shard, 1)
+        for name, (value, least) in zip(
+            ("feature_dim", "num_attributes", "max_images_per_shard"), numbers, strict=True
+        ):
             if value is not None and value < least:
                 raise UserError(f"{path}: {name} is {value}, it must be at least {least}.")
         if feature_dtype not in FEATURE_DTYPES:
