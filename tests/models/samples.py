@@ -1,9 +1,11 @@
 """What several tests of models begin with."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -17,9 +19,13 @@ SIZES: dict[str, Any] = {  # of a BERT that takes no time
 }  # fmt: skip
 
 
-def gradient_norms(model: Any) -> dict[str, float | None]:
-    """Of every parameter by name; None for those without a gradient."""
-    return {name: None if one.grad is None else one.grad.norm().item() for name, one in model.named_parameters()}
+def assert_gradients(model: Any, recorded: Mapping[str, float | None], rel: float = 1e-4, least: float = 1e-6) -> None:
+    """Every recorded norm is that of the parameter's gradient; None is recorded of those that have none."""
+    norms = {name: None if one.grad is None else one.grad.norm().item() for name, one in model.named_parameters()}
+    for name, norm in recorded.items():
+        # A key bias shifts all scores of a query alike, so its gradient is zero but for rounding.
+        assert (not norms[name]) if norm is None else norms[name] == pytest.approx(norm, rel=rel, abs=least), name
+    assert not recorded or set(recorded) == set(norms)
 
 
 def as_region_features(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

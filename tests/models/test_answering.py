@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests import golden
-from tests.models.samples import as_region_features, gradient_norms
+from tests.models.samples import as_region_features, assert_gradients
 from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLForPairs, initialise, load_published_state_dict
 from vinvl.models.answering import answer_loss, answer_loss_per_example
 from vinvl.run.errors import UserError
@@ -135,10 +135,7 @@ def test_logits_loss_and_gradients(name: str, attention: str) -> None:
     torch.testing.assert_close(output.loss, tensors["outputs.loss"], rtol=1e-5, atol=0)
 
     output.loss.backward()
-    norms = gradient_norms(model)
-    assert set(norms) == set(facts["meta"]["grad_norms"])
-    for key, norm in facts["meta"]["grad_norms"].items():
-        assert norms[key] == pytest.approx(norm, rel=1e-4, abs=1e-6), key
+    assert_gradients(model, facts["meta"]["grad_norms"])
 
 
 def test_the_layer_norm_of_the_head_follows_the_checkpoint(tmp_path: Path) -> None:
