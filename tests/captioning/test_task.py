@@ -150,10 +150,10 @@ class TestDetectedConstraints:
     def test_the_surest_first_without_background_and_generic_classes(self, tmp_path: Path) -> None:
         store = self.store(tmp_path / "s.h5", a=[(0, 0.99), (2, 0.5), (1, 0.9), (5, 0.95), (2, 0.8)])
         assert self.names(store, "a") == (["umbrella", "dog"], 0)  # a tree is too generic
-        assert self.names(store, "a", excluded=self.written(tmp_path, ["dog"])) == (["tree", "umbrella"], 0)
+        assert self.names(store, "a", excluded=self.written(tmp_path, ["Dog"])) == (["tree", "umbrella"], 0)
         assert self.names(store, "a", max_constraints=1) == (["umbrella"], 0)
         assert self.names(store, "a", min_score=0.85) == (["umbrella"], 0)
-        assert self.names(store, "a", synonyms=self.written(tmp_path, {"dog": "cat"})) == (["umbrella", "cat"], 0)
+        assert self.names(store, "a", synonyms=self.written(tmp_path, {"Dog": "cat"})) == (["umbrella", "cat"], 0)
 
     def written(self, folder: Path, content: Any) -> str:
         path = folder / f"{len(list(folder.iterdir()))}.json"
@@ -210,7 +210,7 @@ class TestDetectedConstraints:
 
     def test_a_circle_of_classes(self, tmp_path: Path) -> None:
         store = self.store(tmp_path / "s.h5", a=[(1, 0.9), (2, 0.8)])
-        options = {"hierarchy": self.written(tmp_path, {"dog": "umbrella", "umbrella": "dog"})}
+        options = {"hierarchy": self.written(tmp_path, {"Dog": "Umbrella", "umbrella": "dog"})}
         with pytest.raises(UserError, match="goes in a circle"):
             self.names(store, "a", **options)
 

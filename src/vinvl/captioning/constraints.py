@@ -1,6 +1,6 @@
 """Constraints of captions from the classes that a detector found: what NoCaps is evaluated with."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -26,52 +26,6 @@ hiking equipment|human arm|human beard|human body|human ear|human eye|human face
 human head|human leg|human mouth|human nose|land vehicle|mammal|man|person|personal care|plant|plumbing fixture|
 seat belt|skull|sports equipment|tire|tree|vehicle registration plate|wheel|woman""".replace("\n", "").split("|")
 )
-
-
-def constraints_from_detections(
-    classes: Sequence[str],
-    scores: np.ndarray,
-    boxes: np.ndarray,
-    *,
-    parents: Mapping[str, str] | None = None,
-    synonyms: Mapping[str, str] | None = None,
-    excluded: Collection[str] = TOO_GENERIC,
-    max_constraints: int = 3,
-    threshold: float = 0.85,
-) -> list[str]:
-    """The classes that an image's caption should name, the surest first (the NoCaps baseline, Agrawal et al. 2019).
-
-    Excluded classes go first. Of two boxes that are nearly the same, the one whose class is an ancestor of the other's
-    in the hierarchy goes: a dog is not also an animal. What remains is renamed, each label counted once with its best
-    score, and cut to the best `max_constraints`.
-
-    Args:
-        classes: (n) class names; compared in lower case.
-        scores: (n,) float; detections of score 0 are padding.
-        boxes: (n, 4) float, x1, y1, x2, y2.
-        parents: the class hierarchy: each class's parent. No suppression if not given.
-        synonyms: what captions call a class, if not by its name ("kitchen & dining room table": "table").
-        excluded: classes that set no constraint.
-        threshold: boxes overlapping by more than this (intersection over union) are the same thing.
-
-    Raises:
-        UserError: a hierarchy with a circle.
-    """
-    names = [name.lower() for name in classes]
-    hierarchy = {child.lower(): parent.lower() for child, parent in (parents or {}).items()}
-    unwanted = {name.lower() for name in excluded}
-    renamed = {name.lower(): label for name, label in (synonyms or {}).items()}
-    kept = [index for index, name in enumerate(names) if scores[index] > 0 and name not in unwanted]
-    overlaps = box_overlaps(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)[kept])
-    ancestors = [_ancestors(names[index], hierarchy) for index in kept]
-    best: dict[str, float] = {}
-    for place, index in enumerate(kept):
-        if not any(
-            names[index] in above and overlaps[place, other] > threshold for other, above in enumerate(ancestors)
-        ):
-            label = renamed.get(names[index], names[index])
-            best[label] = max(best.get(label, 0.0), float(scores[index]))
-    return sorted(best, key=lambda label: -best[label])[:max_constraints]
 
 
 def box_overlaps(boxes: np.ndarray) -> np.ndarray:
@@ -153,11 +107,14 @@ class DetectedConstraints:
             self.store.require_sound()
         self.tokenizer = tokenizer
         self.room = max_length - 1  # tokens of a caption besides [CLS]
-        self.hierarchy = _table(options.hierarchy, dict[str, str], "object of {name: name}") or {}
-        self.synonyms = _table(options.synonyms, dict[str, str], "object of {name: name}") or {}
-        self.word_forms = _table(options.word_forms, dict[str, list[str]], "object of {word: [word, …]}") or {}
+        parents = _table(options.hierarchy, dict[str, str], "object of {name: name}") or {}
+        synonyms = _table(options.synonyms, dict[str, str], "object of {name: name}") or {}
         excluded = _table(options.excluded, list[str], "list of names")
-        self.excluded = TOO_GENERIC if excluded is None else frozenset(excluded)
+        # Names of classes are compared in lower case.
+        self.parents = {child.lower(): parent.lower() for child, parent in parents.items()}
+        self.synonyms = {name.lower(): label for name, label in synonyms.items()}
+        self.excluded = TOO_GENERIC if excluded is None else {name.lower() for name in excluded}
+        self.word_forms = _table(options.word_forms, dict[str, list[str]], "object of {word: [word, …]}") or {}
         self.dropped = 0  # constraints that had no room in a caption
         self.without_regions = 0  # images that are not in the detector's store
 
@@ -174,16 +131,8 @@ class DetectedConstraints:
     def of_regions(self, regions: Regions, names: Sequence[str]) -> list[Constraint]:
         """The constraints that an image's regions set; `names` of their classes."""
         sure = (regions.class_scores >= self.options.min_score) & (regions.classes > 0)
-        labels = constraints_from_detections(
-            [names[index] for index in regions.classes[sure]],
-            regions.class_scores[sure],
-            regions.boxes[sure],
-            parents=self.hierarchy,
-            synonyms=self.synonyms,
-            excluded=self.excluded,
-            max_constraints=self.options.max_constraints,
-            threshold=self.options.overlap,
-        )
+        classes = [names[index] for index in regions.classes[sure]]
+        labels = self.labels(classes, regions.class_scores[sure], regions.boxes[sure])
         kept: list[Constraint] = []
         room = self.room
         for label in labels:
@@ -193,6 +142,30 @@ class DetectedConstraints:
                 kept.append(constraint)
         self.dropped += len(labels) - len(kept)
         return kept
+
+    def labels(self, classes: Sequence[str], scores: np.ndarray, boxes: np.ndarray) -> list[str]:
+        """The classes that an image's caption should name, the surest first (the NoCaps baseline, Agrawal et al. 2019).
+
+        Excluded classes go first. Of two boxes that are nearly the same, the one whose class is an ancestor of the
+        other's in the hierarchy goes: a dog is not also an animal. What remains is called as captions call it, each
+        label counted once with its best score, and cut to the best `max_constraints`. UserError for a circle of
+        classes.
+
+        Args:
+            classes, scores: (n,) of the detections, of which those of score 0 are padding.
+            boxes: (n, 4) float, x1, y1, x2, y2.
+        """
+        names = [name.lower() for name in classes]
+        kept = [index for index, name in enumerate(names) if scores[index] > 0 and name not in self.excluded]
+        overlaps = box_overlaps(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)[kept])
+        ancestors = [_ancestors(names[index], self.parents) for index in kept]
+        best: dict[str, float] = {}
+        for place, index in enumerate(kept):
+            near = overlaps[place] > self.options.overlap
+            if not any(names[index] in above and near[other] for other, above in enumerate(ancestors)):
+                label = self.synonyms.get(names[index], names[index])
+                best[label] = max(best.get(label, 0.0), float(scores[index]))
+        return sorted(best, key=lambda label: -best[label])[: self.options.max_constraints]
 
     def _tokens(self, word: str) -> list[int]:
         ids: list[int] = self.tokenizer(word, add_special_tokens=False)["input_ids"]

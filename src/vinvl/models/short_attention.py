@@ -58,7 +58,7 @@ def _attend(projected: Tensor, offsets: Tensor, seed: Tensor, longest: int, drop
 
 
 @_attend.register_fake
-def _(projected: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(projected: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     total, _, heads, size = projected.shape
     return projected.new_empty(total, heads, size), projected.new_empty(heads, total, dtype=torch.float32)
 
@@ -88,7 +88,7 @@ def _attend_backward(
 
 
 @_attend_backward.register_fake
-def _(projected: Tensor, *_: Any) -> Tensor:
+def _(projected: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(projected)
 
 
