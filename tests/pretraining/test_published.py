@@ -167,6 +167,8 @@ YAML, COCO, GQA = "corpus.yaml", "labels/coco/predictions_gt.tsv", "labels/gqa/Q
         (replaced("labels/coco/imageid2idx.json", '"12": 0', '"12": 1'), "that is of '391895'; the two files do not"),
         (replaced("labels/coco/imageid2idx.json", '"12": 0', '"12": 2'), "to line 2; .* has the lines 0 to 1"),
         (replaced("labels/coco/imageid2idx.json", '"12": 0', '"12": true'), "to line True"),
+        (replaced("labels/coco/imageid2idx.json", '"12": 0', '"12": 0, "12": 1'), "has label '12' more than once"),
+        (lambda folder: (folder / "labels/coco/imageid2idx.json").write_text("{}"), "imageid2idx.json names no labels"),
         (replaced(COCO, '[{"class": "dog"', '[{"cls": "dog"'), "label '12': objects holds an object without a class"),
         (replaced(COCO, '"class": "dog"', '"class": 3'), "label '12': objects holds an object without a class"),
         (replaced(COCO, '"class": "dog"', '"class": "\\ud800"'), "half of a surrogate pair"),

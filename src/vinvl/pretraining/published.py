@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import combinations, islice
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import yaml
 
+from vinvl.regions.formats.tsv import IdTable
 from vinvl.run.errors import UserError
 from vinvl.run.files import parse_json, put_in_place, read_bytes, reading, work_folder
 from vinvl.run.lines import Chunk, pool_map, split_file
@@ -164,47 +165,49 @@ def _ids_by_dataset(chunk: Chunk, datasets: Sequence[str]) -> dict[str, np.ndarr
 # Label files: a TSV of id and JSON, and a JSON of ids with their line numbers; read by id in little memory.
 
 BLOCK_BYTES = 2**24
-BLOCK_IDS = 100_000
 LONGEST_LINE = 2**26
 REMEMBERED = 1024  # second texts: the captions of an image often stand together
 
 
 class LabelFile(NamedTuple):
-    """A label file whose ids and line offsets are in a folder as arrays; small to send to workers."""
+    """A label file whose ids and the bytes where their lines begin are in a folder, an `IdTable`; small to send."""
 
     path: Path
     id_file: Path
-    arrays: Path  # `ids.npy`, sorted UTF-8 of fixed width, and `offsets.npy`, int64
+    table: Path
 
     @classmethod
-    def prepare(cls, path: Path, id_file: Path, arrays: Path) -> LabelFile:
-        """Makes the arrays. Raises UserError if a file is missing, or `id_file` names lines that are not in `path`."""
+    def prepare(cls, path: Path, id_file: Path, table: Path) -> LabelFile:
+        """Makes the table. Raises UserError if a file is missing, or `id_file` names lines that are not in `path`."""
         offsets = line_offsets(path)
-        blocks = list(_blocks(id_file, path, len(offsets)))
-        if not blocks:
-            raise UserError(f"{id_file} names no label; it should map ids to the lines of {path}.")
-        ids = np.concatenate([block for block, _ in blocks])
-        order = np.argsort(ids, kind="stable")
-        arrays.mkdir(parents=True)
-        np.save(arrays / "ids.npy", ids[order])
-        np.save(arrays / "offsets.npy", offsets[np.concatenate([lines for _, lines in blocks])[order]])
-        return cls(path, id_file, arrays)
+
+        def places() -> Iterator[tuple[str, tuple[int]]]:
+            for name, line in json_members(id_file, "label ids with their line numbers"):
+                if type(line) is not int or not 0 <= line < len(offsets):
+                    raise UserError(
+                        f"{id_file} sends label {name[:40]!r} to line {shown(line)}; "
+                        f"{path} has the lines 0 to {len(offsets) - 1:,}."
+                    )
+                yield name, (int(offsets[line]),)
+
+        IdTable.of_members(table, id_file, places(), what="label")
+        return cls(path, id_file, table)
 
 
 Labels = Mapping[tuple[str, bool], LabelFile]
 """Label files by dataset and whether they hold answers or tags."""
 
 
-def prepare_labels(folders: Mapping[str, Path], arrays: Path, *, store_tags: bool) -> Labels:
-    """The label files of datasets, without those of tags if `store_tags`; their arrays are made in `arrays`."""
+def prepare_labels(folders: Mapping[str, Path], tables: Path, *, store_tags: bool) -> Labels:
+    """The label files of datasets, without those of tags if `store_tags`; their tables are made in `tables`."""
     files = {}
     for dataset, folder in folders.items():
         if not store_tags:
             pair = folder / "predictions_gt.tsv", folder / "imageid2idx.json"
-            files[dataset, False] = LabelFile.prepare(*pair, arrays / dataset / "tags")
+            files[dataset, False] = LabelFile.prepare(*pair, tables / dataset / "tags")
         if (folder / "QA_fileB.tsv").is_file():
             pair = folder / "QA_fileB.tsv", folder / "QA_qaid2idx.json"
-            files[dataset, True] = LabelFile.prepare(*pair, arrays / dataset / "answers")
+            files[dataset, True] = LabelFile.prepare(*pair, tables / dataset / "answers")
     return files
 
 
@@ -219,21 +222,6 @@ def line_offsets(path: Path) -> np.ndarray:
     return offsets[offsets < position]
 
 
-def _blocks(id_file: Path, path: Path, lines: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids, lines) of a hundred thousand labels at a time: as Python objects they would take ten times as much."""
-    listed = json_members(id_file, "label ids with their line numbers")
-    while members := list(islice(listed, BLOCK_IDS)):
-        for name, line in members:
-            checked_id(name, f"{id_file}: id")
-            if type(line) is not int or not 0 <= line < lines:
-                raise UserError(
-                    f"{id_file} sends label {name[:40]!r} to line {shown(line)}; "
-                    f"{path} has the lines 0 to {lines - 1:,}."
-                )
-        ids = np.array([name.encode() for name, _ in members], dtype=np.bytes_)
-        yield ids, np.array([line for _, line in members], dtype=np.int64)
-
-
 class LabelReader:
     """What follows the text of a row, by the id of its label; keeps the label file open until `stack` ends.
 
@@ -244,8 +232,7 @@ class LabelReader:
 
     def __init__(self, file: LabelFile, answers: bool, ground_truth_tags: bool, stack: ExitStack) -> None:
         self._file, self._answers, self._ground_truth_tags = file, answers, ground_truth_tags
-        self._ids = np.load(file.arrays / "ids.npy", mmap_mode="r")
-        self._offsets = np.load(file.arrays / "offsets.npy", mmap_mode="r")
+        self._table = IdTable(file.table)
         self._tsv = stack.enter_context(file.path.open("rb"))
         self._remembered: dict[str, dict[str, Any]] = {}
 
@@ -266,14 +253,12 @@ class LabelReader:
         return found
 
     def _label(self, label_id: str, place: str) -> dict[str, Any]:
-        key, (path, id_file, _) = label_id.encode(), self._file
-        # At the width of the ids, or NumPy would copy them all to the key's; a longer key is then unlike what is found.
-        position = int(self._ids.searchsorted(np.array(key, dtype=self._ids.dtype)))
-        if position == len(self._ids) or self._ids[position] != key:
+        (path, id_file, _), found = self._file, self._table.find(label_id)
+        if found is None:
             raise UserError(f"{place}: {id_file} has no label {label_id[:40]!r}, so the row has no second text.")
-        self._tsv.seek(int(self._offsets[position]))
+        self._tsv.seek(int(found[0]))
         name, _, content = self._tsv.readline(LONGEST_LINE).partition(b"\t")
-        if name.strip() != key:
+        if name.strip() != label_id.encode():
             raise UserError(
                 f"{place}: {id_file} sends label {label_id[:40]!r} to a line of {path} that is of "
                 f"{name[:40].decode('utf-8', 'replace').strip()!r}; the two files do not belong together."

@@ -269,20 +269,21 @@ class IdTable:
         blocks: Iterable[tuple[np.ndarray, np.ndarray]],
         source: str | Path,
         on_repeat: Refuse | None = None,
+        what: str = "image",
     ) -> IdTable:
-        """Makes a table in a new folder of blocks of (n,) ids and (n, K) int64, in any order.
+        """Makes a table in a new folder of blocks of (n,) ids of `what` and (n, K) int64, in any order.
 
         `on_repeat` is told of each id that came before, whose first numbers stay; None refuses it, as no ids at all.
         """
         parts = list(blocks)
         if not parts:
-            raise UserError(f"{source} names no images.")
+            raise UserError(f"{source} names no {what}s.")
         ids = np.concatenate([part for part, _ in parts])
         order = np.argsort(ids, kind="stable")
         ids = ids[order]
         first = np.concatenate([[True], ids[1:] != ids[:-1]])
         for image_id in ids[~first]:
-            error = UserError(f"{source} has image {image_id.decode('utf-8', 'replace')!r} more than once.")
+            error = UserError(f"{source} has {what} {image_id.decode('utf-8', 'replace')!r} more than once.")
             if on_repeat is None:
                 raise error
             on_repeat(error)
@@ -293,7 +294,12 @@ class IdTable:
 
     @classmethod
     def of_members(
-        cls, folder: Path, path: Path, members: Iterator[tuple[object, Sequence[int]]], on_repeat: Refuse | None = None
+        cls,
+        folder: Path,
+        path: Path,
+        members: Iterator[tuple[object, Sequence[int]]],
+        on_repeat: Refuse | None = None,
+        what: str = "image",
     ) -> IdTable:
         """Of ids and their numbers in the file `path`."""
 
@@ -302,7 +308,7 @@ class IdTable:
                 ids = [str(checked_id(name, f"{path}: an id")).encode() for name, _ in block]
                 yield np.array(ids, dtype=np.bytes_), np.array([numbers for _, numbers in block], dtype=np.int64)
 
-        return cls.write(folder, blocks(), path, on_repeat)
+        return cls.write(folder, blocks(), path, on_repeat, what)
 
     def find(self, image_id: str) -> np.ndarray | None:
         """(K,) numbers of an id."""
