@@ -12,6 +12,7 @@ from vinvl.regions import LabelMap, RegionStoreWriter
 from vinvl.regions.__main__ import main as store_door
 from vinvl.run.errors import UserError, printable, say, sentence_of
 from vinvl.run.progress import print_results
+from vinvl.run.values import FilledText, decoded_file
 
 # Title, colours and bell of a terminal, lines, directions and half a character: none of it is a file's to choose.
 HOSTILE = "a\x1b]0;owned\x07\x1b[31mb\nc\rd\x9b2Je\x85f\u202eg\u2066h\u2028i\udcffj\x00[red]k[/]"
@@ -92,3 +93,14 @@ def test_what_a_store_says_of_itself(tmp_path: Path, capsys: pytest.CaptureFixtu
     other.write_bytes(other.read_bytes()[:200])
     assert store_door(["verify", str(other)]) == 1
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [(b'{"x": {" ": 1}}', "at a key of $[...];"), (b'{"x": [1]}', "at $[...];"), (b"3", "object`, got `int` at $;")],
+)
+def test_what_is_wrong_in_a_json_file_names_its_place(tmp_path: Path, content: bytes, where: str) -> None:
+    (tmp_path / "f.json").write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        decoded_file(tmp_path / "f.json", dict[str, dict[FilledText, int]], "file of counts")
+    assert where.removeprefix("object") in str(refused.value) and "f.json" in str(refused.value)

@@ -32,7 +32,7 @@ def reading(path: str | Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
 
 
 def read_bytes(path: str | Path) -> bytes:

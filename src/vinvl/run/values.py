@@ -118,10 +118,12 @@ def decoded(
 
 def wrong_value(error: msgspec.ValidationError, place: str, at: str = "$", remedy: str = "") -> UserError:
     """The sentence for a value of the wrong type; arguments as `decoded` has them."""
-    what, _, where = str(error).partition(" - at `$")
+    what, _, where = str(error).partition(" - at ")
+    key, _, inner = where.rpartition("`$")
     for pattern, meaning in _MEANING.items():
         what = what.replace(pattern, meaning)
-    return UserError(f"{place}: {what} at {at}{where.rstrip('`')}; {remedy or 'mend the record, or leave it out'}.")
+    place_in = f"{'a key of ' if key else ''}{at}{inner.rstrip('`')}"
+    return UserError(f"{place}: {what} at {place_in}; {remedy or 'mend the record, or leave it out'}.")
 
 
 def decoded_file(path: str | Path, content: type[Decoded], kind: str) -> Decoded:
