@@ -21,7 +21,7 @@ from torch import Tensor
 from vinvl.data.batch import Example, ImageRegions, collate
 from vinvl.data.text import RaggedTokens
 from vinvl.models import VinVLConfig, VinVLForAnswering
-from vinvl.retrieval.candidates import caption_first
+from vinvl.retrieval.data import caption_first
 from vinvl.retrieval.scoring import PairScorer
 
 MAX_TOKENS = MAX_REGIONS = 70

@@ -1,4 +1,4 @@
-"""A mean that is the same to the last bit however its values were divided, and accuracy by group."""
+"""Means and accuracies that are the same to the last bit however their values were divided."""
 
 import math
 from fractions import Fraction
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vinvl.exact import ExactMean, GroupedAccuracy
+from vinvl.exact import CategoryAccuracy, Earned, ExactMean, GroupedAccuracy
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -75,3 +75,38 @@ def test_any_split_of_guesses_counts_alike(rows: list[tuple[bool, int]], cut: in
 def test_guesses_of_other_shapes() -> None:
     with pytest.raises(ValueError, match="Expected"):
         GroupedAccuracy(2).update(torch.ones(3, dtype=torch.bool), torch.zeros(2, dtype=torch.long))
+
+
+EARNED = [("overall", 6, 1), ("overall", 9, 4), ("größe", 3, 3), ("line\nbreak", 6, 5), ("", 30, 27)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(EARNED), max_size=25), st.integers(1, 3), st.data())
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_categories_add_up_in_any_order(rows: list[tuple[str, int, int]], num_ranks: int, data: st.DataObject) -> None:
+    ranks = [CategoryAccuracy() for _ in range(num_ranks)]
+    for category, most, points in data.draw(st.permutations(rows)):
+        metric, batch = data.draw(st.sampled_from(ranks)), [(category, most, points, 1)]
+        metric(batch) if data.draw(st.booleans()) else metric.update(batch)  # forward: its value and the update in one
+    for other in ranks[1:]:
+        ranks[0].merge_state(other)
+    found = {name: value.item() for name, value in ranks[0].compute().items()}
+    expected = {}
+    for name in {category for category, _, _ in rows}:
+        scores = [Fraction(points, most) for category, most, points in rows if category == name]
+        expected[name] = float(100 * sum(scores) / len(scores))
+    if "overall" not in expected:
+        assert math.isnan(found.pop("overall"))
+    assert found == expected
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_the_state_of_categories_stays_small_and_is_forgotten() -> None:
+    metric = CategoryAccuracy()
+    rows: list[Earned] = [("overall", 6, 1, 1), ("yes/no", 6, 1, 1)]
+    for _ in range(100):
+        metric.update(rows * 4)
+    assert sum(state.numel() for state in metric.seen) < 100
+    assert metric.compute()["yes/no"].item() == pytest.approx(100 / 6)
+    metric.reset()
+    assert metric.compute()["overall"].isnan() and metric.compute()["overall"].dtype == torch.float64

@@ -1,19 +1,19 @@
-"""The metrics of all tasks gathered by two real processes, one of which may have seen nothing."""
+"""All metrics that tasks share or own, gathered by two real processes, one of which may have seen nothing."""
 
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from vinvl.captioning.scores import CaptionTexts, evaluate_captions
-from vinvl.exact import ExactMean
-from vinvl.gqa.metric import TypedAccuracy
+from vinvl.exact import CategoryAccuracy, ExactMean
 from vinvl.nlvr2.metric import PairAccuracy
-from vinvl.retrieval.recall import RecallAtK
-from vinvl.vqa.accuracy import SoftTargetScore, VQAAccuracy
+from vinvl.retrieval.recall import RanksSeen, recall
+from vinvl.vqa.accuracy import SoftTargetScore
 
 NUM_RANKS = 2
 NUM_ROWS = 6
@@ -21,27 +21,25 @@ CAPTIONS = ["a cat", "a red bus on a street", "two dogs play", "a café at night
 
 
 def computed(rows: list[int], repeated: list[int]) -> dict[str, float]:
-    """All metrics over some of six rows; rows of `repeated` are given again to those that count each once."""
-    captions, recall, pairs, typed = CaptionTexts(), RecallAtK(), PairAccuracy(), TypedAccuracy()
-    accuracy, score, mean = VQAAccuracy(), SoftTargetScore(), ExactMean()
+    """Each metric over some of six rows; rows of `repeated` are given again to those that count each once."""
+    captions, ranks, pairs, typed = CaptionTexts(), RanksSeen(), PairAccuracy(), CategoryAccuracy()
+    score, mean = SoftTargetScore(), ExactMean()
     for row in [*rows, *repeated]:
         captions.update([row], [CAPTIONS[row]], [[CAPTIONS[row] + " there", CAPTIONS[(row + 1) % NUM_ROWS]]])
-        pairs.update([f"dev-{row // 2}-{row % 2}-0"], torch.tensor([row > 2]), torch.tensor([True]))
+        pairs.update([f"dev-{row // 2}-{row % 2}-0"], torch.tensor([row > 2]))
     for row in rows:
-        recall.update(torch.tensor([row]))
-        typed.update(torch.tensor([row % 3 == 0]), [["query", "verify"][row % 2]], [f"type {row}"])
-        answers = [["yes"] * (row + 1) + ["no"] * (9 - row), ["red"] * (row + 1)][row % 2]
-        accuracy.update([answers[0]], [answers], ["yes/no" if row % 2 == 0 else f"kind {row}"], [f"type {row}"])
-        score.update(torch.eye(NUM_ROWS)[row : row + 1], torch.full((1, NUM_ROWS), 0.1 * row))
+        ranks.update(np.array([row]))
+        typed.update([(category, row + 1, int(row % 3 == 0), 1) for category in ("overall", f"type {row}")])
+        score.update(torch.eye(7)[row : row + 1], torch.full((1, 7), 0.1 * row))
         mean.update(torch.tensor([0.1 * row, 1e8]))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The ``compute`` method")
         texts, references = captions.compute()
-        results = recall.compute() | pairs.compute() | typed.compute()
-        results |= {f"vqa {name}": value for name, value in accuracy.compute().items()}
+        results = pairs.compute() | typed.compute()
         results |= {"score": score.compute(), "mean": mean.compute()}
     subset = evaluate_captions({row: texts[row] for row in (0, 3, 4)}, references).corpus
     found = evaluate_captions(texts, references).corpus | {f"subset {name}": value for name, value in subset.items()}
+    found |= recall(ranks.compute().numpy())
     return found | {name: value.item() for name, value in results.items()}
 
 
@@ -59,7 +57,7 @@ def run_rank(rank: int, folder: str) -> None:
 def test_two_ranks_give_the_result_of_one(tmp_path: Path) -> None:
     mp.start_processes(run_rank, args=(str(tmp_path),), nprocs=NUM_RANKS, start_method="fork")
     expected = computed(list(range(NUM_ROWS)), [])
-    assert len(expected) == 7 + 7 + 5 + 2 + 3 + 2 + NUM_ROWS + 1 + 4 + NUM_ROWS + 2
+    assert len(expected) == 7 + 7 + 5 + 2 + 1 + NUM_ROWS + 2
     assert 0 < expected["CIDEr"] != expected["subset CIDEr"] > 0
     for rank in range(NUM_RANKS):
         assert torch.load(tmp_path / f"rank{rank}.pt") == [expected, expected]

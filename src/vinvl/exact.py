@@ -2,7 +2,11 @@
 
 import json
 import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from itertools import chain
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +30,58 @@ def decode_lines(states: Tensor | Iterable[Tensor]) -> Iterator[list]:
             yield json.loads(line)
 
 
-# Accuracy by group: hidden tokens of text and of tags, triplets by class.
+class Gathered(Metric):
+    """A metric that computes its figures from all that it and the other ranks have `seen`, tensors (N,) of one type."""
+
+    full_state_update = False
+    seen_type: ClassVar[torch.dtype] = torch.uint8
+    seen: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("seen", default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything seen."""
+        super().reset()
+        # A rank that sees nothing must still join the gathering with a tensor of the right type.
+        self.seen = [torch.empty(0, dtype=self.seen_type, device=self.device)]
+
+
+OVERALL = "overall"
+Earned = tuple[str, int, int, int]
+"""A category, how many points a question of it could earn, how many were earned, and by how many questions."""
+
+
+class CategoryAccuracy(Gathered):
+    """Mean score in percent, overall and of each category seen: a question counts in every one that it belongs to.
+
+    Points are added up as integers, and only the result is rounded. The state does not grow with the questions: it has
+    a line for each category and number of points to earn, because the ranks may have seen different categories.
+    """
+
+    def update(self, rows: Iterable[Earned]) -> None:
+        """Adds questions; each has a row for every category that it belongs to, `OVERALL` among them."""
+        totals = self._totals(rows)
+        self.seen = [encode_lines([*key, *earned] for key, earned in totals.items()).to(self.device)]
+
+    def compute(self) -> dict[str, Tensor]:
+        """Category → percent, float64 scalars, unrounded; "overall" is nan if nothing was seen."""
+        points, questions = defaultdict[str, Fraction](Fraction), Counter[str]()
+        for (category, most), (earned, count) in self._totals().items():
+            points[category] += Fraction(earned, most)
+            questions[category] += count
+        percent = {OVERALL: math.nan} | {name: float(100 * points[name] / questions[name]) for name in sorted(points)}
+        return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in percent.items()}
+
+    def _totals(self, more: Iterable[Earned] = ()) -> dict[tuple[str, int], list[int]]:
+        totals = defaultdict[tuple[str, int], list[int]](lambda: [0, 0])
+        for category, most, points, questions in chain(decode_lines(self.seen), more):
+            earned = totals[category, most]
+            earned[0] += points
+            earned[1] += questions
+        return totals
 
 
 class GroupedAccuracy(Metric):
@@ -37,8 +92,6 @@ class GroupedAccuracy(Metric):
     """
 
     full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
     right: Tensor
     seen: Tensor
 
@@ -64,35 +117,22 @@ class GroupedAccuracy(Metric):
         return 100 * self.right.sum().double() / self.seen.sum(), 100 * self.right.double() / self.seen
 
 
-class ExactMean(Metric):
+class ExactMean(Gathered):
     """Mean of single values, the same to the last bit for every order, batch size and number of ranks.
 
     Floating-point sums depend on their order. This metric keeps every value (8 bytes each, on the device) and adds them
     in `compute` with `math.fsum`, which rounds only once.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    values: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("values", default=[], dist_reduce_fx="cat")
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything seen."""
-        super().reset()
-        # A rank that sees no value must still join the gathering with a tensor of the right type.
-        self.values = [torch.empty(0, dtype=torch.float64, device=self.device)]
+    seen_type = torch.float64
 
     def update(self, values: Tensor) -> None:
         """Adds values (B,), any float type; a scalar counts as one value."""
-        self.values.append(values.detach().reshape(-1).to(device=self.device, dtype=torch.float64))
+        self.seen.append(values.detach().reshape(-1).to(device=self.device, dtype=torch.float64))
 
     def compute(self) -> Tensor:
         """Returns the mean as a float64 scalar; nan if nothing was seen, nan or ±inf if the values hold such."""
-        values = dim_zero_cat(self.values)  # (N,)
+        values = dim_zero_cat(self.seen)  # (N,)
         if values.numel() == 0 or not bool(values.isfinite().all()):
             return values.mean()
         mean = math.fsum(values.tolist()) / values.numel()

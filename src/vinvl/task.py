@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from vinvl.data.batch import Batch
 from vinvl.data.module import RegionDataModule
 from vinvl.data.words import Commonest
+from vinvl.models.answering import answer_loss_per_example
 from vinvl.models.config import VinVLConfig
 from vinvl.models.weights import refuse_other_sizes
 from vinvl.opening import Words, refuse_other_words, start_model, words_of, words_of_run
@@ -248,9 +249,14 @@ class VinVLTask(pl.LightningModule):
         """A checkpoint's run configuration with what its version did and did not say, to be held against today's."""
         return run_config
 
-    @abstractmethod
     def training_loss(self, batch: Batch) -> Tensor:
         """The loss of a batch, a scalar."""
+        return self.losses(self(batch), batch).mean()
+
+    def losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        """(B,): the loss of each example of a batch with labels, where the model chooses between answers or classes."""
+        assert batch.labels is not None
+        return answer_loss_per_example(logits, batch.labels, self.config.loss_type)
 
     @abstractmethod
     def evaluate_batch(self, batch: Batch) -> None:

@@ -32,8 +32,8 @@ from vinvl.data.text import encode_texts
 from vinvl.models.config import SpecialTokens
 from vinvl.nlvr2.data import NLVR2Dataset
 from vinvl.nlvr2.files import read_nlvr2
-from vinvl.vqa.answers import AnswerVocabulary
-from vinvl.vqa.data import AnsweringDataset, AnswerTargets
+from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary
+from vinvl.vqa.data import AnsweringDataset
 
 TOKENIZER = golden_tokenizer()
 SPECIAL = SpecialTokens.of(TOKENIZER)
@@ -83,7 +83,6 @@ class TestAnsweringAndPairs:
         question_id = int(recorded[f"{key}.q_id"][0])
         targets = AnswerTargets(
             tuple(f"answer {index}" for index in range(VQA["num_labels"])),
-            True,
             np.array(case["labels"], dtype=np.int64),
             np.array(case["scores"], dtype=np.float32),
             np.array([0, len(case["labels"])]),

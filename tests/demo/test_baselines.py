@@ -18,8 +18,7 @@ from vinvl.gqa.files import read_gqa
 from vinvl.nlvr2.data import NLVR2DataModule
 from vinvl.nlvr2.files import read_nlvr2
 from vinvl.nlvr2.task import NLVR2Task
-from vinvl.vqa.answers import AnswerVocabulary
-from vinvl.vqa.data import AnswerTargets
+from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary
 from vinvl.vqa.files import read_jsonl
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tests.door_in_process import TINY, checkpoint, refused_in_process, run_in_process, same_weights, scores
-from tests.door_runs import succeed
 
 pytestmark = pytest.mark.slow
 
@@ -24,16 +23,15 @@ def lines_of(path: Path) -> list[Any]:
 @pytest.fixture(scope="module")
 def gqa(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of GQA, and what it printed."""
-    folder = tmp_path_factory.mktemp("gqa")
-    overrides = ["task=gqa", *TINY, *LEARNING, "trainer.max_epochs=4", "hydra.run.dir=run"]
-    return folder / "run", succeed(folder, demo_data, "train", *overrides)
+    folder = tmp_path_factory.mktemp("gqa") / "run"
+    return folder, run_in_process("train", demo_data, folder, "task=gqa", *TINY, *LEARNING, "trainer.max_epochs=4")
 
 
 @pytest.fixture(scope="module")
 def nlvr2(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of NLVR2, and what it printed."""
-    folder = tmp_path_factory.mktemp("nlvr2")
-    return folder / "run", succeed(folder, demo_data, "train", *NLVR2, "hydra.run.dir=run")
+    folder = tmp_path_factory.mktemp("nlvr2") / "run"
+    return folder, run_in_process("train", demo_data, folder, *NLVR2)
 
 
 class TestGQA:
@@ -41,10 +39,6 @@ class TestGQA:
         run, printed = gqa
         assert "question" in printed and "GQA accuracy" in printed and "structural/verify" in printed
         assert {"accuracy/overall", "accuracy/binary", "accuracy/open", "accuracy/semantic/rel"} <= scores(run).keys()
-
-    def test_evaluate_repeats_the_figures(self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
-        run_in_process("evaluate", demo_data, tmp_path / "again", checkpoint(gqa[0]), "trainer.accelerator=cpu")
-        assert scores(tmp_path / "again") == scores(gqa[0])
 
     def test_official_file_gives_the_official_figures(
         self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path
@@ -95,11 +89,6 @@ class TestGQA:
             sentence = refused_in_process("evaluate", demo_data, tmp_path / "no", *overrides)
             assert path.name in sentence and "data.answers=FILE" in sentence
             assert (str(len(other)) if name == "fewer" else f"'{answers[0]}'") in sentence
-
-    def test_decoding_means_nothing_for_it(self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
-        for override in ("decoding.num_beams=3", "decoding=constrained"):
-            sentence = refused_in_process("evaluate", demo_data, tmp_path / "no", checkpoint(gqa[0]), override)
-            assert "writes no captions" in sentence
 
 
 class TestNLVR2:
@@ -159,5 +148,3 @@ class TestNLVR2:
         for workers in (0, 2):
             run_in_process("train", demo_data, tmp_path / str(workers), *short, f"data.num_workers={workers}")
         assert same_weights(tmp_path / "0", tmp_path / "2")
-        run_in_process("train", demo_data, tmp_path / "seed", *short, "data.num_workers=0", "seed=5")
-        assert not same_weights(tmp_path / "0", tmp_path / "seed")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.door_in_process import TINY, checkpoint, run_in_process, scores
-from tests.door_runs import ON_CPU, DoorProcess, door_environment, ranks_succeed, succeed, two_ranks
+from tests.door_runs import ON_CPU, DoorProcess, door_environment, ranks_succeed, two_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -35,24 +35,6 @@ def test_a_run_shows_a_pair_of_each_kind_and_ends_with_both_directions(trained: 
     assert RECALLS | {"recall_mean"} <= scores(run).keys()
 
 
-def test_evaluation_finds_the_scores_of_the_training_run(
-    trained: tuple[Path, str], demo_data: Path, tmp_path: Path
-) -> None:
-    run, _ = trained
-    assert "3 blocks are scored already" in run_in_process(
-        "evaluate", demo_data, tmp_path / "out", checkpoint(run), ON_ONE_CPU
-    )
-    assert scores(tmp_path / "out") == scores(run)
-
-
-def test_two_ranks_score_as_one(trained: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
-    run, _ = trained
-    given = [checkpoint(run), f"++data.scores_dir={tmp_path / 'scores'}", "hydra.run.dir=two_ranks"]
-    assert "scored already" not in ranks_succeed(tmp_path, demo_data, "evaluate", *given)
-    assert scores(tmp_path / "two_ranks") == scores(run)
-    assert_same_files(tmp_path / "scores", run / "retrieval_scores")
-
-
 def assert_same_files(one: Path, other: Path) -> None:
     first, second = (sorted(folder.glob("*/*.npy")) for folder in (one, other))
     assert len(first) == 3
@@ -61,12 +43,11 @@ def assert_same_files(one: Path, other: Path) -> None:
         assert path.read_bytes() == twin.read_bytes()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_killed_scoring_run_goes_on_where_it_was(
-    trained: tuple[Path, str], demo_data: Path, tmp_path: Path, ranks: int
+def test_a_killed_scoring_run_goes_on_where_it_was_on_two_ranks(
+    trained: tuple[Path, str], demo_data: Path, tmp_path: Path
 ) -> None:
     run, _ = trained
-    overrides = [checkpoint(run), "trainer.accelerator=cpu", f"++data.scores_dir={tmp_path / 'scores'}"]
+    overrides = [checkpoint(run), ON_ONE_CPU, f"++data.scores_dir={tmp_path / 'scores'}"]
     # A worker that is slow with its second block, so that the kill finds the first on the disk.
     script = (
         "import sys, time, vinvl.retrieval.run as files\n"
@@ -81,9 +62,8 @@ def test_a_killed_scoring_run_goes_on_where_it_was(
     process.signalled(signal.SIGKILL)
     (done,) = (tmp_path / "scores").glob("*/*.npy")
     written = done.stat().st_mtime_ns
-    again = ranks_succeed if ranks > 1 else succeed
-    assert "1 blocks are scored already" in again(tmp_path, demo_data, "evaluate", *overrides, "hydra.run.dir=again")
-    assert done.stat().st_mtime_ns == written
+    told = ranks_succeed(tmp_path, demo_data, "evaluate", *overrides, "hydra.run.dir=again")
+    assert "1 blocks are scored already" in told and done.stat().st_mtime_ns == written
     assert_same_files(tmp_path / "scores", run / "retrieval_scores")
     assert scores(tmp_path / "again") == scores(run)
 
@@ -95,8 +75,9 @@ def test_a_damaged_block_is_scored_anew(trained: tuple[Path, str], demo_data: Pa
     damaged.write_bytes(damaged.read_bytes()[:-40])
     given = [checkpoint(run), ON_ONE_CPU, f"++data.scores_dir={tmp_path / 'scores'}"]
     told = run_in_process("evaluate", demo_data, tmp_path / "out", *given)
-    assert "1 damaged or foreign files" in told and damaged.name in told
+    assert "1 damaged or foreign files" in told and damaged.name in told and "2 blocks are scored already" in told
     assert_same_files(tmp_path / "scores", run / "retrieval_scores")
+    assert scores(tmp_path / "out") == scores(run)
 
 
 def test_folds_of_candidates_and_other_limits_have_scores_of_their_own(

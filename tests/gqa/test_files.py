@@ -134,18 +134,12 @@ def test_missing_files_and_empty_folders(tmp_path: Path) -> None:
 
 def test_repeated_questions_are_refused(tmp_path: Path) -> None:
     first = gqa_file(tmp_path, {"8": question(), "9": question()}, "first.json")
+    first.write_bytes(b"\xef\xbb\xbf" + first.read_bytes())  # a byte-order mark is skipped
     second = gqa_file(tmp_path, {"10": question(), "9": question()}, "second.json")
     message = refusal(read_gqa, [first, second])
     assert re.search(r"second\.json record 2 has the question_id 9 of .*first\.json record 2", message), message
     second.write_text('{"5": %s, "5": %s}' % ((json.dumps(question()),) * 2))
     assert "second.json record 2 has the question_id 5 of" in refusal(read_gqa, [second])
-
-
-def test_half_answered_splits_are_refused(tmp_path: Path) -> None:
-    bare = gqa_file(tmp_path, {"8": question(answer=None)}, "bare.json")
-    full = gqa_file(tmp_path, {"9": question()}, "full.json")
-    message = refusal(read_gqa, [full, bare])
-    assert re.search(r"bare\.json record 1 has no answer and .*full\.json record 1 has ", message), message
 
 
 def test_joining_and_selecting(tmp_path: Path) -> None:
@@ -162,6 +156,9 @@ def test_joining_and_selecting(tmp_path: Path) -> None:
     bare = read_gqa([gqa_file(tmp_path, {"1": question(answer=None)}, "c.json")])
     assert len(RecordTable.join([empty, empty])) == 0
     assert len(empty) == 0 and contents(RecordTable.join([empty, bare])) == contents(bare)
+    assert re.search(
+        r"c\.json record 1 has no answer and .*json record 1 has ", refusal(RecordTable.join, [bare, joined])
+    )
     with pytest.raises(ValueError, match="no records"):
         RecordTable.join([])
     with pytest.raises(ValueError):
@@ -182,7 +179,7 @@ members = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(members, st.booleans(), st.integers(1, 40), st.integers(1, 3), st.sampled_from([None, 2]))
 def test_round_trip_in_pieces(
     tmp_path_factory: pytest.TempPathFactory,
@@ -227,9 +224,3 @@ def test_a_broken_member_is_not_searched_for_its_end_without_limit(
     monkeypatch.setattr(values, "_LONGEST_MEMBER", 1000)
     message = refusal(lambda: list(values.json_members(path, "")))
     assert "record 1 is not valid JSON (character 10: Expecting ',' delimiter)" in message
-
-
-def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
-    path = gqa_file(tmp_path, {"1": question()})
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert len(read_gqa([path])) == 1

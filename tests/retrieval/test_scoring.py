@@ -14,7 +14,7 @@ from vinvl.data.batch import Example, collate
 from vinvl.data.text import RaggedTokens
 from vinvl.models import VinVLConfig, VinVLForAnswering, load_published_state_dict
 from vinvl.models.config import SpecialTokens
-from vinvl.retrieval.candidates import attention_mask_of, caption_first, parts_of
+from vinvl.retrieval.data import attention_mask_of, caption_first, parts_of
 from vinvl.retrieval.scoring import PairScorer, caption_chunks
 
 torch.set_num_threads(1)
@@ -123,7 +123,7 @@ def test_captions_of_one_length_stay_together() -> None:
         ragged([np.full(length, 9) for length in lengths]), np.arange(20), max_rows=8, max_tokens=30, special=SPECIAL,
         device=torch.device("cpu"),
     )  # fmt: skip
-    assert [(len(chunk), chunk.host_lengths.tolist()) for chunk in chunks] == [(7, [7]), (8, [8]), (5, [8, 9])]
+    assert [(len(chunk.columns), chunk.host_lengths.tolist()) for chunk in chunks] == [(7, [7]), (8, [8]), (5, [8, 9])]
 
 
 def test_bfloat16_does_not_round_scores_together() -> None:

@@ -30,7 +30,7 @@ from vinvl.regions.formats.export import write_oscar_tsv
 from vinvl.regions.merging import merge_stores
 from vinvl.regions.regions import StoreAttributes
 from vinvl.regions.writer import ShardWriter, Unfinished, checked_image
-from vinvl.retrieval.candidates import Block, Fold
+from vinvl.retrieval.data import Block, Fold
 from vinvl.retrieval.run import ScoreFiles
 from vinvl.run.checkpoint import AtomicCheckpointIO
 from vinvl.run.errors import UserError

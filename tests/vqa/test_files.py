@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.reader_checks import refusal, texts
 from vinvl.data.table import RecordTable
-from vinvl.run.errors import UserError
 from vinvl.vqa.files import guess_answer_type, read_jsonl, read_official
 
 SAMPLES = Path(__file__).parents[1] / "data/samples/vqa"
@@ -41,14 +41,6 @@ def jsonl_file(folder: Path, *records: Any, name: str = "own.jsonl") -> Path:
     return folder / name
 
 
-def refusal(call: Any, *arguments: Any) -> str:
-    with pytest.raises(UserError) as error:
-        call(*arguments)
-    sentence = str(error.value)
-    assert "\n" not in sentence and sentence.endswith(".")
-    return sentence
-
-
 def contents(records: RecordTable) -> list[Any]:
     names = ["question_id", "image_id", "question", "answers", "answer_type", "question_type"]
     return [list(records[name]) if name in records else None for name in names]
@@ -65,12 +57,8 @@ def test_official_sample() -> None:
     assert "question_type" not in records and "multiple_choice_answer" not in records and records.annotated
     assert records.describe(2) == f"{SAMPLES / 'questions.json'} record 3 (question_id 458752002)"
     assert contents(pickle.loads(pickle.dumps(records))) == contents(records)
-
-
-def test_test_split_has_no_answers() -> None:
-    records = read_official(SAMPLES / "questions.json")
-    assert len(records) == 3
-    assert not records.annotated and contents(records)[3:] == [None, None, None]
+    bare = read_official(SAMPLES / "questions.json")
+    assert not bare.annotated and contents(bare) == [*contents(records)[:3], None, None, None]
 
 
 def test_full_annotations_in_another_order(tmp_path: Path) -> None:
@@ -114,11 +102,7 @@ def test_guessed_answer_types(answers: list[str], expected: str) -> None:
     [
         ([], None, "questions.json holds no questions"),
         ([3], None, "at $.questions[0]"),
-        (
-            [question(), {"question_id": 2, "image_id": 7}],
-            None,
-            "questions.json: Object missing required field `question` at $.questions[1]",
-        ),
+        ([question(), {"question_id": 2, "image_id": 7}], None, "missing required field `question` at $.questions[1]"),
         ([{"image_id": 7, "question": "?"}], None, "`question_id` at $.questions[0]"),
         ([{"question_id": 7, "question": "?"}], None, "`image_id` at $.questions[0]"),
         ([question(question="  ")], None, "that is not blank at $.questions[0].question"),
@@ -129,11 +113,7 @@ def test_guessed_answer_types(answers: list[str], expected: str) -> None:
         ([question(question_id=1.0)], None, "at $.questions[0].question_id"),
         ([question(image_id=None)], None, "at $.questions[0].image_id"),
         ([question(image_id="x" * 300)], None, "256 characters at most at $.questions[0].image_id"),
-        (
-            [question(image_id="x\0")],
-            None,
-            "without null characters, of 256 characters at most at $.questions[0].image_id",
-        ),
+        ([question(image_id="x\0")], None, "without null characters, of 256 characters at most at $.questions[0]."),
         ([question(), question()], None, "questions.json record 2 has the question_id 1 of"),
         ([question(), question(question_id="1")], None, "record 2 has the question_id 1 of"),
         ([question()], [], "annotations.json holds no annotations"),
@@ -147,16 +127,8 @@ def test_guessed_answer_types(answers: list[str], expected: str) -> None:
         ([question()], [annotation(answers="cat")], "at $.annotations[0].answers"),
         ([question()], [annotation(answers=["cat", 2])], "at $.annotations[0].answers[1]"),
         ([question()], [annotation(answers=["cat", {"text": "x"}])], "`answer` at $.annotations[0].answers[1]"),
-        (
-            [question()],
-            [annotation(answers=["cat", "\udfff"])],
-            "$.annotations[0].answers[1] holds half of a surrogate pair",
-        ),
-        (
-            [question()],
-            [{"question_id": 1}],
-            "annotations.json: Object missing required field `answers` at $.annotations[0]",
-        ),
+        ([question()], [annotation(answers=["cat", "\udfff"])], "answers[1] holds half of a surrogate pair"),
+        ([question()], [{"question_id": 1}], "annotations.json: Object missing required field `answers` at $.annota"),
         ([question()], [annotation(answer_type=4)], "at $.annotations[0].answer_type"),
     ],
 )
@@ -196,12 +168,12 @@ def test_missing_files(tmp_path: Path, reader: Any) -> None:
 
 
 def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
-    path, _ = official_files(tmp_path, [question()])
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert len(read_official(path)) == 1
-    jsonl = jsonl_file(tmp_path, question())
-    jsonl.write_bytes(b"\xef\xbb\xbf" + jsonl.read_bytes())
-    assert len(read_jsonl(jsonl)) == 1
+    for path, reader in (
+        (official_files(tmp_path, [question()])[0], read_official),
+        (jsonl_file(tmp_path, question()), read_jsonl),
+    ):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        assert len(reader(path)) == 1
 
 
 def test_jsonl_defaults(tmp_path: Path) -> None:
@@ -223,15 +195,13 @@ def test_jsonl_defaults(tmp_path: Path) -> None:
     assert records.describe(1) == f"{path} line 3 (question_id 3)"
 
 
-def test_jsonl_without_answers(tmp_path: Path) -> None:
-    records = read_jsonl(jsonl_file(tmp_path, {"image_id": 1, "question": "?"}, {"image_id": 1, "question": "?"}))
-    assert not records.annotated and "answer_type" not in records and len(records) == 2
-
-
 def test_ids_that_are_not_all_integers_become_text(tmp_path: Path) -> None:
     for odd in ("b", 2**70):
         records = read_jsonl(jsonl_file(tmp_path, question(), question(question_id=odd)))
         assert list(records["question_id"]) == ["1", str(odd)]
+
+
+BARE, FULL = '{"image_id": 1, "question": "?"}', '{"image_id": 1, "question": "?", "answers": ["x"]}'
 
 
 @pytest.mark.parametrize(
@@ -240,33 +210,21 @@ def test_ids_that_are_not_all_integers_become_text(tmp_path: Path) -> None:
         ("\n\n", "own.jsonl holds no questions; an empty split"),
         ("[1]\n", "own.jsonl line 1: Expected `object`"),
         ('{"image_id": 1, "question": "?"}\n{"image_id": 1,\n', "own.jsonl line 2 is not valid JSON (column 16: "),
-        (
-            '{"image_id": 1, "question": "\\ud83d"}',
-            "line 1 is not usable JSON ($.question holds half of a surrogate pair",
-        ),
+        ('{"image_id": 1, "question": "\\ud83d"}', "($.question holds half of a surrogate pair"),
         ('{"question": "?"}', "own.jsonl line 1: Object missing required field `image_id`"),
         ('{"image_id": 1, "question": ""}', "line 1: Expected `str` that is not blank at $.question"),
         ('{"image_id": 1, "question": "?", "answers": []}', "line 1: Expected `array` of length >= 1 at $.answers"),
         ('{"image_id": 1, "question": "?", "answers": [null]}', "at $.answers[0]"),
         ('{"image_id": 1, "question": "?", "answers": {"a": 1}}', "at $.answers"),
+        (f"{FULL}\n{BARE}", "own.jsonl line 2 has no answers and "),
+        (f"{BARE}\n{FULL}", "own.jsonl line 2 has (1 of 2"),
+        (f"{BARE}\n".encode() + b'{"image_id": 1, "question": "\xff"}', "line 2 is not UTF-8 text (byte 29);"),
     ],
 )
-def test_bad_jsonl_is_refused(tmp_path: Path, lines: str, sentence: str) -> None:
+def test_bad_jsonl_is_refused(tmp_path: Path, lines: str | bytes, sentence: str) -> None:
     path = tmp_path / "own.jsonl"
-    path.write_text(lines)
+    path.write_bytes(lines if isinstance(lines, bytes) else lines.encode())
     assert sentence in refusal(read_jsonl, path)
-
-
-def test_jsonl_with_some_answers_is_refused(tmp_path: Path) -> None:
-    bare, full = {"image_id": 1, "question": "?"}, {"image_id": 1, "question": "?", "answers": ["x"]}
-    assert "own.jsonl line 2 has no answers and " in refusal(read_jsonl, jsonl_file(tmp_path, full, bare))
-    assert "own.jsonl line 2 has (1 of 2" in refusal(read_jsonl, jsonl_file(tmp_path, bare, full))
-
-
-def test_jsonl_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "own.jsonl"
-    path.write_bytes(b'{"image_id": 1, "question": "?"}\n{"image_id": 1, "question": "\xff"}\n')
-    assert "own.jsonl line 2 is not UTF-8 text (byte 29);" in refusal(read_jsonl, path)
 
 
 def test_joining_fills_what_one_file_lacks(tmp_path: Path) -> None:
@@ -287,19 +245,6 @@ def test_joining_fills_what_one_file_lacks(tmp_path: Path) -> None:
     assert contents(RecordTable.join([own])) == contents(own)
 
 
-def test_joining_refuses_repeats_and_half_answered_data(tmp_path: Path) -> None:
-    first = read_jsonl(jsonl_file(tmp_path, question(answers=["x"]), name="first.jsonl"))
-    again = read_jsonl(jsonl_file(tmp_path, question(answers=["x"]), name="again.jsonl"))
-    bare = read_jsonl(jsonl_file(tmp_path, question(question_id=9), name="bare.jsonl"))
-    sentence = refusal(RecordTable.join, [first, again])
-    assert re.search(r"again\.jsonl line 1 has the question_id 1 of .*first\.jsonl line 1", sentence)
-    sentence = refusal(RecordTable.join, [bare, first])
-    assert re.search(r"bare\.jsonl line 1 has no answers and .*first\.jsonl line 1 has ", sentence)
-    with pytest.raises(ValueError, match="no records"):
-        RecordTable.join([])
-
-
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 own_records = st.fixed_dictionaries(
     {
         "image_id": st.one_of(st.integers(), texts.filter(lambda text: text.strip() and "\0" not in text)),
@@ -310,7 +255,7 @@ own_records = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(own_records, min_size=1, max_size=8), st.booleans(), st.integers(0, 8))
 def test_jsonl_round_trip(
     tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]], ascii_only: bool, cut: int
@@ -333,10 +278,10 @@ def test_jsonl_round_trip(
 
 
 def test_many_questions_keep_their_order(tmp_path: Path) -> None:
-    ids = np.random.default_rng(0).permutation(5000).tolist()
+    ids = np.random.default_rng(0).permutation(500).tolist()
     questions = [question(question_id=i, image_id=i % 50, question=f"Number {i}?") for i in ids]
     annotations = [annotation(question_id=i, image_id=i % 50, answers=[{"answer": str(i)}] * 10) for i in sorted(ids)]
     records = read_official(*official_files(tmp_path, questions, annotations))
     assert list(records["question_id"]) == ids
     assert [answers[9] for answers in records["answers"]] == [str(i) for i in ids]
-    assert records["question"][4321] == f"Number {ids[4321]}?"
+    assert records["question"][321] == f"Number {ids[321]}?"

@@ -16,7 +16,7 @@ from vinvl.captioning.files import CaptionRecords, read_caption_split
 from vinvl.captioning.scores import no_words
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import PlacedImage, RegionText
-from vinvl.data.module import RegionDataArguments, RegionDataModule, no_annotations
+from vinvl.data.module import RegionDataArguments, RegionDataModule
 from vinvl.data.sampling import Draw
 from vinvl.data.text import RaggedTokens
 from vinvl.data.words import Commonest, regex_tokenize
@@ -294,8 +294,6 @@ class CaptioningDataModule(RegionDataModule):
         self, records: CaptionRecords, images: np.ndarray, stage: str
     ) -> CaptionDataset | CaptionedImageDataset:
         contexts = CaptionedImageDataset(records, images, self.region_text, self.caption_limits)
-        if stage == "train" and records.captions is None:
-            raise no_annotations(self.split_of[stage])
         if stage != "train" or self.training_items == "images":
             return contexts
         assert records.captions is not None
@@ -310,8 +308,6 @@ class CaptioningDataModule(RegionDataModule):
     def check_scorable(self, stage: str) -> None:
         dataset: Any = self.datasets[stage]
         records: CaptionRecords = dataset.records
-        if records.captions is None:
-            raise no_annotations(self.split_of[stage])
         domains: list[str | None] = [None] * len(records)
         if stage != "train" and "domain" in records:  # each is scored by itself
             domains = list(records["domain"])

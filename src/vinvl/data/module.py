@@ -217,6 +217,11 @@ class RegionDataModule(pl.LightningDataModule):
         if stage == "predict" or split not in self._read:
             self._read[split] = self._records_of(split, stage)
         records, images = self._read[split]
+        if stage != "predict" and not getattr(records, "annotated", True):
+            raise UserError(
+                f"Split '{split}' has no annotations, so it can be neither trained on nor scored: "
+                "use python -m vinvl.predict for it, or name the annotations in data.splits."
+            )
         if stage == "train":
             self.commonest = self.commonest_of(records)
         return self.make_dataset(records, images, stage)
@@ -319,7 +324,7 @@ class RegionDataModule(pl.LightningDataModule):
         return evaluation_loader(self, self.datasets[stage], self.completed)
 
     def check_scorable(self, stage: str) -> None:
-        """Raises UserError for a split without the annotations that scoring needs."""
+        """Raises UserError if what `setup` has read for a stage, which is annotated, cannot be scored."""
 
     def example_text(self, stage: str, index: int = 0) -> str:
         """One example as the model sees it, decoded: for a person to read before a run starts."""
@@ -331,14 +336,6 @@ def example_text(dataset: Any, split: str, index: int, *decoding: Callable[[Tens
     """One example of a dataset as the model sees it; `decoding` is what its `show` takes besides."""
     lines = dataset.show(dataset[Draw(0, index)], *decoding)
     return "\n".join(map(printable, [f"One example of '{split}' (of {len(dataset):,}):", *lines]))
-
-
-def no_annotations(split: str) -> UserError:
-    """What `check_scorable` raises for a split that nobody annotated."""
-    return UserError(
-        f"Split '{split}' has no annotations, so it can be neither trained on nor scored: "
-        "use python -m vinvl.predict for it, or name the annotations in data.splits."
-    )
 
 
 # What the configuration says of a split's files, compared with the known forms.

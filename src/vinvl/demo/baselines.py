@@ -5,7 +5,9 @@ from collections import Counter, defaultdict
 from vinvl.captioning.files import CaptionRecords
 from vinvl.captioning.scores import evaluate_captions
 from vinvl.data.table import RecordTable
-from vinvl.vqa.accuracy import VQAAccuracy, normalise_answer
+from vinvl.exact import CategoryAccuracy
+from vinvl.vqa.accuracy import official_accuracy
+from vinvl.vqa.answers import most_common_answer
 
 
 def question_type_prior(train: RecordTable, test: RecordTable) -> dict[str, float]:
@@ -16,17 +18,16 @@ def question_type_prior(train: RecordTable, test: RecordTable) -> dict[str, floa
         test: records that are scored; a type that is not in `train` gets the most frequent answer of all.
 
     Returns:
-        percent by name, as `VQAAccuracy.compute` names them. Both splits need answers and question types.
+        percent by name, as `official_accuracy` names them. Both splits need answers and question types.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for kind, answers in zip(train["question_type"], train["answers"], strict=True):
-        common = Counter(map(normalise_answer, answers)).most_common(1)[0][0]
-        counts[kind][common] += 1
+        counts[kind][most_common_answer(answers)] += 1
     overall = sum(counts.values(), Counter())
-    types = list(test["question_type"])
-    guesses = [counts.get(kind, overall).most_common(1)[0][0] for kind in types]
-    accuracy = VQAAccuracy()
-    accuracy.update(guesses, list(test["answers"]), list(test["answer_type"]), types)
+    accuracy = CategoryAccuracy()
+    for answers, answer_type, kind in zip(test["answers"], test["answer_type"], test["question_type"], strict=True):
+        guess = counts.get(kind, overall).most_common(1)[0][0]
+        accuracy.update(official_accuracy(guess, answers, answer_type, kind))
     return {name: value.item() for name, value in accuracy.compute().items()}
 
 

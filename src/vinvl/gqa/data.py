@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Unpack
 
@@ -12,8 +13,8 @@ from vinvl.data.table import RecordTable
 from vinvl.data.words import Commonest, commonest_answers
 from vinvl.gqa.files import read_gqa
 from vinvl.run.errors import UserError
-from vinvl.vqa.answers import AnswerVocabulary
-from vinvl.vqa.data import AnsweringDataset, AnswerTargets, answering_dataset
+from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary
+from vinvl.vqa.data import AnsweringDataset, answering_dataset
 
 
 class GQADataModule(RegionDataModule):
@@ -32,7 +33,6 @@ class GQADataModule(RegionDataModule):
         super().__init__(**shared)
         self.answers_path = Path(answers)
         self.answer_splits = answer_splits
-        self._vocabulary: AnswerVocabulary | None = None
 
     def prepare_data(self) -> None:
         """Generates the demo world, and the answer vocabulary if its file is missing."""
@@ -52,12 +52,10 @@ class GQADataModule(RegionDataModule):
         ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
         AnswerVocabulary(tuple(ranked)).save(self.answers_path)
 
-    @property
+    @cached_property
     def vocabulary(self) -> AnswerVocabulary:
         """The answer vocabulary; its file must be there."""
-        if self._vocabulary is None:
-            self._vocabulary = AnswerVocabulary.load(self.answers_path)
-        return self._vocabulary
+        return AnswerVocabulary.load(self.answers_path)
 
     def read_split(self, split: str) -> RecordTable:
         given = plain(self.split_files(split))
@@ -67,13 +65,12 @@ class GQADataModule(RegionDataModule):
             raise UserError(f"data.splits.{split} is {given!r}: give {forms}.")
         return read_gqa(listed)
 
-    def targets_of(self, records: RecordTable) -> AnswerTargets:
-        if not records.annotated:
-            return AnswerTargets.none(self.vocabulary, len(records))
-        return AnswerTargets.of_one_answer(records["answer"], self.vocabulary)
+    def targets_of(self, records: RecordTable) -> AnswerTargets | None:
+        return AnswerTargets.of_one_answer(records["answer"], self.vocabulary) if records.annotated else None
 
     def commonest_of(self, records: RecordTable) -> Commonest:
-        return commonest_answers(records["question"], self.targets_of(records).best(), self.vocabulary.answers)
+        targets = self.targets_of(records)
+        return {} if targets is None else commonest_answers(records["question"], targets.best(), targets.answers)
 
     def make_dataset(self, records: RecordTable, images: np.ndarray, stage: str) -> AnsweringDataset:
         return answering_dataset(self, records, images, self.targets_of(records), stage)

@@ -55,20 +55,15 @@ def read_gqa(paths: str | Path | Sequence[str | Path]) -> RecordTable:
     Raises UserError, naming file and record (counted from 1), for files and records that are not as described, for
     question ids that occur twice and for a split of which only some questions have answers.
     """
-    paths = [paths] if isinstance(paths, str | Path) else paths
-    files = [file for path in paths for file in _files(Path(path))]
+    files: list[Path] = []
+    for path in [Path(paths)] if isinstance(paths, str | Path) else map(Path, paths):
+        found = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"{path} is a folder without .json files; give that of the question files of a GQA split.")
+        files += found
     if not files:
         raise UserError("No GQA question file is named; give at least one file or folder.")
     return RecordTable.join([RecordTable.of(GQA, _rows(file), file) for file in files])
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(path.glob("*.json"))
-    if not files:
-        raise UserError(f"{path} is a folder without .json files; it should hold the question files of one GQA split.")
-    return files
 
 
 def _rows(path: Path) -> Iterator[tuple[Any, ...]]:

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor
 
 from vinvl.data.batch import Batch
 from vinvl.data.table import RecordTable
-from vinvl.exact import ExactMean
+from vinvl.exact import OVERALL, CategoryAccuracy, Earned, ExactMean
 from vinvl.gqa.data import GQADataModule
-from vinvl.gqa.metric import TypedAccuracy
-from vinvl.models.answering import VinVLForAnswering, answer_loss_per_example
+from vinvl.models.answering import VinVLForAnswering
 from vinvl.task import TaskArguments, VinVLTask
 from vinvl.vqa.task import Prediction, best_answers, check_answers, filled_in, write_answers
+
+OPEN_STRUCTURE = "query"  # all other structures are answered by choosing, mostly yes or no
 
 
 class GQATask(VinVLTask):
@@ -29,7 +29,7 @@ class GQATask(VinVLTask):
         shared["model_config"] = {**shared["model_config"], "num_labels": len(answers), "loss_type": "ce"}
         super().__init__({"answers": answers}, **shared)
         self.answers = answers
-        self.accuracy = TypedAccuracy()
+        self.accuracy = CategoryAccuracy()
         self.most_frequent_accuracy = ExactMean()
         self.evaluation_loss = ExactMean()
 
@@ -39,12 +39,8 @@ class GQATask(VinVLTask):
 
     def check_datamodule(self, datamodule: GQADataModule) -> None:
         super().check_datamodule(datamodule)
-        check_answers(self.answers, datamodule)
+        check_answers(self.answers, datamodule.vocabulary.answers, datamodule.answers_path)
         self.commonest = self.commonest or datamodule.known_commonest()
-
-    def training_loss(self, batch: Batch) -> Tensor:
-        assert batch.labels is not None
-        return answer_loss_per_example(self(batch), batch.labels, "ce").mean()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """The five best answers to each question."""
@@ -59,32 +55,36 @@ class GQATask(VinVLTask):
         return write_answers(predictions, folder, id_key="questionId", answer_key="prediction")
 
     def evaluate_batch(self, batch: Batch) -> None:
-        assert batch.labels is not None
         logits = self(batch)
-        self.evaluation_loss.update(answer_loss_per_example(logits, batch.labels, "ce"))
-        # By text: a right answer that the vocabulary has not is never matched, and counts as wrong.
-        given = [self.answers[index] for index in logits.argmax(dim=-1).tolist()]
-        right = [record["answer"] for record in batch.records]
-        correct = torch.tensor([one == other for one, other in zip(given, right, strict=True)])
-        types = {name: [record.get(name, "unknown") for record in batch.records] for name in ("structural", "semantic")}
-        self.accuracy.update(correct, types["structural"], types["semantic"])
+        self.evaluation_loss.update(self.losses(logits, batch))
+        rows: list[Earned] = []
+        for number, one in zip(logits.argmax(dim=-1).tolist(), batch.records, strict=True):
+            # By text: a right answer that the vocabulary has not is never matched, and counts as wrong.
+            rows += typed_accuracy(self.answers[number] == one["answer"], one.get("structural"), one.get("semantic"))
+        self.accuracy.update(rows)
         constant = self.commonest.get("")
-        self.most_frequent_accuracy.update(torch.tensor([answer == constant for answer in right]) * 100.0)
+        self.most_frequent_accuracy.update(torch.tensor([one["answer"] == constant for one in batch.records]) * 100.0)
 
     def compute_scores(self) -> dict[str, float]:
         scores = {f"accuracy/{name}": value.item() for name, value in self.accuracy.compute().items()}
         if self.commonest:
             scores["most_frequent_answer"] = self.most_frequent_accuracy.compute().item()
-        scores["loss"] = self.evaluation_loss.compute().item()
-        return scores
+        return scores | {"loss": self.evaluation_loss.compute().item()}
 
     def result_rows(self) -> list[tuple[str, str]]:
-        scores = self.scores
-        rows = [("GQA accuracy", f"{scores['accuracy/overall']:.2f}")]
-        for name, value in scores.items():
-            if name.startswith("accuracy/") and name != "accuracy/overall":
-                rows.append((f"  {name.removeprefix('accuracy/')}", f"{value:.2f}"))
+        kinds = {name.removeprefix("accuracy/"): x for name, x in self.scores.items() if name.startswith("accuracy/")}
+        rows = [
+            ("GQA accuracy", f"{kinds.pop(OVERALL):.2f}"),
+            *((f"  {kind}", f"{x:.2f}") for kind, x in kinds.items()),
+        ]
         if self.commonest:
             what = f"most frequent training answer ('{self.commonest['']}')"
-            rows.append((what, f"{scores['most_frequent_answer']:.2f}"))
+            rows.append((what, f"{self.scores['most_frequent_answer']:.2f}"))
         return rows
+
+
+def typed_accuracy(right: bool, structural: str | None, semantic: str | None) -> list[Earned]:
+    """One answer for `CategoryAccuracy`: overall, open or binary (as GQA's evaluation says), and by either type."""
+    answer_kind = "open" if structural == OPEN_STRUCTURE else "binary"
+    types = f"structural/{structural or 'unknown'}", f"semantic/{semantic or 'unknown'}"
+    return [(category, 1, int(right), 1) for category in (OVERALL, answer_kind, *types)]

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
@@ -12,13 +11,13 @@ from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, class_labels, collate
 from vinvl.data.inputs import PlacedImage, RegionText
-from vinvl.data.module import RegionDataModule, no_annotations, plain
+from vinvl.data.module import RegionDataModule, plain
 from vinvl.data.sampling import Draw
 from vinvl.data.table import RecordTable
 from vinvl.data.text import RaggedTokens, truncated_lengths
 from vinvl.data.words import Commonest
 from vinvl.nlvr2.files import read_nlvr2
-from vinvl.nlvr2.metric import is_official
+from vinvl.nlvr2.metric import sentence_of
 from vinvl.run.errors import UserError
 
 Pair = tuple[Example, Example]
@@ -44,19 +43,9 @@ class NLVR2Dataset(Dataset[Pair]):
         index = draw.index
         left, right = (PlacedImage(self.region_text, int(image)) for image in self.images[index])
         first, second = statement_pair(self.statement_tokens[index], left, right)
-        labels = np.zeros(0, dtype=np.int64) if self.labels is None else self.labels[index : index + 1]
-        record = self.record(index)
+        labels = first.label_ids if self.labels is None else self.labels[index : index + 1]
+        record = {"index": index, "identifier": self.records["identifier"][index]}
         return replace(first, label_ids=labels, record=record), replace(second, label_ids=labels, record=record)
-
-    def record(self, index: int) -> dict[str, Any]:
-        """What metrics and result files need of statement `index`."""
-        records = self.records
-        return {
-            "index": index,
-            "identifier": records["identifier"][index],
-            "image_ids": [str(image_id) for image_id in records.image_ids[index]],
-            "sentence": records["sentence"][index],
-        }
 
     def lengths(self) -> np.ndarray:
         """(N,) int64: tokens and regions of the longer of the two sequences, before truncation of the text."""
@@ -69,14 +58,13 @@ class NLVR2Dataset(Dataset[Pair]):
         return collate_statements(items, self.region_text.special.pad_token_id, labels)
 
     def show(self, item: Pair, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
-        record = item[0].record
-        lines = [f"  identifier  {record['identifier']}", f"  statement  {record['sentence']}"]
-        for side, example in enumerate(item):
-            lines.append(f"  {('left', 'right')[side]} image {record['image_ids'][side]}")
-            image = int(self.images[record["index"], side])
-            lines.extend(f"  {line}" for line in self.region_text.describe(example, image, words(example.input_ids)))
-        label = {0: "False", 1: "True"}.get(int(item[0].label_ids[0]), "") if len(item[0].label_ids) else "(none)"
-        return [*lines, f"  label  {label}"]
+        index = item[0].record["index"]
+        row, images = self.records.row(index), zip(self.records.image_ids[index], self.images[index], strict=True)
+        lines = [f"  identifier  {row['identifier']}", f"  statement  {row['sentence']}"]
+        for side, example, (image_id, image) in zip(("left", "right"), item, images, strict=True):
+            described = self.region_text.describe(example, int(image), words(example.input_ids))
+            lines += [f"  {side} image {image_id}", *(f"  {line}" for line in described)]
+        return [*lines, f"  label  {row.get('label', '(none)')}"]
 
 
 def statement_pair(statement: np.ndarray, left: PlacedImage, right: PlacedImage) -> Pair:
@@ -116,12 +104,10 @@ class NLVR2DataModule(RegionDataModule):
 
     def check_scorable(self, stage: str) -> None:
         dataset = self.datasets[stage]
-        if not isinstance(dataset, NLVR2Dataset):
+        if stage == "train" or not isinstance(dataset, NLVR2Dataset):
             return
         records = dataset.records
-        if not records.annotated:
-            raise no_annotations(self.split_of[stage])
-        own = [] if stage == "train" else [i for i, name in enumerate(records["identifier"]) if not is_official(name)]
+        own = [index for index, name in enumerate(records["identifier"]) if sentence_of(name) is None]
         if own:
             rank_zero_warn(
                 f"Split '{self.split_of[stage]}': consistency is not computed, for {records.describe(own[0])} does not "

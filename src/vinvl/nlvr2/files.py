@@ -50,30 +50,20 @@ def read_nlvr2(path: str | Path) -> RecordTable:
 
 def _rows(path: str | Path) -> Iterator[tuple[Any, ...]]:
     for file, number, one in decoded_records(path, msgspec.json.Decoder(Statement)):
-        place = f"{file} {number}"
-        left, right = _image_ids(one, place)
-        yield file, number, one.identifier, left, right, one.sentence, _label(one.label, place)
-
-
-def _image_ids(one: Statement, place: str) -> tuple[int | str, int | str]:
-    """(left, right): as the record states them, otherwise made from the identifier."""
-    if one.left_image_id is not None and one.right_image_id is not None:
-        return one.left_image_id, one.right_image_id
-    if one.left_image_id is not None or one.right_image_id is not None:
-        stated = "right_image_id" if one.left_image_id is None else "left_image_id"
-        raise UserError(f"{place} has {stated} only; give both left_image_id and right_image_id, or none of them.")
-    pair, _, sentence = str(one.identifier).rpartition("-")
-    if not pair or not sentence:
-        raise UserError(
-            f"{place}: no pictures can be derived from the identifier {shown(str(one.identifier))}, which does not "
-            "read split-set-pair-sentence; give left_image_id and right_image_id."
-        )
-    return f"{pair}-img0", f"{pair}-img1"
-
-
-def _label(label: bool | str | None, place: str) -> bool | None:
-    if isinstance(label, str) and label.lower() in ("true", "false"):
-        return label.lower() == "true"
-    if isinstance(label, str):
-        raise UserError(f'{place}: label is {shown(label)}, expected "True" or "False".')
-    return label
+        place, left, right, label = f"{file} {number}", one.left_image_id, one.right_image_id, one.label
+        if left is None and right is None:
+            pair, _, sentence = str(one.identifier).rpartition("-")
+            if not pair or not sentence:
+                raise UserError(
+                    f"{place}: no pictures can be derived from the identifier {shown(str(one.identifier))}, which does "
+                    "not read split-set-pair-sentence; give left_image_id and right_image_id."
+                )
+            left, right = f"{pair}-img0", f"{pair}-img1"
+        elif left is None or right is None:
+            stated = "right_image_id" if left is None else "left_image_id"
+            raise UserError(f"{place} has {stated} only; give both left_image_id and right_image_id, or none of them.")
+        if isinstance(label, str):
+            if label.lower() not in ("true", "false"):
+                raise UserError(f'{place}: label is {shown(label)}, expected "True" or "False".')
+            label = label.lower() == "true"
+        yield file, number, one.identifier, left, right, one.sentence, label

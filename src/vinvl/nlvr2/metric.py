@@ -1,37 +1,28 @@
 """NLVR2: accuracy and consistency."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from vinvl.exact import decode_lines, encode_lines
+from vinvl.exact import Gathered, decode_lines, encode_lines
 from vinvl.run.errors import UserError
 
-OFFICIAL = re.compile(r"[^-]+-\d+-\d+-\d+")  # split-set-pair-sentence
-PAIR_FIELD = 2
+OFFICIAL = re.compile(r"([^-]+-\d+)-\d+-(\d+)")  # split-set-pair-sentence, such as dev-308-1-0
 
 
-def is_official(identifier: str) -> bool:
-    """Whether an identifier is of the form split-set-pair-sentence (dev-308-1-0), which consistency needs."""
-    return OFFICIAL.fullmatch(identifier) is not None
+def sentence_of(identifier: str) -> tuple[str, ...] | None:
+    """What all examples with one sentence share, whatever the pair of pictures; None of one that is not official.
 
-
-def sentence_group(identifier: str) -> str:
-    """The sentence that an example asks about: its official identifier with the third field, the pair, blanked.
-
-    >>> sentence_group("dev-308-1-0")
-    'dev-308--0'
+    >>> sentence_of("dev-308-1-0")
+    ('dev-308', '0')
     """
-    fields = identifier.split("-")
-    fields[PAIR_FIELD] = ""
-    return "-".join(fields)
+    official = OFFICIAL.fullmatch(identifier)
+    return None if official is None else official.groups()
 
 
-class PairAccuracy(Metric):
+class PairAccuracy(Gathered):
     """Accuracy and consistency of NLVR2 in percent, as float64 scalars "accuracy" and "consistency".
 
     Consistency is the share of sentences all of whose examples are right (official NLVR2 evaluation); it is left out
@@ -39,35 +30,9 @@ class PairAccuracy(Metric):
     often and on however many ranks it was seen; order and batches change nothing. Both are nan if nothing was seen.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
-    identifiers: list[Tensor]
-    correct: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("identifiers", default=[], dist_reduce_fx="cat")
-        self.add_state("correct", default=[], dist_reduce_fx="cat")
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything seen."""
-        super().reset()
-        # A rank that sees no example must still join the gathering with tensors of the right types.
-        self.identifiers = [encode_lines([]).to(self.device)]
-        self.correct = [torch.empty(0, dtype=torch.uint8, device=self.device)]
-
-    def update(self, identifiers: Sequence[str], predictions: Tensor, labels: Tensor) -> None:
-        """Adds B examples: identifiers as in the NLVR2 files, predictions and labels (B,) bool.
-
-        Raises ValueError if lengths or types differ.
-        """
-        for tensor in (predictions, labels):
-            if tensor.dtype != torch.bool or tensor.shape != (len(identifiers),):
-                raise ValueError(f"Expected bool ({len(identifiers)},), got {tensor.dtype} {tuple(tensor.shape)}.")
-        self.identifiers.append(encode_lines([identifier] for identifier in identifiers).to(self.device))
-        self.correct.append((predictions == labels).to(device=self.device, dtype=torch.uint8))
+    def update(self, identifiers: Iterable[str], right: Tensor) -> None:
+        """Adds B examples: identifiers as in the NLVR2 files, and whether they were judged rightly, (B,) bool."""
+        self.seen.append(encode_lines(zip(identifiers, right.tolist(), strict=True)).to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
         """Returns accuracy and, of official identifiers, consistency.
@@ -75,21 +40,19 @@ class PairAccuracy(Metric):
         Raises UserError if an identifier was seen both right and wrong.
         """
         right: dict[str, bool] = {}
-        answers = dim_zero_cat(self.correct).tolist()
-        for (identifier,), answer in zip(decode_lines(self.identifiers), answers, strict=True):
-            if right.setdefault(identifier, bool(answer)) != bool(answer):
+        for identifier, answer in decode_lines(self.seen):
+            if right.setdefault(identifier, answer) != answer:
                 raise UserError(
                     f"NLVR2 example {identifier!r} was seen twice, once answered right and once wrong; give one "
                     "prediction per identifier."
                 )
-        if not all(map(is_official, right)):
-            return {"accuracy": self._percent(right)}
-        groups: dict[str, bool] = {}
+        sentences: dict[tuple[str, ...] | None, bool] = {}
         for identifier, answer in right.items():
-            group = sentence_group(identifier)
-            groups[group] = groups.get(group, True) and answer
-        return {"accuracy": self._percent(right), "consistency": self._percent(groups)}
+            sentence = sentence_of(identifier)
+            sentences[sentence] = sentences.get(sentence, True) and answer
+        figures = {"accuracy": self._percent(right.values())}
+        return figures if None in sentences else figures | {"consistency": self._percent(sentences.values())}
 
-    def _percent(self, right: dict[str, bool]) -> Tensor:
-        value = 100 * sum(right.values()) / len(right) if right else float("nan")
+    def _percent(self, right: Collection[bool]) -> Tensor:
+        value = 100 * sum(right) / len(right) if right else float("nan")
         return torch.tensor(value, dtype=torch.float64, device=self.device)

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
-from torch import Tensor
-
 from vinvl.data.batch import Batch
 from vinvl.data.table import RecordTable
 from vinvl.exact import ExactMean
-from vinvl.models.answering import VinVLForPairs, answer_loss_per_example
+from vinvl.models.answering import VinVLForPairs
 from vinvl.nlvr2.data import NLVR2DataModule
 from vinvl.nlvr2.metric import PairAccuracy
 from vinvl.run.files import atomic_write
@@ -38,21 +36,16 @@ class NLVR2Task(VinVLTask):
         self.accuracy = PairAccuracy()
         self.evaluation_loss = ExactMean()
 
-    def training_loss(self, batch: Batch) -> Tensor:
-        assert batch.labels is not None
-        return answer_loss_per_example(self(batch), batch.labels, "ce").mean()
-
     def evaluate_batch(self, batch: Batch) -> None:
         assert batch.labels is not None
         logits = self(batch)  # (B, 2)
-        self.evaluation_loss.update(answer_loss_per_example(logits, batch.labels, "ce"))
+        self.evaluation_loss.update(self.losses(logits, batch))
         identifiers = [record["identifier"] for record in batch.records[::2]]
-        self.accuracy.update(identifiers, logits.argmax(dim=-1).bool(), batch.labels.bool())
+        self.accuracy.update(identifiers, logits.argmax(dim=-1) == batch.labels)
 
     def compute_scores(self) -> dict[str, float]:
-        scores = {name: value.item() for name, value in self.accuracy.compute().items()}
-        scores["loss"] = self.evaluation_loss.compute().item()
-        return scores
+        figures = self.accuracy.compute() | {"loss": self.evaluation_loss.compute()}
+        return {name: value.item() for name, value in figures.items()}
 
     def result_rows(self) -> list[tuple[str, str]]:
         rows = [("NLVR2 accuracy", f"{self.scores['accuracy']:.2f}")]
@@ -63,8 +56,8 @@ class NLVR2Task(VinVLTask):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Judgement]:
         """True or False for each statement."""
         verdicts = self(batch).argmax(dim=-1).bool().tolist()
-        records = batch.records[::2]
-        return [Judgement(r["index"], r["identifier"], true) for r, true in zip(records, verdicts, strict=True)]
+        judged = zip(batch.records[::2], verdicts, strict=True)
+        return [Judgement(record["index"], record["identifier"], true) for record, true in judged]
 
     def filled_in(self, records: RecordTable, index: int) -> Judgement | None:
         """What more of the training statements are."""

@@ -23,7 +23,7 @@ from vinvl.models.weight_files import MMF_MODEL, CheckpointFiles
 from vinvl.models.weights import LoadingReport
 from vinvl.opening import OpenedModel, find_answers, find_tokenizer, rows_of_given
 from vinvl.regions.store import FeatureRecord
-from vinvl.retrieval.candidates import ATTENTION_TYPES
+from vinvl.retrieval.data import ATTENTION_TYPES
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory
 from vinvl.run.values import shown

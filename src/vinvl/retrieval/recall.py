@@ -1,61 +1,46 @@
-"""Retrieval: ranks in blocks, and recall at k."""
+"""Retrieval: ranks and best matches in blocks, and recall at k."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from vinvl.retrieval.candidates import Block, Fold
+from vinvl.exact import Gathered
+from vinvl.retrieval.data import Block, Fold
 
 RECALL_AT = (1, 5, 10)
 
 
-class RecallAtK(Metric):
-    """Retrieval figures of all queries seen, as float64 scalars.
+class RanksSeen(Gathered):
+    """The ranks of all queries, of which figures do not depend on order, batches or processes (8 bytes each)."""
+
+    seen_type = torch.int64
+
+    def update(self, ranks: np.ndarray) -> None:
+        """Adds the ranks (N,) int64 of N queries, counted from 0, as `fold_ranks` makes them."""
+        self.seen.append(torch.from_numpy(ranks).to(self.device))
+
+    def compute(self) -> Tensor:
+        """(N,) int64: those of all processes."""
+        return dim_zero_cat(self.seen)
+
+
+def recall(ranks: np.ndarray) -> dict[str, float]:
+    """The figures of queries whose first matches have these ranks (N,), counted from 0; all nan if there are none.
 
     - "R@1", "R@5", "R@10": percentage of queries whose first match is among the top k (rank < k);
     - "median_rank", "mean_rank": of ranks counted from 1, as tables print them (1 is perfect).
 
-    All are nan if nothing was seen. Every rank is kept (8 bytes, on the device), so the figures do not depend on order,
-    batches or ranks. Say beside the numbers whether they are of 1K (one fold, or the mean of five) or 5K images.
+    Say beside the numbers whether they are of 1K (one fold, or the mean of five) or 5K images.
     """
-
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
-    ranks: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("ranks", default=[], dist_reduce_fx="cat")
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything seen."""
-        super().reset()
-        # A process that sees no query must still join the gathering with a tensor of the right type.
-        self.ranks = [torch.empty(0, dtype=torch.int64, device=self.device)]
-
-    def update(self, ranks: Tensor) -> None:
-        """Adds the ranks (N,) int64 of N queries, counted from 0, as `vinvl.retrieval.recall` makes them."""
-        if ranks.dtype != torch.int64 or ranks.ndim != 1:
-            raise ValueError(f"Expected ranks (N,) int64, got {tuple(ranks.shape)} {ranks.dtype}.")
-        self.ranks.append(ranks.detach().to(self.device))
-
-    def compute(self) -> dict[str, Tensor]:
-        """Returns the figures; see the class."""
-        ranks = dim_zero_cat(self.ranks).sort().values  # (N,)
-        total = ranks.numel()
-        figures = {f"R@{k}": 100 * (ranks < k).sum(dtype=torch.float64) / total for k in RECALL_AT}
-        if total == 0:
-            nan = torch.full((), float("nan"), dtype=torch.float64, device=ranks.device)
-            return figures | {"median_rank": nan, "mean_rank": nan.clone()}
-        middle = ranks[(total - 1) // 2] + ranks[total // 2]
-        return figures | {"median_rank": middle.double() / 2 + 1, "mean_rank": ranks.sum().double() / total + 1}
+    total = len(ranks) or math.nan
+    figures = {f"R@{k}": 100 * int((ranks < k).sum()) / total for k in RECALL_AT}
+    median = float(np.median(ranks)) if len(ranks) else math.nan
+    return figures | {"median_rank": median + 1, "mean_rank": int(ranks.sum()) / total + 1}
 
 
 # Ranks and best matches from scores that come block by block: memory for the captions, never for all pairs.
@@ -82,12 +67,10 @@ def fold_ranks(fold: Fold, blocks: Blocks) -> FoldRanks:
     image_to_text = np.zeros(len(fold.images), dtype=np.int64)
     own_scores = np.zeros(len(fold.captions), dtype=np.float32)
     for block, scores in blocks():
-        rows = np.arange(block.start, block.stop)
-        own = np.flatnonzero((fold.owner >= block.start) & (fold.owner < block.stop))
-        own_scores[own] = scores[fold.owner[own] - block.start, own]
-        for row, image in zip(scores, rows.tolist(), strict=True):
-            mine = own[fold.owner[own] == image]
-            best = mine[row[mine] == row[mine].max()][-1]
+        for image, row in enumerate(scores, start=block.start):
+            own = slice(*np.searchsorted(fold.owner, [image, image + 1]))  # the image's own captions
+            own_scores[own] = row[own]
+            best = positions[own][row[own] == row[own].max()][-1]
             image_to_text[image] = np.count_nonzero((row > row[best]) | ((row == row[best]) & (positions > best)))
     text_to_image = np.zeros(len(fold.captions), dtype=np.int64)
     for block, scores in blocks():
@@ -96,10 +79,19 @@ def fold_ranks(fold: Fold, blocks: Blocks) -> FoldRanks:
     return FoldRanks(image_to_text, text_to_image)
 
 
+def chance(fold: Fold, k: int) -> tuple[float, float]:
+    """Recall at k, in percent, of an order drawn at random: image to text, text to image."""
+    own = np.bincount(fold.owner, minlength=len(fold.images))  # captions of each image
+    total = len(fold.captions)
+    missed = np.ones(len(own))
+    for drawn in range(min(k, total)):
+        missed *= np.maximum(total - own - drawn, 0) / (total - drawn)
+    return 100 * float(1 - missed.mean()), 100 * min(k / len(fold.images), 1.0)
+
+
 def best_columns(scores: np.ndarray, count: int) -> np.ndarray:
     """(rows, min(count, columns)) int64: the best columns of each row, best first; of equal ones the later first."""
-    order = np.argsort(scores, axis=1, kind="stable")[:, ::-1]
-    return order[:, :count]
+    return np.argsort(scores, axis=1, kind="stable")[:, ::-1][:, :count]
 
 
 def best_images(fold: Fold, blocks: Blocks, count: int) -> tuple[np.ndarray, np.ndarray]:

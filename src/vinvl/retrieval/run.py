@@ -1,24 +1,21 @@
-"""One scoring run over the test candidates: what is scored, where the scores are, what they say."""
+"""One scoring run over the test candidates: what its scores depend on, the files they are in, and what these say."""
 
 import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vinvl.captioning.files import CaptionRecords
-from vinvl.retrieval.candidates import Block, Fold, RetrievalCandidates, ScoringBlock
-from vinvl.retrieval.recall import FoldRanks, best_columns, best_images, fold_ranks
-from vinvl.retrieval.scoring import PairScorer
+from vinvl.retrieval.data import Block, Fold, RetrievalCandidates
+from vinvl.retrieval.recall import best_columns, best_images
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, read_json, write_text_atomically
 
@@ -37,14 +34,14 @@ def scores_fingerprint(
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    text, table = candidates.region_text, candidates.captions
+    text, tokens = candidates.region_text, candidates.tokens
     used = np.concatenate([fold.images for fold in folds])
     stored = candidates.images[used]
     captions = np.concatenate([fold.captions for fold in folds])
-    arrays = [np.array([len(fold.images) for fold in folds]), text.store.num_regions[stored], captions]
-    arrays += [table.tokens.lengths()[captions], *(table.tokens[int(caption)] for caption in captions)]
-    arrays += [text.tag_ids(int(image)) for image in stored]
     probed = stored[np.linspace(0, len(stored) - 1, min(PROBED_IMAGES, len(stored))).astype(np.int64)]
+    arrays = [np.array([len(fold.images) for fold in folds]), text.store.num_regions[stored], captions]
+    arrays += [tokens.lengths()[captions], *(tokens[int(caption)] for caption in captions)]
+    arrays += [text.tag_ids(int(image)) for image in stored]
     arrays += [text.region_rows(int(image)) for image in probed]
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -78,42 +75,42 @@ class ScoreFiles:
         Raises:
             UserError: the folder cannot be made, is of other scores, or the disk has no room for what is missing.
         """
-        path = self.folder / DESCRIPTION
+        path, elsewhere = self.folder / DESCRIPTION, "pass data.scores_dir=FOLDER"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"The folder {self.folder} for the scores cannot be made ({error.strerror}): "
-                "pass data.scores_dir=FOLDER."
-            ) from error
+            reason = f"for the scores cannot be made ({error.strerror})"
+            raise UserError(f"The folder {self.folder} {reason}: {elsewhere}.") from error
         if not path.exists():
             write_text_atomically(path, json.dumps({**description, "fingerprint": self.fingerprint}, indent=2) + "\n")
         elif read_json(path).get("fingerprint") != self.fingerprint:
-            raise UserError(f"{path} is of other scores than these: remove the folder, or pass data.scores_dir=FOLDER.")
-        there = [number for number in range(len(self.blocks)) if self.path(number).exists()]
-        whole = frozenset(number for number in there if self._load(number) is not None)
+            raise UserError(f"{path} is of other scores than these: remove the folder, or {elsewhere}.")
+        there = {i: self._load(i) is not None for i in range(len(self.blocks)) if self.path(i).exists()}
+        whole = frozenset(number for number, is_whole in there.items() if is_whole)
         needed = sum(self.bytes_of(number) for number in range(len(self.blocks)) if number not in whole)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
                 f"The scores need {needed / 1e9:.1f} GB and {self.folder} has {free / 1e9:.1f} GB free: make room, "
-                "pass data.scores_dir=FOLDER on another disk, or fewer candidates (data.test_candidates=1k)."
+                f"{elsewhere} on another disk, or fewer candidates (data.test_candidates=1k)."
             )
         return whole, [self.path(number).name for number in there if number not in whole]
+
+    def fold_of(self, number: int) -> Fold:
+        return self.folds[self.blocks[number].fold]
+
+    def shape(self, number: int) -> tuple[int, int]:
+        """(images, captions) of a block."""
+        return self.blocks[number].stop - self.blocks[number].start, len(self.fold_of(number).captions)
 
     def bytes_of(self, number: int) -> int:
         """Size of a block's file."""
         rows, columns = self.shape(number)
         return HEADER_BYTES + 4 * rows * columns + len(self.fingerprint)
 
-    def shape(self, number: int) -> tuple[int, int]:
-        """(images, captions) of a block."""
-        block = self.blocks[number]
-        return block.stop - block.start, len(self.folds[block.fold].captions)
-
     def path(self, number: int) -> Path:
-        block = self.blocks[number]
-        return self.folder / f"fold{block.fold:03d}_images{block.start:07d}-{block.stop - 1:07d}.npy"
+        fold, start, stop = self.blocks[number]
+        return self.folder / f"fold{fold:03d}_images{start:07d}-{stop - 1:07d}.npy"
 
     def write(self, number: int, scores: np.ndarray) -> None:
         """Saves a block's scores (images, captions) float32.
@@ -125,9 +122,8 @@ class ScoreFiles:
             raise UserError("The model gives scores that are NaN or infinite, which have no order: check its weights.")
         content = io.BytesIO()
         np.save(content, np.ascontiguousarray(scores, dtype=np.float32))
-        content.write(self.fingerprint.encode())
         with atomic_write(self.path(number), "wb") as file:
-            file.write(content.getvalue())
+            file.write(content.getvalue() + self.fingerprint.encode())
 
     def read(self, number: int) -> np.ndarray:
         """A block's scores, (images, captions) float32.
@@ -156,99 +152,80 @@ class ScoreFiles:
             return None
         return scores if scores.shape == self.shape(number) and scores.dtype == np.float32 else None
 
-
-TOP_MATCHES = 10
-
-
-@dataclass(frozen=True, eq=False)
-class ScoringRun:
-    """Candidates, their division, the files of the scores, what scores them, and what is told of each scored block."""
-
-    candidates: RetrievalCandidates
-    folds: Sequence[Fold]
-    blocks: Sequence[Block]
-    files: ScoreFiles
-    scorer: PairScorer
-    progress: Callable[[int], None]
-
-    def score(self, images: ScoringBlock) -> None:
-        """Scores a block and saves it; nothing for a block that comes empty."""
-        if images.region_features:
-            fold = self.folds[self.blocks[images.number].fold]
-            tokens = self.candidates.captions.tokens
-            scores = self.scorer.score(images.tag_ids, images.region_features, tokens, fold.captions)
-            self.files.write(images.number, scores.cpu().numpy())
-            self.progress(images.number)
-
-    def blocks_of(self, fold: int) -> Iterable[tuple[Block, np.ndarray]]:
+    def blocks_of(self, fold: int) -> Iterator[tuple[Block, np.ndarray]]:
         """The blocks of a fold with their scores, read one at a time."""
         for number, block in enumerate(self.blocks):
             if block.fold == fold:
-                yield block, self.files.read(number)
-
-    def ranks(self, fold: int) -> FoldRanks:
-        """Ranks within a fold, from the files."""
-        return fold_ranks(self.folds[fold], partial(self.blocks_of, fold))
-
-    def image_matches(self, number: int) -> list[dict[str, Any]]:
-        """For each image of a block: its position in the split, its id, and its best captions with scores."""
-        block, scores = self.blocks[number], self.files.read(number)
-        fold, records = self.folds[block.fold], self.candidates.records
-        matches = []
-        for image, row, best in zip(
-            fold.images[block.start : block.stop].tolist(), scores, best_columns(scores, TOP_MATCHES), strict=True
-        ):
-            top = [{**self._caption(fold, column), "score": probability(row[column])} for column in best.tolist()]
-            matches.append({"position": image, "image_id": str(records.image_ids[image]), "top": top})
-        return matches
-
-    def caption_matches(self, fold_number: int) -> Iterable[dict[str, Any]]:
-        """For each caption of a fold: what it is, and its best images with scores."""
-        fold, image_ids = self.folds[fold_number], self.candidates.records.image_ids
-        images, scores = best_images(fold, partial(self.blocks_of, fold_number), TOP_MATCHES)
-        for column in range(len(fold.captions)):
-            pairs = zip(images[column].tolist(), scores[column], strict=True)
-            top = [{"image_id": str(image_ids[fold.images[i]]), "score": probability(score)} for i, score in pairs]
-            yield {**self._caption(fold, column), "top": top}
-
-    def first_captions(self) -> list[dict[str, Any]]:
-        """The first captions of the first fold, which stand for matches if there are no scores."""
-        fold = self.folds[0]
-        return [{**self._caption(fold, column), "score": 0.0} for column in range(len(fold.captions))[:TOP_MATCHES]]
-
-    def first_images(self, records: CaptionRecords, captions_per_image: int | None) -> Iterable[dict[str, Any]]:
-        """For each caption of images that were left out: what it is, and the first images of the first fold."""
-        image_ids = self.candidates.records.image_ids[self.folds[0].images[:TOP_MATCHES]]
-        top = [{"image_id": str(image_id), "score": 0.0} for image_id in image_ids]
-        for start, stop in pairwise(records.offsets.tolist()):
-            for row in range(start, stop)[:captions_per_image]:
-                yield {**described(records, row), "top": top}
-
-    def _caption(self, fold: Fold, column: int) -> dict[str, Any]:
-        return described(self.candidates.records, int(self.candidates.captions.rows[fold.captions[column]]))
+                yield block, self.read(number)
 
 
-def described(records: CaptionRecords, row: int) -> dict[str, Any]:
+TOP_MATCHES = 10
+UNSCORED = -np.inf  # of what stands for matches where there are no scores
+
+
+class Matches(NamedTuple):
+    """The best captions of one image, best first."""
+
+    position: int  # of the image in its split
+    image_id: str
+    top: list[dict[str, Any]]
+    filled_in: bool = False  # without the model
+
+
+class BestMatches:
+    """What the files of results say of the scores in a run's files."""
+
+    def __init__(self, files: ScoreFiles, records: CaptionRecords) -> None:
+        self.files = files
+        self.records = records
+
+    def of_images(self, number: int) -> Iterator[Matches]:
+        """The best captions of each image of a block."""
+        (_, start, stop), fold, scores = self.files.blocks[number], self.files.fold_of(number), self.files.read(number)
+        best = best_columns(scores, TOP_MATCHES)
+        for image, row, columns in zip(fold.images[start:stop].tolist(), scores, best, strict=True):
+            top = self._captions(fold.captions[columns], row[columns])
+            yield Matches(image, str(self.records.image_ids[image]), top)
+
+    def of_captions(self) -> Iterator[dict[str, Any]]:
+        """For each caption of each fold: what it is, and its best images."""
+        for number, fold in enumerate(self.files.folds):
+            images, scores = best_images(fold, partial(self.files.blocks_of, number), TOP_MATCHES)
+            for caption, best, found in zip(fold.captions.tolist(), images, scores, strict=True):
+                yield {**described(self.records, caption), "top": self._images(fold.images[best], found)}
+
+    def of_left_out_image(self, image_id: str) -> Matches:
+        """The first captions of the first fold: of an image without regions none is more likely than another."""
+        captions = self.files.folds[0].captions[:TOP_MATCHES]
+        return Matches(0, image_id, self._captions(captions, np.full(len(captions), UNSCORED)), filled_in=True)
+
+    def of_left_out_captions(self, records: CaptionRecords) -> Iterator[dict[str, Any]]:
+        """For each caption of images without regions: what it is, and the first images of the first fold."""
+        images = self.files.folds[0].images[:TOP_MATCHES]
+        top = self._images(images, np.full(len(images), UNSCORED))
+        for caption in range(int(records.offsets[-1])):
+            yield {**described(records, caption), "top": top, "filled_in": True}
+
+    def _captions(self, captions: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+        pairs = zip(captions.tolist(), probabilities(scores), strict=True)
+        return [{**described(self.records, caption), "score": score} for caption, score in pairs]
+
+    def _images(self, images: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+        pairs = zip(self.records.image_ids[images], probabilities(scores), strict=True)
+        return [{"image_id": str(image_id), "score": score} for image_id, score in pairs]
+
+
+def described(records: CaptionRecords, caption: int) -> dict[str, Any]:
     """A caption of the records for the file of results."""
     assert records.captions is not None
-    caption_id, image = records.caption_ids[row], np.searchsorted(records.offsets, row, side="right") - 1
+    caption_id, image = records.caption_ids[caption], np.searchsorted(records.offsets, caption, side="right") - 1
     return {
         "caption_id": int(caption_id) if isinstance(caption_id, np.integer) else str(caption_id),
-        "caption": records.captions[row],
+        "caption": records.captions[caption],
         "image_id": str(records.image_ids[image]),
     }
 
 
-def probability(score: float) -> float:
-    """The softmax probability of "matched" for a score."""
-    return round(float(1 / (1 + np.exp(-np.float64(score)))), 6)
-
-
-def chance(fold: Fold, k: int) -> tuple[float, float]:
-    """Recall at k, in percent, of an order drawn at random: image to text, text to image."""
-    own = np.bincount(fold.owner, minlength=len(fold.images))  # captions of each image
-    total = len(fold.captions)
-    missed = np.ones(len(own))
-    for drawn in range(min(k, total)):
-        missed *= np.maximum(total - own - drawn, 0) / (total - drawn)
-    return 100 * float(1 - missed.mean()), 100 * min(k / len(fold.images), 1.0)
+def probabilities(scores: np.ndarray) -> list[float]:
+    """The softmax probabilities of "matched" for scores."""
+    return [round(float(1 / (1 + np.exp(-score))), 6) for score in scores.astype(np.float64)]

@@ -1,7 +1,7 @@
 """Scores of images with captions: what is the same for many pairs is computed once, and little is padded."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,31 +11,26 @@ from torch.nn.utils.rnn import pad_sequence
 from vinvl.data.text import RaggedTokens
 from vinvl.models.answering import VinVLForAnswering
 from vinvl.models.config import SpecialTokens
-from vinvl.retrieval.candidates import CAPTION, PADDING, REGIONS, TAGS, attention_mask_of, segment_lengths
-from vinvl.retrieval.data import MATCHED, MISMATCHED
+from vinvl.retrieval.data import (
+    CAPTION,
+    MATCHED,
+    MISMATCHED,
+    PADDING,
+    REGIONS,
+    TAGS,
+    attention_mask_of,
+    segment_lengths,
+)
 
 
-@dataclass(frozen=True, eq=False)
-class CaptionChunk:
-    """K captions of like length.
+class CaptionChunk(NamedTuple):
+    """K captions of like length, on the device: only D lengths differ."""
 
-    Attributes:
-        columns: (K,) int64: which captions of the fold they are.
-        input_ids: (K, L) int64: `[CLS] caption [SEP]`, padded to the longest.
-        valid: (K, L) bool: True where there is a token.
-        lengths: (D,) int64: the different lengths, special tokens included, ascending; also in host memory.
-        length_index: (K,) int64: which of them each caption has.
-    """
-
-    columns: Tensor
-    input_ids: Tensor
-    valid: Tensor
-    lengths: Tensor
+    columns: Tensor  # (K,) int64: which captions of the fold they are
+    input_ids: Tensor  # (K, L) int64: `[CLS] caption [SEP]`, padded to the longest
+    length_index: Tensor  # (K,) int64: which of the lengths each caption has
+    lengths: Tensor  # (D,) int64, special tokens included, ascending
     host_lengths: np.ndarray
-    length_index: Tensor
-
-    def __len__(self) -> int:
-        return len(self.columns)
 
 
 def caption_chunks(
@@ -49,26 +44,17 @@ def caption_chunks(
 ) -> list[CaptionChunk]:
     """The captions (C,) int64 of a fold, rows of `tokens`, by length, in chunks of `max_rows` at most."""
     kept, _ = segment_lengths(tokens.lengths()[captions], 0, max_tokens)  # (C,) with [CLS] and [SEP]
-    order = np.argsort(kept, kind="stable")
     chunks = []
-    for columns in _cut_by_length(order, kept, max_rows):
+    for columns in _cut_by_length(np.argsort(kept, kind="stable"), kept, max_rows):
         lengths, index = np.unique(kept[columns], return_inverse=True)
         input_ids = np.full((len(columns), int(lengths[-1])), special.pad_token_id, dtype=np.int64)
-        for row, column in enumerate(columns.tolist()):
+        for row, column in zip(input_ids, columns.tolist(), strict=True):
             length = int(kept[column])
-            input_ids[row, 0], input_ids[row, length - 1] = special.cls_token_id, special.sep_token_id
-            input_ids[row, 1 : length - 1] = tokens[int(captions[column])][: length - 2]
-        valid = np.arange(int(lengths[-1])) < kept[columns][:, None]
-        chunks.append(
-            CaptionChunk(
-                columns=torch.from_numpy(columns).to(device),
-                input_ids=torch.from_numpy(input_ids).to(device),
-                valid=torch.from_numpy(valid).to(device),
-                lengths=torch.from_numpy(lengths).to(device),
-                host_lengths=lengths,
-                length_index=torch.from_numpy(index.astype(np.int64)).to(device),
-            )
-        )
+            row[0], row[length - 1] = special.cls_token_id, special.sep_token_id
+            row[1 : length - 1] = tokens[int(captions[column])][: length - 2]
+        arrays = columns, input_ids, index.astype(np.int64), lengths
+        places, rows, which, known = (torch.from_numpy(one).to(device) for one in arrays)
+        chunks.append(CaptionChunk(places, rows, which, known, lengths))
     return chunks
 
 
@@ -85,27 +71,18 @@ def _cut_by_length(order: np.ndarray, lengths: np.ndarray, max_rows: int) -> Ite
         start += len(piece)
 
 
-@dataclass(frozen=True, eq=False)
-class ImageSide:
-    """What a block knows of its I images before it meets a caption, on the device and where needed on the host.
+class ImageSide(NamedTuple):
+    """What is known of I images before they meet a caption."""
 
-    Attributes:
-        tag_ids: (I, T) int64, padded.
-        tag_counts: (I,) int64; also in host memory.
-        regions: (R, H) of each image, embedded.
-        region_counts: (I,) int64; also in host memory.
-    """
-
-    tag_ids: Tensor
-    tag_counts: Tensor
-    host_tag_counts: np.ndarray
-    regions: Sequence[Tensor]
+    tag_ids: Tensor  # (I, T) int64, padded
+    regions: Sequence[Tensor]  # (R, H) of each image, embedded
+    tag_counts: Tensor  # (I,) int64, on the device
     region_counts: Tensor
+    host_tag_counts: np.ndarray
     host_region_counts: np.ndarray
 
     def part(self, images: slice) -> "ImageSide":
-        """Some of the images."""
-        return ImageSide(*(getattr(self, field.name)[images] for field in fields(self)))
+        return ImageSide(*(one[images] for one in self))  # type: ignore[arg-type]
 
 
 class PairScorer:
@@ -157,18 +134,18 @@ class PairScorer:
             tokens: captions, without special tokens.
             captions: (C,) int64: which of them. The same array again means the same captions.
         """
+        device = region_features[0].device
         if captions is not self._captions:
             self._captions, self._chunks = captions, caption_chunks(
                 tokens, captions, max_rows=self.max_rows, max_tokens=self.max_tokens, special=self.special,
-                device=region_features[0].device,
+                device=device,
             )  # fmt: skip
         order = sorted(range(len(tag_ids)), key=lambda image: (len(region_features[image]), len(tag_ids[image])))
         side = self._image_side([tag_ids[image] for image in order], [region_features[image] for image in order])
-        device = side.tag_ids.device
         scores = torch.empty((len(order), len(captions)), dtype=torch.float32, device=device)
         for chunk in self._chunks:
             embedded = self.model.bert.embeddings(input_ids=chunk.input_ids)  # (K, L, H)
-            step = max(1, self.max_rows // len(chunk))
+            step = max(1, self.max_rows // len(chunk.columns))
             for start in range(0, len(order), step):
                 images = slice(start, start + step)
                 scores[images, chunk.columns] = self._score_group(chunk, embedded, side.part(images))
@@ -176,42 +153,29 @@ class PairScorer:
 
     def _image_side(self, tag_ids: Sequence[np.ndarray], region_features: Sequence[Tensor]) -> ImageSide:
         """Embeds the regions, of all images at once."""
-        region_counts = np.array([len(rows) for rows in region_features])
-        tag_counts = np.array([len(ids) for ids in tag_ids])
+        device = region_features[0].device
+        tag_counts, region_counts = (np.array([len(one) for one in of]) for of in (tag_ids, region_features))
         padded = np.full((len(tag_ids), int(tag_counts.max())), self.special.pad_token_id, dtype=np.int64)
         for row, ids in zip(padded, tag_ids, strict=True):
             row[: len(ids)] = ids
-        device = region_features[0].device
-        embedded = self.model.bert.embed_regions(torch.cat(list(region_features)))
-        return ImageSide(
-            torch.from_numpy(padded).to(device),
-            torch.from_numpy(tag_counts).to(device),
-            tag_counts,
-            embedded.split(region_counts.tolist()),
-            torch.from_numpy(region_counts).to(device),
-            region_counts,
-        )
+        embedded = self.model.bert.embed_regions(torch.cat(list(region_features))).split(region_counts.tolist())
+        tags, own_tags, own_regions = (torch.from_numpy(one).to(device) for one in (padded, tag_counts, region_counts))
+        return ImageSide(tags, embedded, own_tags, own_regions, tag_counts, region_counts)
 
     def _score_group(self, chunk: CaptionChunk, captions: Tensor, side: ImageSide) -> Tensor:
         """(G, K) scores of a group of images with a chunk, whose captions (K, L, H) are embedded."""
-        images, size = len(side.regions), len(chunk)
+        images, size = len(side.regions), len(chunk.columns)
         _, kept = segment_lengths(chunk.host_lengths - 2, side.host_tag_counts[:, None], self.max_tokens)  # (G, D)
         tags, tags_valid = self._embed_tags(chunk, side, int(kept.max()))  # (G, D, T, H) and (G, D, T)
         tags = tags[:, chunk.length_index] if len(chunk.host_lengths) > 1 else tags.expand(-1, size, -1, -1)
-        padded = pad_sequence(side.regions, batch_first=True)  # type: ignore[arg-type]  # (G, R, H)
-        hidden = torch.cat(
-            [
-                captions.expand(images, -1, -1, -1),
-                tags.to(captions.dtype),
-                padded[:, None].expand(-1, size, -1, -1).to(captions.dtype),
-            ],
-            dim=2,
-        )
+        regions = pad_sequence(side.regions, batch_first=True)  # type: ignore[arg-type]  # (G, R, H)
+        parts = captions.expand(images, -1, -1, -1), tags, regions[:, None].expand(-1, size, -1, -1)
+        hidden = torch.cat([part.to(captions.dtype) for part in parts], dim=2)  # (G, K, L + T + R, H)
         regions_alike = (side.host_region_counts == side.host_region_counts[0]).all()
         unpadded = len(chunk.host_lengths) == 1 and (kept == kept[0]).all() and regions_alike
         mask = None
         if not unpadded or self.attention_type != "CLR":
-            mask = self._mask(chunk, tags_valid, side.region_counts, padded.shape[1])
+            mask = self._mask(chunk, tags_valid, side.region_counts, regions.shape[1])
         pooled = self.model.bert.pool_embedded(hidden.flatten(0, 1), mask)
         # Half precision would round many scores to the same number, and the order among them would be chance.
         with torch.autocast(pooled.device.type, enabled=False):
@@ -222,10 +186,10 @@ class PairScorer:
 
     def _embed_tags(self, chunk: CaptionChunk, side: ImageSide, longest: int) -> tuple[Tensor, Tensor]:
         """Each image's tags after a caption of each of the D lengths, (G, D, T, H), and (G, D, T) which there are."""
-        room = self.max_tokens - chunk.lengths  # (D,)
-        words = torch.minimum(side.tag_counts[:, None], room - 1)[..., None]  # (G, D, 1), -1 where there is no room
-        words = torch.where(side.tag_counts[:, None, None] > 0, words, -1)
-        place = torch.arange(longest, device=room.device)
+        counts = side.tag_counts[:, None]  # (G, 1)
+        words = torch.minimum(counts, self.max_tokens - chunk.lengths - 1)  # (G, D), -1 where there is no room
+        words = torch.where(counts > 0, words, -1)[..., None]
+        place = torch.arange(longest, device=words.device)
         tag_ids = nn.functional.pad(side.tag_ids, (0, max(0, longest - side.tag_ids.shape[1])))[:, None, :longest]
         ids = torch.where(place < words, tag_ids, self.special.pad_token_id)
         ids = torch.where(place == words, self.special.sep_token_id, ids)
@@ -239,13 +203,15 @@ class PairScorer:
 
     def _mask(self, chunk: CaptionChunk, tags_valid: Tensor, region_counts: Tensor, most_regions: int) -> Tensor:
         """Who sees whom in each of the G · K pairs."""
-        images, size = len(region_counts), len(chunk)
-        within = torch.arange(most_regions, device=region_counts.device) < region_counts[:, None]  # (G, R)
+        images, (size, longest) = len(region_counts), chunk.input_ids.shape
+        place = torch.arange(max(longest, most_regions), device=region_counts.device)
+        captions = place[:longest] < chunk.lengths[chunk.length_index, None]  # (K, L)
+        regions = place[:most_regions] < region_counts[:, None]  # (G, R)
         parts = torch.cat(
             [
-                torch.where(chunk.valid, CAPTION, PADDING).expand(images, -1, -1),
+                torch.where(captions, CAPTION, PADDING).expand(images, -1, -1),
                 torch.where(tags_valid, TAGS, PADDING)[:, chunk.length_index],
-                torch.where(within, REGIONS, PADDING)[:, None].expand(-1, size, -1),
+                torch.where(regions, REGIONS, PADDING)[:, None].expand(-1, size, -1),
             ],
             dim=2,
         )

@@ -3,21 +3,18 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import numpy as np
-import torch
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor
 
 from vinvl.captioning.files import CaptionRecords
-from vinvl.data.batch import Batch
-from vinvl.models.answering import VinVLForAnswering, answer_loss_per_example
-from vinvl.retrieval.candidates import Block, Fold, ScoringBlock
-from vinvl.retrieval.data import RetrievalDataModule
-from vinvl.retrieval.recall import RECALL_AT, FoldRanks, RecallAtK, fold_ranks
-from vinvl.retrieval.run import ScoreFiles, ScoringRun, chance, scores_fingerprint
+from vinvl.models.answering import VinVLForAnswering
+from vinvl.retrieval.data import Block, Fold, RetrievalDataModule, ScoringBlock
+from vinvl.retrieval.recall import RECALL_AT, RanksSeen, chance, fold_ranks, recall
+from vinvl.retrieval.run import BestMatches, Matches, ScoreFiles, scores_fingerprint
 from vinvl.retrieval.scoring import PairScorer
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
@@ -27,15 +24,6 @@ from vinvl.task import TaskArguments, VinVLTask
 SCORES = "retrieval_scores"  # folder beside the checkpoints
 Result = TypeVar("Result")
 DIRECTIONS = ("image_to_text", "text_to_image")
-
-
-class Matches(NamedTuple):
-    """The best captions of one image, best first."""
-
-    position: int  # of the image in its split
-    image_id: str
-    top: list[dict[str, Any]]
-    filled_in: bool = False  # without the model
 
 
 class RetrievalTask(VinVLTask):
@@ -55,12 +43,13 @@ class RetrievalTask(VinVLTask):
         own = {"num_labels": 2, "loss_type": "ce", "classifier": "linear"}
         shared["model_config"] = {**shared["model_config"], **own}
         super().__init__({}, **shared)
-        self.image_to_text = RecallAtK()
-        self.text_to_image = RecallAtK()
+        self.image_to_text = RanksSeen()
+        self.text_to_image = RanksSeen()
         self.run_folder: Path | None = None
-        self._scorer: PairScorer | None = None
-        self._val_folds: list[Fold] = []
-        self._run: ScoringRun | None = None
+        self._score: Callable[[ScoringBlock, Fold], np.ndarray]
+        self._folds: list[Fold] = []
+        self._files: ScoreFiles | None = None  # in test and prediction
+        self._scored: Callable[[int], None] | None = None  # on rank 0, told of each block
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path, **own: Any) -> Self:
@@ -70,39 +59,41 @@ class RetrievalTask(VinVLTask):
         task.run_folder = folder.parent if folder.name == "checkpoints" else folder
         return task
 
-    def training_loss(self, batch: Batch) -> Tensor:
-        assert batch.labels is not None
-        return answer_loss_per_example(self(batch), batch.labels, "ce").mean()
-
     def setup(self, stage: str) -> None:
         """Before the loaders are made: finds the scores that are there already."""
-        data = self._datamodule()
-        model: Any = self.model
+        data, model = self._datamodule(), self.model
+        stage = "val" if stage in ("fit", "validate") else stage
+        assert isinstance(model, VinVLForAnswering)
         scorer = PairScorer(
             model, data.region_text.special, data.limits.max_tokens, data.eval_batch_size, data.attention_type
         )
-        if stage in ("fit", "validate"):
-            self._scorer, self._val_folds = scorer, data.folds("val")
-        else:
-            self._run = self._prepare_run(data, stage, scorer)
+        tokens = data.candidates(stage).tokens
 
-    def _prepare_run(self, data: RetrievalDataModule, stage: str, scorer: PairScorer) -> ScoringRun:
-        candidates, folds = data.candidates(stage), data.folds(stage)
-        blocks = data.blocks(stage, folds)
-        strategy = self.trainer.strategy
-        settings = self._settings(data)
+        def score(block: ScoringBlock, fold: Fold) -> np.ndarray:
+            return scorer.score(block.tag_ids, block.region_features, tokens, fold.captions).cpu().numpy()
+
+        self._score, self._folds = score, data.folds(stage)
+        self._files = None if stage == "val" else self._prepare_files(data, stage)
+
+    def _prepare_files(self, data: RetrievalDataModule, stage: str) -> ScoreFiles:
+        """Finds out, and says, what is to be scored, and what need not be."""
+        folds, settings = self._folds, self._settings(data)
         base = data.scores_dir or (self.run_folder or Path(self.trainer.default_root_dir)) / SCORES
-        fingerprint = scores_fingerprint(self.model.state_dict(), candidates, folds, settings)
+        fingerprint = scores_fingerprint(self.model.state_dict(), data.candidates(stage), folds, settings)
         # Rank 0 decides: the run folder of the others is another, and blocks may appear while they look.
-        folder, fingerprint = strategy.broadcast((Path(base) / fingerprint, fingerprint))
-        files = ScoreFiles(folder, fingerprint, folds, blocks)
+        folder, fingerprint = self.trainer.strategy.broadcast((Path(base) / fingerprint, fingerprint))
+        files = ScoreFiles(folder, fingerprint, folds, data.blocks(stage, folds))
         description = {"settings": settings, "images": sum(len(fold.images) for fold in folds)}
-        finished, bad = self._on_rank_zero(partial(files.prepare, description))
-        self._announce(folds, files, len(finished), bad)
-        data.finished = finished
-        pairs = [(block.stop - block.start) * len(folds[block.fold].captions) for block in blocks]
-        progress = self._progress(pairs, finished)
-        return ScoringRun(candidates, folds, blocks, files, scorer, progress)
+        data.finished, bad = self._on_rank_zero(partial(files.prepare, description))
+        pairs = [images * captions for images, captions in map(files.shape, range(len(files.blocks)))]
+        if self.trainer.is_global_zero:
+            if bad:
+                rank_zero_warn(f"{folder}: {len(bad)} damaged or foreign files are scored again, the first {bad[0]}.")
+            say(f"Scoring {describe_folds(folds)}: {sum(pairs):,} pairs in {len(pairs):,} blocks.")
+            if data.finished:
+                say(f"{len(data.finished):,} blocks are scored already in {folder}.")
+            self._scored = self._progress(pairs, sum(pairs) - sum(pairs[number] for number in data.finished))
+        return files
 
     def _on_rank_zero(self, work: Callable[[], Result]) -> Result:
         """What `work` returns on rank 0, on every rank; a UserError there is raised on every rank too.
@@ -131,24 +122,9 @@ class RetrievalTask(VinVLTask):
             "block_images": data.block_images,
         }
 
-    def _announce(self, folds: Sequence[Fold], files: ScoreFiles, finished: int, bad: Sequence[str]) -> None:
-        """Says what is going to be scored, and what need not be."""
-        if not self.trainer.is_global_zero:
-            return
-        if bad:
-            rank_zero_warn(f"{files.folder}: {len(bad)} damaged or foreign files are scored again, the first {bad[0]}.")
-        pairs = sum(len(fold.images) * len(fold.captions) for fold in folds)
-        say(f"Scoring {describe_folds(folds)}: {pairs:,} pairs in {len(files.blocks):,} blocks.")
-        if finished:
-            say(f"{finished:,} blocks are scored already in {files.folder}.")
-
-    def _progress(self, pairs: Sequence[int], finished: frozenset[int]) -> Callable[[int], None]:
+    def _progress(self, pairs: Sequence[int], total: int) -> Callable[[int], None]:
         """What is told of each block that rank 0 has scored; the other ranks are as far as it is."""
-        if not self.trainer.is_global_zero:
-            return lambda number: None
-        ranks = self.trainer.world_size
-        done, total = 0, sum(count for number, count in enumerate(pairs) if number not in finished)
-        show = progress_lines("pairs", total)
+        ranks, done, show = self.trainer.world_size, 0, progress_lines("pairs", total)
 
         def tell(number: int) -> None:
             nonlocal done
@@ -164,100 +140,87 @@ class RetrievalTask(VinVLTask):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Scores one fold of the sample and takes its ranks."""
-        assert self._scorer is not None
-        if batch.number < 0:
-            return
-        fold = self._val_folds[batch.number]
-        tokens = self._datamodule().candidates("val").captions.tokens
-        scores = self._scorer.score(batch.tag_ids, batch.region_features, tokens, fold.captions).cpu().numpy()
-        self._update(fold_ranks(fold, lambda: [(Block(batch.number, 0, len(fold.images)), scores)]))
+        if batch.number >= 0:
+            fold = self._folds[batch.number]
+            scores = self._score(batch, fold)
+            ranks = fold_ranks(fold, lambda: [(Block(batch.number, 0, len(fold.images)), scores)])
+            self.image_to_text.update(ranks.image_to_text)
+            self.text_to_image.update(ranks.text_to_image)
 
     def evaluate_batch(self, batch: Any) -> None:
-        """Scores a block of the test candidates onto the disk."""
-        assert self._run is not None
-        self._run.score(batch)
-
-    def _update(self, ranks: FoldRanks, part: slice = slice(None)) -> None:
-        self.image_to_text.update(torch.from_numpy(ranks.image_to_text[part]))
-        self.text_to_image.update(torch.from_numpy(ranks.text_to_image[part]))
+        """Scores a block of the test candidates onto the disk; one that comes empty is there already."""
+        assert self._files is not None
+        if batch.region_features:
+            self._files.write(batch.number, self._score(batch, self._files.fold_of(batch.number)))
+            if self._scored is not None:
+                self._scored(batch.number)
 
     def compute_scores(self) -> dict[str, float]:
-        if self._run is None or not self.trainer.testing:
-            return with_mean(self._figures(), self._val_folds)
+        files = self._files
+        if files is None:
+            seen = [metric.compute().cpu().numpy() for metric in (self.image_to_text, self.text_to_image)]
+            return with_mean([figures_of(seen)], self._folds)
         self.trainer.strategy.barrier("every block is on the disk")
-        figures = [self._figures_of_fold(number, self._run) for number in range(len(self._run.folds))]
-        return with_mean({name: float(np.mean([one[name] for one in figures])) for name in figures[0]}, self._run.folds)
-
-    def _figures_of_fold(self, number: int, run: ScoringRun) -> dict[str, float]:
-        ranks = self._on_rank_zero(partial(run.ranks, number))
-        self._reset_metrics()
-        self._update(ranks, slice(self.trainer.global_rank, None, self.trainer.world_size))
-        return self._figures()
-
-    def _figures(self) -> dict[str, float]:
-        """Both metrics over all ranks, by direction and figure."""
-        metrics = (self.image_to_text.compute(), self.text_to_image.compute())
-        return {
-            f"{direction}/{name}": value.item()
-            for direction, figures in zip(DIRECTIONS, metrics, strict=True)
-            for name, value in figures.items()
-        }
+        blocks = [partial(files.blocks_of, number) for number in range(len(self._folds))]
+        ranks = self._on_rank_zero(lambda: list(map(fold_ranks, self._folds, blocks)))
+        return with_mean(list(map(figures_of, ranks)), self._folds)
 
     def result_rows(self) -> list[tuple[str, str]]:
-        rows = [] if self._run is None else [("candidates", describe_folds(self._run.folds))]
+        def recalls(prefix: str) -> str:
+            return "  ".join(f"{self.scores[f'{prefix}/R@{k}']:.2f}" for k in RECALL_AT)
+
+        rows = [] if self._files is None else [("candidates", describe_folds(self._folds))]
         for direction in DIRECTIONS:
-            title = direction.replace("_to_", " → ")
-            values = "  ".join(f"{self.scores[f'{direction}/R@{k}']:.2f}" for k in RECALL_AT)
-            rows.append((f"{title}: R@1, R@5, R@10", values))
-            values = "  ".join(f"{self.scores[f'chance/{direction}/R@{k}']:.2f}" for k in RECALL_AT)
-            rows.append(("  in random order", values))
+            rows.append((f"{direction.replace('_to_', ' → ')}: R@1, R@5, R@10", recalls(direction)))
+            rows.append(("  in random order", recalls(f"chance/{direction}")))
         return [*rows, ("mean of the six", f"{self.scores['recall_mean']:.2f}")]
 
     def predict_step(self, batch: ScoringBlock, batch_idx: int) -> list[Matches]:
         """The best captions of each image of a block."""
-        assert self._run is not None
-        if batch.number < 0:
-            return []
-        self._run.score(batch)
-        return [Matches(**match) for match in self._run.image_matches(batch.number)]
+        self.evaluate_batch(batch)
+        return list(self._best().of_images(batch.number)) if batch.number >= 0 else []
+
+    def _best(self) -> BestMatches:
+        assert self._files is not None
+        return BestMatches(self._files, self._datamodule().candidates("predict").records)
 
     def filled_in(self, records: CaptionRecords, index: int) -> Matches | None:
-        """The first captions of the first fold: of an image without regions no caption is more likely than another."""
-        if self._run is None:
-            return None
-        return Matches(0, str(records.image_ids[index]), self._run.first_captions(), filled_in=True)
+        """The first captions of the first fold."""
+        return self._best().of_left_out_image(str(records.image_ids[index]))
 
     def write_predictions(self, predictions: Sequence[Matches], folder: Path) -> dict[str, Path]:
         """image_to_text.jsonl and text_to_image.jsonl: the ten best captions of each image, images of each caption.
 
         Captions of images without regions get the first images.
         """
-        assert self._run is not None
         by_image, by_caption = folder / "image_to_text.jsonl", folder / "text_to_image.jsonl"
         with atomic_write(by_image) as file:
             for one in predictions:
                 line = {"image_id": one.image_id, "top": one.top} | ({"filled_in": True} if one.filled_in else {})
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        best, left_out = self._best(), self._datamodule().left_out
         with atomic_write(by_caption) as file:
-            for number in range(len(self._run.folds)):
-                for match in self._run.caption_matches(number):
-                    file.write(json.dumps(match, ensure_ascii=False) + "\n")
-            data = self._datamodule()
-            if data.left_out is not None:
-                for match in self._run.first_images(data.left_out.records, data.captions_per_image):
-                    file.write(json.dumps({**match, "filled_in": True}, ensure_ascii=False) + "\n")
-        return {"captions of images": by_image, "images of captions": by_caption, "all scores": self._run.files.folder}
+            for match in chain(
+                best.of_captions(), () if left_out is None else best.of_left_out_captions(left_out.records)
+            ):
+                file.write(json.dumps(match, ensure_ascii=False) + "\n")
+        return {"captions of images": by_image, "images of captions": by_caption, "all scores": best.files.folder}
 
 
-def with_mean(figures: Mapping[str, float], folds: Sequence[Fold]) -> dict[str, float]:
-    """The figures with the mean of the six recalls, and what an order drawn at random would have."""
-    recalls = [figures[f"{direction}/R@{k}"] for direction in DIRECTIONS for k in RECALL_AT]
-    scores = {"recall_mean": float(np.mean(recalls)), **figures}
+def figures_of(ranks: Sequence[np.ndarray]) -> dict[str, float]:
+    """Those of ranks in both directions."""
+    pairs = zip(DIRECTIONS, ranks, strict=True)
+    return {f"{direction}/{name}": value for direction, one in pairs for name, value in recall(one).items()}
+
+
+def with_mean(figures: Sequence[Mapping[str, float]], folds: Sequence[Fold]) -> dict[str, float]:
+    """The mean of the folds' figures, also of the six recalls, and what an order drawn at random would have."""
+    scores = {name: float(np.mean([one[name] for one in figures])) for name in figures[0]}
+    mean = float(np.mean([scores[f"{direction}/R@{k}"] for direction in DIRECTIONS for k in RECALL_AT]))
+    scores = {"recall_mean": mean, **scores}
     for k in RECALL_AT:
-        by_chance = np.mean([chance(fold, k) for fold in folds], axis=0)
-        scores |= {
-            f"chance/{direction}/R@{k}": float(value) for direction, value in zip(DIRECTIONS, by_chance, strict=True)
-        }
+        by_chance = np.mean([chance(fold, k) for fold in folds], axis=0).tolist()
+        scores |= {f"chance/{way}/R@{k}": value for way, value in zip(DIRECTIONS, by_chance, strict=True)}
     return scores
 
 

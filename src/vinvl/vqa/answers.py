@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from vinvl.data.table import Column
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes, read_json, write_text_atomically
 from vinvl.run.restricted_pickle import load_restricted
+from vinvl.run.values import shown
 from vinvl.vqa.accuracy import leave_one_out_points, normalise_answer
 
 # Files of answers by number: JSON of our own, and the pickles that published VQA and GQA models were trained with.
@@ -37,9 +38,37 @@ def read_answers(path: str | Path) -> tuple[str, ...]:
         UserError: the file is missing or damaged, holds anything else, or its numbers are not 0 to A − 1, each once.
     """
     path = Path(path).expanduser()
-    if path.suffix.lower() in PICKLES:
-        return _answers_in(load_restricted(read_bytes(path), str(path)), path)
-    return _answers_in(read_json(path), path)
+    content = load_restricted(read_bytes(path), str(path)) if path.suffix.lower() in PICKLES else read_json(path)
+    if isinstance(content, np.ndarray):
+        content = content.tolist()
+    if isinstance(content, list | tuple):
+        pairs = list(enumerate(content))
+    elif isinstance(content, Mapping) and all(_number(value) is not None for value in content.values()):
+        pairs = [(number, answer) for answer, number in content.items()]
+    elif isinstance(content, Mapping):
+        pairs = list(content.items())
+    else:
+        raise UserError(f"{path} is no answer vocabulary: expected {SHAPES}.")
+    answers: dict[int, str] = {}
+    for said, answer in pairs:
+        digits = isinstance(said, str) and said.isascii() and said.isdecimal() and len(said) < 10  # of a key in JSON
+        number, problem = int(said) if digits else _number(said), ""
+        if number is None:
+            problem = f"{shown(said)} is no number; expected {SHAPES}"
+        elif not isinstance(answer, str):
+            problem = f"{shown(answer)} is no text; expected {SHAPES}"
+        elif number in answers:
+            problem = f"{shown(answers[number])} and {shown(answer)} both have the number {shown(number)}"
+        if number is None or problem:
+            raise UserError(f"{path} is no answer vocabulary: {problem}.")
+        answers[number] = str(answer)  # of NumPy's texts too
+    missing = next((number for number in range(len(answers)) if number not in answers), None)
+    if missing is not None:
+        raise UserError(
+            f"{path} is no answer vocabulary: of its {len(answers):,} answers none has the number {missing}; they must "
+            f"be 0 to {len(answers) - 1}, each once."
+        )
+    return tuple(answers[number] for number in range(len(answers)))
 
 
 def read_head_answers(path: str | Path) -> tuple[str, ...]:
@@ -63,69 +92,9 @@ def read_head_answers(path: str | Path) -> tuple[str, ...]:
     return tuple(answers[number] for number in numbers if number is not None)
 
 
-def refuse_to_write_pickles(path: str | Path) -> None:
-    """Vocabularies are written as JSON: a pickle that does not exist is a wrong path, and not a file to make.
-
-    Raises:
-        UserError: the path is a pickle's.
-    """
-    if Path(path).suffix.lower() in PICKLES:
-        raise UserError(f"The answer file {path} does not exist, and none is written as a pickle: check the path.")
-
-
-def _answers_in(content: Any, path: Path) -> tuple[str, ...]:
-    if isinstance(content, list | tuple | np.ndarray):
-        return tuple(_text(answer, path) for answer in content)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} is no answer vocabulary: expected {SHAPES}.")
-    by_answer = all(_number(value) is not None for value in content.values())
-    pairs = content.items() if by_answer else ((answer, number) for number, answer in content.items())
-    by_number: dict[int, str] = {}
-    for answer, found in pairs:
-        number = _number(found) if by_answer else _number_of_key(found)
-        if number is None:
-            raise UserError(f"{path} is no answer vocabulary: {_shown(found)} is no number; expected {SHAPES}.")
-        if number in by_number:
-            raise UserError(
-                f"{path} is no answer vocabulary: {_shown(by_number[number])} and {_shown(answer)} both have the "
-                f"number {_shown(number)}."
-            )
-        by_number[number] = _text(answer, path)
-    missing = next((number for number in range(len(by_number)) if number not in by_number), None)
-    if missing is not None:
-        raise UserError(
-            f"{path} is no answer vocabulary: of its {len(by_number):,} answers none has the number {missing}; they "
-            f"must be 0 to {len(by_number) - 1}, each once."
-        )
-    return tuple(by_number[number] for number in range(len(by_number)))
-
-
 def _number(value: object) -> int | None:
     """A whole number of Python's or NumPy's; None for anything else, also for truth values."""
     return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
-
-
-def _number_of_key(key: object) -> int | None:
-    """The same of a key, which JSON knows only as text."""
-    if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10:
-        return int(key)
-    return _number(key)
-
-
-def _text(answer: object, path: Path) -> str:
-    if not isinstance(answer, str):
-        raise UserError(f"{path} is no answer vocabulary: {_shown(answer)} is no text; expected {SHAPES}.")
-    return str(answer)  # of NumPy's texts too
-
-
-def _shown(value: object) -> str:
-    """A value of a file that may hold anything, short enough for a sentence."""
-    if isinstance(value, str | float | bool | None) or (isinstance(value, int) and abs(value) < 10**40):
-        return ascii(value)[:40]
-    return f"a {type(value).__name__}"
-
-
-TARGET_RULES = ("leave_one_out", "count/3")
 
 
 @dataclass(frozen=True)
@@ -139,43 +108,31 @@ class AnswerVocabulary:
     answers: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        problem = _problem(self.answers)
-        if problem is not None:
-            raise ValueError(f"The answer vocabulary {problem}.")
+        if not self.answers:
+            raise ValueError("it holds no answers")
+        answer, count = Counter(self.answers).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"it holds the answer {answer!r} {count} times")
 
     def __len__(self) -> int:
         return len(self.answers)
 
-    def __contains__(self, answer: object) -> bool:
-        return answer in self._index
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The output of each answer, as it is written."""
+        return {answer: number for number, answer in enumerate(self.answers)}
 
-    def __getitem__(self, index: int) -> str:
-        return self.answers[index]
-
-    def index_of(self, answer: str) -> int | None:
-        """Position of an answer written exactly as in the vocabulary; None if it is not in it."""
-        return self._index.get(answer)
+    @cached_property
+    def numbers_of_normal(self) -> dict[str, int]:
+        """The same of people's answers in normal form; an entry that is in normal form comes before one that is not."""
+        normal = {normalise_answer(answer): number for number, answer in reversed([*enumerate(self.answers)])}
+        return normal | {
+            answer: number for answer, number in self.numbers.items() if answer == normalise_answer(answer)
+        }
 
     def find(self, answer: str) -> int | None:
-        """Position of an answer as it is written or, if that is not in it, in normal form; None if it is neither."""
-        found = self._index.get(answer)
-        return self._index_of_normalised.get(normalise_answer(answer)) if found is None else found
-
-    @cached_property
-    def _index(self) -> dict[str, int]:
-        return {answer: index for index, answer in enumerate(self.answers)}
-
-    @cached_property
-    def _index_of_normalised(self) -> dict[str, int]:
-        """For matching people's answers: also finds entries of a hand-made vocabulary that are not in normal form."""
-        index: dict[str, int] = {}
-        for position, answer in enumerate(self.answers):
-            normalised = normalise_answer(answer)
-            if answer == normalised:
-                index[answer] = position
-            else:
-                index.setdefault(normalised, position)
-        return index
+        """The output of an answer as it is written or, if that is not there, in normal form; None if it is neither."""
+        return self.numbers.get(answer, self.numbers_of_normal.get(normalise_answer(answer)))
 
     @classmethod
     def build(
@@ -196,7 +153,7 @@ class AnswerVocabulary:
         counts: Counter[str] = Counter()
         chosen = repeat("") if multiple_choice_answers is None else multiple_choice_answers
         for people, choice in zip(answers_per_question, chosen, strict=multiple_choice_answers is not None):
-            counts[normalise_answer(choice) if choice else _most_common(people)] += 1
+            counts[normalise_answer(choice) if choice else most_common_answer(people)] += 1
         frequent = sorted((-count, answer) for answer, count in counts.items() if count >= min_count)
         if not frequent:
             raise UserError(
@@ -206,8 +163,9 @@ class AnswerVocabulary:
         return cls(tuple(answer for _, answer in frequent))
 
     def save(self, path: str | Path) -> None:
-        """Writes the answers as a JSON list of texts; raises UserError if that is not possible."""
-        refuse_to_write_pickles(path)
+        """Writes the answers as a JSON list of texts; UserError if that is not possible, or the path is a pickle's."""
+        if Path(path).suffix.lower() in PICKLES:  # a wrong path, and not a file to make
+            raise UserError(f"The answer file {path} does not exist, and none is written as a pickle: check the path.")
         write_text_atomically(path, json.dumps(self.answers, ensure_ascii=False, indent=0) + "\n")
 
     @classmethod
@@ -216,57 +174,83 @@ class AnswerVocabulary:
 
         Raises UserError, naming the file, if it is missing, unreadable, of another shape, empty or repeats an answer.
         """
-        answers = read_answers(path)
-        problem = _problem(answers)
-        if problem is not None:
-            raise UserError(f"{path} is no answer vocabulary: it {problem}; build it again from the training answers.")
-        return cls(answers)
+        try:
+            return cls(read_answers(path))
+        except ValueError as error:
+            raise UserError(
+                f"{path} is no answer vocabulary: {error}; build it again from the training answers."
+            ) from None
 
-    def soft_targets(self, answers: Sequence[str], rule: str = "leave_one_out") -> tuple[np.ndarray, np.ndarray]:
-        """How right each answer of the vocabulary is for one question, given its people's raw answers.
 
-        Texts are normalised before they are compared. Returns ids (K,) int64, rising, and scores (K,) float32 in
-        (0, 1] of the answers that somebody gave; everything else is 0. With n of ten people giving an answer:
+def most_common_answer(answers: Sequence[str]) -> str:
+    """The one that most people gave, in normal form; the first of several."""
+    return Counter(map(normalise_answer, answers)).most_common(1)[0][0]
+
+
+TARGET_RULES = ("leave_one_out", "count/3")
+
+
+@dataclass(frozen=True)
+class AnswerTargets:
+    """How right each answer of a vocabulary is to Q questions: question q has places `offsets[q]` to `offsets[q + 1]`.
+
+    Attributes:
+        answers: the A answers between which the model chooses.
+        ids: (ΣK,) int64: of each question the answers that are right at all, rising.
+        scores: (ΣK,) float32 in (0, 1].
+        offsets: (Q + 1,) int64.
+    """
+
+    answers: tuple[str, ...]
+    ids: np.ndarray
+    scores: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of_people(cls, answers: Column, vocabulary: AnswerVocabulary, rule: str = "leave_one_out") -> Self:
+        """From the lists of several people's raw answers, which are normalised before they are compared.
+
+        With n of ten people giving an answer, by the rules
 
         - "leave_one_out": the official accuracy of that answer: .3, .6, .9, 1 for n = 1, 2, 3, ≥ 4, the published
           targets. For another number of people see `leave_one_out_points`.
         - "count/3": min(n / 3, 1); with fewer than three people min(n / people, 1), so that agreement gives 1.
-
-        Raises UserError for another rule.
         """
-        _check_rule(rule)
-        matched = (self._index_of_normalised.get(normalise_answer(answer)) for answer in answers)
-        counts = sorted(Counter(index for index in matched if index is not None).items())
-        scores = [_score(count, len(answers), rule) for _, count in counts]
-        return np.array([index for index, _ in counts], dtype=np.int64), np.array(scores, dtype=np.float32)
-
-    def soft_targets_of_all(
-        self, answers: Column, rule: str = "leave_one_out"
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Soft targets of Q questions at once, given the lists of their people's answers, each as `soft_targets` does.
-
-        Returns ids (ΣK,) int64, scores (ΣK,) float32 and offsets (Q+1,) int64: question q has `offsets[q]` to
-        `offsets[q + 1]`. Raises UserError for a rule that is not known.
-        """
-        _check_rule(rule)
-        index = self._index_of_normalised
         names, codes = answers.flat().categories()
-        id_of_name = np.array([index.get(normalise_answer(name), -1) for name in names], dtype=np.int64)
+        normal = vocabulary.numbers_of_normal
+        id_of_name = np.array([normal.get(normalise_answer(name), -1) for name in names], dtype=np.int64)
         people = np.diff(answers.starts())  # (Q,)
         given = id_of_name[codes]  # (Σpeople,)
         asked = np.repeat(np.arange(len(people)), people)  # (Σpeople,) question of each given answer
         known = given >= 0
-        pairs, counts = np.unique(asked[known] * len(self) + given[known], return_counts=True)
-        questions, ids = np.divmod(pairs, len(self))  # (ΣK,)
+        pairs, counts = np.unique(asked[known] * len(vocabulary) + given[known], return_counts=True)
+        questions, ids = np.divmod(pairs, len(vocabulary))  # (ΣK,)
         offsets = np.searchsorted(questions, np.arange(len(people) + 1)).astype(np.int64)
         cases, case_of = np.unique(np.stack([counts, people[questions]]), axis=1, return_inverse=True)  # few differ
         scores = np.array([_score(count, asked, rule) for count, asked in cases.T.tolist()], dtype=np.float32)
-        return ids, scores[case_of.reshape(-1)], offsets
+        return cls(vocabulary.answers, ids, scores[case_of.reshape(-1)], offsets)
 
+    @classmethod
+    def of_one_answer(cls, answers: Column, vocabulary: AnswerVocabulary) -> Self:
+        """Target 1 for the one right answer; nothing for an answer that is not in the vocabulary."""
+        names, codes = answers.categories()
+        ids = np.array([vocabulary.numbers.get(name, -1) for name in names], dtype=np.int64)[codes]
+        offsets = np.insert(np.cumsum(ids >= 0), 0, 0)
+        ids = ids[ids >= 0]
+        return cls(vocabulary.answers, ids, np.ones(len(ids), dtype=np.float32), offsets)
 
-def _check_rule(rule: str) -> None:
-    if rule not in TARGET_RULES:
-        raise UserError(f"{rule!r} is no rule for soft targets; use {' or '.join(TARGET_RULES)}.")
+    def best(self) -> np.ndarray:
+        """(Q,) int64: the number of the answer with the highest score to each question, -1 where there is none."""
+        questions = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        order = np.lexsort((-self.ids, self.scores))  # of equal scores the first answer is written last
+        best = np.full(len(self.offsets) - 1, -1, dtype=np.int64)
+        best[questions[order]] = self.ids[order]
+        return best
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and scores of one question."""
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return self.ids[span], self.scores[span]
 
 
 def _score(count: int, people: int, rule: str) -> float:
@@ -274,15 +258,3 @@ def _score(count: int, people: int, rule: str) -> float:
     if rule == "leave_one_out":
         return leave_one_out_points(count, people) / (3 * people)
     return min(count / min(3, people), 1.0)
-
-
-def _most_common(answers: Sequence[str]) -> str:
-    return Counter(map(normalise_answer, answers)).most_common(1)[0][0]
-
-
-def _problem(answers: Sequence[str]) -> str | None:
-    """What keeps these answers from being a vocabulary, as the end of a sentence."""
-    if not answers:
-        return "holds no answers"
-    answer, count = Counter(answers).most_common(1)[0]
-    return f"holds the answer {answer!r} {count} times" if count > 1 else None

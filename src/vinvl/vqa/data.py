@@ -1,7 +1,8 @@
 """Questions with one of a vocabulary's answers as items: VQA with soft targets, GQA with one right answer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Unpack
 
@@ -11,63 +12,14 @@ from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, collate, soft_targets
 from vinvl.data.inputs import RegionText
-from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry, no_annotations, plain
+from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry, plain
 from vinvl.data.sampling import Draw
-from vinvl.data.table import Column, RecordTable
+from vinvl.data.table import RecordTable
 from vinvl.data.text import RaggedTokens
 from vinvl.data.words import Commonest, commonest_answers
 from vinvl.run.errors import UserError
-from vinvl.vqa.answers import AnswerVocabulary
+from vinvl.vqa.answers import TARGET_RULES, AnswerTargets, AnswerVocabulary
 from vinvl.vqa.files import read_jsonl, read_official
-
-
-@dataclass(frozen=True)
-class AnswerTargets:
-    """Sparse targets of every question: question q has `offsets[q]` to `offsets[q + 1]`.
-
-    Attributes:
-        answers: the A answers between which the model chooses.
-        annotated: whether the split has answers at all.
-    """
-
-    answers: tuple[str, ...]
-    annotated: bool
-    label_ids: np.ndarray  # (Σk,) int64
-    label_scores: np.ndarray  # (Σk,) float32
-    offsets: np.ndarray  # (Q + 1,) int64
-
-    @classmethod
-    def none(cls, vocabulary: AnswerVocabulary, questions: int) -> "AnswerTargets":
-        """For a split without annotations."""
-        offsets = np.zeros(questions + 1, dtype=np.int64)
-        return cls(vocabulary.answers, False, offsets[:0], np.zeros(0, dtype=np.float32), offsets)
-
-    @classmethod
-    def of_people(cls, answers: Column, vocabulary: AnswerVocabulary, rule: str) -> "AnswerTargets":
-        """Soft targets from several people's answers (`AnswerVocabulary.soft_targets`)."""
-        return cls(vocabulary.answers, True, *vocabulary.soft_targets_of_all(answers, rule=rule))
-
-    @classmethod
-    def of_one_answer(cls, answers: Column, vocabulary: AnswerVocabulary) -> "AnswerTargets":
-        """Target 1 for the one right answer; nothing for an answer that is not in the vocabulary."""
-        names, codes = answers.categories()
-        known = [vocabulary.index_of(name) for name in names]
-        index_of = np.array([-1 if index is None else index for index in known], dtype=np.int64)[codes]
-        label_ids = index_of[index_of >= 0]
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(index_of >= 0)])
-        return cls(vocabulary.answers, True, label_ids, np.ones(len(label_ids), dtype=np.float32), offsets)
-
-    def best(self) -> np.ndarray:
-        """(Q,) int64: the number of the answer with the highest score to each question, -1 where there is none."""
-        questions = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-        order = np.lexsort((-self.label_ids, self.label_scores))  # of equal scores the first answer is written last
-        best = np.full(len(self.offsets) - 1, -1, dtype=np.int64)
-        best[questions[order]] = self.label_ids[order]
-        return best
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        span = slice(self.offsets[index], self.offsets[index + 1])
-        return self.label_ids[span], self.label_scores[span]
 
 
 class AnsweringDataset(Dataset[Example]):
@@ -79,17 +31,14 @@ class AnsweringDataset(Dataset[Example]):
         images: np.ndarray,
         *,
         region_text: RegionText,
-        targets: AnswerTargets,
+        targets: AnswerTargets | None,
         records: RecordTable,
         scored: bool,
     ) -> None:
         """
         Args:
-            question_tokens: of the Q questions.
             images: (Q,) int64, where each question's image is in the store.
-            region_text: puts question and image together.
-            targets: the right answers.
-            records: of the questions.
+            targets: the right answers; None of a split that nobody annotated.
             scored: items carry their record, for metrics and result files; not in training, which reads none of it.
         """
         self.question_tokens = question_tokens
@@ -104,9 +53,11 @@ class AnsweringDataset(Dataset[Example]):
 
     def __getitem__(self, draw: Draw) -> Example:
         index = draw.index
-        label_ids, label_scores = self.targets[index]
         example = self.region_text.example(self.question_tokens[index], int(self.images[index]))
         record = {**(self.records.row(index) if self.scored else {}), "index": index}
+        if self.targets is None:
+            return replace(example, record=record)
+        label_ids, label_scores = self.targets[index]
         return replace(example, label_ids=label_ids, label_scores=label_scores, record=record)
 
     def lengths(self) -> np.ndarray:
@@ -114,24 +65,21 @@ class AnsweringDataset(Dataset[Example]):
         return self.question_tokens.lengths() + self.region_text.image_lengths(self.images)
 
     def collate(self, items: Sequence[Example]) -> Batch:
-        labels = soft_targets(items, len(self.targets.answers)) if self.targets.annotated else None
+        labels = None if self.targets is None else soft_targets(items, len(self.targets.answers))
         return collate(items, pad_token_id=self.region_text.special.pad_token_id, labels=labels)
 
     def show(self, item: Example, words: Callable[[np.ndarray], Sequence[str]]) -> list[str]:
+        names = () if self.targets is None else self.targets.answers
         answers = [
-            f"{self.targets.answers[label]} {score:.1f}"
-            for label, score in zip(item.label_ids, item.label_scores, strict=True)
+            f"{names[label]} {score:.1f}" for label, score in zip(item.label_ids, item.label_scores, strict=True)
         ]
-        record = self.records.row(item.record["index"])
+        index = item.record["index"]
         return [
-            f"  image id  {record['image_id']}",
-            f"  question  {record['question']}",
-            *self.region_text.describe(item, int(self.images[item.record["index"]]), words(item.input_ids)),
+            f"  image id  {self.records['image_id'][index]}",
+            f"  question  {self.records['question'][index]}",
+            *self.region_text.describe(item, int(self.images[index]), words(item.input_ids)),
             f"  target    {', '.join(answers) or '(none in the answer vocabulary)'}",
         ]
-
-
-# VQA: questions with ten answers each over a RegionStore. VQA v2, the demo world and datasets of your own.
 
 
 class VQADataModule(RegionDataModule):
@@ -152,10 +100,11 @@ class VQADataModule(RegionDataModule):
         self, *, answers: str, min_answer_count: int, target_rule: str, **shared: Unpack[RegionDataArguments]
     ) -> None:
         super().__init__(**shared)
+        if target_rule not in TARGET_RULES:
+            raise UserError(f"data.target_rule={target_rule!r} is no rule: give {' or '.join(TARGET_RULES)}.")
         self.answers_path = Path(answers)
         self.min_answer_count = min_answer_count
         self.target_rule = target_rule
-        self._vocabulary: AnswerVocabulary | None = None
 
     def prepare_data(self) -> None:
         """Generates what can be generated: the demo world, and the answer vocabulary if its file is missing."""
@@ -170,12 +119,10 @@ class VQADataModule(RegionDataModule):
             choices = records.get("multiple_choice_answer")
             AnswerVocabulary.build(records["answers"], self.min_answer_count, choices).save(self.answers_path)
 
-    @property
+    @cached_property
     def vocabulary(self) -> AnswerVocabulary:
         """The answer vocabulary; its file must be there."""
-        if self._vocabulary is None:
-            self._vocabulary = AnswerVocabulary.load(self.answers_path)
-        return self._vocabulary
+        return AnswerVocabulary.load(self.answers_path)
 
     def read_split(self, split: str) -> RecordTable:
         """The records of one split, from all of its files."""
@@ -191,13 +138,14 @@ class VQADataModule(RegionDataModule):
         ]
         return RecordTable.join([read_official(part["questions"], part.get("annotations")) for part in parts])
 
-    def targets_of(self, records: RecordTable) -> AnswerTargets:
+    def targets_of(self, records: RecordTable) -> AnswerTargets | None:
         if not records.annotated:
-            return AnswerTargets.none(self.vocabulary, len(records))
+            return None
         return AnswerTargets.of_people(records["answers"], self.vocabulary, self.target_rule)
 
     def commonest_of(self, records: RecordTable) -> Commonest:
-        return commonest_answers(records["question"], self.targets_of(records).best(), self.vocabulary.answers)
+        targets = self.targets_of(records)
+        return {} if targets is None else commonest_answers(records["question"], targets.best(), targets.answers)
 
     def make_dataset(self, records: RecordTable, images: np.ndarray, stage: str) -> AnsweringDataset:
         if stage == "predict" and any("test-dev2015" in name for name in records["file"].categories()[0]):
@@ -209,15 +157,9 @@ class VQADataModule(RegionDataModule):
 
 
 def answering_dataset(
-    data: RegionDataModule, records: RecordTable, images: np.ndarray, targets: AnswerTargets, stage: str
+    data: RegionDataModule, records: RecordTable, images: np.ndarray, targets: AnswerTargets | None, stage: str
 ) -> AnsweringDataset:
-    """The dataset of a stage; arguments as `RegionDataModule.make_dataset` has them.
-
-    Raises:
-        UserError: the split has no annotations, and the stage cannot do without.
-    """
-    if not targets.annotated and stage != "predict":
-        raise no_annotations(data.split_of[stage])
+    """The dataset of a stage; arguments as `RegionDataModule.make_dataset` has them."""
     return AnsweringDataset(
         data.tokens_of(records["question"]),
         images,

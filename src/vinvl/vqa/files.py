@@ -1,7 +1,6 @@
 """VQA questions, with or without people's answers: the files of VQA v2, or JSONL of your own."""
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from vinvl.data.table import TEXT, TEXTS, Form, RecordTable
 from vinvl.run.errors import UserError
 from vinvl.run.files import no_cycle_collection
 from vinvl.run.values import FilledText, Id, decoded_file, decoded_items, decoded_lines
-from vinvl.vqa.accuracy import normalise_answer
+from vinvl.vqa.answers import most_common_answer
 
 UNKNOWN_QUESTION_TYPE = "none of the above"
 """Question type of records that state none, while others do; VQA v2 uses the same words for "no known beginning"."""
@@ -44,12 +43,6 @@ _ANNOTATIONS = Form(
 )
 
 
-class Question(Struct, gc=False):
-    question_id: Id
-    image_id: Id
-    question: FilledText
-
-
 class Answer(Struct, gc=False):
     answer: str
 
@@ -57,23 +50,29 @@ class Answer(Struct, gc=False):
 Answers = Annotated[list[str | Answer], Meta(min_length=1)]
 
 
-class Annotation(Struct, gc=False):
-    question_id: Id
-    answers: Answers
-    image_id: Id | UnsetType = UNSET
+class Said(Struct, gc=False):
     answer_type: str | None = None
     question_type: str | None = None
     multiple_choice_answer: str | None = None
 
 
-class OwnQuestion(Struct, gc=False):
+class Question(Struct, gc=False):
+    question_id: Id
+    image_id: Id
+    question: FilledText
+
+
+class Annotation(Said, kw_only=True, gc=False):
+    question_id: Id
+    answers: Answers
+    image_id: Id | UnsetType = UNSET
+
+
+class OwnQuestion(Said, kw_only=True, gc=False):
     image_id: Id
     question: FilledText
     question_id: Id | UnsetType = UNSET
     answers: Answers | None = None
-    answer_type: str | None = None
-    question_type: str | None = None
-    multiple_choice_answer: str | None = None
 
 
 class Questions(Struct):
@@ -93,7 +92,7 @@ def guess_answer_type(answers: Sequence[str]) -> str:
 
     "yes/no" for yes and no, "number" for digits ("2", "3.5", "10:30"), "other" for the rest.
     """
-    answer = Counter(map(normalise_answer, answers)).most_common(1)[0][0]
+    answer = most_common_answer(answers)
     if answer in ("yes", "no"):
         return "yes/no"
     return "number" if _NUMBER.fullmatch(answer) else "other"
@@ -150,7 +149,7 @@ def _annotation_rows(path: str | Path) -> Iterator[tuple[Any, ...]]:
         yield f"{path} record", number, one.question_id, image, *_said(one.answers, one)
 
 
-def _said(answers: Sequence[str | Answer], one: Annotation | OwnQuestion) -> tuple[Any, ...]:
+def _said(answers: Sequence[str | Answer], one: Said) -> tuple[Any, ...]:
     texts = [answer if isinstance(answer, str) else answer.answer for answer in answers]
     choice = one.multiple_choice_answer or None
     return texts, one.answer_type or guess_answer_type(texts), one.question_type or None, choice

@@ -1,13 +1,76 @@
-"""Score files: whole or absent, known as one's own, refused with a sentence; and an honest estimate of time left."""
+"""Scores are found again by a fingerprint of all that they depend on; their files are whole, or known not to be."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
-from vinvl.retrieval.candidates import Block, Fold
-from vinvl.retrieval.run import ScoreFiles
+from tests.retrieval.samples import retrieval_data
+from vinvl.retrieval.data import Block, Fold
+from vinvl.retrieval.run import ScoreFiles, scores_fingerprint
 from vinvl.run.errors import UserError
+
+WEIGHTS = {"a": torch.arange(4.0), "b": torch.ones(2, 2, dtype=torch.bfloat16), "c": torch.tensor(1)}
+
+
+def fingerprint(
+    demo_data: Path, weights: dict[str, Tensor] = WEIGHTS, settings: dict[str, Any] | None = None, **changes: Any
+) -> str:
+    data = retrieval_data(demo_data, **changes)
+    data.setup("test")
+    return scores_fingerprint(weights, data.candidates("test"), data.folds("test"), settings or {"precision": "32"})
+
+
+def test_the_same_scores_have_the_same_fingerprint(demo_data: Path) -> None:
+    reordered = {name: WEIGHTS[name].clone() for name in "cab"}
+    changed = {
+        "batch_size": 9,
+        "eval_batch_size": 3,
+        "num_workers": 1,
+        "seed": 8,
+        "val_images": 2,
+        "train_split": "val",
+    }
+    assert fingerprint(demo_data) == fingerprint(demo_data, reordered, **changed)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": WEIGHTS | {"a": torch.tensor([0.0, 1.0, 2.0, 3.0001])}},
+        {"weights": WEIGHTS | {"c": torch.tensor(2)}},
+        {"settings": {"precision": "bf16-mixed"}},
+        {"captions_per_image": 4},
+        {"test_images": 5},
+        {"test_candidates": 3},
+        {"test_split": "val"},
+        {"use_tags": False},
+        {"max_regions": 2},
+    ],
+)
+def test_other_scores_have_another(demo_data: Path, changes: dict[str, Any]) -> None:
+    assert fingerprint(demo_data, **changes) != fingerprint(demo_data)
+
+
+def test_captions_and_tags_count(demo_data: Path, tmp_path: Path) -> None:
+    file = demo_data / "demo" / "dataset_demo.json"
+    text = file.read_text()
+    assert " red " in text
+    (tmp_path / "other.json").write_text(text.replace(" red ", " blue "))
+    splits = {"test": {"karpathy": str(tmp_path / "other.json"), "splits": ["test"]}}
+    (tmp_path / "same.json").write_text(text)
+    same = {"test": {"karpathy": str(tmp_path / "same.json"), "splits": ["test"]}}
+    assert fingerprint(demo_data, splits=same) == fingerprint(demo_data) != fingerprint(demo_data, splits=splits)
+    data = retrieval_data(demo_data)
+    data.setup("test")
+    first = str(data.candidates("test").records.image_ids[0])
+    (tmp_path / "tags.json").write_text(json.dumps({first: ["star", "star"]}))
+    assert fingerprint(demo_data, tags=str(tmp_path / "tags.json")) != fingerprint(demo_data)
+
 
 FOLD = Fold(np.arange(5), np.arange(7), np.array([0, 0, 1, 2, 3, 4, 4]))
 BLOCKS = [Block(0, 0, 2), Block(0, 2, 4), Block(0, 4, 5)]
@@ -19,10 +82,6 @@ def files(folder: Path, fingerprint: str = "a" * 24) -> ScoreFiles:
     return made
 
 
-def finished(store: ScoreFiles) -> tuple[frozenset[int], list[str]]:
-    return store.prepare({})
-
-
 def scores(number: int) -> np.ndarray:
     block = BLOCKS[number]
     return np.random.default_rng(number).random((block.stop - block.start, 7)).astype(np.float32)
@@ -30,12 +89,12 @@ def scores(number: int) -> np.ndarray:
 
 def test_what_is_written_is_read_and_known_as_finished(tmp_path: Path) -> None:
     store = files(tmp_path)
-    assert finished(store) == (frozenset(), [])
+    assert store.prepare({}) == (frozenset(), [])
     for number in (0, 2):
         store.write(number, scores(number))
         assert store.path(number).stat().st_size == store.bytes_of(number)
         np.testing.assert_array_equal(np.load(store.path(number)), scores(number))
-    assert finished(files(tmp_path)) == (frozenset({0, 2}), [])
+    assert files(tmp_path).prepare({}) == (frozenset({0, 2}), [])
     np.testing.assert_array_equal(store.read(2), scores(2))
     with pytest.raises(UserError, match=r"fold000_images0000002-0000003\.npy is missing or damaged: run the same"):
         store.read(1)
@@ -66,17 +125,17 @@ def test_damaged_and_foreign_files_are_not_taken_for_finished(tmp_path: Path, da
                 "text": b"hello",
             }[damage]
         )
-    assert finished(store) == (frozenset(), [path.name])
+    assert store.prepare({}) == (frozenset(), [path.name])
     with pytest.raises(UserError, match="missing or damaged"):
         store.read(0)
     store.write(0, scores(0))
-    assert finished(store) == (frozenset({0}), [])
+    assert store.prepare({}) == (frozenset({0}), [])
 
 
 def test_scores_without_order_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="NaN or infinite"):
         files(tmp_path).write(0, np.full((2, 7), np.nan, dtype=np.float32))
-    assert not finished(files(tmp_path))[0]
+    assert not files(tmp_path).prepare({})[0]
 
 
 def test_a_folder_of_other_scores_and_one_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
