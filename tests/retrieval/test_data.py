@@ -153,6 +153,11 @@ def test_a_pair_depends_on_seed_epoch_and_index_alone(pairs: RetrievalPairs) -> 
 
 
 def test_the_mismatched_pair_keeps_what_is_not_wrong(pairs: RetrievalPairs) -> None:
+    items = [pairs[Draw(0, index)] for index in range(3)]
+    batch = pairs.collate(items)
+    assert batch.labels is not None and batch.labels.tolist() == [1, 1, 1, 0, 0, 0]
+    for row, example in enumerate([*(first for first, _ in items), *(second for _, second in items)]):
+        assert batch.input_ids[row, : len(example.input_ids)].tolist() == example.input_ids.tolist()
     for index in range(0, len(pairs), 7):
         matched, mismatched = pairs[Draw(0, index)]
         assert matched.label_ids.tolist() == [1] and mismatched.label_ids.tolist() == [0]
@@ -163,16 +168,6 @@ def test_the_mismatched_pair_keeps_what_is_not_wrong(pairs: RetrievalPairs) -> N
             image = int(pairs.images[example.record["image"]])
             np.testing.assert_array_equal(example.regions.rows(), pairs.region_text.region_rows(image))
             assert pairs.region_text.tag_ids(image)[0] == example.input_ids[example.token_type_ids == 1][0]
-
-
-def test_a_batch_holds_the_matched_then_the_mismatched(pairs: RetrievalPairs) -> None:
-    items = [pairs[Draw(0, index)] for index in range(3)]
-    batch = pairs.collate(items)
-    assert batch.labels is not None and batch.labels.tolist() == [1, 1, 1, 0, 0, 0]
-    rows = [*(first for first, _ in items), *(second for _, second in items)]
-    for row, example in enumerate(rows):
-        assert batch.input_ids[row, : len(example.input_ids)].tolist() == example.input_ids.tolist()
-    assert batch.attention_mask.shape == (6, batch.input_ids.shape[1] + batch.region_features.shape[1])
 
 
 def test_other_masks_say_who_sees_whom(demo_data: Path) -> None:

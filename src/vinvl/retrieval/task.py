@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -113,10 +114,9 @@ class RetrievalTask(VinVLTask):
 
     def _settings(self, data: RetrievalDataModule) -> dict[str, Any]:
         """What the scores depend on besides weights and candidates."""
-        limits = {name: getattr(data.limits, name) for name in ("max_tokens", "max_regions", "use_tags", "use_regions")}
         return {
             "model": dict(self.hparams["model_config"]),
-            **limits,
+            **asdict(data.limits),
             "attention_type": data.attention_type,
             "precision": str(self.trainer.precision),
             "block_images": data.block_images,
