@@ -50,22 +50,7 @@ def _ancestors(name: str, parents: Mapping[str, str]) -> set[str]:
 
 @dataclass(frozen=True)
 class ConstraintOptions:
-    """The settings of `conf/decoding/constrained.yaml`, in plain types.
-
-    Attributes:
-        regions: RegionStore of the detector whose classes are the constraints; None for the store of the features.
-        hierarchy: JSON file of {class: parent class}, or None: a class is dropped if a box of it is nearly the same as
-            one of a class below it.
-        synonyms: JSON file of {class: what captions call it}, or None.
-        word_forms: JSON file of {word: [other forms that will do, …]}, or None.
-        excluded: JSON list of classes that set no constraint, or None for those that captions seldom name.
-        min_score: detections below it set no constraint.
-        overlap: boxes overlapping by more than this (intersection over union) are the same thing.
-        max_constraints: at most this many an image, the surest first; the search has a state for every subset of them.
-
-    Raises:
-        UserError: a value that none may have.
-    """
+    """The settings of `conf/decoding/constrained.yaml`, which says what each is; UserError for one that cannot be."""
 
     regions: str | list[str] | None = None
     hierarchy: str | None = None
@@ -74,7 +59,7 @@ class ConstraintOptions:
     excluded: str | None = None
     min_score: float = 0.0
     overlap: float = 0.85
-    max_constraints: Annotated[int, Meta(ge=0, le=MAX_CONSTRAINTS)] = 3
+    max_constraints: Annotated[int, Meta(ge=0, le=MAX_CONSTRAINTS)] = 3  # a search has a state for every subset of them
 
     def __post_init__(self) -> None:
         check_fields(self, "decoding.constraints.")
