@@ -1,6 +1,5 @@
-"""`python -m vinvl.pretrain_finetune`: both stages, and several objectives in one table."""
+"""`python -m vinvl.pretrain_finetune`: both stages."""
 
-import csv
 import json
 import os
 import signal
@@ -18,11 +17,12 @@ from omegaconf import OmegaConf
 
 from tests import door_runs
 from tests.conftest import TINY_MODEL, TINY_WORLD
-from tests.door_in_process import composed, run_in_process, same_weights
+from tests.door_in_process import composed, run_in_process
 from tests.door_runs import door_environment
 from vinvl import pretrain_finetune
 from vinvl.pretrain_finetune import figures, replaced_keys, same_stage, train_stage
 from vinvl.run.errors import UserError
+from vinvl.run.options import checked_arguments
 from vinvl.run.overrides import as_overrides, given_values, replacing
 from vinvl.run.signals import run_passing_signals_on
 
@@ -46,39 +46,55 @@ def results(folder: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.slow
-def test_an_objective_is_held_against_none(demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sweep's stage is a process as a user's is; that of the other objective is made here."""
-    given_ = ["--multirun", "objective=none", *STAGES]
-    swept = door_runs.call(tmp_path, "vinvl.pretrain_finetune", *given_, environment=door_environment(demo_data))
-    assert swept.returncode == 0, swept.stdout + swept.stderr
-    (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
-    table = list(csv.reader((sweep / "multirun.csv").open()))
-    assert table[0] == ["job", "finetuning test", "finetuning val", "gain over job 0"]
-    assert not (sweep / "0" / "pretraining").exists()
+def run_both(data: Path, folder: Path, objective: str) -> float:
+    opened = [f"++{one}" for one in STAGES[:-1]]  # as the door does, for Hydra knows no key of a stage
+    with composed("pretrain_finetune", data, folder, f"objective={objective}", *opened, STAGES[-1]) as config:
+        return pretrain_finetune.pretrain_finetune(config)
 
+
+@pytest.mark.slow
+def test_pretrained_and_finetuned(demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_process(command: list[str]) -> int:
-        folder = Path(command[3].removeprefix("hydra.run.dir="))
-        run_in_process("train", demo_data, folder, *command[4:])
+        checked_arguments("train", command[3:])  # as a stage's own door does
+        run_in_process("train", demo_data, Path(command[3].removeprefix("hydra.run.dir=")), *command[4:])
         return 0
 
     monkeypatch.setattr(pretrain_finetune, "run_passing_signals_on", in_process)
-    opened = [f"++{one}" for one in STAGES[:-1]]  # as the door does, for Hydra knows no key of a stage
-    given_ = ["objective=two_way", *opened, STAGES[-1]]
-    with composed("pretrain_finetune", demo_data, tmp_path / "two", *given_) as config:
-        score = pretrain_finetune.pretrain_finetune(config)
-    given = {stage: OmegaConf.load(tmp_path / "two" / stage / ".hydra" / "config.yaml") for stage in TASKS}
+    score = run_both(demo_data, tmp_path, "two_way")
+    given = {stage: OmegaConf.load(tmp_path / stage / ".hydra" / "config.yaml") for stage in TASKS}
     for stage, task in TASKS.items():
         assert given[stage].task._target_ == task and given[stage].data.use_tags is False and given[stage].seed == 88
     assert given["pretraining"].data.texta_false_prob == 0.5  # without tags it is the caption that is wrong
-    assert given["finetuning"].model.init == str(tmp_path / "two" / "pretraining" / "checkpoints" / "last.ckpt")
-    summary, found = results(tmp_path / "two")["summary"], results(tmp_path / "two" / "finetuning")
+    assert given["finetuning"].model.init == str(tmp_path / "pretraining" / "checkpoints" / "last.ckpt")
+    summary, found = results(tmp_path)["summary"], results(tmp_path / "finetuning")
     assert list(summary) == ["pretraining test", "pretraining val", "finetuning test", "finetuning val"]
     assert summary["finetuning test"] == found["scores"]["accuracy/overall"]
     assert summary["finetuning val"] == found["validation"]["score"] == score
-    alone = results(sweep / "0")["summary"]
-    assert list(alone) == table[0][1:3] and table[1] == ["0", *(f"{value:.2f}" for value in alone.values()), ""]
-    assert not same_weights(sweep / "0" / "finetuning", tmp_path / "two" / "finetuning")
+
+
+def test_without_an_objective_there_is_one_stage(
+    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[str]] = []
+
+    def stage(command: list[str]) -> int:
+        told.append(command[3:])
+        (tmp_path / "finetuning").mkdir()
+        (tmp_path / "finetuning" / "results.json").write_text('{"headline": "loss", "scores": {"loss": 2.5}}')
+        return 0
+
+    monkeypatch.setattr(pretrain_finetune, "run_passing_signals_on", stage)
+    assert run_both(demo_data, tmp_path, "none") == 2.5
+    assert len(told) == 1 and told[0][0] == f"hydra.run.dir={tmp_path / 'finetuning'}"
+    assert not any(word.startswith("model.init=/") for word in told[0]) and "data.use_tags=false" in told[0]
+
+
+@pytest.mark.slow
+def test_the_door_takes_any_key_of_a_stage(demo_data: Path, tmp_path: Path) -> None:
+    given = ["--cfg", "job", "objective=two_way", "finetune.trainer.max_epochs=3"]
+    shown = door_runs.call(tmp_path, "vinvl.pretrain_finetune", *given, environment=door_environment(demo_data))
+    config = OmegaConf.create(shown.stdout)
+    assert shown.returncode == 0 and config.finetune.trainer.max_epochs == 3 and config.objective.pretrain
 
 
 def test_a_dict_for_a_split_reaches_the_stage_as_one() -> None:
