@@ -45,7 +45,7 @@ PILLOWS_LIMIT = 178_956_970  # pixels, above which Pillow itself refuses a pictu
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How a file becomes pixels.
+    """How a file becomes pixels. Raises UserError for a value that is not one of these.
 
     Args:
         exif_orientation: "apply" turns the picture as its EXIF block says, as viewers do, and OpenCV, with which the
@@ -55,9 +55,6 @@ class ReadingOptions:
             colours the file has there, as the published extractor does.
         max_pixels: a picture of more is refused before it is decoded. More than 178,956,970 lifts Pillow's own limit in
             the whole process.
-
-    Raises:
-        UserError: a value that is not one of these.
     """
 
     exif_orientation: Literal["ignore", "apply"] = EXIF_APPLY
@@ -78,19 +75,14 @@ class ReadingOptions:
 def read_picture(path: str | Path, options: ReadingOptions) -> Image.Image:
     """The picture as RGB; of an animation the first frame.
 
-    Raises:
-        UserError: the file is missing, empty, no picture, damaged, too large, or of a kind that has no colours to show.
+    Raises UserError if the file is missing, empty, no picture, damaged, too large, or has no colours to show.
     """
     with _opened(path, options) as image:
         return rgb_picture(image, options, str(path))
 
 
 def picture_size(path: str | Path, options: ReadingOptions) -> tuple[int, int]:
-    """(width, height) of the picture that `read_picture` would give; reads no more than the file's head.
-
-    Raises:
-        UserError: as `read_picture`, as far as the head tells.
-    """
+    """(width, height) of what `read_picture` would give; raises as it does, as far as the file's head tells."""
     with _opened(path, options) as image:
         width, height = image.size
         turned = options.exif_orientation == EXIF_APPLY and orientation(image) in SIDEWAYS
@@ -125,18 +117,17 @@ def rgb_picture(image: Image.Image, options: ReadingOptions, name: str = "the pi
     """A Pillow image of any mode, turned as the options say, as RGB: 16 bits a channel are scaled to 8, transparent
     places laid over a colour.
 
-    Raises:
-        UserError: floating-point pixels or whole numbers beyond 16 bits; nobody knows what is white there.
+    Raises UserError for floating-point pixels or whole numbers beyond 16 bits; nobody knows what is white there.
     """
     if options.exif_orientation == EXIF_APPLY:
         image.load()  # a PNG may say how it lies behind its pixels
         turn = TURNS.get(orientation(image))
         image = image if turn is None else image.transpose(turn)
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if image.mode == "I" or image.mode.startswith("I;16"):
         levels = np.asarray(image)
-        if levels.size and (levels.min() < 0 or levels.max() > 0xFFFF):
-            pixels = f"pixels of {levels.min()} to {levels.max()}"
-            raise UserError(f"{name} has {pixels}: save it with 8 or 16 bits a channel.")
+        low, high = (levels.min(), levels.max()) if levels.size else (0, 0)
+        if low < 0 or high > 0xFFFF:
+            raise UserError(f"{name} has pixels of {low} to {high}: save it with 8 or 16 bits a channel.")
         image = Image.fromarray((levels >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise UserError(f"{name} has floating-point pixels, which have no known range: save it with 8 bits a channel.")
@@ -149,6 +140,11 @@ def rgb_picture(image: Image.Image, options: ReadingOptions, name: str = "the pi
 @contextmanager
 def _opened(path: str | Path, options: ReadingOptions) -> Iterator[Image.Image]:
     """The file's head read and held against the limits; whatever its decoding raises becomes a sentence."""
+
+    def too_large(size: str) -> UserError:
+        limit = f"max_pixels is {options.max_pixels:,}: raise it if you trust the file, which may be made to fill the"
+        return UserError(f"{path} has {size}, and {limit} memory.")
+
     if Image.MAX_IMAGE_PIXELS is not None and options.max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = options.max_pixels  # ours is the smaller limit
     try:
@@ -159,7 +155,7 @@ def _opened(path: str | Path, options: ReadingOptions) -> Iterator[Image.Image]:
             with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
                 pixels = image.width * image.height
                 if pixels > options.max_pixels:
-                    raise _too_large(path, f"{image.width:,} × {image.height:,} pixels", options)
+                    raise too_large(f"{image.width:,} × {image.height:,} pixels")
                 if pixels == 0:
                     raise UserError(f"{path} has {image.width} × {image.height} pixels: there is nothing to see in it.")
                 if image.format == "PNG" and "exif" not in image.info:
@@ -171,14 +167,19 @@ def _opened(path: str | Path, options: ReadingOptions) -> Iterator[Image.Image]:
         kinds = ", ".join(name.lower() for name in FORMATS)
         raise UserError(f"{path} is not a picture of a known kind ({kinds}), or its beginning is damaged.") from None
     except Image.DecompressionBombError:
-        raise _too_large(path, f"more than {PILLOWS_LIMIT:,} pixels", options) from None
+        raise too_large(f"more than {PILLOWS_LIMIT:,} pixels") from None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except MemoryError:
         raise UserError(f"{path} does not fit into memory.") from None
     except Exception as error:  # a damaged file may make a decoder raise anything
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{path} is cut off or damaged ({' '.join(reason.split())[:100]}).") from None
+        raise damage(path, error) from None
+
+
+def damage(name: str | Path, error: Exception) -> UserError:
+    """The sentence about a picture whose decoding has raised an error."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return UserError(f"{name} is cut off or damaged ({' '.join(reason.split())[:100]}).")
 
 
 def _late_exif(file: BinaryIO) -> bytes:
@@ -196,29 +197,19 @@ def _late_exif(file: BinaryIO) -> bytes:
         file.seek(here)
 
 
-def _too_large(path: str | Path, size: str, options: ReadingOptions) -> UserError:
-    return UserError(
-        f"{path} has {size}, and max_pixels is {options.max_pixels:,}: raise it if you trust the file, which may "
-        "be made to fill the memory."
-    )
-
-
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")  # of pictures
 
 
 @dataclass(frozen=True)
 class PictureNames:
-    """How the image id follows from a picture's place.
+    """How the image id follows from a picture's place. Raises UserError for another rule, or a pattern that is none.
 
     Args:
         rule: "stem": the file's name without its suffix; "path": its path below the folder (or the list file's folder)
             without its suffix, with "/" between folders; "file": that path with its suffix.
         pattern: a regular expression whose first group, found in what `rule` gives, is the id: `0*(\\d+)$` makes
             COCO_val2014_000000262148 262148. None takes it as it is.
-
-    Raises:
-        UserError: another rule, or a pattern that is none or has no group.
     """
 
     rule: Literal["stem", "path", "file"] = "stem"
@@ -230,16 +221,10 @@ class PictureNames:
             check_pattern(self.pattern, "id.pattern")
 
     def image_id(self, path: Path, folder: Path) -> str:
-        """The id of a file.
-
-        Raises:
-            UserError: the pattern does not fit, or the id is none that a store can hold.
-        """
+        """The id of a file. Raises UserError if the pattern does not fit."""
         place = path.relative_to(folder) if path.is_relative_to(folder) else path
         names = {"stem": path.stem, "file": place.as_posix(), "path": os.path.splitext(place)[0]}
-        name = id_by_pattern(names[self.rule], self.pattern, "id.pattern")
-        encoded_id(name)
-        return name
+        return id_by_pattern(names[self.rule], self.pattern, "id.pattern")
 
 
 @dataclass(frozen=True)
@@ -274,34 +259,34 @@ class Pictures:
 def find_pictures(source: str | Path, names: PictureNames) -> Pictures:
     """The pictures of a folder and all folders in it, of a list file, or one picture.
 
+    Raises UserError if nothing is there, or two files have one id.
+
     Args:
         source: a folder; a picture; or a text file with a path a line, from the list's folder unless it is absolute,
             and behind a tab, where `names` shall not say it, the id. Hidden files and folders are passed over.
         names: how ids follow from places.
-
-    Raises:
-        UserError: nothing is there, or two files have one id.
     """
     source = Path(source).expanduser()
-    found: list[tuple[Path, str | None]]
-    if source.is_dir():
-        found, folder = [(path, None) for path in _walk(source)], source
-    elif not source.is_file():
+    if not source.is_dir() and not source.is_file():
         raise UserError(f"images={source} does not exist: give a folder, a list file or a picture.")
-    elif source.suffix.lower() in SUFFIXES:
-        found, folder = [(source, None)], source.parent
-    elif _holds_pictures(source):
+    if source.is_file() and source.suffix.lower() not in SUFFIXES and _holds_pictures(source):
         reason = (
             f"{source} holds pictures in base64: a TSV of pictures is not read; write each into a file of its own, and "
             "give their folder"
         )
         return Pictures(Column.of([]), Column.of([]), (Unusable(str(source), reason),))
-    else:
-        found, folder = list(_listed(source)), source.parent
+    found = picture_files(source)
     if not found:
         kinds = ", ".join(sorted(SUFFIXES))
         raise UserError(f"images={source} holds no pictures: looked for are files ending in {kinds}.")
-    return _named(found, folder, names)
+    return _named(found, source if source.is_dir() else source.parent, names)
+
+
+def picture_files(source: Path) -> list[tuple[Path, str | None]]:
+    """(file, id where a list says it) of each picture of a folder, of a list file, or of one picture."""
+    if source.is_dir():
+        return [(path, None) for path in _walk(source)]
+    return [(source, None)] if source.suffix.lower() in SUFFIXES else list(_listed(source))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -328,11 +313,8 @@ def _holds_pictures(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             _, tab, last = file.readline(2**20).rpartition(b"\t")
-    except OSError:
-        return False  # the reader that follows says why
-    try:
         head = base64.b64decode(last[:16], validate=True)
-    except ValueError:
+    except (OSError, ValueError):  # of a file that cannot be read the reader that follows says why
         return False
     of_bmp = head.startswith(b"BM") and head[6:10] == bytes(4)
     return bool(tab) and len(last) > 32 and (of_bmp or head.startswith(BEGINNINGS))
@@ -357,29 +339,30 @@ def _listed(path: Path) -> Iterator[tuple[Path, str | None]]:
 def _named(found: Sequence[tuple[Path, str | None]], folder: Path, names: PictureNames) -> Pictures:
     ids, paths, unusable = [], [], []
     for path, given in found:
+        shown_path = str(path) if str(path).isprintable() else ascii(str(path))
         try:
-            if given is not None:
-                encoded_id(given)
-            ids.append(names.image_id(path, folder) if given is None else given)
+            image_id = names.image_id(path, folder) if given is None else given
+            encoded_id(image_id)
             str(path).encode("utf-8")
-            paths.append(str(path))
         except UnicodeEncodeError:
-            ids.pop()
-            unusable.append(Unusable(ascii(str(path)), "its path is not valid Unicode text: rename it"))
+            unusable.append(Unusable(shown_path, "its path is not valid Unicode text: rename it"))
         except UserError as error:
-            unusable.append(Unusable(ascii(str(path)) if not str(path).isprintable() else str(path), str(error)))
+            unusable.append(Unusable(shown_path, str(error)))
+        else:
+            ids.append(image_id)
+            paths.append(str(path))
     _refuse_twins(ids, paths, names)
     return Pictures(Column.of(ids), Column.of(paths), tuple(unusable))
 
 
 def _refuse_twins(ids: Sequence[str], paths: Sequence[str], names: PictureNames) -> None:
     first = {ids[index]: index for index in reversed(range(len(ids)))}
-    if len(first) == len(ids):
+    twin = next((index for index, image_id in enumerate(ids) if first[image_id] != index), None)
+    if twin is None:
         return
-    twin = next(index for index, image_id in enumerate(ids) if first[image_id] != index)
     one, other = Path(paths[first[ids[twin]]]), Path(paths[twin])
-    rule = "file" if os.path.splitext(one)[0] == os.path.splitext(other)[0] else "path"
     rules = ("stem", "path", "file")
+    rule = "file" if os.path.splitext(one)[0] == os.path.splitext(other)[0] else "path"
     finer = names.pattern is None and rules.index(rule) > rules.index(names.rule)
     way = f"id.rule={rule}" if finer else "another id.pattern" if names.pattern else "one line a file"
     raise UserError(

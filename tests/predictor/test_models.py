@@ -49,13 +49,12 @@ def assert_same_answers(one: vinvl.Predictor, other: vinvl.Predictor, ids: list[
 
 class TestCheckpointsOfOurs:
     def test_the_settings_are_those_of_the_run(self, runs: dict[str, Path], demo_data: Path) -> None:
-        used = load(runs["vqa"], demo_data).trained.used
-        assert used is not None and (used.usage.max_tokens, used.usage.max_regions) == (40, 7)
-        assert list(used.answers) == tensors(runs["vqa"])["hyper_parameters"]["answers"]
-        used = load(runs["captioning"], demo_data).trained.used
-        assert used is not None and used.usage.decoding["num_beams"] == 3 and used.usage.max_caption_tokens == 12
-        used = load(runs["retrieval"], demo_data).trained.used
-        assert used is not None and used.usage.attention_type == "CR"
+        vqa, writer, matcher = (load(runs[task], demo_data).trained for task in ("vqa", "captioning", "retrieval"))
+        assert vqa.usage is not None and (vqa.usage.max_tokens, vqa.usage.max_regions) == (40, 7)
+        assert list(vqa.answers) == tensors(runs["vqa"])["hyper_parameters"]["answers"]
+        assert writer.usage is not None and writer.usage.decoding["num_beams"] == 3
+        assert writer.usage.max_caption_tokens == 12
+        assert matcher.usage is not None and matcher.usage.attention_type == "CR"
 
     def test_every_setting_can_be_overridden(self, runs: dict[str, Path], demo_data: Path, ids: list[str]) -> None:
         usual = answered(load(runs["vqa"], demo_data), ids)
@@ -222,8 +221,8 @@ class TestFolders:
     ) -> None:
         there = convert(runs[task], tmp_path / "out")
         one, other = load(runs[task], demo_data), load(there, demo_data)
-        assert one.trained.used is not None and other.trained.used is not None
-        assert one.trained.used.usage == other.trained.used.usage and other.trained.task == task
+        assert one.trained.usage is not None and other.trained.usage is not None
+        assert one.trained.usage == other.trained.usage and other.trained.task == task
         assert one.trained.features == other.trained.features
         published = convert(there, tmp_path / "oscar", "format=oscar")  # which says no more than this of its task
         assert json.loads((published / "config.json").read_text())["finetuning_task"] == task
@@ -247,16 +246,16 @@ class TestFolders:
         with pytest.raises(UserError, match=r"does not carry the texts of its \d+ answers: pass answers=FILE"):
             load(there, demo_data)
         found = load(there, demo_data, answers=tmp_path / "trainval_label2ans.pkl")
-        assert found.trained.used is not None and found.trained.task == "vqa"
-        assert found.trained.used.usage == Usage.of_task("vqa", {}, {}, {}, "")
-        assert (found.trained.used.usage.max_tokens, found.trained.used.usage.max_regions) == (128, 50)
+        assert found.trained.usage is not None and found.trained.task == "vqa"
+        assert found.trained.usage == Usage.of_task("vqa", {}, {}, {}, "")
+        assert (found.trained.usage.max_tokens, found.trained.usage.max_regions) == (128, 50)
         ours = load(runs["vqa"], demo_data, inputs={"max_tokens": 128, "max_regions": 50})
         assert_same_answers(found, ours, ids)
         (there / "config.json").write_text(json.dumps(config | {"finetuning_task": None}))
         with pytest.raises(UserError, match=r"does not say what its classifier of .* was trained for: pass task=vqa"):
             load(there, demo_data, answers=answers)
         as_gqa = load(there, demo_data, answers=answers, task="gqa", inputs={"max_tokens": 100})
-        assert as_gqa.trained.used is not None and as_gqa.trained.used.usage.max_regions == 45
+        assert as_gqa.trained.usage is not None and as_gqa.trained.usage.max_regions == 45
 
     def test_models_of_mmf_see_what_mmf_shows_them(
         self, runs: dict[str, Path], demo_data: Path, ids: list[str], tmp_path: Path
@@ -269,8 +268,8 @@ class TestFolders:
         answers = tensors(runs["vqa"])["hyper_parameters"]["answers"]
         given: dict[str, Any] = {"task": "vqa", "answers": answers, "tokenizer": demo_data / "demo" / "tokenizer"}
         found = load(tmp_path / "mmf" / "model.pth", demo_data, **given)
-        assert found.trained.used is not None
-        assert (found.trained.used.usage.max_tokens, found.trained.used.usage.max_regions) == (70, 70)
+        assert found.trained.usage is not None
+        assert (found.trained.usage.max_tokens, found.trained.usage.max_regions) == (70, 70)
         assert_same_answers(found, load(runs["vqa"], demo_data, inputs={"max_tokens": 70, "max_regions": 70}), ids)
 
     @pytest.mark.parametrize(

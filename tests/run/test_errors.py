@@ -6,8 +6,8 @@ import pytest
 
 from tests.regions.samples import make_regions, write
 from vinvl.models.weights import LoadingReport
+from vinvl.predictor import Answer, Caption
 from vinvl.predictor.command import Said
-from vinvl.predictor.skills import Answer, Caption
 from vinvl.regions import LabelMap, RegionStoreWriter
 from vinvl.regions.__main__ import main as store_door
 from vinvl.run.errors import UserError, printable, say, sentence_of

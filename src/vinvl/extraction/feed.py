@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from msgspec import Meta
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import padded_size, resized_pixels
@@ -66,8 +66,7 @@ class PictureBatch:
 
     def single(self) -> Iterator[PictureBatch]:
         """Each picture as a batch of its own."""
-        for picture in zip(self.ids, self.paths, self.pixels, self.original_sizes, strict=True):
-            image_id, path, pixels, size = picture
+        for image_id, path, pixels, size in zip(self.ids, self.paths, self.pixels, self.original_sizes, strict=True):
             yield PictureBatch((image_id,), (path,), (pixels,), (size,), ())
 
 
@@ -95,7 +94,7 @@ class PictureFeed:
     def __iter__(self) -> Iterator[PictureBatch]:
         workers = self.options.workers
         loader: DataLoader[PictureBatch] = DataLoader(
-            _PictureDataset(self.pictures, self.config, self.options.reading),
+            replace(self, done=bool),  # type: ignore[arg-type]  # workers ask for single batches alone
             sampler=self.batches(),
             batch_size=None,
             num_workers=workers,
@@ -104,6 +103,20 @@ class PictureFeed:
             worker_init_fn=_begin_worker,
         )
         return iter(loader)
+
+    def __getitem__(self, indices: list[int]) -> PictureBatch:
+        """The pictures of a batch, read and resized: what workers do."""
+        found, unusable = [], []
+        for index in indices:
+            path = self.pictures.paths[index]
+            try:
+                image = read_picture(path, self.options.reading)
+            except UserError as error:
+                unusable.append(Unusable(path, str(error)))
+            else:
+                found.append((self.pictures.ids[index], path, resized_pixels(image, self.config), image.size))
+        ids, paths, pixels, sizes = zip(*found, strict=True) if found else ((), (), (), ())
+        return PictureBatch(ids, paths, pixels, sizes, tuple(unusable))
 
     def batches(self) -> Iterator[list[int]]:
         """Which pictures make each batch; one that cannot even be measured is a batch of its own.
@@ -154,28 +167,6 @@ def alike(
     for group in groups.values():
         batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
     return sorted(batches, key=min)
-
-
-@dataclass(frozen=True, eq=False)
-class _PictureDataset(Dataset[PictureBatch]):
-    """Lists of pictures as batches."""
-
-    pictures: Pictures
-    config: DetectorConfig
-    reading: ReadingOptions
-
-    def __getitem__(self, indices: list[int]) -> PictureBatch:
-        found, unusable = [], []
-        for index in indices:
-            path = self.pictures.paths[index]
-            try:
-                image = read_picture(path, self.reading)
-            except UserError as error:
-                unusable.append(Unusable(path, str(error)))
-                continue
-            found.append((self.pictures.ids[index], path, resized_pixels(image, self.config), image.size))
-        ids, paths, pixels, sizes = zip(*found, strict=True) if found else ((), (), (), ())
-        return PictureBatch(ids, paths, pixels, sizes, tuple(unusable))
 
 
 def _begin_worker(number: int) -> None:

@@ -20,7 +20,6 @@ from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import COLOUR_ORDER, MEAN
 from vinvl.detector.weights import OpenedDetector
 from vinvl.pictures import PictureNames, ReadingOptions
-from vinvl.regions.regions import LabelMap
 from vinvl.regions.shard import IdLookup
 from vinvl.regions.store import FeatureRecord, RegionStore, differences, settings_of, unlike_settings
 from vinvl.regions.writer import Unfinished
@@ -55,27 +54,26 @@ def detector_config(config: DictConfig, carried: DetectorConfig | None) -> Detec
     return DetectorConfig.of_plain(with_given(carried.plain(), "detector", config, given, "The weight file's detector"))
 
 
-# What a store says of how its features were made, and by which part of that two stores are of one kind.
-
-
 def feature_settings(
-    *,
-    weights: Path,
+    opened: OpenedDetector,
     weights_sha256: str,
-    detector: DetectorConfig,
-    label_map: LabelMap,
     reading: ReadingOptions,
-    names: PictureNames,
-    mixed_sizes: bool,
+    *,
+    names: PictureNames | None = None,
+    mixed_sizes: bool = False,
     feature_dtype: str,
-    precision: str,
+    precision: str = "",
 ) -> dict[str, Any]:
-    """Everything except the pictures that determines features, tags and ids; plain types, as JSON returns them."""
+    """Everything except the pictures that determines features, tags and ids; plain types, as JSON returns them.
+
+    It is what a store says of how its features were made, and by which two stores are of one kind.
+    """
+    names = names or PictureNames()
     return {
-        "weights": weights.name,
+        "weights": opened.weights.name,
         "weights_sha256": weights_sha256,
-        "label_map_sha256": hashlib.sha256(label_map.to_json().encode()).hexdigest(),
-        **{name: value for name, value in detector.plain().items() if name not in UNDECIDED},
+        "label_map_sha256": hashlib.sha256(opened.label_map.to_json().encode()).hexdigest(),
+        **{name: value for name, value in opened.detector.config.plain().items() if name not in UNDECIDED},
         "batches": "mixed sizes" if mixed_sizes else "one size each",
         "colour_order": COLOUR_ORDER,
         "pixel_mean": list(MEAN),
@@ -110,38 +108,31 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-# How a detector is to be used so that it makes the features that a model was trained on.
+# How a detector is to be used so that it makes the features that a model was trained on; `record` is of these, as the
+# model's checkpoint carries it. Where somebody has changed the record to what cannot be, it is not followed.
 
 
 def trained_config(record: FeatureRecord, weights_sha256: str, own: DetectorConfig | None) -> DetectorConfig | None:
-    """How the detector was used that made the features a model was trained on, where these are its weights.
+    """How the detector was used that made a model's features, where these are its weights; otherwise `own`.
 
-    Args:
-        record: what the model's checkpoint carries.
-        weights_sha256: of the detector's weight file.
-        own: what the weight file says of itself; None if it says nothing.
-
-    Returns:
-        `own` if the features are another detector's, or how they were made is unknown.
+    `own` is what the weight file says of itself; None if it says nothing.
     """
-    said = record.provenance
+    said, config = record.provenance, own or DetectorConfig()
     if said.get("weights_sha256") != weights_sha256:
         return own
-    config = own or DetectorConfig()
+    names = [name for name in config.plain() if name in said and name != "architecture"]
     try:
-        return replace(
-            config, **{name: said[name] for name in config.plain() if name in said and name != "architecture"}
-        )
-    except UserError:  # a record that somebody has changed
+        return replace(config, **{name: said[name] for name in names})
+    except UserError:
         return own
 
 
 def trained_reading(record: FeatureRecord) -> ReadingOptions:
     """How pictures became pixels for the features a model was trained on; as published if that is unknown."""
-    names = ("exif_orientation", "transparency")
+    said = record.provenance
     try:
-        return ReadingOptions(**{name: record.provenance[name] for name in names if name in record.provenance})
-    except UserError:  # a record that somebody has changed
+        return ReadingOptions(**{name: said[name] for name in ("exif_orientation", "transparency") if name in said})
+    except UserError:
         return ReadingOptions()
 
 
@@ -151,35 +142,21 @@ def unlike_detector(
     """One sentence if a detector does not make the features that a model was trained on, otherwise None."""
     if "weights_sha256" not in record.provenance:
         return None
-    now = feature_settings(
-        weights=opened.weights,
-        weights_sha256=weights_sha256,
-        detector=opened.detector.config,
-        label_map=opened.label_map,
-        reading=reading,
-        names=PictureNames(),
-        mixed_sizes=False,
-        feature_dtype=record.feature_dtype,
-        precision="",
-    )
+    now = feature_settings(opened, weights_sha256, reading, feature_dtype=record.feature_dtype)
     return unlike_settings(settings_of(record.provenance), now, f"{opened.weights} makes")
 
 
 class Target:
     """The store to write, with what was done for it before.
 
-    Args:
-        path: of the store.
-        settings: all that its features follow from, in plain types.
-        overwrite: whether what is there with other settings, or is complete, is to be replaced.
+    Raises UserError if there is something else at `path`, or work that was begun with other settings, and `overwrite`
+    is False; or a folder.
 
     Attributes:
+        path: of the store.
+        settings: all that its features follow from, in plain types.
         unfinished: what is done and not in the store yet.
         earlier: the finished store at `path` if it was made with these settings, to which pictures may be added.
-
-    Raises:
-        UserError: there is something else at `path`, or work that was begun with other settings, and `overwrite` is
-            False; or a folder.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:

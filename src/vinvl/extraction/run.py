@@ -28,7 +28,7 @@ from vinvl.regions.layout import FEATURE_DTYPES, read_header
 from vinvl.regions.merging import shard_path
 from vinvl.regions.regions import Regions, StoreAttributes
 from vinvl.regions.store import RegionStore
-from vinvl.regions.writer import ShardWriter, Unfinished, checked_image, shard_files
+from vinvl.regions.writer import ShardWriter, checked_image, shard_files
 from vinvl.run.errors import UserError, printable, say
 from vinvl.run.files import atomic_write, failure_told
 from vinvl.run.folders import process_rank
@@ -42,9 +42,7 @@ Detected = tuple[list[Regions], list[Unusable]]
 
 
 class DetectionModule(pl.LightningModule):
-    """Batches of pixels → regions in memory of the host, in the data types of a store.
-
-    The detector as Lightning runs it: devices, precision and processes are its Trainer's.
+    """The detector as Lightning runs it: batches of pixels → regions in memory of the host, as a store has them.
 
     Args:
         detector: with its weights.
@@ -66,17 +64,16 @@ class DetectionModule(pl.LightningModule):
     @torch.no_grad()
     def predict_step(self, batch: PictureBatch, batch_idx: int = 0) -> Detected:
         """The regions of each picture, and the pictures that gave none because they are broken or do not fit."""
-        regions: list[Regions] = []
-        unusable = list(batch.unusable)
         try:
-            return self._detect(batch), unusable
+            return self._detect(batch), list(batch.unusable)
         except torch.OutOfMemoryError:  # one after the other takes less; what does not fit then, never will
-            for one in batch.single():
-                try:
-                    regions += self._detect(one)
-                except torch.OutOfMemoryError:
-                    reason = f"{one.paths[0]} does not fit into the memory of the device."
-                    unusable.append(Unusable(one.paths[0], reason))
+            regions, unusable = list[Regions](), list(batch.unusable)
+        for one in batch.single():
+            try:
+                regions += self._detect(one)
+            except torch.OutOfMemoryError:
+                reason = f"{one.paths[0]} does not fit into the memory of the device."
+                unusable.append(Unusable(one.paths[0], reason))
         return regions, unusable
 
     def _detect(self, batch: PictureBatch) -> list[Regions]:
@@ -115,8 +112,7 @@ class Recorder(Callback):
     Args:
         target: the store; work on it begins with prediction, on rank 0, for which the others wait.
         attributes: of the store.
-        total: pictures in all.
-        done: pictures that were in the store or its shards before.
+        total, done: pictures in all, and those that were in the store or its shards before.
         shard_seconds: see `ShardWriter`.
 
     Attributes:
@@ -127,13 +123,11 @@ class Recorder(Callback):
         self, target: Target, attributes: StoreAttributes, *, total: int, done: int, shard_seconds: float
     ) -> None:
         self._target, self._attributes, self._shard_seconds = target, attributes, shard_seconds
-        self._total, self._done = total, done
+        self._total, self._done, self._added = total, done, 0
         self.unusable: list[Unusable] = []
         self._shards: ShardWriter | None = None
-        self._added = 0
-        self._request = StopRequest("these pictures")
-        self._others: _Others | None = None
-        self._stack = ExitStack()
+        self._others: Callable[[], int] | None = None
+        self._request, self._stack = StopRequest("these pictures"), ExitStack()
         self._show: Show = lambda now, note="": None
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -145,23 +139,17 @@ class Recorder(Callback):
         self._stack.enter_context(unfinished.locked(rank))
         self._shards = ShardWriter(unfinished.folder, rank, self._attributes, seconds=self._shard_seconds)
         if trainer.is_global_zero:
-            self._others = _Others(unfinished.folder, rank)
+            self._others = added_by_others(unfinished.folder)
             self._show = self._stack.enter_context(progress("images", self._total, self._done))
 
     def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: PictureBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: PictureBatch, *numbers: int
     ) -> None:
-        found: Detected = outputs
-        self.unusable.extend(found[1])
+        found, unusable = outputs
+        self.unusable.extend(unusable)
         paths = dict(zip(batch.ids, batch.paths, strict=True))
         assert self._shards is not None
-        for regions in found[0]:
+        for regions in found:
             try:
                 image = checked_image(regions, self._attributes)
             except UserError as error:
@@ -171,53 +159,46 @@ class Recorder(Callback):
                 self._shards.add(image)
             self._added += 1
         if self._others is not None:
-            now = self._done + self._added + len(self.unusable) + self._others.added()
+            now = self._done + self._added + len(self.unusable) + self._others()
             self._show(now, f", {len(self.unusable):,} broken" if self.unusable else "")
         if self._request.received is not None:
             raise Stopped(self._request.exit_code)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.finish()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self.finish()
-
-    def finish(self) -> None:
-        """Finish a shard of what waits."""
+        """Finishes a shard of what waits."""
         shards, self._shards = self._shards, None
         with self._stack:
             if shards is not None:
                 with self._disk():
                     shards.flush()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.on_predict_end(trainer, pl_module)
+
     def _disk(self) -> AbstractContextManager[None]:
         folder = self._target.unfinished.folder
         return failure_told(folder, "make room and give the same command again: what is finished is safe in it")
 
 
-class _Others:
-    """How many images the other processes have finished since this one began."""
+def added_by_others(folder: Path) -> Callable[[], int]:
+    """How many images other processes than the first have finished since now, whenever it is called."""
+    known, looked = dict.fromkeys(shard_files(folder), 0), time.monotonic()
 
-    def __init__(self, folder: Path, own: int) -> None:
-        self._folder = folder
-        self._known = dict.fromkeys(shard_files(folder), 0)
-        self._own = f"{own:05d}-"
-        self._looked = time.monotonic()
+    def added() -> int:
+        nonlocal looked
+        if time.monotonic() - looked >= LOOK_SECONDS:
+            looked = time.monotonic()
+            new = (path for path in shard_files(folder) if path not in known and not path.name.startswith("00000-"))
+            known.update({path: read_header(path).num_images for path in new})
+        return sum(known.values())
 
-    def added(self) -> int:
-        if time.monotonic() - self._looked >= LOOK_SECONDS:
-            self._looked = time.monotonic()
-            for path in shard_files(self._folder):
-                if path not in self._known and not path.name.startswith(self._own):
-                    self._known[path] = read_header(path).num_images
-        return sum(self._known.values())
+    return added
 
 
 def extract(config: DictConfig) -> None:
     """Composed configuration → a store of the pictures' regions at `config.output`.
 
-    Raises:
-        UserError: whatever a person has to change. What was done until then is kept, and the same command goes on.
+    Raises UserError for whatever a person has to change. What was done until then is kept; the same command goes on.
     """
     index, count = config.shard.index, config.shard.count
     if type(index) is not int or type(count) is not int or not 0 <= index < count <= 99_999:
@@ -231,11 +212,9 @@ def extract(config: DictConfig) -> None:
     opened = open_detector(str(config.weights), labels, partial(detector_config, config), compile=bool(config.compile))
     detector = opened.detector.config
     settings = feature_settings(
-        weights=opened.weights,
-        weights_sha256=sha256_of_file(opened.weights),
-        detector=detector,
-        label_map=opened.label_map,
-        reading=reading,
+        opened,
+        sha256_of_file(opened.weights),
+        reading,
         names=names,
         mixed_sizes=feed.mixed_sizes,
         feature_dtype=config.dtype,
@@ -304,8 +283,7 @@ def gathered(unusable: list[Unusable]) -> list[Unusable]:
 
 def write(pictures: Pictures, target: Target, attributes: StoreAttributes, unusable: Sequence[Unusable]) -> None:
     """The shards become the store, or part of the one that is there."""
-    unfinished: Unfinished = target.unfinished
-    earlier = target.earlier
+    unfinished, earlier = target.unfinished, target.earlier
     if unfinished.shards():
         if earlier is not None:
             earlier.require_sound(contents=True)  # or its damage would get a checksum that says it is whole

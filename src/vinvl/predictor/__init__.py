@@ -1,7 +1,7 @@
 """Using a trained model on pictures: `vinvl.load`."""
 
-from vinvl.predictor.predictor import Predictor, load
-from vinvl.predictor.skills import Answer, Caption, PictureRegions
+from vinvl.predictor.pictures import PictureRegions
+from vinvl.predictor.predictor import Answer, Caption, Predictor, load
 from vinvl.regions.store import OtherFeatures
 
 __all__ = ["Answer", "Caption", "OtherFeatures", "PictureRegions", "Predictor", "load"]

@@ -16,9 +16,8 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from vinvl.extraction.provenance import detector_config, section
-from vinvl.pictures import SUFFIXES
-from vinvl.predictor.predictor import Predictor, load
-from vinvl.predictor.skills import Answer, Caption
+from vinvl.pictures import picture_files
+from vinvl.predictor.predictor import Answer, Caption, Predictor, load
 from vinvl.predictor.trained import Usage
 from vinvl.regions.store import OtherFeatures, RegionStore
 from vinvl.run.errors import UserError, say
@@ -27,9 +26,6 @@ from vinvl.run.folders import NAMED_CHECKPOINTS, resolve_checkpoint
 from vinvl.run.options import IN_QUOTES, as_text
 from vinvl.run.overrides import command_overrides, given_keys, given_values
 
-# Command lines about pictures, as Hydra takes them.
-
-
 QUOTED = ("image", "question", "text", "weights", "labels", "features", "output")  # texts and file names
 ITEM = re.compile(rf"\s*({IN_QUOTES.pattern}|[^,]+)\s*(?:,|$)")  # of a list
 
@@ -37,8 +33,7 @@ ITEM = re.compile(rf"\s*({IN_QUOTES.pattern}|[^,]+)\s*(?:,|$)")  # of a list
 def picture_arguments(arguments: list[str]) -> list[str]:
     """Command-line arguments of a call about pictures, so that Hydra takes texts as they are and leaves no run folder.
 
-    Others come back as they are. Questions and file names hold commas, quotes and brackets, which mean something to
-    Hydra.
+    Others come back as they are. Commas, quotes and brackets in questions and file names mean something to Hydra.
     """
     if not any(argument.startswith("image=") for argument in arguments):
         return arguments
@@ -110,17 +105,11 @@ AT_ONCE = 32  # pictures, whose results are printed together
 
 @dataclass(frozen=True)
 class Said:
-    """What a model said of a picture, or of two.
+    """What a model said of a picture, or of two."""
 
-    Attributes:
-        image: path or image id; for statements about two pictures both.
-        text: the question or text; None for captions.
-        result: an `Answer`, a `Caption`, or the probability of the text.
-    """
-
-    image: str | tuple[str, str]
-    text: str | None
-    result: Answer | Caption | float
+    image: str | tuple[str, str]  # path or image id; for statements about two pictures both
+    text: str | None  # the question or text; None for captions
+    result: Answer | Caption | float  # a number is the probability of the text
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -143,8 +132,7 @@ class Said:
 def ask_about_pictures(config: DictConfig) -> list[Said]:
     """What a model says of `config.image`: printed, and where asked for in a file of JSON lines.
 
-    Raises:
-        UserError: whatever a person has to change; a single broken picture, or all of them.
+    Raises UserError for whatever a person has to change; a single broken picture, or all of them.
     """
     torch.manual_seed(config.seed)  # of sampled captions
     texts = _asked(config)
@@ -223,21 +211,12 @@ def _pictures(config: DictConfig, model: Predictor) -> list[Any]:
 def pictures_at(source: str) -> list[str]:
     """The pictures of a folder and the folders in it, or of a list file with a path a line; else the name itself.
 
-    Raises:
-        UserError: there are none in it.
+    Raises UserError if there are none in it.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        inside = (one for one in sorted(path.rglob("*")) if one.suffix.lower() in SUFFIXES)
-        found = [str(one) for one in inside if not any(part.startswith(".") for part in one.relative_to(path).parts)]
-    elif path.is_file() and path.suffix.lower() in LISTS:
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"{path} is not a list of paths in UTF-8 text.") from None
-        found = [str(path.parent / line.split("\t")[0].strip()) for line in lines if line.strip()]
-    else:
+    if not path.is_dir() and not (path.is_file() and path.suffix.lower() in LISTS):
         return [source]
+    found = [str(one) for one, _ in picture_files(path)]
     if not found:
         raise UserError(f"image={source} holds no pictures.")
     return found

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import padded_size, resized_pixels
-from vinvl.detector.weights import OpenedDetector
+from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
 from vinvl.extraction.feed import alike
+from vinvl.extraction.provenance import trained_config, unlike_detector
 from vinvl.extraction.run import store_regions
-from vinvl.pictures import ReadingOptions, picture_size, read_picture, rgb_picture
-from vinvl.regions.regions import LabelMap, Regions, RegionSource
-from vinvl.regions.store import RegionStore
-from vinvl.run.errors import UserError
+from vinvl.pictures import ReadingOptions, damage, picture_size, read_picture, rgb_picture
+from vinvl.predictor.trained import TrainedModel
+from vinvl.regions.regions import BOX_NUMBERS, LabelMap, Regions, RegionSource
+from vinvl.regions.store import OtherFeatures, RegionStore, unlike_store
+from vinvl.run.errors import UserError, printable
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 PICTURES_ON_GPU = 8  # through the detector at once; on a CPU one at a time is as fast
+KEPT = 512  # pictures whose regions a call keeps: 200 MB at 100 regions of 2,048 halves
+SHOWN, ATTRIBUTES_SHOWN = 20, 3  # regions, and attributes of one, when they are printed
 
 
 @dataclass(frozen=True)
@@ -77,30 +84,28 @@ Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 
 def refuse_no_picture(image: object) -> None:
     """Raises UserError for what is neither a Pillow image nor an array of pixels, and for pictures without pixels."""
+    pixels = True
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
             raise UserError(
                 f"An array of {image.dtype} {image.shape} is not a picture: give uint8 (height, width, 3), red, green "
                 "and blue from 0 to 255, or (height, width)."
             )
-        if image.size == 0:
-            raise UserError(f"An array of the shape {image.shape} has nothing to see in it.")
-    elif not isinstance(image, Image.Image):
+        pixels, what = image.size > 0, f"An array of the shape {image.shape}"
+    elif isinstance(image, Image.Image):
+        pixels, what = image.width * image.height > 0, f"A picture of {image.width} × {image.height} pixels"
+    else:
         ids = ", and image ids are text" if isinstance(image, int) else ""
         raise UserError(
             f"A {type(image).__name__} is not a picture{ids}: give a path, a Pillow image, a NumPy array or the id of "
             "an image in features."
         )
-    elif image.width * image.height == 0:
-        raise UserError(f"A picture of {image.width} × {image.height} pixels has nothing to see in it.")
+    if not pixels:
+        raise UserError(f"{what} has nothing to see in it.")
 
 
 def rgb_of(image: Image.Image | np.ndarray, reading: ReadingOptions, name: str) -> Image.Image:
-    """A picture in memory as a Pillow image in RGB.
-
-    Raises:
-        UserError: it cannot be decoded, or has no colours to show.
-    """
+    """A picture in memory in RGB. Raises UserError if it cannot be decoded, or has no colours to show."""
     if isinstance(image, np.ndarray):
         return Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
     try:
@@ -108,16 +113,12 @@ def rgb_of(image: Image.Image | np.ndarray, reading: ReadingOptions, name: str) 
     except UserError:
         raise
     except Exception as error:  # Pillow decodes late, and a damaged file may make a decoder raise anything
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise UserError(f"{name} is cut off or damaged ({reason}).") from None
+        raise damage(name, error) from None
 
 
 def key_of(image: object) -> Hashable:
     """Tells pictures apart while the caller holds them: text by its content, objects by which they are."""
     return str(image) if isinstance(image, str | os.PathLike) else id(image)
-
-
-KEPT = 512  # pictures whose regions a call keeps: 200 MB at 100 regions of 2,048 halves
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +146,6 @@ class FoundRegions:
 
     @property
     def num_regions(self) -> np.ndarray:
-        """(1,) int64"""
         return np.array([len(self.regions)], dtype=np.int64)
 
     def at(self, index: int) -> Regions:
@@ -210,13 +210,9 @@ class Looking:
         raise UserError(f"{image!r} is neither an image of {self.store!r}{holds}, nor a picture file.")
 
     def places(self, pictures: Sequence[Taken], kept: dict[Hashable, FoundRegions]) -> list[Place]:
-        """Where the regions of each picture are.
+        """Where the regions of each picture are. Raises UserError for a broken picture.
 
-        Args:
-            kept: what has been found in the call before; gets what is found now, and keeps the last `KEPT`.
-
-        Raises:
-            UserError: a picture is broken.
+        `kept` is what has been found in the call before; it gets what is found now, and keeps the last `KEPT`.
         """
         wanted = {one.key: one for one in pictures if not isinstance(one.image, int)}
         new = [one for key, one in wanted.items() if key not in kept]
@@ -237,13 +233,13 @@ class Looking:
     def regions(self, pictures: Sequence[Taken]) -> list[FoundRegions]:
         """What the detector finds in pictures that are not from the store, in each as if it was alone.
 
-        Raises:
-            UserError: names a picture that is broken.
+        Raises UserError that names a broken picture.
         """
         if not pictures:
             return []
         assert self.detector is not None
-        detector, sizes = self.detector.detector, list[tuple[int, int]]()  # (width, height) before they are resized
+        detector, config = self.detector.detector, self.detector.detector.config
+        sizes: list[tuple[int, int]] = []  # (width, height) before they are resized
         ready: dict[int, Tensor] = {}  # uint8 (height, width, 3), resized: files are read when their turn comes
         for number, one in enumerate(pictures):
             if isinstance(one.image, Path):
@@ -252,19 +248,152 @@ class Looking:
                 assert not isinstance(one.image, int)
                 rgb = rgb_of(one.image, self.reading, one.name)
                 sizes.append(rgb.size)
-                ready[number] = resized_pixels(rgb, detector.config)
+                ready[number] = resized_pixels(rgb, config)
         found: dict[int, FoundRegions] = {}
-        padded = [padded_size(*size, detector.config) for size in sizes]
+        padded = [padded_size(*size, config) for size in sizes]
         for batch in alike(range(len(pictures)), padded, self.computing.pictures, mixed_sizes=False):
-            pixels = [ready[i] if i in ready else self._pixels(pictures[i]) for i in batch]
+            for number in batch:
+                if number not in ready:
+                    ready[number] = resized_pixels(read_picture(pictures[number].name, self.reading), config)
             with self.computing.precision():
-                seen = detector.detect_pixels(pixels, [sizes[index] for index in batch])
-            for index, one_seen in zip(batch, seen, strict=True):
-                regions = store_regions(pictures[index].name, one_seen, self.feature_dtype)
-                dimension = detector.config.architecture.c5_channels
-                found[index] = FoundRegions(regions, self.detector.label_map, dimension)
-        return [found[index] for index in range(len(pictures))]
+                seen = detector.detect_pixels([ready.pop(i) for i in batch], [sizes[i] for i in batch])
+            for number, one_seen in zip(batch, seen, strict=True):
+                regions = store_regions(pictures[number].name, one_seen, self.feature_dtype)
+                found[number] = FoundRegions(regions, self.detector.label_map, config.architecture.c5_channels)
+        return [found[number] for number in range(len(pictures))]
 
-    def _pixels(self, taken: Taken) -> Tensor:
-        assert isinstance(taken.image, Path) and self.detector is not None
-        return resized_pixels(read_picture(taken.image, self.reading), self.detector.detector.config)
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PictureRegions:
+    """The R regions of a picture, by falling score.
+
+    Attributes:
+        name: of the picture: its path, or its image id in a store.
+        regions: with boxes, features, scores and numbers of classes and attributes.
+        label_map: what the numbers mean; may be without names.
+    """
+
+    name: str
+    regions: Regions
+    label_map: LabelMap
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels"""
+        return self.regions.width, self.regions.height
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(R, 4) float32: x1, y1, x2, y2 in pixels"""
+        return self.regions.boxes
+
+    @property
+    def features(self) -> np.ndarray:
+        """(R, D) in the data type of stores"""
+        return self.regions.features
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(R,) float32, of the classes"""
+        return self.regions.class_scores
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """R names"""
+        return tuple(_name(self.label_map.classes, "class", index) for index in self.regions.classes.tolist())
+
+    @cached_property
+    def attributes(self) -> tuple[tuple[tuple[str, float], ...], ...]:
+        """Of each region the names and scores of its attributes, surest first."""
+        names, found = self.label_map.attributes, self.regions
+        return tuple(
+            tuple((_name(names, "attribute", index), score) for index, score in zip(row, scores, strict=True) if index)
+            for row, scores in zip(found.attributes.tolist(), found.attribute_scores.tolist(), strict=True)
+        )
+
+    def __repr__(self) -> str:
+        width, height = self.size
+        return f"PictureRegions({self.name!r}: {len(self)} regions of {width} × {height} pixels)"
+
+    def __str__(self) -> str:
+        width, height = self.size
+        lines = [f"{self.name}: {len(self)} regions of {width} × {height} pixels"]
+        longest = max(map(len, self.classes[:SHOWN]), default=0)
+        told = zip(self.classes[:SHOWN], self.scores, self.attributes, self.boxes, strict=False)
+        for name, score, attributes, box in told:
+            place = " ".join(f"{value:6.0f}" for value in box)
+            described = ", ".join(f"{word} {share:.2f}" for word, share in attributes[:ATTRIBUTES_SHOWN])
+            lines.append(f"  {score:.2f}  {name:<{longest}}  {place}  {described}".rstrip())
+        if len(self) > SHOWN:
+            lines.append(f"  … and {len(self) - SHOWN} more")
+        return "\n".join(map(printable, lines))
+
+
+def _name(names: tuple[str, ...], kind: str, index: int) -> str:
+    return names[index] if names else f"{kind} {index}"
+
+
+# What a model is asked with, held against what it was trained on.
+
+
+Configure = Callable[[DetectorConfig | None], DetectorConfig]
+
+
+def detector_for(
+    trained: TrainedModel,
+    weights: str | Path,
+    labels: str | Path | None,
+    config: DetectorConfig | Configure | None,
+    reading: ReadingOptions,
+) -> OpenedDetector:
+    """The detector as the model's features want it. Warns where it makes others."""
+    path, record, usage = Path(weights).expanduser(), trained.features, trained.usage
+    sha256 = ""
+    if "weights_sha256" in record.provenance:
+        with suppress(OSError):  # of a file that cannot be read the detector's loading says why
+            sha256 = sha256_of_file(path)
+
+    def configure(own: DetectorConfig | None) -> DetectorConfig:
+        known = trained_config(record, sha256, own) if sha256 else own
+        if isinstance(config, DetectorConfig):
+            return config
+        return config(known) if config is not None else known or DetectorConfig()
+
+    opened = open_detector(path, labels, configure)
+    _check_dimension(trained, opened.detector.config.architecture.c5_channels, f"The detector {path} makes")
+    _warn(unlike_detector(record, opened, sha256, reading))
+    if usage is not None and usage.use_tags and not opened.label_map.classes:
+        raise UserError(
+            f"{path} has no names of classes, and {trained.name} was trained with them as tags: pass labels=FILE, or "
+            "inputs={'use_tags': False} to do without."
+        )
+    if usage is not None and usage.tags is not None:
+        those = "those of a picture are the classes that the detector finds"
+        _warn(f"{trained.name} was trained with tags from {usage.tags}; {those}.")
+    return opened
+
+
+def store_for(trained: TrainedModel, features: str | Path | Sequence[str | Path]) -> RegionStore:
+    """The store of the image ids. Warns where its features are others than the model's."""
+    store = RegionStore(features)
+    store.require_sound()
+    _check_dimension(trained, store.feature_dim, f"{store!r} holds")
+    _warn(unlike_store(trained.features, store))
+    return store
+
+
+def _check_dimension(trained: TrainedModel, found: int, what: str) -> None:
+    wanted = trained.model.config.img_feature_dim - BOX_NUMBERS
+    if found != wanted:
+        raise UserError(
+            f"{what} features of {found:,} numbers, and {trained.name} was trained on features of {wanted:,}: give "
+            "those that it was trained on."
+        )
+
+
+def _warn(sentence: str | None) -> None:
+    if sentence is not None:
+        warnings.warn(printable(sentence), OtherFeatures, stacklevel=4)  # where `load` is called

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
+from torch import Tensor
 
+from vinvl.captioning.constraints import DetectedConstraints
+from vinvl.captioning.data import caption_context
+from vinvl.captioning.task import caption_texts, context_of, n_best, tag_shift
+from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import PlacedImage, RegionText, StoreTags, TagTokens, tag_source
+from vinvl.data.text import encode_texts
 from vinvl.detector.config import DetectorConfig
-from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
-from vinvl.extraction.provenance import trained_config, trained_reading, unlike_detector
+from vinvl.extraction.provenance import trained_reading
 from vinvl.models.config import SpecialTokens
+from vinvl.models.constrained import Constraint
+from vinvl.models.generate import generate_captions
+from vinvl.nlvr2.data import Pair, collate_statements, statement_pair
 from vinvl.pictures import ReadingOptions
-from vinvl.predictor.pictures import Computing, FoundRegions, Looking, Picture, Place, key_of, refuse_no_count
-from vinvl.predictor.skills import Answer, Caption, PictureRegions, Skills
+from vinvl.predictor.pictures import (
+    Computing,
+    Configure,
+    FoundRegions,
+    Looking,
+    Picture,
+    PictureRegions,
+    Place,
+    detector_for,
+    key_of,
+    refuse_no_count,
+    store_for,
+)
 from vinvl.predictor.trained import TrainedModel, open_trained
-from vinvl.regions.regions import BOX_NUMBERS, RegionSource
-from vinvl.regions.store import OtherFeatures, RegionStore
+from vinvl.regions.regions import RegionSource
+from vinvl.regions.store import RegionStore
+from vinvl.retrieval.data import MATCHED, collate_pairs, pair_example
 from vinvl.run.errors import UserError, printable
+from vinvl.vqa.task import ranked_answers
 
 WINDOW = 128  # pictures, or pairs of picture and text, that are in memory at a time
+TRUE = 1  # the class of a statement that is true
 NEEDED = {  # method → the tasks of models that have it, and what is said to others
     "ask": (("vqa", "gqa"), "ask needs one that was trained for VQA or GQA"),
     "caption": (("captioning",), "caption needs a captioning model"),
@@ -38,6 +58,42 @@ Texts = Sequence[str]
 PicturePair = tuple[Picture, Picture]
 Work = Callable[[list[Place], list[str]], Sequence[Any]]
 """Of some pictures the places of their regions, one after the other, and the texts → the results."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a question.
+
+    Attributes:
+        answer: the best one.
+        score: its probability; of models trained with the bce loss independent of the other answers'.
+        top: the best answers with their probabilities, best first.
+    """
+
+    answer: str
+    score: float
+    top: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        return printable(f"{self.answer} ({self.score:.3f})")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The caption of a picture.
+
+    Attributes:
+        text: the best one.
+        score: its log-probability, as the search scores it (`GeneratedCaptions`); compares captions of one search.
+        top: all `num_return_sequences` captions with their scores, best first; samples in the order they were drawn.
+    """
+
+    text: str
+    score: float
+    top: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        return printable(self.text)
 
 
 class Predictor:
@@ -58,15 +114,19 @@ class Predictor:
 
     def __init__(self, trained: TrainedModel, looking: Looking) -> None:
         self.trained, self._looking = trained, looking
-        if trained.used is not None:  # else it can only have its pictures' regions found
-            self._skills = Skills(trained, looking.store, looking.computing)
-            usage, tokenizer = trained.used.usage, trained.used.tokenizer
-            self._limits, self._special = usage.limits, SpecialTokens.of(tokenizer)
-            if looking.store is not None:
-                tags = tag_source(usage.tags, looking.store, tokenizer)
-                self._store_text = RegionText(looking.store, tags, self._limits, self._special)
-            if looking.detector is not None:
-                self._tag_tokens = TagTokens.of(looking.detector.label_map, tokenizer)
+        self._model: Any = trained.model  # of the class that the task has
+        if trained.usage is None:  # it can only have its pictures' regions found
+            return
+        self._usage, self._tokenizer = usage, tokenizer = trained.usage, trained.tokenizer
+        self._special, self._constraints = SpecialTokens.of(tokenizer), None
+        if trained.task == "captioning" and (options := usage.constraint_options) is not None:
+            length = usage.decoding_options.max_length
+            self._constraints = DetectedConstraints(options, looking.store, tokenizer, length)
+        if looking.store is not None:
+            tags = tag_source(usage.tags, looking.store, tokenizer)
+            self._store_text = RegionText(looking.store, tags, usage.limits, self._special)
+        if looking.detector is not None:
+            self._tag_tokens = TagTokens.of(looking.detector.label_map, tokenizer)
 
     def __repr__(self) -> str:
         detector, store = self._looking.detector, self._looking.store
@@ -83,10 +143,17 @@ class Predictor:
     def ask(self, image: Any, question: Any, *, top: int = 5) -> Answer | list[Answer]:
         """The answer to a question about a picture, with the `top` best."""
         refuse_no_count("top", top)
-        skills = self._able_to("ask")
-        return self._worked(
-            image, question, "question", lambda places, texts: skills.answer(self._placed(places), texts, top)
-        )
+        self._refuse_other_task("ask")
+
+        def answer(chosen: list[Example]) -> list[Answer]:
+            logits, loss_type = self._logits(self._collated(chosen)), self._model.config.loss_type
+            ranked = ranked_answers(logits, self.trained.answers, loss_type, top)
+            return [Answer(texts[0], scores[0], tuple(zip(texts, scores, strict=True))) for texts, scores in ranked]
+
+        def example(tokens: Any, placed: PlacedImage) -> Example:
+            return placed.region_text.example(tokens, placed.image)
+
+        return self._worked(image, question, "question", self._said(example, answer))
 
     @overload
     def caption(self, image: Picture) -> Caption: ...  # type: ignore[overload-overlap]
@@ -96,8 +163,23 @@ class Predictor:
 
     def caption(self, image: Any) -> Caption | list[Caption]:
         """A picture's caption; more of them where `decoding` asks for several (`num_return_sequences`)."""
-        skills = self._able_to("caption")
-        return self._worked(image, None, None, lambda places, _: skills.caption(self._placed(places)))
+        self._refuse_other_task("caption")
+        usage, options = self._usage, self._usage.decoding_options
+        shift = tag_shift(options, usage.max_caption_tokens)
+
+        def write(chosen: list[Example]) -> list[Caption]:
+            batch, wanted = self._collated(chosen), None
+            if self._constraints is not None:
+                wanted = [_constraints_of(self._constraints, record["placed"]) for record in batch.records]
+            context = context_of(batch, shift)
+            written = generate_captions(self._model, context, options, special=self._special, constraints=wanted)
+            found = n_best(written, lambda ids: caption_texts(self._tokenizer, ids))
+            return [Caption(texts[0], scores[0], tuple(zip(texts, scores, strict=True))) for texts, scores in found]
+
+        def context(_: Any, placed: PlacedImage) -> Example:
+            return caption_context(placed, usage.caption_limits, {"placed": placed})
+
+        return self._worked(image, None, None, self._said(context, write))
 
     @overload
     def score(self, image: Picture | PicturePair, text: str) -> float: ...  # type: ignore[overload-overlap]
@@ -113,15 +195,22 @@ class Predictor:
         Of a model for NLVR2 the probability that a statement is true of two pictures: `image` is then a tuple of the
         left and the right one, or a list of such tuples.
         """
-        skills = self._able_to("score")
+        self._refuse_other_task("score")
+        padding, device = self._special.pad_token_id, self._looking.computing.device
 
-        def judge(places: list[Place], texts: list[str]) -> list[float]:
-            placed = self._placed(places)
-            return skills.judge(list(zip(placed[::2], placed[1::2], strict=True)), texts)
+        def judge(chosen: list[Pair]) -> list[float]:
+            return _probabilities(self._logits(collate_statements(chosen, padding).to(device)), TRUE)
+
+        def match(chosen: list[Example]) -> list[float]:
+            batch = collate_pairs(chosen, padding, self._usage.attention_type).to(device)
+            pooled = self._model.bert(**batch.inputs(), only_first=True).pooler_output
+            # Half precision would round many scores to the same number (see `PairScorer`).
+            with torch.autocast(pooled.device.type, enabled=False):
+                return _probabilities(self._model.classifier(pooled.float()), MATCHED)
 
         if self.trained.task == "nlvr2":
-            return self._worked(image, text, "statement", judge, two=True)
-        return self._worked(image, text, "text", lambda places, texts: skills.match(self._placed(places), texts))
+            return self._worked(image, text, "statement", self._said(statement_pair, judge, two=True), two=True)
+        return self._worked(image, text, "text", self._said(pair_example, match))
 
     @overload
     def regions(self, image: Picture) -> PictureRegions: ...  # type: ignore[overload-overlap]
@@ -137,6 +226,11 @@ class Predictor:
             return [PictureRegions(regions.image_id, regions, label_map) for regions, label_map in found]
 
         return self._worked(image, None, None, show)
+
+    def _refuse_other_task(self, method: str) -> None:
+        tasks, needed = NEEDED[method]
+        if self.trained.task not in tasks:
+            raise UserError(f"{self.trained.name} is a model for {self.trained.task}: {needed}.")
 
     def _worked(self, images: Any, texts: Any, text_is: str | None, work: Work, two: bool = False) -> Any:
         """The results of all (image, text) in their order, no list if there is a single one.
@@ -161,20 +255,56 @@ class Predictor:
             results |= zip(window, work(self._looking.places(taken, kept), asked), strict=True)
         return results[0] if single else [results[index] for index in range(len(order))]
 
-    def _able_to(self, method: str) -> Skills:
-        tasks, needed = NEEDED[method]
-        if self.trained.task not in tasks:
-            raise UserError(f"{self.trained.name} is a model for {self.trained.task}: {needed}.")
-        return self._skills
+    def _said(self, make: Callable[..., Any], work: Callable[[list[Any]], Sequence[Any]], two: bool = False) -> Work:
+        """What `work` says of batches of examples, each of which `make` puts together of a text's tokens and pictures.
 
-    def _placed(self, places: Sequence[Place]) -> list[PlacedImage]:
-        return [PlacedImage(self._text_of(source), index) for source, index in places]
+        Examples of like length are worked on together, to pad little.
+        """
+
+        def cost(example: Any) -> int:  # tokens and regions
+            return max(len(one.input_ids) + len(one.regions) for one in (example if two else [example]))
+
+        def say(places: list[Place], texts: list[str]) -> list[Any]:
+            placed = [PlacedImage(self._text_of(source), index) for source, index in places]
+            tokens, pictures = encode_texts(self._tokenizer, texts), 2 if two else 1
+            examples = [make(tokens[i], *placed[i * pictures : (i + 1) * pictures]) for i in range(len(texts))]
+            order = sorted(range(len(examples)), key=lambda index: -cost(examples[index]))
+            size, results = self._looking.computing.batch_size, dict[int, Any]()
+            for start in range(0, len(order), size):
+                chosen = order[start : start + size]
+                with self._looking.computing.precision():
+                    results |= zip(chosen, work([examples[index] for index in chosen]), strict=True)
+            return [results[index] for index in range(len(examples))]
+
+        return say
+
+    def _collated(self, examples: list[Example]) -> Batch:
+        return collate(examples, pad_token_id=self._special.pad_token_id).to(self._looking.computing.device)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """(B, labels)"""
+        return cast(Tensor, self._model(**batch.inputs()).logits)
 
     def _text_of(self, source: RegionSource) -> RegionText:
         """What puts texts and the pictures of a source together."""
         if isinstance(source, RegionStore):
             return self._store_text
-        return RegionText(source, StoreTags(source, self._tag_tokens), self._limits, self._special)
+        return RegionText(source, StoreTags(source, self._tag_tokens), self._usage.limits, self._special)
+
+
+def _constraints_of(constraints: DetectedConstraints, placed: PlacedImage) -> list[Constraint]:
+    """What a picture's caption must name: things among its own regions, or among those of a store that is named."""
+    source = placed.region_text.store
+    regions = source.at(placed.image)
+    if constraints.options.regions is None:
+        return constraints.of_regions(regions, source.label_map.classes)
+    return constraints([regions.image_id])[0]
+
+
+def _probabilities(logits: Tensor, label: int) -> list[float]:
+    """The softmax probability of one label in each row."""
+    values: list[float] = logits.float().softmax(dim=-1)[:, label].tolist()
+    return values
 
 
 # One picture or many, with one text or many: which belong together.
@@ -190,15 +320,8 @@ def paired(
 ) -> tuple[list[tuple[Any, Any]], bool]:
     """(image, text) each, and whether there is a single one, so that the result is no list.
 
-    One picture goes with all texts, one text with all pictures, and lists of one length belong together.
-
-    Args:
-        images: one picture, or a list of them.
-        texts: the same of texts.
-        image_is_many: tells the one from the other.
-
-    Raises:
-        UserError: two lists of different length.
+    One picture goes with all texts, one text with all pictures, and lists of one length belong together; UserError for
+    lists of different length. `image_is_many` tells one picture from a list of them.
     """
     many_images, many_texts = image_is_many(images), is_many(texts)
     if many_images and many_texts and len(images) != len(texts):
@@ -212,11 +335,7 @@ def paired(
 
 
 def checked_text(text: object, what: str) -> str:
-    """A question, statement or caption.
-
-    Raises:
-        UserError: it is not a text, or it is blank.
-    """
+    """A question, statement or caption. Raises UserError if it is not a text, or blank."""
     if not isinstance(text, str):
         raise UserError(f"The {what} is a {type(text).__name__}: give a text.")
     if not text.strip():
@@ -233,9 +352,6 @@ def _both(image: Any) -> tuple[Any, Any]:
     if not isinstance(image, tuple) or len(image) != 2:
         raise UserError("A statement is about two pictures: give a tuple of the left and the right one.")
     return image
-
-
-Configure = Callable[[DetectorConfig | None], DetectorConfig]
 
 
 def load(
@@ -290,68 +406,9 @@ def load(
     trained = open_trained(model, task=task, tokenizer=tokenizer, answers=answers, inputs=inputs, decoding=decoding)
     if not isinstance(reading, ReadingOptions):
         reading = replace(trained_reading(trained.features), **(reading or {}))
-    opened = None if detector is None else _detector(detector, labels, detector_config, trained, reading)
-    store = None if features is None else _store(features, trained)
+    opened = None if detector is None else detector_for(trained, detector, labels, detector_config, reading)
+    store = None if features is None else store_for(trained, features)
     for network in (trained.model, *(() if opened is None else (opened.detector,))):
         cast(torch.nn.Module, network).to(computing.device)
     feature_dtype = getattr(torch, trained.features.feature_dtype or "float16")  # as `vinvl.extract` does by default
     return Predictor(trained, Looking(store, opened, reading, computing, feature_dtype))
-
-
-def _detector(
-    weights: str | Path,
-    labels: str | Path | None,
-    config: DetectorConfig | Configure | None,
-    trained: TrainedModel,
-    reading: ReadingOptions,
-) -> OpenedDetector:
-    """The detector as the model's features want it. Warns where it makes others."""
-    path, record = Path(weights).expanduser(), trained.features
-    sha256 = ""
-    if "weights_sha256" in record.provenance:
-        with suppress(OSError):  # of a file that cannot be read the detector's loading says why
-            sha256 = sha256_of_file(path)
-
-    def configure(own: DetectorConfig | None) -> DetectorConfig:
-        known = trained_config(record, sha256, own) if sha256 else own
-        if isinstance(config, DetectorConfig):
-            return config
-        return config(known) if config is not None else known or DetectorConfig()
-
-    opened = open_detector(path, labels, configure)
-    _check_dimension(trained, opened.detector.config.architecture.c5_channels, f"The detector {path} makes")
-    _warn(unlike_detector(record, opened, sha256, reading))
-    if trained.used is not None and trained.used.usage.use_tags and not opened.label_map.classes:
-        raise UserError(
-            f"{path} has no names of classes, and {trained.name} was trained with them as tags: pass labels=FILE, or "
-            "inputs={'use_tags': False} to do without."
-        )
-    if trained.used is not None and trained.used.usage.tags is not None:
-        _warn(
-            f"{trained.name} was trained with tags from {trained.used.usage.tags}; those of a picture are the classes "
-            "that the detector finds."
-        )
-    return opened
-
-
-def _store(features: str | Path | Sequence[str | Path], trained: TrainedModel) -> RegionStore:
-    """The store of the image ids. Warns where its features are others than the model's."""
-    store = RegionStore(features)
-    store.require_sound()
-    _check_dimension(trained, store.feature_dim, f"{store!r} holds")
-    _warn(trained.features.unlike(store))
-    return store
-
-
-def _check_dimension(trained: TrainedModel, found: int, what: str) -> None:
-    wanted = trained.model.config.img_feature_dim - BOX_NUMBERS
-    if found != wanted:
-        raise UserError(
-            f"{what} features of {found:,} numbers, and {trained.name} was trained on features of {wanted:,}: give "
-            "those that it was trained on."
-        )
-
-
-def _warn(sentence: str | None) -> None:
-    if sentence is not None:
-        warnings.warn(printable(sentence), OtherFeatures, stacklevel=4)  # where `load` is called

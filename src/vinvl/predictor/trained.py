@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from vinvl.captioning.constraints import ConstraintOptions
 from vinvl.captioning.data import CaptionLimits
@@ -36,24 +36,16 @@ MMF_RECIPE = "vqa2_mmf"  # in conf/experiment: MMF's models see other numbers of
 
 @dataclass(frozen=True)
 class Usage:
-    """The settings of `conf/data` and `conf/decoding` that a trained model has to be used with.
+    """The settings of `conf/data` and `conf/decoding` that a trained model has to be used with."""
 
-    Attributes:
-        max_tokens, max_regions, use_tags, use_regions: see `InputLimits`.
-        tags: where the tags of a store's images come from, if not from its classes (`tag_source`).
-        max_caption_tokens: where the tags' positions begin, in captioning.
-        attention_type: of retrieval, see `attention_mask_of`.
-        decoding: fields of `DecodingOptions`, and under "constraints" those of `ConstraintOptions` or None.
-    """
-
-    max_tokens: int
+    max_tokens: int  # these four: see `InputLimits`
     max_regions: int
     use_tags: bool
     use_regions: bool
-    tags: str | None
-    max_caption_tokens: int
-    attention_type: str
-    decoding: dict[str, Any]
+    tags: str | None  # where the tags of a store's images come from, if not from its classes (`tag_source`)
+    max_caption_tokens: int  # where the tags' positions begin, in captioning
+    attention_type: str  # of retrieval, see `attention_mask_of`
+    decoding: dict[str, Any]  # fields of `DecodingOptions`, and as "constraints" those of `ConstraintOptions` or None
 
     @classmethod
     def of_task(
@@ -61,20 +53,23 @@ class Usage:
     ) -> Usage:
         """As published, with what a run or folder has said on top, and with what a person gives on top of that.
 
+        Raises UserError for an unknown name, or a value that cannot be.
+
         Args:
             task: a key of `DATA_OF_TASK`.
             said: from `said_by_run` or a folder's file: {"inputs": …, "decoding": …, "recipe": …}, all of it unchecked.
             inputs, decoding: given by a person, by name.
             place: names the model in messages.
-
-        Raises:
-            UserError: an unknown name, or a value that cannot be.
         """
         values = published_inputs(task, of_mmf=said.get("recipe") == MMF_RECIPE)
         search: dict[str, Any] = _read("decoding/caption")
         for name, known, given in (("inputs", values, inputs), ("decoding", search, decoding)):
             known |= {key: value for key, value in _section(said.get(name)).items() if key in known}
-            _refuse_unknown(given, known, f"{name} of {place}")
+            for key in given:
+                if key not in known:
+                    close = difflib.get_close_matches(str(key), known, n=1)
+                    hint = f": did you mean {close[0]}?" if close else f"; there are {', '.join(known)}."
+                    raise UserError(f"The {name} of {place} have no '{key}'{hint}")
         if isinstance(search["constraints"], Mapping) and isinstance(decoding.get("constraints"), Mapping):
             decoding = {**decoding, "constraints": {**search["constraints"], **decoding["constraints"]}}
         usage = cls(**{**values, **inputs}, decoding={**search, **decoding})
@@ -154,14 +149,6 @@ def _section(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], place: str) -> None:
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f": did you mean {close[0]}?" if close else f"; there are {', '.join(known)}."
-            raise UserError(f"The {place} have no '{name}'{hint}")
-
-
 def only_task_of(model: object) -> str | None:
     """The task of a model that only one has."""
     tasks = [task for task, kind in MODEL_OF_TASK.items() if kind == type(model).__name__]
@@ -172,10 +159,7 @@ def record_of_use(task: str | None, opened: OpenedModel, report: LoadingReport) 
     """What `USE_FILE` says of a model; None for a task that no model is used for.
 
     Of other people's weights it says only the task, and whether they are MMF's. Of paths it has only the last name,
-    because folders are published.
-
-    Raises:
-        UserError: a checkpoint of ours says of itself what cannot be.
+    because folders are published. Raises UserError if a checkpoint of ours says of itself what cannot be.
     """
     if task not in DATA_OF_TASK:
         return None
@@ -206,37 +190,27 @@ FINE_TUNING_TASKS = {"vqa": "vqa", "vqa_text": "vqa", "gqa": "gqa", "ir": "retri
 
 
 @dataclass(frozen=True)
-class Used:
-    """What a model that is used for a task needs besides its weights.
-
-    Attributes:
-        usage: what it sees of its inputs and how it decodes.
-        tokenizer: the one that it was trained with.
-        answers: those that an answering model chooses between; empty for others.
-    """
-
-    usage: Usage
-    tokenizer: PreTrainedTokenizerBase
-    answers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class TrainedModel:
-    """A model in evaluation mode, on the CPU.
+    """A model in evaluation mode, on the CPU, with what its use needs.
 
     Attributes:
         name: as it was given.
         task: a key of `MODEL_OF_TASK`.
         model: of the class that the task has.
-        used: what its use needs; None for encoders and pre-training models, which cannot be used as they are.
         features: how the features were made that it was trained on, as far as is known.
+        usage: what it sees of its inputs and how it decodes; None for encoders and pre-training models, which cannot be
+            used as they are and have no tokenizer here.
+        tokenizer: the one that it was trained with.
+        answers: those that an answering model chooses between; empty for others.
     """
 
     name: str
     task: str
     model: PreTrainedModel
-    used: Used | None
     features: FeatureRecord
+    usage: Usage | None = None
+    tokenizer: Any = None
+    answers: tuple[str, ...] = ()
 
 
 def open_trained(
@@ -250,10 +224,8 @@ def open_trained(
 ) -> TrainedModel:
     """The model of a checkpoint of ours, of a run's folder, or of whatever `find_checkpoint` takes.
 
-    Nothing that a file says is called; its settings are checked. Arguments as `load` has them.
-
-    Raises:
-        UserError: there is no such model, it is damaged, or something that it needs is not known.
+    Nothing that a file says is called; its settings are checked. Arguments as `load` has them. Raises UserError if
+    there is no such model, it is damaged, or something that it needs is not known.
     """
     place, opened = str(name), OpenedModel.of(name)
     files = opened.files
@@ -265,15 +237,21 @@ def open_trained(
         raise UserError(f"{place} is a model for {task}, which chooses no answers: leave answers out.")
     if decoding and task != "captioning":
         raise UserError(f"{place} is a model for {task}, which writes no captions: leave decoding out.")
-    used = None
-    if task in DATA_OF_TASK:
-        known = said_by_run(opened.ours) if opened.ours else {"recipe": recipe_of(report), **opened.said}
-        usage = Usage.of_task(task, known, inputs or {}, decoding or {}, place)
-        _check_positions(model, usage, task, place)
-        tokenizer_name, found = find_tokenizer(None if tokenizer is None else str(tokenizer), files)
-        check_tokenizer(model, found, tokenizer_name)
-        used = Used(usage, found, _answers(answers, files, model, place) if task in ANSWERING else ())
-    return TrainedModel(place, task, model, used, opened.features)
+    trained = TrainedModel(place, task, model, opened.features)
+    if task not in DATA_OF_TASK:
+        return trained
+    known = said_by_run(opened.ours) if opened.ours else {"recipe": recipe_of(report), **opened.said}
+    usage = Usage.of_task(task, known, inputs or {}, decoding or {}, place)
+    _check_positions(trained, usage)
+    tokenizer_name, found = find_tokenizer(None if tokenizer is None else str(tokenizer), files)
+    check_tokenizer(model, found, tokenizer_name)
+    texts = find_answers(answers, files, model) if task in ANSWERING else ()
+    if texts is None:
+        raise UserError(
+            f"{place} does not carry the texts of its {model.config.num_labels:,} answers: pass answers=FILE, the "
+            "trainval_label2ans.pkl that it was published with, or a JSON list."
+        )
+    return replace(trained, usage=usage, tokenizer=found, answers=tuple(texts))
 
 
 def _task_of_model(model: PreTrainedModel, files: CheckpointFiles, place: str) -> str:
@@ -287,24 +265,12 @@ def _task_of_model(model: PreTrainedModel, files: CheckpointFiles, place: str) -
     return found
 
 
-def _answers(
-    given: str | Path | Sequence[str] | None, files: CheckpointFiles, model: PreTrainedModel, place: str
-) -> tuple[str, ...]:
-    found = find_answers(given, files, model)
-    if found is None:
-        raise UserError(
-            f"{place} does not carry the texts of its {model.config.num_labels:,} answers: pass answers=FILE, the "
-            "trainval_label2ans.pkl that it was published with, or a JSON list."
-        )
-    return tuple(found)
-
-
-def _check_positions(model: PreTrainedModel, usage: Usage, task: str, place: str) -> None:
-    captions = task == "captioning"
+def _check_positions(trained: TrainedModel, usage: Usage) -> None:
+    captions = trained.task == "captioning"
     needed = positions_needed(usage.caption_limits, usage.decoding_options) if captions else usage.max_tokens
-    known = model.config.max_position_embeddings
+    known = trained.model.config.max_position_embeddings
     if needed > known:
         raise UserError(
-            f"{place}: the text of an example may take {needed} positions, and the model knows {known}: give a lower "
-            f"max_tokens{' or max_length' if captions else ''}."
+            f"{trained.name}: the text of an example may take {needed} positions, and the model knows {known}: give a "
+            f"lower max_tokens{' or max_length' if captions else ''}."
         )
