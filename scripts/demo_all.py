@@ -17,7 +17,7 @@ from vinvl.demo import DemoWorld
 from vinvl.demo.baselines import constant_caption, question_text_prior, question_type_prior
 from vinvl.gqa.files import read_gqa
 from vinvl.nlvr2.files import read_nlvr2
-from vinvl.pages.pages import CaptionedPicture, write_caption_page
+from vinvl.pages.pages import CaptionedPicture, write_page
 from vinvl.run.folders import data_root
 from vinvl.run.progress import print_results
 from vinvl.vqa.files import read_official
@@ -103,7 +103,7 @@ def caption_page(folder: Path, world: DemoWorld) -> Path:
         picture = world.images / records["file_name"][index]
         pictures.append(CaptionedPicture(picture, one["caption"], records.captions_of(index)))
     path = folder / "captions.html"
-    write_caption_page(path, "Captions of the demo world's test pictures", pictures)
+    write_page(path, "captions.html", title="Captions of the demo world's test pictures", pictures=pictures)
     return path
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.pages.regions import report_regions
+from vinvl.pages.pages import report_regions
 from vinvl.pictures import PictureNames
 from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say

@@ -83,18 +83,17 @@ def assert_same_run(one: Path, other: Path, rank: str = "") -> None:
     assert scores(one / "run") == scores(other / "run")
 
 
-def test_killed_and_started_again_by_the_same_command(whole: Path, demo_data: Path, tmp_path: Path) -> None:
-    for batch in (1, 5, 3):  # before the first checkpoint; before an evaluation; in the second epoch
-        assert run(tmp_path, demo_data, *RUN, kill=Kill(signal.SIGKILL, "train", batch), **DETECTOR) == KILLED
+def test_killed_and_stopped_and_started_again_by_the_same_command(whole: Path, demo_data: Path, tmp_path: Path) -> None:
+    def befallen(number: int, batch: int) -> int:
+        code = run(tmp_path, demo_data, *RUN, kill=Kill(number, "train", batch), **DETECTOR)
         assert not (tmp_path / "run/detector.pth").exists()
-    assert run(tmp_path, demo_data, *RUN, **DETECTOR) == 0, output(tmp_path)
-    assert_same_run(tmp_path, whole)
+        return code
 
-
-def test_asked_to_stop(whole: Path, demo_data: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, demo_data, *RUN, kill=Kill(signal.SIGTERM, "train", 2), **DETECTOR) == START_AGAIN
+    assert befallen(signal.SIGKILL, 1) == KILLED  # before the first checkpoint
+    assert befallen(signal.SIGTERM, 2) == START_AGAIN
     assert "go on with the same command" in output(tmp_path) and "Traceback" not in output(tmp_path)
     assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 3
+    assert befallen(signal.SIGKILL, 5) == KILLED  # in the second epoch
     assert run(tmp_path, demo_data, *RUN, **DETECTOR) == 0, output(tmp_path)
     assert_same_run(tmp_path, whole)
 

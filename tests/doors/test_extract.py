@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,24 @@ from tests.picture_samples import broken_pictures
 from vinvl.regions import RegionStore
 from vinvl.regions.writer import Unfinished
 
+QUICK = ("detector.min_size=64", "detector.max_size=107")
+
 
 def arguments(folder: Path, *given: str) -> list[str]:
     place = [f"images={folder / 'pictures'}", f"output={folder / 'f.h5'}"]
-    return [*overrides(folder), "workers=1", *place, *given]
+    return [*overrides(folder), *QUICK, "workers=1", *place, *given]
+
+
+def extracted(folder: Path, *given: str, output: str = "f.h5") -> Path:
+    """The store that the door makes within this process."""
+    run_extract(folder, f"images={folder / 'pictures'}", f"output={folder / output}", *QUICK, *given)
+    return folder / output
+
+
+def refused(folder: Path, *given: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        extracted(folder, *given)
+    return str(ended.value.code)
 
 
 def start(folder: Path, *given: str) -> door_runs.DoorProcess:
@@ -38,15 +51,6 @@ def finished(target: Path) -> int:
     return sum(shard.header.num_images for shard in Unfinished(target).shards())
 
 
-def reaches(target: Path, goal: int) -> bool:
-    return finished(target) >= goal
-
-
-def uninterrupted(folder: Path) -> bytes:
-    run_extract(folder, f"images={folder / 'pictures'}", f"output={folder / 'whole.h5'}")
-    return (folder / "whole.h5").read_bytes()
-
-
 # Convolutions of one picture and of two differ in their last bits, and a kill decides which pictures are left over.
 ALONE = "batch_size=1"
 
@@ -58,7 +62,7 @@ def test_killed_again_and_again_nothing_is_lost_or_comes_twice(tmp_path: Path) -
     target, before = tmp_path / "f.h5", 0
     for goal in (3, 10):
         process = start(tmp_path, "shard_seconds=0", ALONE)
-        process.wait_until(partial(reaches, target, goal))
+        process.wait_until(lambda goal=goal: finished(target) >= goal)  # type: ignore[misc]
         process.signalled(signal.SIGKILL)
         assert f"{30 - before} of 30 pictures to do" in process.printed()
         before = finished(target)
@@ -66,8 +70,7 @@ def test_killed_again_and_again_nothing_is_lost_or_comes_twice(tmp_path: Path) -
     result = call(tmp_path, "shard_seconds=0", ALONE)
     assert result.returncode == 0, result.stderr
     assert f"{30 - before} of 30 pictures to do" in result.stdout and "6 pictures could not be used" in result.stdout
-    run_extract(tmp_path, f"images={tmp_path / 'pictures'}", f"output={tmp_path / 'whole.h5'}", ALONE)
-    assert target.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert target.read_bytes() == extracted(tmp_path, ALONE, output="whole.h5").read_bytes()
     assert len(RegionStore(target)) == 24 and not Unfinished(target).folder.exists()
 
 
@@ -77,19 +80,18 @@ def test_two_processes_make_the_same_store(tmp_path: Path) -> None:
     broken_pictures(tmp_path / "pictures" / "broken")
     printed = door_runs.ranks_succeed(tmp_path, tmp_path, "extract", *arguments(tmp_path))
     assert printed.count("14 of 14 pictures to do") == 1 and "6 pictures could not be used" in printed
-    assert (tmp_path / "f.h5").read_bytes() == uninterrupted(tmp_path)
+    assert (tmp_path / "f.h5").read_bytes() == extracted(tmp_path, output="whole.h5").read_bytes()
 
 
 def test_control_c_keeps_what_was_done(tmp_path: Path) -> None:
-    pictures(tmp_path / "pictures", 20)
+    pictures(tmp_path / "pictures", 16)
     process = start(tmp_path, "shard_seconds=0")
-    process.wait_until(partial(reaches, tmp_path / "f.h5", 4))
+    process.wait_until(lambda: finished(tmp_path / "f.h5") >= 4)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait() == 130 and "Traceback" not in process.printed(), process.printed()
     assert "same command" in process.printed()
     assert finished(tmp_path / "f.h5") >= 4
-    result = call(tmp_path)
-    assert result.returncode == 0 and len(RegionStore(tmp_path / "f.h5")) == 20
+    assert len(RegionStore(extracted(tmp_path))) == 16
 
 
 def other_weights(folder: Path) -> str:
@@ -139,22 +141,15 @@ def test_bad_input_is_one_sentence(tmp_path: Path, given: object, words: list[st
         (tmp_path / "twins" / suffix / f"a.{suffix}").touch()
     asked = str(given(tmp_path)).split()  # type: ignore[operator]
     before = sorted([*tmp_path.rglob("*"), tmp_path / "labels.json"])
-    with pytest.raises(SystemExit) as ended:
-        run_extract(tmp_path, f"images={tmp_path / 'pictures'}", f"output={tmp_path / 'f.h5'}", *asked)
-    sentence = str(ended.value.code)
+    sentence = refused(tmp_path, *asked)
     assert sentence.startswith("error: ") and "\n" not in sentence and all(word in sentence for word in words), sentence
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures", 2)
-    run_extract(tmp_path, f"images={tmp_path / 'pictures'}", f"output={tmp_path / 'f.h5'}")
-    content = (tmp_path / "f.h5").read_bytes()
-    with pytest.raises(SystemExit) as ended:
-        run_extract(
-            tmp_path, f"images={tmp_path / 'pictures'}", f"output={tmp_path / 'f.h5'}", "detector.boxes=proposals"
-        )
-    assert 'boxes was "regressed" and is "proposals"' in str(ended.value.code)
+    content = extracted(tmp_path).read_bytes()
+    assert 'boxes was "regressed" and is "proposals"' in refused(tmp_path, "detector.boxes=proposals")
     assert (tmp_path / "f.h5").read_bytes() == content
 
 
@@ -164,12 +159,8 @@ def test_unfinished_work_with_other_settings_is_kept_unless_it_is_to_be_overwrit
     folder = Unfinished(target).folder
     folder.mkdir()
     (folder / "settings.json").write_text('{"nms_filter": 2}')
-    given = [f"images={tmp_path / 'pictures'}", f"output={target}"]
-    with pytest.raises(SystemExit) as ended:
-        run_extract(tmp_path, *given)
-    assert "begun with other settings" in str(ended.value.code) and folder.is_dir()
-    run_extract(tmp_path, *given, "overwrite=true")
-    assert len(RegionStore(target)) == 2 and not folder.exists()
+    assert "begun with other settings" in refused(tmp_path) and folder.is_dir()
+    assert len(RegionStore(extracted(tmp_path, "overwrite=true"))) == 2 and not folder.exists()
 
 
 def test_missing_settings_are_asked_for(tmp_path: Path) -> None:

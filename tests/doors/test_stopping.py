@@ -75,7 +75,7 @@ def test_a_door_with_a_checkpoint(
     [
         ("convert", ["weights={model}", "to=new"], "vinvl.models.published.write_transformers", signal.SIGTERM),
         ("convert", ["from={store}", "to=new", "format=mmf_npy"], "vinvl.regions.RegionStore.at", signal.SIGINT),
-        ("report", ["store={store}", "output=page.html"], "vinvl.pages.regions.write_region_page", signal.SIGTERM),
+        ("report", ["store={store}", "output=page.html"], "vinvl.pages.pages.write_page", signal.SIGTERM),
         ("regions", ["merge", "{store}", "--output", "new.h5"], "vinvl.regions.merging.write_store_file", 15),
         ("train", ["trainer=cpu", *TINY_DEMO], "vinvl.vqa.data.VQADataModule.prepare_data", signal.SIGTERM),
     ],

@@ -47,8 +47,9 @@ def test_from_pictures_to_an_answer(
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(script, "call", call)
     monkeypatch.setattr(sys.modules["demo_detector"], "call", call)
-    of_detector = [*TINY_DETECTOR, "data.batch_size=4", "data.num_workers=0", "trainer.accelerator=cpu", "seed=9"]
-    script.main([*TINY, "data.num_workers=0"], [*of_detector, "trainer.max_epochs=1"])
+    brief = ["data.num_workers=0", "trainer.limit_train_batches=2", "trainer.max_epochs=1"]
+    of_detector = [*TINY_DETECTOR, "data.batch_size=4", "trainer.accelerator=cpu", "seed=9"]
+    script.main([*TINY, *brief], [*of_detector, *brief])
 
     assert called == ["train_detector", "extract", "report", "train", "train", "predict"]
     (run,) = (tmp_path / "runs" / "demo_images").iterdir()

@@ -1,18 +1,38 @@
-"""Pages for a person to look at, each one HTML file with everything in it, which can be moved and mailed."""
+"""Pages for a person to look at, each one HTML file with everything in it, which can be moved and mailed.
+
+Captions beside their pictures; and a store with the pictures that it was made of, by which a person sees whether its
+features are sane.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from vinvl.pictures import (
+    EXIF_APPLY,
+    EXIF_IGNORE,
+    PILLOWS_LIMIT,
+    PictureNames,
+    ReadingOptions,
+    find_pictures,
+    picture_size,
+    read_picture,
+)
 from vinvl.regions.regions import LabelMap, Regions
+from vinvl.regions.shard import IdLookup
+from vinvl.regions.store import RegionStore
+from vinvl.run.errors import UserError
 from vinvl.run.files import write_text_atomically
 
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
@@ -22,6 +42,10 @@ TOLD = (  # of a provenance, what a person looks at first
     "max_size", "pad_multiple", "colour_order", "exif_orientation", "precision", "made",
 )  # fmt: skip
 ATTRIBUTES_SHOWN = 3
+LEAST_BOXES = 10  # what published pipelines keep of any image, however unsure they are
+SURE = 0.2  # the published score threshold
+PAIRS = 200  # regions of which features are compared
+SAMPLED_IMAGES = 2_000
 
 
 @dataclass(frozen=True)
@@ -37,17 +61,7 @@ class CaptionedPicture:
         return _source(MEDIA_TYPES[self.picture.suffix.lower()], self.picture.read_bytes())
 
 
-@dataclass(frozen=True)
-class RegionPicture:
-    """An image's regions, and the picture if there is one; `note` says what is odd about it."""
-
-    regions: Regions
-    picture: Image.Image | None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Sign:
+class Sign(NamedTuple):
     """One figure, what it is, and, if it looks bad, what may be wrong."""
 
     name: str
@@ -55,63 +69,111 @@ class Sign:
     warning: str = ""
 
 
-@dataclass(frozen=True)
-class RegionSummary:
-    """What is in a store, from a sample of its images.
+class RegionSummary(NamedTuple):
+    """What is in a store, from a sample of its images."""
 
-    Attributes:
-        images: looked at.
-        signs: figures for a person.
-        region_counts: number of regions → images with that number.
-        tags, attributes: the commonest names with their shares of all regions.
-    """
-
-    images: int
-    signs: tuple[Sign, ...]
-    region_counts: dict[int, int]
-    tags: tuple[tuple[str, float], ...]
+    images: int  # looked at
+    signs: tuple[Sign, ...]  # figures for a person
+    region_counts: dict[int, int]  # number of regions → images with that number
+    tags: tuple[tuple[str, float], ...]  # the commonest names with their shares of all regions
     attributes: tuple[tuple[str, float], ...]
 
 
-def write_caption_page(path: Path, title: str, pictures: Sequence[CaptionedPicture]) -> None:
-    """Captions next to their pictures.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    _write_page(path, "captions.html", title=title, pictures=pictures)
-
-
-def write_region_page(
-    path: Path,
-    title: str,
-    pictures: Sequence[RegionPicture],
-    summary: RegionSummary,
-    label_map: LabelMap,
-    detector: str,
-    provenance: Mapping[str, Any],
-) -> None:
-    """Figures of the whole store first, then pictures with the boxes, tags and attributes of their regions.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    told = {name: _short(provenance[name]) for name in TOLD if name in provenance}
-    shown = [_shown(one, label_map) for one in pictures]
-    _write_page(path, "regions.html", title=title, pictures=shown, summary=summary, detector=detector, told=told)
-
-
-def _write_page(path: Path, template: str, **content: Any) -> None:
-    """Writes a page completely or not at all."""
+def write_page(path: Path, template: str, **content: Any) -> None:
+    """Writes a page, of pages/TEMPLATE, completely or not at all; UserError if the file cannot be written."""
     loader = FileSystemLoader(Path(__file__).parent)
     pages = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     write_text_atomically(path, pages.get_template(template).render(content))
 
 
-def _shown(one: RegionPicture, label_map: LabelMap) -> dict[str, Any]:
-    """What the page says of a picture."""
-    regions = one.regions
-    small = (one.picture or Image.new("RGB", (regions.width, regions.height), "#e8e8e8")).convert("RGB")
+def report_regions(
+    stores: str | Path | Sequence[str | Path],
+    output: Path,
+    *,
+    images: str | None = None,
+    names: PictureNames | None = None,
+    ids: Sequence[str] | None = None,
+    count: int = 60,
+    seed: int = 0,
+    max_pixels: int = PILLOWS_LIMIT,
+) -> int:
+    """Writes the page of a store: figures of the whole first, then pictures; returns how many pictures it shows.
+
+    Raises UserError for a store or picture folder that cannot be read, or an id that is not in the store.
+
+    Args:
+        stores: file or folder of shards, or several.
+        output: the HTML file.
+        images: folder, list file or picture; None draws the boxes on grey.
+        names: how ids follow from the pictures' places; None: as the store says it was made, or else by the file's
+            name, the number at its end, or its path.
+        ids: images to show; None draws `count` of those whose pictures are there.
+        seed: of the drawing.
+        max_pixels: of pictures; larger ones are not shown.
+    """
+    store = RegionStore(stores)
+    store.require_sound()
+    made = store.provenance
+    places = None if images is None else _places(store, images, [names] if names else _names(made.get("image_id")))
+    said = made.get("exif_orientation")  # else as published, or unturned where only that fits
+    turnings = (said,) if said in (EXIF_APPLY, EXIF_IGNORE) else (EXIF_APPLY, EXIF_IGNORE)
+    readings = [ReadingOptions(turning, max_pixels=max_pixels) for turning in turnings]  # type: ignore[arg-type]
+    if ids is not None:
+        wanted = [store.index_of(image_id) for image_id in ids]
+    else:
+        candidates = np.arange(len(store)) if places is None else np.array(sorted(places), dtype=np.int64)
+        wanted = sorted(np.random.default_rng(seed).permutation(candidates)[:count].tolist())
+    more = f" and {len(store.headers) - 3} more" if len(store.headers) > 3 else ""
+    write_page(
+        output,
+        "regions.html",
+        title=f"Regions of {', '.join(header.path.name for header in store.headers[:3])}{more}",
+        pictures=[_shown(store.at(index), index, places, readings, store.label_map) for index in wanted],
+        summary=summarise(store, seed=seed),
+        detector=store.detector,
+        told={name: _short(made[name]) for name in TOLD if name in made},
+    )
+    return len(wanted)
+
+
+def _names(said: object) -> list[PictureNames]:
+    """How the store's ids may follow from places: as it says, if it does, and in the usual ways."""
+    usual = [PictureNames(), PictureNames(pattern=r"0*(\d+)$"), PictureNames("path"), PictureNames("file")]
+    if isinstance(said, dict) and set(said) == {"rule", "pattern"}:
+        with suppress(UserError, TypeError):  # of another version; it is only a help
+            return [PictureNames(**said), *usual]
+    return usual
+
+
+def _places(store: RegionStore, images: str, ways: Sequence[PictureNames]) -> dict[int, str]:
+    """The picture of each image of the store that has one, by the image's index; ids as the first way that finds any.
+
+    Raises UserError if no way finds any, with what is wrong by the first of them.
+    """
+    lookup, problem = IdLookup(store.encoded_ids), ""
+    for way in ways:
+        try:
+            pictures = find_pictures(images, way)
+        except UserError as error:
+            problem = problem or str(error)
+            continue
+        at = zip(map(lookup.find, pictures.ids), pictures.paths, strict=True)
+        if (found := {index: path for index, path in at if index >= 0}) or not len(store):
+            return found
+        like = f"ids like {pictures.ids[0]!r}" if len(pictures) else "none with a usable id"
+        problem = problem or (
+            f"images={images} has no picture of the store, whose ids are like {store.at(0).image_id!r}; the pictures "
+            f"give {like}: pass id.rule or id.pattern."
+        )
+    raise UserError(problem)
+
+
+def _shown(
+    regions: Regions, index: int, places: dict[int, str] | None, readings: Sequence[ReadingOptions], labels: LabelMap
+) -> dict[str, Any]:
+    """What the page says of an image."""
+    picture, note = _picture(regions, None if places is None else places.get(index, ""), readings)
+    small = (picture or Image.new("RGB", (regions.width, regions.height), "#e8e8e8")).convert("RGB")
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85)
@@ -119,19 +181,38 @@ def _shown(one: RegionPicture, label_map: LabelMap) -> dict[str, Any]:
         "id": regions.image_id,
         "width": regions.width,
         "height": regions.height,
-        "note": one.note,
+        "note": note,
         "source": _source("image/jpeg", file.getvalue()),
-        "regions": [_region(regions, number, label_map) for number in range(len(regions))],
+        "regions": [_region(regions, number, labels) for number in range(len(regions))],
     }
 
 
-def _region(regions: Regions, number: int, label_map: LabelMap) -> dict[str, Any]:
+def _picture(regions: Regions, path: str | None, readings: Sequence[ReadingOptions]) -> tuple[Image.Image | None, str]:
+    """The picture of an image, if there is one, and what is odd about it."""
+    if not path:
+        return None, "" if path is None else "its picture is not among the images"
+    size = (regions.width, regions.height)
+    try:
+        reading = next((one for one in readings if picture_size(path, one) == size), readings[0])
+        picture = read_picture(path, reading)
+    except UserError as error:
+        return None, str(error)
+    if picture.size == size:
+        return picture, ""
+    why = "it is another picture, or another size of it"
+    if picture.size == size[::-1]:
+        why = "it was turned on the way (EXIF orientation)"
+    told = f"the store says {size[0]} × {size[1]} pixels, the picture has {picture.width} × {picture.height}"
+    return picture, f"{told}: {why}"
+
+
+def _region(regions: Regions, number: int, labels: LabelMap) -> dict[str, Any]:
     x1, y1, x2, y2 = regions.boxes[number].tolist()
     scored = zip(regions.attributes[number].tolist(), regions.attribute_scores[number].tolist(), strict=True)
-    attributes = [(_name(label_map.attributes, attribute), score) for attribute, score in scored if score > 0]
+    attributes = [(_name(labels.attributes, attribute), score) for attribute, score in scored if score > 0]
     return {
         "number": number,
-        "tag": _name(label_map.classes, int(regions.classes[number])),
+        "tag": _name(labels.classes, int(regions.classes[number])),
         "score": float(regions.class_scores[number]),
         "attributes": attributes[:ATTRIBUTES_SHOWN],
         "x": x1,
@@ -156,3 +237,91 @@ def _short(value: object) -> str:
 def _source(media_type: str, content: bytes) -> str:
     """Bytes as the value of an `src`."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+# Figures of a store by which a person sees whether its features are sane.
+
+
+def summarise(store: RegionStore, most: int = 30, seed: int = 0) -> RegionSummary:
+    """Looks at up to `SAMPLED_IMAGES` images, drawn at random; `most` names are listed."""
+    rng = np.random.default_rng(seed)
+    images = [store.at(int(index)) for index in np.sort(rng.permutation(len(store))[:SAMPLED_IMAGES])]
+    counts = np.array([len(regions) for regions in images], dtype=np.int64)
+    scores = np.concatenate([np.zeros(0, np.float32), *(regions.class_scores for regions in images)])
+    classes, attributes = Counter[int](), Counter[int]()
+    for regions in images:
+        classes.update(regions.classes.tolist())
+        attributes.update(regions.attributes[regions.attribute_scores > 0].tolist())
+    outside = np.mean([_sticks_out(regions) for regions in images] or [0.0])
+    signs = [
+        *_count_signs(counts),
+        *_score_signs(scores, counts),
+        Sign("boxes that stick out of their picture by more than 1 %", f"{100 * outside:.1f} %"),
+        _name_sign(classes, len(store.label_map.classes)),
+        *_feature_signs([regions.features for regions in images if len(regions)], rng),
+    ]
+    named = [
+        _commonest(*one, most) for one in ((classes, store.label_map.classes), (attributes, store.label_map.attributes))
+    ]
+    return RegionSummary(len(images), tuple(signs), dict(sorted(Counter(counts.tolist()).items())), *named)
+
+
+def _count_signs(counts: np.ndarray) -> Iterator[Sign]:
+    if len(counts) == 0:
+        yield Sign("regions an image", "none", "the store has no images")
+        return
+    empty = int((counts == 0).sum())
+    spread = f"{counts.min()} to {counts.max()}, {counts.mean():.1f} on average"
+    yield Sign("regions an image", spread, f"{empty:,} images have no region at all" if empty else "")
+
+
+def _score_signs(scores: np.ndarray, counts: np.ndarray) -> Iterator[Sign]:
+    if len(scores) == 0 or not scores.any():
+        yield Sign("class scores", "none are stored")
+        return
+    unsure, at_least = float((scores < SURE).mean()), float((counts == LEAST_BOXES).mean())
+    warning = (
+        "most images have just the least number of boxes: the detector saw little in them, for example if they had "
+        "another colour order or size than those it was trained on"
+    )
+    yield Sign("class scores", f"{scores.mean():.2f} on average, {100 * unsure:.0f} % below {SURE}")
+    warning = warning if at_least >= 0.5 else ""
+    yield Sign(f"images with just {LEAST_BOXES} regions", f"{100 * at_least:.0f} %", warning)
+
+
+def _name_sign(classes: Mapping[int, int], known: int) -> Sign:
+    total = sum(classes.values())
+    if total == 0 or set(classes) <= {0}:
+        return Sign("kinds of tags", "none are stored", "models that use tags would see none")
+    commonest = max(classes.values()) / total
+    of_all = f" of {known - 1:,}" if known > 1 else ""
+    value = f"{len(classes) - (0 in classes):,}{of_all}; the commonest has {100 * commonest:.0f} %"
+    alone = commonest > 0.5 and len(classes) > 1
+    return Sign("kinds of tags", value, "one tag for most regions: the detector saw little" if alone else "")
+
+
+def _feature_signs(rows: list[np.ndarray], rng: np.random.Generator) -> Iterator[Sign]:
+    if not rows:
+        return
+    sample = np.concatenate([image[: max(1, PAIRS // len(rows) + 1)] for image in rows[:PAIRS]]).astype(np.float32)
+    sample = sample[rng.permutation(len(sample))[:PAIRS]]
+    zeros, norms = float((sample == 0).mean()), np.linalg.norm(sample, axis=1)
+    directions = sample / np.maximum(norms, 1e-6)[:, None]
+    alike = (directions @ directions.T)[np.triu_indices(len(sample), 1)]
+    cosine = float(alike.mean()) if len(alike) else 0.0
+    figures = f"{sample.min():.2f} to {sample.max():.2f}, norm {norms.mean():.1f}, {100 * zeros:.0f} % zeros"
+    yield Sign("features", figures, "" if np.isfinite(sample).all() else "some are NaN or infinite")
+    warning = "all regions look the same to a model" if cosine > 0.95 else ""
+    yield Sign("likeness of two regions' features", f"cosine {cosine:.2f} on average", warning)
+
+
+def _sticks_out(regions: Regions) -> float:
+    """The share of an image's boxes."""
+    boxes, size = regions.boxes, np.array([regions.width, regions.height] * 2, dtype=np.float32)
+    return float(((boxes < -0.01 * size) | (boxes > 1.01 * size)).any(axis=1).mean()) if len(boxes) else 0.0
+
+
+def _commonest(counts: Counter[int], names: Sequence[str], most: int) -> tuple[tuple[str, float], ...]:
+    total = max(1, sum(counts.values()))
+    named = [(_name(names, index), count / total) for index, count in counts.most_common(most + 1) if index]
+    return tuple(named[:most])
