@@ -25,7 +25,7 @@ from vinvl.extraction.run import store_regions
 from vinvl.pictures import ReadingOptions, damage, picture_size, read_picture, rgb_picture
 from vinvl.predictor.trained import TrainedModel
 from vinvl.regions.regions import BOX_NUMBERS, LabelMap, Regions, RegionSource
-from vinvl.regions.store import OtherFeatures, RegionStore, unlike_store
+from vinvl.regions.store import OtherFeatures, RegionStore
 from vinvl.run.errors import UserError, printable
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
@@ -381,7 +381,7 @@ def store_for(trained: TrainedModel, features: str | Path | Sequence[str | Path]
     store = RegionStore(features)
     store.require_sound()
     _check_dimension(trained, store.feature_dim, f"{store!r} holds")
-    _warn(unlike_store(trained.features, store))
+    _warn(trained.features.unlike(store))
     return store
 
 
