@@ -116,16 +116,6 @@ def test_more_boxes_than_count() -> None:
     np.testing.assert_allclose(np.nan_to_num(computed(pictures)["by_class"][1:].numpy(), nan=-1), by_class, atol=1e-12)
 
 
-def test_the_right_boxes_score_one_and_wrong_ones_nothing() -> None:
-    true = TrueBoxes(np.array([[0, 0, 10, 10], [20, 0, 30, 10.0]]), np.array([1, 2]), np.zeros(2, dtype=bool), NONE[:2])
-    right = FoundBoxes(true.boxes, true.labels, np.array([0.3, 0.9]), NONE[:2])
-    shifted = FoundBoxes(true.boxes + np.array([2, 0, 2, 0]), true.labels, right.scores, NONE[:2])  # IoU 8 / 12
-    other = FoundBoxes(true.boxes, true.labels + 1, right.scores, NONE[:2])
-    for found, values in ((right, [1, 1, 1]), (shifted, [0.4, 1, 0]), (other, [0, 0, 0])):
-        result = computed([(found, true)])
-        assert [float(result[name]) for name in ("map", "map_50", "map_75")] == pytest.approx(values)
-
-
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_nothing_seen_is_no_figure() -> None:
     result = AveragePrecision(NUM_CLASSES).compute()

@@ -48,17 +48,6 @@ def test_it_is_a_plain_torch_file_with_the_published_names(saved: Path) -> None:
     assert saved.stat().st_size < 1.1 * SMALL_WEIGHTS.stat().st_size + parameters / 10  # the C5 head is there once
 
 
-def test_nothing_but_the_file_is_left_and_it_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "detector.pth"
-    for config in (SMALL, replace(SMALL, min_boxes=3)):
-        detector = small_detector()
-        detector.config = config
-        save_detector(path, detector, NAMES)
-        found = read_settings(path)
-        assert found is not None and found.config == config
-    assert [entry.name for entry in tmp_path.iterdir()] == ["detector.pth"]
-
-
 def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

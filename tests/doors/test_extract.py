@@ -13,7 +13,8 @@ import torch
 
 from tests import door_runs
 from tests.conftest import refusal
-from tests.extraction.samples import environment, overrides, pictures, run_extract
+from tests.door_runs import door_environment
+from tests.extraction.samples import overrides, pictures, run_extract
 from tests.picture_samples import broken_pictures
 from vinvl.regions import RegionStore
 from vinvl.regions.writer import Unfinished
@@ -39,11 +40,13 @@ def refused(folder: Path, *given: str) -> str:
 
 
 def start(folder: Path, *given: str) -> door_runs.DoorProcess:
-    return door_runs.DoorProcess(folder, "vinvl.extract", *arguments(folder, *given), environment=environment(folder))
+    return door_runs.DoorProcess(
+        folder, "vinvl.extract", *arguments(folder, *given), environment=door_environment(folder)
+    )
 
 
 def call(folder: Path, *given: str) -> subprocess.CompletedProcess[str]:
-    return door_runs.call(folder, "vinvl.extract", *arguments(folder, *given), environment=environment(folder))
+    return door_runs.call(folder, "vinvl.extract", *arguments(folder, *given), environment=door_environment(folder))
 
 
 def finished(target: Path) -> int:
@@ -164,13 +167,13 @@ def test_unfinished_work_with_other_settings_is_kept_unless_it_is_to_be_overwrit
 
 
 def test_missing_settings_are_asked_for(tmp_path: Path) -> None:
-    result = door_runs.call(tmp_path, "vinvl.extract", environment=environment(tmp_path))
+    result = door_runs.call(tmp_path, "vinvl.extract", environment=door_environment(tmp_path))
     sentence = refusal(result)
     assert all(f"{name}=VALUE" in sentence for name in ("images", "weights", "output"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_help_tells_how(tmp_path: Path) -> None:
-    result = door_runs.call(tmp_path, "vinvl.extract", "--help", environment=environment(tmp_path))
+    result = door_runs.call(tmp_path, "vinvl.extract", "--help", environment=door_environment(tmp_path))
     assert result.returncode == 0
     assert "python -m vinvl.extract images=DIR" in result.stdout and "exif_orientation" in result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -12,13 +13,13 @@ from PIL import Image
 
 from tests import golden
 from tests.detector.samples import SMALL, SMALL_WEIGHTS
-from tests.door_runs import door_environment
 from tests.picture_samples import gradient, save
 from vinvl.extraction.run import extract
 from vinvl.run.door import run_door
 from vinvl.run.folders import config_directory
 
-ARCHITECTURE = {name: value for name, value in vars(SMALL.architecture).items()}
+USED = replace(SMALL, rpn_proposals=20, min_size=128, max_size=214)
+"""How the detector is used: in smaller pictures than those recorded."""
 LABELS = {
     "label_to_idx": {f"class {i}": i for i in range(1, SMALL.architecture.num_classes)},
     "attribute_to_idx": {f"attribute {i}": i for i in range(1, SMALL.architecture.num_attributes)},
@@ -32,9 +33,8 @@ def overrides(folder: Path) -> list[str]:
     return [
         f"weights={SMALL_WEIGHTS}",
         f"labels={labels}",
-        *(f"detector.architecture.{name}={_text(value)}" for name, value in ARCHITECTURE.items()),
-        *(f"detector.{name}={value}" for name, value in vars(SMALL).items() if name != "architecture"),
-        "detector.rpn_proposals=20",
+        *(f"detector.architecture.{name}={_text(value)}" for name, value in vars(USED.architecture).items()),
+        *(f"detector.{name}={value}" for name, value in vars(USED).items() if name != "architecture"),
         "trainer.accelerator=cpu",
         "workers=0",
     ]
@@ -69,7 +69,3 @@ def run_extract(folder: Path, *given: str) -> None:
         run_door(extract, compose_extract(*overrides(folder), *place, *given))
     finally:
         HydraConfig.instance().cfg = None
-
-
-def environment(folder: Path) -> dict[str, str]:
-    return door_environment(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.detector.samples import SMALL, small_detector
-from tests.extraction.samples import LABELS, pictures, run_extract
+from tests.detector.samples import SMALL_WEIGHTS, small_detector
+from tests.extraction.samples import LABELS, USED, pictures, run_extract
 from tests.picture_samples import broken_pictures, gradient, save, with_orientation
 from vinvl.detector import Detector
 from vinvl.extraction import run as module_module
@@ -30,7 +29,7 @@ def test_a_store_holds_what_the_detector_says(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures")
     store = store_of(tmp_path)
     detector = small_detector()
-    detector.config = replace(SMALL, rpn_proposals=20)
+    detector.config = USED
     assert list(store.image_ids) == ["picture_0001", "picture_0003", "picture_0000", "picture_0002"]
     assert store.label_map.classes[5] == "class 5" and store.label_map.attributes[7] == "attribute 7"
     assert store.verify() == []
@@ -203,8 +202,6 @@ def test_a_picture_with_features_that_are_no_numbers_is_put_aside(
 
 
 def test_the_label_map_beside_the_weights_is_found(tmp_path: Path) -> None:
-    from tests.detector.samples import SMALL_WEIGHTS
-
     pictures(tmp_path / "pictures", 2)
     weights = tmp_path / "w" / "weights.safetensors"
     weights.parent.mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 
-from tests.detector.samples import SMALL, small_detector
+from tests.detector.samples import small_detector
 from tests.door_in_process import TINY, checkpoint, composed, run_in_process
 from tests.extraction.samples import LABELS, pictures, run_extract
 from vinvl.detector.weights import save_detector
@@ -35,7 +34,6 @@ OF_TASK = {
     "captioning": ["task.options.java_metrics=false", "decoding.num_beams=3", "data.max_caption_tokens=12"],
 }
 QUESTIONS = ("what is red?", "how many circles are there?", "is the star above the square?")
-USED_AS = replace(SMALL, rpn_proposals=20)  # how `extracted` uses the detector
 
 
 def train(task: str, data: Path, folder: Path, *overrides: str) -> Path:
@@ -52,7 +50,7 @@ def detector_file(folder: Path) -> Path:
 
 
 def extracted(folder: Path, *given: str) -> Path:
-    """A store of six pictures made by `detector_file` as `USED_AS` says; it and pictures/ lie beside the store."""
+    """A store of six pictures made by `detector_file` as `USED` says; it and pictures/ lie beside the store."""
     weights = detector_file(folder)
     pictures(folder / "pictures", 6)
     made = [f"images={folder / 'pictures'}", f"output={folder / 'features.h5'}", f"weights={weights}", "labels=null"]

@@ -7,20 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vinvl.predictor.predictor import checked_text, is_many, paired
+from vinvl.predictor.predictor import checked_text, paired
 from vinvl.run.errors import UserError
 
 ARRAY, IMAGE = np.zeros((2, 2), dtype=np.uint8), Image.new("L", (2, 2))
-
-
-@pytest.mark.parametrize("one", ["a.jpg", b"a", ARRAY, IMAGE, {"a": 1}, 3, None, (one for one in "ab")])
-def test_single_things(one: Any) -> None:
-    assert not is_many(one)
-
-
-@pytest.mark.parametrize("many", [[], ["a"], ("a", "b")])
-def test_many_things(many: Any) -> None:
-    assert is_many(many)
 
 
 LISTS: list[Callable[[Any], Any]] = [list, tuple]

@@ -34,10 +34,7 @@ def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 
 def iou(first: Tensor, second: Tensor, *, last_pixel: bool = False) -> Tensor:
-    """Intersection over union of boxes (..., N, 4) with boxes (..., M, 4): (..., N, M); NaN between empty boxes.
-
-    last_pixel: whether it counts in.
-    """
+    """Intersection over union of boxes (..., N, 4) with boxes (..., M, 4): (..., N, M); NaN between empty boxes."""
     extra = 1.0 if last_pixel else 0.0
     top_left = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
     bottom_right = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
@@ -60,10 +57,7 @@ def encode(targets: Tensor, references: Tensor, weights: CoderWeights) -> Tensor
 
 
 def decode(deltas: Tensor, references: Tensor, weights: CoderWeights) -> Tensor:
-    """Reference boxes (..., 4) moved by deltas (..., 4): the inverse of `encode`, with a largest scale.
-
-    The two broadcast: a reference box can have deltas for many classes.
-    """
+    """Reference boxes (..., 4) moved by deltas (..., 4), which broadcast: `encode` undone, with a largest scale."""
     centre, size = _centre_and_size(references)
     shift, log_scale = (deltas / deltas.new_tensor(weights)).split(2, dim=-1)
     centre = shift * size + centre
@@ -91,9 +85,8 @@ def match(
     Args:
         foreground: the least IoU with an object to belong to it.
         background: boxes whose IoU with all objects is lower are BACKGROUND; those between the two are NEITHER.
-        best_of_each: the boxes that overlap an object most of all boxes, be it little, belong to an object too, so that
-            no object goes without. Of several that overlap it equally much all do. As published, it is the object that
-            *they* overlap most, which may be another one.
+        best_of_each: the boxes that overlap an object most of all boxes, be it little, belong to an object too: as
+            published, to that which *they* overlap most.
     """
     if len(objects) == 0 or len(boxes) == 0:
         return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
@@ -134,10 +127,9 @@ def inside(anchors: Tensor, image_size: tuple[int, int], straddle: int = 0) -> T
     straddle: pixels that they may reach out of it; negative: any number.
     """
     height, width = image_size
-    if straddle < 0:
-        return torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
     low = (anchors[:, :2] >= -straddle).all(dim=1)
-    return low & (anchors[:, 2] < width + straddle) & (anchors[:, 3] < height + straddle)
+    within = low & (anchors[:, 2] < width + straddle) & (anchors[:, 3] < height + straddle)
+    return within if straddle >= 0 else torch.ones_like(within)
 
 
 # The boxes that the region proposal network starts from.
@@ -156,8 +148,7 @@ class AnchorGenerator(nn.Module):
     def forward(self, height: int, width: int) -> Tensor:
         """Anchors of every cell of a map: (height · width · A, 4), in the order (y, x, anchor)."""
         of_a_cell = self.cell_anchors.get_buffer("0")
-        x = torch.arange(width, device=of_a_cell.device, dtype=of_a_cell.dtype) * STRIDE
-        y = torch.arange(height, device=of_a_cell.device, dtype=of_a_cell.dtype) * STRIDE
+        y, x = (torch.arange(side, device=of_a_cell.device, dtype=of_a_cell.dtype) * STRIDE for side in (height, width))
         shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")
         shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=-1)  # (height, width, 4)
         return (shifts[:, :, None, :] + of_a_cell).reshape(-1, 4)
@@ -181,8 +172,7 @@ def cell_anchors(sizes: Sequence[int], ratios: Sequence[float]) -> Tensor:
 # Non-maximum suppression in plain torch: exactly the greedy result, without a loop over boxes or classes.
 #
 # Greedy suppression keeps a box unless an earlier *kept* box overlaps it. Asking that of all boxes at once, again and
-# again until the answer stays, ends in the greedy answer: after n rounds the first n boxes are right, since nothing
-# but earlier boxes decides about them. Real boxes need a handful of rounds.
+# again until the answer stays, ends in the greedy answer: after n rounds the first n boxes are right.
 
 BLOCK = 1024  # boxes compared at once by `nms`
 PAIRS_AT_ONCE = 2**23  # overlaps held at once by `nms_within_classes`
@@ -214,8 +204,7 @@ def nms_within_classes(boxes: Tensor, scores: Tensor, threshold: float, floor: f
         boxes: (N, C, 4), a box for every class, or (N, 1, 4), the same for all.
         scores: (N, C), not negative.
         threshold: a box whose IoU with a kept one of its class is larger is dropped.
-        floor: boxes of a lower score are left out, marked False. They cannot decide about better ones, so what is said
-            of the others is exact; a high floor makes this many times faster.
+        floor: boxes of a lower score are left out, marked False, which decides nothing about better ones and is faster.
     """
     counts = (scores >= floor).sum(dim=0)  # (C,)
     classes = counts.nonzero().squeeze(1)
@@ -245,11 +234,10 @@ def _greedy(overlapping: Tensor, candidates: Tensor) -> Tensor:
 
 # RoIAlign as one weighted sum of map cells for each bin.
 #
-# A bin's value is the mean of bilinear samples on a grid inside it. Both the grid and bilinear weights are products of
-# one factor in y and one in x, so the cells that count in a bin, and how much, are an outer product of few numbers:
-# exact for any number of samples a bin. Summing cells is what `embedding_bag` does, in one call for all boxes of all
-# images. As the published code pools: ceil(box / bins) samples a bin in each direction, no half-pixel shift, boxes at
-# least one cell wide and high, samples more than a cell outside the map count as zero.
+# A bin's value is the mean of bilinear samples on a grid inside it. Grid and weights are products of one factor in y
+# and one in x, so the cells that count in a bin, and how much, are an outer product of few numbers; `embedding_bag`
+# sums them, in one call for all boxes of all images. As published: ceil(box / bins) samples a bin in each direction, no
+# half-pixel shift, boxes at least one cell wide and high, samples more than a cell outside the map count as zero.
 
 BINS = 14  # of a region, in each direction
 
@@ -291,17 +279,13 @@ class BoxBins:
 
 
 def box_bins(boxes: Tensor, images: Tensor, features: Tensor, bins: int = BINS, scale: float = 1 / STRIDE) -> BoxBins:
-    """The bins of boxes (n, 4) in pixels on maps of the size of `features` (B, C, H, W).
+    """The bins, so many in each direction, of boxes (n, 4) in pixels on maps of the size of `features` (B, C, H, W).
 
-    Args:
-        images: (n,) int64, which map of the batch each box is on.
-        bins: in each direction.
-        scale: cells of the map per pixel.
+    `images` (n,) int64: which map of the batch each box is on; `scale`: cells of the map per pixel.
     """
     height, width = features.shape[2:]
-    rows, row_weights = _cells(boxes[:, 1], boxes[:, 3], height, bins, scale)
-    columns, column_weights = _cells(boxes[:, 0], boxes[:, 2], width, bins, scale)
-    return BoxBins(rows, row_weights, columns, column_weights, images * (height * width), width)
+    rows, columns = (_cells(boxes[:, i], boxes[:, i + 2], side, bins, scale) for i, side in ((1, height), (0, width)))
+    return BoxBins(*rows, *columns, images * (height * width), width)
 
 
 def _cells(start: Tensor, end: Tensor, cells: int, bins: int, scale: float) -> tuple[Tensor, Tensor]:

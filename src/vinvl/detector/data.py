@@ -118,22 +118,13 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class DetectionDataset:
-    """One split as examples: pictures read, resized and, for training, flipped.
-
-    Args:
-        records: the pictures and their objects.
-        config: min_size and max_size are read.
-        labels: the names of classes and attributes.
-        augmentation: None if nothing is left to chance.
-        seed: of the augmentation.
-        reading: how pictures are read, as for `records`.
-    """
+    """One split as examples: pictures read, resized and, for training, flipped."""
 
     records: PictureRecords
-    config: DetectorConfig
+    config: DetectorConfig  # min_size and max_size are read
     labels: LabelMap
-    augmentation: Augmentation | None
-    seed: int
+    augmentation: Augmentation | None  # None if nothing is left to chance
+    seed: int  # of the augmentation
     reading: ReadingOptions = ReadingOptions()  # noqa: RUF009, it is immutable
 
     collate = staticmethod(DetectionBatch.of)  # which runs in the data workers
@@ -205,9 +196,7 @@ def learnable(truth: TrueBoxes) -> np.ndarray:
 def network_boxes(boxes: np.ndarray, size: tuple[int, int], resized: tuple[int, int]) -> Tensor:
     """Float32 boxes (n, 4) of a resized picture; they count their last pixel in, as published, those given do not.
 
-    Args:
-        boxes: (n, 4) float64, pixels of the original picture.
-        size, resized: (width, height) of the picture before and after.
+    `size`, `resized`: (width, height) of the picture before and after.
     """
     scale = np.array([resized[0] / size[0], resized[1] / size[1]] * 2)
     return torch.from_numpy((boxes - np.array([0, 0, 1, 1])) * scale).float()

@@ -68,10 +68,7 @@ def padded_size(width: int, height: int, config: DetectorConfig) -> tuple[int, i
 
 
 def resized_pixels(image: Image.Image, config: DetectorConfig) -> Tensor:
-    """Uint8 (height, width, 3) of a picture, red-green-blue, resized; the part that needs no device.
-
-    image: of any mode that Pillow converts to RGB; an EXIF orientation is not looked at (`rgb_picture` turns it).
-    """
+    """Uint8 (height, width, 3) of a picture of any mode, red-green-blue, resized; EXIF is not looked at."""
     size = resized_size(image.width, image.height, config.min_size, config.max_size)
     resized = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(resized))
@@ -85,9 +82,7 @@ def normalised(pixels: Tensor) -> Tensor:
 def pad_batch(images: list[Tensor], multiple: int = 1) -> tuple[Tensor, list[ImageSize]]:
     """(B, 3, H, W), zero at the bottom and right of smaller images, and each image's (height, width) in it.
 
-    Args:
-        images: each (3, height, width), from `normalised`.
-        multiple: H and W are rounded up to a multiple of it.
+    `images`: each (3, height, width), from `normalised`; H and W are rounded up to a `multiple`.
     """
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
@@ -114,7 +109,6 @@ def select_regions(probabilities: Tensor, boxes: Tensor, config: DetectorConfig)
     Args:
         probabilities: (N, C) of each proposal's classes, background first.
         boxes: (N, C, 4), a box for every class, or (N, 1, 4), the same for all.
-        config: nms_filter, thresholds and numbers of boxes are read.
     """
     if config.nms_filter == 1:
         scores, labels = _best_surviving_class(probabilities, boxes, config)
@@ -148,11 +142,7 @@ def select_attributes(logits: Tensor, config: DetectorConfig) -> tuple[Tensor, T
     """Attribute indices, int64, and probabilities (n, attributes_per_box), by descending probability.
 
     Entries of probability 0 stand for no attribute; their index means nothing. Where the detector knows fewer
-    attributes than attributes_per_box, there are as many columns as it knows.
-
-    Args:
-        logits: (n, A), "no attribute" first.
-        config: attribute_threshold and attributes_per_box are read.
+    attributes than attributes_per_box, there are as many columns as it knows. `logits`: (n, A), "no attribute" first.
     """
     probabilities = logits.float().softmax(dim=1)
     probabilities[:, 0] = 0
@@ -187,10 +177,7 @@ class Detector(nn.Module):
         return self.rpn.head.conv.weight.device
 
     def compile_networks(self, **options: Any) -> None:
-        """torch.compile, at their first use, of the two networks that take nearly all the time.
-
-        options: of `torch.compile`, such as dynamic=True for pictures of many sizes.
-        """
+        """torch.compile, with its options, at their first use, of the two networks that take nearly all the time."""
         features = self.roi_heads.box.feature_extractor
         self.backbone.compile(**options)
         features.after_pooling = torch.compile(features.after_pooling, **options)  # type: ignore[method-assign]
@@ -202,10 +189,7 @@ class Detector(nn.Module):
         )
 
     def detect_pixels(self, pixels: list[Tensor], original_sizes: list[ImageSize]) -> list[DetectedRegions]:
-        """The same of pictures that `resized_pixels` has made ready: each uint8 (height, width, 3), on any device.
-
-        original_sizes: (width, height) of each picture before it was resized.
-        """
+        """The same of pictures from `resized_pixels`, on any device; `original_sizes`: (width, height) before that."""
         images = [normalised(one.to(self.device, non_blocking=True)) for one in pixels]
         batch, sizes = pad_batch(images, self.config.pad_multiple)
         return self(batch, sizes, original_sizes)
@@ -248,8 +232,7 @@ class Detector(nn.Module):
         """Which proposals of each image are kept as what, and their boxes (n, 4), refined if the config says so.
 
         Args:
-            vectors: (sum of N, c5_channels), of the proposals of all images in turn.
-            proposals: for each image (N, 4).
+            vectors: (sum of N, c5_channels), of the proposals, for each image (N, 4), in turn.
             sizes: (height, width) of each image.
         """
         predictor = self.roi_heads.box.predictor
