@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 
-from tests.detector.samples import small_detector
+from tests.detector.samples import SMALL, small_detector
 from tests.door_in_process import TINY, checkpoint, composed, run_in_process
 from tests.extraction.samples import LABELS, pictures, run_extract
 from vinvl.detector.weights import save_detector
@@ -33,6 +34,7 @@ OF_TASK = {
     "retrieval": ["data.max_tokens=20", "data.val_fold_images=3", "data.test_images=null", "data.attention_type=CR"],
     "captioning": ["task.options.java_metrics=false", "decoding.num_beams=3", "data.max_caption_tokens=12"],
 }
+USED_AS = replace(SMALL, rpn_proposals=20)  # how `extracted` uses the detector
 QUESTIONS = ("what is red?", "how many circles are there?", "is the star above the square?")
 
 
@@ -50,10 +52,11 @@ def detector_file(folder: Path) -> Path:
 
 
 def extracted(folder: Path, *given: str) -> Path:
-    """A store of six pictures made by `detector_file` as `USED` says; it and pictures/ lie beside the store."""
+    """A store of six pictures made by `detector_file` as `USED_AS` says; it and pictures/ lie beside the store."""
     weights = detector_file(folder)
     pictures(folder / "pictures", 6)
     made = [f"images={folder / 'pictures'}", f"output={folder / 'features.h5'}", f"weights={weights}", "labels=null"]
+    made += [f"detector.{name}={getattr(USED_AS, name)}" for name in ("min_size", "max_size")]
     run_extract(folder, *made, *given)
     return folder / "features.h5"
 
