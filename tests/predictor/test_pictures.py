@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 import vinvl
-from tests.extraction.samples import USED
 from tests.picture_samples import broken_pictures, gradient, save, sixteen_bit, truncated, with_orientation
-from tests.predictor.samples import QUESTIONS, close, picture_paths
+from tests.predictor.samples import QUESTIONS, USED_AS, close, picture_paths
 from vinvl.predictor import PictureRegions
 from vinvl.predictor import pictures as finding
 from vinvl.predictor import predictor as working
@@ -269,7 +268,7 @@ def test_the_settings_of_the_features_may_be_overridden_and_then_it_warns(
 
     with pytest.warns(vinvl.predictor.OtherFeatures, match="max_boxes was 100 and is 5") as warned:
         model = vinvl.load(own_runs["vqa"], detector_config=configure, **given)
-    assert known == [USED] and len(warned) == 1 and warned[0].filename == __file__
+    assert known == [USED_AS] and len(warned) == 1 and warned[0].filename == __file__
     assert 3 <= len(model.regions(picture_paths(folder)["picture_0000"])) <= 5
     with pytest.warns(vinvl.predictor.OtherFeatures, match="score_threshold was 0.2 and is 0.9"):
-        vinvl.load(own_runs["vqa"], detector_config=replace(USED, score_threshold=0.9), **given)
+        vinvl.load(own_runs["vqa"], detector_config=replace(USED_AS, score_threshold=0.9), **given)
