@@ -225,8 +225,8 @@ def test_validation_is_a_sample_that_the_seed_draws(demo_data: Path) -> None:
     assert drawn(3) == drawn(3) and len(set(drawn(3))) == 4
     assert any(drawn(3) != drawn(seed) for seed in (4, 5, 6))
     data = retrieval_data(demo_data, test_candidates=4)
-    data.setup("test")
     with pytest.warns(UserWarning, match="the last 2 of 6 images"):
+        data.setup("test")
         folds = data.folds("test")
     assert [fold.images.tolist() for fold in folds] == [[0, 1, 2, 3]]
 
