@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +176,13 @@ DAMAGED = [
 @pytest.mark.parametrize("value", DAMAGED)
 def test_damaged_records_and_those_of_older_checkpoints_say_nothing(value: Any) -> None:
     assert FeatureRecord.of_plain(value) == FeatureRecord()
+
+
+def test_a_store_that_nobody_holds_any_more_closes_its_file(tmp_path: Path) -> None:
+    store = RegionStore(write(tmp_path / "f.h5", [make_regions("a", 3)]))
+    assert len(store.at(0).features) == 3
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        del store
+        gc.collect()
+    assert not [one for one in told if str(tmp_path) in str(one.message)]

@@ -181,6 +181,11 @@ class Shard:
                 getattr(regions, name)
         return regions
 
+    def __del__(self) -> None:
+        """Nobody has to close a store: its file is closed with the last that holds it, and Python has no complaint."""
+        if getattr(self, "_stream", None) is not None:
+            self._stream.close()  # type: ignore[union-attr]
+
     def close(self) -> None:
         """Close the file; the next reading opens it again."""
         for opened in (self._stream, self._handle):
