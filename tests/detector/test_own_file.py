@@ -81,7 +81,7 @@ def settings_of(saved: Path) -> dict[str, Any]:
         ("", 3, "has no settings"),
         ("config", [1], "has no settings"),
         ("label_map", {"label_to_idx": {}}, "has no label map"),
-        ("label_map", "[]", "not a JSON object"),
+        ("label_map", "[]", "got `array` at $"),
         ("label_map", "{", "not valid JSON"),
         ("label_map", '{"label_to_idx": {"cat": 1}}', "names 2 classes"),
         ("config.architecture", 3, "no architecture"),

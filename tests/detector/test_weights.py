@@ -195,7 +195,7 @@ def test_label_map_of_the_weights(tmp_path: Path) -> None:
         (label_map(82, 41), "names 82 classes, index 0 included, the detector has 81"),
         (label_map(81, 40), "names 40 attributes, index 0 included, the detector has 41"),
         ('{"label_to_idx": {}}', "names 0 classes"),
-        ("[]", "not a JSON object"),
+        ("[]", r"got `array` at \$"),
         ("{", "not valid JSON"),
     ],
 )

@@ -60,21 +60,21 @@ ALONE = "batch_size=1"
 
 @pytest.mark.slow
 def test_killed_again_and_again_nothing_is_lost_or_comes_twice(tmp_path: Path) -> None:
-    pictures(tmp_path / "pictures", 24)
+    pictures(tmp_path / "pictures", 12)
     broken_pictures(tmp_path / "pictures" / "broken")
     target, before = tmp_path / "f.h5", 0
-    for goal in (3, 10):
+    for goal in (2, 5):
         process = start(tmp_path, "shard_seconds=0", ALONE)
         process.wait_until(lambda goal=goal: finished(target) >= goal)  # type: ignore[misc]
         process.signalled(signal.SIGKILL)
-        assert f"{30 - before} of 30 pictures to do" in process.printed()
+        assert f"{18 - before} of 18 pictures to do" in process.printed()
         before = finished(target)
-        assert goal <= before < 24 and not target.exists() and Unfinished(target).folder.is_dir()
+        assert goal <= before < 12 and not target.exists() and Unfinished(target).folder.is_dir()
     result = call(tmp_path, "shard_seconds=0", ALONE)
     assert result.returncode == 0, result.stderr
-    assert f"{30 - before} of 30 pictures to do" in result.stdout and "6 pictures could not be used" in result.stdout
+    assert f"{18 - before} of 18 pictures to do" in result.stdout and "6 pictures could not be used" in result.stdout
     assert target.read_bytes() == extracted(tmp_path, ALONE, output="whole.h5").read_bytes()
-    assert len(RegionStore(target)) == 24 and not Unfinished(target).folder.exists()
+    assert len(RegionStore(target)) == 12 and not Unfinished(target).folder.exists()
 
 
 @pytest.mark.slow
