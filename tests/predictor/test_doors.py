@@ -77,11 +77,12 @@ def test_texts_with_pictures(attention: str, runs: dict[str, Path], demo_data: P
     with door_opened(path, demo_data, tmp_path / "door") as (restored, trainer):
         restored.datamodule.setup("predict")
         trainer.predict(restored.task, datamodule=restored.datamodule)
-        assert isinstance(restored.task, RetrievalTask) and restored.task._run is not None
-        run = restored.task._run
-        scores = np.concatenate([run.files.read(number) for number in range(len(run.blocks))])  # (images, captions)
-        texts = [run.candidates.caption_text(int(one)) for one in run.folds[0].captions]
-        ids = [str(run.candidates.records.image_ids[one]) for one in run.folds[0].images]
+        assert isinstance(restored.task, RetrievalTask) and restored.task._files is not None
+        files = restored.task._files
+        scores = np.concatenate([files.read(number) for number in range(len(files.blocks))])  # (images, captions)
+        records, fold = restored.datamodule.datasets["predict"].records, files.folds[0]
+        texts = [records.captions[int(one)] for one in fold.captions]
+        ids = [str(records.image_ids[one]) for one in fold.images]
     model = load(path, demo_data)
     for image, row in zip(ids, scores, strict=True):
         close(model.score(image, texts), 1 / (1 + np.exp(-row.astype(np.float64))))
