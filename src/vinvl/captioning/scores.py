@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-from torchmetrics import Metric
 
 from vinvl.data.words import regex_tokenize
-from vinvl.exact import decode_lines, encode_lines
+from vinvl.exact import Gathered, decode_lines, encode_lines
 from vinvl.run.errors import UserError
 
 MAX_N = 4
@@ -394,40 +392,27 @@ def refuse_without_references(captions: Mapping[ImageId, str], references: Mappi
             raise UserError(f"Image {image_id!r} has a caption but no reference captions; add them or leave it out.")
 
 
-class CaptionTexts(Metric):
+class CaptionTexts(Gathered):
     """Caption and references of every image seen on any rank, by image id: what `evaluate_captions` takes.
 
     Every image counts once, however often and on however many ranks it was seen, and neither order nor batches nor
     ranks change a digit. The state is one line of JSON per image as bytes (about half a kilobyte).
     """
 
-    full_state_update = False
     is_differentiable = False
-    records: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("records", default=[], dist_reduce_fx="cat")
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything seen."""
-        super().reset()
-        # A rank that sees no image must still join the gathering with a tensor of the right type.
-        self.records = [encode_lines([]).to(self.device)]
 
     def update(
         self, image_ids: Sequence[ImageId], captions: Sequence[str], references: Sequence[Sequence[str]]
     ) -> None:
         """Adds B images: id, caption and reference captions of each."""
         rows = zip(image_ids, captions, map(list, references), strict=True)
-        self.records.append(encode_lines(rows).to(self.device))
+        self.seen.append(encode_lines(rows).to(self.device))
 
     def compute(self) -> tuple[dict[ImageId, str], dict[ImageId, list[str]]]:
         """Captions and references; raises UserError if an image was seen with two of either."""
         captions: dict[ImageId, str] = {}
         references: dict[ImageId, list[str]] = {}
-        for image_id, caption, gold in decode_lines(self.records):
+        for image_id, caption, gold in decode_lines(self.seen):
             if captions.setdefault(image_id, caption) != caption:
                 raise UserError(
                     f"Image {image_id!r} has two captions, {captions[image_id]!r} and {caption!r}; give one per image."

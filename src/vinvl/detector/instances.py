@@ -339,7 +339,7 @@ def _within(found: _Objects, sizes: np.ndarray, bad_boxes: str) -> tuple[np.ndar
         if 0 <= x < width <= right and 0 <= y < height <= below:
             what += " (its corners would be: give x, y, width and height)"
         remedy = "data.bad_boxes=clip, which cuts boxes off at the border and leaves those without area out"
-        raise found.refused(first, f": the bbox {shown([x, y, width, height])} {what}: mend it, or pass {remedy}")
+        raise found.refused(first, f": the bbox {shown([x, y, width, height])} {what}: correct it, or pass {remedy}")
     return clipped, np.logical_not(empty)
 
 

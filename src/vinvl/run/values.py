@@ -123,7 +123,7 @@ def wrong_value(error: msgspec.ValidationError, place: str, at: str = "$", remed
     for pattern, meaning in _MEANING.items():
         what = what.replace(pattern, meaning)
     place_in = f"{'a key of ' if key else ''}{at}{inner.rstrip('`')}"
-    return UserError(f"{place}: {what} at {place_in}; {remedy or 'mend the record, or leave it out'}.")
+    return UserError(f"{place}: {what} at {place_in}; {remedy or 'correct the record, or leave it out'}.")
 
 
 def decoded_file(path: str | Path, content: type[Decoded], kind: str) -> Decoded:
