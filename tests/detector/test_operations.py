@@ -25,7 +25,7 @@ from vinvl.detector.boxes import (
     nms,
     nms_within_classes,
 )
-from vinvl.detector.detector import resized_size, select_attributes, select_regions
+from vinvl.detector.detector import pad_batch, resized_size, select_attributes, select_regions
 from vinvl.detector.networks import FrozenBatchNorm2d
 
 OPS = recorded("ops")
@@ -88,6 +88,14 @@ def test_box_coder_as_recorded(name: str, weights: tuple[float, float, float, fl
     close(decoded, OPS[f"coder_{name}.decoded"])
 
 
+@settings(deadline=None)
+@given(st.integers(0, 10**6))
+def test_decoding_undoes_encoding(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    targets, references = random_boxes(generator, 5), random_boxes(generator, 5)
+    close(decode(encode(targets, references, BOX_HEAD_WEIGHTS), references, BOX_HEAD_WEIGHTS), targets, 1e-3)
+
+
 def test_anchors_as_recorded() -> None:
     anchors = AnchorGenerator(SMALL.architecture.anchor_sizes, SMALL.architecture.anchor_ratios)
     close(anchors.cell_anchors.get_buffer("0"), OPS["anchors.cell"])
@@ -130,6 +138,15 @@ def test_every_second_bin() -> None:
     close(halved, OPS["roi_align.out"][:, :, ::2, ::2], 1e-4)
     mixed = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     close(box_bins(boxes[mixed], images[mixed], features).pool(features), OPS["roi_align.out"][mixed], 1e-4)
+
+
+def test_roi_align_of_many_boxes_and_of_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 2, 5, 6, generator=generator)
+    boxes = random_boxes(generator, 100)
+    together = roi_align(features, [boxes])
+    close(together, torch.cat([roi_align(features, [box[None]]) for box in boxes]))
+    assert roi_align(features, [boxes[:0]]).shape == (0, 2, 14, 14)
 
 
 @pytest.mark.parametrize("name", ["nms_120_3", "nms_200_5", "nms_300_7", "nms_tiny"])
@@ -249,3 +266,11 @@ def test_other_modes_become_colour_and_orientation_is_ignored() -> None:
         assert network_input(image.convert(mode), config).shape == (3, 20, 30)
     image.getexif()[0x0112] = 6  # turned by a quarter
     assert network_input(image, config).shape == (3, 20, 30)
+
+
+def test_a_batch_is_padded_with_zeros() -> None:
+    first, second = torch.ones(3, 5, 9), torch.ones(3, 8, 4)
+    batch, sizes = pad_batch([first, second], multiple=4)
+    assert batch.shape == (2, 3, 8, 12) and sizes == [(5, 9), (8, 4)]
+    assert batch[0].sum() == first.sum() and torch.equal(batch[1, :, :8, :4], second)
+    assert pad_batch([first, second])[0].shape == (2, 3, 8, 9)
