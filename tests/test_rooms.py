@@ -10,7 +10,7 @@ import pytest
 import vinvl
 
 PACKAGE = Path(vinvl.__file__).parent
-MOST_LINES = 480
+MOST_LINES, MOST_OF_A_FUNCTION = 480, 60
 LAYERS = (  # a room imports those above it in this list, and none beside it
     ("run",),
     ("regions", "models"),
@@ -54,6 +54,16 @@ def imported(path: Path, known: dict[str, Path], *, ever: bool = False) -> set[s
 def test_no_file_is_long() -> None:
     lines = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_functions_fit_a_screen() -> None:
+    long = {
+        f"{name}.{one.name}": (one.end_lineno or 0) - one.lineno + 1
+        for name, path in modules().items()
+        for one in ast.walk(ast.parse(path.read_text()))
+        if isinstance(one, ast.FunctionDef)
+    }
+    assert {name: lines for name, lines in long.items() if lines > MOST_OF_A_FUNCTION} == {}
 
 
 def test_imports_go_round_in_no_circle() -> None:

@@ -76,6 +76,19 @@ def dense_attention_mask(mask: Tensor, implementation: str | None, dtype: torch.
     )
 
 
+def check_request(
+    implementation: str | None, weights: bool, region_features: Tensor | None, layout: PackedLayout | None
+) -> None:
+    """Raises UserError for attention weights that the implementation does not give, or rows of unknown regions."""
+    if weights and implementation != "eager":
+        raise UserError(
+            f"Attention weights were asked for, but {implementation!r} attention does not compute them; "
+            "load the model with attn_implementation='eager'."
+        )
+    if region_features is not None and region_features.dim() == 2 and layout is None:
+        raise UserError("Region rows without padding were given without a layout; give (B, R, D) rows, or both.")
+
+
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """What to add to attention scores: 0 where `mask` is true, else the lowest number."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
@@ -256,13 +269,7 @@ class VinVLModel(BertPreTrainedModel):
         implementation = self.config._attn_implementation
         record_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         record_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if record_attentions and implementation != "eager":
-            raise UserError(
-                f"Attention weights were asked for, but {implementation!r} attention does not compute them; "
-                "load the model with attn_implementation='eager'."
-            )
-        if region_features is not None and region_features.dim() == 2 and layout is None:
-            raise UserError("Region rows without padding were given without a layout; give (B, R, D) rows, or both.")
+        check_request(implementation, record_attentions, region_features, layout)
         plain = not record_states and not record_attentions and past_key_values is None
         # "eager" computes each layer completely, because the others are compared with it.
         short = only_first and plain and implementation != "eager"
