@@ -29,6 +29,8 @@ NOT_COMPARED = {
     "vqa_eval/cases.json: cases[[][]].id": "a number",
     "*.json: meta.*order": "a sentence",
     "*README.md: *": "sentences",
+    "published/replica/*: *": "what the product reads",
+    "published/*.safetensors: *.seeded.*": "drawn by Python's generator",
     **{
         f"*.json: {name}": "how the recording was made or checked"
         for name in ("meta.eval", "meta.mode", "image", "*float64_agrees", "*requires_grad", "fp64_selection_agrees")

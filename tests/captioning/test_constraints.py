@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data.test_text import golden_tokenizer
+from vinvl.captioning.constraint_files import Hierarchy
 from vinvl.captioning.constraints import TOO_GENERIC, ConstraintOptions, DetectedConstraints, box_overlaps
 from vinvl.run.errors import UserError
 
@@ -17,7 +18,7 @@ class TestDetections:
 
     def detected(self, parents: dict[str, str], **options: Any) -> DetectedConstraints:
         found = DetectedConstraints(ConstraintOptions(**options), None, golden_tokenizer(), 20)
-        found.parents = parents
+        found.hierarchy = Hierarchy(parents)
         return found
 
     def labels(

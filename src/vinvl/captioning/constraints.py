@@ -2,30 +2,38 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import msgspec
 import numpy as np
 from msgspec import Meta
 from transformers import PreTrainedTokenizerBase
 
+from vinvl.captioning.constraint_files import Hierarchy, json_table, read_detections, read_word_lists
 from vinvl.models.constrained import MAX_CONSTRAINTS, Constraint, constraint_from_words
 from vinvl.regions.regions import Regions
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
-from vinvl.run.files import read_json
 from vinvl.run.values import check_fields
 
-Content = TypeVar("Content")
-
 # Classes of Open Images that captions seldom name: parts of bodies and things, and groups too wide to be seen as one.
-TOO_GENERIC = frozenset(
+TOO_GENERIC = {"__background__"} | frozenset(
     """auto part|bathroom accessory|bicycle wheel|boy|building|clothing|door handle|fashion accessory|footwear|girl|
 hiking equipment|human arm|human beard|human body|human ear|human eye|human face|human foot|human hair|human hand|
 human head|human leg|human mouth|human nose|land vehicle|mammal|man|person|personal care|plant|plumbing fixture|
 seat belt|skull|sports equipment|tire|tree|vehicle registration plate|wheel|woman""".replace("\n", "").split("|")
 )
+# What captions call some of them (both lists: the NoCaps baseline, Agrawal et al. 2019, and Oscar).
+CALLED = {
+    "band-aid": "bandaid",
+    "wood-burning stove": "wood burning stove",
+    "kitchen & dining room table": "table",
+    "salt and pepper shakers": "salt and pepper",
+    "power plugs and sockets": "power plugs",
+    "luggage and bags": "luggage",
+}
+MOST_PIECES = 4  # of a constraint, as published
 
 
 def box_overlaps(boxes: np.ndarray) -> np.ndarray:
@@ -56,10 +64,12 @@ class ConstraintOptions:
     hierarchy: str | None = None
     synonyms: str | None = None
     word_forms: str | None = None
+    word_pieces: str | None = None
     excluded: str | None = None
     min_score: float = 0.0
     overlap: float = 0.85
     max_constraints: Annotated[int, Meta(ge=0, le=MAX_CONSTRAINTS)] = 3  # a search has a state for every subset of them
+    as_published: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "decoding.constraints.")
@@ -82,28 +92,52 @@ class DetectedConstraints:
     ) -> None:
         """
         Args:
-            store: of the region features, used if the options name no other; None if images are never named.
+            store: of the region features, used if the options name nothing else; None if images are never named.
             max_length: of a caption.
+
+        Raises:
+            UserError: a file that the options name is missing, damaged or of another form, or a class of a file of
+                detections cannot become a constraint; the sentence names file and line.
         """
         self.options = options
-        self.store = store
-        if options.regions is not None:
-            self.store = RegionStore(options.regions)
-            self.store.require_sound()
         self.tokenizer = tokenizer
         self.room = max_length - 1  # tokens of a caption besides [CLS]
-        parents = _table(options.hierarchy, dict[str, str], "object of {name: name}") or {}
-        synonyms = _table(options.synonyms, dict[str, str], "object of {name: name}") or {}
-        excluded = _table(options.excluded, list[str], "list of names")
+        synonyms = json_table(options.synonyms, dict[str, str], "object of {name: name}")
+        excluded = json_table(options.excluded, list[str], "list of names")
         # Names of classes are compared in lower case.
-        self.parents = {child.lower(): parent.lower() for child, parent in parents.items()}
-        self.synonyms = {name.lower(): label for name, label in synonyms.items()}
+        self.hierarchy = Hierarchy.read(options.hierarchy)
+        self.synonyms = CALLED if synonyms is None else {name.lower(): label for name, label in synonyms.items()}
         self.excluded = TOO_GENERIC if excluded is None else {name.lower() for name in excluded}
-        self.word_forms = _table(options.word_forms, dict[str, list[str]], "object of {word: [word, …]}") or {}
+        self.word_forms, self.word_pieces = read_word_lists(options.word_forms), read_word_lists(options.word_pieces)
+        if options.as_published and (self.hierarchy.heights is None or options.word_pieces is None):
+            raise UserError(
+                "decoding.constraints.as_published needs Open Images' tree as decoding.constraints.hierarchy and the "
+                "published constraint2tokens.tsv as decoding.constraints.word_pieces: give both."
+            )
         self.dropped = 0  # constraints that had no room in a caption
-        self.without_regions = 0  # images that are not in the detector's store
+        self.without_regions = 0  # images that are not among the detector's
+        self.store, self._of_file = store, None
+        if isinstance(options.regions, str) and options.regions.endswith(".tsv"):
+            self._of_file = self._read(Path(options.regions))
+        elif options.regions is not None:
+            self.store = RegionStore(options.regions)
+            self.store.require_sound()
+
+    def _read(self, path: Path) -> dict[str, list[Constraint]]:
+        """The constraints of all images of a file of detections."""
+        found = {}
+        for place, image_id, seen in read_detections(path):
+            try:
+                found[image_id] = self._of_labels(self.labels(seen.classes, seen.scores, seen.boxes))
+            except UserError as error:
+                raise UserError(f"{place} (image {image_id}): {error}") from None
+        return found
 
     def __call__(self, image_ids: Sequence[str]) -> list[list[Constraint]]:
+        """Those of images, by their ids in the store of the features."""
+        if self._of_file is not None:
+            self.without_regions += sum(image_id not in self._of_file for image_id in image_ids)
+            return [self._fitting(self._of_file.get(image_id, [])) for image_id in image_ids]
         assert self.store is not None, "made without a store: call of_regions"
         there = [image_id in self.store for image_id in image_ids]
         self.without_regions += there.count(False)
@@ -115,17 +149,20 @@ class DetectedConstraints:
 
     def of_regions(self, regions: Regions, names: Sequence[str]) -> list[Constraint]:
         """The constraints that an image's regions set; `names` of their classes."""
-        sure = (regions.class_scores >= self.options.min_score) & (regions.classes > 0)
-        classes = [names[index] for index in regions.classes[sure]]
-        labels = self.labels(classes, regions.class_scores[sure], regions.boxes[sure])
+        known = regions.classes > 0
+        classes = [names[index] for index in regions.classes[known]]
+        labels = self.labels(classes, regions.class_scores[known], regions.boxes[known])
+        return self._fitting(self._of_labels(labels))
+
+    def _fitting(self, constraints: Sequence[Constraint]) -> list[Constraint]:
+        """Those that a caption has room for, the surest first; the others are counted."""
         kept: list[Constraint] = []
         room = self.room
-        for label in labels:
-            constraint = constraint_from_words(label, self._tokens, self.word_forms)
+        for constraint in constraints:
             if len(constraint.steps) <= room:
                 room -= len(constraint.steps)
                 kept.append(constraint)
-        self.dropped += len(labels) - len(kept)
+        self.dropped += len(constraints) - len(kept)
         return kept
 
     def labels(self, classes: Sequence[str], scores: np.ndarray, boxes: np.ndarray) -> list[str]:
@@ -136,14 +173,24 @@ class DetectedConstraints:
         label counted once with its best score, and cut to the best `max_constraints`. UserError for a circle of
         classes.
 
+        `as_published` differs: Oscar's filter means to do the same, but keeps both of two such boxes (it sorts them by
+        height in the hierarchy, then looks for lower ones behind), cuts before double labels are gone, and raises for a
+        class whose name holds no node's of the hierarchy.
+
         Args:
             classes, scores: (n,) of the detections, of which those of score 0 are padding.
             boxes: (n, 4) float, x1, y1, x2, y2.
         """
         names = [name.lower() for name in classes]
-        kept = [index for index, name in enumerate(names) if scores[index] > 0 and name not in self.excluded]
+        kept = [
+            index
+            for index, name in enumerate(names)
+            if scores[index] > 0 and scores[index] >= self.options.min_score and name not in self.excluded
+        ]
+        if self.options.as_published:
+            return self._published_labels([(names[index], float(scores[index])) for index in kept])
         overlaps = box_overlaps(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)[kept])
-        ancestors = [_ancestors(names[index], self.parents) for index in kept]
+        ancestors = [_ancestors(names[index], self.hierarchy.parents) for index in kept]
         best: dict[str, float] = {}
         for place, index in enumerate(kept):
             near = overlaps[place] > self.options.overlap
@@ -152,23 +199,60 @@ class DetectedConstraints:
                 best[label] = max(best.get(label, 0.0), float(scores[index]))
         return sorted(best, key=lambda label: -best[label])[: self.options.max_constraints]
 
+    def _published_labels(self, found: Sequence[tuple[str, float]]) -> list[str]:
+        heights = [self.hierarchy.height(name) for name, _ in found]
+        for (name, _), height in zip(found, heights, strict=True):
+            if height is None:
+                raise UserError(
+                    f"the class {name!r} matches no node of {self.options.hierarchy}: add it there, or to a list of "
+                    "decoding.constraints.excluded."
+                )
+        order = sorted(range(len(found)), key=lambda index: (-found[index][1], heights[index]))
+        best = [found[index][0] for index in order[: self.options.max_constraints]]
+        return list(dict.fromkeys(self.synonyms.get(name, name) for name in best))
+
+    def _of_labels(self, labels: Sequence[str]) -> list[Constraint]:
+        if self.options.as_published:
+            return [self._published_constraint(label) for label in labels]
+        return [constraint_from_words(label, self._tokens, self.word_forms) for label in labels]
+
+    def _published_constraint(self, label: str) -> Constraint:
+        """At most `MOST_PIECES` pieces, each met by its forms alone; what is no word of the tokenizer is [UNK]."""
+        pieces = [piece for word in label.split() for piece in self._pieces(word)][:MOST_PIECES]
+        unknown: Any = self.tokenizer.unk_token_id
+        forms = [self.word_forms.get(piece, [piece]) for piece in pieces]
+        steps = [tuple(dict.fromkeys(self._vocabulary.get(form, unknown) for form in said)) for said in forms]
+        return Constraint(label, tuple(steps))
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return self.tokenizer.get_vocab()
+
+    def _pieces(self, word: str) -> list[str]:
+        if word not in self.word_pieces:
+            raise UserError(
+                f"the word {word!r} has no row in {self.options.word_pieces}: add it there, or the class to a list of "
+                "decoding.constraints.excluded."
+            )
+        return self.word_pieces[word]
+
     def _tokens(self, word: str) -> list[int]:
-        ids: list[int] = self.tokenizer(word, add_special_tokens=False)["input_ids"]
-        return ids
+        if word not in self.word_pieces:
+            ids: list[int] = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+            return ids
+        for piece in self.word_pieces[word]:
+            if piece not in self._vocabulary:
+                raise UserError(
+                    f"{self.options.word_pieces} gives {word!r} the piece {piece!r}, which is no word of the "
+                    "tokenizer: give the pieces of its vocabulary."
+                )
+        return [self._vocabulary[piece] for piece in self.word_pieces[word]]
 
     def describe_losses(self, dropped: int, without_regions: int) -> str | None:
         """What was left out and how much of it, or None if nothing was; the counts are those of all ranks."""
-        told = []
+        told, where = [], repr(self.store) if self._of_file is None else self.options.regions
         if dropped:
             told.append(f"{dropped:,} constraints had no room within decoding.max_length={self.room + 1}")
         if without_regions:
-            told.append(f"{without_regions:,} images are not in {self.store!r} and had no constraints")
+            told.append(f"{without_regions:,} images are not in {where} and had no constraints")
         return "; ".join(told) or None
-
-
-def _table(path: str | None, kind: type[Content], what: str) -> Content | None:
-    """What a JSON file holds, which must be of such a kind; None for no file."""
-    try:
-        return None if path is None else msgspec.convert(read_json(Path(path)), kind)
-    except msgspec.ValidationError:
-        raise UserError(f"{path} holds no JSON {what}, which decoding.constraints needs there.") from None

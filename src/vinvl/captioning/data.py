@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vinvl.captioning.files import CaptionRecords, read_caption_split
+from vinvl.captioning.files import CaptionRecords, checked_handling, read_caption_split, tell_skipped
+from vinvl.captioning.published import read_published_split
 from vinvl.captioning.scores import no_words
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import PlacedImage, RegionText
-from vinvl.data.module import RegionDataArguments, RegionDataModule
+from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry, plain
 from vinvl.data.sampling import Draw
 from vinvl.data.text import RaggedTokens
 from vinvl.data.words import Commonest, regex_tokenize
@@ -148,7 +149,8 @@ class CaptionedImageDataset(Dataset[Example]):
         image, records = int(self.images[index]), self.records
         record: dict[str, Any] = {
             "index": index,
-            "image_id": str(records.image_ids[index]),
+            "image_id": records["image_id"][index],
+            "stored_as": str(records.image_ids[index]),
             "store_index": image,
             "references": records.captions_of(index),
         }
@@ -255,7 +257,8 @@ TRAINING_ITEMS = ("captions", "images")
 class CaptioningDataModule(RegionDataModule):
     """Caption files, a RegionStore and a tokenizer → batches.
 
-    A split is one of `{karpathy: FILE, splits: [train, restval]}`, `{coco: FILE}` (also NoCaps) and `{jsonl: FILE}`.
+    A split is one of `{karpathy: FILE, splits: [train, restval]}`, `{coco: FILE}` (also NoCaps), `{jsonl: FILE}` and
+    `{published: YAML}`, with `official: FILE` for NoCaps (`read_published_split`).
 
     Args:
         training_items: `captions` with hidden words for cross-entropy, or `images` for self-critical training.
@@ -284,7 +287,14 @@ class CaptioningDataModule(RegionDataModule):
         self.on_missing_captions = on_missing_captions
 
     def read_split(self, split: str) -> CaptionRecords:
-        return read_caption_split(self.split_files(split), split, self.on_missing_captions)
+        files = plain(self.split_files(split))
+        if not isinstance(files, dict) or "published" not in files:
+            return read_caption_split(files, split, self.on_missing_captions)
+        named = checked_entry(files, f"data.splits.{split}", ("published",), ("official",))
+        handling = checked_handling(self.on_missing_captions)
+        records = read_published_split(named["published"], named.get("official"), handling)
+        tell_skipped(records, split)
+        return records
 
     def commonest_of(self, records: CaptionRecords) -> Commonest:
         """Under "" the commonest caption."""

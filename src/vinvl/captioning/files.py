@@ -28,9 +28,10 @@ CAPTIONS = Form(
         "domain": TEXT,  # "in-domain", "near-domain", "out-domain" of NoCaps
         "captions": TEXTS,  # without white space around them; at least one and none blank once they are checked
         "caption_ids": IDS,  # of each caption
+        "open_images_id": TEXT,  # of NoCaps, whose pictures are files of Open Images
     },
     annotation="captions",
-    filled={"file_name": "", "domain": "unstated"},
+    filled={"file_name": "", "domain": "unstated", "open_images_id": ""},
     remedy="give every image one record with all its captions",
 )
 FOUND = replace(CAPTIONS, annotation="")  # by a reader: some records may have no captions, or blank ones
@@ -149,6 +150,7 @@ class CocoImage(Struct, gc=False):
     id: Id
     file_name: str | None = None
     domain: str | None = None
+    open_images_id: str | None = None
 
 
 class CocoCaption(Struct, gc=False):
@@ -181,7 +183,7 @@ class KarpathyFile(Struct):
     images: list[Raw]
 
 
-_ANNOTATIONS = Form("annotations", "id", {"caption_id": ID, "image_id": TEXT, "caption": TEXT})
+ANNOTATIONS = Form("annotations", "id", {"caption_id": ID, "image_id": TEXT, "caption": TEXT})
 
 
 def read_caption_jsonl(path: str | Path, on_missing_captions: OnMissingCaptions = "error") -> CaptionRecords:
@@ -203,7 +205,7 @@ def read_caption_jsonl(path: str | Path, on_missing_captions: OnMissingCaptions 
             texts = one.captions if one.caption is None else [one.caption]
             ids = None if texts is None else [f"{one.image_id}#{number}" for number in range(1, len(texts) + 1)]
             texts = None if texts is None else [text.strip() for text in texts]
-            yield f"{path} line", line, one.image_id, one.file_name or None, one.domain or None, texts, ids
+            yield f"{path} line", line, one.image_id, one.file_name or None, one.domain or None, texts, ids, None
 
     return CaptionRecords.checked(RecordTable.of(FOUND, rows(), path), on_missing_captions)
 
@@ -219,25 +221,28 @@ def read_coco_captions(path: str | Path, on_missing_captions: OnMissingCaptions 
     with no_cycle_collection():
         content = decoded_file(path, CocoFile, "COCO caption file")
         listed = enumerate(decoded_items(content.images, Decoder(CocoImage), path, "$.images"), start=1)
-        named = ((number, one.id, one.file_name or None, one.domain or None, None, None) for number, one in listed)
-        images = RecordTable.of(FOUND, ((f"{path} image", *row) for row in named), path)
+        rows = (
+            (f"{path} image", number, one.id, one.file_name or None, one.domain or None, None, None, one.open_images_id)
+            for number, one in listed
+        )
+        images = RecordTable.of(FOUND, rows, path)
         if content.annotations is not None:
             said = enumerate(decoded_items(content.annotations, Decoder(CocoCaption), path, "$.annotations"), start=1)
-            rows = ((f"{path} annotation", number, one.id, one.image_id, one.caption.strip()) for number, one in said)
-            images = _captioned(images, RecordTable.of(_ANNOTATIONS, rows, path), path)
+            texts = ((f"{path} annotation", number, one.id, one.image_id, one.caption.strip()) for number, one in said)
+            images = captioned(images, RecordTable.of(ANNOTATIONS, texts, path), f'the "images" of {path}')
         return CaptionRecords.checked(images, on_missing_captions)
 
 
-def _captioned(images: RecordTable, captions: RecordTable, path: str | Path) -> RecordTable:
-    """The images with their captions."""
+def captioned(images: RecordTable, captions: RecordTable, listed: str) -> RecordTable:
+    """The images, which `listed` names for messages, with their captions; UserError for captions of other images."""
     owners = pc.index_in(captions.table["image_id"], value_set=images.table["image_id"])
     unknown = owners.is_null()
     if owners.null_count:
         first = int(unknown.to_numpy().argmax())
         others = pc.count_distinct(captions.table["image_id"].filter(unknown)).as_py()
         raise UserError(
-            f"{captions.describe(first)} is about image {captions['image_id'][first]}, which is not among the "
-            f'"images" of {path} ({others:,} such images); add it or leave its annotations out.'
+            f"{captions.describe(first)} is about image {captions['image_id'][first]}, which is not among "
+            f"{listed} ({others:,} such images); add it or leave its captions out."
         )
     order = np.argsort(owners.to_numpy(), kind="stable")
     counts = np.bincount(owners.to_numpy(), minlength=len(images))
@@ -285,7 +290,7 @@ def _karpathy_row(value: Raw, number: int, path: str | Path) -> Row:
     sentences = one.sentences or ()
     ids = [f"{image_id}#{n}" if said.sentid is None else said.sentid for n, said in enumerate(sentences, start=1)]
     texts = [said.raw.strip() for said in sentences]
-    return f"{path} record", number + 1, image_id, one.filename or None, None, texts, ids
+    return f"{path} record", number + 1, image_id, one.filename or None, None, texts, ids, None
 
 
 def read_caption_split(files: Any, split: str, on_missing_captions: str) -> CaptionRecords:
@@ -296,9 +301,7 @@ def read_caption_split(files: Any, split: str, on_missing_captions: str) -> Capt
     Raises:
         UserError: another form, or what the readers refuse.
     """
-    if on_missing_captions not in ("error", "skip"):
-        raise UserError(f"data.on_missing_captions is '{on_missing_captions}': choose error or skip.")
-    handling: Any = on_missing_captions
+    handling = checked_handling(on_missing_captions)
     match plain(files):
         case {"karpathy": str(path), "splits": [*names], **others} if not others:
             records = read_karpathy(path, names, handling)
@@ -313,6 +316,18 @@ def read_caption_split(files: Any, split: str, on_missing_captions: str) -> Capt
                 "{karpathy: FILE, splits: [NAME, …]}, {coco: FILE} or {jsonl: FILE}"
                 f"{f' ({NULL_REMOVES})' if several else ''}."
             )
+    tell_skipped(records, split)
+    return records
+
+
+def checked_handling(on_missing_captions: str) -> OnMissingCaptions:
+    """One of the two; UserError for anything else."""
+    if on_missing_captions not in ("error", "skip"):
+        raise UserError(f"data.on_missing_captions is '{on_missing_captions}': choose error or skip.")
+    return "error" if on_missing_captions == "error" else "skip"
+
+
+def tell_skipped(records: CaptionRecords, split: str) -> None:
+    """Warns of what a reader has left out."""
     if records.skipped:
         rank_zero_warn(f"data.on_missing_captions=skip: split '{split}' goes without {records.skipped}.")
-    return records

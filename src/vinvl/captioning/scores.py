@@ -211,6 +211,13 @@ def _words_from_here(lengths: IntArray) -> IntArray:
     return np.repeat(ends, lengths) - np.arange(int(lengths.sum()))
 
 
+class DocumentFrequencies(NamedTuple):
+    """In how many of a number of images each n-gram is in a reference."""
+
+    counts: Mapping[tuple[str, ...], float]
+    images: float
+
+
 class Cider:
     """CIDEr of captions against the references of known images (Vedantam et al. 2015).
 
@@ -218,13 +225,19 @@ class Cider:
     n-grams. COCO's 113,287 training images take an estimated 250 MB.
     """
 
-    def __init__(self, references: Sequence[Sequence[Words]]) -> None:
-        """references[i] are those of image i as words, at least one; document frequencies are counted over them."""
+    def __init__(self, references: Sequence[Sequence[Words]], known: DocumentFrequencies | None = None) -> None:
+        """references[i] are those of image i as words, at least one; document frequencies are theirs, if none known."""
         sentences = [sentence for image in references for sentence in image]
-        self._index = NgramIndex(sentences)
+        self._index = NgramIndex([*sentences, *(known.counts if known else ())])
         self._reference_starts = np.cumsum([0, *(len(image) for image in references)])  # (images + 1,)
         self._reference_lengths = np.array([_length(sentence) for sentence in sentences], dtype=np.int64)
-        self._weigh(sentences, len(references), self._count_references(references))
+        frequencies = self._count_references(references)
+        if known is not None:
+            found = self._index.count(list(known.counts))
+            whole = found.orders == found.lengths[found.sentences] - 1
+            frequencies = np.zeros(len(self._index))
+            frequencies[found.ids[whole]] = np.array([*known.counts.values()])[found.sentences[whole]]
+        self._weigh(sentences, len(references) if known is None else known.images, frequencies)
 
     def _weigh(self, sentences: Sequence[Words], num_images: float, frequencies: FloatArray) -> None:
         """Weights of the index's n-grams that are in the references of that many images, and the sentences' norms."""

@@ -2,16 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
-from vinvl.captioning.scores import Cider, ImageId
+from vinvl.captioning.scores import MAX_N, Cider, DocumentFrequencies, ImageId
 from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.config import SpecialTokens
 from vinvl.models.decoding import CaptionContext, DecodingOptions
 from vinvl.models.generate import generate_captions
 from vinvl.run.errors import UserError
+from vinvl.run.files import read_bytes
+from vinvl.run.restricted_pickle import load_restricted
+from vinvl.run.values import wrong_value
 
 END_OF_SENTENCE = "<eos>"
 
@@ -24,6 +29,32 @@ def wrap_sentence(text: str) -> str:
     return f"{text.strip().removesuffix('.')} {END_OF_SENTENCE}"
 
 
+class _Frequencies(msgspec.Struct):
+    document_frequency: dict[tuple[str, ...], float]
+    ref_len: float
+
+
+def read_document_frequencies(path: str | Path) -> DocumentFrequencies:
+    """From the published coco-train-words.p, a pickle of {"document_frequency": {n-gram: images}, "ref_len": images}.
+
+    Raises UserError if it is missing, damaged or something else.
+    """
+    content = load_restricted(read_bytes(path), str(path))
+    try:
+        found = msgspec.convert(content, _Frequencies)
+    except msgspec.ValidationError as error:
+        raise wrong_value(error, str(path), remedy="give the coco-train-words.p that was published") from None
+    counts = {ngram: number for ngram, number in found.document_frequency.items() if 0 < len(ngram) <= MAX_N}
+    numbers = [found.ref_len, *counts.values()]
+    if len(counts) < len(found.document_frequency) or not all(
+        0 < number <= found.ref_len < 2**53 for number in numbers
+    ):
+        raise UserError(
+            f"{path} does not count in how many of its images each run of 1 to {MAX_N} words is; get the file again."
+        )
+    return DocumentFrequencies(counts, found.ref_len)
+
+
 class CiderReward:
     """CIDEr-D of sampled captions against the references of their images.
 
@@ -33,9 +64,12 @@ class CiderReward:
     """
 
     def __init__(
-        self, references: Mapping[ImageId, Sequence[str]], prepare: Callable[[str], str] = wrap_sentence
+        self,
+        references: Mapping[ImageId, Sequence[str]],
+        prepare: Callable[[str], str] = wrap_sentence,
+        known: DocumentFrequencies | None = None,
     ) -> None:
-        """references: image id → its captions, of all training images; document frequencies are theirs."""
+        """references: image id → its captions, of all training images; without `known`, its document frequencies."""
         self._prepare = prepare
         self._rows = {image_id: row for row, image_id in enumerate(references)}
         # One string object per distinct word: the millions of words of COCO's references would otherwise fill 400 MB.
@@ -44,7 +78,8 @@ class CiderReward:
             [
                 [[once.setdefault(word, word) for word in prepare(text).split()] for text in texts]
                 for texts in references.values()
-            ]
+            ],
+            known,
         )
 
     def __call__(self, image_ids: Sequence[ImageId], captions: Sequence[str]) -> Tensor:

@@ -17,7 +17,7 @@ from vinvl.captioning.data import CaptioningDataModule, CaptionLimits
 from vinvl.captioning.files import CaptionRecords
 from vinvl.captioning.java import evaluate_in_java
 from vinvl.captioning.scores import CaptionTexts, ImageId, evaluate_captions
-from vinvl.captioning.self_critical import CiderReward, SelfCritical
+from vinvl.captioning.self_critical import CiderReward, SelfCritical, read_document_frequencies
 from vinvl.data.batch import Batch
 from vinvl.models.captioning import VinVLForCaptioning, seq2seq_attention_mask
 from vinvl.models.config import SpecialTokens
@@ -102,6 +102,7 @@ class CaptioningTask(VinVLTask):
         validation_beams: int = 1,
         scst_samples: int = 5,
         scst_baseline: str = "greedy",
+        scst_document_frequencies: str | None = None,
         java_metrics: bool = True,
         **shared: Unpack[TaskArguments],
     ) -> None:
@@ -113,6 +114,7 @@ class CaptioningTask(VinVLTask):
             freeze_embedding: keep the word embeddings as they are.
             validation_beams: beams of the evaluations during training, which are never constrained.
             scst_samples, scst_baseline: see `SelfCritical`.
+            scst_document_frequencies: see `read_document_frequencies`; None: those of the training captions.
             java_metrics: METEOR and SPICE at test, where Java is present.
             shared: see `VinVLTask`.
 
@@ -126,7 +128,7 @@ class CaptioningTask(VinVLTask):
             "decoding": dict(decoding), "label_smoothing": label_smoothing, "drop_worst_ratio": drop_worst_ratio,
             "drop_worst_after": drop_worst_after, "freeze_embedding": freeze_embedding,
             "validation_beams": validation_beams, "scst_samples": scst_samples, "scst_baseline": scst_baseline,
-            "java_metrics": java_metrics,
+            "scst_document_frequencies": scst_document_frequencies, "java_metrics": java_metrics,
         }  # fmt: skip
         super().__init__(own, **shared)
         self.decoding, self.constraint_options = _search(decoding)
@@ -135,6 +137,7 @@ class CaptioningTask(VinVLTask):
         self.drop_worst_ratio = drop_worst_ratio
         self.drop_worst_after = drop_worst_after
         self.self_critical = SelfCritical(scst_samples, scst_baseline, self.decoding.max_length)
+        self.document_frequencies = scst_document_frequencies
         self.java_metrics = java_metrics
         if freeze_embedding:
             self.model.freeze_word_embeddings()
@@ -154,8 +157,10 @@ class CaptioningTask(VinVLTask):
             )
         if datamodule.training_items == "images" and "train" in datamodule.datasets:
             training: Any = datamodule.datasets["train"]
-            references = {str(i): training.records.captions_of(n) for n, i in enumerate(training.records.image_ids)}
-            self._reward = CiderReward(self._as_written(references))
+            references = {i: training.records.captions_of(n) for n, i in enumerate(training.records["image_id"])}
+            counted = self.document_frequencies
+            known = None if counted is None else read_document_frequencies(counted)
+            self._reward = CiderReward(self._as_written(references), known=known)
 
     def positions_needed(self, datamodule: CaptioningDataModule) -> int:
         """Those of caption and tags, as training reads them or, if longer, as captions are written."""
@@ -200,7 +205,7 @@ class CaptioningTask(VinVLTask):
     def write_captions(self, batch: Batch, options: DecodingOptions, constrained: bool) -> GeneratedCaptions:
         constraints = None
         if constrained and self._constraints is not None:
-            constraints = self._constraints([record["image_id"] for record in batch.records])
+            constraints = self._constraints([record["stored_as"] for record in batch.records])
         return generate_captions(
             self.model, self.context(batch), options, special=self.special, constraints=constraints
         )
@@ -247,7 +252,7 @@ class CaptioningTask(VinVLTask):
         records = data.datasets["val" if self.trainer.state.fn in ("fit", "validate") else "test"].records
         domains = list(records.get("domain") or ())
         return {
-            name: [str(i) for i, domain in zip(records.image_ids, domains, strict=True) if domain == name]
+            name: [i for i, domain in zip(records["image_id"], domains, strict=True) if domain == name]
             for name in sorted(set(domains))
         }
 
@@ -270,7 +275,7 @@ class CaptioningTask(VinVLTask):
     def filled_in(self, records: CaptionRecords, index: int) -> Caption | None:
         """The commonest training caption."""
         known = self.commonest.get("")
-        return None if known is None else Caption(0, str(records.image_ids[index]), (known,), (0.0,), filled_in=True)
+        return None if known is None else Caption(0, records["image_id"][index], (known,), (0.0,), filled_in=True)
 
     def write_predictions(self, predictions: Sequence[Caption], folder: Path) -> dict[str, Path]:
         """captions.json, the COCO server's format, and predictions.jsonl with all captions and their scores."""

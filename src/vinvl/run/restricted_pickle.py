@@ -27,7 +27,8 @@ _KEYS = (int, bool, type(None), str, bytes, np.integer, np.str_)  # of which nob
 def load_restricted(content: bytes, place: str) -> Any:
     """The object in a pickle of dicts, lists, tuples, sets, texts, numbers, NumPy arrays and NumPy scalars.
 
-    Pickles of Python 2 are read with their texts as Latin-1; ordered dicts come as dicts. Arrays of numbers and texts
+    Pickles of Python 2 are read with their texts as Latin-1; ordered dicts and
+    those with a default number come as dicts. Arrays of numbers and texts
     cannot be written to. Raises UserError if the pickle wants anything else, is damaged, contains itself, or holds far
     more than its bytes; the sentence names `place`.
     """
@@ -226,10 +227,17 @@ class _Unpickler(_PYTHONS):
         self._spend(len(pairs))
         return _dict([part for key, value in pairs for part in (key, value)])
 
+    def _defaulted(self, default: Any = None) -> dict[Any, Any]:
+        """Without its default, which is a number: whoever reads it knows."""
+        if default is not _NUMBER:
+            raise _ForeignError("make a dict with a default of its own")
+        return {}
+
 
 def _keys(items: Any) -> Any:
     for item in items:
-        if not isinstance(item, _KEYS):
+        of_texts = type(item) is tuple and all(type(part) is str for part in item)
+        if not of_texts and not isinstance(item, _KEYS):
             raise ValueError(f"a {type(item).__name__} as a key")
     return items
 
@@ -277,7 +285,7 @@ def _inspect(value: Any, limit: int, sizes: dict[int, int], depth: int = 0) -> i
     return total
 
 
-_NDARRAY = _Name()
+_NDARRAY, _NUMBER = _Name(), _Name()
 _NAMES = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _Name(_ArrayType),
@@ -288,8 +296,10 @@ _NAMES = {
     ),
     ("_codecs", "encode"): _Name(_Unpickler._latin1),
     ("collections", "OrderedDict"): _Name(_Unpickler._ordered),
+    ("collections", "defaultdict"): _Name(_Unpickler._defaulted),
 }
 for _module in ("builtins", "__builtin__"):
+    _NAMES[_module, "float"] = _NAMES[_module, "int"] = _NUMBER
     _NAMES[_module, "set"] = _Name(_Unpickler._set)
     _NAMES[_module, "frozenset"] = _Name(lambda m, *items: frozenset(m._set(*items)))
     _NAMES[_module, "bytes"] = _Name(lambda _: b"")  # how protocols before 3 write no bytes
