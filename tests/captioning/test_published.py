@@ -34,7 +34,7 @@ def folders(tmp_path: Path) -> Path:
 
 
 class TestReading:
-    @pytest.mark.parametrize("name", ["published.train", "published.val", "published.test"])
+    @pytest.mark.parametrize("name", list(CAPTIONS["datasets"]))
     def test_a_split_has_the_images_of_its_label_file_and_their_captions(self, name: str) -> None:
         recorded = CAPTIONS["datasets"][name]
         records = read_published_split(COCO / f"{name.rpartition('.')[2]}.yaml")
@@ -206,6 +206,19 @@ class TestConstraints:
         path.write_text(path.read_text().replace(before, after, 1))
         with pytest.raises(UserError, match=sentence):
             DetectedConstraints(options(folders / "nocaps", as_published=True), None, TOKENIZER, 20)
+
+    def test_the_yaml_names_the_files(self, folders: Path) -> None:
+        yaml = folders / "nocaps/val.yaml"
+        named = ConstraintOptions(files=str(yaml), as_published=True, word_forms="own.json").with_files()
+        assert named == options(folders / "nocaps", as_published=True, word_forms="own.json")
+        yaml.write_text(yaml.read_text().replace("cbs_box: val.cbsbox.tsv\n", ""))
+        with pytest.raises(UserError, match=r"val\.yaml names no cbs_box; decoding\.constraints\.files needs the yaml"):
+            DetectedConstraints(ConstraintOptions(files=str(yaml)), None, TOKENIZER, 20)
+        (folders / "nocaps/class_structure.json").unlink()
+        with pytest.raises(
+            UserError, match=r"names 'class_structure\.json' as its cbs_hierarchy, and .* does not exist"
+        ):
+            DetectedConstraints(ConstraintOptions(files=str(yaml)), None, TOKENIZER, 20)
 
     def test_the_published_filter_needs_its_files(self) -> None:
         with pytest.raises(UserError, match="give both"):

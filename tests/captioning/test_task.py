@@ -144,8 +144,8 @@ class TestDetectedConstraints:
 
     def names(self, store: RegionStore, image_id: str, max_length: int = 20, **options: Any) -> tuple[list[str], int]:
         """The constraints of an image and how many were left out."""
-        found = DetectedConstraints(ConstraintOptions(**options), store, self.TOKENIZER, max_length)
-        return [constraint.name for constraint in found([image_id])[0]], found.dropped
+        found = DetectedConstraints(ConstraintOptions(**options), None, self.TOKENIZER, max_length)
+        return [constraint.name for constraint in found([image_id], store)[0]], found.dropped
 
     def test_the_surest_first_without_background_and_generic_classes(self, tmp_path: Path) -> None:
         store = self.store(tmp_path / "s.h5", a=[(0, 0.99), (2, 0.5), (1, 0.9), (5, 0.95), (2, 0.8)])
@@ -172,7 +172,7 @@ class TestDetectedConstraints:
     def test_forms_of_a_word_will_do(self, tmp_path: Path) -> None:
         store = self.store(tmp_path / "s.h5", a=[(2, 0.9)])
         options = ConstraintOptions(word_forms=self.written(tmp_path, {"dog": ["dogs", "cat", "zyxqqv"]}))
-        ((constraint,),) = DetectedConstraints(options, store, self.TOKENIZER, 20)(["a"])
+        ((constraint,),) = DetectedConstraints(options, None, self.TOKENIZER, 20)(["a"], store)
         single = [word for word in ("dog", "dogs", "cat") if len(self.TOKENIZER.tokenize(word)) == 1]
         assert list(constraint.steps[0]) == self.TOKENIZER.convert_tokens_to_ids(single)
 
@@ -180,8 +180,8 @@ class TestDetectedConstraints:
         other = self.store(tmp_path / "other.h5", a=[(1, 0.9)])
         own = RegionStore(write(tmp_path / "own.h5", [make_regions("a", 2), make_regions("b", 2)]))
         assert own.label_map == LABELS
-        found = DetectedConstraints(ConstraintOptions(regions=str(tmp_path / "other.h5")), own, self.TOKENIZER, 20)
-        assert [[one.name for one in image] for image in found(["b", "a", "b"])] == [[], ["umbrella"], []]
+        found = DetectedConstraints(ConstraintOptions(regions=str(tmp_path / "other.h5")), None, self.TOKENIZER, 20)
+        assert [[one.name for one in image] for image in found(["b", "a", "b"], own)] == [[], ["umbrella"], []]
         assert (found.dropped, found.without_regions) == (0, 2)
         told = found.describe_losses(0, 2)
         assert told is not None and told.startswith("2 images are not in") and other.image_ids[0] == "a"

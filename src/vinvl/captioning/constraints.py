@@ -1,7 +1,7 @@
 """Constraints of captions from the classes that a detector found: what NoCaps is evaluated with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,7 @@ from msgspec import Meta
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.captioning.constraint_files import Hierarchy, json_table, read_detections, read_word_lists
+from vinvl.captioning.published import files_of_split
 from vinvl.models.constrained import MAX_CONSTRAINTS, Constraint, constraint_from_words
 from vinvl.regions.regions import Regions
 from vinvl.regions.store import RegionStore
@@ -32,6 +33,12 @@ CALLED = {
     "salt and pepper shakers": "salt and pepper",
     "power plugs and sockets": "power plugs",
     "luggage and bags": "luggage",
+}
+YAML_KEYS = {  # of the options of `ConstraintOptions`, those of the published yaml of NoCaps
+    "regions": "cbs_box",
+    "hierarchy": "cbs_hierarchy",
+    "word_forms": "cbs_tokenforms",
+    "word_pieces": "cbs_constraint",
 }
 MOST_PIECES = 4  # of a constraint, as published
 
@@ -60,6 +67,7 @@ def _ancestors(name: str, parents: Mapping[str, str]) -> set[str]:
 class ConstraintOptions:
     """The settings of `conf/decoding/constrained.yaml`, which says what each is; UserError for one that cannot be."""
 
+    files: str | None = None
     regions: str | list[str] | None = None
     hierarchy: str | None = None
     synonyms: str | None = None
@@ -83,6 +91,17 @@ class ConstraintOptions:
             raise UserError(f"decoding.constraints has no '{unknown[0]}'; it has {', '.join(sorted(known))}.")
         return cls(**settings)
 
+    def with_files(self) -> "ConstraintOptions":
+        """With those of the published yaml for what is not given; UserError if it lacks one."""
+        if self.files is None:
+            return self
+        found = files_of_split(Path(self.files), *YAML_KEYS.values())
+        lacking = [key for name, key in YAML_KEYS.items() if key not in found and getattr(self, name) is None]
+        if lacking:
+            raise UserError(f"{self.files} names no {lacking[0]}; decoding.constraints.files needs the yaml of NoCaps.")
+        named = {name: str(found[key]) for name, key in YAML_KEYS.items() if getattr(self, name) is None}
+        return replace(self, files=None, **named)  # type: ignore[arg-type]
+
 
 class DetectedConstraints:
     """Image ids → the constraints that their captions should meet."""
@@ -92,14 +111,14 @@ class DetectedConstraints:
     ) -> None:
         """
         Args:
-            store: of the region features, used if the options name nothing else; None if images are never named.
+            store: of the region features, used if the options name nothing else; None if calls name it, or no images.
             max_length: of a caption.
 
         Raises:
             UserError: a file that the options name is missing, damaged or of another form, or a class of a file of
                 detections cannot become a constraint; the sentence names file and line.
         """
-        self.options = options
+        self.options = options = options.with_files()
         self.tokenizer = tokenizer
         self.room = max_length - 1  # tokens of a caption besides [CLS]
         synonyms = json_table(options.synonyms, dict[str, str], "object of {name: name}")
@@ -116,12 +135,14 @@ class DetectedConstraints:
             )
         self.dropped = 0  # constraints that had no room in a caption
         self.without_regions = 0  # images that are not among the detector's
-        self.store, self._of_file = store, None
+        self.store = store
+        self._named: RegionStore | None = None  # by the options
+        self._of_file: dict[str, list[Constraint]] | None = None
         if isinstance(options.regions, str) and options.regions.endswith(".tsv"):
             self._of_file = self._read(Path(options.regions))
         elif options.regions is not None:
-            self.store = RegionStore(options.regions)
-            self.store.require_sound()
+            self._named = RegionStore(options.regions)
+            self._named.require_sound()
 
     def _read(self, path: Path) -> dict[str, list[Constraint]]:
         """The constraints of all images of a file of detections."""
@@ -133,17 +154,17 @@ class DetectedConstraints:
                 raise UserError(f"{place} (image {image_id}): {error}") from None
         return found
 
-    def __call__(self, image_ids: Sequence[str]) -> list[list[Constraint]]:
-        """Those of images, by their ids in the store of the features."""
+    def __call__(self, image_ids: Sequence[str], features: RegionStore | None = None) -> list[list[Constraint]]:
+        """Those of images, by their ids in the store of the features, which is `features` where a split has its own."""
         if self._of_file is not None:
             self.without_regions += sum(image_id not in self._of_file for image_id in image_ids)
             return [self._fitting(self._of_file.get(image_id, [])) for image_id in image_ids]
-        assert self.store is not None, "made without a store: call of_regions"
-        there = [image_id in self.store for image_id in image_ids]
+        store, *_ = (one for one in (self._named, features, self.store) if one is not None)
+        there = [image_id in store for image_id in image_ids]
         self.without_regions += there.count(False)
-        names = self.store.label_map.classes
+        names = store.label_map.classes
         return [
-            self.of_regions(self.store[image_id], names) if known else []
+            self.of_regions(store[image_id], names) if known else []
             for image_id, known in zip(image_ids, there, strict=True)
         ]
 
@@ -250,7 +271,7 @@ class DetectedConstraints:
 
     def describe_losses(self, dropped: int, without_regions: int) -> str | None:
         """What was left out and how much of it, or None if nothing was; the counts are those of all ranks."""
-        told, where = [], repr(self.store) if self._of_file is None else self.options.regions
+        told, where = [], self.options.regions or "the store of the features"
         if dropped:
             told.append(f"{dropped:,} constraints had no room within decoding.max_length={self.room + 1}")
         if without_regions:

@@ -37,6 +37,10 @@ class SplitFiles(Struct):
 
     label: FilledText
     caption: FilledText | None = None
+    cbs_box: FilledText | None = None  # these four: of constrained search
+    cbs_hierarchy: FilledText | None = None
+    cbs_tokenforms: FilledText | None = None
+    cbs_constraint: FilledText | None = None
 
 
 class PublishedCaption(Struct, gc=False):
@@ -66,7 +70,7 @@ def read_published_split(
             captions = _captions(Path(path))
             images, listed = _named_images(captions, path), str(path)
         else:
-            files = _files_of(Path(path))
+            files = files_of_split(Path(path), "label", "caption")
             images, listed = _images(files["label"]), str(files["label"])
             captions = _captions(files["caption"]) if "caption" in files else None
         if official is not None:
@@ -76,8 +80,11 @@ def read_published_split(
         return CaptionRecords.checked(images, on_missing_captions)
 
 
-def _files_of(path: Path) -> dict[str, Path]:
-    """The files of a yaml by key: relative to its folder, or to the working folder, as they are looked for in Oscar."""
+def files_of_split(path: Path, *keys: str) -> dict[str, Path]:
+    """The files that a yaml names by some keys: relative to its folder, or to the working folder, as Oscar looks.
+
+    Raises UserError if it is missing, no such yaml, or names a file that does not exist.
+    """
     try:
         named = convert(yaml.safe_load(read_bytes(path)), SplitFiles)
     except (yaml.YAMLError, MsgspecError, ValueError, RecursionError) as error:
@@ -86,8 +93,8 @@ def _files_of(path: Path) -> dict[str, Path]:
             f"({' '.join(str(error).split())[:200]}); give one, or a list of captions such as train_caption.json."
         ) from None
     found = {}
-    for key, name in (("label", named.label), ("caption", named.caption)):
-        if name is None:
+    for key in keys:
+        if (name := getattr(named, key)) is None:
             continue
         places = [path.parent / name, Path(name)]
         there = [place for place in places if "\0" not in name and place.is_file()]

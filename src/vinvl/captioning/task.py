@@ -153,7 +153,7 @@ class CaptioningTask(VinVLTask):
         self.tag_shift = tag_shift(self.decoding, datamodule.caption_limits.max_caption_tokens)
         if self.constraint_options is not None:
             self._constraints = DetectedConstraints(
-                self.constraint_options, datamodule.store, self.tokenizer, self.decoding.max_length
+                self.constraint_options, None, self.tokenizer, self.decoding.max_length
             )
         if datamodule.training_items == "images" and "train" in datamodule.datasets:
             training: Any = datamodule.datasets["train"]
@@ -205,7 +205,8 @@ class CaptioningTask(VinVLTask):
     def write_captions(self, batch: Batch, options: DecodingOptions, constrained: bool) -> GeneratedCaptions:
         constraints = None
         if constrained and self._constraints is not None:
-            constraints = self._constraints([record["stored_as"] for record in batch.records])
+            store = self._evaluated().region_text.store
+            constraints = self._constraints([record["stored_as"] for record in batch.records], store)
         return generate_captions(
             self.model, self.context(batch), options, special=self.special, constraints=constraints
         )
@@ -246,10 +247,15 @@ class CaptioningTask(VinVLTask):
         if told is not None:
             rank_zero_warn(told)
 
+    def _evaluated(self) -> Any:
+        """The dataset that captions are written for."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        doing = self.trainer.state.fn
+        return data.datasets["predict" if doing == "predict" else "val" if doing in ("fit", "validate") else "test"]
+
     def _domains(self) -> dict[str, list[str]]:
         """Domain → image ids of the split that is evaluated, where it has domains (NoCaps); the same on every rank."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        records = data.datasets["val" if self.trainer.state.fn in ("fit", "validate") else "test"].records
+        records = self._evaluated().records
         domains = list(records.get("domain") or ())
         return {
             name: [i for i, domain in zip(records["image_id"], domains, strict=True) if domain == name]
