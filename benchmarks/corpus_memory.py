@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from vinvl.data.inputs import InputLimits, RegionText, StoreTags, TagTokens
+from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import LengthBucketBatchSampler
+from vinvl.data.tags import StoreTags, TagTokens
 from vinvl.data.text import RaggedTokens
 from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import FORMAT, Corpus, IndexFacts, Part, RowKind, write_index
@@ -110,7 +111,10 @@ def act_as_rank(folder: Path, indices: Sequence[Path], options: argparse.Namespa
         mixture, positions = mixture.select(present), positions[present]
     tags = RaggedTokens(np.arange(2, dtype=np.int32), np.arange(3, dtype=np.int64))
     text = RegionText(
-        store, StoreTags(store, TagTokens(LABELS.classes, tags)), InputLimits(35, 50), SpecialTokens(1, 2, 0, 3, 4)
+        store,
+        StoreTags(TagTokens(LABELS.classes, tags, np.arange(len(LABELS.classes)) > 0), store),
+        InputLimits(35, 50),
+        SpecialTokens(1, 2, 0, 3, 4),
     )
     dataset = PretrainingDataset(
         CorpusRows(mixture, positions, text),

@@ -26,8 +26,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from vinvl.data.batch import Batch, Example, collate
-from vinvl.data.inputs import InputLimits, RegionText, tag_source
+from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw, LengthBucketBatchSampler
+from vinvl.data.tags import tag_source
 from vinvl.data.text import assemble_pair
 from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import ensure_index

@@ -9,9 +9,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import ImageRegions
-from vinvl.data.inputs import FileTags, InputLimits, RegionText
-from vinvl.data.table import Column
-from vinvl.data.text import encode_texts
+from vinvl.data.inputs import InputLimits, RegionText
+from vinvl.data.tags import ALL_CLASSES, TagLists
 from vinvl.models.config import SpecialTokens
 from vinvl.regions.regions import box_geometry
 
@@ -77,5 +76,7 @@ def region_text(
 ) -> RegionText:
     """The images' regions, and their tags as a file has them."""
     store: Any = RecordedStore(images)
-    of_images = FileTags(Column.of(tags), encode_texts(tokenizer, tags))
-    return RegionText(store, of_images, limits, SpecialTokens.of(tokenizer))
+    lists = TagLists.of_images(len(images))
+    for image, text in enumerate(tags):
+        lists.add(image, [text])
+    return RegionText(store, lists.tags(tokenizer, ALL_CLASSES), limits, SpecialTokens.of(tokenizer))

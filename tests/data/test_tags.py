@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.data.test_text import golden_tokenizer
 from tests.regions.samples import make_regions, write
-from vinvl.data.inputs import FileTags, StoreTags, TagSource, tag_source
+from vinvl.data.tags import GivenTags, StoreTags, TagChoice, TagSource, tag_source
 from vinvl.regions import LabelMap, RegionStore, RegionStoreWriter
 from vinvl.run.errors import UserError
 
@@ -79,7 +79,7 @@ def test_classes_of_another_store_matched_by_image_id(store: RegionStore, tmp_pa
 def test_tags_of_a_file_as_lists_or_joined(store: RegionStore, tmp_path: Path) -> None:
     path = written(tmp_path / "tags.json", {"7": ["Red Bike", " dog "], "9": "cat; two dogs;;", "5": ["stranger"]})
     tags = tag_source(path, store, TOKENIZER)
-    assert isinstance(tags, FileTags)
+    assert isinstance(tags, GivenTags)
     assert tags.encode(0, 50).tolist() == token_ids("red bike", "dog")
     assert tags.encode(2, 50).tolist() == token_ids("cat", "two dogs")
     assert len(tags.encode(1, 50)) == 0
@@ -97,7 +97,7 @@ def test_a_list_and_the_same_tags_joined_are_the_same_tokens(
 ) -> None:
     found = tag_source(written(tmp_path / "tags.json", {"7": names, "8": ";".join(names)}), store, TOKENIZER)
     assert found.encode(0, 9).tolist() == found.encode(1, 9).tolist() == token_ids(*names)
-    assert found.text(0, 9) == " ".join(name.strip() for name in names if name.strip())
+    assert found.text(0, 9) == ", ".join(name.strip() for name in names if name.strip())
 
 
 def test_strangers_are_refused(store: RegionStore, tmp_path: Path) -> None:
@@ -111,7 +111,9 @@ def test_strangers_are_refused(store: RegionStore, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (["dog"], "is not a tag file"),
+        (["dog"], r"tags\.json record 1"),
+        ([{"img_id": 7, "o": 3}], r"tags\.json record 1"),
+        ([{"img_id": 7, "o": "a;b"}, {"img_id": 7, "o": "a"}], "record 2 gives image 7 other tags"),
         ("dog", "is not a tag file"),
         *(
             ({"7": tags}, "image 7: its tags are .*; give a list of names")
@@ -132,3 +134,81 @@ def test_files_that_are_not_there_or_broken(store: RegionStore, tmp_path: Path) 
     (tmp_path / "broken.json").write_bytes(b'{"7": ["dog"')
     with pytest.raises(UserError, match=r"broken\.json"):
         tag_source(str(tmp_path / "broken.json"), store, TOKENIZER)
+
+
+def tsv(path: Path, *rows: tuple[str, Any]) -> str:
+    path.write_text("".join(f"{image_id}\t{json.dumps(objects)}\n" for image_id, objects in rows))
+    return str(path)
+
+
+def objects(*names: str) -> list[dict[str, Any]]:
+    return [{"class": name, "rect": [0, 0, 1, 1], "conf": 0.5} for name in names]
+
+
+def test_tags_of_published_files(store: RegionStore, tmp_path: Path) -> None:
+    """A label TSV of any number of objects, and questions or statements that carry tags of their images."""
+    labels = tsv(tmp_path / "l.tsv", ("5", objects("x")), ("9", {"objects": objects("Red Bike", "dog")}), ("7", []))
+    questions = written(tmp_path / "q.json", [{"img_id": "9", "o": "Red Bike;dog"}, {"img_id": 7, "o": ""}] * 2)
+    sides = [{"img_id": {"left": "9", "right": 7}, "o": {"left": "Red Bike;dog", "right": ""}}]
+    for path in (labels, questions, written(tmp_path / "s.json", sides)):
+        tags = tag_source(path, store, TOKENIZER)
+        assert isinstance(tags, GivenTags)
+        assert tags.encode(2, 1).tolist() == token_ids("red bike", "dog")
+        assert len(tags.encode(0, 9)) == len(tags.encode(1, 9)) == 0
+        assert tags.without(np.array([0, 1, 2, 1])) == 1  # image 8: image 7 has a list, without tags
+        assert_counts_agree(tags, len(store))
+    both = tag_source([labels, written(tmp_path / "8.json", {"8": "cat"})], store, TOKENIZER)
+    assert both.text(1, 9) == "cat" and both.text(2, 9) == "Red Bike, dog"
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([("7", objects("a")), ("7", objects("a"))], r"l\.tsv line 2 gives image 7 tags a second time"),
+        ([("7", objects("a")), ("8", [{"conf": 1}])], r"l\.tsv line 2: image '8'.*class"),
+        ([("70", objects("a"))], "has tags of none of the 3 images"),
+    ],
+)
+def test_label_files_that_cannot_be(store: RegionStore, tmp_path: Path, rows: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        tag_source(tsv(tmp_path / "l.tsv", *rows), store, TOKENIZER)
+
+
+def test_an_index_of_another_label_file_is_refused(store: RegionStore, tmp_path: Path) -> None:
+    path = tsv(tmp_path / "l.tsv", ("7", objects("a")), ("8", objects("b")))
+    (tmp_path / "l.lineidx").write_text("0\n9\n")
+    with pytest.raises(UserError, match=r"l\.lineidx sends line 2.*of another file"):
+        tag_source(path, store, TOKENIZER)
+
+
+def test_a_vocabulary_of_tags_and_attributes_before_classes(store: RegionStore, tmp_path: Path) -> None:
+    path = written(tmp_path / "tags.json", {"7": ["Traffic Light", "wheel", "cat"]})
+    coco = TagChoice.of("coco80", "class")
+    assert coco.vocabulary is not None and len(coco.vocabulary) == 80
+    assert tag_source(path, store, TOKENIZER, coco).encode(0, 9).tolist() == token_ids("traffic light", "cat")
+    (tmp_path / "names.txt").write_text("Wheel\n\n")
+    own = TagChoice.of(str(tmp_path / "names.txt"), "class")
+    assert tag_source(path, store, TOKENIZER, own).text(0, 9) == "wheel"
+    (tmp_path / "empty.txt").write_text("\n")
+    for vocabulary, form in ((str(tmp_path / "empty.txt"), "class"), (None, "attribute")):
+        with pytest.raises(UserError, match=r"empty\.txt holds no names|data\.tag_form is 'attribute'"):
+            TagChoice.of(vocabulary, form)
+    with pytest.raises(UserError, match=r"data\.tag_form=attribute\+class needs a store"):
+        tag_source(path, store, TOKENIZER, TagChoice.of(None, "attribute+class"))
+
+
+@pytest.mark.parametrize("attributes", [0, 2])
+def test_attributes_before_classes(tmp_path: Path, attributes: int) -> None:
+    """Each region's surest attribute, unless it has none; a region of the background has neither."""
+    images = [make_regions(str(seed), 6, attributes=attributes, seed=seed) for seed in range(4)]
+    store = RegionStore(write(tmp_path / "regions.h5", images, attributes=attributes))
+    tags, names = tag_source(None, store, TOKENIZER, TagChoice.of(None, "attribute+class")), store.label_map
+    for image in range(len(store)):
+        regions, expected = store.at(image), []
+        for number, of_region in zip(regions.classes, regions.attributes, strict=True):
+            if number:
+                expected += [names.attributes[one] for one in of_region[:1] if one]
+                expected.append(names.classes[number])
+        assert tags.text(image, 50) == ", ".join(expected)
+        assert tags.encode(image, 50).tolist() == token_ids(*expected)
+    assert_counts_agree(tags, len(store))

@@ -143,7 +143,7 @@ class TestHostileCheckpoints:
             ("vqa", change(f"{DATA}.max_regions", -1), "max_regions is -1"),
             ("vqa", change(f"{DATA}.max_regions", 10**60), "max_regions is 1000"),
             ("vqa", change(f"{DATA}.use_tags", SHELL), r"use_tags is {'_target_'"),
-            ("vqa", change(f"{DATA}.tags", ["a"]), r"tags is \['a'\]"),
+            ("vqa", change(f"{DATA}.tags", ["a", 1]), r"tags is \['a', 1\]"),
             ("vqa", change(f"{DATA}.tokenizer", "${oc.env:HOME}"), "No tokenizer could be loaded"),
             ("vqa", change(f"{DATA}.tokenizer", "a" * 5000), "No tokenizer could be loaded"),
             ("vqa", change("vinvl.run_config", []), "lacks the 'vinvl' record"),

@@ -14,8 +14,9 @@ from torch import Tensor
 from tests.data.test_text import golden_tokenizer
 from tests.regions.samples import make_regions, write
 from vinvl.data.batch import Batch, BatchRegions
-from vinvl.data.inputs import InputLimits, RegionText, tag_source
+from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw
+from vinvl.data.tags import tag_source
 from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import ensure_index
 from vinvl.pretraining.data import PretrainingDataModule, PretrainingDataset

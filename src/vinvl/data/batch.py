@@ -93,7 +93,8 @@ class BatchRegions:
     places: (ΣR,) int64, of each among the B·R slots that it has in a padded batch.
     stored: (B, 2) int64, position in the store and number of regions of each image; stays on the host.
     slots: R, of the image with the most.
-    store_rows: (ΣR,) int64, the places of features that are on the device already (`DeviceFeatures`).
+    store_rows: (ΣR,) int64, the places of features that are on the device already.
+    table: that has these features (`DeviceFeatures`).
     """
 
     features: Tensor | None
@@ -102,6 +103,7 @@ class BatchRegions:
     stored: np.ndarray
     slots: int
     store_rows: Tensor | None = None
+    table: Any = None
 
     @classmethod
     def of_padded(cls, rows: Tensor) -> BatchRegions:

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, Self, TypedDict, Unpack
 
@@ -17,12 +18,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import Batch, Example
-from vinvl.data.inputs import InputLimits, RegionText, positions_in, tag_source
+from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw, evaluation_loader, training_loader
+from vinvl.data.stores import DEVICE, RAM, OpenStore, StoreFile, image_id_table
+from vinvl.data.tags import RECORDS, GivenTags, TagChoice, TagSource, positions_in, tag_source, tags_of_records
 from vinvl.data.text import RaggedTokens, Texts, cached_tokens, load_tokenizer
 from vinvl.data.words import Commonest
 from vinvl.models.config import SpecialTokens
-from vinvl.regions.caches import DeviceFeatures, SharedCopies
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, printable
 
@@ -72,16 +74,18 @@ class RegionDataset(Protocol):
         """Lines that show a person one item; `words` decodes token ids."""
 
 
-RAM, DEVICE = "ram", "device"  # where `data.cache` keeps features
-
-
 class RegionDataArguments(TypedDict):
     """What every datamodule takes; the keys of `conf/data/_regions.yaml`.
 
     splits: split name → where its records lie; each datamodule says in which form.
-    regions: RegionStore file, folder or list of them.
+    regions: RegionStore file, folder or list of them; in place of a file also `{from: FEATURES, to: FILE, …}`, which is
+        made on first use; None if all splits have stores of their own.
+    stores: split → the store of its images, where that is another one: ids may be the same in several.
+    image_ids: a file of image ids of records with those of the store, where they differ (`image_id_table`).
     tokenizer: transformers tokenizer folder or hub name.
-    tags: None for the classes in the store; another RegionStore or a JSON file for tags from elsewhere.
+    tags: None for the classes in the store; another RegionStore or files for tags from elsewhere (`tag_source`);
+        "records" for what the records carry; or split → one of these.
+    tag_vocabulary, tag_form: which names become tags, see `TagChoice`.
     train_split, val_split, test_split, predict_split: which of `splits` each stage reads.
     max_tokens, max_regions, use_tags, use_regions: what the model sees of an example, see `InputLimits`.
     on_missing: `error` or `skip` records whose image is not in the store.
@@ -95,9 +99,9 @@ class RegionDataArguments(TypedDict):
     """
 
     splits: Mapping[str, Any]
-    regions: str | Sequence[str]
+    regions: Any
     tokenizer: str
-    tags: str | None
+    tags: Any
     train_split: str
     val_split: str
     test_split: str
@@ -116,6 +120,10 @@ class RegionDataArguments(TypedDict):
     cache: NotRequired[str | None]
     token_cache: NotRequired[str | None]
     verify_regions: NotRequired[bool]
+    stores: NotRequired[Mapping[str, Any] | None]
+    image_ids: NotRequired[str | None]
+    tag_vocabulary: NotRequired[str | None]
+    tag_form: NotRequired[str]
 
 
 STAGES_OF = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -128,7 +136,9 @@ class RegionDataModule(pl.LightningDataModule):
 
     Attributes:
         datasets: stage (train, val, test, predict) → dataset, filled by `setup`.
-        tokenizer, store, region_text: what texts become, the regions, and what puts both together; read by `setup`.
+        tokenizer: what texts become; read by `setup`.
+        store: the regions of the split that is being read; after `setup`, of the first that was.
+        region_text: what puts texts and regions together, of the split that was read last.
         commonest: what the training split says most often, once it has been read.
         skipped: split → how many of its records on_missing=skip has left out, once it has been read.
         left_out: of the split that is predicted, the records that on_missing=skip has left out; None if there are none.
@@ -155,7 +165,10 @@ class RegionDataModule(pl.LightningDataModule):
             "test": given["test_split"],
             "predict": given["predict_split"],
         }
-        self.regions, self.tags = given["regions"], given["tags"]
+        self.regions, self.tags = plain(given["regions"]), plain(given["tags"])
+        self.stores: dict[str, Any] = plain(given.get("stores")) or {}
+        self.tag_choice = TagChoice.of(given.get("tag_vocabulary"), given.get("tag_form", "class"))
+        self.image_ids = given.get("image_ids")
         self.tokenizer_name = given["tokenizer"]
         self.limits = InputLimits(given["max_tokens"], given["max_regions"], given["use_tags"], given["use_regions"])
         self.on_missing = given["on_missing"]
@@ -168,8 +181,7 @@ class RegionDataModule(pl.LightningDataModule):
         self.commonest: Commonest = {}
         self.skipped: dict[str, int] = {}
         self.left_out: LeftOut | None = None
-        self._device_features: DeviceFeatures | None = None
-        self._copies: SharedCopies | None = None
+        self._opened: dict[tuple[str, ...], OpenStore] = {}  # by the files of the store
         self._read: dict[str, tuple[Any, np.ndarray]] = {}  # split → see `_records_of`
 
     @abstractmethod
@@ -184,36 +196,64 @@ class RegionDataModule(pl.LightningDataModule):
         """
 
     def prepare_data(self) -> None:
-        """Generates what can be generated."""
+        """Generates what can be generated, and makes stores that are made on first use."""
         if self.prepare is not None:
             self.prepare()
+        state = None if self.trainer is None else self.trainer.state.fn
+        for stage in STAGES_OF.get("fit" if state is None else state.value, ()):
+            for file in self.store_files(self.split_of[stage]):
+                file.make()
 
     def setup(self, stage: str | None = None) -> None:
         """Reads tokenizer, store and the splits of a stage (any other word: none); what is read stays."""
-        if not hasattr(self, "region_text"):
+        stages = STAGES_OF.get(stage or "fit", ())
+        if not hasattr(self, "tokenizer"):
             self.tokenizer = load_tokenizer(self.tokenizer_name)
-            self.store = self._open_store()
-            self._device_features = DeviceFeatures(self.store) if self.cache == DEVICE else None
-            tags = tag_source(self.tags, self.store, self.tokenizer)
-            self.region_text = RegionText(self.store, tags, self.limits, SpecialTokens.of(self.tokenizer))
-        for name in STAGES_OF.get(stage or "fit", ()):
+            self.store = self.opened(self.split_of[stages[0] if stages else "train"]).store
+        first = self.store
+        for name in stages:
             if name not in self.datasets:
                 self.datasets[name] = self._dataset_of(name)
                 if name != "predict":  # said now, not after the run has begun; what can be scored can be trained on
                     self.check_scorable(name)
+        self.store = first
 
-    def _open_store(self) -> RegionStore:
-        store = RegionStore(self.regions)
-        store.require_sound(contents=self.verify_regions)
-        if self.cache != RAM:
-            return store
-        self._copies = SharedCopies([header.path for header in store.headers])
-        return RegionStore(self._copies.paths)
+    def store_files(self, split: str) -> list[StoreFile]:
+        """The files of the store that a split's images are in. Raises UserError if none is named."""
+        own = f"data.stores.{split}"
+        if split in self.stores:
+            return StoreFile.listed(self.stores[split], own)
+        if self.regions is None:
+            raise UserError(f"Neither {own} nor data.regions names a store for the images of split '{split}'.")
+        return StoreFile.listed(self.regions, "data.regions")
+
+    def opened(self, split: str) -> OpenStore:
+        """The store that a split's images are in; splits with the same files share it."""
+        files = self.store_files(split)
+        key = tuple(file.path for file in files)
+        if key not in self._opened:
+            self._opened[key] = OpenStore.of(files, self.cache, self.verify_regions)
+        return self._opened[key]
+
+    def _tags_of(self, split: str, records: Any, images: np.ndarray) -> TagSource:
+        """The tags of the images of a split; a warning says how many have none."""
+        given = self.tags if self.limits.use_tags else None
+        if isinstance(given, Mapping):
+            if split not in given:
+                raise UserError(f"data.tags names none for split '{split}'; it does for {', '.join(sorted(given))}.")
+            given = given[split]
+        if given == RECORDS:
+            return tags_of_records(records, images, self.store, self.tokenizer, self.tag_choice)
+        tags = tag_source(given, self.store, self.tokenizer, self.tag_choice)
+        if isinstance(tags, GivenTags) and (missing := tags.without(images)):
+            rank_zero_warn(f"{given} gives no tags to {missing:,} of the images of split '{split}'.")
+        return tags
 
     def _dataset_of(self, stage: str) -> RegionDataset:
         split, twin = self.split_of[stage], {"val": "test", "test": "val"}.get(stage)
         if twin in self.datasets and self.split_of[twin] == split:
             return self.datasets[twin]
+        self.store = self.opened(split).store
         if stage == "predict" or split not in self._read:
             self._read[split] = self._records_of(split, stage)
         records, images = self._read[split]
@@ -222,6 +262,8 @@ class RegionDataModule(pl.LightningDataModule):
                 f"Split '{split}' has no annotations, so it can be neither trained on nor scored: "
                 "use python -m vinvl.predict for it, or name the annotations in data.splits."
             )
+        tags = self._tags_of(split, records, images)
+        self.region_text = RegionText(self.store, tags, self.limits, SpecialTokens.of(self.tokenizer))
         if stage == "train":
             self.commonest = self.commonest_of(records)
         return self.make_dataset(records, images, stage)
@@ -260,7 +302,17 @@ class RegionDataModule(pl.LightningDataModule):
 
     def places_of(self, records: Any) -> np.ndarray:
         """Where the images of records are in the store, integers in the shape of `image_ids`; -1 for none."""
-        return positions_in(self.store, records.image_ids)
+        if self.image_ids is None:
+            return positions_in(self.store, records.image_ids)
+        table = image_id_table(self.image_ids)
+        own = [table.get(one, "") for one in map(str, np.ravel(records.image_ids))]
+        if "" in own:
+            width = np.size(records.image_ids) // len(records)
+            first = own.index("") // width
+            wrong = f"{self.image_ids} has no image {np.ravel(records.image_ids)[own.index('')]}, asked for by "
+            if self.on_missing != "skip":
+                raise UserError(f"{wrong}{records.describe(first)}; add it, or pass data.on_missing=skip.")
+        return positions_in(self.store, np.array(own)).reshape(np.shape(records.image_ids))
 
     def commonest_of(self, records: Any) -> Commonest:
         """What the records of the training split say most often, where a dataset knows of such; see `Commonest`."""
@@ -281,15 +333,19 @@ class RegionDataModule(pl.LightningDataModule):
         """Token ids of each text, without special tokens; those of many texts come from the token cache."""
         return cached_tokens(self.tokenizer, texts, self.token_cache)
 
-    def completed(self, batch: Any) -> Any:
+    def finish(self, stage: str) -> Callable[[Any], Any]:
+        """What completes a batch of a stage: see `completed`."""
+        return partial(self.completed, opened=self.opened(self.split_of[stage]))
+
+    def completed(self, batch: Any, opened: OpenStore) -> Any:
         """A batch of a worker, which has read no features into it, with them; or with their rows on the device."""
         if not isinstance(batch, Batch):
             return batch
         regions = batch.regions
-        if self._device_features is not None:
-            regions = replace(regions, features=None, store_rows=self._device_features.rows_of(regions.stored))
+        if (table := opened.on_device) is not None:
+            regions = replace(regions, features=None, store_rows=table.rows_of(regions.stored), table=table)
         elif regions.features is None:
-            regions = regions.filled(self.store, self.pin_memory)
+            regions = regions.filled(opened.store, self.pin_memory)
         return batch if regions is batch.regions else replace(batch, regions=regions)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -302,13 +358,13 @@ class RegionDataModule(pl.LightningDataModule):
         """Looks features up that are on the device already."""
         if not isinstance(batch, Batch) or batch.regions.store_rows is None:
             return batch
-        assert self._device_features is not None
-        features = self._device_features.features(batch.regions.store_rows)
+        assert batch.regions.table is not None
+        features = batch.regions.table.features(batch.regions.store_rows)
         return replace(batch, regions=replace(batch.regions, features=features))
 
     def train_dataloader(self) -> DataLoader[Example]:
         """Shuffled, bucketed batches of this rank."""
-        return training_loader(self, self.datasets["train"], self.completed)
+        return training_loader(self, self.datasets["train"], self.finish("train"))
 
     def val_dataloader(self) -> DataLoader[Example]:
         return self._evaluation_loader("val")
@@ -321,7 +377,7 @@ class RegionDataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, stage: str) -> DataLoader[Example]:
         """Every example of a stage once over all ranks."""
-        return evaluation_loader(self, self.datasets[stage], self.completed)
+        return evaluation_loader(self, self.datasets[stage], self.finish(stage))
 
     def check_scorable(self, stage: str) -> None:
         """Raises UserError if what `setup` has read for a stage, which is annotated, cannot be scored."""

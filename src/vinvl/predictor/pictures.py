@@ -382,6 +382,10 @@ def store_for(trained: TrainedModel, features: str | Path | Sequence[str | Path]
     store.require_sound()
     _check_dimension(trained, store.feature_dim, f"{store!r} holds")
     _warn(trained.features.unlike(store))
+    if trained.usage is not None and trained.usage.tags != trained.usage.tags_of_store:
+        _warn(
+            f"{trained.name} was trained with tags from {trained.usage.tags}; here they are the classes of {store!r}."
+        )
     return store
 
 

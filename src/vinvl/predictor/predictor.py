@@ -14,7 +14,8 @@ from vinvl.captioning.constraints import DetectedConstraints
 from vinvl.captioning.data import caption_context
 from vinvl.captioning.task import caption_texts, context_of, n_best, tag_shift
 from vinvl.data.batch import Batch, Example, collate
-from vinvl.data.inputs import PlacedImage, RegionText, StoreTags, TagTokens, tag_source
+from vinvl.data.inputs import PlacedImage, RegionText
+from vinvl.data.tags import StoreTags, TagChoice, TagTokens, tag_source
 from vinvl.data.text import encode_texts
 from vinvl.detector.config import DetectorConfig
 from vinvl.extraction.provenance import trained_reading
@@ -122,11 +123,12 @@ class Predictor:
         if trained.task == "captioning" and (options := usage.constraint_options) is not None:
             length = usage.decoding_options.max_length
             self._constraints = DetectedConstraints(options, looking.store, tokenizer, length)
+        choice = TagChoice.of(usage.tag_vocabulary, usage.tag_form)
         if looking.store is not None:
-            tags = tag_source(usage.tags, looking.store, tokenizer)
+            tags = tag_source(usage.tags_of_store, looking.store, tokenizer, choice)
             self._store_text = RegionText(looking.store, tags, usage.limits, self._special)
         if looking.detector is not None:
-            self._tag_tokens = TagTokens.of(looking.detector.label_map, tokenizer)
+            self._tag_tokens = TagTokens.of_labels(looking.detector.label_map, tokenizer, choice)
 
     def __repr__(self) -> str:
         detector, store = self._looking.detector, self._looking.store
@@ -289,7 +291,7 @@ class Predictor:
         """What puts texts and the pictures of a source together."""
         if isinstance(source, RegionStore):
             return self._store_text
-        return RegionText(source, StoreTags(source, self._tag_tokens), self._usage.limits, self._special)
+        return RegionText(source, StoreTags(self._tag_tokens, source), self._usage.limits, self._special)
 
 
 def _constraints_of(constraints: DetectedConstraints, placed: PlacedImage) -> list[Constraint]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from transformers import PreTrainedModel
@@ -16,6 +16,7 @@ from vinvl.captioning.constraints import ConstraintOptions
 from vinvl.captioning.data import CaptionLimits
 from vinvl.captioning.task import positions_needed
 from vinvl.data.inputs import InputLimits
+from vinvl.data.tags import RECORDS, TagForm
 from vinvl.models import MODEL_OF_TASK
 from vinvl.models.decoding import DecodingOptions
 from vinvl.models.published import check_tokenizer, convert_model
@@ -42,7 +43,9 @@ class Usage:
     max_regions: int
     use_tags: bool
     use_regions: bool
-    tags: str | None  # where the tags of a store's images come from, if not from its classes (`tag_source`)
+    tags: Any  # where the tags of a store's images come from, if not from its classes (`tag_source`)
+    tag_vocabulary: str | None  # these two: see `TagChoice`
+    tag_form: str
     max_caption_tokens: int  # where the tags' positions begin, in captioning
     attention_type: str  # of retrieval, see `attention_mask_of`
     decoding: dict[str, Any]  # fields of `DecodingOptions`, and as "constraints" those of `ConstraintOptions` or None
@@ -89,6 +92,11 @@ class Usage:
         return InputLimits(self.max_tokens, self.max_regions, self.use_tags, self.use_regions)
 
     @property
+    def tags_of_store(self) -> str | list[str] | None:
+        """`tags`, without those that belong to the records or to one split of the training: of these there are none."""
+        return None if self.tags == RECORDS or isinstance(self.tags, dict) else self.tags
+
+    @property
     def caption_limits(self) -> CaptionLimits:
         return CaptionLimits(self.max_caption_tokens, self.max_tokens, mask_probability=0.0, max_masked_tokens=0)
 
@@ -108,7 +116,11 @@ class Usage:
             yield name, value, type(value) is int and least <= value <= MOST, f"a whole number of at least {least}"
         for name in ("use_tags", "use_regions"):
             yield name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false"
-        yield "tags", self.tags, isinstance(self.tags, str | None), "a store, a JSON file, or nothing"
+        listed = self.tags if isinstance(self.tags, list) else [] if self.tags is None else [self.tags]
+        known = isinstance(self.tags, dict) or all(isinstance(one, str) for one in listed)
+        yield "tags", self.tags, known, "a store, files of tags, or nothing"
+        yield "tag_vocabulary", self.tag_vocabulary, isinstance(self.tag_vocabulary, str | None), "a file, or nothing"
+        yield "tag_form", self.tag_form, self.tag_form in get_args(TagForm), f"one of {', '.join(get_args(TagForm))}"
         kinds = ", ".join(ATTENTION_TYPES)
         yield "attention_type", self.attention_type, self.attention_type in ATTENTION_TYPES, f"one of {kinds}"
         for field in fields(DecodingOptions):
@@ -167,7 +179,7 @@ def record_of_use(task: str | None, opened: OpenedModel, report: LoadingReport) 
         return {"task": task, "recipe": recipe_of(report)}
     inputs = asdict(Usage.of_task(task, said_by_run(opened.ours), {}, {}, opened.files.name))
     decoding = inputs.pop("decoding")
-    inputs["tags"] = _bare(inputs["tags"])
+    inputs |= {name: _bare(inputs[name]) for name in ("tags", "tag_vocabulary")}
     if decoding["constraints"] is not None:
         decoding["constraints"] = {name: _bare(value) for name, value in decoding["constraints"].items()}
     return {"task": task, "inputs": inputs, "decoding": decoding, "features": opened.features.plain()}
@@ -181,6 +193,8 @@ def recipe_of(report: LoadingReport) -> str | None:
 def _bare(value: Any) -> Any:
     if isinstance(value, list):
         return [_bare(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _bare(one) for name, one in value.items()}
     return Path(value).name if isinstance(value, str) else value
 
 

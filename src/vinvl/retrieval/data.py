@@ -427,4 +427,4 @@ class RetrievalDataModule(RegionDataModule):
         finished = frozenset() if stage == "val" else self.finished
         share = share_of(*rank_and_world_size(self.trainer), len(images), finished)
         dataset = BlockImages(self.region_text, images, share, finished)
-        return loader(self, dataset, BatchSampler(range(len(dataset)), 1, False), self.completed, persistent=False)
+        return loader(self, dataset, BatchSampler(range(len(dataset)), 1, False), self.finish(stage), persistent=False)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vinvl.run.errors import UserError, printable
 from vinvl.run.files import lock
+from vinvl.run.published import published_file
 
 PACKAGE = Path(__file__).resolve().parents[1]
 AUTO = "auto"  # ckpt_path of a command that is given again and again: go on if there is something to go on from
@@ -98,10 +99,11 @@ def how_to_go_on(output_dir: str | Path) -> str:
 
 
 def register_resolvers() -> None:
-    """Makes `${vinvl.data_root:}`, `${vinvl.run_dir:…}` and `${vinvl.required:KEY}` known to the configs."""
+    """Makes `${vinvl.data_root:}`, `${vinvl.run_dir:…}`, `${vinvl.required:KEY}` and `${vinvl.published:…}` known."""
     resolvers: dict[str, Any] = {"data_root": data_root, "run_dir": run_directory, "required": refuse_missing}
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"vinvl.{name}", resolver, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("vinvl.published", published_file, replace=True)
 
 
 def refuse_missing(key: str) -> None:

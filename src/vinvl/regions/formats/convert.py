@@ -23,7 +23,7 @@ from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.store import differences
 from vinvl.regions.writer import RegionStoreWriter, Unfinished, shard_files
 from vinvl.run.errors import UserError
-from vinvl.run.files import read_bytes, refuse_existing, remove_leftovers, work_folder
+from vinvl.run.files import read_bytes, reading, refuse_existing, remove_leftovers, work_folder
 from vinvl.run.progress import Show, progress
 
 LEADING = 8  # images with regions that are looked at before the shape of the store is settled
@@ -90,6 +90,8 @@ def _convert(found: FoundFiles, unfinished: Unfinished, options: FeatureOptions)
         else:
             leading = _until_regions(found_images, journal.skips)
             dim, num_attributes = _shape_of(leading, options.dim)
+        provenance = journal.provenance if journal.provenance is not None else {}
+        provenance["converted_from"] = _mark(found, options)
         writer = RegionStoreWriter(
             target,
             feature_dim=dim,
@@ -98,7 +100,7 @@ def _convert(found: FoundFiles, unfinished: Unfinished, options: FeatureOptions)
             num_attributes=num_attributes,
             feature_dtype=options.dtype,
             max_images_per_shard=options.images_per_shard,
-            provenance=journal.provenance,
+            provenance=provenance,
             unfinished=unfinished,
             note=journal.note,
         )
@@ -123,6 +125,33 @@ def _facts(found: FoundFiles, options: FeatureOptions) -> dict[str, Any]:
         if (path := getattr(options, name)) is not None:
             facts[name] = _identity([path])
     return {**facts, "format": found.format.value, "from": _identity(found.read_with(options.predictions))}
+
+
+MARKED = 2**16  # bytes at either end of a file
+MOST_MARKED = 64  # files
+
+
+def mark_of_source(source: Path, settings: Mapping[str, Any]) -> str:
+    """What a store says that it was made of: file name, size, and a digest that other features have otherwise.
+
+    It does not change with folder or time, as `_identity` does: stores outlive these. Of many files only sizes count.
+    Raises UserError as `find_features` does.
+    """
+    return _mark(find_features(source), options_of(settings))
+
+
+def _mark(found: FoundFiles, options: FeatureOptions) -> str:
+    paths = [path for path in found.read_with(options.predictions) if path.is_file()]
+    digest, total = sha256(), 0
+    for path in paths:
+        total += (size := path.stat().st_size)
+        digest.update(f"{path.name} {size}\n".encode("utf-8", "surrogateescape"))
+        if len(paths) <= MOST_MARKED:
+            with reading(path), path.open("rb") as file:
+                digest.update(file.read(MARKED))
+                file.seek(max(0, size - MARKED))
+                digest.update(file.read(MARKED))
+    return f"{found.path.name}, {total:,} bytes, {digest.hexdigest()[:12]}"
 
 
 def _identity(paths: Sequence[Path]) -> str:

@@ -1,0 +1,139 @@
+"""Which store the images of a split are in: made on first use where the configuration says of what, and kept open."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vinvl.regions.caches import DeviceFeatures, SharedCopies
+from vinvl.regions.store import RegionStore
+from vinvl.run.errors import UserError, say
+from vinvl.run.files import read_bytes, read_json
+from vinvl.run.values import Id
+
+RAM, DEVICE = "ram", "device"  # where `data.cache` keeps features
+FORM = "a store, a list of them, or {from: FEATURES, to: STORE, …} for one that is made on first use"
+
+
+@dataclass(frozen=True)
+class StoreFile:
+    """A store and, where it may be made on first use, what of, with settings as conf/convert.yaml has them."""
+
+    path: str
+    source: str | None
+    features: dict[str, Any]
+
+    @classmethod
+    def listed(cls, given: Any, place: str) -> "list[StoreFile]":
+        """Those that a plain value of the configuration names; `place` is "data.regions". UserError if it is none."""
+        files = []
+        for one in given if isinstance(given, list | tuple) else [given]:
+            settings = dict(one) if isinstance(one, Mapping) else {"to": one}
+            path, source = settings.pop("to", None), settings.pop("from", None)
+            if not isinstance(path, str) or not isinstance(source, str if isinstance(one, Mapping) else str | None):
+                raise UserError(f"{place} is {given!r}: give {FORM}.")
+            files.append(cls(path, source, settings))
+        if not files:
+            raise UserError(f"{place} names no store: give {FORM}.")
+        return files
+
+    def make(self) -> None:
+        """Makes the store where it is not there; UserError also where it is there and made of something else."""
+        if self.source is None:
+            return
+        source, there = Path(self.source).expanduser(), Path(self.path).exists()
+        if not source.exists():
+            if not there:
+                raise UserError(
+                    f"{self.path} does not exist, and neither does {source}, which it would be made of: get that, or "
+                    "name a store."
+                )
+            return
+        from vinvl.regions.formats.convert import mark_of_source, run_conversion
+
+        if not there:
+            say(f"{self.path} is made of {source}, once …", error=True)
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            say(run_conversion(source, Path(self.path), self.features), error=True)
+            return
+        made_of, mark = RegionStore(self.path).provenance.get("converted_from"), mark_of_source(source, self.features)
+        if made_of is not None and made_of != mark:
+            raise UserError(
+                f"{self.path} was made of {made_of}, and {source} is {mark}: delete the store, or name another one."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class OpenStore:
+    """A store with its features where `data.cache` wants them.
+
+    store: its files are copies in shared memory where they are kept there.
+    copies: holds these as long as it lives.
+    on_device: all features, where they are kept on the device.
+    """
+
+    store: RegionStore
+    copies: SharedCopies | None = None
+    on_device: DeviceFeatures | None = None
+
+    @classmethod
+    def of(cls, files: Sequence[StoreFile], cache: str | None, contents: bool) -> "OpenStore":
+        """Opened and looked at, with `contents` all of it. Raises UserError, naming the file, for what is wrong."""
+        store = RegionStore([file.path for file in files])
+        store.require_sound(contents=contents)
+        if cache == RAM:
+            copies = SharedCopies([header.path for header in store.headers])
+            return cls(RegionStore(copies.paths), copies)
+        return cls(store, None, DeviceFeatures(store) if cache == DEVICE else None)
+
+
+# Record ids that are not those of the store.
+
+
+class OpenImage(msgspec.Struct, gc=False):
+    id: Id
+    open_images_id: Id
+
+
+class OpenImages(msgspec.Struct):
+    """NoCaps' list of images, whose own numbers are not what its pictures are called."""
+
+    images: list[OpenImage]
+
+
+def image_id_table(path: str | Path) -> dict[str, str]:
+    """Image ids of records → those of the store.
+
+    From JSON {id: id}, NoCaps' list of images with their open_images_id, or a TSV of two columns.
+
+    Raises:
+        UserError: the file is missing, of another form, or has an id twice.
+    """
+    path = Path(path)
+    pairs: list[tuple[Any, Any]]
+    if path.suffix == ".tsv":
+        lines = [line.split("\t") for line in read_bytes(path).decode("utf-8-sig", "replace").splitlines() if line]
+        if wrong := next((number for number, columns in enumerate(lines, start=1) if len(columns) != 2), None):
+            raise UserError(f"{path} line {wrong} has not two columns: a record's image id and the store's.")
+        pairs = [(own.strip(), image.strip()) for own, image in lines]
+    else:
+        content: Any = read_json(path)
+        try:
+            if isinstance(content, dict) and isinstance(content.get("images"), list):
+                pairs = [(one.id, one.open_images_id) for one in msgspec.convert(content, OpenImages).images]
+            else:
+                pairs = list(msgspec.convert(content, dict[str, Id]).items())
+        except msgspec.ValidationError as error:
+            raise UserError(
+                f"{path} is no table of image ids ({error}): data.image_ids takes JSON of a record's image id → the "
+                "store's, NoCaps' list of images, or a TSV of two columns."
+            ) from None
+    table: dict[str, str] = {}
+    for own, image in pairs:
+        if table.setdefault(str(own), str(image)) != str(image):
+            raise UserError(f"{path} has image {own} twice, as {table[str(own)]} and as {image}.")
+    if not table:
+        raise UserError(f"{path} names no images; data.image_ids needs some.")
+    return table
