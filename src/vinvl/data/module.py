@@ -243,7 +243,7 @@ class RegionDataModule(pl.LightningDataModule):
                 raise UserError(f"data.tags names none for split '{split}'; it does for {', '.join(sorted(given))}.")
             given = given[split]
         if given == RECORDS:
-            return tags_of_records(records, images, self.store, self.tokenizer, self.tag_choice)
+            return tags_of_records(records, self.tokenizer, self.tag_choice)
         tags = tag_source(given, self.store, self.tokenizer, self.tag_choice)
         if isinstance(tags, GivenTags) and (missing := tags.without(images)):
             rank_zero_warn(f"{given} gives no tags to {missing:,} of the images of split '{split}'.")

@@ -40,7 +40,14 @@ vase|scissors|teddy bear|hair drier|toothbrush""".replace("\n", "").split("|")
 
 
 class TagSource(Protocol):
-    """Where the tags of an image come from."""
+    """Where the tags of an image come from.
+
+    Tags `of_records` are named by the place of an image among all those of the records: with K images a record, image k
+    of record i by i·K + k.
+    """
+
+    @property
+    def of_records(self) -> bool: ...
 
     def encode(self, image: int, max_regions: int) -> np.ndarray:
         """(n,) int32 token ids of an image's tags, of its `max_regions` most confident regions at most."""
@@ -118,7 +125,8 @@ class TagTokens:
         cls, labels: LabelMap, tokenizer: PreTrainedTokenizerBase, choice: TagChoice = ALL_CLASSES
     ) -> TagTokens:
         """Of the classes without the background, and where it is so chosen of the attributes behind them."""
-        names, kept = labels.classes, [number > 0 and choice.takes(name) for number, name in enumerate(labels.classes)]
+        names = labels.classes or ("",)  # a store without names has regions of number 0
+        kept = [number > 0 and choice.takes(name) for number, name in enumerate(names)]
         if choice.form == "class":
             return cls.of(names, kept, tokenizer)
         kept += [number > 0 for number in range(len(labels.attributes))]  # 0 is no attribute
@@ -162,6 +170,7 @@ class StoreTags(NumberedTags):
 
     store: RegionSource
     positions: np.ndarray | None = None
+    of_records: bool = False
 
     def numbers(self, image: int, max_regions: int) -> np.ndarray:
         position = image if self.positions is None else int(self.positions[image])
@@ -182,11 +191,13 @@ class GivenTags(NumberedTags):
         given: (ΣT,) int32, the names of the tags of all lists.
         offsets: (lists + 1,) int64, where each list begins.
         list_of: (N,) int64, the list of each image; -1 for none.
+        of_records: see `TagSource`.
     """
 
     given: np.ndarray
     offsets: np.ndarray
     list_of: np.ndarray
+    of_records: bool = False
 
     def numbers(self, image: int, max_regions: int) -> np.ndarray:
         one = int(self.list_of[image])
@@ -369,15 +380,11 @@ def _scan(part: Any) -> Any:
 SEPARATOR = "\x1f"
 
 
-def tags_of_records(
-    records: RecordTable, images: np.ndarray, store: RegionStore, tokenizer: PreTrainedTokenizerBase, choice: TagChoice
-) -> GivenTags:
-    """Those in the column "tags" or, of records with a left_image_id, "left_tags".
-
-    `images` (N,) or (N, K): where the images of the records are in the store.
+def tags_of_records(records: RecordTable, tokenizer: PreTrainedTokenizerBase, choice: TagChoice) -> GivenTags:
+    """Those in the column "tags" or, of records with a left_image_id, "left_tags"; records of one image may differ.
 
     Raises:
-        UserError: the records carry none, or two that name one image differ in its tags.
+        UserError: the records carry none.
     """
     columns = [name.removesuffix("image_id") + "tags" for name in records.form.images]
     if not all(name in records for name in columns):
@@ -388,17 +395,8 @@ def tags_of_records(
     chunks = [chunk for name in columns for chunk in records.table[name].chunks]
     joined = pa.chunked_array([pc.binary_join(chunk, SEPARATOR) for chunk in chunks], pa.string())
     texts, codes = Column(joined).categories()
-    places = images.reshape(len(images), -1).T.ravel()
-    _, first, same = np.unique(places, return_index=True, return_inverse=True)
-    if len(others := np.flatnonzero(codes != codes[first[same]])):
-        other = int(others[0])
-        image = np.ravel(records.image_ids.T)[other]
-        raise UserError(
-            f"{records.describe(other % len(records))} and {records.describe(int(first[same[other]]) % len(records))} "
-            f"carry different tags of image {image}: give each image the same tags in all records of a split."
-        )
-    lists = TagLists.of_images(len(store))
-    for entry in first.tolist():
-        text = texts[codes[entry]]
-        lists.add(int(places[entry]), text.split(SEPARATOR) if text else [])
-    return lists.tags(tokenizer, choice)
+    lists = TagLists.of_images(len(texts))
+    for number, text in enumerate(texts):
+        lists.add(number, text.split(SEPARATOR) if text else [])
+    by_record = codes.reshape(len(columns), -1).T.ravel().astype(np.int64)
+    return replace(lists.tags(tokenizer, choice), list_of=by_record, of_records=True)

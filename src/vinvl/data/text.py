@@ -50,7 +50,8 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
     def load() -> PreTrainedTokenizerBase:
         # Only what these two say of its kind is taken over: other values of a config.json may fill the memory.
         model, own = (_said_in(name, file) for file in ("config.json", "tokenizer_config.json"))
-        kind = model.get("model_type")
+        # The published folders have a vocabulary, and nothing that tells whose it is.
+        kind = model.get("model_type", None if own or not _is_there(name, "vocab.txt") else "bert")
         config = AutoConfig.for_model(kind) if isinstance(kind, str) and kind in CONFIG_MAPPING else PreTrainedConfig()
         for said in (model, own):
             class_name = said.get("tokenizer_class")
@@ -70,9 +71,15 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
 
 def _said_in(name: str, file: str) -> dict[str, Any]:
     """The content of a JSON file in a folder or on the hub; {} if there is none."""
-    silent = ("missing_entries", "gated_repo", "connection_errors")
-    path = cached_file(name, file, **{f"_raise_exceptions_for_{one}": False for one in silent})
+    path = _is_there(name, file)
     return {} if path is None else json_object(Path(path))
+
+
+def _is_there(name: str, file: str) -> str | None:
+    """The path of a file in a folder or, once it is fetched, of the hub; None if there is none."""
+    silent = ("missing_entries", "gated_repo", "connection_errors")
+    path: str | None = cached_file(name, file, **{f"_raise_exceptions_for_{one}": False for one in silent})
+    return path
 
 
 def opened_tokenizer(load: Callable[[], PreTrainedTokenizerBase], name: str) -> PreTrainedTokenizerBase:

@@ -13,7 +13,7 @@ from vinvl.data.table import RecordTable
 from vinvl.data.words import Commonest, commonest_answers
 from vinvl.gqa.files import read_gqa
 from vinvl.run.errors import UserError
-from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary
+from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary, read_answers
 from vinvl.vqa.data import AnsweringDataset, answering_dataset
 
 
@@ -63,7 +63,7 @@ class GQADataModule(RegionDataModule):
         if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
             forms = "a question file, a folder of them, or a list of these"
             raise UserError(f"data.splits.{split} is {given!r}: give {forms}.")
-        return read_gqa(listed)
+        return read_gqa(listed, lambda: read_answers(self.answers_path))
 
     def targets_of(self, records: RecordTable) -> AnswerTargets | None:
         return AnswerTargets.of_one_answer(records["answer"], self.vocabulary) if records.annotated else None

@@ -41,7 +41,9 @@ class NLVR2Dataset(Dataset[Pair]):
 
     def __getitem__(self, draw: Draw) -> Pair:
         index = draw.index
-        left, right = (PlacedImage(self.region_text, int(image)) for image in self.images[index])
+        left, right = (
+            PlacedImage(self.region_text, int(image), 2 * index + side) for side, image in enumerate(self.images[index])
+        )
         first, second = statement_pair(self.statement_tokens[index], left, right)
         labels = first.label_ids if self.labels is None else self.labels[index : index + 1]
         record = {"index": index, "identifier": self.records["identifier"][index]}
@@ -49,7 +51,8 @@ class NLVR2Dataset(Dataset[Pair]):
 
     def lengths(self) -> np.ndarray:
         """(N,) int64: tokens and regions of the longer of the two sequences, before truncation of the text."""
-        sides = [self.region_text.image_lengths(self.images[:, side]) for side in (0, 1)]
+        entries = 2 * np.arange(len(self))
+        sides = [self.region_text.image_lengths(self.images[:, side], entries + side) for side in (0, 1)]
         return self.statement_tokens.lengths() + np.maximum(*sides)
 
     def collate(self, items: Sequence[Pair]) -> Batch:
@@ -61,9 +64,9 @@ class NLVR2Dataset(Dataset[Pair]):
         index = item[0].record["index"]
         row, images = self.records.row(index), zip(self.records.image_ids[index], self.images[index], strict=True)
         lines = [f"  identifier  {row['identifier']}", f"  statement  {row['sentence']}"]
-        for side, example, (image_id, image) in zip(("left", "right"), item, images, strict=True):
-            described = self.region_text.describe(example, int(image), words(example.input_ids))
-            lines += [f"  {side} image {image_id}", *(f"  {line}" for line in described)]
+        for side, example, (image_id, image) in zip((0, 1), item, images, strict=True):
+            described = self.region_text.describe(example, int(image), words(example.input_ids), 2 * index + side)
+            lines += [f"  {('left', 'right')[side]} image {image_id}", *(f"  {line}" for line in described)]
         return [*lines, f"  label  {row.get('label', '(none)')}"]
 
 
@@ -73,11 +76,11 @@ def statement_pair(statement: np.ndarray, left: PlacedImage, right: PlacedImage)
     As published: what the tags of the first image cut off the statement stays cut for the second.
     """
     text = left.region_text
-    tags = text.tag_ids(left.image)
+    tags = text.tag_ids(left.image, left.tagged)
     room = text.limits.max_tokens - (3 if len(tags) else 2)
     kept, _ = truncated_lengths(len(statement), len(tags), room)
-    second = right.region_text.example(statement[:kept], right.image)
-    return text.example(statement, left.image), second
+    second = right.region_text.example(statement[:kept], right.image, tagged=right.tagged)
+    return text.example(statement, left.image, tagged=left.tagged), second
 
 
 def collate_statements(pairs: Sequence[Pair], pad_token_id: int, labels: Tensor | None = None) -> Batch:

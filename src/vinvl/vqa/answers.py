@@ -170,12 +170,12 @@ class AnswerVocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads the answers of a file (`read_answers`), as they are and in their order.
+        """Reads the answers of a file (`read_head_answers`), as they are and in the order of the outputs.
 
         Raises UserError, naming the file, if it is missing, unreadable, of another shape, empty or repeats an answer.
         """
         try:
-            return cls(read_answers(path))
+            return cls(read_head_answers(path))
         except ValueError as error:
             raise UserError(
                 f"{path} is no answer vocabulary: {error}; build it again from the training answers."
@@ -229,6 +229,16 @@ class AnswerTargets:
         cases, case_of = np.unique(np.stack([counts, people[questions]]), axis=1, return_inverse=True)  # few differ
         scores = np.array([_score(count, asked, rule) for count, asked in cases.T.tolist()], dtype=np.float32)
         return cls(vocabulary.answers, ids, scores[case_of.reshape(-1)], offsets)
+
+    @classmethod
+    def of_scores(cls, answers: Column, scores: Column, vocabulary: AnswerVocabulary) -> Self:
+        """From the right answers of each question and how right each is, both lists; all are in the vocabulary."""
+        names, codes = answers.flat().categories()
+        ids = np.array([vocabulary.numbers[name] for name in names], dtype=np.int64)[codes]
+        offsets = answers.starts()
+        questions = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        order = np.lexsort((ids, questions))
+        return cls(vocabulary.answers, ids[order], scores.flat().numpy().astype(np.float32)[order], offsets)
 
     @classmethod
     def of_one_answer(cls, answers: Column, vocabulary: AnswerVocabulary) -> Self:

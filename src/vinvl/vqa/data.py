@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
@@ -18,8 +18,9 @@ from vinvl.data.table import RecordTable
 from vinvl.data.text import RaggedTokens
 from vinvl.data.words import Commonest, commonest_answers
 from vinvl.run.errors import UserError
-from vinvl.vqa.answers import TARGET_RULES, AnswerTargets, AnswerVocabulary
+from vinvl.vqa.answers import TARGET_RULES, AnswerTargets, AnswerVocabulary, read_answers
 from vinvl.vqa.files import read_jsonl, read_official
+from vinvl.vqa.published import read_published_questions
 
 
 class AnsweringDataset(Dataset[Example]):
@@ -53,7 +54,7 @@ class AnsweringDataset(Dataset[Example]):
 
     def __getitem__(self, draw: Draw) -> Example:
         index = draw.index
-        example = self.region_text.example(self.question_tokens[index], int(self.images[index]))
+        example = self.region_text.example(self.question_tokens[index], int(self.images[index]), tagged=index)
         record = {**(self.records.row(index) if self.scored else {}), "index": index}
         if self.targets is None:
             return replace(example, record=record)
@@ -62,7 +63,7 @@ class AnsweringDataset(Dataset[Example]):
 
     def lengths(self) -> np.ndarray:
         """(Q,) int64: tokens and regions of each question, before truncation of the text."""
-        return self.question_tokens.lengths() + self.region_text.image_lengths(self.images)
+        return self.question_tokens.lengths() + self.region_text.image_lengths(self.images, np.arange(len(self)))
 
     def collate(self, items: Sequence[Example]) -> Batch:
         labels = None if self.targets is None else soft_targets(items, len(self.targets.answers))
@@ -77,7 +78,7 @@ class AnsweringDataset(Dataset[Example]):
         return [
             f"  image id  {self.records['image_id'][index]}",
             f"  question  {self.records['question'][index]}",
-            *self.region_text.describe(item, int(self.images[index]), words(item.input_ids)),
+            *self.region_text.describe(item, int(self.images[index]), words(item.input_ids), index),
             f"  target    {', '.join(answers) or '(none in the answer vocabulary)'}",
         ]
 
@@ -86,7 +87,8 @@ class VQADataModule(RegionDataModule):
     """Question and annotation files, a RegionStore, a tokenizer and an answer vocabulary → batches.
 
     A split is one JSONL file of your own, or the list of official files that make it up, each
-    `{questions, annotations}` (annotations null for test splits); a single one needs no list.
+    `{questions, annotations}` (annotations null for test splits), or of the published folder, each `{qla: FILE}`, with
+    `passes` for one that counts several times; a single one needs no list.
 
     Args:
         answers: file of the answer vocabulary, JSON or a published .pkl (`read_answers`); built from the training
@@ -111,7 +113,7 @@ class VQADataModule(RegionDataModule):
         super().prepare_data()
         if not self.answers_path.exists():
             records = self.read_split(self.split_of["train"])
-            if not records.annotated:
+            if "answers" not in records:
                 raise UserError(
                     f"The answer vocabulary {self.answers_path} does not exist and split '{self.split_of['train']}' "
                     "has no annotations to build it from: pass data.answers=FILE or annotations for the split."
@@ -132,15 +134,27 @@ class VQADataModule(RegionDataModule):
         place = f"data.splits.{split}"
         if not isinstance(files, list | dict) or not files:
             raise UserError(f"{place} is {files!r}: give a JSONL file or [{{questions: FILE, annotations: FILE}}, …].")
-        parts = [
-            checked_entry(part, place, ("questions",), ("annotations",))
-            for part in (files if isinstance(files, list) else [files])
-        ]
+        listed = files if isinstance(files, list) else [files]
+        if all(isinstance(part, dict) and "qla" in part for part in listed):
+            return self._read_published(listed, place)
+        parts = [checked_entry(part, place, ("questions",), ("annotations",)) for part in listed]
         return RecordTable.join([read_official(part["questions"], part.get("annotations")) for part in parts])
+
+    def _read_published(self, listed: Sequence[Any], place: str) -> RecordTable:
+        answers, parts = read_answers(self.answers_path), []
+        for given in listed:
+            entry = checked_entry(given, place, ("qla",), ("passes",))
+            passes = entry.get("passes", 1)
+            if type(passes) is not int or passes < 1:
+                raise UserError(f"{place} has the passes {passes!r}: give a whole number from 1.")
+            parts += [read_published_questions(entry["qla"], answers, again) for again in range(passes)]
+        return RecordTable.join(parts)
 
     def targets_of(self, records: RecordTable) -> AnswerTargets | None:
         if not records.annotated:
             return None
+        if "target_answers" in records:
+            return AnswerTargets.of_scores(records["target_answers"], records["target_scores"], self.vocabulary)
         return AnswerTargets.of_people(records["answers"], self.vocabulary, self.target_rule)
 
     def commonest_of(self, records: RecordTable) -> Commonest:
