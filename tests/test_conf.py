@@ -74,6 +74,8 @@ def composed(door: str, *overrides: str) -> Any:
     register_resolvers()
     chosen = dict(override.split("=", 1) for override in overrides)
     needed = [*REQUIRED.get(chosen.get("data", ""), []), *STARTS_FROM.get(chosen.get("experiment", ""), [])]
+    if any(choice.endswith("_published") for choice in chosen.values()):
+        needed.append("published.root=/published")
     given = [*overrides, *needed, "hydra.runtime.output_dir=/runs/here"]
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = compose(door, overrides=given, return_hydra_config=True)

@@ -52,6 +52,7 @@ def restore(config: DictConfig, stage: str) -> Restored:
     own = decoding_options(config, checkpoint["hyper_parameters"], given, path)
     task = kind.from_checkpoint(checkpoint, path, **own)
     datamodule = instantiate(data)
+    datamodule.first_stage = stage
     datamodule.prepare_data()
     datamodule.setup("none")
     task.check_datamodule(datamodule)

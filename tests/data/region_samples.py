@@ -22,6 +22,7 @@ class RecordedRegions:
     recorded: np.ndarray
     width: int = 1
     height: int = 1
+    image_id: str = ""
 
     def __len__(self) -> int:
         return len(self.recorded)

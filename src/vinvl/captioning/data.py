@@ -150,13 +150,14 @@ class CaptionedImageDataset(Dataset[Example]):
         record: dict[str, Any] = {
             "index": index,
             "image_id": records["image_id"][index],
-            "stored_as": str(records.image_ids[index]),
             "store_index": image,
             "references": records.captions_of(index),
         }
         if "domain" in records:
             record["domain"] = records["domain"][index]
-        return caption_context(PlacedImage(self.region_text, image), self.limits, record)
+        example = caption_context(PlacedImage(self.region_text, image), self.limits, record)
+        record["stored_as"] = example.regions.regions.image_id
+        return example
 
     def lengths(self) -> np.ndarray:
         """(N,) int64: tags and regions of each image."""

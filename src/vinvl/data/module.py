@@ -177,6 +177,7 @@ class RegionDataModule(pl.LightningDataModule):
         self.pin_memory = given["pin_memory"] and torch.cuda.is_available()
         self.seed = given["seed"]
         self.prepare = given["prepare"]
+        self.first_stage = "train"
         self.datasets: dict[str, RegionDataset] = {}
         self.commonest: Commonest = {}
         self.skipped: dict[str, int] = {}
@@ -196,20 +197,19 @@ class RegionDataModule(pl.LightningDataModule):
         """
 
     def prepare_data(self) -> None:
-        """Generates what can be generated, and makes stores that are made on first use."""
+        """Generates what can be generated."""
         if self.prepare is not None:
             self.prepare()
-        state = None if self.trainer is None else self.trainer.state.fn
-        for stage in STAGES_OF.get("fit" if state is None else state.value, ()):
-            for file in self.store_files(self.split_of[stage]):
-                file.make()
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads tokenizer, store and the splits of a stage (any other word: none); what is read stays."""
+        """Reads tokenizer, store and the splits of a stage (any other word: none); what is read stays.
+
+        Stores that are made on first use are made now. Without a stage the store is that of `first_stage`.
+        """
         stages = STAGES_OF.get(stage or "fit", ())
         if not hasattr(self, "tokenizer"):
             self.tokenizer = load_tokenizer(self.tokenizer_name)
-            self.store = self.opened(self.split_of[stages[0] if stages else "train"]).store
+            self.store = self.opened(self.split_of[stages[0] if stages else self.first_stage]).store
         first = self.store
         for name in stages:
             if name not in self.datasets:
@@ -228,10 +228,12 @@ class RegionDataModule(pl.LightningDataModule):
         return StoreFile.listed(self.regions, "data.regions")
 
     def opened(self, split: str) -> OpenStore:
-        """The store that a split's images are in; splits with the same files share it."""
+        """The store that a split's images are in, made if need be; splits with the same files share it."""
         files = self.store_files(split)
         key = tuple(file.path for file in files)
         if key not in self._opened:
+            for file in files:
+                file.make()
             self._opened[key] = OpenStore.of(files, self.cache, self.verify_regions)
         return self._opened[key]
 

@@ -1,5 +1,6 @@
 """Which store the images of a split are in: made on first use where the configuration says of what, and kept open."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from vinvl.regions.caches import DeviceFeatures, SharedCopies
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import read_bytes, read_json
+from vinvl.run.folders import process_rank
 from vinvl.run.values import Id
 
 RAM, DEVICE = "ram", "device"  # where `data.cache` keeps features
@@ -40,9 +42,14 @@ class StoreFile:
         return files
 
     def make(self) -> None:
-        """Makes the store where it is not there; UserError also where it is there and made of something else."""
+        """Makes the store where it is not there; UserError also where it is there and made of something else.
+
+        Rank 0 makes it, the others wait until it is there: under its name it is whole.
+        """
         if self.source is None:
             return
+        while process_rank() > 0 and Path(self.source).expanduser().exists() and not Path(self.path).exists():
+            time.sleep(1)
         source, there = Path(self.source).expanduser(), Path(self.path).exists()
         if not source.exists():
             if not there:
