@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from vinvl.regions.caches import DeviceFeatures, SharedCopies
+from vinvl.regions.caches import DeviceFeatures, SharedCopies, locked_folder
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import read_bytes, read_json
@@ -61,9 +61,11 @@ class StoreFile:
         from vinvl.regions.formats.convert import mark_of_source, run_conversion
 
         if not there:
-            say(f"{self.path} is made of {source}, once …", error=True)
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            say(run_conversion(source, Path(self.path), self.features), error=True)
+            with locked_folder(Path(self.path).parent):  # one rank makes it, others wait
+                if not Path(self.path).exists():
+                    say(f"{self.path} is made of {source}, once …", error=True)
+                    say(run_conversion(source, Path(self.path), self.features), error=True)
             return
         made_of, mark = RegionStore(self.path).provenance.get("converted_from"), mark_of_source(source, self.features)
         if made_of is not None and made_of != mark:

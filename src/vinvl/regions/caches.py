@@ -87,7 +87,7 @@ class SharedCopies:
         self.paths = [folder / f"{_identity(file)}.h5" for file in files]
         used: dict[Path, int] = {}
         self._finalizer: Callable[[], object] = weakref.finalize(self, _release, os.getpid(), folder, used)
-        with _locked(folder):
+        with locked_folder(folder):
             _remove_unused(folder)
             for file, copy in zip(files, self.paths, strict=True):
                 if not copy.exists():
@@ -102,7 +102,8 @@ class SharedCopies:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
+    """One process at a time; others wait."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         lock(descriptor, wait=True)  # for who is copying
@@ -139,7 +140,7 @@ def _copy(file: Path, copy: Path) -> None:
 
 def _release(owner: int, folder: Path, used: dict[Path, int]) -> None:
     if os.getpid() == owner:  # and not a forked data worker
-        with _locked(folder):
+        with locked_folder(folder):
             for path, descriptor in used.items():
                 if lock(descriptor):
                     path.unlink(missing_ok=True)
