@@ -1,5 +1,7 @@
 """VQA, GQA and NLVR2 as released: data modules on small replicas give what Oscar's dataset classes gave."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from hydra.utils import instantiate
 
 import vinvl
 from tests import golden
+from tests.door_in_process import refused_in_process, run_in_process, scores
 from vinvl.data.sampling import Draw
+from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory, register_resolvers
 
 REPLICA = golden.FOLDER / "published/replica"
@@ -166,3 +170,108 @@ def logits_of(task: str, split: str, stores: Path) -> torch.Tensor:
 def test_released_checkpoints_give_the_recorded_logits(task: str, split: str, stores: Path) -> None:
     expected = ARRAYS[task][f"checkpoint.{split}.logits"]
     np.testing.assert_allclose(logits_of(task, split, stores).numpy(), expected, rtol=0, atol=1e-5)
+
+
+def door(name: str, task: str, stores: Path, output: Path, *overrides: str) -> None:
+    weights = f"ckpt_path={REPLICA / f'model_ckpts/{task}/base/best'}"
+    places = [f"published.root={REPLICA}", f"published.stores={stores}", "trainer=cpu", "data.num_workers=0"]
+    run_in_process(name, output, output, f"data={TASKS[task]}_published", weights, *places, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "key"),
+    [
+        ("vqa", "val", "evaluate_val_score"),
+        ("gqa", "val", "evaluate_val_accuracy"),
+        ("gqa", "testdev_all", "evaluate_test-dev_accuracy"),
+        ("nlvr2", "dev", "evaluate_val"),
+        ("nlvr2", "test1", "evaluate_test1"),
+    ],
+)
+def test_released_folders_are_scored_as_by_oscar(task: str, split: str, key: str, stores: Path, tmp_path: Path) -> None:
+    expected = FACTS[task][key]
+    door("evaluate", task, stores, tmp_path, f"data.test_split={split}")
+    headline = "accuracy" if task == "nlvr2" else "accuracy/overall"
+    assert scores(tmp_path)[headline] == pytest.approx(100 * (expected[1] if task == "nlvr2" else expected), abs=1e-9)
+
+
+def test_submissions_are_those_of_oscar(stores: Path, tmp_path: Path) -> None:
+    door("predict", "vqa", stores, tmp_path / "vqa", "data.predict_split=test-dev")
+    expected: Any = golden.facts("published/expected/vqa_test-dev2015_results")
+    sent = json.loads((tmp_path / "vqa/results.json").read_text())
+    assert sent == [{"question_id": one["question_id"], "answer": one["answer"]} for one in expected]
+    door("predict", "gqa", stores, tmp_path / "gqa")
+    expected = golden.facts("published/expected/gqa_test_results")
+    sent = json.loads((tmp_path / "gqa/results.json").read_text())
+    asked = json.loads((REPLICA / "GQA/0.4/gqa_all_qla_submission.json").read_text())
+    assert [one["questionId"] for one in sent] == [one["q_id"] for one in asked]  # Oscar loses the leading zeros
+    own = [(str(int(one["questionId"])), one["prediction"]) for one in sent]
+    assert own == [(one["questionId"], one["prediction"]) for one in expected]
+
+
+def test_a_model_folder_wants_its_data_and_its_answers(stores: Path, tmp_path: Path) -> None:
+    weights = f"ckpt_path={REPLICA / 'model_ckpts/vqa/base/best'}"
+    assert "does not name its data: pass data=NAME" in refused_in_process("evaluate", tmp_path, tmp_path, weights)
+    places = ["data=vqa2_published", f"published.root={REPLICA}", f"published.stores={stores}"]
+    told = refused_in_process(
+        "evaluate", tmp_path, tmp_path, *places, weights,
+        f"data.answers={REPLICA / 'GQA/questions1.2/trainval_testdev_all_ans2label.pkl'}",
+    )  # fmt: skip
+    assert "chooses between 10 answers and" in told and "lists 8: pass data.answers=FILE" in told
+    assert "published.root must be given" in refused_in_process(
+        "evaluate", tmp_path, tmp_path, "data=vqa2_published", weights
+    )
+
+
+QUESTION = {"q": "What?", "o": "dog;cat", "img_id": 1, "q_id": 3, "an": [0], "s": [0.3]}
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "sentence"),
+    [
+        ("vqa", {"an": [10], "s": [1]}, r"record 1 has the answer number 10, and the answer vocabulary ends at 9"),
+        ("vqa", {"an": [0, 1]}, r"record 1 has 2 answers \(an\) and 1 scores \(s\)"),
+        ("vqa", {"an": [1, 1], "s": [1, 1]}, "record 1 has an answer twice"),
+        ("vqa", {"s": None}, r"record 1 has 1 answers \(an\) and 0 scores \(s\)"),
+        ("vqa", {"s": [2.0]}, r"record 1: a score \(s\) is not above 0"),
+        ("vqa", {"q": " "}, "questions.json.*q"),
+        ("vqa", {"q": ...}, "questions.json.*missing required field `q`"),
+        ("vqa", {"img_id": "77"}, r"has no image 77 \(asked for by .*questions.json record 1 \(question_id 3\)"),
+        ("gqa", {"img_id": "1190"}, r"record 1 has scores \(s\), which only VQA's questions have"),
+        ("nlvr2", {"label": 0, "img_id": {"left": "a"}, "o": {"left": ""}}, "record 1 needs a left and a right image"),
+        ("nlvr2", {"label": 2, "img_id": {"left": "a", "right": "b"}, "o": {"left": ""}}, r"questions\.json.*label"),
+    ],
+)
+def test_questions_that_cannot_be(
+    task: str, changes: dict[str, Any], sentence: str, stores: Path, tmp_path: Path
+) -> None:
+    record = {key: value for key, value in {**QUESTION, **changes}.items() if value is not ...}
+    (path := tmp_path / "questions.json").write_text(json.dumps([record]))
+    given = f"[{{qla: '{path}'}}]" if task == "vqa" else str(path)
+    split = SPLITS[task]["val"]
+    with pytest.raises(UserError, match=sentence):
+        prepared(task, split, "validate", stores, f"data.splits.{split}={given}")
+
+
+def test_training_questions_may_count_several_times(stores: Path) -> None:
+    path = REPLICA / "vqa/train2014_qla_mrcnn.json"
+    data = prepared("vqa", "train", "fit", stores, f"data.splits.train=[{{qla: '{path}', passes: 3}}]")
+    once = prepared("vqa", "train", "fit", stores).datasets["train"]
+    records = data.datasets["train"].records
+    assert len(records) == 3 * len(once) and len(set(records["question_id"])) == len(records)
+
+
+def test_a_store_of_other_features_is_told(stores: Path, tmp_path: Path) -> None:
+    """A store that was made of one folder's features is not used for another's."""
+    root = tmp_path / "root"
+    shutil.copytree(REPLICA / "nlvr2", root / "nlvr2")
+    data = datamodule("nlvr2", tmp_path / "stores", root=root)
+    data.setup("validate")
+    features = root / "nlvr2/nlvr2_img_frcnn_feats.pt"
+    features.write_bytes(features.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"regions\.h5 was made of nlvr2_img_frcnn_feats\.pt, .* and .* is nlvr2_img"):
+        datamodule("nlvr2", tmp_path / "stores", root=root).setup("validate")
+    features.unlink()
+    datamodule("nlvr2", tmp_path / "stores", root=root).setup("validate")  # the store is all that is needed
+    with pytest.raises(UserError, match=r"regions\.h5 does not exist, and neither does .*feats\.pt"):
+        datamodule("nlvr2", tmp_path / "others", root=root).setup("validate")

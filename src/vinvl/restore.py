@@ -12,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.module import RegionDataModule
-from vinvl.opening import class_of_task
+from vinvl.models.published import convert_model
+from vinvl.opening import OpenedModel, class_of_task, find_tokenizer, rows_of_given, words_of
 from vinvl.regions.store import FeatureRecord, OtherFeatures
 from vinvl.run.checkpoint import read_checkpoint
-from vinvl.run.errors import UserError
-from vinvl.run.folders import resolve_checkpoint
+from vinvl.run.errors import UserError, say
+from vinvl.run.folders import config_directory, resolve_checkpoint
 from vinvl.run.options import leaves
 from vinvl.run.overrides import command_overrides, given_splits, given_values, refuse_unread_splits, with_given
 from vinvl.task import VinVLTask
@@ -40,9 +41,13 @@ class Restored:
 def restore(config: DictConfig, stage: str) -> Restored:
     """The task of `config.ckpt_path` with its data, of which `stage`, `test` or `predict`, is to be read.
 
+    A folder is a model folder, of ours or a published one, which names no data: this command does.
+
     Warns with OtherFeatures if the features are not those that it was trained on, as far as is known. Raises UserError
     if there is no such checkpoint, its data do not fit it, or a split is given that would not be read.
     """
+    if Path(str(config.ckpt_path)).expanduser().is_dir():
+        return restore_model_folder(config, stage, Path(str(config.ckpt_path)).expanduser())
     path = resolve_checkpoint(config.ckpt_path, config.paths.runs_dir, config.name)
     checkpoint = read_checkpoint(path)
     kind = task_class(checkpoint, path)
@@ -60,6 +65,49 @@ def restore(config: DictConfig, stage: str) -> Restored:
     if (sentence := trained_on.unlike(datamodule.store)) is not None:
         rank_zero_warn(sentence, category=OtherFeatures)
     return Restored(task=task, datamodule=datamodule, data=data, path=path)
+
+
+TASK_OF_DATA = re.compile(r"vinvl\.(\w+)\.data")
+NO_FIELDS = {"transformers_version", "architectures", "model_type", "id2label", "label2id", "dtype"}
+
+
+def restore_model_folder(config: DictConfig, stage: str, folder: Path) -> Restored:
+    """The same of a model folder, with the data that the command names and, unless it says so, its own tokenizer.
+
+    Raises UserError also if the command names no data, or those of another task or with other answers.
+    """
+    given, files = given_values(command_overrides()), OpenedModel.of(str(folder)).files
+    if "data" not in given:
+        raise UserError(f"{folder} is a model folder, which does not name its data: pass data=NAME with it.")
+    data = config.data
+    if "data.tokenizer" not in given:
+        data.tokenizer = find_tokenizer(None, files)[0]
+    check_splits(given, data, stage)
+    datamodule = instantiate(data)
+    datamodule.first_stage = stage
+    datamodule.prepare_data()
+    datamodule.setup("none")
+    room = TASK_OF_DATA.fullmatch(type(datamodule).__module__)
+    if room is None or not isinstance(datamodule, RegionDataModule):
+        raise UserError(f"{folder} cannot be scored on data of {type(datamodule).__name__}, which no task here has.")
+    recipe: Any = OmegaConf.load(Path(config_directory()) / "task" / f"{room[1]}.yaml")
+    kind: Any = own_class(str(recipe._target_).removesuffix(".build"), "task", VinVLTask)
+    options = OmegaConf.create({"options": recipe.get("options", {}), "decoding": config.decoding}).options
+    answers = getattr(datamodule, "answers_path", None)
+    model, report = convert_model(files, room[1], {}, lambda size: rows_of_given(answers, files, size, new_ones=False))
+    decided = kind.arguments_from(datamodule)
+    if "answers" in decided and len(decided["answers"]) != model.config.num_labels:
+        raise UserError(
+            f"{folder} chooses between {model.config.num_labels:,} answers and {answers} lists "
+            f"{len(decided['answers']):,}: pass data.answers=FILE, the vocabulary that it was trained with."
+        )
+    fields = {name: value for name, value in model.config.to_dict().items() if name not in NO_FIELDS}
+    given_options: Any = OmegaConf.to_container(options, resolve=True)
+    task = kind(**decided, **given_options, model_config=fields, words=words_of(datamodule.tokenizer))
+    task.model.load_state_dict(model.state_dict())
+    task.check_datamodule(datamodule)
+    say(*str(report).split("\n"))
+    return Restored(task=task, datamodule=datamodule, data=data, path=folder)
 
 
 def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
