@@ -24,6 +24,7 @@ from vinvl.data.sampling import Draw, loader, rank_and_world_size
 from vinvl.data.table import replaced
 from vinvl.data.text import RaggedTokens
 from vinvl.models.config import SpecialTokens
+from vinvl.retrieval.published import read_hard_captions, read_published_retrieval_split
 from vinvl.run.errors import UserError
 
 # A caption with an image, as published: the caption comes before the tags, and masks may hide parts from each other.
@@ -206,7 +207,7 @@ class Fold(NamedTuple):
 
     images: np.ndarray  # (I,) int64 into the records
     captions: np.ndarray  # (C,) int64 into the captions of the records, image by image
-    owner: np.ndarray  # (C,) int64: the image of each caption as a position in `images`, ascending
+    owner: np.ndarray  # (C,) int64: the image of each caption as a position in `images`, ascending; hard ones: -1 for none
 
     @classmethod
     def of(cls, images: np.ndarray, offsets: np.ndarray) -> "Fold":
@@ -221,6 +222,12 @@ def folds_of(images: np.ndarray, size: int, offsets: np.ndarray) -> list[Fold]:
     """Folds of `size` images each, or one of all if there are fewer; a rest is left out: folds must be alike."""
     size = min(size, len(images))
     return [Fold.of(images[start : start + size], offsets) for start in range(0, len(images) - size + 1, size)]
+
+
+def hard_fold(image: int, captions: np.ndarray, offsets: np.ndarray) -> Fold:
+    """One image with the captions (C,) chosen for it, in their order, of which maybe none is its own."""
+    own = (offsets[image] <= captions) & (captions < offsets[image + 1])
+    return Fold(np.array([image]), captions, np.where(own, 0, -1))
 
 
 class Block(NamedTuple):
@@ -302,7 +309,8 @@ CANDIDATES = {"1k": 1000, "5k": 5000}  # images in a fold, as results on COCO ar
 class RetrievalDataModule(RegionDataModule):
     """Caption files, a RegionStore and a tokenizer → training pairs, and blocks of images to score with all captions.
 
-    A split is one of `{karpathy: FILE, splits: [train, restval]}`, `{coco: FILE}` and `{jsonl: FILE}`.
+    A split is one of `{karpathy: FILE, splits: [train, restval]}`, `{coco: FILE}`, `{jsonl: FILE}` and, as published,
+    `{captions: FILE.pt, keys: FILE.tsv}`, where `keys` may be left out.
 
     Scoring needs memory for the captions' tokens, one block of images and its scores, whatever the number of images;
     the scores of all pairs are on the disk, 4 bytes each (0.5 GB for 5,000 images with 25,000 captions).
@@ -313,6 +321,8 @@ class RetrievalDataModule(RegionDataModule):
         on_missing_captions: `error` or `skip` images without captions and blank captions.
         val_images: images of the validation split that are scored, drawn by `seed`; None for all.
         val_fold_images: they are divided into folds of this many, and every image is scored with its fold's captions.
+        val_hard_captions: published `*_caption_indexs_top20.pt`: each image of the validation split, in place of these
+            folds, is scored with the captions that it names, and there is no text to image; None for folds.
         test_images: only this many images of the test split, the first; None for all.
         test_candidates: 1k or 5k for folds of 1,000 or 5,000 images (the result is the mean over the folds), a number
             for folds of another size, all for one fold of all.
@@ -332,6 +342,7 @@ class RetrievalDataModule(RegionDataModule):
         on_missing_captions: OnMissingCaptions,
         val_images: int | None,
         val_fold_images: int,
+        val_hard_captions: str | None = None,
         test_images: int | None,
         test_candidates: str | int,
         block_images: int,
@@ -353,6 +364,7 @@ class RetrievalDataModule(RegionDataModule):
         self.on_missing_captions: OnMissingCaptions = on_missing_captions
         self.val_images = val_images
         self.val_fold_images = val_fold_images
+        self.val_hard_captions = val_hard_captions
         self.test_images = test_images
         self.test_candidates = test_candidates
         self.block_images = block_images
@@ -361,7 +373,10 @@ class RetrievalDataModule(RegionDataModule):
 
     def read_split(self, split: str) -> CaptionRecords:
         """The images with the captions in use."""
-        records = read_caption_split(self.split_files(split), split, self.on_missing_captions)
+        files = self.split_files(split)
+        records = read_published_retrieval_split(files, split, self.on_missing_captions)
+        if records is None:
+            records = read_caption_split(files, split, self.on_missing_captions)
         if records.captions is None:
             raise UserError(f"{records.describe(0)} has no captions, like all of its split: retrieval needs them.")
         return records if self.captions_per_image is None else first_captions(records, self.captions_per_image)
@@ -397,6 +412,9 @@ class RetrievalDataModule(RegionDataModule):
         """
         candidates = self.candidates(stage)
         if stage == "val":
+            if self.val_hard_captions is not None:
+                hard = read_hard_captions(self.val_hard_captions, candidates.records)
+                return [hard_fold(image, captions, candidates.offsets) for image, captions in enumerate(hard)]
             order = np.random.default_rng(self.seed).permutation(len(candidates))[: self.val_images]
             return folds_of(order, self.val_fold_images, candidates.offsets)
         images, split = np.arange(len(candidates))[: self.test_images], self.split_of[stage]

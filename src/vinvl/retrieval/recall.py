@@ -79,9 +79,15 @@ def fold_ranks(fold: Fold, blocks: Blocks) -> FoldRanks:
     return FoldRanks(image_to_text, text_to_image)
 
 
+def hard_rank(fold: Fold, scores: np.ndarray) -> int:
+    """Rank from 0 of the best own caption of the one image of a `hard_fold`, by its `scores` (C,); C if it has none."""
+    own = fold.owner[best_columns(scores[None], len(scores))[0]] == 0
+    return int(own.argmax()) if own.any() else len(own)
+
+
 def chance(fold: Fold, k: int) -> tuple[float, float]:
     """Recall at k, in percent, of an order drawn at random: image to text, text to image."""
-    own = np.bincount(fold.owner, minlength=len(fold.images))  # captions of each image
+    own = np.bincount(fold.owner[fold.owner >= 0], minlength=len(fold.images))  # captions of each image
     total = len(fold.captions)
     missed = np.ones(len(own))
     for drawn in range(min(k, total)):

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from vinvl.captioning.files import CaptionRecords
 from vinvl.models.answering import VinVLForAnswering
 from vinvl.retrieval.data import Block, Fold, RetrievalDataModule, ScoringBlock
-from vinvl.retrieval.recall import RECALL_AT, RanksSeen, chance, fold_ranks, recall
+from vinvl.retrieval.recall import RECALL_AT, RanksSeen, chance, fold_ranks, hard_rank, recall
 from vinvl.retrieval.run import BestMatches, Matches, ScoreFiles, scores_fingerprint
 from vinvl.retrieval.scoring import PairScorer
 from vinvl.run.errors import UserError, say
@@ -143,6 +143,9 @@ class RetrievalTask(VinVLTask):
         if batch.number >= 0:
             fold = self._folds[batch.number]
             scores = self._score(batch, fold)
+            if self._datamodule().val_hard_captions is not None:
+                self.image_to_text.update(np.array([hard_rank(fold, scores[0])]))
+                return
             ranks = fold_ranks(fold, lambda: [(Block(batch.number, 0, len(fold.images)), scores)])
             self.image_to_text.update(ranks.image_to_text)
             self.text_to_image.update(ranks.text_to_image)
@@ -158,8 +161,9 @@ class RetrievalTask(VinVLTask):
     def compute_scores(self) -> dict[str, float]:
         files = self._files
         if files is None:
-            seen = [metric.compute().cpu().numpy() for metric in (self.image_to_text, self.text_to_image)]
-            return with_mean([figures_of(seen)], self._folds)
+            hard = self._datamodule().val_hard_captions is not None
+            metrics = (self.image_to_text,) if hard else (self.image_to_text, self.text_to_image)
+            return with_mean([figures_of([metric.compute().cpu().numpy() for metric in metrics])], self._folds)
         self.trainer.strategy.barrier("every block is on the disk")
         blocks = [partial(files.blocks_of, number) for number in range(len(self._folds))]
         ranks = self._on_rank_zero(lambda: list(map(fold_ranks, self._folds, blocks)))
@@ -170,10 +174,11 @@ class RetrievalTask(VinVLTask):
             return "  ".join(f"{self.scores[f'{prefix}/R@{k}']:.2f}" for k in RECALL_AT)
 
         rows = [] if self._files is None else [("candidates", describe_folds(self._folds))]
-        for direction in DIRECTIONS:
+        for direction in directions_of(self.scores):
             rows.append((f"{direction.replace('_to_', ' → ')}: R@1, R@5, R@10", recalls(direction)))
             rows.append(("  in random order", recalls(f"chance/{direction}")))
-        return [*rows, ("mean of the six", f"{self.scores['recall_mean']:.2f}")]
+        many = "six" if len(directions_of(self.scores)) == len(DIRECTIONS) else "three"
+        return [*rows, (f"mean of the {many}", f"{self.scores['recall_mean']:.2f}")]
 
     def predict_step(self, batch: ScoringBlock, batch_idx: int) -> list[Matches]:
         """The best captions of each image of a block."""
@@ -208,19 +213,24 @@ class RetrievalTask(VinVLTask):
 
 
 def figures_of(ranks: Sequence[np.ndarray]) -> dict[str, float]:
-    """Those of ranks in both directions."""
-    pairs = zip(DIRECTIONS, ranks, strict=True)
+    """Those of ranks in both directions; of hard captions from image to text only."""
+    pairs = zip(DIRECTIONS, ranks, strict=False)
     return {f"{direction}/{name}": value for direction, one in pairs for name, value in recall(one).items()}
 
 
+def directions_of(scores: Mapping[str, float]) -> list[str]:
+    return [direction for direction in DIRECTIONS if f"{direction}/R@1" in scores]
+
+
 def with_mean(figures: Sequence[Mapping[str, float]], folds: Sequence[Fold]) -> dict[str, float]:
-    """The mean of the folds' figures, also of the six recalls, and what an order drawn at random would have."""
+    """The mean of the folds' figures, also of the six recalls (or three), and what an order drawn at random would have."""
     scores = {name: float(np.mean([one[name] for one in figures])) for name in figures[0]}
-    mean = float(np.mean([scores[f"{direction}/R@{k}"] for direction in DIRECTIONS for k in RECALL_AT]))
+    ways = directions_of(scores)
+    mean = float(np.mean([scores[f"{direction}/R@{k}"] for direction in ways for k in RECALL_AT]))
     scores = {"recall_mean": mean, **scores}
     for k in RECALL_AT:
         by_chance = np.mean([chance(fold, k) for fold in folds], axis=0).tolist()
-        scores |= {f"chance/{way}/R@{k}": value for way, value in zip(DIRECTIONS, by_chance, strict=True)}
+        scores |= {f"chance/{way}/R@{k}": value for way, value in zip(ways, by_chance, strict=False)}
     return scores
 
 
