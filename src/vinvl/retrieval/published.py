@@ -62,8 +62,11 @@ def read_published_captions(
 def read_published_retrieval_split(files: Any, split: str, on_missing_captions: str) -> CaptionRecords | None:
     """That of `{captions: FILE.pt}` or `{captions: FILE.pt, keys: FILE.tsv}`; None for another form."""
     match plain(files):
-        case {"captions": str(path), **others} if set(others) <= {"keys"} and isinstance(others.get("keys", ""), str):
-            records = read_published_captions(path, others.get("keys"), checked_handling(on_missing_captions))
+        case {"captions": str(path), **others} if set(others) <= {"keys"}:
+            keys = others.get("keys")
+            if keys is not None and not isinstance(keys, str):
+                raise UserError(f"data.splits.{split}.keys is {keys!r}: name a file, one image id a line.")
+            records = read_published_captions(path, keys, checked_handling(on_missing_captions))
             tell_skipped(records, split)
             return records
     return None
@@ -100,7 +103,8 @@ def read_hard_captions(path: str | Path, records: CaptionRecords) -> list[np.nda
     """
     found = lists_by_image(path, HARD)
     place_of = {image_id: place for place, image_id in enumerate(records["image_id"])}
-    counts, hard = np.diff(records.offsets), []
+    counts = np.diff(records.offsets)
+    hard: list[np.ndarray] = []
     for index, own_id in enumerate(records["image_id"]):
         if own_id not in found:
             raise UserError(f"{path} has no list for {records.describe(index)}: give the file of this split.")
@@ -112,7 +116,7 @@ def read_hard_captions(path: str | Path, records: CaptionRecords) -> list[np.nda
             place = place_of.get(image_id)
             if place is None:
                 raise UserError(
-                    f"{path}, image {own_id} names a caption of image {image_id[:40]!r}, which the split does not have: "
+                    f"{path}, image {own_id} names a caption of image {image_id[:40]!r}, which the split lacks: "
                     "give the file of this split."
                 )
             if not 0 <= number < counts[place]:

@@ -163,7 +163,10 @@ class RetrievalTask(VinVLTask):
         if files is None:
             hard = self._datamodule().val_hard_captions is not None
             metrics = (self.image_to_text,) if hard else (self.image_to_text, self.text_to_image)
-            return with_mean([figures_of([metric.compute().cpu().numpy() for metric in metrics])], self._folds)
+            seen = [
+                metric.compute().cpu().numpy().reshape(-1) for metric in metrics
+            ]  # one number alone has lost its axis
+            return with_mean([figures_of(seen)], self._folds)
         self.trainer.strategy.barrier("every block is on the disk")
         blocks = [partial(files.blocks_of, number) for number in range(len(self._folds))]
         ranks = self._on_rank_zero(lambda: list(map(fold_ranks, self._folds, blocks)))
@@ -223,7 +226,7 @@ def directions_of(scores: Mapping[str, float]) -> list[str]:
 
 
 def with_mean(figures: Sequence[Mapping[str, float]], folds: Sequence[Fold]) -> dict[str, float]:
-    """The mean of the folds' figures, also of the six recalls (or three), and what an order drawn at random would have."""
+    """The mean of the folds' figures, also of the six recalls or three, and what a random order would have."""
     scores = {name: float(np.mean([one[name] for one in figures])) for name in figures[0]}
     ways = directions_of(scores)
     mean = float(np.mean([scores[f"{direction}/R@{k}"] for direction in ways for k in RECALL_AT]))
