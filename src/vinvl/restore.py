@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.module import RegionDataModule
-from vinvl.models.published import convert_model
 from vinvl.opening import OpenedModel, class_of_task, find_tokenizer, rows_of_given, words_of
 from vinvl.regions.store import FeatureRecord, OtherFeatures
 from vinvl.run.checkpoint import read_checkpoint
@@ -76,6 +75,8 @@ def restore_model_folder(config: DictConfig, stage: str, folder: Path) -> Restor
 
     Raises UserError also if the command names no data, or those of another task or with other answers.
     """
+    from vinvl.models.published import convert_model  # which loads the heads of all tasks
+
     given, files = given_values(command_overrides()), OpenedModel.of(str(folder)).files
     if "data" not in given:
         raise UserError(f"{folder} is a model folder, which does not name its data: pass data=NAME with it.")
