@@ -210,10 +210,12 @@ class PictureNames:
             without its suffix, with "/" between folders; "file": that path with its suffix.
         pattern: a regular expression whose first group, found in what `rule` gives, is the id: `0*(\\d+)$` makes
             COCO_val2014_000000262148 262148. None takes it as it is.
+        prefix: in front of all ids.
     """
 
     rule: Literal["stem", "path", "file"] = "stem"
     pattern: str | None = None
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self, "id.")
@@ -224,7 +226,7 @@ class PictureNames:
         """The id of a file. Raises UserError if the pattern does not fit."""
         place = path.relative_to(folder) if path.is_relative_to(folder) else path
         names = {"stem": path.stem, "file": place.as_posix(), "path": os.path.splitext(place)[0]}
-        return id_by_pattern(names[self.rule], self.pattern, "id.pattern")
+        return self.prefix + id_by_pattern(names[self.rule], self.pattern, "id.pattern")
 
 
 @dataclass(frozen=True)

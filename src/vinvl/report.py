@@ -19,7 +19,7 @@ def report(config: DictConfig) -> Path:
     first = Path(str(store[0] if isinstance(store, list) else store))
     output = Path(str(config.output)).expanduser() if config.output is not None else first.with_suffix(".html")
     chosen = config.id.rule is not None or config.id.pattern is not None
-    names = PictureNames(config.id.rule or "stem", config.id.pattern) if chosen else None
+    names = PictureNames(config.id.rule or "stem", config.id.pattern, config.id.prefix) if chosen else None
     shown = report_regions(
         store,  # type: ignore[arg-type]
         output,

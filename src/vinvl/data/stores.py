@@ -17,6 +17,7 @@ from vinvl.run.values import Id
 
 RAM, DEVICE = "ram", "device"  # where `data.cache` keeps features
 FORM = "a store, a list of them, or {from: FEATURES, to: STORE, …} for one that is made on first use"
+EACH = "*"  # in from, to and id_prefix: the name of a folder, for features that lie in one for each chunk
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class StoreFile:
             path, source = settings.pop("to", None), settings.pop("from", None)
             if not isinstance(path, str) or not isinstance(source, str if isinstance(one, Mapping) else str | None):
                 raise UserError(f"{place} is {given!r}: give {FORM}.")
-            files.append(cls(path, source, settings))
+            each = source is not None and EACH in source
+            files += _of_each(path, source, settings) if each else [cls(path, source, settings)]
         if not files:
             raise UserError(f"{place} names no store: give {FORM}.")
         return files
@@ -72,6 +74,31 @@ class StoreFile:
             raise UserError(
                 f"{self.path} was made of {made_of}, and {source} is {mark}: delete the store, or name another one."
             )
+
+
+def _of_each(path: str, source: str | None, settings: dict[str, Any]) -> list[StoreFile]:
+    """A store for each folder that the pattern of the features stands for or, without these, that is made already."""
+    assert source is not None
+    names = {name: Path(found) for name, found in _matches(source).items() if Path(found).is_dir()} or _matches(path)
+    if not names:
+        raise UserError(f"{source} stands for no folder of features, and {path} for no store; check the path.")
+
+    def filled(value: Any, name: str) -> Any:
+        return value.replace(EACH, name) if isinstance(value, str) else value
+
+    return [
+        StoreFile(filled(path, name), filled(source, name), {key: filled(one, name) for key, one in settings.items()})
+        for name in sorted(names)
+    ]
+
+
+def _matches(pattern: str) -> dict[str, str]:
+    """What `*` stands for in paths that there are."""
+    before, _, after = pattern.partition(EACH)
+    folder, start = Path(before).parent if not before.endswith("/") else Path(before), before.rpartition("/")[2]
+    found = [path for path in folder.expanduser().glob(f"{start}{EACH}{after}")] if folder.is_dir() else []
+    base = len(str(folder.expanduser())) + 1 + len(start)
+    return {str(path)[base : len(str(path)) - len(after)]: str(path) for path in found}
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,7 +79,7 @@ def feature_settings(
         "pixel_mean": list(MEAN),
         "exif_orientation": reading.exif_orientation,
         "transparency": reading.transparency,
-        "image_id": {"rule": names.rule, "pattern": names.pattern},
+        "image_id": {"rule": names.rule, "pattern": names.pattern} | ({"prefix": names.prefix} if names.prefix else {}),
         "feature_dtype": feature_dtype,
         "precision": precision,
     }

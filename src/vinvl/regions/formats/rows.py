@@ -173,6 +173,7 @@ class FeatureOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     dim: PositiveInt | None = None
     class_offset: Annotated[int, msgspec.Meta(ge=0)] | None = None
     id_pattern: str | None = None
+    id_prefix: str = ""
     clip_boxes: bool = False
     on_damaged: Literal["refuse", "skip"] = "refuse"
     images_per_shard: PositiveInt | None = None
@@ -191,7 +192,7 @@ class FeatureOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 def options_of(settings: Mapping[str, Any]) -> FeatureOptions:
     """Checked options, the rest as in conf/convert.yaml. Raises UserError, naming it, for a setting of no use."""
     given = dict(settings)
-    for name in {"detector", "id_pattern", "predictions", "sizes", "labels"} & given.keys():
+    for name in {"detector", "id_pattern", "id_prefix", "predictions", "sizes", "labels"} & given.keys():
         if type(given[name]) in (int, float):
             given[name] = str(given[name])  # YAML took it for a number
     try:
@@ -254,7 +255,7 @@ def regions_of(
     if attribute_scores is None:
         attribute_scores = np.zeros(table.shape)  # of other shapes the store refuses the rest
     return Regions(
-        image_id=id_by_pattern(image_id, options.id_pattern, ID_PATTERN),
+        image_id=options.id_prefix + id_by_pattern(image_id, options.id_pattern, ID_PATTERN),
         features=finite(features, "features", np.dtype(options.dtype)),
         boxes=_boxes(boxes, count, size, clip=options.clip_boxes),
         classes=_whole(_rows(classes, count, "classes"), "classes"),

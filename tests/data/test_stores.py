@@ -1,0 +1,99 @@
+"""Stores of splits: made on first use, a store for each chunk, ids of several sets in one, ids by a table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import golden
+from tests.regions.samples import make_regions, write
+from vinvl.data.stores import OpenStore, StoreFile, image_id_table
+from vinvl.regions import RegionStore
+from vinvl.run.errors import UserError
+
+REPLICA = golden.FOLDER / "published/replica"
+
+
+def opened(given: Any) -> RegionStore:
+    files = StoreFile.listed(given, "data.regions")
+    for file in files:
+        file.make()
+    return OpenStore.of(files, None, False).store
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (None, "data.regions is None: give a store"),
+        ([], "data.regions names no store"),
+        ({"from": "a.tsv"}, "data.regions is .*: give a store"),
+        ({"to": "a.h5"}, "data.regions is .*: give a store"),
+        ({"from": "nowhere.tsv", "to": "nowhere.h5"}, r"nowhere\.h5 does not exist, and neither does nowhere\.tsv"),
+        ({"from": "nowhere/*", "to": "x/*.h5"}, r"nowhere/\* stands for no folder of features"),
+    ],
+)
+def test_stores_that_cannot_be(given: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        opened(given)
+
+
+def test_settings_of_a_conversion_are_those_of_the_door(tmp_path: Path) -> None:
+    source = {"from": str(REPLICA / "nlvr2/nlvr2_img_frcnn_feats.pt"), "to": str(tmp_path / "new/regions.h5")}
+    with pytest.raises(UserError, match=r"nothing tells its width and height"):
+        opened(source)
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(UserError, match=r"features.*assumed_size"):
+        opened({**source, "assumed_size": [1, 1]})
+    store = opened({**source, "assume_size": [1000, 1000], "id_prefix": "nlvr2_"})
+    assert all(one.startswith("nlvr2_") for one in store.image_ids)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["regions.h5"]
+    before = (tmp_path / "new/regions.h5").stat().st_mtime_ns
+    opened({**source, "assume_size": [1000, 1000], "id_prefix": "nlvr2_"})
+    assert (tmp_path / "new/regions.h5").stat().st_mtime_ns == before
+
+
+def test_a_store_for_each_chunk(tmp_path: Path) -> None:
+    """One call makes a store of each chunk's folder; when the features are gone the stores are enough."""
+    chunks = tmp_path / "sets/oi/model"
+    for chunk in ("0", "7"):
+        (chunks / chunk).mkdir(parents=True)
+        text = (REPLICA / "coco_caption/val.feature.tsv").read_text()  # the same ids in both
+        (chunks / chunk / "features.tsv").write_text(text)
+    given = {
+        "from": str(chunks / "*"), "to": str(tmp_path / "stores/oi/*.h5"), "id_prefix": "oi_*_",
+        "assume_size": [1000, 1000],
+    }  # fmt: skip
+    store = opened(given)
+    assert sorted(store.image_ids) == [f"oi_{chunk}_{image}" for chunk in "07" for image in ("184613", "318219")]
+    (chunks.parent).rename(tmp_path / "gone")
+    assert sorted(opened(given).image_ids) == sorted(store.image_ids)
+
+
+def test_sets_that_share_numbers_need_a_prefix(tmp_path: Path) -> None:
+    paths = [str(write(tmp_path / f"{name}.h5", [make_regions("522418", 2)])) for name in ("coco", "gqa")]
+    with pytest.raises(UserError, match=r"coco\.h5 and .*gqa\.h5 both hold image '522418'"):
+        opened(paths)
+
+
+def test_ids_by_a_table(tmp_path: Path) -> None:
+    def written(name: str, content: str) -> Path:
+        (tmp_path / name).write_text(content)
+        return tmp_path / name
+
+    listed = {"images": [{"id": 1, "open_images_id": "00ff"}, {"id": 2, "open_images_id": "00fe"}]}
+    for path in (
+        written("a.json", json.dumps({"1": "00ff", "2": "00fe"})),
+        written("b.json", json.dumps(listed)),
+        written("c.tsv", "1\t00ff\n2\t00fe\n"),
+    ):
+        assert image_id_table(path) == {"1": "00ff", "2": "00fe"}
+    for name, content, sentence in (
+        ("d.tsv", "1\t00ff\n2\n", r"d\.tsv line 2 has not two columns"),
+        ("e.tsv", "1\t00ff\n1\t00fe\n", r"e\.tsv has image 1 twice, as 00ff and as 00fe"),
+        ("f.json", "[1]", r"f\.json is no table of image ids"),
+        ("g.json", '{"images": [{"id": 1}]}', r"g\.json is no table of image ids"),
+        ("h.json", "{}", r"h\.json names no images"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            image_id_table(written(name, content))
