@@ -93,7 +93,8 @@ def restore_model_folder(config: DictConfig, stage: str, folder: Path) -> Restor
         raise UserError(f"{folder} cannot be scored on data of {type(datamodule).__name__}, which no task here has.")
     recipe: Any = OmegaConf.load(Path(config_directory()) / "task" / f"{room[1]}.yaml")
     kind: Any = own_class(str(recipe._target_).removesuffix(".build"), "task", VinVLTask)
-    options = OmegaConf.create({"options": recipe.get("options", {}), "decoding": config.decoding}).options
+    decoding = OmegaConf.to_container(config.decoding, resolve=True)  # where it stands, which its files may refer to
+    options = OmegaConf.create({"options": recipe.get("options", {}), "decoding": decoding}).options
     answers = getattr(datamodule, "answers_path", None)
     model, report = convert_model(files, room[1], {}, lambda size: rows_of_given(answers, files, size, new_ones=False))
     decided = kind.arguments_from(datamodule)

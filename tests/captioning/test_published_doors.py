@@ -79,22 +79,25 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert math.exp(found[image_id]["score"]) == pytest.approx(one["conf"], rel=1e-4)
 
 
+def golden_rows() -> list[dict[str, Any]]:
+    sent = golden.facts(f"{EXPECTED}/pred.coco_caption.test.beam5.max20.odlabels_coco_format")
+    return [{"image_id": int(one["image_id"]), "caption": one["caption"]} for one in sent]
+
+
 @pytest.mark.parametrize("beams", [1, 5])
-def test_captions_of_coco(folder: Path, trained: Path, beams: int) -> None:
-    rows, found = predicted(folder, f"coco{beams}", checkpoint(trained, "last"), *ON_CPU, f"decoding.num_beams={beams}")
+def test_captions_of_coco(folder: Path, beams: int) -> None:
+    given = [*published(folder, "coco_captions_published"), f"decoding.num_beams={beams}"]
+    rows, found = predicted(folder, f"coco{beams}", f"ckpt_path={WEIGHTS}", *given)
     assert_same(found, recorded(CAPTIONS[f"prediction_file.beam{beams}"]))
     if beams == 5:
-        sent = golden.facts(f"{EXPECTED}/pred.coco_caption.test.beam5.max20.odlabels_coco_format")
-        sent = [{"image_id": int(one["image_id"]), "caption": one["caption"]} for one in sent]
-        assert rows == sent
+        assert rows == golden_rows()
 
 
 @pytest.mark.parametrize("decoding", ["caption", "constrained_published"])
-def test_captions_of_nocaps(folder: Path, trained: Path, decoding: str) -> None:
+def test_captions_of_nocaps(folder: Path, decoding: str) -> None:
     rows, found = predicted(
-        folder, decoding, checkpoint(trained, "last"), *published(folder, "nocaps_published"), f"decoding={decoding}",
-        f"data.tokenizer={folder / 'words'}",
-    )  # fmt: skip
+        folder, decoding, f"ckpt_path={WEIGHTS}", *published(folder, "nocaps_published"), f"decoding={decoding}"
+    )
     constrained = decoding != "caption"
     name = CONSTRAINED["prediction_file" if constrained else "prediction_file_without_constraints"]
     listed = json.loads((REPLICA / "nocaps/nocaps_val_image_info.json").read_text())["images"]
@@ -125,8 +128,11 @@ def test_the_published_weights_opened_as_they_are(folder: Path, folder_name: str
 
 
 def test_evaluation_of_the_published_test_split(folder: Path, trained: Path) -> None:
+    """A run that has left the weights as they are, and the folder that it began with."""
     run_in_process("evaluate", folder, folder / "again", checkpoint(trained, "last"), *ON_CPU)
     assert scores(folder / "again") == scores(trained)
+    rows, _ = predicted(folder, "run-predicts", checkpoint(trained, "last"), *ON_CPU)
+    assert rows == golden_rows()
 
 
 def test_nocaps_without_captions_is_for_predictions(folder: Path, trained: Path) -> None:
