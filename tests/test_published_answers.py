@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import vinvl
 from tests import golden
 from tests.door_in_process import refused_in_process, run_in_process, scores
 from vinvl.data.sampling import Draw
+from vinvl.published import convert_published
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory, register_resolvers
 
@@ -275,3 +277,36 @@ def test_a_store_of_other_features_is_told(stores: Path, tmp_path: Path) -> None
     datamodule("nlvr2", tmp_path / "stores", root=root).setup("validate")  # the store is all that is needed
     with pytest.raises(UserError, match=r"regions\.h5 does not exist, and neither does .*feats\.pt"):
         datamodule("nlvr2", tmp_path / "others", root=root).setup("validate")
+
+
+def test_all_features_are_converted_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is there and what is missing is said before; a second time nothing is made; a task's folder is enough."""
+    root = tmp_path / "root/datasets"
+    for task in ("vqa", "GQA", "nlvr2"):
+        shutil.copytree(REPLICA / task, root / task)
+    (root / "vqa/val_img_frcnn_feats.pt").unlink()
+    shutil.rmtree(root / "vqa/tsv")  
+    stores = tmp_path / "stores"
+    made = convert_published(root.parent, stores)
+    told = capsys.readouterr().err
+    assert [path.relative_to(stores).as_posix() for path in made] == [
+        "vqa/train.h5", "vqa/test-dev.h5", "vqa/test.h5", "gqa/regions.h5", "nlvr2/regions.h5",
+    ]  # fmt: skip
+    assert "vqa2_published: 3 stores, 0 of them there already" in told
+    assert "missing:" in told and "val_img_frcnn_feats.pt" in told and "vg_qla_mrcnn.json" in told
+    assert told.index("GB free") < told.index("is made of")
+    before = [path.stat().st_mtime_ns for path in made]
+    assert convert_published(root.parent, stores) == made
+    assert [path.stat().st_mtime_ns for path in made] == before
+    for folder in ("GQA", "GQA/0.4"):
+        (only,) = convert_published(root / folder, tmp_path / folder)
+        assert only.name == "regions.h5"
+    with pytest.raises(UserError, match=r"stores holds no published features: give the folder that holds"):
+        convert_published(stores, stores)
+
+
+def test_too_little_room_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vinvl.published.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"has 0\.00 GB free, and the stores take .* GB: pass to=FOLDER"):
+        convert_published(REPLICA / "nlvr2", tmp_path / "stores")
+    assert not (tmp_path / "stores").exists()

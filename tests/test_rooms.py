@@ -20,7 +20,7 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
     ("vqa", "gqa", "nlvr2", "retrieval", "captioning", "pretraining", "detector"),
     ("extraction", "pages", "demo"),
     ("predictor",),
-    ("restore", "plan"),
+    ("restore", "plan", "published"),
     ("train", "train_detector", "pretrain_finetune", "evaluate", "predict", "extract", "convert", "report", "vinvl"),
 )
 EXCEPTIONS = {

@@ -1,4 +1,4 @@
-"""Weights and region features in and out: `python -m vinvl.convert weights=… to=FOLDER` or `from=… to=features.h5`."""
+"""Weights and region features in and out: `python -m vinvl.convert`, which conf/convert.yaml describes."""
 
 import json
 import sys
@@ -18,6 +18,7 @@ from vinvl.models.published import (
 from vinvl.models.weights import answers_in
 from vinvl.opening import USE_FILE, OpenedModel, find_tokenizer, name_the_answers, rows_of_given
 from vinvl.predictor.trained import only_task_of, record_of_use
+from vinvl.published import convert_published
 from vinvl.regions.formats.convert import run_conversion
 from vinvl.regions.formats.export import write_mmf_npy, write_oscar_tsv
 from vinvl.regions.store import RegionStore
@@ -31,6 +32,14 @@ STORE_FORMATS = {"oscar_tsv": write_oscar_tsv, "mmf_npy": write_mmf_npy}
 
 def convert(config: DictConfig) -> Path:
     """Weights or region features, whichever are given, → `config.to`."""
+    if config.published is not None:
+        if config.weights is not None or config["from"] is not None:
+            raise UserError("Pass one of the three: published=… , weights=… or from=….")
+        stores = Path(config.paths.data_dir) / "published" if config.to is None else Path(str(config.to)).expanduser()
+        convert_published(Path(str(config.published)).expanduser(), stores)
+        return stores
+    if config.to is None:
+        raise UserError("to must be given: pass to=PATH, the folder or store to write.")
     if (config.weights is None) == (config["from"] is None):
         raise UserError("Pass one of the two: weights=… for a model, or from=… for region features.")
     return convert_weights(config) if config["from"] is None else convert_regions(config)
