@@ -232,7 +232,7 @@ PAIRS: dict[str, Any] = {
 RETRIEVAL: dict[str, Any] = {
     **FINE_TUNING, "data.batch_size": 16, "trainer.devices": 8, "trainer.max_epochs": 30, "data.max_tokens": 70,
     "optim.scheduler.warmup_steps": 0, "model.config.hidden_dropout_prob": 0.1, "data.max_regions": 70,
-    "model.config.classifier": "linear", "model.config.loss_type": "ce",
+    "model.config.classifier": "linear", "model.config.loss_type": "ce", "model.config.use_img_layernorm": True,
     "task._target_": "vinvl.retrieval.task.RetrievalTask.build",
 }  # fmt: skip
 CAPTIONS: dict[str, Any] = {
@@ -248,7 +248,7 @@ WORDS: dict[str, Any] = {  # cross-entropy over hidden words
 }  # fmt: skip
 PRETRAINING: dict[str, Any] = {
     "optim.optimizer.lr": 5e-5, "optim.weight_decay": 0.01, "optim.scheduler.warmup_steps": 0,
-    "optim.scheduler.first_step": 0, "trainer.gradient_clip_val": 10.0, "trainer.max_steps": 1_000_000,
+    "optim.scheduler.first_step": 0, "trainer.gradient_clip_val": 10.0, "trainer.max_steps": 2_000_000,
     "trainer.max_epochs": -1, "trainer.devices": 8, "data.max_tokens": 35, "data.max_regions": 50,
     "model.config.use_img_layernorm": True, "model.config.hidden_dropout_prob": 0.1, "data.variant": "oscar",
     "data.mask_probability": 0.15, "task._target_": "vinvl.pretraining.task.PretrainingTask.build",
@@ -337,6 +337,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "nocaps_base": {
         **CAPTIONS, **WORDS, "optim.optimizer.lr": 1e-4, "trainer.max_epochs": 30, "trainer.devices": 4,
+        "task.options.label_smoothing": 0.0, "task.options.drop_worst_ratio": 0.0, "task.options.drop_worst_after": 0,
         "model.config.hidden_size": 768, "model.init": "bert-base-uncased", "decoding.constraints.max_constraints": 3,
         "decoding.min_constraints": 2, "data.test_split": "nocaps_val",
     },

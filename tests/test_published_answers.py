@@ -285,7 +285,7 @@ def test_all_features_are_converted_at_once(tmp_path: Path, capsys: pytest.Captu
     for task in ("vqa", "GQA", "nlvr2"):
         shutil.copytree(REPLICA / task, root / task)
     (root / "vqa/val_img_frcnn_feats.pt").unlink()
-    shutil.rmtree(root / "vqa/tsv")  
+    shutil.rmtree(root / "vqa/tsv")
     stores = tmp_path / "stores"
     made = convert_published(root.parent, stores)
     told = capsys.readouterr().err

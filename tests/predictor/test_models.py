@@ -270,7 +270,9 @@ class TestFolders:
         found = load(tmp_path / "mmf" / "model.pth", demo_data, **given)
         assert found.trained.usage is not None
         assert (found.trained.usage.max_tokens, found.trained.usage.max_regions) == (70, 70)
-        assert_same_answers(found, load(runs["vqa"], demo_data, inputs={"max_tokens": 70, "max_regions": 70}), ids)
+        assert found.trained.usage.tag_form == "attribute+class"
+        shown = {"max_tokens": 70, "max_regions": 70, "tag_form": "attribute+class"}
+        assert_same_answers(found, load(runs["vqa"], demo_data, inputs=shown), ids)
 
     @pytest.mark.parametrize(
         ("content", "sentence"),

@@ -91,20 +91,28 @@ class VQADataModule(RegionDataModule):
     `passes` for one that counts several times; a single one needs no list.
 
     Args:
-        answers: file of the answer vocabulary, JSON or a published .pkl (`read_answers`); built from the training
-            answers and saved as JSON if it is missing.
+        answers: file of the answer vocabulary, JSON or a published .pkl (`read_answers`); built from the answers of
+            `answer_splits` and saved as JSON if it is missing.
+        answer_splits: None for the training split.
         min_answer_count: how often an answer must be a training question's answer to enter the vocabulary.
         target_rule: `leave_one_out` (0.3, 0.6, 0.9, 1 for 1, 2, 3, 4 people) or `count/3` (min(n / 3, 1)).
         shared: see `RegionDataArguments`.
     """
 
     def __init__(
-        self, *, answers: str, min_answer_count: int, target_rule: str, **shared: Unpack[RegionDataArguments]
+        self,
+        *,
+        answers: str,
+        min_answer_count: int,
+        target_rule: str,
+        answer_splits: Sequence[str] | None = None,
+        **shared: Unpack[RegionDataArguments],
     ) -> None:
         super().__init__(**shared)
         if target_rule not in TARGET_RULES:
             raise UserError(f"data.target_rule={target_rule!r} is no rule: give {' or '.join(TARGET_RULES)}.")
         self.answers_path = Path(answers)
+        self.answer_splits = answer_splits
         self.min_answer_count = min_answer_count
         self.target_rule = target_rule
 
@@ -112,12 +120,16 @@ class VQADataModule(RegionDataModule):
         """Generates what can be generated: the demo world, and the answer vocabulary if its file is missing."""
         super().prepare_data()
         if not self.answers_path.exists():
-            records = self.read_split(self.split_of["train"])
-            if "answers" not in records:
-                raise UserError(
-                    f"The answer vocabulary {self.answers_path} does not exist and split '{self.split_of['train']}' "
-                    "has no annotations to build it from: pass data.answers=FILE or annotations for the split."
-                )
+            parts = []
+            for split in self.answer_splits or (self.split_of["train"],):
+                parts.append(self.read_split(split))
+                if "answers" not in parts[-1]:
+                    raise UserError(
+                        f"The answer vocabulary {self.answers_path} does not exist and split '{split}' has no "
+                        "annotations to build it from: pass data.answers=FILE or annotations for the split, or name "
+                        "others as data.answer_splits=[SPLIT]."
+                    )
+            records = RecordTable.join(parts)
             choices = records.get("multiple_choice_answer")
             AnswerVocabulary.build(records["answers"], self.min_answer_count, choices).save(self.answers_path)
 
