@@ -204,6 +204,8 @@ def _check_alike(first: ShardHeader, other: ShardHeader) -> None:
     differing = [f"{what} {own[name]} and {theirs[name]}" for name, what in facts.items() if own[name] != theirs[name]]
     if first.attributes != other.attributes:
         what = differing[0] if differing else "their label maps differ"
+        if not differing or own["num_attributes"] != theirs["num_attributes"]:
+            what += "; converted ones can be with features.labels=FILE, or features.classes=false"
         raise UserError(f"{first.path} and {other.path} cannot be one store: {what}.")
 
 

@@ -84,6 +84,7 @@ def _convert(found: FoundFiles, unfinished: Unfinished, options: FeatureOptions)
         journal = Journal(options.on_damaged, scratch, shards)
         source = Source(found, options, labels, scratch, journal)
         found_images, label_map = source.open()
+        label_map = label_map if options.classes else LabelMap((), ())
         if shards:
             leading, dim = [], shards[0].attributes.feature_dim
             num_attributes = shards[0].attributes.num_attributes

@@ -176,7 +176,10 @@ class Joiner:
         geometry. Raises UserError if the three do not belong together, or boxes or size are not to be had.
         """
         if objects is not None and len(objects) != len(features):
-            raise UserError(f"it has {len(features)} features and {len(objects)} predicted objects: not of one run.")
+            raise UserError(
+                f"it has {len(features)} features and {len(objects)} predicted objects: not of one run. "
+                "Labels of another detection are tags: pass data.tags=FILE to the run that reads the store."
+            )
         if geometry is not None:
             span = geometry[:, 2:4] - geometry[:, 0:2]
             if not np.isfinite(geometry).all() or (np.abs(span - geometry[:, 4:6]) > 1e-2).any():

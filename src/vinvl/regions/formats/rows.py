@@ -174,6 +174,7 @@ class FeatureOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     class_offset: Annotated[int, msgspec.Meta(ge=0)] | None = None
     id_pattern: str | None = None
     id_prefix: str = ""
+    classes: bool = True
     clip_boxes: bool = False
     on_damaged: Literal["refuse", "skip"] = "refuse"
     images_per_shard: PositiveInt | None = None
@@ -251,6 +252,8 @@ def regions_of(
     if features.ndim != 2:
         raise UserError(f"features have shape {features.shape}, expected a row for each region.")
     count = len(features)
+    if not options.classes:
+        classes = class_scores = attributes = attribute_scores = None
     table = _whole(_rows(attributes, count, "attributes", columns=1), "attributes")
     if attribute_scores is None:
         attribute_scores = np.zeros(table.shape)  # of other shapes the store refuses the rest

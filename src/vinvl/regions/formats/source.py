@@ -43,6 +43,7 @@ from vinvl.run.files import reading
 # Which format of features a file or folder has, told by its content rather than by its name.
 
 FEATURES_TSV, PREDICTIONS_TSV = "features.tsv", "predictions.tsv"
+FEATURE_TSV, SIZES_TSV = ".feature.tsv", ".hw.tsv"  # of captioning: train.feature.tsv beside train.hw.tsv
 FIRST_ROWS = 16
 HDF5 = b"\x89HDF\r\n\x1a\n"
 A_STORE = "{} is a store already; pass format=oscar_tsv or format=mmf_npy to write one of these."
@@ -82,6 +83,7 @@ class FoundFiles:
         if self.format is Format.NPY_FOLDER:
             return [*self.files, *map(info_of, self.files)]
         beside = [path.with_suffix(".lineidx"), *(path.with_name(name) for name in _indices_of(path))]
+        beside += [one for one in (sizes_beside(path),) if one]
         if path.name == FEATURES_TSV and predictions is None:
             beside.append(path.with_name(PREDICTIONS_TSV))
         return list(self.files) or [path, *beside]
@@ -90,6 +92,12 @@ class FoundFiles:
 def _indices_of(path: Path) -> dict[str, str]:
     """The names of index files beside a TSV with what their numbers are."""
     return {"imageid2idx.json": "row", f"{path.stem}_offset_map.json": "byte"}
+
+
+def sizes_beside(path: Path) -> Path | None:
+    """The `train.hw.tsv` of a `train.feature.tsv`, if there is one."""
+    sizes = path.with_name(path.name.removesuffix(FEATURE_TSV) + SIZES_TSV)
+    return sizes if path.name.endswith(FEATURE_TSV) and sizes.is_file() else None
 
 
 def find_features(source: Path) -> FoundFiles:
@@ -135,6 +143,17 @@ def _in_folder(folder: Path) -> FoundFiles:
         raise UserError(f"{folder} has both .npz and .npy files of features; put them into folders of their own.")
     if found:
         return found[0]
+    if given := sorted(folder.glob(f"*{FEATURE_TSV}")):  # of captioning, one a split
+        if len(given) > 1:
+            names = ", ".join(path.name for path in given)
+            raise UserError(f"{folder} has features of several splits ({names}): give one of these files.")
+        return FoundFiles(_tsv_format(given[0]), given[0])
+    if chunks := sorted(path.parent.name for path in folder.glob(f"*/{FEATURES_TSV}")):
+        raise UserError(
+            f"{folder} has {FEATURES_TSV} in folders of chunks ({', '.join(chunks[:12])}), within which alone ids "
+            f"are unique: convert each, from={folder / chunks[0]} features.id_prefix=NAME_{chunks[0]}_, or a run does "
+            f"it, data.regions={{from: {folder}/*, to: STORES/*.h5, id_prefix: NAME_*_, classes: false}}."
+        )
     if hdf5 := sorted(path for path in folder.iterdir() if path.suffix in (".h5", ".hdf5")):
         raise _refused_hdf5(hdf5[0])
     raise UserError(f"{folder} has no file of features; {READ}.")
@@ -196,9 +215,10 @@ class Source:
                 raise UserError(f"{path} does not exist; check features.{name}=FILE.")
             if path is not None and found.format not in (*TSV_OF_OSCAR, Format.TENSORS):
                 raise UserError(f"{found.path} is a {found.format.value}, which features.{name} is of no use to.")
-        sizes = self.scratch / "sizes" if options.sizes else None
-        if options.sizes and sizes:
-            IdTable.of_members(sizes, options.sizes, sizes_in(options.sizes), self.journal.add)
+        known = options.sizes or sizes_beside(found.path)
+        sizes = self.scratch / "sizes" if known else None
+        if known and sizes:
+            IdTable.of_members(sizes, known, sizes_in(known), self.journal.add)
         if found.format is Format.TENSORS:
             return self._tensors(sizes)
         if found.format in TSV_OF_OSCAR:
