@@ -169,6 +169,23 @@ def test_no_answers_are_built_where_a_checkpoint_says(tmp_path: Path) -> None:
     assert restored(own, forged, []).answers == forged["data"]["answers"]
 
 
+def test_no_stores_are_made_where_a_checkpoint_says(tmp_path: Path) -> None:
+    config = of_command()
+    config.paths = {"data_dir": str(tmp_path / "data")}
+    for place, key in (("regions", None), ("stores", "test")):
+        for folder, refused in (("data", False), ("elsewhere", True)):
+            made = [{"from": "features.tsv", "to": str(tmp_path / folder / "regions.h5")}]
+            run = copy.deepcopy(OF_RUN)
+            run["data"][place] = made if key is None else {key: made}
+            if not refused:
+                restored(config, run, [])
+                continue
+            with pytest.raises(
+                UserError, match=r"best\.ckpt would have the store .*elsewhere/regions\.h5 made of feat"
+            ):
+                restored(config, run, [])
+
+
 def test_decoding_of_a_checkpoint_takes_overrides_and_refuses_others() -> None:
     parameters = {"decoding": {"num_beams": 5, "max_length": 20, "constraints": None}}
     config = OmegaConf.create({"decoding": {"num_beams": 2, "constraints": {"max_constraints": 1}, "x": 1}})

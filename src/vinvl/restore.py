@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,7 @@ def data_config(config: DictConfig, run_config: dict[str, Any], given: Mapping[s
     own = with_own_places(run_config["data"], config)
     data = OmegaConf.create(with_given(own, "data", config, given, f"The data of {path}"))
     refuse_missing_answers(data, config, path)
+    refuse_making_stores(data, config, path)
     return data
 
 
@@ -184,6 +186,21 @@ def refuse_missing_answers(data: DictConfig, config: DictConfig, path: Path) -> 
         return
     if not Path(answers).resolve().is_relative_to(Path(config.paths.data_dir).resolve()):
         raise UserError(f"{path} names {answers} as its answers, which does not exist: pass data.answers=FILE.")
+
+
+def refuse_making_stores(data: DictConfig, config: DictConfig, path: Path) -> None:
+    """Raises UserError if a checkpoint would have a store made outside the data folder: the file may be a stranger's."""
+    plain: Any = OmegaConf.to_container(data, resolve=True)
+    regions = [plain.get("regions"), *(plain.get("stores") or {}).values()]
+    for one in chain.from_iterable(given if isinstance(given, list) else [given] for given in regions):
+        target = Path(str(one["to"])) if isinstance(one, dict) and "to" in one else None
+        if target is None or target.exists():
+            continue
+        if not target.resolve().is_relative_to(Path(config.paths.data_dir).resolve()):
+            raise UserError(
+                f"{path} would have the store {target} made of {one.get('from')}: make it with vinvl.convert, or pass "
+                "data=NAME with the data of this run."
+            )
 
 
 def check_splits(given: Mapping[str, Any], data: DictConfig, stage: str) -> None:
