@@ -189,7 +189,7 @@ def refuse_missing_answers(data: DictConfig, config: DictConfig, path: Path) -> 
 
 
 def refuse_making_stores(data: DictConfig, config: DictConfig, path: Path) -> None:
-    """Raises UserError if a checkpoint would have a store made outside the data folder: the file may be a stranger's."""
+    """Raises UserError if a checkpoint, maybe a stranger's, would have a store made outside the data folder."""
     plain: Any = OmegaConf.to_container(data, resolve=True)
     regions = [plain.get("regions"), *(plain.get("stores") or {}).values()]
     for one in chain.from_iterable(given if isinstance(given, list) else [given] for given in regions):
