@@ -26,6 +26,7 @@ DATA_OF_FOLDER = {
     "nocaps": "nocaps_published",
     "pretrain_corpus": "oscarplus_published",
 }
+BESIDE = ("sizes", "predictions", "labels")  # settings of a store that name files
 KEPT = {".pt": 0.5}  # of the bytes of features, in float16: they are float32, and in TSV files base64 of it
 KEPT_OF_TSV = 0.38
 ROOM = 1.05  # for boxes and all else
@@ -103,10 +104,11 @@ def look_at(name: str, root: Path, stores: Path) -> FoundData:
                 missing.append(str(one["from"]))
                 continue
             for file in files:
-                if file.source is not None and (Path(file.source).exists() or Path(file.path).exists()):
+                needed = [file.source, *(file.features.get(name) for name in BESIDE)]
+                lacking = [str(path) for path in needed if path and not Path(str(path)).exists()]
+                if file.source is not None and (not lacking or Path(file.path).exists()):
                     listed[file.path] = file
-                elif file.source is not None:
-                    missing.append(file.source)
+                missing += lacking
     return FoundData(name, list(listed.values()), list(dict.fromkeys(missing)))
 
 
@@ -124,7 +126,8 @@ def _chosen(folder: Path) -> tuple[Path, list[str]]:
     there = {path.stem for path in (Path(config_directory()) / "data").glob("*_published.yaml")}
     for place in (folder, folder.parent):
         if DATA_OF_FOLDER.get(place.name) in there:
-            return place.parent, [DATA_OF_FOLDER[place.name]]
+            above = place.parent  # image_features may lie beside datasets
+            return above.parent if above.name == "datasets" else above, [DATA_OF_FOLDER[place.name]]
     return folder, [name for name in dict.fromkeys(DATA_OF_FOLDER.values()) if name in there]
 
 
