@@ -90,11 +90,17 @@ class PublishedRow(NamedTuple):
     """A checked line. A question's second text is the answer that `label_id` names, a caption's the image's tags."""
 
     dataset: str
+    chunk: str  # "" where the dataset has none
     image_id: str
     label_id: str
     label_info: str
     is_question: bool
     text: str
+
+    @property
+    def full_id(self) -> str:
+        """As the corpus calls the image, "coco_391983" or "googlecc_0_5", which no other image is called."""
+        return "_".join(part for part in (self.dataset, self.chunk, self.image_id) if part)
 
 
 def dataset_of(line: bytes) -> str:
@@ -129,7 +135,8 @@ def published_row(line: bytes, place: str) -> PublishedRow:
     if not columns[2]:
         raise UserError(f"{place} has no text; write one or leave the row out.")
     image_id = str(checked_id(image[-1], f"{place}: the image id"))
-    return PublishedRow(dataset, image_id, label[-1], columns[1], is_question, columns[2])
+    chunk = image[-2] if dataset in CHUNKED_DATASETS else ""
+    return PublishedRow(dataset, chunk, image_id, label[-1], columns[1], is_question, columns[2])
 
 
 def refuse_shared_ids(chunks: Sequence[Chunk], datasets: Sequence[str]) -> None:
@@ -310,7 +317,7 @@ def convert_published_corpus(
     output: str | Path,
     *,
     datasets: Sequence[str] | None = None,
-    prefix_image_ids: Sequence[str] | Literal["all"] | None = None,
+    prefix_image_ids: Sequence[str] | Literal["all", "published"] | None = None,
     store_tags: bool = False,
     ground_truth_tags: bool = False,
     validation_share: float = 0.01,
@@ -325,8 +332,8 @@ def convert_published_corpus(
         settings: the yaml of the corpus.
         output: folder to make; new, or empty.
         datasets: of those that the yaml names; None for all. Rows of others are counted and left out.
-        prefix_image_ids: datasets whose name is put in front of their image ids ("gqa_2386621"), or "all". None puts it
-            nowhere and refuses datasets that have an id in common; [] takes the same id for the same image.
+        prefix_image_ids: datasets whose name is put in front of their image ids ("gqa_2386621"), or "all", or "published": with the
+            chunk of features that the image is in too ("googlecc_0_5"), as its info has them. None puts it nowhere and refuses datasets that have an id in common; [] takes the same id for the same image.
         store_tags: leave the tags of captions out, for those of the region store; label files are not needed then.
         ground_truth_tags: annotated objects instead of predicted ones where an image has them.
         validation_share: from 0, which writes no validation split, to less than 1.
@@ -339,7 +346,8 @@ def convert_published_corpus(
     (rows, folders), target = read_settings(settings, datasets), Path(output)
     if not 0 <= validation_share < 1:
         raise UserError(f"--validation-share is {validation_share}: give a share from 0 to less than 1.")
-    prefixed = frozenset(folders if prefix_image_ids == "all" else prefix_image_ids or ())
+    every = prefix_image_ids in ("all", "published")
+    prefixed = frozenset(folders if every else prefix_image_ids or ())
     if strangers := prefixed - folders.keys():
         raise UserError(f"--prefix-image-ids names {min(strangers)}, which is not converted: {', '.join(folders)}.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -356,6 +364,7 @@ def convert_published_corpus(
             convert_chunk,
             datasets=frozenset(folders),
             prefixed=prefixed,
+            with_chunks=prefix_image_ids == "published",
             labels=labels,
             ground_truth_tags=ground_truth_tags,
             validation_share=validation_share,
@@ -373,6 +382,7 @@ def convert_chunk(
     chunk: Chunk,
     datasets: frozenset[str],
     prefixed: frozenset[str],
+    with_chunks: bool,
     labels: Labels,
     ground_truth_tags: bool,
     validation_share: float,
@@ -398,6 +408,7 @@ def convert_chunk(
             if reader is None and row.is_question:
                 raise UserError(f"{place} is a question, and the labels of {dataset} have no QA_fileB.tsv.")
             image_id = f"{dataset}_{row.image_id}" if dataset in prefixed else row.image_id
+            image_id = row.full_id if with_chunks else image_id
             second = {} if reader is None else reader.keys(row.label_id, place)
             record = {"image_id": image_id, "text": row.text, **second, "source": dataset, "id": row.label_info}
             split = VALIDATION if _share_of(row.image_id) < validation_share else TRAIN
