@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,13 @@ def triplets_of(rows: list[int], draws: PairDraws, options: PairOptions) -> Trip
     )
 
 
-def python_draws(seed: int, item: int, options: PairOptions) -> PairDraws:
+def python_draws(
+    seed: int,
+    item: int,
+    options: PairOptions,
+    images: Sequence[Any] | np.ndarray = IMAGES,
+    answer_rows: Sequence[int] = ANSWER_ROWS,
+) -> PairDraws:
     """The numbers that the published code draws, in its order."""
     dice = random.Random(seed)
     share, row = dice.random(), item
@@ -39,12 +46,12 @@ def python_draws(seed: int, item: int, options: PairOptions) -> PairDraws:
     rows, answers, side = [0] * TRIES, [0] * TRIES, 1
     for place in range(TRIES):
         if options.textb_sample_mode == 2 and wrong_second:
-            row = answers[place] = ANSWER_ROWS[dice.randrange(len(ANSWER_ROWS))]
+            row = answers[place] = answer_rows[dice.randrange(len(answer_rows))]
             if row != item:
                 break
         else:
-            row = rows[place] = dice.randrange(len(DOCS))
-            if IMAGES[row] != IMAGES[item]:
+            row = rows[place] = dice.randrange(len(images))
+            if images[row] != images[item]:
                 break
     if options.textb_sample_mode == 0 and wrong_second:
         side = dice.randrange(1, 3) - 1

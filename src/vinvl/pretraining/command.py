@@ -44,7 +44,7 @@ def _parser() -> Parser:
     add("--ground-truth-tags", action="store_true", help="annotated objects as tags where an image has them")
     prefixed = (
         "datasets whose name is put in front of their image ids (gqa_2386621), as the store must have them; "
-        "published: of all, with the chunk of features that an image is in (googlecc_0_5), as data=oscarplus_published has them; "
+        "published: of all, with the chunk that an image is in (googlecc_0_5), as data=oscarplus_published has them; "
         "default: none, but datasets that have an image id in common are refused"
     )
     add("--prefix-image-ids", metavar="published|all|none|A,B", help=prefixed)
@@ -70,7 +70,9 @@ def _parser() -> Parser:
 def _convert(output: str, datasets: str | None, prefix_image_ids: str | None, **options: Any) -> int:
     if options["store_tags"] and options["ground_truth_tags"]:
         raise UserError("--store-tags leaves tags out, and --ground-truth-tags chooses some; give one of the two.")
-    prefixes: Any = {None: None, "all": "all", "published": "published", "none": []}.get(prefix_image_ids, (prefix_image_ids or "").split(","))
+    prefixes: Any = {None: None, "all": "all", "published": "published", "none": []}.get(
+        prefix_image_ids, (prefix_image_ids or "").split(",")
+    )
     begin = time.perf_counter()
     used = datasets.split(",") if datasets else None
     rows, skipped = convert_published_corpus(output=output, datasets=used, prefix_image_ids=prefixes, **options)

@@ -332,8 +332,9 @@ def convert_published_corpus(
         settings: the yaml of the corpus.
         output: folder to make; new, or empty.
         datasets: of those that the yaml names; None for all. Rows of others are counted and left out.
-        prefix_image_ids: datasets whose name is put in front of their image ids ("gqa_2386621"), or "all", or "published": with the
-            chunk of features that the image is in too ("googlecc_0_5"), as its info has them. None puts it nowhere and refuses datasets that have an id in common; [] takes the same id for the same image.
+        prefix_image_ids: datasets whose name is put in front of their image ids ("gqa_2386621"), or "all"; "published"
+            is of all, and of chunked ones with the chunk ("googlecc_0_5"), as their image info has them. None puts it
+            nowhere and refuses datasets that have an id in common; [] takes the same id for the same image.
         store_tags: leave the tags of captions out, for those of the region store; label files are not needed then.
         ground_truth_tags: annotated objects instead of predicted ones where an image has them.
         validation_share: from 0, which writes no validation split, to less than 1.
