@@ -347,8 +347,7 @@ def convert_published_corpus(
     (rows, folders), target = read_settings(settings, datasets), Path(output)
     if not 0 <= validation_share < 1:
         raise UserError(f"--validation-share is {validation_share}: give a share from 0 to less than 1.")
-    every = prefix_image_ids in ("all", "published")
-    prefixed = frozenset(folders if every else prefix_image_ids or ())
+    prefixed = frozenset(folders if prefix_image_ids in ("all", "published") else prefix_image_ids or ())
     if strangers := prefixed - folders.keys():
         raise UserError(f"--prefix-image-ids names {min(strangers)}, which is not converted: {', '.join(folders)}.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
