@@ -117,11 +117,11 @@ class OpenStore:
     @classmethod
     def of(cls, files: Sequence[StoreFile], cache: str | None, contents: bool) -> "OpenStore":
         """Opened and looked at, with `contents` all of it. Raises UserError, naming the file, for what is wrong."""
-        store = RegionStore([file.path for file in files], join_names=True)
+        store = RegionStore([file.path for file in files])
         store.require_sound(contents=contents)
         if cache == RAM:
             copies = SharedCopies([header.path for header in store.headers])
-            return cls(RegionStore(copies.paths, join_names=True), copies)
+            return cls(RegionStore(copies.paths), copies)
         return cls(store, None, DeviceFeatures(store) if cache == DEVICE else None)
 
 

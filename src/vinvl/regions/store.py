@@ -57,7 +57,10 @@ class RegionStore:
             if count:
                 files = " and ".join(str(self._place(index)[0].header.path) for index in pair)
                 image_id = ids[pair[0]].decode("utf-8", "replace")
-                raise UserError(f"{files} both hold image {image_id!r}; an image id may come once.")
+                raise UserError(
+                    f"{files} both hold image {image_id!r}; an image id may come once: where it is another image, "
+                    "convert one of them again with features.id_prefix."
+                )
 
     def _set_headers(self, headers: Iterable[ShardHeader]) -> None:
         self.sources = [Shard(header) for header in headers]
