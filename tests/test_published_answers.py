@@ -19,6 +19,7 @@ from vinvl.data.sampling import Draw
 from vinvl.published import convert_published
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory, register_resolvers
+from vinvl.vqa.answers import warn_of_other_splits
 
 REPLICA = golden.FOLDER / "published/replica"
 TASKS = {"vqa": "vqa2", "gqa": "gqa", "nlvr2": "nlvr2"}
@@ -202,6 +203,10 @@ def test_submissions_are_those_of_oscar(stores: Path, tmp_path: Path) -> None:
     expected: Any = golden.facts("published/expected/vqa_test-dev2015_results")
     sent = json.loads((tmp_path / "vqa/results.json").read_text())
     assert sent == [{"question_id": one["question_id"], "answer": one["answer"]} for one in expected]
+    door("predict", "vqa", stores, tmp_path / "all", "data.predict_split=test_all")
+    both = json.loads((tmp_path / "all/results.json").read_text())
+    asked = json.loads((REPLICA / "vqa/test2015_qla_mrcnn.json").read_text())
+    assert both[: len(sent)] == sent and [one["question_id"] for one in both[len(sent) :]] == [x["q_id"] for x in asked]
     door("predict", "gqa", stores, tmp_path / "gqa")
     expected = golden.facts("published/expected/gqa_test_results")
     sent = json.loads((tmp_path / "gqa/results.json").read_text())
@@ -310,3 +315,86 @@ def test_too_little_room_is_told_before_anything_is_made(tmp_path: Path, monkeyp
     with pytest.raises(UserError, match=r"has 0\.00 GB free, and the stores take .* GB: pass to=FOLDER"):
         convert_published(REPLICA / "nlvr2", tmp_path / "stores")
     assert not (tmp_path / "stores").exists()
+
+
+def official(folder: Path, *images: int) -> str:
+    """A split in the official form, of one question with ten answers for each image."""
+    questions = [{"question_id": 9000 + image, "image_id": image, "question": "Is it?"} for image in images]
+    said = [{"answers": ["yes"] * 3 + ["no"] * 7, **{key: one[key] for key in ("question_id",)}} for one in questions]
+    (folder / "q.json").write_text(json.dumps({"questions": questions}))
+    (folder / "a.json").write_text(json.dumps({"annotations": said}))
+    return f"{{questions: '{folder / 'q.json'}', annotations: '{folder / 'a.json'}'}}"
+
+
+def test_official_and_released_questions_may_be_mixed(stores: Path, tmp_path: Path) -> None:
+    """As where questions of Visual Genome are added to those of VQA."""
+    released = prepared("vqa", "train", "fit", stores).datasets["train"]
+    image = int(released.records["image_id"][0])
+    listed = f"[{official(tmp_path, image)},{{qla: '{REPLICA / 'vqa/train2014_qla_mrcnn.json'}'}}]"
+    (answers := tmp_path / "answers.json").write_text(json.dumps([*prepared_answers(stores), "yes!", "no!"]))
+    limits = ["data.tags=null", "data.use_tags=false", f"data.answers={answers}", f"data.splits.train={listed}"]
+    data = prepared("vqa", "train", "fit", stores, *limits)
+    mixed = data.datasets["train"]
+    assert len(mixed) == len(released) + 1
+    assert mixed.records["question_id"][0] == 9000 + image or mixed.records["question_id"][0] == str(9000 + image)
+    for row in range(len(released)):
+        ids, points = released.targets[row]
+        assert [released.targets.answers[one] for one in ids] == [
+            mixed.targets.answers[one] for one in mixed.targets[row + 1][0]
+        ]
+        assert sorted(points.tolist()) == sorted(mixed.targets[row + 1][1].tolist())
+    targets = {mixed.targets.answers[one]: float(x) for one, x in zip(*mixed.targets[0], strict=True)}
+    assert {answer.rstrip("!"): round(points, 4) for answer, points in targets.items()} == {"yes": 0.9, "no": 1.0}
+
+
+def prepared_answers(stores: Path) -> list[str]:
+    return list(datamodule("vqa", stores).vocabulary.answers)
+
+
+def test_minival_and_what_it_leaves_are_the_same_in_every_run(stores: Path) -> None:
+    path = REPLICA / "vqa/val2014_qla_mrcnn.json"
+    data = datamodule("vqa", stores)
+    whole, parts = data.read_split("val"), {}
+    for key in ("only_images", "without_images"):
+        parts[key] = datamodule("vqa", stores, f"data.splits.val=[{{qla: '{path}', {key}: 1}}]").read_split("val")
+    images = {key: set(part["image_id"]) for key, part in parts.items()}
+    assert len(images["only_images"]) == 1 and not images["only_images"] & images["without_images"]
+    assert images["only_images"] | images["without_images"] == set(whole["image_id"])
+    assert sum(map(len, parts.values())) == len(whole)
+    with pytest.warns(UserWarning, match="only_images 2,000, and there are .* images: that is all of them"):
+        assert len(data.read_split("minival")) == len(whole)
+    with pytest.raises(UserError, match="only_images 0: give one, a number from 1"):
+        datamodule("vqa", stores, f"data.splits.val=[{{qla: '{path}', only_images: 0}}]").read_split("val")
+
+
+def test_answers_are_built_of_train_and_val_and_say_so(stores: Path, tmp_path: Path) -> None:
+    files = official(tmp_path, 1, 2)
+    given = ["data=vqa2", f"data.splits.train=[{files}]", f"data.splits.val=[{files}]", "data.min_answer_count=3"]
+    answers = tmp_path / "built.json"
+    data = datamodule("vqa", stores, *given, f"data.answers={answers}")
+    data.prepare_data()  # each question is in both, so "no" is counted four times
+    content = json.loads(answers.read_text())
+    named = ["q.json", "a.json"]
+    assert content == {
+        "built_from": {"splits": {"train": named, "val": named}, "min_answer_count": 3},
+        "answers": ["no"],
+    }
+    assert data.vocabulary.answers == ("no",)
+    other = datamodule("vqa", stores, *given, f"data.answers={answers}", "data.answer_splits=[train]")
+    with pytest.warns(
+        UserWarning, match=r"built\.json were built from .*\"val\".*, and this run would build them from"
+    ):
+        warn_of_other_splits(answers, other.built_from)
+    with pytest.raises(UserError, match=r"split 'test' has no annotations to build it from"):
+        datamodule(
+            "vqa", stores, *given, "data.answer_splits=[test]", f"data.answers={tmp_path / 'none.json'}",
+            f"data.splits.test=[{{questions: '{tmp_path / 'q.json'}'}}]",
+        ).prepare_data()  # fmt: skip
+
+
+def test_features_may_be_the_tsv_form(tmp_path: Path) -> None:
+    store = f"{{from: '{REPLICA / 'vqa/tsv/val_img_frcnn_feats.tsv'}', to: '{tmp_path / 'v.h5'}', assume_size: [9, 9]}}"
+    data = prepared("vqa", "val", "validate", tmp_path, f"data.stores.val={store}")
+    images = set(data.datasets["val"].records["image_id"])
+    for image in images:
+        assert np.array_equal(data.store[image].features, ARRAYS["vqa"][f"features.val.{image}"])

@@ -81,7 +81,7 @@ class TestGQA:
     def test_answers_of_another_vocabulary_are_refused(
         self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path
     ) -> None:
-        answers = json.loads((demo_data / "demo" / "gqa_answers.json").read_text())
+        answers = json.loads((demo_data / "demo" / "gqa_answers.json").read_text())["answers"]
         for name, other in (("fewer", answers[:-1]), ("swapped", [answers[1], answers[0], *answers[2:]])):
             path = tmp_path / f"{name}.json"
             path.write_text(json.dumps(other))

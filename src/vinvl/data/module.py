@@ -410,6 +410,15 @@ def plain(files: Any) -> Any:
     return files
 
 
+def file_names(entry: Any) -> list[str]:
+    """Names, without folders, of the files that an entry of data.splits names, in order."""
+    if isinstance(entry, Mapping):
+        return [name for part in entry.values() for name in file_names(part)]
+    if isinstance(entry, list):
+        return [name for part in entry for name in file_names(part)]
+    return [Path(entry).name] if isinstance(entry, str) else []
+
+
 def checked_entry(entry: Any, place: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
     """An entry that names files by keys, of which each must be known; `place` is "data.splits.train".
 

@@ -4,16 +4,16 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
-from vinvl.data.module import RegionDataArguments, RegionDataModule, plain
+from vinvl.data.module import RegionDataArguments, RegionDataModule, file_names, plain
 from vinvl.data.table import RecordTable
 from vinvl.data.words import Commonest, commonest_answers
 from vinvl.gqa.files import read_gqa
 from vinvl.run.errors import UserError
-from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary, read_answers
+from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary, read_answers, warn_of_other_splits
 from vinvl.vqa.data import AnsweringDataset, answering_dataset
 
 
@@ -50,7 +50,12 @@ class GQADataModule(RegionDataModule):
             names, codes = records["answer"].categories()
             counts.update(dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True)))
         ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
-        AnswerVocabulary(tuple(ranked)).save(self.answers_path)
+        AnswerVocabulary(tuple(ranked)).save(self.answers_path, self.built_from)
+
+    @property
+    def built_from(self) -> dict[str, Any]:
+        """What a vocabulary of this configuration is built from."""
+        return {"splits": {split: file_names(plain(self.split_files(split))) for split in self.answer_splits}}
 
     @cached_property
     def vocabulary(self) -> AnswerVocabulary:
@@ -73,4 +78,6 @@ class GQADataModule(RegionDataModule):
         return {} if targets is None else commonest_answers(records["question"], targets.best(), targets.answers)
 
     def make_dataset(self, records: RecordTable, images: np.ndarray, stage: str) -> AnsweringDataset:
+        if stage == "train":
+            warn_of_other_splits(self.answers_path, self.built_from)
         return answering_dataset(self, records, images, self.targets_of(records), stage)

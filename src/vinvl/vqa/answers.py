@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.table import Column
 from vinvl.run.errors import UserError
@@ -24,6 +25,7 @@ from vinvl.vqa.accuracy import leave_one_out_points, normalise_answer
 
 
 PICKLES = (".pkl", ".pickle")
+BUILT_FROM = "built_from"  # beside "answers", in files that were built here
 SHAPES = "a list of texts, an object answer → number, or an object number → answer"
 
 
@@ -33,12 +35,15 @@ def read_answers(path: str | Path) -> tuple[str, ...]:
     Args:
         path: JSON or, with the suffix .pkl or .pickle, a pickle such as the published trainval_label2ans.pkl and
             trainval_ans2label.pkl: a list of texts, answer → number, or number → answer. No code of a pickle is run.
+            One that was built here is {"built_from": …, "answers": a list of texts}.
 
     Raises:
         UserError: the file is missing or damaged, holds anything else, or its numbers are not 0 to A − 1, each once.
     """
     path = Path(path).expanduser()
     content = load_restricted(read_bytes(path), str(path)) if path.suffix.lower() in PICKLES else read_json(path)
+    if isinstance(content, Mapping) and BUILT_FROM in content:
+        content = content.get("answers")
     if isinstance(content, np.ndarray):
         content = content.tolist()
     if isinstance(content, list | tuple):
@@ -90,6 +95,20 @@ def read_head_answers(path: str | Path) -> tuple[str, ...]:
     if set(numbers) != set(range(len(answers))) or len(numbers) != len(answers):
         return answers  # of other answers, or not by answer
     return tuple(answers[number] for number in numbers if number is not None)
+
+
+def warn_of_other_splits(path: str | Path, built_from: Mapping[str, Any]) -> None:
+    """Says so if the answers of a file were built from other splits, files or counts than this run would.
+
+    Of files that do not say what they were built from, such as the published ones, nothing is known.
+    """
+    content = None if Path(path).suffix.lower() in PICKLES else read_json(Path(path).expanduser())
+    there = content.get(BUILT_FROM) if isinstance(content, Mapping) else None
+    if there is not None and there != built_from:
+        rank_zero_warn(
+            f"The answers of {path} were built from {json.dumps(there)}, and this run would build them from "
+            f"{json.dumps(built_from)}: pass data.answers=FILE, a new one, to have them built again."
+        )
 
 
 def _number(value: object) -> int | None:
@@ -162,11 +181,15 @@ class AnswerVocabulary:
             )
         return cls(tuple(answer for _, answer in frequent))
 
-    def save(self, path: str | Path) -> None:
-        """Writes the answers as a JSON list of texts; UserError if that is not possible, or the path is a pickle's."""
+    def save(self, path: str | Path, built_from: Mapping[str, Any] | None = None) -> None:
+        """Writes the answers as a JSON list of texts, or as an object that also says what they were built from.
+
+        Raises UserError if that is not possible, or the path is a pickle's.
+        """
         if Path(path).suffix.lower() in PICKLES:  # a wrong path, and not a file to make
             raise UserError(f"The answer file {path} does not exist, and none is written as a pickle: check the path.")
-        write_text_atomically(path, json.dumps(self.answers, ensure_ascii=False, indent=0) + "\n")
+        content = self.answers if built_from is None else {BUILT_FROM: built_from, "answers": self.answers}
+        write_text_atomically(path, json.dumps(content, ensure_ascii=False, indent=0) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

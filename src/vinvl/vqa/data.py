@@ -1,8 +1,9 @@
 """Questions with one of a vocabulary's answers as items: VQA with soft targets, GQA with one right answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,15 +13,16 @@ from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, collate, soft_targets
 from vinvl.data.inputs import RegionText
-from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry, plain
+from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry, file_names, plain
 from vinvl.data.sampling import Draw
 from vinvl.data.table import RecordTable
 from vinvl.data.text import RaggedTokens
 from vinvl.data.words import Commonest, commonest_answers
 from vinvl.run.errors import UserError
-from vinvl.vqa.answers import TARGET_RULES, AnswerTargets, AnswerVocabulary, read_answers
+from vinvl.vqa.answers import TARGET_RULES, AnswerTargets, AnswerVocabulary, read_answers, warn_of_other_splits
 from vinvl.vqa.files import read_jsonl, read_official
-from vinvl.vqa.published import read_published_questions
+from vinvl.vqa.minival import IMAGE_COUNTS, some_images
+from vinvl.vqa.published import read_published_questions, with_targets
 
 
 class AnsweringDataset(Dataset[Example]):
@@ -88,12 +90,13 @@ class VQADataModule(RegionDataModule):
 
     A split is one JSONL file of your own, or the list of official files that make it up, each
     `{questions, annotations}` (annotations null for test splits), or of the published folder, each `{qla: FILE}`, with
-    `passes` for one that counts several times; a single one needs no list.
+    `passes` for one that counts several times; a single one needs no list. Both forms may be mixed. `only_images: N`
+    takes the questions about N of a file's images, `without_images: N` those about the others (`some_images`).
 
     Args:
-        answers: file of the answer vocabulary, JSON or a published .pkl (`read_answers`); built from the answers of
-            `answer_splits` and saved as JSON if it is missing.
-        answer_splits: None for the training split.
+        answers: file of the answer vocabulary, JSON or a published .pkl (`read_answers`); built and saved as JSON,
+            with the names of the files it was built from, if it is missing.
+        answer_splits: the splits whose answers make up a vocabulary that is built; the training split without any.
         min_answer_count: how often an answer must be a training question's answer to enter the vocabulary.
         target_rule: `leave_one_out` (0.3, 0.6, 0.9, 1 for 1, 2, 3, 4 people) or `count/3` (min(n / 3, 1)).
         shared: see `RegionDataArguments`.
@@ -112,26 +115,34 @@ class VQADataModule(RegionDataModule):
         if target_rule not in TARGET_RULES:
             raise UserError(f"data.target_rule={target_rule!r} is no rule: give {' or '.join(TARGET_RULES)}.")
         self.answers_path = Path(answers)
-        self.answer_splits = answer_splits
+        self.answer_splits = list(answer_splits or [self.split_of["train"]])
         self.min_answer_count = min_answer_count
         self.target_rule = target_rule
 
     def prepare_data(self) -> None:
         """Generates what can be generated: the demo world, and the answer vocabulary if its file is missing."""
         super().prepare_data()
-        if not self.answers_path.exists():
-            parts = []
-            for split in self.answer_splits or (self.split_of["train"],):
-                parts.append(self.read_split(split))
-                if "answers" not in parts[-1]:
-                    raise UserError(
-                        f"The answer vocabulary {self.answers_path} does not exist and split '{split}' has no "
-                        "annotations to build it from: pass data.answers=FILE or annotations for the split, or name "
-                        "others as data.answer_splits=[SPLIT]."
-                    )
-            records = RecordTable.join(parts)
-            choices = records.get("multiple_choice_answer")
-            AnswerVocabulary.build(records["answers"], self.min_answer_count, choices).save(self.answers_path)
+        if self.answers_path.exists():
+            return
+        people: list[Iterable[Sequence[str]]] = []
+        choices: list[Iterable[str]] = []
+        for split in self.answer_splits:
+            records = self.read_split(split)
+            if "answers" not in records:
+                raise UserError(
+                    f"The answer vocabulary {self.answers_path} does not exist and split '{split}' has no annotations "
+                    "to build it from: pass data.answers=FILE, data.answer_splits=[SPLIT] or annotations for the split."
+                )
+            people.append(records["answers"])
+            choices.append(records.get("multiple_choice_answer") or repeat("", len(records)))
+        built = AnswerVocabulary.build(chain(*people), self.min_answer_count, chain(*choices))
+        built.save(self.answers_path, self.built_from)
+
+    @property
+    def built_from(self) -> dict[str, Any]:
+        """What a vocabulary of this configuration is built from."""
+        files = {split: file_names(plain(self.split_files(split))) for split in self.answer_splits}
+        return {"splits": files, "min_answer_count": self.min_answer_count}
 
     @cached_property
     def vocabulary(self) -> AnswerVocabulary:
@@ -146,21 +157,23 @@ class VQADataModule(RegionDataModule):
         place = f"data.splits.{split}"
         if not isinstance(files, list | dict) or not files:
             raise UserError(f"{place} is {files!r}: give a JSONL file or [{{questions: FILE, annotations: FILE}}, …].")
-        listed = files if isinstance(files, list) else [files]
-        if all(isinstance(part, dict) and "qla" in part for part in listed):
-            return self._read_published(listed, place)
-        parts = [checked_entry(part, place, ("questions",), ("annotations",)) for part in listed]
-        return RecordTable.join([read_official(part["questions"], part.get("annotations")) for part in parts])
-
-    def _read_published(self, listed: Sequence[Any], place: str) -> RecordTable:
-        answers, parts = read_answers(self.answers_path), []
-        for given in listed:
-            entry = checked_entry(given, place, ("qla",), ("passes",))
-            passes = entry.get("passes", 1)
-            if type(passes) is not int or passes < 1:
-                raise UserError(f"{place} has the passes {passes!r}: give a whole number from 1.")
-            parts += [read_published_questions(entry["qla"], answers, again) for again in range(passes)]
+        parts = [part for entry in (files if isinstance(files, list) else [files]) for part in self._part(entry, place)]
+        if not all(part.form is parts[0].form for part in parts):
+            parts = [with_targets(part, self.vocabulary, self.target_rule) for part in parts]
         return RecordTable.join(parts)
+
+    def _part(self, given: Any, place: str) -> list[RecordTable]:
+        """The records of one file of a split, as often as it says."""
+        if not isinstance(given, Mapping) or "qla" not in given:
+            entry = checked_entry(given, place, ("questions",), ("annotations", *IMAGE_COUNTS))
+            return [some_images(read_official(entry["questions"], entry.get("annotations")), entry, place)]
+        entry = checked_entry(given, place, ("qla",), ("passes", *IMAGE_COUNTS))
+        passes = entry.get("passes", 1)
+        if type(passes) is not int or passes < 1:
+            raise UserError(f"{place} has the passes {passes!r}: give a whole number from 1.")
+        answers = read_answers(self.answers_path)
+        read = [read_published_questions(entry["qla"], answers, again) for again in range(passes)]
+        return [some_images(part, entry, place) for part in read]
 
     def targets_of(self, records: RecordTable) -> AnswerTargets | None:
         if not records.annotated:
@@ -174,6 +187,8 @@ class VQADataModule(RegionDataModule):
         return {} if targets is None else commonest_answers(records["question"], targets.best(), targets.answers)
 
     def make_dataset(self, records: RecordTable, images: np.ndarray, stage: str) -> AnsweringDataset:
+        if stage == "train":
+            warn_of_other_splits(self.answers_path, self.built_from)
         if stage == "predict" and any("test-dev2015" in name for name in records["file"].categories()[0]):
             rank_zero_warn(
                 "The VQA server wants answers to all of test2015, for its test-dev phase too: pass "

@@ -16,6 +16,7 @@ from vinvl.data.table import TEXT, TEXTS, Form, RecordTable
 from vinvl.run.errors import UserError
 from vinvl.run.files import no_cycle_collection
 from vinvl.run.values import FilledText, Id, decoded_records
+from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary
 
 PUBLISHED_VQA = Form(
     noun="questions",
@@ -71,6 +72,21 @@ def read_published_questions(path: str | Path, answers: Sequence[str], again: in
             yield file, number, own_id, one.img_id, one.q, tags_of(one.o), texts, one.s if texts else None
 
     return RecordTable.of(PUBLISHED_VQA, answered(rows(), path), path)
+
+
+def with_targets(records: RecordTable, vocabulary: AnswerVocabulary, rule: str) -> RecordTable:
+    """Questions with people's answers as those of the published folder are, whose targets are stated: to mix both."""
+    if records.form is PUBLISHED_VQA:
+        return records
+    table = records.table.select([name for name in ("file", "number", *PUBLISHED_VQA.columns) if name in records])
+    if records.annotated:
+        targets = AnswerTargets.of_people(records["answers"], vocabulary, rule)
+        starts, texts = pa.array(targets.offsets, pa.int32()), pa.array(vocabulary.answers, TEXT)
+        table = table.append_column(
+            "target_answers", pa.ListArray.from_arrays(starts, texts.take(pa.array(targets.ids)))
+        )
+        table = table.append_column("target_scores", pa.ListArray.from_arrays(starts, pa.array(targets.scores)))
+    return RecordTable(table, PUBLISHED_VQA)
 
 
 def published_questions(path: str | Path, answers: Sequence[str]) -> Iterator[tuple[str, int, Question]]:
