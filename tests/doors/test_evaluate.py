@@ -112,7 +112,7 @@ def test_predict_writes_the_official_result_file(trained: Trained, predicted: Pa
     results = json.loads((predicted / "results.json").read_text())
     assert [one["question_id"] for one in results] == trained.question_ids("test")
     assert all(one.keys() == {"question_id", "answer"} and isinstance(one["answer"], str) for one in results)
-    vocabulary = json.loads((trained.data / "demo" / "answers.json").read_text())["answers"]
+    vocabulary = json.loads((trained.data / "demo" / "answers.json").read_text())
     assert {one["answer"] for one in results} <= set(vocabulary)
     lines = [json.loads(line) for line in (predicted / "predictions.jsonl").read_text().splitlines()]  # the five best
     for line, result in zip(lines, results, strict=True):

@@ -100,7 +100,7 @@ def test_checkpoints_that_do_not_fit(demo_data: Path, tmp_path: Path) -> None:
     trained = tmp_path / "trained"
     run_in_process("train", demo_data, trained, *TINY_DEMO, "trainer.max_steps=1", "test_after_fit=false")
     checkpoint = trained / "checkpoints" / "last.ckpt"
-    answers = json.loads((demo_data / "demo" / "answers.json").read_text())["answers"]
+    answers = json.loads((demo_data / "demo" / "answers.json").read_text())
     (tmp_path / "fewer.json").write_text(json.dumps(answers[:-1]))
     fewer = f"data.answers={tmp_path / 'fewer.json'}"
     sentence = refused(demo_data, tmp_path, f"ckpt_path={checkpoint}", f"++{fewer}", door="evaluate")
