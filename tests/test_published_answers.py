@@ -398,3 +398,19 @@ def test_features_may_be_the_tsv_form(tmp_path: Path) -> None:
     images = set(data.datasets["val"].records["image_id"])
     for image in images:
         assert np.array_equal(data.store[image].features, ARRAYS["vqa"][f"features.val.{image}"])
+
+
+def test_ids_that_are_text_are_sent_as_numbers(stores: Path, tmp_path: Path) -> None:
+    listed = json.loads((REPLICA / "vqa/test-dev2015_qla_mrcnn.json").read_text())
+    (path := tmp_path / "test.json").write_text(json.dumps([{**one, "q_id": str(one["q_id"])} for one in listed]))
+    data = prepared("vqa", "test-dev", "predict", stores, f"data.splits.test-dev=[{{qla: '{path}'}}]")
+    assert list(data.datasets["predict"].records["question_id"]) == [one["q_id"] for one in listed]
+
+
+def test_records_with_and_without_tags_are_not_mixed(stores: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text('{"questions": [{"question_id": 5, "image_id": 4006, "question": "Why?"}]}')
+    (tmp_path / "a.json").write_text('{"annotations": [{"question_id": 5, "image_id": 4006, "answers": ["yes"]}]}')
+    official = f"{{questions: '{tmp_path / 'q.json'}', annotations: '{tmp_path / 'a.json'}'}}"
+    released = f"{{qla: '{REPLICA / 'vqa/val2014_qla_mrcnn.json'}'}}"
+    with pytest.raises(UserError, match=r"q\.json record 1 \(question_id 5\) carries no tags where others do"):
+        prepared("vqa", "val", "validate", stores, f"data.splits.val=[{released}, {official}]")

@@ -392,6 +392,13 @@ def tags_of_records(records: RecordTable, tokenizer: PreTrainedTokenizerBase, ch
             f"data.tags={RECORDS}, but {records.describe(0)} carries no tags: pass data.tags=FILE, or data.tags=null "
             "for the classes in the store."
         )
+    for name in columns:
+        if records.table[name].null_count:
+            bare = int(records.table[name].is_null().to_numpy().argmax())
+            raise UserError(
+                f"data.tags={RECORDS}, but {records.describe(bare)} carries no tags where others do: pass "
+                "data.tags=FILE, or data.tags=null for the classes in the store."
+            )
     chunks = [chunk for name in columns for chunk in records.table[name].chunks]
     joined = pa.chunked_array([pc.binary_join(chunk, SEPARATOR) for chunk in chunks], pa.string())
     texts, codes = Column(joined).categories()

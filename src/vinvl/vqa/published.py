@@ -68,6 +68,8 @@ def read_published_questions(path: str | Path, answers: Sequence[str], again: in
             if not all(0 < score <= 1 for score in one.s or ()):
                 raise UserError(f"{place}: a score (s) is not above 0 and at most 1: {one.s}.")
             texts = None if not one.an else [answers[label] for label in one.an]
+            if isinstance(own_id, str) and own_id.isascii() and own_id.isdecimal():
+                own_id = int(own_id)  # the server wants numbers
             own_id = f"{own_id}~{again + 1}" if again else own_id
             yield file, number, own_id, one.img_id, one.q, tags_of(one.o), texts, one.s if texts else None
 
