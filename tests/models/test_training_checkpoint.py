@@ -145,7 +145,7 @@ class TestThroughTheDoor:
 
     def test_answers_in_another_order(self, start: Path, demo_data: Path, tmp_path: Path) -> None:
         """Each row follows its answer, and so does the baseline, which is no answer by its place in the file."""
-        answers = json.loads((start.parents[2] / "vqa.json").read_text())
+        answers = json.loads((start.parents[2] / "vqa.json").read_text())["answers"]
         (tmp_path / "reversed.json").write_text(json.dumps([*answers[::-1], "aardvark"]))
         still = ["optim=adamw_constant", "optim.optimizer.lr=0", "trainer.max_steps=1", "trainer.limit_val_batches=1"]
         given = [*TINY, *still, f"model.init={start}", f"data.answers={tmp_path / 'reversed.json'}"]

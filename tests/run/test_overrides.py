@@ -81,7 +81,11 @@ def test_other_words_stay_as_they_are() -> None:
         ("task=captioning", "data.splits.train.splits=train", "give {karpathy: FILE"),
         ("task=retrieval", "+data.splits.val.coco=own.json", "null takes a key away"),
         ("task=vqa", "+data.splits.train.0.jsonl=own.jsonl", "has the key jsonl, which nothing reads"),
-        ("task=vqa", "data.splits.train=[a.jsonl]", "is 'a.jsonl': give {questions: …, annotations: …}"),
+        (
+            "task=vqa",
+            "data.splits.train=[a.jsonl]",
+            "is 'a.jsonl': give {questions: …, annotations: …, only_images: …, without_images: …}",
+        ),
         ("task=vqa", "data.splits.val=3", "data.splits.val is 3: give a JSONL file"),
         ("task=gqa", "data.splits.val={jsonl:own.jsonl}", "give a question file, a folder of them"),
         ("task=nlvr2", "data.splits.dev=[a.json,b.json]", "give one file"),
