@@ -19,7 +19,7 @@ from vinvl.data.sampling import Draw
 from vinvl.published import convert_published
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory, register_resolvers
-from vinvl.vqa.answers import warn_of_other_splits
+from vinvl.vqa.answers import read_answers, warn_of_other_splits
 
 REPLICA = golden.FOLDER / "published/replica"
 TASKS = {"vqa": "vqa2", "gqa": "gqa", "nlvr2": "nlvr2"}
@@ -82,9 +82,12 @@ def test_rows_are_those_of_oscar(task: str, name: str, stores: Path) -> None:
     data = prepared(task, SPLITS[task][split], "predict" if unannotated else "validate", stores, *limits)
     dataset = data.datasets["predict" if unannotated else "val"]
     assert len(dataset) == len(facts["examples"])
+    assert task != "nlvr2" or facts["use_pair"]
     for row, example in enumerate(facts["examples"]):
         item = dataset[Draw(0, row)]
         recorded = {key.rpartition(".")[2]: arrays[key] for key in arrays if key.startswith(f"{name}.{row}.")}
+        if "names" in FACTS[task]:
+            assert recorded.keys() <= {*FACTS[task]["names"]}  # img_feat is compared as features and geometry
         sides = item if task == "nlvr2" else (item,)
         for side, one in enumerate(sides):
             sided = [key for key in recorded if key not in ("label", "q_id")]
@@ -101,6 +104,14 @@ def test_rows_are_those_of_oscar(task: str, name: str, stores: Path) -> None:
             check_labels(task, sides[0], recorded, data)
 
 
+VQA_ANSWERS = read_answers(REPLICA / "vqa/cache/trainval_ans2label.pkl")
+
+
+def rounded(numbers: list[float] | None) -> list[float] | None:
+    """Of float32 what a file had."""
+    return None if numbers is None else [round(number, 6) for number in numbers]
+
+
 def check_record(task: str, record: dict[str, Any], example: Any, recorded: dict[str, Any]) -> None:
     if task == "nlvr2":
         images = [example["img_key"][side] for side in ("left", "right")]
@@ -112,6 +123,9 @@ def check_record(task: str, record: dict[str, Any], example: Any, recorded: dict
         assert recorded["q_id"].tolist() == [0]
         return
     assert record["question"] == example["text_a"] and record["image_id"] == str(example["img_key"])
+    if task == "vqa":  # numbers of answers and their scores, in the order of the file
+        numbers = None if example["label"] is None else [VQA_ANSWERS[number] for number in example["label"]]
+        assert (numbers, example["score"]) == (record.get("target_answers"), rounded(record.get("target_scores")))
     assert record["tags"] == [tag for tag in example["text_b"].replace(";", " ").split(" ") if tag] or " " in str(
         record["tags"]
     )
