@@ -207,9 +207,7 @@ class Fold(NamedTuple):
 
     images: np.ndarray  # (I,) int64 into the records
     captions: np.ndarray  # (C,) int64 into the captions of the records, image by image
-    owner: (
-        np.ndarray
-    )  # (C,) int64: the image of each caption as a position in `images`, ascending; hard ones: -1 for none
+    owner: np.ndarray  # (C,) int64: each caption's image as a position in `images`, ascending; of hard ones -1: none
 
     @classmethod
     def of(cls, images: np.ndarray, offsets: np.ndarray) -> "Fold":
