@@ -4,7 +4,6 @@ What lies where, and which store is made of it, is said by conf/data/*_published
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from vinvl.data.stores import StoreFile
 from vinvl.run.errors import UserError, say
 from vinvl.run.folders import config_directory
+from vinvl.zoo import BESIDE, paths_in
 
 DATA_OF_FOLDER = {
     "vqa": "vqa2_published",
@@ -26,7 +26,6 @@ DATA_OF_FOLDER = {
     "nocaps": "nocaps_published",
     "pretrain_corpus": "oscarplus_published",
 }
-BESIDE = ("sizes", "predictions", "labels")  # settings of a store that name files
 KEPT = {".pt": 0.5}  # of the bytes of features, in float16: they are float32, and in TSV files base64 of it
 KEPT_OF_TSV = 0.38
 ROOM = 1.05  # for boxes and all else
@@ -64,7 +63,7 @@ def convert_published(folder: Path, stores: Path) -> list[Path]:
     Raises:
         UserError: nothing is found, there is too little room, or features cannot be used.
     """
-    root, names = _chosen(folder)
+    root, names = chosen(folder)
     found = [data for name in names if (data := look_at(name, root, stores)).sources]
     if not found:
         raise UserError(
@@ -94,7 +93,9 @@ def look_at(name: str, root: Path, stores: Path) -> FoundData:
     config: Any = OmegaConf.create({"published": places, "paths": {"data_dir": str(stores)}, "data": loaded}).data
     given = [node for node in (config.get("regions"), *(config.get("stores") or {}).values()) if node is not None]
     listed: dict[str, StoreFile] = {}
-    missing = [path for path in _paths(config.get("splits")) if not Path(path).exists()]
+    missing = [
+        path for path in paths_in(OmegaConf.to_container(config.splits, resolve=True)) if not Path(path).exists()
+    ]
     for node in given:
         plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig | ListConfig) else node
         for one in plain if isinstance(plain, list) else [plain]:
@@ -112,16 +113,7 @@ def look_at(name: str, root: Path, stores: Path) -> FoundData:
     return FoundData(name, list(listed.values()), list(dict.fromkeys(missing)))
 
 
-def _paths(splits: Any) -> Iterator[str]:
-    plain = OmegaConf.to_container(splits, resolve=True) if isinstance(splits, DictConfig | ListConfig) else splits
-    if isinstance(plain, str) and "/" in plain:
-        yield plain
-    elif isinstance(plain, Mapping | list):
-        for one in plain.values() if isinstance(plain, Mapping) else plain:
-            yield from _paths(one)
-
-
-def _chosen(folder: Path) -> tuple[Path, list[str]]:
+def chosen(folder: Path) -> tuple[Path, list[str]]:
     """The root, and the configurations of what lies there; of one task if the folder is that task's."""
     there = {path.stem for path in (Path(config_directory()) / "data").glob("*_published.yaml")}
     for place in (folder, folder.parent):
