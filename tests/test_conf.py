@@ -352,7 +352,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "trainer.max_steps": 44_000, "trainer.max_epochs": -1, "trainer.gradient_clip_val": None,
         "trainer.val_check_interval": 4000, "trainer.check_val_every_n_epoch": None, "trainer.strategy": "ddp",
         "model.config.hidden_dropout_prob": 0.1, "data.max_tokens": 70, "data.max_regions": 70,
-        "model.config.classifier": "mlp", "model.config.hidden_size": 768, "model.config.loss_type": "bce",
+        "model.config.classifier": "mlp_gelu", "model.config.hidden_size": 768, "model.config.loss_type": "bce",
+        "model.config.cls_hidden_layers": 1,
     },
 }  # fmt: skip
 
@@ -389,6 +390,12 @@ def test_an_experiment_states_its_limits_itself(experiment: str) -> None:
         keys += ["data.batch_size", "optim.optimizer.lr", f"trainer.{length}"]
     for key in keys:
         assert OmegaConf.select(written, key) == OmegaConf.select(config, key) is not None, key
+
+
+@pytest.mark.parametrize("experiment", RECIPES)
+def test_biases_and_layer_norms_decay_as_in_mmf_alone(experiment: str) -> None:
+    expected = [] if experiment == "vqa2_mmf" else ["bias", "LayerNorm.weight"]
+    assert composed("train", f"experiment={experiment}")["task"]["undecayed"] == expected
 
 
 def test_the_mmf_recipe_has_256_questions_in_a_batch_and_1536_units_in_its_head() -> None:

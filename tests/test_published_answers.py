@@ -15,6 +15,8 @@ from hydra.utils import instantiate
 import vinvl
 from tests import golden
 from tests.door_in_process import refused_in_process, run_in_process, scores
+from tests.models.test_convert_weights import HeadOfMMF, as_mmf
+from tests.models.test_convert_weights import run as convert_weights
 from vinvl.data.sampling import Draw
 from vinvl.published import convert_published
 from vinvl.run.errors import UserError
@@ -208,6 +210,29 @@ def test_released_folders_are_scored_as_by_oscar(task: str, split: str, key: str
     door("evaluate", task, stores, tmp_path, f"data.test_split={split}")
     headline = "accuracy" if task == "nlvr2" else "accuracy/overall"
     assert scores(tmp_path)[headline] == pytest.approx(100 * (expected[1] if task == "nlvr2" else expected), abs=1e-9)
+
+
+def test_a_head_of_mmf_is_scored_and_loaded(stores: Path, tmp_path: Path) -> None:
+    """The released encoder with a head as MMF builds it, in a checkpoint of MMF's."""
+    released = vinvl.load(REPLICA / "model_ckpts/vqa/base/best", task="vqa", answers=VQA_ANSWERS).trained.model
+    torch.manual_seed(0)
+    head = HeadOfMMF(released.config.hidden_size, 2 * released.config.hidden_size, 2, len(VQA_ANSWERS)).eval()
+    tensors = {name: one for name, one in released.state_dict().items() if "pooler" not in name}
+    tensors = as_mmf({name: one for name, one in tensors.items() if name.startswith("bert.")}, "vinvl.")
+    tensors |= {f"vinvl.classifier.{name}": one for name, one in head.state_dict().items()}
+    torch.save(tensors, tmp_path / "m.pth")
+    told = {"num_attention_heads": released.config.num_attention_heads}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    convert_weights(tmp_path / "m.pth", tmp_path / "model", "task=vqa", f"tokenizer={REPLICA / 'vocabulary'}")
+    dataset = prepared("vqa", "val", "validate", stores).datasets["val"]
+    batch = dataset.collate([dataset[Draw(0, row)] for row in range(len(dataset))])
+    model = vinvl.load(tmp_path / "model", answers=VQA_ANSWERS).trained.model
+    with torch.no_grad():
+        logits = head(released.bert(**batch.inputs()).last_hidden_state)
+        torch.testing.assert_close(model(**batch.inputs()).logits, logits, rtol=0, atol=1e-5)
+    points = batch.labels[torch.arange(len(logits)), logits.argmax(dim=1)].mean().item()
+    door("evaluate", "vqa", stores, tmp_path / "run", "data.test_split=val", f"ckpt_path={tmp_path / 'model'}")
+    assert scores(tmp_path / "run")["accuracy/overall"] == pytest.approx(100 * points, abs=1e-4)
 
 
 def test_submissions_are_those_of_oscar(stores: Path, tmp_path: Path) -> None:

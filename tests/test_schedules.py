@@ -103,6 +103,8 @@ def test_biases_and_layer_norms_do_not_decay() -> None:
     assert decayed["weight_decay"] == 0.05 and spared["weight_decay"] == 0.0
     assert [id(p) for p in decayed["params"]] == [id(model.dense.weight)]
     assert {id(p) for p in spared["params"]} == {id(p) for p in (model.dense.bias, *model.LayerNorm.parameters())}
+    everything, nothing = parameter_groups(model, 0.05, [])  # as in MMF
+    assert len(everything["params"]) == 4 and everything["weight_decay"] == 0.05 and not nothing["params"]
 
 
 def test_multistep_warms_up_and_falls_after_shares_of_the_run() -> None:

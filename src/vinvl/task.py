@@ -36,16 +36,18 @@ MOST_BATCHES = 2**31  # of a run: each has a seed of its own, see `VinVLTask.on_
 # Which parameters decay.
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, with and without weight decay, as published: names with "bias" or "LayerNorm.weight" do not decay.
+UNDECAYED = ("bias", "LayerNorm.weight")  # Oscar's rule; it goes by name, so run_nlvr.py decays the norm in its head
 
-    The published rule goes by name: a LayerNorm inside a `Sequential` head is decayed (Oscar's run_nlvr.py).
-    """
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, undecayed: Sequence[str] = UNDECAYED
+) -> list[dict[str, Any]]:
+    """Two groups, with weight decay and without: of the parameters whose names contain one of `undecayed`."""
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (spared if "bias" in name or "LayerNorm.weight" in name else decayed).append(parameter)
+            (spared if any(part in name for part in undecayed) else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
@@ -59,6 +61,7 @@ class Recipe(TypedDict, total=False):
     optimizer: MakeOptimizer | None
     scheduler: MakeScheduler | None
     weight_decay: float
+    undecayed: Sequence[str]
     seed: int
 
 
@@ -118,6 +121,7 @@ class VinVLTask(pl.LightningModule):
         optimizer: MakeOptimizer | None = None,
         scheduler: MakeScheduler | None = None,
         weight_decay: float = 0.0,
+        undecayed: Sequence[str] = UNDECAYED,
         seed: int = 0,
     ) -> None:
         """
@@ -131,6 +135,7 @@ class VinVLTask(pl.LightningModule):
             optimizer: parameter groups → optimiser; None where the task is only evaluated.
             scheduler: (optimiser, total_steps=) → schedule, stepped after each update.
             weight_decay: of the decayed parameter group.
+            undecayed: parts of the names of the parameters that do not decay.
             seed: of dropout; see `on_train_batch_start`.
         """
         super().__init__()
@@ -149,7 +154,7 @@ class VinVLTask(pl.LightningModule):
         self.save_hyperparameters({**own}, logger=False)
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
-        self.weight_decay = weight_decay
+        self.weight_decay, self.undecayed = weight_decay, undecayed
         self.seed = seed
         self.batches_seen = 0
         self.run_config: dict[str, Any] = {}
@@ -325,7 +330,7 @@ class VinVLTask(pl.LightningModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For the optimiser, whose rate is multiplied by a group's `lr_factor`, where it has one."""
-        return parameter_groups(self.model, self.weight_decay)
+        return parameter_groups(self.model, self.weight_decay, self.undecayed)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = make_optimizer(self.make_optimizer, self.parameter_groups())

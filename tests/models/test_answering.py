@@ -95,7 +95,7 @@ def test_published_dropout_and_classifier_sizes() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"classifier": "deep"}, "classifier 'deep'; choose one of linear, mlp"),
+        ({"classifier": "deep"}, "classifier 'deep'; choose one of linear, mlp, mlp_gelu"),
         ({"loss_type": "hinge"}, "loss_type is 'hinge'; choose one of bce, ce, kl"),
         ({"img_feature_dim": 0}, "img_feature_dim 0"),
         ({"cls_hidden_scale": 1.5}, "cls_hidden_scale 1.5"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining, BertTokenizer, PreTrainedModel
 
 from tests import golden
@@ -92,7 +92,9 @@ def as_mmf(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
             ("bert.img_embedding.", "bert.img_embedding.0."),
             ("bert.LayerNorm.", "bert.img_embedding.1."),
             ("bert.pooler.", "classifier.pooler."),
-            ("classifier.", "classifier.classifier.0."),
+            ("classifier.weight", "classifier.classifier.0.weight"),
+            ("classifier.bias", "classifier.classifier.0.bias"),
+            ("classifier.", "classifier.classifier."),
         ):
             if name.startswith(ours):
                 name = name.replace(ours, theirs, 1)
@@ -203,19 +205,93 @@ def test_checkpoints_of_mmf(layout: str, tmp_path: Path) -> None:
     assert len(report.renamed) == len(report.loaded) and report.missing == ()
 
 
-def test_a_head_of_mmf_with_hidden_layers_is_refused_and_its_encoder_taken(tmp_path: Path) -> None:
-    model = randomised(VinVLForAnswering, num_labels=5)
-    table = as_mmf(model.state_dict(), "vinvl.")
-    del table["vinvl.classifier.classifier.0.weight"], table["vinvl.classifier.classifier.0.bias"]
-    table["vinvl.classifier.classifier.1.dense.weight"] = torch.zeros(16, 16)
-    table["vinvl.classifier.classifier.2.weight"] = torch.zeros(5, 16)
-    path = with_vocabulary(tmp_path / "mmf") / "model.pth"
-    torch.save(table, path)
-    with pytest.raises(UserError, match=r"classifier of MMF with hidden layers .* task=encoder"):
-        run(path, tmp_path / "out", "config.num_attention_heads=4")
+class HeadOfMMF(nn.Module):
+    """The "mlp" head as MMF builds it, with the names that it gives (mmf/models/transformers/heads/mlp.py)."""
+
+    def __init__(self, hidden: int, width: int, layers: int, answers: int) -> None:
+        super().__init__()
+        self.pooler = nn.ModuleDict({"dense": nn.Linear(hidden, hidden)})
+        modules: list[nn.Module] = []
+        for before in [hidden] + [width] * (layers - 1) if layers else []:
+            transform = {"dense": nn.Linear(before, width), "LayerNorm": nn.LayerNorm(width, eps=1e-6)}
+            modules += [nn.Dropout(0.1), nn.ModuleDict(transform)]
+        self.classifier = nn.Sequential(*modules, nn.Linear(width, answers))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        found = self.pooler["dense"](hidden_states[:, 0]).tanh()
+        for module in self.classifier:
+            if isinstance(module, nn.ModuleDict):
+                found = module["LayerNorm"](nn.functional.gelu(module["dense"](found)))
+            else:
+                found = module(found)
+        return found
+
+
+def checkpoint_of_mmf(folder: Path, head: HeadOfMMF, **changes: Tensor | None) -> tuple[Path, Any]:
+    """A checkpoint of MMF's with a random encoder and a head, some tensors changed or left out; and the encoder."""
+    encoder = randomised(VinVLModel, use_img_layernorm=True)
+    table = as_mmf({f"bert.{name}": tensor for name, tensor in encoder.state_dict().items()}, "vinvl.")
+    table = {name: one for name, one in table.items() if "pooler" not in name}  # MMF's encoder has none
+    table |= {f"vinvl.classifier.{name}": one for name, one in head.state_dict().items()}
+    path = with_vocabulary(folder) / "model.pth"
+    torch.save({name: one for name, one in (table | changes).items() if one is not None}, path)
+    return path, encoder
+
+
+@pytest.mark.parametrize(("layers", "scale"), [(0, 1), (1, 1), (1, 2), (3, 2)])
+def test_heads_of_mmf_give_its_logits(layers: int, scale: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    head = HeadOfMMF(16, 16 * scale, layers, 5).eval()
+    for name, parameter in head.named_parameters():  # small values, on which the epsilon of the layer norm tells
+        nn.init.normal_(parameter, std=1e-2 if "dense" in name and "classifier" in name else 1.0)
+    path, encoder = checkpoint_of_mmf(tmp_path / "mmf", head)
+    there = run(path, tmp_path / "out", "config.num_attention_heads=4", "task=vqa")
+    torch.manual_seed(1)
+    given = {"input_ids": torch.randint(0, 30, (3, 6)), "region_features": torch.randn(3, 4, 12)}
+    with torch.no_grad():
+        expected = head(encoder(**given).last_hidden_state)
+        found = VinVLForAnswering.from_pretrained(there).eval()(**given).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    config = json.loads((there / "config.json").read_text())
+    assert (config["classifier"], config["cls_hidden_layers"]) == (("mlp_gelu", layers) if layers else ("linear", 1))
+    again = run(there, tmp_path / "again")
+    assert_same(VinVLForAnswering.from_pretrained(there).eval(), VinVLForAnswering.from_pretrained(again).eval())
+    if layers:
+        with pytest.raises(UserError, match=r"has no classifier mlp_gelu, .* pass format=transformers"):
+            run(there, tmp_path / "oscar", "format=oscar")
+        assert not (tmp_path / "oscar").exists()
+
+
+def test_the_dropouts_of_a_head_of_mmf() -> None:
+    """One before each hidden layer, the first of them on the pooled vector, and none before the last layer."""
+    given: Any = {"classifier": "mlp_gelu", "cls_hidden_layers": 2, "classifier_dropout": 0.3, "num_labels": 5}
+    model = VinVLForAnswering(VinVLConfig(**(VINVL | given)))
+    kinds = [type(module).__name__ for module in model.classifier]
+    assert kinds == ["Identity", "Sequential", "Dropout", "Sequential", "Linear"]
+    assert (model.dropout.p, model.classifier[2].p) == (0.3, 0.3)
+
+
+LAYER_OF_MMF = "vinvl.classifier.classifier"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({f"{LAYER_OF_MMF}.1.dense.weight": torch.zeros(20, 16)}, "classifier .* is 20 wide, not a multiple of .* 16"),
+        ({f"{LAYER_OF_MMF}.3.dense.weight": torch.zeros(16, 32)}, r"'classifier.3.dense.weight' is \(16, 32\) there"),
+        ({f"{LAYER_OF_MMF}.3.dense.weight": None}, "'classifier.2.bias' is not in it"),
+        ({f"{LAYER_OF_MMF}.1.LayerNorm.bias": None}, "'classifier.1.LayerNorm.bias' is not in it"),
+        ({"vinvl.classifier.pooler.dense.weight": None}, "lacks 'bert.pooler.dense.weight', without which"),
+    ],
+)
+def test_heads_of_mmf_that_do_not_fit(changes: dict[str, Tensor | None], sentence: str, tmp_path: Path) -> None:
+    path, encoder = checkpoint_of_mmf(tmp_path / "mmf", HeadOfMMF(16, 32, 2, 5), **changes)
+    with pytest.raises(UserError, match=sentence):
+        run(path, tmp_path / "out", "config.num_attention_heads=4", "task=vqa")
+    assert not (tmp_path / "out").exists()
     there = run(path, tmp_path / "out", "task=encoder", "config.num_attention_heads=4")
-    assert_same(model.bert, VinVLModel.from_pretrained(there).eval())
-    assert "unused\tvinvl.classifier.classifier.2.weight" in (there / "conversion.txt").read_text()
+    first, second = encoder.state_dict(), VinVLModel.from_pretrained(there).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first if "pooler" not in name)
 
 
 def test_plain_bert_becomes_an_encoder_whose_image_side_is_said_to_be_new(

@@ -173,7 +173,7 @@ def begun(init: Path, answers: list[str] | None, **more: Any) -> Any:
 class TestHeads:
     """The rows of `saved`'s head are the answers a, b, c, d and e."""
 
-    @pytest.mark.parametrize("kind", ["linear", "mlp"])
+    @pytest.mark.parametrize("kind", ["linear", "mlp", "mlp_gelu"])
     def test_rows_go_by_the_texts_of_their_answers(
         self, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

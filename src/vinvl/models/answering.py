@@ -3,6 +3,8 @@
 Shapes: B examples, L text and tag tokens, R regions, D numbers per region row, H hidden size, A answers.
 """
 
+from collections import OrderedDict
+from itertools import chain
 from typing import Unpack
 
 import torch
@@ -14,6 +16,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from vinvl.models.config import VinVLConfig, canonical_loss_type
 from vinvl.models.encoder import EncoderInputs, VinVLModel
 from vinvl.run.errors import UserError
+
+MMF_LAYER_NORM_EPS = 1e-6  # of its "mlp" head (mmf/models/transformers/heads/mlp.py), whatever the encoder's is
 
 
 class _Classifier(BertPreTrainedModel):
@@ -28,8 +32,9 @@ class _Classifier(BertPreTrainedModel):
         super().__init__(config)
         self.bert = VinVLModel(config)
         own_rate = config.classifier_dropout
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if own_rate is None else own_rate)
-        self.classifier = _classifier_layers(config, self.pictures)
+        dropout = config.hidden_dropout_prob if own_rate is None else own_rate
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = _classifier_layers(config, self.pictures, dropout)
         self.post_init()
 
     def forward(
@@ -74,7 +79,7 @@ class VinVLForPairs(_Classifier):
     pictures = 2
 
 
-def _classifier_layers(config: VinVLConfig, pictures: int) -> nn.Module:
+def _classifier_layers(config: VinVLConfig, pictures: int, dropout: float) -> nn.Module:
     """The module from pooled vectors (B, pictures · H) to answer logits (B, A) that `config.classifier` names.
 
     As published, the "mlp" over pairs has a layer norm before its last layer exactly if the projected regions do.
@@ -83,10 +88,22 @@ def _classifier_layers(config: VinVLConfig, pictures: int) -> nn.Module:
     assert answers is not None  # transformers fills it in
     if config.classifier == "linear":
         return nn.Linear(pictures * config.hidden_size, answers)
+    if config.classifier == "mlp_gelu":
+        inputs = [pictures * config.hidden_size] + [width] * (config.cls_hidden_layers - 1)
+        # The first dropout is that of the pooled vector.
+        dropouts = [nn.Identity(), *(nn.Dropout(dropout) for _ in inputs[1:])]
+        pairs = zip(dropouts, (_gelu_layer(before, width) for before in inputs), strict=True)
+        return nn.Sequential(*chain.from_iterable(pairs), nn.Linear(width, answers))
     hidden: list[nn.Module] = [nn.Linear(pictures * config.hidden_size, width), nn.ReLU()]
     if pictures > 1 and config.use_img_layernorm:
         hidden.append(nn.LayerNorm(width, eps=config.layer_norm_eps))
     return nn.Sequential(*hidden, nn.Linear(width, answers))
+
+
+def _gelu_layer(before: int, width: int) -> nn.Module:
+    """A hidden layer of MMF's "mlp" head, BERT's transform before words are predicted, with MMF's names."""
+    layer_norm = nn.LayerNorm(width, eps=MMF_LAYER_NORM_EPS)
+    return nn.Sequential(OrderedDict(dense=nn.Linear(before, width), gelu=nn.GELU(), LayerNorm=layer_norm))
 
 
 def answer_loss(logits: Tensor, labels: Tensor, loss_type: str) -> Tensor:

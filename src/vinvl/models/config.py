@@ -15,13 +15,13 @@ from vinvl.run.errors import UserError
 MOST = {
     "num_labels": 2**20, "num_hidden_layers": 1000, "num_attention_heads": 2**12, "hidden_size": 2**16,
     "intermediate_size": 2**18, "vocab_size": 2**24, "max_position_embeddings": 2**20, "type_vocab_size": 2**16,
-    "img_feature_dim": 2**20, "cls_hidden_scale": 1000,
+    "img_feature_dim": 2**20, "cls_hidden_scale": 1000, "cls_hidden_layers": 100,
 }  # fmt: skip
 NUMBERS = {
     "hidden_dropout_prob": 1, "attention_probs_dropout_prob": 1, "classifier_dropout": 1, "initializer_range": 1e6,
     "layer_norm_eps": 1, "img_layer_norm_eps": 1, "pad_token_id": 2**24,
 }  # fmt: skip
-CLASSIFIERS = ("linear", "mlp")
+CLASSIFIERS = ("linear", "mlp", "mlp_gelu")
 # Others could be names on the hub, from where transformers would have a kernel, which is code.
 ATTENTION = ("auto", PACKED, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", None)
 CHOICES = {"hidden_act": tuple(ACT2FN), "classifier": CLASSIFIERS, "attn_implementation": ATTENTION}
@@ -61,8 +61,10 @@ class VinVLConfig(BertConfig):
         img_feature_dim: numbers per region row (2048 + 6).
         use_img_layernorm: layer-normalise the projected regions (on in the Oscar+ checkpoints).
         img_layer_norm_eps: epsilon of that layer norm.
-        classifier: "linear", or "mlp" for Linear–ReLU–Linear.
-        cls_hidden_scale: the hidden size of the "mlp" classifier as a multiple of `hidden_size`.
+        classifier: "linear", "mlp" for Linear–ReLU–Linear (Oscar's), or "mlp_gelu" for Linear–GELU–LayerNorm, as often
+            as `cls_hidden_layers` says, and Linear (the "mlp" of MMF).
+        cls_hidden_scale: the hidden size of an mlp classifier as a multiple of `hidden_size`.
+        cls_hidden_layers: of the "mlp_gelu" classifier; the "mlp" has one.
         loss_type: "bce", "ce" or "kl"; the published spellings "xe" and "sfmx" are stored as "ce".
         attn_implementation: "auto" is "packed", which computes nothing for padding and takes all masks; the others are
             those of transformers. Not saved with the model.
@@ -82,13 +84,15 @@ class VinVLConfig(BertConfig):
         img_layer_norm_eps: float = 1e-12,
         classifier: str = "linear",
         cls_hidden_scale: int = 3,
+        cls_hidden_layers: int = 1,
         loss_type: str = "bce",
         attn_implementation: str | None = "auto",
         **bert_fields: Any,
     ) -> None:
         own: dict[str, Any] = {
             "img_feature_dim": img_feature_dim, "img_layer_norm_eps": img_layer_norm_eps, "classifier": classifier,
-            "cls_hidden_scale": cls_hidden_scale, "attn_implementation": attn_implementation,
+            "cls_hidden_scale": cls_hidden_scale, "cls_hidden_layers": cls_hidden_layers,
+            "attn_implementation": attn_implementation,
         }  # fmt: skip
         refuse_wrong_fields(bert_fields | own, "The model")
         bert_fields["attn_implementation"] = PACKED if attn_implementation == "auto" else attn_implementation
@@ -101,6 +105,7 @@ class VinVLConfig(BertConfig):
         self.img_layer_norm_eps = img_layer_norm_eps
         self.classifier = classifier
         self.cls_hidden_scale = cls_hidden_scale
+        self.cls_hidden_layers = cls_hidden_layers
         self.loss_type = canonical_loss_type(loss_type)
         if self.hidden_size % self.num_attention_heads:
             raise UserError(

@@ -1,6 +1,7 @@
 """Published checkpoints, in and out: the model that one holds, and a model written for transformers or for Oscar."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ from vinvl.models.weights import (
 )
 from vinvl.run.errors import UserError, printable
 
+# The first layer of an answer head of each kind.
+FIRST_LAYERS = {"classifier.weight": "linear", "classifier.0.weight": "mlp", "classifier.1.dense.weight": "mlp_gelu"}
+HIDDEN_GELU_LAYER = re.compile(r"classifier\.\d+\.dense\.weight")
+
 
 def recognise_model(config: Mapping[str, Any], found: Mapping[str, Tensor]) -> type[PreTrainedModel]:
     """The model class that a checkpoint's config.json names, or else its tensors (`Weights.found`) show.
@@ -48,7 +53,8 @@ def recognise_model(config: Mapping[str, Any], found: Mapping[str, Tensor]) -> t
         return VinVLForCaptioning
     if not any(name.startswith("classifier.") for name in found):
         return VinVLModel
-    head, pooler = found.get("classifier.weight", found.get("classifier.0.weight")), found.get("pooler.dense.weight")
+    head = next((found[name] for name in FIRST_LAYERS if name in found), None)
+    pooler = found.get("pooler.dense.weight")
     if head is None or pooler is None or head.dim() != 2 or pooler.dim() != 2:
         return VinVLForAnswering  # which the conversion will find to be without a head of its kind
     return VinVLForPairs if head.shape[1] == 2 * pooler.shape[0] else VinVLForAnswering
@@ -117,26 +123,23 @@ def _head(
     pairs = found.get("cls.seq_relationship.weight")
     if model_class is VinVLForPreTraining:
         return {"num_labels": len(pairs)} if pairs is not None and pairs.dim() == 2 else {}
-    foreign = sorted(name for name in found if name.startswith("classifier.classifier."))
-    if foreign:
-        raise UserError(
-            f"{files.name} has a classifier of MMF with hidden layers ({foreign[0]!r}: dense, GELU, layer norm), which "
-            "no model here has; take its encoder: pass task=encoder."
-        )
-    output, first = output_layer(found), found.get("classifier.0.weight")
-    if not output or found[output[0]].dim() != 2:
+    output, kinds = output_layer(found), [name for name in FIRST_LAYERS if name in found]
+    if not output or not kinds or found[output[0]].dim() != 2:
         return {}
-    answers = len(found[output[0]])
-    if output[0] == "classifier.weight":
+    kind, first, answers = FIRST_LAYERS[kinds[0]], found[kinds[0]], len(found[output[0]])
+    if kind == "linear":
         return {"classifier": "linear", "num_labels": answers}
-    if first is None or first.dim() != 2 or not hidden_size:
+    if first.dim() != 2 or not hidden_size:
         return {}
     if len(first) % hidden_size:
         raise UserError(
             f"The classifier in {files.name} is {len(first)} wide, not a multiple of its hidden size {hidden_size}; "
             "no model here has such a head."
         )
-    return {"classifier": "mlp", "cls_hidden_scale": len(first) // hidden_size, "num_labels": answers}
+    sizes = {"classifier": kind, "cls_hidden_scale": len(first) // hidden_size, "num_labels": answers}
+    if kind == "mlp_gelu":
+        sizes["cls_hidden_layers"] = sum(HIDDEN_GELU_LAYER.fullmatch(name) is not None for name in found)
+    return sizes
 
 
 def _has_own_decoder(found: Mapping[str, Tensor]) -> bool:
@@ -312,6 +315,10 @@ def _published_fields(model: PreTrainedModel, task: str | None) -> dict[str, Any
         return fields | {"tie_weights": bool(config.tie_word_embeddings), "loss_type": "sfmx", "num_labels": 2}
     if isinstance(model, VinVLModel):
         return fields
+    if config.classifier not in ("linear", "mlp"):
+        raise UserError(
+            f"Oscar's code has no classifier {config.classifier}, which this model has: pass format=transformers."
+        )
     if isinstance(model, VinVLForPairs):
         fields["num_choice"] = 2
     cross_entropy = "sfmx" if task == "retrieval" else "xe"

@@ -27,13 +27,13 @@ OBJECTS_SHOWN = 5  # of a file that holds more than tensors
 MMF_MODEL = re.compile(r"^(?:module\.)?(?:model\.)?vinvl\.")
 # MMF's `vinvl` model. Its projection of regions is a Sequential; its heads bring a pooler of their own, BERT's, which
 # stands where the encoder's does here; without hidden layers (num_layers 0) a head is that pooler and one Linear.
-# A head with hidden layers (dropout, dense, GELU, layer norm, before the Linear) is none of ours: its names stay as
-# they are and nothing takes them. The layer norm of MMF's word head has the epsilon 1e-5, ours the encoder's.
+# With hidden layers it is our "mlp_gelu". The layer norm of MMF's word head has the epsilon 1e-5, ours the encoder's.
 MMF_NAMES = {
     "bert.img_embedding.0.": "bert.img_embedding.",
     "bert.img_embedding.1.": "bert.LayerNorm.",
     "classifier.pooler.": "bert.pooler.",
     "classifier.classifier.0.": "classifier.",
+    "classifier.classifier.": "classifier.",
     "mlm_head.cls.": "cls.",
     "contrast_head.contrast_head.pooler.": "bert.pooler.",
     "contrast_head.contrast_head.classifier.0.": "cls.seq_relationship.",

@@ -302,7 +302,7 @@ def refuse_other_sizes(fields: Mapping[str, Any], tensors: Mapping[str, Tensor],
         raise UserError(f"{owner} has {str(hidden[0])[:60]!r}, which is not a setting of a model: the file is damaged.")
     lengths = {length for tensor in tensors.values() for length in tensor.shape if tensor.numel()}
     sizes = {name: fields.get(name) for _, _, name in SIZES}
-    if fields.get("classifier") == "mlp":
+    if fields.get("classifier", "linear") != "linear":
         sizes["cls_hidden_scale"] = (fields.get("hidden_size") or 768) * (fields.get("cls_hidden_scale") or 3)
     layers = {match[1] for name in tensors if (match := LAYER.search(name))}
     for name, value in sizes.items():
