@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import tempfile
 from pathlib import Path
@@ -127,6 +128,51 @@ def test_label_maps_come_back(classes: list[str], attributes: list[str]) -> None
 def test_the_published_label_map_leaves_index_0_out() -> None:
     text = '{"label_to_idx": {"cat": 1, "dog": 2}, "attribute_to_idx": {"red": 1}}'
     assert LabelMap.from_json(text) == LabelMap(("__background__", "cat", "dog"), ("__no_attribute__", "red"))
+
+
+FILES = {
+    "lines": "cat,kitten\r\ndog\r\n\n",
+    "lines with the background": "__background__\ncat\ndog\n",
+    "byte-order mark": '\ufeff{"label_to_idx": {"cat": 1, "dog": 2}}',
+    "COCO from 1": '{"info": {}, "categories": [{"id": 2, "name": "dog"}, {"id": 1, "name": "cat", "none": 5}]}',
+    "MMF from 0": '{"categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]}',
+    "byte-order mark, lines": "\ufeffcat\ndog",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_label_maps_as_people_have_them(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "objects_vocab.txt"
+    path.write_text(FILES[form], encoding="utf-8", newline="")
+    assert LabelMap.from_file(path) == LabelMap(("__background__", "cat", "dog"), ())
+    (tmp_path / "attributes_vocab.txt").write_text("red\nblue\n")
+    attributes = ("__no_attribute__", "red", "blue") if FILES[form].strip("\ufeff")[0] != "{" else ()
+    assert LabelMap.from_file(path).attributes == attributes
+
+
+def test_ids_of_categories_stay_theirs_with_gaps(tmp_path: Path) -> None:
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"categories": [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}]}))
+    assert LabelMap.from_file(path).classes == ("__background__", "person", "", "car")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"cat\n\ndog", "line 2 names none"),
+        (b"\x80\xff", "not UTF-8"),
+        (b"", "is empty"),
+        (b"c" * 300, "no list of a name a line"),
+        (b'{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "has category 1 twice"),
+        (b'{"categories": [{"id": 99999999, "name": "a"}]}', "not below 100,000"),
+        (b'{"categories": [{"name": "a"}]}', "categories"),
+        (b'{"categories": []}', "neither label_to_idx nor"),
+    ],
+)
+def test_what_is_no_label_map_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "map.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"map\.txt.*{words}"):
+        LabelMap.from_file(tmp_path / "map.txt")
 
 
 HOSTILE = [

@@ -21,7 +21,7 @@ from vinvl.detector.detector import Detector
 from vinvl.models.weight_files import load_published_state_dict
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
-from vinvl.run.files import atomic_write, read_bytes
+from vinvl.run.files import atomic_write
 from vinvl.run.tensor_files import load_tensor_file, plain_tensors
 from vinvl.run.values import shown
 
@@ -269,15 +269,12 @@ def _check_names(label_map: LabelMap, architecture: Architecture, place: str) ->
 
 
 def read_label_map(path: str | Path, architecture: Architecture | None = None) -> LabelMap:
-    """The names of classes and attributes, from the published label-map JSON; `architecture` is who they belong to.
+    """The names of classes and attributes from a file, as `LabelMap.from_file`, and for an `architecture` if given.
 
     Raises:
         UserError: the file is missing or no label map, or it names other numbers of classes or attributes.
     """
-    try:
-        labels = LabelMap.from_json(read_bytes(path).decode("utf-8-sig"), str(path))
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: give a label-map file.") from None
+    labels = LabelMap.from_file(path)
     if architecture is not None:
         _check_names(labels, architecture, str(path))
     return labels

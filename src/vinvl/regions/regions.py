@@ -5,21 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
 
 from vinvl.run.errors import UserError
+from vinvl.run.files import read_bytes
 from vinvl.run.values import decoded, shown
 
 BACKGROUND = "__background__"
 NO_ATTRIBUTE = "__no_attribute__"
+BACKGROUND_NAMES = ("background", "bg")
+NO_ATTRIBUTE_NAMES = ("no attribute", "no_attribute", "none", "", *BACKGROUND_NAMES)
 
+MOST_NAMES, LONGEST_NAME = 100_000, 200
 _Index = Annotated[int, msgspec.Meta(ge=0, lt=10**9)]
 
 
+class _Category(msgspec.Struct):
+    id: _Index
+    name: str
+
+
 class _LabelFile(msgspec.Struct):
+    categories: list[_Category] | None = None
     label_to_idx: dict[str, _Index] | None = None
     idx_to_label: dict[_Index, str] | None = None
     attribute_to_idx: dict[str, _Index] | None = None
@@ -51,16 +62,64 @@ class LabelMap:
         """Read the published label-map JSON; index 0 may be left out, as it is in the published files.
 
         `source` names the origin of the text in messages. Of `idx_to_label` and `label_to_idx` one may be missing, and
-        of two they must agree; the attribute keys may both be missing. Raises UserError for all else.
+        of two they must agree; the attribute keys may both be missing. Instead there may be COCO's `categories` of id
+        and name; ids between them that have none are classes without a name. Raises UserError for all else.
         """
         remedy = "give the detector's label-map file"
         found = decoded(text.encode("utf-8", "surrogatepass"), _LABEL_FILE, source, remedy=remedy)
+        if found.categories:
+            names: dict[int, str] = {}
+            for one in found.categories:
+                if names.setdefault(one.id, one.name) != one.name or one.id > MOST_NAMES:
+                    raise UserError(f"{source} has category {one.id} twice, or not below {MOST_NAMES:,}; {remedy}.")
+            unnamed = dict.fromkeys(range(1, max(names)), "")
+            return cls(_names({}, unnamed | names, BACKGROUND, source), ()).with_background()
         if found.label_to_idx is None and found.idx_to_label is None:
             raise UserError(f"{source} has neither label_to_idx nor idx_to_label; {remedy}.")
         return cls(
             _names(found.label_to_idx or {}, found.idx_to_label or {}, BACKGROUND, f"{source}: label"),
             _names(found.attribute_to_idx or {}, found.idx_to_attribute or {}, NO_ATTRIBUTE, f"{source}: attribute"),
         )
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> LabelMap:
+        """Names from JSON, as `from_json`, or from a list of a name a line, which leaves the background out.
+
+        Of a line with several names, separated by commas, the first counts, as bottom-up-attention's demo reads its
+        `objects_vocab.txt`; the `attributes_vocab.txt` beside it is read too. Raises UserError for anything else.
+        """
+        text = _text_of(path)
+        if text.lstrip()[:1] in ("{", "[", ""):
+            return cls.from_json(text, str(path))
+        beside = Path(path).with_name(Path(path).name.replace("objects", "attributes"))
+        is_there = beside.name != Path(path).name and beside.is_file()
+        return cls(
+            _names_of_lines(text, path), _names_of_lines(_text_of(beside), beside) if is_there else ()
+        ).with_background()
+
+    def with_background(self) -> LabelMap:
+        """The names behind that of the background, and of no attribute: some label maps count from 0 without these."""
+        classes, attributes = self.classes, self.attributes
+        if classes and classes[0].strip("_ ").lower() not in BACKGROUND_NAMES:
+            classes = (BACKGROUND, *classes)
+        if attributes and attributes[0].strip("_ ").lower() not in NO_ATTRIBUTE_NAMES:
+            attributes = (NO_ATTRIBUTE, *attributes)
+        return LabelMap(classes, attributes)
+
+
+def _text_of(path: str | Path) -> str:
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: give a label-map file.") from None
+
+
+def _names_of_lines(text: str, path: str | Path) -> tuple[str, ...]:
+    names = tuple(line.split(",")[0].strip() for line in text.rstrip().splitlines())
+    if "" in names or max(map(len, names)) > LONGEST_NAME or len(names) > MOST_NAMES:
+        place = f"line {names.index('') + 1} names none" if "" in names else "it is something else"
+        raise UserError(f"{path} is no list of a name a line ({place}): give a label-map file.")
+    return names
 
 
 def first_indices(names: Sequence[str]) -> dict[str, int]:

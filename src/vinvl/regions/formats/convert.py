@@ -16,14 +16,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vinvl.regions.formats.oscar import with_background
 from vinvl.regions.formats.rows import OSCAR_DIM, FeatureOptions, Found, Journal, options_of
 from vinvl.regions.formats.source import FoundFiles, Source, find_features
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.store import differences
 from vinvl.regions.writer import RegionStoreWriter, Unfinished, shard_files
 from vinvl.run.errors import UserError
-from vinvl.run.files import read_bytes, reading, refuse_existing, remove_leftovers, work_folder
+from vinvl.run.files import reading, refuse_existing, remove_leftovers, work_folder
 from vinvl.run.progress import Show, progress
 
 LEADING = 8  # images with regions that are looked at before the shape of the store is settled
@@ -76,10 +75,7 @@ def convert_features(source: str | Path, target: str | Path, options: FeatureOpt
 
 def _convert(found: FoundFiles, unfinished: Unfinished, options: FeatureOptions) -> Conversion:
     target, shards = unfinished.target, [shard.header for shard in unfinished.first_shards()]
-    labels = None
-    if options.labels is not None:
-        text = read_bytes(options.labels).decode("utf-8", "replace")
-        labels = with_background(LabelMap.from_json(text, str(options.labels)))
+    labels = None if options.labels is None else LabelMap.from_file(options.labels).with_background()
     with work_folder(target) as scratch:
         journal = Journal(options.on_damaged, scratch, shards)
         source = Source(found, options, labels, scratch, journal)

@@ -40,8 +40,6 @@ from vinvl.run.files import parse_json, read_bytes, reading
 from vinvl.run.restricted_pickle import load_restricted
 from vinvl.run.values import checked_id, checked_text, decoded, shown, wrong_value
 
-BACKGROUND_NAMES = ("background", "bg")
-NO_ATTRIBUTE_NAMES = ("no attribute", "no_attribute", "none", "", *BACKGROUND_NAMES)
 GEOMETRY_TOLERANCE = 0.02  # of the image: published boxes are rounded to pixels or hundredths
 ANOTHER_RUN = "the two files are not of one run"
 
@@ -126,16 +124,6 @@ def label_map_of(classes: Iterable[str], attributes: Iterable[str]) -> LabelMap:
     return LabelMap(
         (BACKGROUND, *sorted(set(classes) - {BACKGROUND})), (NO_ATTRIBUTE, *sorted(set(attributes) - {NO_ATTRIBUTE}))
     )
-
-
-def with_background(labels: LabelMap) -> LabelMap:
-    """The names behind that of the background, and of no attribute: some label maps count from 0 without these."""
-    classes, attributes = labels.classes, labels.attributes
-    if classes and classes[0].strip("_ ").lower() not in BACKGROUND_NAMES:
-        classes = (BACKGROUND, *classes)
-    if attributes and attributes[0].strip("_ ").lower() not in NO_ATTRIBUTE_NAMES:
-        attributes = (NO_ATTRIBUTE, *attributes)
-    return LabelMap(classes, attributes)
 
 
 # Features and their objects in one.

@@ -353,6 +353,12 @@ def shifted(numbers: np.ndarray, offset: int, names: Sequence[str], what: str) -
             f"{what} reach {numbers.max()} (and {offset} is added), but the label map has {len(names)} names, the "
             "background's included: give the detector's label map, or another features.class_offset."
         )
+    unnamed = [number for number, name in enumerate(names) if number and not name]
+    if (wrong := numbers[np.isin(numbers + offset, unnamed)]).size:
+        raise UserError(
+            f"{what} hold {wrong[0]} (and {offset} is added), which has no name in the label map, whose ids have gaps: "
+            "give one that numbers the classes as the features do, or another features.class_offset."
+        )
     return numbers + offset
 
 
