@@ -115,7 +115,7 @@ def a_file(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (lambda f: f"images={f / 'none'}", ["images=", "does not exist"]),
+        (lambda f: f"images={f / 'none'}", ["none does not exist"]),
         (lambda f: f"images={f / 'empty'}", ["holds no pictures"]),
         (lambda f: f"weights={f / 'none.pth'}", ["no detector weight file"]),
         (other_weights, ["other.pth lacks", "another architecture"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vinvl.data.table import Column
-from vinvl.pictures import PictureNames, Pictures, find_pictures
+from vinvl.pictures import PictureNames, Pictures, find_pictures, finding, told_of
 from vinvl.run.errors import UserError
 
 
@@ -78,13 +77,38 @@ def test_a_list_of_odd_places(tmp_path: Path) -> None:
     assert ids(tmp_path / "list.txt", "path")[-1] == ids(tmp_path / "list.txt")[-1] == "b"
 
 
-def test_a_tsv_of_pictures_is_not_taken_for_a_list(tmp_path: Path) -> None:
+def written(path: Path, kind: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path, kind)
+    return path
+
+
+def test_pictures_are_known_by_what_they_begin_with(tmp_path: Path) -> None:
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
-        file = io.BytesIO()
-        Image.new("RGB", (8, 8)).save(file, kind)
-        (tmp_path / "a.tsv").write_text(f'7\t[{{"height": 8}}]\t{base64.b64encode(file.getvalue()).decode()}\n' * 3)
-        found = find_pictures(tmp_path / "a.tsv", PictureNames())
-        assert len(found) == 0 and ["a TSV of pictures is not read" in one.reason for one in found.unusable] == [True]
+        written(tmp_path / f"plain/{kind}", kind)
+        written(tmp_path / f"wrong/{kind}w.json", kind)
+    written(tmp_path / "other/a.jfif", "JPEG")
+    written(tmp_path / "other/b.PNG", "JPEG")
+    touch(tmp_path, "notes.txt", "labels/1.txt", "labels/2.TXT", "README", ".DS_Store")
+    (tmp_path / "sound.wav").write_bytes(b"RIFF\x24\0\0\0WAVEfmt ")
+    os.mkfifo(tmp_path / "pipe")  # which nobody writes to
+    os.symlink(tmp_path / "nowhere", tmp_path / "dangling")
+    found = find_pictures(tmp_path, PictureNames())
+    kinds = ["BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"]
+    assert list(found.ids) == ["a", "b", *kinds, *(f"{kind}w" for kind in kinds if kind != "TIFF")]
+    # A camera's raw file begins as a TIFF; so does the one of another suffix.
+    assert dict(found.passed_over) == {".txt": 3, "without a suffix": 3, "hidden": 1, ".wav": 1, ".json": 1}
+    assert told_of(found.passed_over).startswith(
+        "9 files passed over: 3 .txt, 3 without a suffix, 1 .json, 1 .wav, 1 hidden"
+    )
+    assert ids(tmp_path / "plain/JPEG") == ["JPEG"] == ids(tmp_path / "plain/JPEG", "file")
+
+
+def test_files_without_a_picture_s_suffix_alone_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "1.jpg", "2.TIFF", "3.json")
+    seen: list[str] = []
+    monkeypatch.setattr(finding, "opened", lambda place, most: seen.append(place) or io.BytesIO())
+    assert ids(tmp_path) == ["1", "2"] and [Path(one).name for one in seen] == ["3.json"]
 
 
 def test_one_picture(tmp_path: Path) -> None:

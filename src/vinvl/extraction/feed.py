@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import padded_size, resized_pixels
-from vinvl.pictures import Pictures, ReadingOptions, Unusable, picture_size, read_picture
+from vinvl.pictures import Pictures, ReadingOptions, Unusable, name_of, picture_size, read_picture
 from vinvl.run.errors import UserError
 from vinvl.run.values import check_fields
 
@@ -108,9 +108,10 @@ class PictureFeed:
         """The pictures of a batch, read and resized: what workers do."""
         found, unusable = [], []
         for index in indices:
-            path = self.pictures.paths[index]
+            place = self.pictures.paths[index]
+            path = name_of(place)
             try:
-                image = read_picture(path, self.options.reading)
+                image = read_picture(place, self.options.reading)
             except UserError as error:
                 unusable.append(Unusable(path, str(error)))
             else:

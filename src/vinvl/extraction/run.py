@@ -23,7 +23,7 @@ from vinvl.detector.detector import DetectedRegions, Detector
 from vinvl.detector.weights import open_detector, sha256_of_file
 from vinvl.extraction.feed import FeedOptions, PictureBatch, PictureFeed
 from vinvl.extraction.provenance import Target, detector_config, detector_text, feature_settings, provenance, section
-from vinvl.pictures import PictureNames, Pictures, ReadingOptions, Unusable, find_pictures
+from vinvl.pictures import PictureNames, Pictures, ReadingOptions, Unusable, find_pictures, told_of
 from vinvl.regions.layout import FEATURE_DTYPES, read_header
 from vinvl.regions.merging import shard_path
 from vinvl.regions.regions import Regions, StoreAttributes
@@ -254,6 +254,8 @@ def detect(
     finishes, unusable = process_rank() == 0, list(pictures.unusable)
     if finishes:
         say(f"{target.path}: {missing:,} of {len(pictures):,} pictures to do")
+        if pictures.passed_over:
+            say(told_of(pictures.passed_over))
     if missing:
         shard_seconds = float(config.shard_seconds)
         recorder = Recorder(target, attributes, total=len(pictures), done=before, shard_seconds=shard_seconds)

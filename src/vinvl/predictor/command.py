@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from vinvl.extraction.provenance import detector_config, section
-from vinvl.pictures import picture_files
+from vinvl.pictures import look_for, name_of, told_of
 from vinvl.predictor.predictor import Answer, Caption, Predictor, load
 from vinvl.predictor.trained import Usage
 from vinvl.regions.store import OtherFeatures, RegionStore
@@ -99,7 +99,6 @@ def _of(known: Mapping[str, str | None], value: object, key: str) -> str | None:
 
 
 ONLY_WITH_PICTURES = ("question", "text", "weights", "labels", "features", "output", "task_name")
-LISTS = (".txt", ".tsv", ".lst", ".list")
 AT_ONCE = 32  # pictures, whose results are printed together
 
 
@@ -164,13 +163,17 @@ def _said(
     asked = [] if method == "caption" else [[text for _, text in pairs]]
     try:
         for (picture, text), result in zip(pairs, getattr(model, method)(images, *asked), strict=True):
-            yield Said(picture, text, result)
+            yield Said(_told(picture), text, result)
     except UserError as error:
         if len(pictures) == 1:
             broken.append(str(error))
             return
         for picture in pictures:  # one of them is broken
             yield from _said(model, method, [picture], texts, broken)
+
+
+def _told(picture: str | tuple[str, str]) -> str | tuple[str, str]:
+    return name_of(picture) if isinstance(picture, str) else (name_of(picture[0]), name_of(picture[1]))
 
 
 def _listed(value: Any) -> list[str]:
@@ -209,14 +212,13 @@ def _pictures(config: DictConfig, model: Predictor) -> list[Any]:
 
 
 def pictures_at(source: str) -> list[str]:
-    """The pictures of a folder and the folders in it, or of a list file with a path a line; else the name itself.
+    """The places of the pictures of a folder, list or container (`look_for`); else the name itself.
 
-    Raises UserError if there are none in it.
+    Raises UserError if there are none in it. A warning names those that cannot be used.
     """
-    path = Path(source).expanduser()
-    if not path.is_dir() and not (path.is_file() and path.suffix.lower() in LISTS):
+    if not Path(source).expanduser().exists():
         return [source]
-    found = [str(one) for one, _ in picture_files(path)]
-    if not found:
-        raise UserError(f"image={source} holds no pictures.")
-    return found
+    entries, passed_over = look_for(source)
+    for sentence in [one.problem for one in entries if one.problem] + ([told_of(passed_over)] if passed_over else []):
+        say(f"warning: {sentence}", error=True)
+    return [one.place for one in entries if not one.problem]

@@ -22,7 +22,7 @@ from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
 from vinvl.extraction.feed import alike
 from vinvl.extraction.provenance import trained_config, unlike_detector
 from vinvl.extraction.run import store_regions
-from vinvl.pictures import ReadingOptions, damage, picture_size, read_picture, rgb_picture
+from vinvl.pictures import ReadingOptions, damage, name_of, picture_size, read_picture, rgb_picture
 from vinvl.predictor.trained import TrainedModel
 from vinvl.regions.regions import BOX_NUMBERS, LabelMap, Regions, RegionSource
 from vinvl.regions.store import OtherFeatures, RegionStore
@@ -128,12 +128,13 @@ class Taken:
     Attributes:
         key: the same for the same picture within one call.
         name: for messages and results.
-        image: its position in the store, its file, or what is in memory, Pillow's or NumPy's, which stays as it is.
+        image: its position in the store, its place (`vinvl.pictures.containers`), or what is in memory, Pillow's or
+            NumPy's, which stays as it is.
     """
 
     key: Hashable
     name: str
-    image: int | Path | Image.Image | np.ndarray
+    image: int | str | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +186,8 @@ class Looking:
         if isinstance(image, str) and self.store is not None and image in self.store:
             return Taken(("id", image), image, self.store.index_of(image))
         if isinstance(image, str | os.PathLike):
-            path = self._file(image)
-            taken = Taken(str(path), str(path), path)
+            place = image if isinstance(image, str) and "\0" in image else str(self._file(image))
+            taken = Taken(place, name_of(place), place)
         else:
             refuse_no_picture(image)
             taken = Taken(id(image), str(getattr(image, "filename", "") or "the picture"), image)
@@ -242,7 +243,7 @@ class Looking:
         sizes: list[tuple[int, int]] = []  # (width, height) before they are resized
         ready: dict[int, Tensor] = {}  # uint8 (height, width, 3), resized: files are read when their turn comes
         for number, one in enumerate(pictures):
-            if isinstance(one.image, Path):
+            if isinstance(one.image, str):
                 sizes.append(picture_size(one.image, self.reading))
             else:
                 assert not isinstance(one.image, int)
@@ -253,8 +254,8 @@ class Looking:
         padded = [padded_size(*size, config) for size in sizes]
         for batch in alike(range(len(pictures)), padded, self.computing.pictures, mixed_sizes=False):
             for number in batch:
-                if number not in ready:
-                    ready[number] = resized_pixels(read_picture(pictures[number].name, self.reading), config)
+                if isinstance(place := pictures[number].image, str):
+                    ready[number] = resized_pixels(read_picture(place, self.reading), config)
             with self.computing.precision():
                 seen = detector.detect_pixels([ready.pop(i) for i in batch], [sizes[i] for i in batch])
             for number, one_seen in zip(batch, seen, strict=True):
