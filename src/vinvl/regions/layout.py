@@ -217,32 +217,39 @@ def _array_layout(path: Path, file: h5py.File, name: str, file_bytes: int) -> Ar
             raise UserError(f"{path}: dataset {name} is stored as {dtype}, the layout wants {' or '.join(wanted)}.")
     if dataset.shape is None:
         raise UserError(f"{path}: dataset {name} is empty of shape; {_AGAIN}.")
-    _check_storage(path, dataset, name)
-    if dataset.size == 0 or dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
-        return ArrayLayout(dtype, dataset.shape, None)
-    offset = dataset.id.get_offset()
-    if offset is None:
-        raise UserError(f"{path}: dataset {name} was declared but never written; {_AGAIN}.")
-    if offset + dataset.size * dtype.itemsize > file_bytes:
-        raise UserError(f"{path}: dataset {name} reaches beyond the end of the file; copy or write it again.")
+    offset = stored_at(path, dataset, name, file_bytes)
     is_padded_text = name == "image_ids" and dataset.id.get_type().get_strpad() != h5py.h5t.STR_NULLPAD
     return ArrayLayout(dtype, dataset.shape, None if is_padded_text else offset)
 
 
-def _check_storage(path: Path, dataset: h5py.Dataset, name: str) -> None:
-    """Refuses what lies in other files, and what would take far more memory than the file has bytes."""
+def stored_at(path: Path, dataset: h5py.Dataset, name: str, file_bytes: int) -> int | None:
+    """The byte where a contiguous array begins, None where only HDF5 can find its parts.
+
+    Raises UserError for one that lies in other files, was not written whole or is cut off, and for one that would take
+    far more memory than the file has bytes.
+    """
     plist = dataset.id.get_create_plist()
     if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count() or dataset.id.get_type().committed():
-        raise UserError(f"{path}: the data of {name} lie elsewhere; a store has its arrays in itself: write it again.")
+        raise UserError(
+            f"{path}: the data of {name} lie elsewhere; a file must hold its arrays itself: write it again."
+        )
     if any(plist.get_filter(number)[0] not in _FILTERS for number in range(plist.get_nfilters())):
         raise UserError(f"{path}: {name} is compressed in a way that is not read; write it with gzip, lzf or none.")
-    if plist.get_layout() == h5py.h5d.CONTIGUOUS:
-        return
-    stored = dataset.id.get_storage_size()
-    chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
-    if dataset.nbytes > _LARGEST_RATIO * stored or chunk > _LARGEST_CHUNK:
-        sizes = f"{dataset.nbytes:,} bytes, in chunks of {chunk:,}"
-        raise UserError(f"{path}: {name} has {stored:,} bytes that claim to be {sizes}; {_AGAIN}.")
+    if plist.get_layout() != h5py.h5d.CONTIGUOUS:
+        stored = dataset.id.get_storage_size()
+        chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
+        if dataset.nbytes > _LARGEST_RATIO * stored or chunk > _LARGEST_CHUNK:
+            sizes = f"{dataset.nbytes:,} bytes, in chunks of {chunk:,}"
+            raise UserError(f"{path}: {name} has {stored:,} bytes that claim to be {sizes}; write it again.")
+        return None
+    if dataset.size == 0:
+        return None
+    offset = dataset.id.get_offset()
+    if offset is None:
+        raise UserError(f"{path}: dataset {name} was declared but never written; write it again.")
+    if offset + dataset.nbytes > file_bytes:
+        raise UserError(f"{path}: dataset {name} reaches beyond the end of the file; copy or write it again.")
+    return int(offset)
 
 
 def _leftover_hint(path: Path) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import lmdb
 import numpy as np
 import pytest
@@ -269,6 +270,68 @@ def npz_with_tables(path: Path, images: Sequence[Sample]) -> Path:
     return path
 
 
+def score_table(image: Sample, columns: int = len(CLASSES) + 1) -> np.ndarray:
+    """(R, C) with the background first, as a softmax has it: all columns have something."""
+    table = np.full((len(image.classes), columns), 1e-4, dtype=np.float32)
+    table[np.arange(len(image.classes)), image.classes + 1] = image.scores
+    return table
+
+
+def write_m2(path: Path, images: Sequence[Sample], **more: Any) -> Path:
+    """As meshed-memory-transformer's `coco_detections.hdf5`."""
+    file = path.with_suffix(".hdf5")
+    with h5py.File(file, "w") as out:
+        for i in images:
+            arrays = {"features": i.features, "boxes": i.boxes, "cls_prob": score_table(i)}
+            for name, array in arrays.items():
+                out.create_dataset(f"{i.image_id}_{name}", data=array, **more)
+    write_sizes(path, images)
+    return file
+
+
+def write_sizes(path: Path, images: Sequence[Sample]) -> None:
+    path.with_name("sizes.json").write_text(json.dumps({i.image_id: [i.width, i.height] for i in images}))
+
+
+def padded(arrays: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    """(N, rows, …), filled up with zeros."""
+    return np.stack([np.pad(array, ((0, rows - len(array)), (0, 0))) for array in arrays])
+
+
+def write_gqa(folder: Path, images: Sequence[Sample], parts: int = 2, **more: Any) -> Path:
+    """As GQA's object features: numbered files and one JSON."""
+    folder.mkdir()
+    info = {}
+    for part in range(parts):
+        own = images[part * len(images) // parts : (part + 1) * len(images) // parts]
+        with h5py.File(folder / f"gqa_objects_{part}.h5", "w") as out:
+            out.create_dataset("features", data=padded([i.features for i in own], 6), **more)
+            out.create_dataset("bboxes", data=padded([i.boxes for i in own], 6), **more)
+        for row, i in enumerate(own):
+            place = {"file": part, "idx": row, "objectsNum": len(i.boxes)}
+            info[i.image_id] = {"width": i.width, "height": i.height, **place}
+    (folder / "gqa_objects_info.json").write_text(json.dumps(info))
+    return folder
+
+
+def write_bottom_up_hdf5(path: Path, images: Sequence[Sample], adaptive: bool = False, **more: Any) -> Path:
+    """As bottom-up-attention-vqa's `train36.hdf5` with its pickle, or as `train.hdf5` of the adaptive features."""
+    file = path.with_name("train36.hdf5")
+    rows = {"image_features": "features", "image_bb": "boxes", "spatial_features": "geometry"}
+    join = np.concatenate if adaptive else lambda arrays: padded(arrays, 4)
+    with h5py.File(file, "w") as out:
+        for name, own in rows.items():
+            out.create_dataset(name, data=join([getattr(i, own) for i in images]), **more)
+        if adaptive:
+            ends = np.cumsum([len(i.boxes) for i in images])
+            spans = np.stack([np.append(0, ends[:-1]), ends], axis=1)
+            out.create_dataset("pos_boxes", data=spans.astype(np.int32))
+    index = {int(image.image_id): row for row, image in enumerate(images)}
+    path.with_name("train36_imgid2idx.pkl").write_bytes(pickle.dumps(index, protocol=2))
+    write_sizes(path, images)
+    return file
+
+
 FORMATS: dict[str, Callable[[Path, Sequence[Sample]], Path]] = {
     "bottom-up": tsv(bottom_up_line),
     "LXMERT": tsv(lxmert_line),
@@ -280,4 +343,8 @@ FORMATS: dict[str, Callable[[Path, Sequence[Sample]], Path]] = {
     "npz": npz_with_tables,
     "tensors": write_tensors,
     "LMDB": write_lmdb,
+    "meshed-memory": write_m2,
+    "GQA objects": write_gqa,
+    "bottom-up HDF5": write_bottom_up_hdf5,
+    "adaptive HDF5": lambda path, images: write_bottom_up_hdf5(path, images, adaptive=True),
 }

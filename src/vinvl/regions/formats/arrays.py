@@ -5,26 +5,31 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from vinvl.regions.formats.oscar import GEOMETRY_TOLERANCE, size_between
 from vinvl.regions.formats.rows import (
     MOST_BYTES,
     Done,
     FeatureOptions,
     Found,
     at,
+    cell_boxes,
     checked_size,
+    grid_rows,
     images_of_items,
     numbers,
     regions_of,
     shifted,
 )
-from vinvl.regions.regions import LabelMap, Regions
+from vinvl.regions.formats.tsv import IdTable
+from vinvl.regions.regions import BOX_NUMBERS, LabelMap, Regions
 from vinvl.run.errors import UserError
 from vinvl.run.files import reading
 from vinvl.run.restricted_pickle import load_restricted, plain_array
@@ -43,6 +48,7 @@ FIELDS = {
     "attribute_scores": ("attribute_scores", "attrs_conf", "attrs_scores"),
     "class_offset": ("class_offset",),  # what `write_mmf_npy` says of the numbers in its files
 }
+SIDES = ("width", "height")
 KNOWN = {name for names in FIELDS.values() for name in names} | {"info"}
 
 
@@ -76,6 +82,8 @@ def regions_of_fields(image_id: str, fields: Mapping[str, Any], options: Feature
     if attributes is not None:
         tables["attributes"] = shifted(attributes, of_attributes or 0, labels.attributes, "attributes")
     tables["class_scores"] = _highest(scores)
+    if classes is None and scores is not None and scores.ndim == 2 and options.classes:
+        tables["classes"], tables["class_scores"] = _best_classes(scores, labels, options)
     if attributes is None or attributes.ndim == 1:
         tables["attribute_scores"] = _highest(attribute_scores)
     boxes = boxes[:count].reshape(count, -1) if count else np.zeros((0, 4))
@@ -105,6 +113,25 @@ def _of_boxes(features: np.ndarray, boxes: np.ndarray, given: Any) -> tuple[np.n
     if len(features) != len(boxes) and (given is None or longer[count:].any()):
         raise UserError(f"features have shape {features.shape}, but there are {len(boxes)} boxes.")
     return features, count
+
+
+def _best_classes(table: np.ndarray, labels: LabelMap, options: FeatureOptions) -> tuple[np.ndarray, np.ndarray]:
+    """(R,) class numbers as the store counts them and their scores, of a table (R, C) of all classes.
+
+    A region that has a score for the background alone is background. Raises UserError if nothing tells whether the
+    first column is the background's.
+    """
+    expected, columns = len(labels.classes) or USUAL_NAMES["class"], table.shape[1]
+    offset = options.class_offset if options.class_offset is not None else expected - columns
+    if offset not in (0, 1) or columns < 2:
+        raise UserError(
+            f"there are scores of {columns} class columns, expected were {expected - 1} or {expected} (with the "
+            "background): give the detector's label map with features.labels=FILE, or pass features.classes=false."
+        )
+    classes = table if offset else table[:, 1:]
+    scores = classes.max(axis=1, initial=0)
+    numbers = np.where(scores > 0, classes.argmax(axis=1) + 1, 0)
+    return numbers, scores if offset else np.where(scores > 0, scores, table[:, 0])
 
 
 def _highest(scores: np.ndarray | None) -> np.ndarray | None:
@@ -164,6 +191,73 @@ def _offsets_that_fit(numbers: np.ndarray, table: np.ndarray, *, with_background
         and (numbers + offset == scores.argmax(axis=1) + first)[clear].all()
     }
     return sorted(fits)
+
+
+# What files of many images leave to others: sizes, boxes of a grid, and whether boxes are those of their geometry.
+
+RENAMED = {"image_features": "features", "image_feature": "features", "image_bb": "boxes"}
+GRID, SIZE, GEOMETRY = "grids", "size", "spatial_features"  # (H * W, D) features of cells; (height, width); shares
+
+
+@dataclass(frozen=True)
+class FieldReader:
+    """Named arrays of an image → its regions; `sizes` is the folder of an `IdTable` of width and height."""
+
+    options: FeatureOptions
+    labels: LabelMap
+    sizes: Path | None
+
+    @cached_property
+    def _sizes(self) -> IdTable | None:
+        return IdTable(self.sizes) if self.sizes else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("options", "labels", "sizes")}
+
+    def found(self, place: str, image_id: str, given: Mapping[str, Any], size: int) -> Found:
+        """`size` is the number of bytes that were read."""
+        try:
+            with at(place):
+                fields = self._complete(image_id, {RENAMED.get(name, name): value for name, value in given.items()})
+                return Found(place, regions_of_fields(image_id, fields, self.options, self.labels), size)
+        except UserError as error:
+            return Found(place, error, size)
+
+    def _complete(self, image_id: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """With width and height, and of a grid the boxes."""
+        boxes = next((numbers(fields[name], name) for name in FIELDS["boxes"] if name in fields), None)
+        grid, geometry, own = (fields.pop(name, None) for name in (GRID, GEOMETRY, SIZE))
+        if boxes is None and grid is None and np.ndim(fields.get("features", 0)) == 3:
+            grid = fields["features"]
+        if not fields.keys() & set(FIELDS["width"]):
+            fields["image_w"], fields["image_h"] = self._size(image_id, own, geometry, boxes, grid)
+        sides = [next((fields[name] for name in FIELDS[side] if name in fields), None) for side in SIDES]
+        size = checked_size(*sides)
+        if boxes is None and grid is not None:
+            fields["features"], rows, columns = grid_rows(numbers(grid, "features"))
+            fields["boxes"] = cell_boxes(rows, columns, size)
+        elif boxes is not None and geometry is not None:
+            same = boxes.shape == (len(geometry), 4) and geometry.shape == (len(boxes), BOX_NUMBERS)
+            if not same or not (np.abs(boxes / [*size, *size] - geometry[:, :4]) <= GEOMETRY_TOLERANCE).all():
+                raise UserError(f"its boxes, as shares of {size[0]} x {size[1]}, are not those of its {GEOMETRY}.")
+        return fields
+
+    def _size(
+        self, image_id: str, own: Any, geometry: np.ndarray | None, boxes: np.ndarray | None, grid: Any
+    ) -> tuple[int, int]:
+        if own is not None:
+            height, width = numbers(own, "size").reshape(-1) if np.size(own) == 2 else (0, 0)
+            return checked_size(width, height)
+        if (told := self._sizes.find(image_id) if self._sizes else None) is not None:
+            return int(told[0]), int(told[1])
+        if boxes is not None and geometry is not None:
+            fit = boxes.shape == (len(geometry), 4) and geometry.shape == (len(boxes), BOX_NUMBERS)
+            if fit and (between := size_between(geometry, boxes)):
+                return between
+        if grid is not None and self.options.assume_size is not None:
+            return self.options.assume_size
+        more = ", or features.assume_size=[1000,1000]" if grid is not None else ", such as COCO's annotations"
+        raise UserError(f"nothing tells its width and height: pass features.sizes=FILE{more}.")
 
 
 # The files.

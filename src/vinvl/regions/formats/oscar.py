@@ -195,7 +195,7 @@ class Joiner:
         # Boxes in pixels leave nothing to assume.
         size = self.options.assume_size
         if objects is not None:
-            size = objects.size or _size_between(geometry, objects.boxes)
+            size = objects.size or size_between(geometry, objects.boxes)
         if size is None:
             raise UserError(
                 "nothing tells its width and height, which boxes need: pass features.sizes=FILE, or "
@@ -223,7 +223,7 @@ class Joiner:
         return {"classes": classes, "class_scores": confidences, "attributes": attributes, "attribute_scores": scores}
 
 
-def _size_between(geometry: np.ndarray | None, boxes: np.ndarray) -> tuple[int, int] | None:
+def size_between(geometry: np.ndarray | None, boxes: np.ndarray) -> tuple[int, int] | None:
     """Width and height from the boxes that reach furthest, in pixels and as shares of the image."""
     if geometry is None or not len(boxes):
         return None

@@ -6,6 +6,7 @@ What is refused here does not say where it stands: whoever reads a row or a file
 from __future__ import annotations
 
 import binascii
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,11 +47,13 @@ Item = TypeVar("Item")
 ITEMS_AT_ONCE = 16
 
 
-def images_of_items(items: Sequence[Item], read: Callable[[Item], Found], workers: int, done: Done) -> Iterator[Found]:
+def images_of_items(
+    items: Sequence[Item], read: Callable[[Item], Found], workers: int, done: Done, at_once: int = ITEMS_AT_ONCE
+) -> Iterator[Found]:
     """The images of files, records or tensors. `read` gives one with its own size for the position."""
     position = done.position
     yield from (Found("", None, position) for _ in items[: done.images])
-    batches = (items[start : start + ITEMS_AT_ONCE] for start in range(done.images, len(items), ITEMS_AT_ONCE))
+    batches = (items[start : start + at_once] for start in range(done.images, len(items), at_once))
     for batch in in_order(partial(_read_all, read), batches, workers):
         for place, regions, size in batch:
             position += size
@@ -360,6 +363,31 @@ def shifted(numbers: np.ndarray, offset: int, names: Sequence[str], what: str) -
             "give one that numbers the classes as the features do, or another features.class_offset."
         )
     return numbers + offset
+
+
+# Grids: a feature for each cell of a picture.
+
+
+def grid_rows(grid: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Features (H * W, D) of a grid (D, H, W), (H, W, D) or (N, D) of N = H * W cells, H = W; and H and W.
+
+    Rows of cells follow each other from the top. Raises UserError for other shapes.
+    """
+    if grid.ndim == 3 and grid.shape[0] > max(grid.shape[1:]):
+        grid = grid.transpose(1, 2, 0)
+    if grid.ndim == 3 and grid.shape[2] > max(grid.shape[:2]):
+        return grid.reshape(-1, grid.shape[2]), grid.shape[0], grid.shape[1]
+    side = math.isqrt(len(grid)) if grid.ndim == 2 else 0
+    if not side or side * side != len(grid):
+        raise UserError(f"a grid of shape {grid.shape} is none of (D, H, W), (H, W, D) or (H * H, D).")
+    return grid, side, side
+
+
+def cell_boxes(height: int, width: int, size: tuple[int, int]) -> np.ndarray:
+    """(height * width, 4) float32, the boxes of the cells of a grid over an image of that size, row by row."""
+    rows, columns = np.divmod(np.arange(height * width), width)
+    shares = np.stack([columns / width, rows / height, (columns + 1) / width, (rows + 1) / height], axis=1)
+    return (shares * [*size, *size]).astype(np.float32)
 
 
 # Base64 text → arrays, with the one check that catches whatever is cut or damaged: the number of bytes.

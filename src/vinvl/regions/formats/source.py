@@ -12,7 +12,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vinvl.regions.formats.arrays import image_files, images_of_files, info_of
+from vinvl.regions.formats.arrays import FieldReader, image_files, images_of_files, info_of
+from vinvl.regions.formats.hdf5 import (
+    PART,
+    SUFFIXES,
+    find_layout,
+    images_by_name,
+    images_by_row,
+    index_beside,
+)
 from vinvl.regions.formats.lmdb_folder import images_of_lmdb
 from vinvl.regions.formats.oscar import (
     Joiner,
@@ -49,7 +57,8 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 A_STORE = "{} is a store already; pass format=oscar_tsv or format=mmf_npy to write one of these."
 READ = (
     "read are features.tsv (id, number of boxes, features or id, JSON) and predictions.tsv, the TSVs of bottom-up-"
-    "attention (6 columns) and LXMERT (10), a .pt of tensors, and folders of .npy with _info.npy, of .npz or an LMDB"
+    "attention (6 columns) and LXMERT (10), a .pt of tensors, HDF5 of meshed-memory, GQA and bottom-up-attention-vqa, "
+    "and folders of .npy with _info.npy, of .npz or an LMDB"
 )
 
 
@@ -64,8 +73,11 @@ class Format(enum.Enum):
     NPY_FOLDER = "MMF .npy with _info.npy"
     NPZ_FOLDER = "folder of .npz"
     LMDB = "MMF LMDB"
+    HDF5_BY_IMAGE = "HDF5 of arrays named by image"
+    HDF5_BY_ROW = "HDF5 of arrays of all images"
 
 
+HDF5_FORMATS = (Format.HDF5_BY_IMAGE, Format.HDF5_BY_ROW)
 TSV_OF_OSCAR = (Format.OSCAR_TSV, Format.PREDICTIONS_TSV)
 
 
@@ -110,8 +122,8 @@ def find_features(source: Path) -> FoundFiles:
         return _in_folder(source)
     with reading(source), source.open("rb") as file:
         start = file.read(len(HDF5))
-    if start == HDF5 or source.suffix in (".h5", ".hdf5"):
-        raise _refused_hdf5(source)
+    if start == HDF5 or source.suffix in SUFFIXES:
+        return _hdf5_format(source)
     if source.suffix in (".pt", ".pth"):
         return FoundFiles(Format.TENSORS, source)
     if source.suffix in (".npy", ".npz"):
@@ -119,16 +131,32 @@ def find_features(source: Path) -> FoundFiles:
     return FoundFiles(_tsv_format(source), source)
 
 
-def _refused_hdf5(path: Path) -> UserError:
+def _hdf5_format(path: Path) -> FoundFiles:
     with open_hdf5(path) as file:
         try:
-            names = ", ".join(ascii(name)[:40] for name in islice(file, 3))
             is_store = "format" in file.attrs and "image_ids" in file
         except (OSError, RuntimeError, ValueError, KeyError):
-            return UserError(f"{path} is a damaged HDF5 file; get it again.")
+            raise UserError(f"{path} is a damaged HDF5 file; get it again.") from None
     if is_store:
-        return UserError(A_STORE.format(path))
-    return UserError(f"{path} is an HDF5 file of another program (of {names} …), which is not read; {READ}.")
+        raise UserError(A_STORE.format(path))
+    if find_layout(path) == "image":
+        return FoundFiles(Format.HDF5_BY_IMAGE, path, (path,))
+    index = index_beside(path)
+    return FoundFiles(Format.HDF5_BY_ROW, path, (path, index) if index else (path,))
+
+
+def _in_hdf5_folder(folder: Path, files: list[Path]) -> FoundFiles:
+    """One file, or the numbered parts of one."""
+    first = _hdf5_format(files[0])
+    if len(files) == 1:
+        return first
+    numbers = {int(part[2]): path for path in files if (part := PART.fullmatch(path.stem))}
+    names = {part[1] for path in files if (part := PART.fullmatch(path.stem))}
+    if len(numbers) != len(files) or len(names) != 1 or first.format is not Format.HDF5_BY_ROW or not first.files[1:]:
+        told = ", ".join(path.name for path in files[:6])
+        raise UserError(f"{folder} has several HDF5 files ({told}): give one of these files.")
+    parts = [numbers[number] for number in sorted(numbers)]
+    return FoundFiles(first.format, folder, (*parts, first.files[1]))
 
 
 def _in_folder(folder: Path) -> FoundFiles:
@@ -154,8 +182,8 @@ def _in_folder(folder: Path) -> FoundFiles:
             f"are unique: convert each, from={folder / chunks[0]} features.id_prefix=NAME_{chunks[0]}_, or a run does "
             f"it, data.regions={{from: {folder}/*, to: STORES/*.h5, id_prefix: NAME_*_, classes: false}}."
         )
-    if hdf5 := sorted(path for path in folder.iterdir() if path.suffix in (".h5", ".hdf5")):
-        raise _refused_hdf5(hdf5[0])
+    if hdf5 := sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES):
+        return _in_hdf5_folder(folder, hdf5)
     raise UserError(f"{folder} has no file of features; {READ}.")
 
 
@@ -213,7 +241,11 @@ class Source:
         for path, name in ((options.predictions, "predictions"), (options.sizes, "sizes")):
             if path is not None and not path.is_file():
                 raise UserError(f"{path} does not exist; check features.{name}=FILE.")
-            if path is not None and found.format not in (*TSV_OF_OSCAR, Format.TENSORS):
+            if path is not None and found.format not in (
+                *TSV_OF_OSCAR,
+                Format.TENSORS,
+                *(HDF5_FORMATS if name == "sizes" else ()),
+            ):
                 raise UserError(f"{found.path} is a {found.format.value}, which features.{name} is of no use to.")
         known = options.sizes or sizes_beside(found.path)
         sizes = self.scratch / "sizes" if known else None
@@ -224,6 +256,13 @@ class Source:
         if found.format in TSV_OF_OSCAR:
             return self._oscar(sizes)
         labels = self.labels or LabelMap((), ())
+        if found.format in HDF5_FORMATS:
+            reader = FieldReader(options, labels, sizes)
+            if found.format is Format.HDF5_BY_IMAGE:
+                return images_by_name(found.path, reader, self.workers, self.journal.done), labels
+            files = [path for path in found.files if path.suffix in SUFFIXES] or [found.path]
+            index = next((path for path in found.files if path not in files), None)
+            return images_by_row(files, index, reader, self.workers, self.journal.done), labels
         if found.format is Format.LMDB:
             return images_of_lmdb(found.path, options, labels, self.workers, self.journal.done), labels
         if found.files:
