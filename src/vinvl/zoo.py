@@ -1,7 +1,7 @@
 """What the authors released and reported (conf/_zoo.yaml), what is missing of it, and our figures beside theirs."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vinvl.data.stores import StoreFile
+from vinvl.regions.formats.source import FEATURES_TSV, PREDICTIONS_TSV
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory
 
 BESIDE = ("sizes", "predictions", "labels")  # settings of a store that name files
+ALL = "all"  # in `costs`: of the files of all splits
 
 
 @functools.cache
@@ -22,13 +24,29 @@ def zoo() -> dict[str, Any]:
     return table
 
 
+def known_file(path: str | Path) -> dict[str, str]:
+    """What the table says of a file or folder of the release; {} where it does not know it."""
+    return next((one for one in zoo()["files"] if fnmatch(str(path), f"*/{one['name']}")), {})
+
+
 def what_to_get(path: str | Path) -> str:
     """A missing file or folder of the release, what it is and where the release had it, in one line."""
-    found = next((one for one in zoo()["files"] if fnmatch(str(path), f"*/{one['name']}")), None)
-    if found is None:
+    if not (found := known_file(path)):
         return str(path)
     size = f", {found['size']}" if "size" in found else ""
     return f"{path}: {found['what']} ({found['where']}{size})"
+
+
+def cost_of(path: str | Path, name: str, splits: Sequence[str], of: Sequence[str]) -> str:
+    """What cannot be had without a file that is for some `splits` of those `of` the data set `name`."""
+    costs, own = zoo()["costs"][name], known_file(path).get("cost")
+    if own is not None:
+        return f"no {own}"
+    if set(splits) >= set(of):
+        return f"no {costs.get(ALL, 'run')}"
+    others = ", ".join(split for split in splits if split not in costs)
+    told = [*(costs[split] for split in splits if split in costs), *([f"split {others}"] if others else [])]
+    return f"no {'; no '.join(told)}"
 
 
 def files_of(data: Mapping[str, Any], split: str) -> Iterator[str]:
@@ -51,8 +69,16 @@ def files_of(data: Mapping[str, Any], split: str) -> Iterator[str]:
             yield str(one["from"])
             continue
         for file in files:
-            if file.source is not None and not Path(file.path).exists():
-                yield from (str(path) for path in (file.source, *map(file.features.get, BESIDE)) if path)
+            yield from made_of(file)
+
+
+def made_of(file: StoreFile) -> list[str]:
+    """The files that a store is made of; none where it is there."""
+    if file.source is None or Path(file.path).exists():
+        return []
+    features = Path(file.source) / FEATURES_TSV if Path(file.source).is_dir() else Path(file.source)
+    beside = [features.with_name(PREDICTIONS_TSV)] if features.name == FEATURES_TSV else []
+    return [str(path) for path in (features, *beside, *map(file.features.get, BESIDE)) if path]
 
 
 def paths_in(value: Any) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """Stores of splits: made on first use, a store for each chunk, ids of several sets in one, ids by a table."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests import golden
@@ -74,6 +76,25 @@ def test_sets_that_share_numbers_need_a_prefix(tmp_path: Path) -> None:
     paths = [str(write(tmp_path / f"{name}.h5", [make_regions("522418", 2)])) for name in ("coco", "gqa")]
     with pytest.raises(UserError, match=r"coco\.h5 and .*gqa\.h5 both hold image '522418'"):
         opened(paths)
+
+
+@pytest.mark.parametrize("cache", [None, "ram"])
+def test_a_store_that_others_read_as_it_is(tmp_path: Path, cache: str | None) -> None:
+    path = write(tmp_path / "coco.h5", [make_regions(one, 8, attributes=1) for one in ("7", "31")], attributes=1)
+    as_it_is = RegionStore(path)
+    given = {"from": "gone.tsv", "to": str(path), "read": {"id_prefix": "coco_", "classes": False}}
+    (file,) = StoreFile.listed(given, "data.regions")
+    opened_store = OpenStore.of([file], cache, True)
+    store = pickle.loads(pickle.dumps(opened_store.store))
+    assert list(store.image_ids) == ["coco_7", "coco_31"] and "7" not in store and not store.verify()
+    assert not store.label_map.classes and store.num_attributes == 0
+    found, own = store["coco_31"], as_it_is["31"]
+    assert own.classes.any() and own.attributes.any()
+    np.testing.assert_array_equal(found.rows(8), own.rows(8))
+    assert not found.classes.any() and not store.classes_at(1).any() and found.attributes.shape == (8, 0)
+    assert not found.class_scores.any() and pickle.loads(pickle.dumps(found)).image_id == "coco_31"
+    with pytest.raises(UserError, match=r"read of .*coco\.h5 takes id_prefix and classes .*unknown field `prefix`"):
+        StoreFile.listed({**given, "read": {"prefix": "a"}}, "data.regions")
 
 
 def test_ids_by_a_table(tmp_path: Path) -> None:

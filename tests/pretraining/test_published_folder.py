@@ -18,10 +18,10 @@ from vinvl.models.published import convert_model
 from vinvl.opening import OpenedModel
 from vinvl.pretraining.command import main
 from vinvl.pretraining.data import PretrainingDataModule, PretrainingDataset
-from vinvl.pretraining.published import convert_published_corpus
+from vinvl.pretraining.published import convert_published_corpus, make_published_corpus
 from vinvl.pretraining.task import PretrainingTask
 from vinvl.pretraining.triplets import PairOptions, mismatch
-from vinvl.regions import RegionStore
+from vinvl.published import convert_published
 from vinvl.run.errors import UserError
 
 REPLICA = golden.FOLDER / "published/replica"
@@ -186,10 +186,7 @@ def test_the_loss_of_the_released_weights(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_a_run_on_the_whole_corpus(folder: Path) -> None:
-    """By the two commands that conf/data/oscarplus_published.yaml states."""
-    (large,) = (REPLICA / "pretrain_corpus").glob("*googlecc*.yaml")
-    told = ["convert", str(large), "--output", str(folder / "stores/oscarplus"), "--prefix-image-ids", "published"]
-    assert main([*told, "--validation-share", "0.4"]) == 0
+    """Texts and features are converted on first use; the door that converts all has nothing to do then."""
     printed = run_in_process(
         "train", folder, folder / "whole", "experiment=oscarplus_base", *published(folder),
         "model.config.hidden_size=8", "model.config.num_hidden_layers=1", "model.config.num_attention_heads=1",
@@ -198,13 +195,23 @@ def test_a_run_on_the_whole_corpus(folder: Path) -> None:
     )  # fmt: skip
     assert "mean_accuracy" in printed or (folder / "whole/results.json").exists()
     stores = sorted(path.name for path in (folder / "stores").glob("*.h5"))
-    assert stores == [
-        f"oscarplus_{name}.h5"
-        for name in ("coco", "flickr30k", "googlecc_0", "googlecc_11", "gqa", "oi_0", "oi_7", "sbu_2")
-    ]
-    files = [str(folder / "stores" / name) for name in stores]
-    joined = RegionStore(files)
-    assert len(set(joined.image_ids)) == len(joined) and "gqa_522418" in joined and "coco_522418" in joined
+    assert len([*(folder / "stores/oscarplus/train").glob("*.jsonl")]) == len(LARGE)
+    assert [*(folder / "stores/oscarplus/val").glob("*.jsonl")]  # 1 % of so few images would be none
+    before = {path: path.stat().st_mtime_ns for path in (folder / "stores").rglob("*")}
+    assert len(convert_published(REPLICA / "pretrain_corpus", folder / "stores")) == 9
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "stores").rglob("*")}
+    of_corpus = ("googlecc_0", "googlecc_11", "gqa", "oi_0", "oi_7", "sbu_2")
+    assert stores == ["coco.h5", "flickr30k.h5", *(f"oscarplus_{name}.h5" for name in of_corpus)]
+
+
+def test_a_corpus_of_another_release_is_refused(folder: Path, tmp_path: Path) -> None:
+    (large,) = (REPLICA / "pretrain_corpus").glob("*googlecc*.yaml")
+    (small,) = (REPLICA / "pretrain_corpus").glob("*gqa_x*.yaml")
+    make_published_corpus(small, tmp_path / "oscarplus", 0.01, 1)
+    with pytest.raises(UserError, match=rf"oscarplus was made of {small.name}, .* and .*{large.name} is"):
+        make_published_corpus(large, tmp_path / "oscarplus", 0.01, 1)
+    with pytest.raises(UserError, match=r"nowhere does not exist, and neither does .*a\.yaml"):
+        make_published_corpus(tmp_path / "a.yaml", tmp_path / "nowhere", 0.01, 1)
 
 
 def test_two_sets_with_one_id_and_no_prefix(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

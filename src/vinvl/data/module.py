@@ -25,6 +25,7 @@ from vinvl.data.tags import RECORDS, GivenTags, TagChoice, TagSource, positions_
 from vinvl.data.text import RaggedTokens, Texts, cached_tokens, load_tokenizer
 from vinvl.data.words import Commonest
 from vinvl.models.config import SpecialTokens
+from vinvl.regions.layout import View
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, printable
 
@@ -182,7 +183,7 @@ class RegionDataModule(pl.LightningDataModule):
         self.commonest: Commonest = {}
         self.skipped: dict[str, int] = {}
         self.left_out: LeftOut | None = None
-        self._opened: dict[tuple[str, ...], OpenStore] = {}  # by the files of the store
+        self._opened: dict[tuple[tuple[str, View], ...], OpenStore] = {}  # by the files of the store
         self._read: dict[str, tuple[Any, np.ndarray]] = {}  # split → see `_records_of`
 
     @abstractmethod
@@ -230,7 +231,7 @@ class RegionDataModule(pl.LightningDataModule):
     def opened(self, split: str) -> OpenStore:
         """The store that a split's images are in, made if need be; splits with the same files share it."""
         files = self.store_files(split)
-        key = tuple(file.path for file in files)
+        key = tuple((file.path, file.view) for file in files)
         if key not in self._opened:
             for file in files:
                 file.make()

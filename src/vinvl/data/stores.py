@@ -1,7 +1,7 @@
 """Which store the images of a split are in: made on first use where the configuration says of what, and kept open."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from vinvl.regions.caches import DeviceFeatures, SharedCopies, locked_folder
+from vinvl.regions.layout import AS_IT_IS, View
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import read_bytes, read_json
@@ -22,11 +23,15 @@ EACH = "*"  # in from, to and id_prefix: the name of a folder, for features that
 
 @dataclass(frozen=True)
 class StoreFile:
-    """A store and, where it may be made on first use, what of, with settings as conf/convert.yaml has them."""
+    """A store and, where it may be made on first use, what of, with settings as conf/convert.yaml has them.
+
+    view: how it is read; one store serves data sets that call its images by other ids.
+    """
 
     path: str
     source: str | None
     features: dict[str, Any]
+    view: View = AS_IT_IS
 
     @classmethod
     def listed(cls, given: Any, place: str) -> "list[StoreFile]":
@@ -37,46 +42,58 @@ class StoreFile:
             path, source = settings.pop("to", None), settings.pop("from", None)
             if not isinstance(path, str) or not isinstance(source, str if isinstance(one, Mapping) else str | None):
                 raise UserError(f"{place} is {given!r}: give {FORM}.")
+            try:
+                view = msgspec.convert(settings.pop("read", {}), View)
+            except msgspec.ValidationError as error:
+                raise UserError(f"{place}: read of {path} takes id_prefix and classes ({error}).") from None
             each = source is not None and EACH in source
-            files += _of_each(path, source, settings) if each else [cls(path, source, settings)]
+            files += _of_each(path, source, settings, view) if each else [cls(path, source, settings, view)]
         if not files:
             raise UserError(f"{place} names no store: give {FORM}.")
         return files
 
     def make(self) -> None:
-        """Makes the store where it is not there; UserError also where it is there and made of something else.
-
-        Rank 0 makes it, the others wait until it is there: under its name it is whole.
-        """
+        """Makes the store where it is not there; UserError also where it is there and made of something else."""
         if self.source is None:
             return
-        while process_rank() > 0 and Path(self.source).expanduser().exists() and not Path(self.path).exists():
-            time.sleep(1)
-        source, there = Path(self.source).expanduser(), Path(self.path).exists()
-        if not source.exists():
-            if not there:
-                raise UserError(
-                    f"{self.path} does not exist, and neither does {source}, which it would be made of: get that, or "
-                    "name a store."
-                )
-            return
+        source, path = Path(self.source).expanduser(), Path(self.path)
         from vinvl.regions.formats.convert import mark_of_source, run_conversion
 
-        if not there:
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            with locked_folder(Path(self.path).parent):  # one rank makes it, others wait
-                if not Path(self.path).exists():
-                    say(f"{self.path} is made of {source}, once …", error=True)
-                    say(run_conversion(source, Path(self.path), self.features), error=True)
+        if not make_once(source, path, lambda: run_conversion(source, path, self.features)):
             return
-        made_of, mark = RegionStore(self.path).provenance.get("converted_from"), mark_of_source(source, self.features)
-        if made_of is not None and made_of != mark:
+        made_of, mark = RegionStore(path).provenance.get("converted_from"), mark_of_source(source, self.features)
+        refuse_other(path, made_of, source, mark)
+
+
+def make_once(source: Path, target: Path, make: Callable[[], str]) -> bool:
+    """Makes a file or folder `target` of `source` where it is not there; True if both were there already.
+
+    Rank 0 makes it, the others wait until it is there: under its name it is whole. Raises UserError if neither is.
+    """
+    while process_rank() > 0 and source.exists() and not target.exists():
+        time.sleep(1)
+    if target.exists() or not source.exists():
+        if not target.exists():
             raise UserError(
-                f"{self.path} was made of {made_of}, and {source} is {mark}: delete the store, or name another one."
+                f"{target} does not exist, and neither does {source}, which it would be made of: get that, or name "
+                "what you have made of it elsewhere."
             )
+        return source.exists()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locked_folder(target.parent):  # of several runs one makes it, the others wait
+        if not target.exists():
+            say(f"{target} is made of {source}, once …", error=True)
+            say(make(), error=True)
+    return False
 
 
-def _of_each(path: str, source: str | None, settings: dict[str, Any]) -> list[StoreFile]:
+def refuse_other(target: Path, made_of: str | None, source: Path, mark: str) -> None:
+    """Raises UserError if what `target` says that it was made of is not the mark of `source`; None says nothing."""
+    if made_of is not None and made_of != mark:
+        raise UserError(f"{target} was made of {made_of}, and {source} is {mark}: delete it, or name another one.")
+
+
+def _of_each(path: str, source: str | None, settings: dict[str, Any], view: View) -> list[StoreFile]:
     """A store for each folder that the pattern of the features stands for or, without these, that is made already."""
     assert source is not None
     names = {name: Path(found) for name, found in _matches(source).items() if Path(found).is_dir()} or _matches(path)
@@ -87,7 +104,12 @@ def _of_each(path: str, source: str | None, settings: dict[str, Any]) -> list[St
         return value.replace(EACH, name) if isinstance(value, str) else value
 
     return [
-        StoreFile(filled(path, name), filled(source, name), {key: filled(one, name) for key, one in settings.items()})
+        StoreFile(
+            filled(path, name),
+            filled(source, name),
+            {key: filled(one, name) for key, one in settings.items()},
+            msgspec.structs.replace(view, id_prefix=filled(view.id_prefix, name)),
+        )
         for name in sorted(names)
     ]
 
@@ -117,11 +139,11 @@ class OpenStore:
     @classmethod
     def of(cls, files: Sequence[StoreFile], cache: str | None, contents: bool) -> "OpenStore":
         """Opened and looked at, with `contents` all of it. Raises UserError, naming the file, for what is wrong."""
-        store = RegionStore([file.path for file in files])
+        store = RegionStore([file.path for file in files], [file.view for file in files])
         store.require_sound(contents=contents)
         if cache == RAM:
             copies = SharedCopies([header.path for header in store.headers])
-            return cls(RegionStore(copies.paths), copies)
+            return cls(RegionStore(copies.paths, [header.view for header in store.headers]), copies)
         return cls(store, None, DeviceFeatures(store) if cache == DEVICE else None)
 
 

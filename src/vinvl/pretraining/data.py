@@ -1,8 +1,8 @@
 """Pre-training batches: triplets, matched and mismatched, with hidden tokens; all of a batch is made at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from vinvl.data.text import load_tokenizer
 from vinvl.models.packing import PackedLayout
 from vinvl.models.pretraining import NO_PAIR_LABEL
 from vinvl.pretraining.corpus import Corpus, ensure_index
+from vinvl.pretraining.published import make_published_corpus
 from vinvl.pretraining.triplets import (
     ANSWER,
     CorpusRows,
@@ -183,7 +184,7 @@ class PretrainingDataset(Dataset[Draw]):
         return lines
 
 
-SHARES = ("loss_weight", "passes")
+SHARES, SHARE = ("loss_weight", "passes"), "validation_share"
 
 
 class PretrainingDataModule(RegionDataModule):
@@ -198,6 +199,8 @@ class PretrainingDataModule(RegionDataModule):
         textb_sample_mode, texta_false_prob, mask_loss_for_unmatched: see `PairOptions`.
         mask_probability: share of the tokens that are hidden.
         index_workers: processes that index a corpus file.
+        corpus: `{from: YAML, to: FOLDER, validation_share: SHARE}`: the published corpus that the folder is made of
+            where a split in use lies there, and it does not exist; see `make_published_corpus`.
         shared: see `RegionDataArguments`.
     """
 
@@ -210,6 +213,7 @@ class PretrainingDataModule(RegionDataModule):
         mask_loss_for_unmatched: bool,
         mask_probability: float,
         index_workers: int,
+        corpus: Mapping[str, Any] | None = None,
         **shared: Unpack[RegionDataArguments],
     ) -> None:
         super().__init__(**shared)
@@ -223,12 +227,18 @@ class PretrainingDataModule(RegionDataModule):
         self.pair_options = PairOptions(textb_sample_mode, texta_false_prob, mask_loss_for_unmatched)
         self.mask_probability = mask_probability
         self.index_workers = index_workers
+        self.corpus = None if corpus is None else checked_entry(corpus, "data.corpus", ("from", "to"), (SHARE,))
 
     def prepare_data(self) -> None:
-        """Generates the demo corpus, and indexes corpus files that have no current index."""
+        """Generates the demo corpus, converts the published one, and indexes files that have no current index."""
         super().prepare_data()
         tokenizer = load_tokenizer(self.tokenizer_name)
-        for split in sorted(set(self.split_of.values()) & set(self.splits)):
+        used = sorted(set(self.split_of.values()) & set(self.splits))
+        if self.corpus is not None:
+            source, folder = Path(self.corpus["from"]).expanduser(), Path(self.corpus["to"])
+            if any(folder in Path(file).parents for split in used for file, *_ in self.corpora_of(split)):
+                make_published_corpus(source, folder, self.corpus.get(SHARE, 0.01), self.index_workers)
+        for split in used:
             for file, *_ in self.corpora_of(split):
                 ensure_index(file, tokenizer, self.index_workers)
 

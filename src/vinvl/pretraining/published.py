@@ -17,6 +17,8 @@ import msgspec
 import numpy as np
 import yaml
 
+from vinvl.data.stores import make_once, refuse_other
+from vinvl.regions.formats.convert import mark_of_files
 from vinvl.regions.formats.tsv import IdTable
 from vinvl.run.errors import UserError
 from vinvl.run.files import parse_json, put_in_place, read_bytes, reading, work_folder
@@ -25,6 +27,7 @@ from vinvl.run.values import checked_id, checked_text, json_members, shown
 
 CHUNK_BYTES = 4 * 2**20
 TRAIN, VALIDATION = "train", "val"
+MADE_OF = "made_of.txt"
 
 # The yaml: which files belong to the corpus.
 
@@ -337,7 +340,8 @@ def convert_published_corpus(
             nowhere and refuses datasets that have an id in common; [] takes the same id for the same image.
         store_tags: leave the tags of captions out, for those of the region store; label files are not needed then.
         ground_truth_tags: annotated objects instead of predicted ones where an image has them.
-        validation_share: from 0, which writes no validation split, to less than 1.
+        validation_share: from 0, which writes no validation split, to less than 1. It is doubled until an image falls
+            into it: of a few images 1 % are none.
         workers: processes; 1 does it in this process.
 
     Raises:
@@ -358,7 +362,6 @@ def convert_published_corpus(
     if prefix_image_ids is None or prefixed:
         refuse_shared_ids(chunks, [name for name in folders if name not in prefixed])
     with work_folder(target) as work:
-        (fresh := work / "fresh").mkdir()
         labels = prepare_labels(folders, work / "scratch", store_tags=store_tags)
         convert = partial(
             convert_chunk,
@@ -367,11 +370,33 @@ def convert_published_corpus(
             with_chunks=prefix_image_ids == "published",
             labels=labels,
             ground_truth_tags=ground_truth_tags,
-            validation_share=validation_share,
         )
-        conversion = _write(chunks, convert, fresh, workers)
+        conversion, fresh = _with_validation(chunks, convert, work, workers, validation_share)
+        (fresh / MADE_OF).write_text(mark_of_corpus(Path(settings)) + "\n", encoding="utf-8")
         put_in_place(fresh, target)
     return conversion
+
+
+def make_published_corpus(settings: Path, output: Path, validation_share: float, workers: int) -> None:
+    """Makes `output` where it is not there, with ids as `data=oscarplus_published` has them.
+
+    Raises UserError as `convert_published_corpus` does, and where it is there and made of another corpus.
+    """
+
+    def make() -> str:
+        done = convert_published_corpus(
+            settings, output, prefix_image_ids="published", validation_share=validation_share, workers=workers
+        )
+        counts = (f"{done.rows[split, name]:,} of {name} ({split})" for split, name in sorted(done.rows))
+        return f"{output}: {done.rows.total():,} rows: {', '.join(counts)}"
+
+    if make_once(settings, output, make) and (said := output / MADE_OF).is_file():
+        refuse_other(output, said.read_text(encoding="utf-8").strip(), settings, mark_of_corpus(settings))
+
+
+def mark_of_corpus(settings: Path) -> str:
+    """What a converted corpus says that it was made of; see `mark_of_source`."""
+    return mark_of_files(settings.name, [settings, read_settings(settings)[0]])
 
 
 Converted = tuple[dict[tuple[str, str], bytes], Counter[str]]
@@ -419,6 +444,17 @@ def convert_chunk(
 def _share_of(image_id: str) -> float:
     """A number from [0, 1) that depends on the id alone."""
     return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=4).digest(), "little") / 2**32
+
+
+def _with_validation(
+    chunks: Sequence[Chunk], convert: partial[Converted], work: Path, workers: int, share: float
+) -> tuple[Conversion, Path]:
+    """What was written into a folder below `work`, with a share of the images as validation that has some."""
+    (folder := work / f"share {share}").mkdir()
+    conversion = _write(chunks, partial(convert, validation_share=share), folder, workers)
+    if not 0 < share < 0.5 or any(split == VALIDATION for split, _ in conversion.rows):
+        return conversion, folder
+    return _with_validation(chunks, convert, work, workers, 2 * share)
 
 
 def _write(chunks: Sequence[Chunk], convert: partial[Converted], folder: Path, workers: int) -> Conversion:

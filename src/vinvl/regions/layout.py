@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,16 @@ class ArrayLayout:
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
+class View(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a store file is read where others read it as it is: with a prefix on its ids, without its classes."""
+
+    id_prefix: str = ""
+    classes: bool = True  # and attributes
+
+
+AS_IT_IS = View()
+
+
 @dataclass(frozen=True)
 class ShardHeader:
     """All that is needed to read one store file. Small and picklable; holds no handle."""
@@ -77,6 +87,12 @@ class ShardHeader:
     checksums: dict[str, int] | None
     storage: str
     arrays: dict[str, ArrayLayout]
+    view: View = AS_IT_IS
+
+    def seen(self, view: View) -> ShardHeader:
+        """The same file read by a view."""
+        bare = replace(self.attributes, label_map=LabelMap((), ()), num_attributes=0)
+        return replace(self, view=view, attributes=self.attributes if view.classes else bare)
 
     @property
     def num_images(self) -> int:

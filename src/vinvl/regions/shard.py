@@ -20,6 +20,7 @@ from vinvl.regions.regions import BOX_TOLERANCE, FEATURES, ROW_ARRAYS, Regions, 
 from vinvl.run.errors import UserError
 
 _BLOCK = 2**20
+NAMED = ("classes", "class_scores", "attributes", "attribute_scores")  # what a view may leave out
 
 
 class IdLookup:
@@ -107,7 +108,8 @@ class Shard:
     @cached_property
     def image_ids(self) -> np.ndarray:
         """(N,) UTF-8 bytes"""
-        return self.rows("image_ids", 0, self.header.num_images)
+        ids, prefix = self.rows("image_ids", 0, self.header.num_images), self.header.view.id_prefix
+        return np.char.add(prefix.encode(), ids) if prefix else ids
 
     def rows(self, name: str, start: int, stop: int, index: int | None = None) -> np.ndarray:
         """Rows start..stop of an array, of the image at `index` if a failure is to tell it.
@@ -152,7 +154,14 @@ class Shard:
 
     def classes(self, index: int) -> np.ndarray:
         """(R,) int32 of the image at `index` of this file, 0 <= index < num_images."""
-        return self.rows("classes", *self._span(index), index)
+        return self.seen_rows("classes", *self._span(index), index)
+
+    def seen_rows(self, name: str, start: int, stop: int, index: int) -> np.ndarray:
+        """`rows` as the view of the header has them."""
+        if self.header.view.classes or name not in NAMED:
+            return self.rows(name, start, stop, index)
+        shape = (stop - start, *self.header.attributes.row_shape(name))
+        return np.zeros(shape, self.header.arrays[name].dtype)
 
     def features_into(self, index: int, out: np.ndarray) -> None:
         """Fills `out`, (r, D), with the features of the first r regions of the image at `index` of this file."""
@@ -242,7 +251,7 @@ class StoredRegions(Regions):
         if name not in ROW_ARRAYS or "_place" not in self.__dict__:
             raise AttributeError(name)
         shard, index, start, stop = self._place
-        array = self.__dict__[name] = shard.rows(name, start, stop, index)
+        array = self.__dict__[name] = shard.seen_rows(name, start, stop, index)
         return array
 
     def __reduce__(self) -> tuple[type[Regions], tuple[object, ...]]:
@@ -278,7 +287,7 @@ def problems(shard: Shard, *, written: bool = False, values: bool = False) -> It
         if len(bad := np.flatnonzero((shard.sizes <= 0).any(axis=1))):
             yield f"{path}: {len(bad)} images have a size that is not positive, the first is image number {bad[0]}."
         for name in ("offsets", "sizes", "image_ids"):
-            yield from unlike_checksum(shard, name, crc32(getattr(shard, name).data))
+            yield from unlike_checksum(shard, name, crc32(shard.rows(name, 0, shard.header.arrays[name].shape[0]).data))
         for name in (*_QUICK, *(name for name in ROW_ARRAYS if name not in _QUICK and (written or values))):
             checks = _checks(shard, name, sound=not len(falls)) if values or name in _QUICK else {}
             yield from _problems_of(shard, name, checks, sound=not len(falls))

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from vinvl.regions.layout import ShardHeader, parsed_json, read_headers
+from vinvl.regions.layout import AS_IT_IS, ShardHeader, View, parsed_json, read_headers
 from vinvl.regions.regions import Regions, StoreAttributes
 from vinvl.regions.shard import IdLookup, Shard, problems
 from vinvl.run.errors import UserError
@@ -40,11 +40,13 @@ class RegionStore:
     if files differ in feature dimension, data type, detector or label map, or if an image id comes twice.
     """
 
-    def __init__(self, path: str | Path | Sequence[str | Path]) -> None:
+    def __init__(self, path: str | Path | Sequence[str | Path], views: Sequence[View] | None = None) -> None:
+        """`views`: of each entry of a list how it is read, see `View`."""
         paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(entry) for entry in path]
         if not paths:
             raise UserError("A region store needs at least one file; the list of files is empty.")
-        headers = [header for entry in paths for header in read_headers(entry)]
+        seen = zip(paths, views or [AS_IT_IS] * len(paths), strict=True)
+        headers = [header.seen(view) for entry, view in seen for header in read_headers(entry)]
         for header in headers[1:]:
             _check_alike(headers[0], header)
         # One label map for all, so that a pickled store of many shards carries it once.

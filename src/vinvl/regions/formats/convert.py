@@ -138,7 +138,12 @@ def mark_of_source(source: Path, settings: Mapping[str, Any]) -> str:
 
 
 def _mark(found: FoundFiles, options: FeatureOptions) -> str:
-    paths = [path for path in found.read_with(options.predictions) if path.is_file()]
+    return mark_of_files(found.path.name, found.read_with(options.predictions))
+
+
+def mark_of_files(name: str, paths: Sequence[Path]) -> str:
+    """See `mark_of_source`; `name` stands first. Files that do not exist do not count."""
+    paths = [path for path in paths if path.is_file()]
     digest, total = sha256(), 0
     for path in paths:
         total += (size := path.stat().st_size)
@@ -148,7 +153,7 @@ def _mark(found: FoundFiles, options: FeatureOptions) -> str:
                 digest.update(file.read(MARKED))
                 file.seek(max(0, size - MARKED))
                 digest.update(file.read(MARKED))
-    return f"{found.path.name}, {total:,} bytes, {digest.hexdigest()[:12]}"
+    return f"{name}, {total:,} bytes, {digest.hexdigest()[:12]}"
 
 
 def _identity(paths: Sequence[Path]) -> str:
