@@ -75,7 +75,7 @@ def _convert(output: str, datasets: str | None, prefix_image_ids: str | None, **
     )
     begin = time.perf_counter()
     used = datasets.split(",") if datasets else None
-    rows, skipped = convert_published_corpus(output=output, datasets=used, prefix_image_ids=prefixes, **options)
+    rows, skipped, _ = convert_published_corpus(output=output, datasets=used, prefix_image_ids=prefixes, **options)
     say(f"{'dataset':<14} {TRAIN:>12} {VALIDATION:>12}")
     for dataset in sorted({dataset for _, dataset in rows}):
         say(f"{dataset:<14} {rows[TRAIN, dataset]:>12,} {rows[VALIDATION, dataset]:>12,}")

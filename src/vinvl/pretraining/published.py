@@ -309,10 +309,11 @@ def _answer(label: dict[str, Any], what: str, place: str) -> str:
 
 
 class Conversion(NamedTuple):
-    """What was written: rows by (split, dataset), and rows left out by their dataset."""
+    """What was written: rows by (split, dataset), rows left out by their dataset, and some images of validation."""
 
     rows: Counter[tuple[str, str]]
     skipped: Counter[str]
+    validation: set[str]
 
 
 def convert_published_corpus(
@@ -340,8 +341,8 @@ def convert_published_corpus(
             nowhere and refuses datasets that have an id in common; [] takes the same id for the same image.
         store_tags: leave the tags of captions out, for those of the region store; label files are not needed then.
         ground_truth_tags: annotated objects instead of predicted ones where an image has them.
-        validation_share: from 0, which writes no validation split, to less than 1. It is doubled until an image falls
-            into it: of a few images 1 % are none.
+        validation_share: from 0, which writes no validation split, to less than 1. It is doubled until two images
+            fall into it, which can be mismatched: of a few images 1 % are none.
         workers: processes; 1 does it in this process.
 
     Raises:
@@ -387,8 +388,7 @@ def make_published_corpus(settings: Path, output: Path, validation_share: float,
         done = convert_published_corpus(
             settings, output, prefix_image_ids="published", validation_share=validation_share, workers=workers
         )
-        counts = (f"{done.rows[split, name]:,} of {name} ({split})" for split, name in sorted(done.rows))
-        return f"{output}: {done.rows.total():,} rows: {', '.join(counts)}"
+        return f"{output}: {done.rows.total():,} rows of {', '.join(sorted({name for _, name in done.rows}))}"
 
     if make_once(settings, output, make) and (said := output / MADE_OF).is_file():
         refuse_other(output, said.read_text(encoding="utf-8").strip(), settings, mark_of_corpus(settings))
@@ -399,8 +399,8 @@ def mark_of_corpus(settings: Path) -> str:
     return mark_of_files(settings.name, [settings, read_settings(settings)[0]])
 
 
-Converted = tuple[dict[tuple[str, str], bytes], Counter[str]]
-"""JSON lines by (split, dataset), and rows left out by dataset."""
+Converted = tuple[dict[tuple[str, str], bytes], Counter[str], set[str]]
+"""JSON lines by (split, dataset), rows left out by dataset, and an image of validation or two."""
 
 
 def convert_chunk(
@@ -419,6 +419,7 @@ def convert_chunk(
     """
     lines: dict[tuple[str, str], list[bytes]] = {}
     skipped: Counter[str] = Counter()
+    validation: set[str] = set()
     with ExitStack() as stack:
         readers = {key: LabelReader(file, key[1], ground_truth_tags, stack) for key, file in labels.items()}
         for number, line in enumerate(chunk.content().split(b"\n"), start=chunk.first_line):
@@ -437,8 +438,10 @@ def convert_chunk(
             second = {} if reader is None else reader.keys(row.label_id, place)
             record = {"image_id": image_id, "text": row.text, **second, "source": dataset, "id": row.label_info}
             split = VALIDATION if _share_of(row.image_id) < validation_share else TRAIN
+            if split == VALIDATION and len(validation) < 2:
+                validation.add(row.full_id)
             lines.setdefault((split, dataset), []).append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-    return {key: b"".join(records) for key, records in lines.items()}, skipped
+    return {key: b"".join(records) for key, records in lines.items()}, skipped, validation
 
 
 def _share_of(image_id: str) -> float:
@@ -452,17 +455,17 @@ def _with_validation(
     """What was written into a folder below `work`, with a share of the images as validation that has some."""
     (folder := work / f"share {share}").mkdir()
     conversion = _write(chunks, partial(convert, validation_share=share), folder, workers)
-    if not 0 < share < 0.5 or any(split == VALIDATION for split, _ in conversion.rows):
+    if not 0 < share < 0.5 or len(conversion.validation) > 1:
         return conversion, folder
     return _with_validation(chunks, convert, work, workers, 2 * share)
 
 
 def _write(chunks: Sequence[Chunk], convert: partial[Converted], folder: Path, workers: int) -> Conversion:
     """Appends the lines of the chunks, in order, to the files below `folder`."""
-    done = Conversion(Counter(), Counter())
+    done = Conversion(Counter(), Counter(), set())
     with ExitStack() as stack:
         files = {}
-        for found, skipped in pool_map(convert, chunks, workers, stack):
+        for found, skipped, validation in pool_map(convert, chunks, workers, stack):
             for (split, dataset), lines in found.items():
                 if (split, dataset) not in files:
                     (folder / split).mkdir(exist_ok=True)
@@ -470,6 +473,7 @@ def _write(chunks: Sequence[Chunk], convert: partial[Converted], folder: Path, w
                 files[split, dataset].write(lines)
                 done.rows[split, dataset] += lines.count(b"\n")
             done.skipped.update(skipped)
+            done.validation.update(validation)
     if not done.rows:
         there = ", ".join(sorted(done.skipped)[:8]) or "no rows"
         raise UserError(f"{chunks[0].path} has no rows of the datasets to convert; it has {there}.")
