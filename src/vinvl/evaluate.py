@@ -1,30 +1,35 @@
-"""Score a checkpoint: `python -m vinvl.evaluate ckpt_path=FILE [data.test_split=NAME]`."""
+"""Score a checkpoint: `python -m vinvl.evaluate ckpt_path=FILE [data.test_split=NAME]`.
+
+`python -m vinvl.evaluate published=ROOT/TASK ckpt_path=FOLDER`: figures on a released data set beside those published.
+"""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from vinvl.restore import restore
+from vinvl.restore import Restored, restore
 from vinvl.run.callbacks import progress
-from vinvl.run.door import door, enter
+from vinvl.run.door import door, enter, telling
+from vinvl.run.errors import say
+from vinvl.run.files import write_json
+from vinvl.run.folders import NAMED_CHECKPOINTS
 from vinvl.run.options import open_sections
-from vinvl.run.progress import report
+from vinvl.run.overrides import command_overrides, given_values
+from vinvl.run.progress import print_results, report
 from vinvl.run.survival import StopAtOnce
+from vinvl.zoo import COLUMNS, compared, comparing, recipe_of, scorable_splits, zoo
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """A checkpoint's scores on `data.test_split`; results.json goes to `config.paths.output_dir`."""
-    pl.seed_everything(config.seed, verbose=False)
-    restored = restore(config, "test")
-    restored.datamodule.setup("test")
-    trainer: pl.Trainer = instantiate(
-        config.trainer, callbacks=[progress(), StopAtOnce()], logger=False, enable_checkpointing=False
-    )
-    trainer.test(restored.task, datamodule=restored.datamodule, verbose=False)
-    if trainer.is_global_zero:
+    if config.published.compare is not None:
+        return evaluate_published(config)
+    restored = scored(config)
+    if restored.task.trainer.is_global_zero:
         split = restored.data.test_split
         report(
             restored.task,
@@ -36,8 +41,69 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     return restored.task.scores
 
 
+def scored(config: DictConfig) -> Restored:
+    """The checkpoint, evaluated on the test split: `task.scores`."""
+    pl.seed_everything(config.seed, verbose=False)
+    restored = restore(config, "test")
+    restored.datamodule.setup("test")
+    trainer: pl.Trainer = instantiate(
+        config.trainer, callbacks=[progress(), StopAtOnce()], logger=False, enable_checkpointing=False
+    )
+    trainer.test(restored.task, datamodule=restored.datamodule, verbose=False)
+    return restored
+
+
+def evaluate_published(config: DictConfig) -> dict[str, float]:
+    """Scores of a checkpoint on the splits of a released data set, and a table of them beside those published.
+
+    Returns the scores of the first split. Raises UserError if files of the release are missing.
+    """
+    name, given, missing = str(config.published.compare), given_values(command_overrides()), list[Path]()
+    if config.ckpt_path not in NAMED_CHECKPOINTS:
+        path = Path(str(config.ckpt_path)).expanduser()
+        path = path if path.exists() else Path(config.published.root) / path
+        config.ckpt_path, missing = str(path), [] if path.exists() else [path]
+    plain: Any = OmegaConf.to_container(config.data, resolve=True)
+    chosen = str(config.data.test_split) if "data.test_split" in given else None
+    results: dict[str, Restored] = {}
+    for split in scorable_splits(name, plain, chosen, missing):
+        config.data.test_split = split
+        for key, value in zoo()["scored"][name]["splits"].get(split, {}).get("set", {}).items():
+            config.data[key] = given.get(f"data.{key}", value)
+        results[split] = scored(config)
+    first = next(iter(results.values()))
+    if first.task.trainer.is_global_zero:
+        tell_published(config, results, only=chosen is not None)
+    return first.task.scores
+
+
+def tell_published(config: DictConfig, results: dict[str, Restored], *, only: bool) -> None:
+    """Prints the table of our figures beside those published, of the scored splits `only`; writes results.json."""
+    name, output, first = str(config.published.compare), Path(config.paths.output_dir), next(iter(results.values()))
+    recipe, notes = recipe_of(name, first.path, first.task.config.hidden_size)
+    scores = {split: one.task.scores for split, one in results.items()}
+    rows = compared(name, recipe, scores, only)
+    waiting = {one.split: None for one in rows if one.split in zoo()["scored"][name].get("server", ())}
+    if waiting:
+        command = f"vinvl.predict data={name} published.root={config.published.root} ckpt_path={first.path}"
+        notes.append(f"{', '.join(waiting)}: needs the server, for which there is python -m {command}")
+    if any("†" in (one.figure or "") for one in rows):
+        notes.append("† quoted from memory of the paper, unchecked")
+    left_out = {split: one.datamodule.skipped[split] for split, one in results.items()}
+    notes += [f"{count:,} records of {split} without regions, not scored" for split, count in left_out.items() if count]
+    table = {"recipe": recipe, "rows": [one.plain() for one in rows], "notes": notes}
+    told = {"split": next(iter(results)), "checkpoint": str(first.path), "headline": first.task.headline}
+    write_json(output / "results.json", told | {"scores": first.task.scores, "scores_of": scores, "published": table})
+    files = {"run folder": output, "results": output / "results.json", "checkpoint": first.path}
+    title = f"{name} beside the published {recipe}" if recipe else f"{name}, with nothing published to compare"
+    print_results(title, [one.row() for one in rows], files, COLUMNS)
+    say(*notes)
+
+
 main = door(evaluate, "evaluate")
 
 
 if __name__ == "__main__":
-    enter(main, "evaluate", open_sections(sys.argv[1:]), restored=("data", "decoding"))
+    with telling():
+        arguments = open_sections(comparing(sys.argv[1:]))
+    enter(main, "evaluate", arguments, restored=("data", "decoding"))

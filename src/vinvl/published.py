@@ -18,19 +18,8 @@ from vinvl.pretraining.published import make_published_corpus, read_settings
 from vinvl.run.errors import UserError, say
 from vinvl.run.folders import config_directory
 from vinvl.run.published import published_file
-from vinvl.zoo import cost_of, files_of, made_of, what_to_get, zoo
+from vinvl.zoo import DATA_OF_FOLDER, chosen, cost_of, files_of, made_of, what_to_get, zoo
 
-DATA_OF_FOLDER = {
-    "vqa": "vqa2_published",
-    "gqa": "gqa_published",
-    "GQA": "gqa_published",
-    "nlvr2": "nlvr2_published",
-    "coco_ir": "coco_retrieval_published",
-    "flickr30k_ir": "flickr30k_published",
-    "coco_caption": "coco_captions_published",
-    "nocaps": "nocaps_published",
-    "pretrain_corpus": "oscarplus_published",
-}
 KEPT = {".pt": 0.5}  # of the bytes of features, in float16: they are float32, and in TSV files base64 of it
 KEPT_OF_TSV = 0.38
 ROOM = 1.05  # for boxes and all else
@@ -136,16 +125,6 @@ def _listed(node: Any) -> Iterator[StoreFile]:
     for one in node if isinstance(node, list) else [node]:
         with suppress(UserError):  # a pattern that stands for nothing
             yield from StoreFile.listed(one, "a store")
-
-
-def chosen(folder: Path) -> tuple[Path, list[str]]:
-    """The root, and the configurations of what lies there; of one task if the folder is that task's."""
-    there = {path.stem for path in (Path(config_directory()) / "data").glob("*_published.yaml")}
-    for place in (folder, folder.parent):
-        if DATA_OF_FOLDER.get(place.name) in there:
-            above = place.parent  # image_features may lie beside datasets
-            return above.parent if above.name == "datasets" else above, [DATA_OF_FOLDER[place.name]]
-    return folder, [name for name in dict.fromkeys(DATA_OF_FOLDER.values()) if name in there]
 
 
 def _tell(data: FoundData) -> None:

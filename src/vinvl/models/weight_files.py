@@ -22,6 +22,7 @@ WEIGHT_INDEX_FILES = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
 TRAINING_CHECKPOINT = ".ckpt"
 LONGEST_NAME = 100  # of a shard
 OBJECTS_SHOWN = 5  # of a file that holds more than tensors
+NAMES_SHOWN = 10  # of a folder without weights
 
 # Names of tensors in other weight files → ours.
 MMF_MODEL = re.compile(r"^(?:module\.)?(?:model\.)?vinvl\.")
@@ -131,7 +132,8 @@ def find_checkpoint(init: str | Path) -> CheckpointFiles:
         for name in WEIGHT_FILES + WEIGHT_INDEX_FILES:
             if (path / name).is_file():
                 return CheckpointFiles(str(init), path / name, _read_json(path / "config.json"))
-        raise UserError(f"{path} holds no weights; it needs a file {' or '.join(WEIGHT_FILES)}.")
+        inside = ", ".join(sorted(one.name for one in path.iterdir())[:NAMES_SHOWN]) or "nothing"
+        raise UserError(f"{path} holds no weights; it needs a file {' or '.join(WEIGHT_FILES)}, and it holds {inside}.")
     if isinstance(init, Path) or path.is_absolute() or init.startswith((".", "~")) or init.count("/") > 1:
         raise UserError(f"There is no model folder {path}; give one that exists or a name on the Hugging Face hub.")
     return _download(init)
