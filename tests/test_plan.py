@@ -1,5 +1,6 @@
 """What a run will cost: the arithmetic by hand, the measured parts on tiny models, and the door."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def test_the_plan_of_a_run_and_the_run(demo_data: Path, tmp_path: Path, monkeypa
     assert found["checkpoint"] == pytest.approx(last.stat().st_size, rel=0.1)
     assert found["checkpoints"] == len(list(last.parent.glob("*.ckpt")))
     assert found["training"] > 0 and found["evaluation"] > 0
-    run_in_process("train", demo_data, tmp_path / "plan", *given, "model.config.num_hidden_layers=1", "+plan=true")
+    own = ["model.config.num_hidden_layers=1", "name=vqa2_base"]
+    printed = run_in_process("train", demo_data, tmp_path / "plan", *given, *own, "+plan=true")
+    assert "how many there were is not stated" in re.sub(r"[│\s]+", " ", printed)
     assert plans[1]["samples"] == pytest.approx(found["samples"])
     assert 1.2 < found["flops"] / plans[1]["flops"] < 2
 

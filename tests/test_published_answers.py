@@ -195,23 +195,6 @@ def door(name: str, task: str, stores: Path, output: Path, *overrides: str) -> N
     run_in_process(name, output, output, f"data={TASKS[task]}_published", weights, *places, *overrides)
 
 
-@pytest.mark.parametrize(
-    ("task", "split", "key"),
-    [
-        ("vqa", "val", "evaluate_val_score"),
-        ("gqa", "val", "evaluate_val_accuracy"),
-        ("gqa", "testdev_all", "evaluate_test-dev_accuracy"),
-        ("nlvr2", "dev", "evaluate_val"),
-        ("nlvr2", "test1", "evaluate_test1"),
-    ],
-)
-def test_released_folders_are_scored_as_by_oscar(task: str, split: str, key: str, stores: Path, tmp_path: Path) -> None:
-    expected = FACTS[task][key]
-    door("evaluate", task, stores, tmp_path, f"data.test_split={split}")
-    headline = "accuracy" if task == "nlvr2" else "accuracy/overall"
-    assert scores(tmp_path)[headline] == pytest.approx(100 * (expected[1] if task == "nlvr2" else expected), abs=1e-9)
-
-
 def test_a_head_of_mmf_is_scored_and_loaded(stores: Path, tmp_path: Path) -> None:
     """The released encoder with a head as MMF builds it, in a checkpoint of MMF's."""
     released = vinvl.load(REPLICA / "model_ckpts/vqa/base/best", task="vqa", answers=VQA_ANSWERS).trained.model

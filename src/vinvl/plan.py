@@ -24,6 +24,7 @@ from vinvl.run.errors import UserError
 from vinvl.run.progress import duration, print_results
 from vinvl.schedules import refuse_unfit
 from vinvl.task import VinVLTask
+from vinvl.zoo import zoo
 
 WARM_UP, UPDATES, EVALUATION_BATCHES = 2, 20, 10
 SECONDS = 20.0  # no more updates after so long
@@ -132,13 +133,22 @@ def plan(config: DictConfig, task: VinVLTask, datamodule: RegionDataModule) -> d
     if config.compile.enabled:
         where += ", without torch.compile"
     measured = (f"measured: {watch.batches} batches, {where}", f"measured: {watch.evaluated} batches")
-    print_results(f"What {config.name} will cost", _rows(found, *measured), {}, ("what", "estimate", "how it is known"))
+    rows = _rows(found, *measured, zoo()["recipes"].get(config.name, {}))
+    print_results(f"What {config.name} will cost", rows, {}, ("what", "estimate", "how it is known"))
     _remove_run_folder(config)
     return found
 
 
-def _rows(found: dict[str, float], training: str, evaluation: str) -> list[tuple[str, str, str]]:
-    """(what, estimate, how it is known), of which the last are given for training and evaluation."""
+def _rows(
+    found: dict[str, float], training: str, evaluation: str, recipe: dict[str, Any]
+) -> list[tuple[str, str, str]]:
+    """(what, estimate, how it is known), of which the last are given for training and evaluation.
+
+    `recipe`: what conf/_zoo.yaml says of it, {} of one's own.
+    """
+    unstated = recipe.get("here", {}).get(
+        "trainer.devices", {"because": "assumed to be as much faster as they are more"}
+    )
     total, kept = found["training"] + found["evaluation"], f"the run keeps {found['checkpoints']}, and one in writing"
     return [
         ("updates", f"{found['updates']:,}", "configured"),
@@ -146,7 +156,7 @@ def _rows(found: dict[str, float], training: str, evaluation: str) -> list[tuple
         ("samples", f"{found['samples']:,.0f}", "computed"),
         ("FLOPs", f"{found['flops']:.3g}", "counted in one batch, forward and backward"),
         ("samples/s of a device", f"{found['rate']:,.4g}", training),
-        ("devices", f"{found['devices']:,}", "configured; assumed to be as much faster as they are more"),
+        ("devices", f"{found['devices']:,}", f"configured; {unstated['because']}"),
         ("an epoch", duration(found["training"] / found["epochs"]), "computed"),
         ("training", duration(found["training"]), "computed"),
         ("evaluation", duration(found["evaluation"]), evaluation),
