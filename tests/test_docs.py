@@ -16,6 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from vinvl.published import comparing
 from vinvl.regions import RegionStore
 from vinvl.run.folders import config_directory, register_resolvers
 from vinvl.run.options import open_sections, task_as_a_value
@@ -69,7 +70,8 @@ def test_every_door_command_composes(name: str, overrides: list[str]) -> None:
             for one in overrides
             if not one.startswith("hydra/launcher=")
         ]
-    composed = open_sections(overrides) if name in ("evaluate", "predict") else overrides
+    words = comparing(overrides) if name == "evaluate" else overrides
+    composed = open_sections(words) if name in ("evaluate", "predict") else words
     composed = task_as_a_value(composed) if name == "convert" else composed
     with initialize_config_dir(config_directory(), version_base="1.3"):
         config = compose(name, composed, return_hydra_config=True)
