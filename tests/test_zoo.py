@@ -155,6 +155,7 @@ def test_what_is_missing_is_listed_with_what_it_is(data: Path, tmp_path: Path) -
     ]
     assert not list(tmp_path.rglob("*.h5")) and not list(tmp_path.glob("runs/evaluate/*"))
     shutil.copytree(REPLICA / "model_ckpts/nlvr2", tmp_path / "model_ckpts/nlvr2")
+    shutil.copy(REPLICA / "nlvr2/nlvr2_img_frcnn_feats.pt", tmp_path / "nlvr2")
     told = call_door(tmp_path, data, "evaluate", words[0], words[1].removesuffix("/best"), *ON_CPU)
     assert refusal(told).endswith("with data.test_split=test1 what is there is scored.")
     words[1] = words[1].removesuffix("/best")
