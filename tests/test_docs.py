@@ -16,10 +16,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vinvl.published import comparing
 from vinvl.regions import RegionStore
 from vinvl.run.folders import config_directory, register_resolvers
 from vinvl.run.options import open_sections, task_as_a_value
+from vinvl.zoo import comparing
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}

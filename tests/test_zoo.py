@@ -11,9 +11,8 @@ from tests import golden
 from tests.conftest import refusal
 from tests.door_runs import call_door, succeed
 from tests.test_conf import composed
-from vinvl.published import DATA_OF_FOLDER, comparing
 from vinvl.run.errors import UserError
-from vinvl.zoo import Compared, files_of, recipe_of, what_to_get, zoo
+from vinvl.zoo import DATA_OF_FOLDER, Compared, comparing, files_of, recipe_of, what_to_get, zoo
 
 REPLICA = golden.FOLDER / "published/replica"
 TASKS = ("vqa", "gqa", "nlvr2", "coco_ir", "flickr30k_ir")
