@@ -336,7 +336,7 @@ def test_numbers_that_the_label_map_has_not_name_the_offset(tmp_path: Path) -> N
     (tmp_path / "map.json").write_text(json.dumps({"label_to_idx": {"cat": 1, "dog": 2}}))
     file = write_lines(tmp_path / "in.tsv", list(map(lxmert_line, IMAGES)))
     sentence = refused(file, tmp_path, f"labels={tmp_path / 'map.json'}")
-    assert re.search(r"objects_id reach 2 \(and 1 is added\), but the label map has 3 names.*class_offset", sentence)
+    assert re.search(r"classes reach 2 \(and 1 is added\), but the label map has 3 names.*class_offset", sentence)
 
 
 def written(store: Path, folder: Path, kind: str) -> Path:

@@ -28,8 +28,9 @@ from tests.regions.formats.samples import (
 )
 from vinvl.regions import RegionStore
 from vinvl.regions.formats import hdf5, source
+from vinvl.regions.formats.boxes import cell_boxes
 from vinvl.regions.formats.convert import convert_features
-from vinvl.regions.formats.rows import FeatureOptions, cell_boxes
+from vinvl.regions.formats.rows import FeatureOptions
 from vinvl.run.errors import UserError
 
 IMAGES = samples(7)
@@ -159,7 +160,7 @@ def test_bottom_up_files_tell_their_sizes(tmp_path: Path, adaptive: bool) -> Non
     assert [(one.width, one.height) for one in map(store.at, range(7))] == [(i.width, i.height) for i in IMAGES]
     with h5py.File(file, "r+") as edited:
         edited["image_bb"][...] = np.roll(edited["image_bb"][...], 1, axis=-2)
-    assert re.search(r"are not those of its spatial_features|nothing tells", refused(file, tmp_path))
+    assert re.search(r"are not those of its features|nothing tells", refused(file, tmp_path))
 
 
 @pytest.mark.parametrize("write", [write_m2, write_gqa, write_bottom_up_hdf5])
@@ -310,7 +311,7 @@ HOSTILE: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "filter": (declared(data=np.ones((3, 4), np.int32), chunks=(3, 4), scaleoffset=0), "in a way that is not read"),
     "null": (put(h5py.Empty("f4")), "expected plain numbers"),
     "group": (lambda file: file.create_group("107_boxes"), "107_boxes is no dataset"),
-    "turned": (put(IMAGES[1].boxes.T), "features have shape (3, 8), but there are 4 boxes"),
+    "turned": (put(IMAGES[1].boxes.T), "boxes have shape (4, 3), expected x1 y1 x2 y2"),
     "complex": (put(np.ones((3, 4), complex)), "expected plain numbers"),
     "shares": (put(IMAGES[1].boxes / 640), "no box reaches beyond pixel 1 of 639 x 481; boxes are expected in pixels"),
     "other order": (put(IMAGES[1].boxes[:, [2, 3, 0, 1]]), "is inverted; x1 y1 x2 y2 was expected"),

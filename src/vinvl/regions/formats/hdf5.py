@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from vinvl.regions.formats.arrays import FIELDS, GEOMETRY, GRID, KNOWN, RENAMED, SIZE, FieldReader
+from vinvl.regions.formats.fields import FIELDS, KNOWN, FieldReader
 from vinvl.regions.formats.rows import (
     ITEMS_AT_ONCE,
     MOST_BYTES,
@@ -46,8 +46,10 @@ from vinvl.run.values import checked_id, json_members, shown
 
 SUFFIXES = (".h5", ".hdf5")
 SPANS = "pos_boxes"
-OF_IMAGE = {*FIELDS["width"], *FIELDS["height"], *FIELDS["count"], SIZE}  # a number or two for each image, not region
-FIELDS_OF_IMAGE = {*KNOWN, *RENAMED, GRID, SIZE, GEOMETRY} - {"info"}
+OF_IMAGE = {
+    name for what in ("width", "height", "count", "size") for name in FIELDS[what]
+}  # a number or two for each image, not region
+FIELDS_OF_IMAGE = KNOWN - {"info"}
 NAMED = re.compile(rf"(?s)(.+)_({'|'.join(sorted(FIELDS_OF_IMAGE, key=len, reverse=True))})")
 INDICES = ("_imgid2idx.pkl", "_imgid2idx.json", "_merged_info.json", "_info.json")
 IDS = ("image_id", "image_ids", "img_ids", "img_id", "ids")
@@ -172,7 +174,7 @@ def find_layout(path: Path) -> str:
     """What the arrays of a file are named by, "image" or "field". Raises UserError if neither is known."""
     file = Hdf5File(path)
     names = file.names(most=FIRST_NAMES)
-    if any(RENAMED.get(name, name) in KNOWN or name == GRID for name in names):
+    if KNOWN.intersection(names):
         return "field"
     if any(NAMED.fullmatch(name) or file.is_group(name) for name in names):
         return "image"
@@ -247,7 +249,7 @@ class Table:
         with closing(Hdf5File(path)) as file:
             found = file.names(most=FIRST_NAMES)
             lengths = {name: len(file.dataset(name)) for name in found if name in {*FIELDS_OF_IMAGE, SPANS}}
-        features = [name for name in lengths if RENAMED.get(name, name) in FIELDS["features"] or name == GRID]
+        features = [name for name in lengths if name in (*FIELDS["features"], *FIELDS["grid"])]
         if not features:
             raise UserError(f"{path} has no features (one of {', '.join(FIELDS['features'])}); it has {found}.")
         spans, regions = SPANS in lengths, lengths[features[0]]
@@ -283,7 +285,7 @@ class Table:
         if self.spans:
             start, stop = self.span(self.file.rows(SPANS, row, row + 1)[0])
             return start == stop
-        name = next((name for name in self.names if RENAMED.get(name, name) in FIELDS["boxes"]), self.names[0])
+        name = next((name for name in self.names if name in FIELDS["boxes"]), self.names[0])
         return not self.file.rows(name, row, row + 1).any()
 
 

@@ -1,4 +1,7 @@
-"""MMF's LMDB of features: a pickled dict for each image, of the same keys as its npy files.
+"""LMDBs of features: MMF's pickled dict for each image, of the same keys as its npy files, and UNITER's arrays by name.
+
+UNITER's (ChenRocks/UNITER, scripts/convert_imgdir.py) are packed by msgpack and msgpack-numpy, or an npz in a database
+whose name ends `_compressed`; keys are the names of the npz files.
 
 Its records are read from its pages: the package lmdb dies of a signal where a file is damaged.
 
@@ -9,20 +12,24 @@ number of the page where a long value begins. (LMDB 0.9, data version 1, little-
 
 from __future__ import annotations
 
+import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from vinvl.regions.formats.arrays import regions_of_fields
-from vinvl.regions.formats.rows import MOST_BYTES, Done, FeatureOptions, Found, at, images_of_items
-from vinvl.regions.regions import LabelMap
+import msgspec
+import numpy as np
+
+from vinvl.regions.formats.arrays import PLAIN, read_npz
+from vinvl.regions.formats.fields import KNOWN, FieldReader
+from vinvl.regions.formats.rows import MOST_BYTES, Done, Found, at, images_of_items
 from vinvl.run.errors import UserError
-from vinvl.run.files import reading
-from vinvl.run.restricted_pickle import load_restricted
+from vinvl.run.files import json_object, parse_json, reading
+from vinvl.run.restricted_pickle import load_restricted, plain_array
 from vinvl.run.values import shown
 
 MAGIC = 0xBEEFC0DE, 1
@@ -33,7 +40,8 @@ META_PAGE = struct.Struct("<II16x I44x IHH24x QQ QQ")  # magic, version; page si
 NODE = struct.Struct("<HHHH")  # size of the value or number of a page, low and high; flags or highest; size of the key
 NO_PAGE = 2**64 - 1
 MOST_PAGE, LEAST_PAGE = 2**16, 2**9
-KEYS = b"keys"  # a list of all ids
+KEYS = (b"keys", b"__keys__")  # a list of all ids: a pickle of MMF's, JSON of UNITER's
+MAPS = {bytes([first]) for first in (*range(0x81, 0x90), 0xDE, 0xDF)}  # how a map of MessagePack begins, and no pickle
 
 
 class Record(NamedTuple):
@@ -150,9 +158,7 @@ def _record(page: bytes, number: int, page_size: int, node: tuple[int, int, int,
     return Record(page[place + NODE.size : begin], start, start + size, value_page)
 
 
-def images_of_lmdb(
-    folder: Path, options: FeatureOptions, labels: LabelMap, workers: int, done: Done
-) -> Iterator[Found]:
+def images_of_lmdb(folder: Path, reader: FieldReader, workers: int, done: Done) -> Iterator[Found]:
     """The images of an LMDB in the order of their keys, which are the ids; what is cut off comes first."""
     path = folder / "data.mdb"
     with reading(path), path.open("rb") as file:
@@ -161,39 +167,88 @@ def images_of_lmdb(
         except UserError as error:
             raise UserError(f"{folder} is no LMDB, or a damaged one ({error}); get the folder again.") from None
         size = os.fstat(file.fileno()).st_size
-        missing = list(_missing(folder, file, records))
-    ordered = sorted((one for one in records if one.key != KEYS), key=lambda record: record.stop <= size)
-    read = partial(_read_image, folder=folder, options=options, labels=labels)
+        counts = _counts_beside(folder)
+        missing = list(_missing(folder, file, records, counts))
+    ordered = sorted((one for one in records if one.key not in KEYS), key=lambda record: record.stop <= size)
+    read = partial(_read_image, folder=folder, reader=reader, counts=counts)
     yield from images_of_items([*missing, *ordered], read, workers, done)
 
 
-def _missing(folder: Path, file: IO[bytes], records: list[Record]) -> Iterator[str]:
+def _counts_beside(folder: Path) -> dict[str, int]:
+    """How many regions of each record UNITER reads: `nbb_th0.2_max100_min10.json` beside `feat_th0.2_max100_min10`."""
+    kind = folder.name.removeprefix("feat_").removesuffix("_compressed")
+    path = folder.parent / f"nbb_{kind}.json"
+    if kind == folder.name or not path.is_file():
+        return {}
+    counts = json_object(path)
+    if wrong := next((name for name, count in counts.items() if type(count) is not int), None):
+        raise UserError(f"{path} says {shown(counts[wrong])} of {shown(wrong)}, expected a number of regions.")
+    return counts
+
+
+def _missing(folder: Path, file: IO[bytes], records: list[Record], counts: Mapping[str, int]) -> Iterator[Record | str]:
     """What is wrong with the list of all ids: those in it that have no record."""
     present = {record.key for record in records}
-    place = f"{folder}, list of all ids {KEYS.decode()!r}"
-    try:
-        listed = [load_restricted(read_value(file, record), place) for record in records if record.key == KEYS]
-        if listed and not isinstance(listed[0], list | tuple):
-            raise UserError(f"it is {shown(listed[0])}, expected a list.")
-    except UserError as error:
-        yield f"{place}: {error}"
-        return
-    for key in listed[0] if listed else []:
-        encoded = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
-        if not isinstance(encoded, bytes) or encoded not in present:
-            yield f"{place} has {shown(key)}, which has no record; get the folder again."
+    for record in records:
+        if record.key not in KEYS:
+            continue
+        place = f"{folder}, list of all ids {record.key.decode()!r}"
+        try:
+            content = read_value(file, record)
+            listed = parse_json(content, place) if content[:1] == b"[" else load_restricted(content, place)
+            if not isinstance(listed, list | tuple):
+                raise UserError(f"it is {shown(listed)}, expected a list.")
+        except UserError as error:
+            yield f"{place}: {error}"
+            continue
+        for key in listed:
+            encoded = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+            if not isinstance(encoded, bytes) or encoded not in present:
+                yield f"{place} has {shown(key)}, which has no record; get the folder again."
+    for name in counts.keys() - {key.decode("utf-8", "replace") for key in present}:
+        yield f"{folder} has no {shown(name)}, which the nbb_*.json beside it names; get both again."
 
 
-def _read_image(record: Record | str, folder: Path, options: FeatureOptions, labels: LabelMap) -> Found:
+def _read_image(record: Record | str, folder: Path, reader: FieldReader, counts: Mapping[str, int]) -> Found:
     if isinstance(record, str):
         return Found("", UserError(record), 0)
-    image_id = record.key.decode("utf-8", "backslashreplace")
+    key = record.key.decode("utf-8", "backslashreplace")
+    image_id = key.removesuffix(".npz")  # UNITER's keys are names of files
     place, size = f"{folder}, image {image_id!r}", record.stop - record.start
     try:
         with at(place), reading(folder / "data.mdb"), (folder / "data.mdb").open("rb") as file:
-            content = load_restricted(read_value(file, record), "the record")
-            if not isinstance(content, dict):
-                raise UserError(f"the record is {type(content).__name__}, expected a dict with features and bbox.")
-            return Found(place, regions_of_fields(image_id, content, options, labels), size)
+            fields = fields_of(read_value(file, record))
+            if key in counts:
+                fields["num_boxes"] = counts[key]
     except UserError as error:
         return Found(place, error, size)
+    return reader.found(place, image_id, fields, size)
+
+
+def fields_of(value: bytes) -> dict[str, Any]:
+    """Named arrays of a value: an npz, a MessagePack map or a pickled dict. Raises UserError for all else."""
+    if value.startswith(b"PK"):
+        return read_npz(io.BytesIO(value), "the record")
+    if value[:1] in MAPS:
+        try:
+            packed = msgspec.msgpack.decode(value, type=dict[str, Any])
+            return {name: _unpacked(one) for name, one in packed.items() if name in KNOWN}
+        except (msgspec.MsgspecError, ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(f"the record is damaged MessagePack ({reason}); get the folder again.") from None
+    content = load_restricted(value, "the record")
+    if not isinstance(content, dict):
+        raise UserError(f"the record is {type(content).__name__}, expected a dict with features and bbox.")
+    return content
+
+
+def _unpacked(value: Any) -> Any:
+    """An array as the package msgpack-numpy packs it, else the value itself."""
+    if not isinstance(value, dict) or b"nd" not in value:
+        return value
+    kind, shape = value[b"type"], value.get(b"shape", ())
+    if not isinstance(kind, str) or not PLAIN.fullmatch(kind.encode("ascii", "replace")):
+        raise ValueError(f"an array of {shown(kind)}")
+    if any(type(length) is not int or length < 0 for length in shape) or not isinstance(value[b"data"], bytes):
+        raise ValueError("an array without shape or data")
+    return plain_array(np.dtype(kind), tuple(shape), value[b"data"])

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from vinvl.regions.formats.boxes import Sizes, check_geometry
 from vinvl.regions.formats.rows import (
     MOST_BYTES,
     Done,
@@ -40,7 +41,6 @@ from vinvl.run.files import parse_json, read_bytes, reading
 from vinvl.run.restricted_pickle import load_restricted
 from vinvl.run.values import checked_id, checked_text, decoded, shown, wrong_value
 
-GEOMETRY_TOLERANCE = 0.02  # of the image: published boxes are rounded to pixels or hundredths
 ANOTHER_RUN = "the two files are not of one run"
 
 # The objects of an image.
@@ -131,23 +131,16 @@ def label_map_of(classes: Iterable[str], attributes: Iterable[str]) -> LabelMap:
 
 @dataclass(frozen=True)
 class Joiner:
-    """What makes regions of features and objects; picklable, what it opens it opens in the process that reads."""
+    """What makes regions of features and objects; picklable."""
 
     options: FeatureOptions
     labels: LabelMap  # the names that classes and attributes are numbered by
     most_attributes: int  # K; objects with fewer are filled up with 0, none
-    sizes: Path | None  # folder of an `IdTable` of width and height
-
-    @cached_property
-    def _sizes(self) -> IdTable | None:
-        return IdTable(self.sizes) if self.sizes else None
+    sizes: Sizes
 
     @cached_property
     def _numbers(self) -> tuple[dict[str, int], dict[str, int]]:
         return first_indices(self.labels.classes), first_indices(self.labels.attributes)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("options", "labels", "most_attributes", "sizes")}
 
     def joined_rows(self, image_id: str, rows: np.ndarray, objects: DetectedObjects | None) -> Regions:
         """Of rows (R, D) or (R, D + 6) with the geometry of their boxes."""
@@ -157,11 +150,9 @@ class Joiner:
     def joined(
         self, image_id: str, features: np.ndarray, geometry: np.ndarray | None, objects: DetectedObjects | None
     ) -> Regions:
-        """Of features (R, D), their geometry (R, 6) x1/W, y1/H, x2/W, y2/H, w/W, h/H or None, and objects if there are.
+        """Of features (R, D), their geometry (R, 6) or None, and objects if there are, which `Sizes.boxes` joins.
 
-        Boxes are those of the geometry where there is one, so that the region rows of the store are those of the file;
-        only their scale is the image's. A size that nothing tells is found by holding boxes in pixels against the
-        geometry. Raises UserError if the three do not belong together, or boxes or size are not to be had.
+        Raises UserError if the three do not belong together, or boxes or size are not to be had.
         """
         if objects is not None and len(objects) != len(features):
             raise UserError(
@@ -169,39 +160,14 @@ class Joiner:
                 "Labels of another detection are tags: pass data.tags=FILE to the run that reads the store."
             )
         if geometry is not None:
-            span = geometry[:, 2:4] - geometry[:, 0:2]
-            if not np.isfinite(geometry).all() or (np.abs(span - geometry[:, 4:6]) > 1e-2).any():
-                raise UserError(
-                    "the last six numbers of a row are not x1/W, y1/H, x2/W, y2/H, w/W, h/H; pass "
-                    "features.dim=NUMBER if the features are not of dimension 2048."
-                )
-        size = self._size_of(image_id, geometry, objects)
-        edge = np.array([*size, *size], dtype=np.float32)
-        if objects is None:
-            if geometry is None:
-                raise UserError("its rows have no geometry, so its boxes are not known: pass predictions=FILE.")
-            return regions_of(image_id, features, geometry[:, :4] * edge, size, self.options)
-        boxes = predicted = objects.boxes
-        if geometry is not None:
-            boxes = geometry[:, :4] * edge
-            if (np.abs(predicted / edge - geometry[:, :4]) > GEOMETRY_TOLERANCE).any():
-                raise UserError("its predicted boxes are not those of its features: not of one run, or other order.")
-        return regions_of(image_id, features, boxes, size, self.options, **self._numbered(objects.objects))
-
-    def _size_of(self, image_id: str, geometry: np.ndarray | None, objects: DetectedObjects | None) -> tuple[int, int]:
-        given = self._sizes.find(image_id) if self._sizes else None
-        if given is not None:
-            return int(given[0]), int(given[1])
-        # Boxes in pixels leave nothing to assume.
-        size = self.options.assume_size
-        if objects is not None:
-            size = objects.size or size_between(geometry, objects.boxes)
-        if size is None:
-            raise UserError(
-                "nothing tells its width and height, which boxes need: pass features.sizes=FILE, or "
-                "features.assume_size=[1000,1000] for boxes in thousandths (the rows that a model reads stay the same)."
-            )
-        return size
+            remedy = "; pass features.dim=NUMBER if the features are not of dimension 2048"
+            check_geometry(geometry, "the last six numbers of a row", remedy)
+        elif objects is None:
+            raise UserError("its rows have no geometry, so its boxes are not known: pass predictions=FILE.")
+        predicted, own = (None, None) if objects is None else (objects.boxes, objects.size)
+        boxes, size = self.sizes.boxes(image_id, geometry, predicted, own)
+        more = {} if objects is None else self._numbered(objects.objects)
+        return regions_of(image_id, features, boxes, size, self.options, **more)
 
     def _numbered(self, objects: list[DetectedObject]) -> dict[str, np.ndarray]:
         """(R,) classes and scores, (R, K) attributes and theirs. Raises UserError for a name that is not known."""
@@ -221,21 +187,6 @@ class Joiner:
             ) from None
         confidences = np.array([one.conf for one in objects], dtype=np.float32)
         return {"classes": classes, "class_scores": confidences, "attributes": attributes, "attribute_scores": scores}
-
-
-def size_between(geometry: np.ndarray | None, boxes: np.ndarray) -> tuple[int, int] | None:
-    """Width and height from the boxes that reach furthest, in pixels and as shares of the image."""
-    if geometry is None or not len(boxes):
-        return None
-    size = []
-    for column in (2, 3):
-        region = int(np.argmax(geometry[:, column]))
-        share = float(geometry[region, column])
-        length = float(boxes[region, column]) / share if share > 0 else 0.0
-        if not 0.5 < length < 2**31 - 1:
-            return None
-        size.append(round(length))
-    return size[0], size[1]
 
 
 # A `predictions.tsv` (or `labels.tsv`) of objects, indexed once so that the features find theirs by image id.

@@ -6,7 +6,6 @@ What is refused here does not say where it stands: whoever reads a row or a file
 from __future__ import annotations
 
 import binascii
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -174,6 +173,8 @@ class FeatureOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     detector: str | None = None
     dtype: Literal["float16", "float32"] = "float16"
     dim: PositiveInt | None = None
+    transposed: bool | None = None
+    grid: tuple[PositiveInt, PositiveInt] | None = None
     class_offset: Annotated[int, msgspec.Meta(ge=0)] | None = None
     id_pattern: str | None = None
     id_prefix: str = ""
@@ -363,31 +364,6 @@ def shifted(numbers: np.ndarray, offset: int, names: Sequence[str], what: str) -
             "give one that numbers the classes as the features do, or another features.class_offset."
         )
     return numbers + offset
-
-
-# Grids: a feature for each cell of a picture.
-
-
-def grid_rows(grid: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Features (H * W, D) of a grid (D, H, W), (H, W, D) or (N, D) of N = H * W cells, H = W; and H and W.
-
-    Rows of cells follow each other from the top. Raises UserError for other shapes.
-    """
-    if grid.ndim == 3 and grid.shape[0] > max(grid.shape[1:]):
-        grid = grid.transpose(1, 2, 0)
-    if grid.ndim == 3 and grid.shape[2] > max(grid.shape[:2]):
-        return grid.reshape(-1, grid.shape[2]), grid.shape[0], grid.shape[1]
-    side = math.isqrt(len(grid)) if grid.ndim == 2 else 0
-    if not side or side * side != len(grid):
-        raise UserError(f"a grid of shape {grid.shape} is none of (D, H, W), (H, W, D) or (H * H, D).")
-    return grid, side, side
-
-
-def cell_boxes(height: int, width: int, size: tuple[int, int]) -> np.ndarray:
-    """(height * width, 4) float32, the boxes of the cells of a grid over an image of that size, row by row."""
-    rows, columns = np.divmod(np.arange(height * width), width)
-    shares = np.stack([columns / width, rows / height, (columns + 1) / width, (rows + 1) / height], axis=1)
-    return (shares * [*size, *size]).astype(np.float32)
 
 
 # Base64 text → arrays, with the one check that catches whatever is cut or damaged: the number of bytes.

@@ -12,7 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vinvl.regions.formats.arrays import FieldReader, image_files, images_of_files, info_of
+from vinvl.regions.formats.arrays import image_files, images_of_files, info_of
+from vinvl.regions.formats.boxes import Sizes, sizes_in
+from vinvl.regions.formats.fields import BOTTOM_UP_COLUMNS, LXMERT_COLUMNS, FieldReader, regions_of_columns
 from vinvl.regions.formats.hdf5 import (
     PART,
     SUFFIXES,
@@ -32,16 +34,12 @@ from vinvl.regions.formats.oscar import (
 )
 from vinvl.regions.formats.rows import FeatureOptions, Found, Journal
 from vinvl.regions.formats.tsv import (
-    BOTTOM_UP_COLUMNS,
     LONGEST_LINE,
-    LXMERT_COLUMNS,
     IdTable,
     ImageIndex,
     images_of_lines,
     line_index,
     places_in,
-    regions_of_columns,
-    sizes_in,
 )
 from vinvl.regions.layout import MANIFEST_NAME, open_hdf5
 from vinvl.regions.regions import LabelMap
@@ -53,12 +51,13 @@ from vinvl.run.files import reading
 FEATURES_TSV, PREDICTIONS_TSV = "features.tsv", "predictions.tsv"
 FEATURE_TSV, SIZES_TSV = ".feature.tsv", ".hw.tsv"  # of captioning: train.feature.tsv beside train.hw.tsv
 FIRST_ROWS = 16
+TENSORS = (".pt", ".pth")
 HDF5 = b"\x89HDF\r\n\x1a\n"
 A_STORE = "{} is a store already; pass format=oscar_tsv or format=mmf_npy to write one of these."
 READ = (
     "read are features.tsv (id, number of boxes, features or id, JSON) and predictions.tsv, the TSVs of bottom-up-"
     "attention (6 columns) and LXMERT (10), a .pt of tensors, HDF5 of meshed-memory, GQA and bottom-up-attention-vqa, "
-    "and folders of .npy with _info.npy, of .npz or an LMDB"
+    "and folders of .npy with _info.npy, of .npz, of .pth of grids or an LMDB"
 )
 
 
@@ -72,7 +71,8 @@ class Format(enum.Enum):
     TENSORS = "Oscar .pt of tensors"
     NPY_FOLDER = "MMF .npy with _info.npy"
     NPZ_FOLDER = "folder of .npz"
-    LMDB = "MMF LMDB"
+    TENSOR_FOLDER = "folder of .pth"
+    LMDB = "LMDB of features"
     HDF5_BY_IMAGE = "HDF5 of arrays named by image"
     HDF5_BY_ROW = "HDF5 of arrays of all images"
 
@@ -107,9 +107,14 @@ def _indices_of(path: Path) -> dict[str, str]:
 
 
 def sizes_beside(path: Path) -> Path | None:
-    """The `train.hw.tsv` of a `train.feature.tsv`, if there is one."""
-    sizes = path.with_name(path.name.removesuffix(FEATURE_TSV) + SIZES_TSV)
-    return sizes if path.name.endswith(FEATURE_TSV) and sizes.is_file() else None
+    """The `train.hw.tsv` of a `train.feature.tsv`, or `hw.tsv` of `features.tsv`, if there is one."""
+    if path.name == FEATURES_TSV:
+        sizes = path.with_name(SIZES_TSV[1:])
+    elif path.name.endswith(FEATURE_TSV):
+        sizes = path.with_name(path.name.removesuffix(FEATURE_TSV) + SIZES_TSV)
+    else:
+        return None
+    return sizes if sizes.is_file() else None
 
 
 def find_features(source: Path) -> FoundFiles:
@@ -124,7 +129,7 @@ def find_features(source: Path) -> FoundFiles:
         start = file.read(len(HDF5))
     if start == HDF5 or source.suffix in SUFFIXES:
         return _hdf5_format(source)
-    if source.suffix in (".pt", ".pth"):
+    if source.suffix in TENSORS:
         return FoundFiles(Format.TENSORS, source)
     if source.suffix in (".npy", ".npz"):
         raise UserError(f"{source} is the file of one image; give the folder that it lies in.")
@@ -165,10 +170,15 @@ def _in_folder(folder: Path) -> FoundFiles:
             return FoundFiles(_tsv_format(folder / name), folder / name)
     if (folder / "data.mdb").is_file():
         return FoundFiles(Format.LMDB, folder, (folder / "data.mdb",))
-    kinds = (".npz", Format.NPZ_FOLDER), (".npy", Format.NPY_FOLDER)
-    found = [FoundFiles(kind, folder, tuple(files)) for suffix, kind in kinds if (files := image_files(folder, suffix))]
+    kinds = {".npz": Format.NPZ_FOLDER, ".npy": Format.NPY_FOLDER} | dict.fromkeys(TENSORS, Format.TENSOR_FOLDER)
+    found = [
+        FoundFiles(kind, folder, tuple(files))
+        for suffix, kind in kinds.items()
+        if (files := image_files(folder, suffix))
+    ]
     if len(found) > 1:
-        raise UserError(f"{folder} has both .npz and .npy files of features; put them into folders of their own.")
+        both = " and ".join(one.files[0].suffix for one in found)
+        raise UserError(f"{folder} has both {both} files of features; put them into folders of their own.")
     if found:
         return found[0]
     if given := sorted(folder.glob(f"*{FEATURE_TSV}")):  # of captioning, one a split
@@ -241,37 +251,32 @@ class Source:
         for path, name in ((options.predictions, "predictions"), (options.sizes, "sizes")):
             if path is not None and not path.is_file():
                 raise UserError(f"{path} does not exist; check features.{name}=FILE.")
-            if path is not None and found.format not in (
-                *TSV_OF_OSCAR,
-                Format.TENSORS,
-                *(HDF5_FORMATS if name == "sizes" else ()),
-            ):
-                raise UserError(f"{found.path} is a {found.format.value}, which features.{name} is of no use to.")
-        known = options.sizes or sizes_beside(found.path)
-        sizes = self.scratch / "sizes" if known else None
-        if known and sizes:
-            IdTable.of_members(sizes, known, sizes_in(known), self.journal.add)
+        if options.predictions is not None and found.format not in (*TSV_OF_OSCAR, Format.TENSORS):
+            raise UserError(f"{found.path} is a {found.format.value}, which features.predictions is of no use to.")
+        sizes = Sizes(options)
+        if (path := options.sizes or sizes_beside(found.path)) is not None:
+            IdTable.of_members(self.scratch / "sizes", path, sizes_in(path), self.journal.add)
+            sizes = Sizes(options, path, self.scratch / "sizes")
         if found.format is Format.TENSORS:
             return self._tensors(sizes)
         if found.format in TSV_OF_OSCAR:
             return self._oscar(sizes)
-        labels = self.labels or LabelMap((), ())
-        if found.format in HDF5_FORMATS:
-            reader = FieldReader(options, labels, sizes)
-            if found.format is Format.HDF5_BY_IMAGE:
-                return images_by_name(found.path, reader, self.workers, self.journal.done), labels
+        reader, done = FieldReader(options, self.labels or LabelMap((), ()), sizes), self.journal.done
+        if found.format is Format.HDF5_BY_IMAGE:
+            return images_by_name(found.path, reader, self.workers, done), reader.labels
+        if found.format is Format.HDF5_BY_ROW:
             files = [path for path in found.files if path.suffix in SUFFIXES] or [found.path]
             index = next((path for path in found.files if path not in files), None)
-            return images_by_row(files, index, reader, self.workers, self.journal.done), labels
+            return images_by_row(files, index, reader, self.workers, done), reader.labels
         if found.format is Format.LMDB:
-            return images_of_lmdb(found.path, options, labels, self.workers, self.journal.done), labels
+            return images_of_lmdb(found.path, reader, self.workers, done), reader.labels
         if found.files:
-            return images_of_files(found.path, found.files, options, labels, self.workers, self.journal.done), labels
+            return images_of_files(found.path, found.files, reader, self.workers, done), reader.labels
         columns = LXMERT_COLUMNS if found.format is Format.LXMERT_TSV else BOTTOM_UP_COLUMNS
-        read = partial(regions_of_columns, columns=columns, options=options, labels=labels)
-        return images_of_lines(found.path, read, line_index(found.path), self.workers, self.journal), labels
+        read = partial(regions_of_columns, columns=columns, reader=reader)
+        return images_of_lines(found.path, read, line_index(found.path), self.workers, self.journal), reader.labels
 
-    def _oscar(self, sizes: Path | None) -> tuple[Iterator[Found], LabelMap]:
+    def _oscar(self, sizes: Sizes) -> tuple[Iterator[Found], LabelMap]:
         path, journal, given = self.found.path, self.journal, self.options.predictions
         indices, beside, of_objects = line_index(path), path.with_name(PREDICTIONS_TSV), given
         for name, unit in _indices_of(path).items():
@@ -299,7 +304,7 @@ class Source:
                 indices.append(ImageIndex(scanned.path, path, table, note=note, remedy=remedy))
         return images_of_lines(path, read, indices, self.workers, journal), label_map
 
-    def _tensors(self, sizes: Path | None) -> tuple[Iterator[Found], LabelMap]:
+    def _tensors(self, sizes: Sizes) -> tuple[Iterator[Found], LabelMap]:
         path, given = self.found.path, self.options.predictions
         if given and given.suffix == ".tsv":
             raise UserError(f"{given}: boxes and classes for {path} are read from a label pickle, not a TSV.")

@@ -15,21 +15,14 @@ import numpy as np
 from vinvl.regions.formats.rows import (
     MOST_BYTES,
     Done,
-    FeatureOptions,
     Found,
     Journal,
-    at,
-    base64_rows,
-    checked_size,
     id_in,
-    number_of_regions,
-    regions_of,
-    shifted,
 )
-from vinvl.regions.regions import LabelMap, Regions
+from vinvl.regions.regions import Regions
 from vinvl.regions.shard import IdLookup
 from vinvl.run.errors import UserError
-from vinvl.run.files import json_object, parse_json, reading
+from vinvl.run.files import reading
 from vinvl.run.lines import in_order
 from vinvl.run.values import checked_id, json_members, shown
 
@@ -326,87 +319,3 @@ def places_in(path: Path) -> Iterator[tuple[str, Sequence[int]]]:
         if type(row) is not int or not 0 <= row < 2**62:
             raise UserError(f"{path} sends image {name[:40]!r} to row {shown(row)}, a whole number was expected.")
         yield name, (row,)
-
-
-# Rows of the TSV files of bottom-up-attention and of LXMERT, whose columns have fixed places.
-
-BOTTOM_UP_COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
-LXMERT_COLUMNS = (
-    "img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes", "features"
-)  # fmt: skip
-
-
-def regions_of_columns(
-    image_id: str, values: list[bytes], *, columns: tuple[str, ...], options: FeatureOptions, labels: LabelMap
-) -> Regions:
-    """`ReadRow` of a TSV with these columns. LXMERT's numbers leave the background out: its 0 is the store's 1."""
-    if len(values) != len(columns):
-        raise UserError(f"the row has {len(values)} columns, expected {len(columns)}: {', '.join(columns)}.")
-    row, prefix = dict(zip(columns, values, strict=True)), columns[0].removesuffix("id")
-    count = number_of_regions(row["num_boxes"])
-    features = base64_rows(row["features"], count, None, "features", "<f4")
-    boxes = base64_rows(row["boxes"], count, (4,), "boxes", "<f4")
-    size = checked_size(row[f"{prefix}w"], row[f"{prefix}h"])
-    if "objects_id" not in row:
-        return regions_of(image_id, features, boxes, size, options)
-    offset = 1 if options.class_offset is None else options.class_offset
-    classes, attributes = (base64_rows(row[name], count, (1,), name, "<i8") for name in ("objects_id", "attrs_id"))
-    scores, of_attributes = (base64_rows(row[n], count, (1,), n, "<f4") for n in ("objects_conf", "attrs_conf"))
-    return regions_of(
-        image_id,
-        features,
-        boxes,
-        size,
-        options,
-        classes=shifted(classes[:, 0], offset, labels.classes, "objects_id"),
-        class_scores=scores[:, 0],
-        attributes=shifted(attributes, offset, labels.attributes, "attrs_id"),
-        attribute_scores=of_attributes,
-    )
-
-
-# Image sizes from a file, for features that do not say how large their pictures were.
-
-
-def sizes_in(path: Path) -> Iterator[tuple[object, Sequence[int]]]:
-    """Image ids with width and height, from one of three kinds of file.
-
-    A TSV of id and {"height": …, "width": …}, or a list of one such, as the published extractor wants it (`hw.tsv`); a
-    JSON of COCO's form with `images` of `id`, `width` and `height`; or a JSON {id: [width, height]}. Raises UserError
-    for anything else, and for a size that is none.
-    """
-    for name, width, height in _sizes_of_tsv(path) if path.suffix == ".tsv" else _sizes_of_json(path):
-        with at(f"{path}: image {shown(name)}"):
-            size = checked_size(width, height)
-        yield name, size
-
-
-def _sizes_of_json(path: Path) -> Iterator[tuple[object, object, object]]:
-    holds = "image ids with [width, height]"
-    first = next(iter(json_members(path, holds)), ("", None))[0]
-    if first in ("images", "info", "licenses", "annotations", "categories", "type"):  # as COCO has it
-        images = json_object(path).get("images")
-        if not isinstance(images, list):
-            raise UserError(f"{path} has no list of images; give a JSON {{id: [width, height]}} or of COCO's form.")
-        for number, image in enumerate(images, start=1):
-            if not isinstance(image, dict) or not {"id", "width", "height"} <= set(image):
-                raise UserError(f"{path} image {number} lacks id, width or height.")
-            yield image["id"], image["width"], image["height"]
-        return
-    for name, value in json_members(path, holds):
-        if not isinstance(value, list) or len(value) != 2:
-            raise UserError(f"{path}: image {name[:40]!r} has {shown(value)}, [width, height] was expected.")
-        yield name, value[0], value[1]
-
-
-def _sizes_of_tsv(path: Path) -> Iterator[tuple[object, object, object]]:
-    lines = (line for part in line_parts(path) for _, line in part.lines())
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            place = f"{path} line {number}"
-            name, _, content = line.partition(b"\t")
-            value: Any = parse_json(content.strip(), place)
-            value = value[0] if isinstance(value, list) and value else value
-            if not isinstance(value, dict) or not {"width", "height"} <= set(value):
-                raise UserError(f"{place} has no width and height.")
-            yield name.decode("utf-8", "replace").strip(), value["width"], value["height"]
