@@ -201,7 +201,7 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
         file["9_features"], file["9_boxes"] = np.zeros((2, 3)), np.zeros((2, 4))
     (tmp_path / "cut.h5").write_bytes((tmp_path / "coco").read_bytes()[:900])
     for name, words in (("none", "does not exist"), ("empty", "has no file of features"), ("empty.tsv", "is empty"),
-                        ("coco", "coco, image '9': nothing tells its width and height, which boxes need: pass features.sizes"),
+                        ("coco", "coco, image '9': nothing tells its width and height, which boxes need: pass"),
                         ("cut.h5", "truncated"),
                         ("words.tsv", "no TSV of features: its first line has 2 columns")):  # fmt: skip
         assert words in refused(tmp_path / name, tmp_path)
