@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,46 @@ def test_evaluation_of_the_published_test_split(folder: Path, trained: Path) -> 
     assert scores(folder / "again") == scores(trained)
     rows, _ = predicted(folder, "run-predicts", checkpoint(trained, "last"), *ON_CPU)
     assert rows == golden_rows()
+
+
+class Hostile:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+OF_TRAINING = ("drop_worst_after", "drop_worst_ratio", "freeze_embedding", "label_smoothing", "tie_weights", "code_voc")
+OF_THE_HUB = {
+    "architectures": ["BertForImageCaptioning"], "model_type": "bert", "pruned_heads": {}, "transformers_version": "2",
+    "od_labels": True, "num_labels": 2, "use_bfloat16": False, "is_decoder": False,
+}  # fmt: skip
+
+
+def test_the_folder_on_the_hub(folder: Path, trained: Path, tmp_path: Path) -> None:
+    """The mirror has other files and settings than the release. Nothing opens a training_args.bin beside weights."""
+    own = Path(shutil.copytree(WEIGHTS, tmp_path / "weights"))
+    (own / "training_args.bin").unlink()
+    fields = {name: value for name, value in CONFIG.items() if name not in OF_TRAINING}
+    (own / "config.json").write_text(json.dumps(fields | OF_THE_HUB))
+    assert {path.name for path in own.iterdir()} == {
+        "config.json", "pytorch_model.bin", "vocab.txt", "added_tokens.json", "special_tokens_map.json",
+    }  # fmt: skip
+    given = [f"ckpt_path={own}", *published(folder, "coco_captions_published")]
+    expected = recorded(CAPTIONS["prediction_file.beam5"])
+    rows, found = predicted(folder, "hub", *given)
+    assert_same(found, expected)
+    assert rows == golden_rows()
+    (own / "training_args.bin").write_bytes(pickle.dumps(Hostile(tmp_path / "opened")))
+    run_in_process("evaluate", folder, folder / "scored", *given)
+    assert scores(trained).items() <= scores(folder / "scored").items()
+    inputs = {"tags": str(REPLICA / "coco_caption/test.label.tsv")}
+    model = vinvl.load(own, task="captioning", features=folder / "stores/coco_caption_test.h5", inputs=inputs)
+    assert [said.text for said in model.caption([*expected])] == [one["caption"] for one in expected.values()]
+    assert not (tmp_path / "opened").exists()
 
 
 def test_nocaps_without_captions_is_for_predictions(folder: Path, trained: Path) -> None:
