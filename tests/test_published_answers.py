@@ -218,6 +218,33 @@ def test_a_head_of_mmf_is_scored_and_loaded(stores: Path, tmp_path: Path) -> Non
     assert scores(tmp_path / "run")["accuracy/overall"] == pytest.approx(100 * points, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "read"), [("evaluate", "vqa", ["val"]), ("predict", "gqa", ["submission"])], ids=str
+)
+def test_training_questions_are_not_read_where_nobody_asks_for_them(
+    name: str, task: str, read: list[str], stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, seen = type(datamodule(task, stores)), list[str]()
+    own = kind.read_split
+    monkeypatch.setattr(kind, "read_split", lambda self, split: seen.append(split) or own(self, split))
+    door(name, task, stores, tmp_path, "data.test_split=val")
+    assert seen == read
+
+
+def test_a_baseline_that_cannot_be_had_is_said_to_be_missing(stores: Path, tmp_path: Path) -> None:
+    door("evaluate", "gqa", stores, tmp_path / "both", "data.test_split=val")
+    shutil.copytree(REPLICA / "GQA", root := tmp_path / "root/GQA")
+    for path in root.rglob("gqa_all_qla_train*"):
+        path.unlink()
+    places = ["data=gqa_published", f"published.root={root.parent}", f"published.stores={stores}", "trainer=cpu"]
+    weights = [f"ckpt_path={REPLICA / 'model_ckpts/gqa/base/best'}", "data.test_split=val", "data.num_workers=0"]
+    printed = run_in_process("evaluate", tmp_path / "alone", tmp_path / "alone", *places, *weights)
+    assert "not known: the training split cannot be read" in printed
+    whole = scores(tmp_path / "both")
+    assert whole.pop("most_frequent_answer") >= 0
+    assert scores(tmp_path / "alone") == whole
+
+
 def test_submissions_are_those_of_oscar(stores: Path, tmp_path: Path) -> None:
     door("predict", "vqa", stores, tmp_path / "vqa", "data.predict_split=test-dev")
     expected: Any = golden.facts("published/expected/vqa_test-dev2015_results")

@@ -13,15 +13,18 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
+import vinvl
 from tests import golden
 from tests.door_in_process import checkpoint, composed, run_in_process, scores
 from vinvl.data.batch import Example
 from vinvl.data.inputs import PlacedImage
 from vinvl.data.sampling import Draw
 from vinvl.data.text import encode_texts
+from vinvl.models import VinVLForAnswering
 from vinvl.retrieval.data import RetrievalDataModule, RetrievalPairs, first_captions, hard_fold, pair_example
 from vinvl.retrieval.published import read_hard_captions, read_published_captions
 from vinvl.retrieval.recall import hard_rank
+from vinvl.retrieval.scoring import PairScorer
 from vinvl.run.errors import UserError
 
 REPLICA = golden.FOLDER / "published/replica"
@@ -220,6 +223,23 @@ def test_hard_captions_have_the_recorded_ranks() -> None:
     ranks = [hard_rank(fold, row) for fold, row in zip(folds, found, strict=True)]
     assert ranks == recorded["i2t_ranks"] and recorded["t2i_ranks"] == []
     assert hard_rank(hard_fold(0, hard[0], np.array([90, 91, 92])), found[0]) == width  # none is its own
+
+
+def test_hard_captions_have_the_recorded_probabilities(stores: Path) -> None:
+    recorded, tensors = SETTINGS["coco_ir"][2]["datasets"]["minival_hard"], TENSORS["coco_ir"]
+    data = module_of(stores, "coco_ir", "validate", *split_overrides("coco_ir", recorded))
+    model = vinvl.load(weights_of("coco_ir"), task="retrieval").trained.model
+    assert isinstance(model, VinVLForAnswering)
+    scorer = PairScorer(
+        model, data.region_text.special, data.limits.max_tokens, data.eval_batch_size, data.attention_type
+    )
+    tokens, folds = data.candidates("val").tokens, data.folds("val")
+    found = [
+        scorer.score(block.tag_ids, block.region_features, tokens, fold.captions)
+        for block, fold in zip(data.val_dataloader(), folds, strict=True)
+    ]
+    expected = torch.from_numpy(tensors["minival_hard.checkpoint.match_probability"])
+    torch.testing.assert_close(torch.cat(found, dim=1)[0].double().sigmoid(), expected, rtol=0, atol=1e-5)
 
 
 def test_validation_on_hard_captions(stores: Path, trained: tuple[str, Path]) -> None:

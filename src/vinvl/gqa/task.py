@@ -12,7 +12,7 @@ from vinvl.exact import OVERALL, CategoryAccuracy, Earned, ExactMean
 from vinvl.gqa.data import GQADataModule
 from vinvl.models.answering import VinVLForAnswering
 from vinvl.task import TaskArguments, VinVLTask
-from vinvl.vqa.task import Prediction, best_answers, check_answers, filled_in, write_answers
+from vinvl.vqa.task import Prediction, baseline_row, best_answers, check_answers, filled_in, write_answers
 
 OPEN_STRUCTURE = "query"  # all other structures are answered by choosing, mostly yes or no
 
@@ -40,7 +40,10 @@ class GQATask(VinVLTask):
     def check_datamodule(self, datamodule: GQADataModule) -> None:
         super().check_datamodule(datamodule)
         check_answers(self.answers, datamodule.vocabulary.answers, datamodule.answers_path)
-        self.commonest = self.commonest or datamodule.known_commonest()
+
+    def on_test_start(self) -> None:
+        """Reads the training split for its commonest answer, if the checkpoint does not say it."""
+        self.commonest = self.commonest or self.trainer.datamodule.known_commonest()  # type: ignore[attr-defined]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """The five best answers to each question."""
@@ -77,10 +80,7 @@ class GQATask(VinVLTask):
             ("GQA accuracy", f"{kinds.pop(OVERALL):.2f}"),
             *((f"  {kind}", f"{x:.2f}") for kind, x in kinds.items()),
         ]
-        if self.commonest:
-            what = f"most frequent training answer ('{self.commonest['']}')"
-            rows.append((what, f"{self.scores['most_frequent_answer']:.2f}"))
-        return rows
+        return [*rows, baseline_row(self.commonest, self.scores.get("most_frequent_answer"))]
 
 
 def typed_accuracy(right: bool, structural: str | None, semantic: str | None) -> list[Earned]:

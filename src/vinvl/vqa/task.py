@@ -48,7 +48,12 @@ class VQATask(VinVLTask):
     def check_datamodule(self, datamodule: VQADataModule) -> None:
         super().check_datamodule(datamodule)
         check_answers(self.answers, datamodule.vocabulary.answers, datamodule.answers_path)
-        self.commonest = self.commonest or datamodule.known_commonest()
+
+    def on_test_start(self) -> None:
+        """Reads the training split for its commonest answer, if the checkpoint does not say it and it can be scored."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not self.commonest and "answers" in data.datasets["test"].records:
+            self.commonest = data.known_commonest()
 
     def training_loss(self, batch: Batch) -> Tensor:
         assert batch.labels is not None
@@ -104,14 +109,19 @@ class VQATask(VinVLTask):
         for kind, value in sorted(kinds.items(), key=lambda one: one[0].startswith(QUESTION_TYPE)):
             asked = kind.startswith(QUESTION_TYPE)
             rows.append((f"    {kind.removeprefix(QUESTION_TYPE)}" if asked else f"  {kind}", value))
-        if self.commonest:
-            what = f"most frequent training answer ('{self.commonest['']}')"
-            rows.append((what, scores["most_frequent_answer/overall"]))
-        rows.append(("soft target of the arg-max (in-training score)", scores["soft_score"]))
-        return [(what, f"{value:.2f}") for what, value in rows]
+        printed = [(what, f"{value:.2f}") for what, value in rows]
+        printed.append(baseline_row(self.commonest, scores.get(f"most_frequent_answer/{OVERALL}")))
+        return [*printed, ("soft target of the arg-max (in-training score)", f"{scores['soft_score']:.2f}")]
 
 
 # What the tasks share that choose one answer of a fixed vocabulary: VQA and GQA.
+
+
+def baseline_row(commonest: Commonest, accuracy: float | None) -> tuple[str, str]:
+    """For a person: the accuracy of the training split's commonest answer, or that it is not known."""
+    if accuracy is None:
+        return "most frequent training answer", "not known: the training split cannot be read"
+    return f"most frequent training answer ('{commonest['']}')", f"{accuracy:.2f}"
 
 
 class Prediction(NamedTuple):
