@@ -179,9 +179,23 @@ def test_the_folder_on_the_hub(folder: Path, trained: Path, tmp_path: Path) -> N
 def test_nocaps_without_captions_is_for_predictions(folder: Path, trained: Path) -> None:
     told = refused_in_process(
         "evaluate", folder, folder / "refused", checkpoint(trained, "last"), *published(folder, "nocaps_published"),
-        "data.test_split=nocaps_val", f"data.tokenizer={folder / 'words'}",
+        f"data.tokenizer={folder / 'words'}",
     )  # fmt: skip
     assert "'nocaps_val' has no annotations" in told and "vinvl.predict" in told
+
+
+def test_nocaps_with_its_captions_is_scored_by_domains(folder: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(REPLICA / "nocaps", tmp_path / "nocaps"))
+    listed = json.loads((own / "nocaps_val_image_info.json").read_text())
+    said = {row["image_id"]: row["caption"] for row in golden.facts(f"{EXPECTED}/nocaps_val_submission")}
+    listed["annotations"] = [{"id": image, "image_id": image, "caption": text} for image, text in said.items()]
+    (own / "nocaps_val_4500_captions.json").write_text(json.dumps(listed))
+    given = [f"published.root={tmp_path}", "decoding=constrained_published", f"ckpt_path={WEIGHTS}"]
+    run_in_process("evaluate", folder, tmp_path / "scored", *published(folder, "nocaps_published"), *given)
+    found = scores(tmp_path / "scored")
+    assert json.loads((tmp_path / "scored/results.json").read_text())["split"] == "nocaps_val"
+    for name in ("Bleu_1", "in-domain/Bleu_1", "near-domain/Bleu_1", "out-domain/Bleu_1"):
+        assert found[name] == pytest.approx(100)
 
 
 def test_self_critical_training_with_the_published_document_frequencies(folder: Path, trained: Path) -> None:
