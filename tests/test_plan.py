@@ -73,7 +73,11 @@ def test_the_plan_of_a_run_and_the_run(demo_data: Path, tmp_path: Path, monkeypa
     assert found["training"] > 0 and found["evaluation"] > 0
     own = ["model.config.num_hidden_layers=1", "name=vqa2_base"]
     printed = run_in_process("train", demo_data, tmp_path / "plan", *given, *own, "+plan=true")
-    assert "how many there were is not stated" in re.sub(r"[│\s]+", " ", printed)
+    told = re.sub(r"[│\s]+", " ", printed)
+    assert "how many there were is not stated" in told
+    batch = found["batch"]
+    assert f"batch of an update {2 * batch:,.0f} configured: {batch} a device × 1 × 2 accumulated" in told
+    assert "published: 32 a GPU, GPUs: how many is not stated" in told
     assert plans[1]["samples"] == pytest.approx(found["samples"])
     assert 1.2 < found["flops"] / plans[1]["flops"] < 2
 

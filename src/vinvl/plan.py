@@ -115,6 +115,8 @@ def plan(config: DictConfig, task: VinVLTask, datamodule: RegionDataModule) -> d
     epochs, rate = batches / of_a_pass, watch.samples / watch.seconds
     found = {
         "devices": devices,
+        "batch": int(config.data.batch_size),
+        "accumulated": int(settings.get("accumulate_grad_batches") or 1),
         "updates": updates,
         "epochs": epochs,
         "samples": items * epochs,
@@ -149,6 +151,11 @@ def _rows(
     unstated = recipe.get("here", {}).get(
         "trainer.devices", {"because": "assumed to be as much faster as they are more"}
     )
+    batch, published = found["batch"], recipe.get("published", {})
+    product = f"{batch:,} a device × {found['devices']:,} × {found['accumulated']:,} accumulated"
+    if "data.batch_size" in published:
+        gpus = published.get("trainer.devices", "how many is not stated")
+        product += f"; published: {published['data.batch_size']:,} a GPU, GPUs: {gpus}"
     total, kept = found["training"] + found["evaluation"], f"the run keeps {found['checkpoints']}, and one in writing"
     return [
         ("updates", f"{found['updates']:,}", "configured"),
@@ -157,6 +164,7 @@ def _rows(
         ("FLOPs", f"{found['flops']:.3g}", "counted in one batch, forward and backward"),
         ("samples/s of a device", f"{found['rate']:,.4g}", training),
         ("devices", f"{found['devices']:,}", f"configured; {unstated['because']}"),
+        ("batch of an update", f"{batch * found['devices'] * found['accumulated']:,}", f"configured: {product}"),
         ("an epoch", duration(found["training"] / found["epochs"]), "computed"),
         ("training", duration(found["training"]), "computed"),
         ("evaluation", duration(found["evaluation"]), evaluation),
