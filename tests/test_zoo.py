@@ -12,7 +12,7 @@ from tests.conftest import refusal
 from tests.door_runs import call_door, succeed
 from tests.test_conf import composed
 from vinvl.run.errors import UserError
-from vinvl.zoo import DATA_OF_FOLDER, Compared, comparing, files_of, recipe_of, what_to_get, zoo
+from vinvl.zoo import DATA_OF_FOLDER, Compared, comparing, files_of, recipe_of, scorable_splits, what_to_get, zoo
 
 REPLICA = golden.FOLDER / "published/replica"
 TASKS = ("vqa", "gqa", "nlvr2", "coco_ir", "flickr30k_ir")
@@ -66,7 +66,6 @@ SCORED: Any = [  # folder, checkpoint, what else is said, split → our recorded
     ("GQA/0.4", "gqa/base/best", ["data.eval_batch_size=2"], {"val": GQA_VAL, "testdev": {}}, 1),
     ("GQA", "gqa/base/best", ["data.test_split=testdev_all"], {"testdev_all": GQA_TESTDEV}, 0),
     ("nlvr2", "nlvr2/base/best", [], {"test1": NLVR2_TEST, "dev": NLVR2_DEV}, 0),
-    ("nlvr2", "nlvr2/base/best", ["data.test_split=dev"], {"dev": NLVR2_DEV}, 0),
     ("coco_ir", "coco_ir/base/checkpoint-0132780", [], COCO, 0),
     ("flickr30k_ir", "flickr30k_ir/base/checkpoint-0132780", [], {"test": recalls("flickr30k_ir", "test_1k")}, 0),
     ("coco_caption", CAPTIONING, ["decoding.num_beams=2"], {"test": {}}, 0),
@@ -162,6 +161,20 @@ def test_what_is_missing_is_listed_with_what_it_is(data: Path, tmp_path: Path) -
     assert refusal(told).endswith(
         "base holds no weights; it needs a file model.safetensors or pytorch_model.bin, and it holds best."
     )
+
+
+def test_a_split_that_the_release_may_lack_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    testdev = tmp_path / "gqa_bal_qla_testdev.json"
+    for name in ("val.json", "features.pt"):
+        (tmp_path / name).touch()
+    store = {"from": f"{tmp_path}/features.pt", "to": f"{tmp_path}/store.h5"}
+    data = {"splits": {"val": f"{tmp_path}/val.json", "testdev": str(testdev)}, "regions": store}
+    assert scorable_splits("gqa_published", data, None, []) == ["val"]
+    assert f"testdev is not scored without {testdev}: GQA's test-dev questions" in capsys.readouterr().err
+    with pytest.raises(UserError, match="1 files or folders are missing"):
+        scorable_splits("gqa_published", data, "testdev", [])
+    with pytest.raises(UserError, match="test_split=test is no split of gqa_published: choose one of val, testdev"):
+        scorable_splits("gqa_published", data, "test", [])
 
 
 ROOT = f"published.root='{REPLICA}'"
