@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import functools
+import io
 import json
 import pickle
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import h5py
 import lmdb
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -332,6 +334,76 @@ def write_bottom_up_hdf5(path: Path, images: Sequence[Sample], adaptive: bool = 
     return file
 
 
+def vinvl_info(image: Sample) -> dict[str, Any]:
+    """What MMF's extract_features_vinvl.py says of an image; 0 is the background, and no attribute."""
+    return {
+        "box_features": image.features,
+        "labels": image.classes + 1,
+        "scores": image.scores,
+        "attr_labels": np.stack([image.colours + 1, np.zeros_like(image.colours)], axis=1),
+        "attr_scores": np.stack([image.scores, np.zeros_like(image.scores)], axis=1),
+        "bbox": image.geometry,
+        "image_width": image.width,
+        "image_height": image.height,
+    }
+
+
+def write_vinvl_npy(folder: Path, images: Sequence[Sample]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for image in images:
+        info: Any = vinvl_info(image)
+        np.save(folder / f"{image.image_id}.npy", image.rows)
+        np.save(folder / f"{image.image_id}_info.npy", info)
+    return folder
+
+
+def uniter_fields(image: Sample) -> dict[str, np.ndarray]:
+    """What UNITER's extraction saves of an image; its confidences are a column."""
+    table = np.full((len(image.classes), len(CLASSES) + 1), 0.01)
+    table[:, 0] = 0.9
+    table[np.arange(len(image.classes)), image.classes + 1] = 0.5
+    fields = {
+        "norm_bb": image.geometry,
+        "features": image.features,
+        "conf": image.scores[:, None],
+        "soft_labels": table,
+    }
+    return {name: array.astype(np.float16) for name, array in fields.items()}
+
+
+def npz_bytes(fields: dict[str, np.ndarray], compress: bool) -> bytes:
+    with io.BytesIO() as file:
+        (np.savez_compressed if compress else np.savez)(file, **fields, allow_pickle=True)  # an array more, in effect
+        return file.getvalue()
+
+
+def packed(fields: dict[str, np.ndarray]) -> bytes:
+    """As msgpack does with msgpack-numpy."""
+    return msgspec.msgpack.encode(
+        {
+            name: {b"nd": True, b"type": one.dtype.str, b"kind": b"", b"shape": one.shape, b"data": one.tobytes()}
+            for name, one in fields.items()
+        }
+    )
+
+
+def write_uniter_npz(folder: Path, images: Sequence[Sample]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for image in images:
+        (folder / f"{image.image_id}.npz").write_bytes(npz_bytes(uniter_fields(image), compress=True))
+    return folder
+
+
+def write_uniter_lmdb(folder: Path, images: Sequence[Sample]) -> Path:
+    compress = folder.name.endswith("_compressed")
+    values = {
+        f"{image.image_id}.npz": npz_bytes(fields, True) if compress else packed(fields)
+        for image in images
+        for fields in [uniter_fields(image)]
+    }
+    return write_records(folder, values | {"__keys__": json.dumps(list(values)).encode()}, [])
+
+
 FORMATS: dict[str, Callable[[Path, Sequence[Sample]], Path]] = {
     "bottom-up": tsv(bottom_up_line),
     "LXMERT": tsv(lxmert_line),
@@ -341,6 +413,7 @@ FORMATS: dict[str, Callable[[Path, Sequence[Sample]], Path]] = {
     "JSON, sizes from boxes": lambda path, images: published_folder(path, images, "json", sizes=False),
     "npy": write_npy_folder,
     "npz": npz_with_tables,
+    "MMF VinVL": write_vinvl_npy,
     "tensors": write_tensors,
     "LMDB": write_lmdb,
     "meshed-memory": write_m2,

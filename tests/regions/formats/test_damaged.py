@@ -25,14 +25,18 @@ from tests.regions.formats.samples import (
     encoded,
     lxmert_line,
     oscar_line,
+    packed,
     prediction_line,
     published_folder,
     record,
     samples,
+    uniter_fields,
     write_lines,
     write_npy_folder,
     write_npz_folder,
     write_records,
+    write_uniter_npz,
+    write_vinvl_npy,
 )
 from vinvl.convert import convert
 from vinvl.regions import RegionStore
@@ -102,6 +106,25 @@ def database(folder: Path) -> Path:
     return write_records(folder / "in", records, [*records, "lost"])
 
 
+def uniter_database(folder: Path) -> Path:
+    values: dict[str, Any] = {f"{image.image_id}.npz": packed(uniter_fields(image)) for image in IMAGES}
+    values |= {f"{IMAGES[1].image_id}.npz": packed(uniter_fields(damaged(IMAGES[1])))}
+    values |= {f"{IMAGES[3].image_id}.npz": values[f"{IMAGES[3].image_id}.npz"][:-9]}
+    return write_records(folder / "in", values | {"__keys__": json.dumps([*values, "lost.npz"]).encode()}, [])
+
+
+def grids(folder: Path) -> Path:
+    """Of one cell a region, with its features."""
+    (folder / "in").mkdir()
+    for image in IMAGES:
+        own = damaged(image) if image is IMAGES[1] else image
+        torch.save(torch.from_numpy(own.features.T[None, :, None]), folder / "in" / f"{image.image_id}.pth")
+    cut = folder / "in" / f"{IMAGES[3].image_id}.pth"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    (folder / "in" / "lost.pth").mkdir()
+    return folder / "in"
+
+
 SOURCES = {
     "bottom-up": (rows(bottom_up_line, "in.tsv"), 3),
     "LXMERT": (rows(lxmert_line, "in.tsv"), 3),
@@ -113,14 +136,19 @@ SOURCES = {
     "npy": (files(write_npy_folder, ".npy"), 3),
     "npz": (files(write_npz_folder, ".npz"), 3),
     "LMDB": (database, 3),
+    "MMF VinVL": (files(write_vinvl_npy, ".npy"), 3),
+    "UNITER npz": (files(write_uniter_npz, ".npz"), 3),
+    "UNITER LMDB": (uniter_database, 3),
+    "grids": (grids, 3),
 }
+ASSUMED = ("Oscar", "Oscar JSON", "tensors", "UNITER npz", "UNITER LMDB", "grids")
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_what_is_damaged_is_left_out_and_named(tmp_path: Path, name: str) -> None:
     make, left_out = SOURCES[name]
     source, out = make(tmp_path), tmp_path / "out.h5"
-    read = msgspec.structs.replace(READ, assume_size=(500, 500)) if name in ("Oscar", "Oscar JSON", "tensors") else READ
+    read = msgspec.structs.replace(READ, assume_size=(500, 500)) if name in ASSUMED else READ
     with pytest.raises(UserError):
         convert_features(source, out, msgspec.structs.replace(read, workers=1))
     done = convert_features(source, out, msgspec.structs.replace(read, workers=1, on_damaged="skip"))
@@ -207,7 +235,7 @@ def bytes_changed(file: Path, seed: int) -> None:
     file.write_bytes(content[: chance.choice([len(content), chance.randrange(1, len(content))])])
 
 
-@pytest.mark.parametrize("name", ["npy", "npz", "LMDB", "tensors", "published folder"])
+@pytest.mark.parametrize("name", ["npy", "npz", "LMDB", "tensors", "published folder", *list(SOURCES)[-4:]])
 def test_changed_bytes_are_never_more_than_a_sentence(tmp_path: Path, name: str) -> None:
     for seed in range(6):
         folder = tmp_path / str(seed)

@@ -102,7 +102,7 @@ def test_what_was_found_comes_out_and_nothing_is_an_image_too(tmp_path: Path, ki
         assert store.label_map.classes[0] == "__background__"
     elif kind != "tensors":
         assert store.label_map.classes == ()
-    if kind in ("npy", "npz", "LMDB", "LXMERT", "meshed-memory"):
+    if kind in ("npy", "npz", "LMDB", "LXMERT", "MMF VinVL", "meshed-memory"):
         assert [store[one.image_id].classes.tolist() for one in images] == [
             (one.classes + 1).tolist() for one in images
         ]

@@ -90,6 +90,10 @@ class FieldReader:
         own = _own_size(given)
         if is_grid:
             return self._grid(image_id, given, own)
+        for what in {"features", "boxes"} & given.keys():
+            if isinstance(given[what], str | bytes):  # of ViLBERT's LMDB, which has the columns of bottom-up-attention
+                given["count"] = number_of_regions(given.get("count"))
+                given[what] = base64_rows(given[what], given["count"], ENCODED[what][1], what, "<f4")
         boxes, geometry = _places(given)
         rows = len(geometry if boxes is None else boxes)  # type: ignore[arg-type]
         features, count = _of_boxes(numbers(given["features"], "features"), rows, given, self.options)

@@ -143,9 +143,13 @@ class Joiner:
         return first_indices(self.labels.classes), first_indices(self.labels.attributes)
 
     def joined_rows(self, image_id: str, rows: np.ndarray, objects: DetectedObjects | None) -> Regions:
-        """Of rows (R, D) or (R, D + 6) with the geometry of their boxes."""
-        dim = self.options.oscar_dim
-        return self.joined(image_id, rows[:, :dim], rows[:, dim:] if rows.shape[1] > dim else None, objects)
+        """Of rows (R, D) or (R, D + 6) with their geometry; of a D that nothing tells they must have it."""
+        dim, width = self.options.oscar_dim, rows.shape[1]
+        if self.options.dim is None and width not in (dim, dim + BOX_NUMBERS) and width > BOX_NUMBERS:
+            dim = width - BOX_NUMBERS
+        has_geometry = width > dim or not len(rows)
+        geometry = rows[:, dim:].reshape(-1, BOX_NUMBERS) if has_geometry else None
+        return self.joined(image_id, rows[:, :dim], geometry, objects)
 
     def joined(
         self, image_id: str, features: np.ndarray, geometry: np.ndarray | None, objects: DetectedObjects | None
@@ -281,8 +285,9 @@ def regions_of_row(
         count, features = content.get("num_boxes"), content["features"]
     elif len(columns) < 3:
         raise UserError(f"the row has {len(columns)} columns, expected an image id, a number of boxes and features.")
-    dim = joiner.options.oscar_dim
-    rows = base64_rows(features, number_of_regions(count), (dim + BOX_NUMBERS, dim), "features", "<f4")
+    dim = joiner.options.dim
+    widths = (dim + BOX_NUMBERS, dim) if dim else None
+    rows = base64_rows(features, number_of_regions(count), widths, "features", "<f4")
     return joiner.joined_rows(image_id, rows, predictions.objects(image_id) if predictions else None)
 
 
