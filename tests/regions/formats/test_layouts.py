@@ -21,11 +21,14 @@ from tests.regions.formats.samples import (
     DIM,
     FORMATS,
     Sample,
+    bottom_up_line,
     composed,
     encoded,
+    lxmert_line,
     npz_bytes,
     oscar_line,
     packed,
+    prediction_line,
     refused,
     run,
     samples,
@@ -362,6 +365,28 @@ def test_cells_cover_the_picture(rows: int, columns: int, width: int, height: in
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     np.testing.assert_allclose(areas, width * height / rows / columns, rtol=1e-3)
     np.testing.assert_allclose([boxes[:, :2].min(0), boxes[:, 2:].max(0)], [[0, 0], [width, height]], rtol=1e-6)
+
+
+# Base64 as Python 3 shows bytes, in columns and in JSON.
+
+SHOWN: dict[str, Callable[[Sample], str]] = {
+    "bottom-up": bottom_up_line,
+    "LXMERT": lxmert_line,
+    "columns": oscar_line,
+    "JSON": lambda image: oscar_line(image, "json"),
+    "predictions": lambda image: prediction_line(image, with_features=True),
+}
+
+
+@pytest.mark.parametrize("quote", ["'", '\\"'])
+@pytest.mark.parametrize("kind", SHOWN)
+def test_base64_as_python_3_shows_it(tmp_path: Path, kind: str, quote: str) -> None:
+    quote = quote if kind in ("JSON", "predictions") else quote[-1]
+    line = re.sub(r"[A-Za-z0-9+/]{14,}={0,2}(?=[\t\n\"])", lambda found: f"b{quote}{found[0]}{quote}", SHOWN[kind](ONE))
+    assert line.count(quote) >= 2
+    store = run(write_lines(tmp_path / "in.tsv", [line]), tmp_path / "out.h5", sizes_file(tmp_path))
+    np.testing.assert_array_equal(store["107"].features, ONE.features)
+    np.testing.assert_allclose(store["107"].boxes, ONE.boxes, atol=1e-3)
 
 
 # Features of a dimension that nothing tells.

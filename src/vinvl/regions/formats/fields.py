@@ -90,6 +90,8 @@ class FieldReader:
         own = _own_size(given)
         if is_grid:
             return self._grid(image_id, given, own)
+        if self.options.grid is not None:
+            raise UserError("it has boxes, so its rows are no cells of a grid: leave out features.grid.")
         for what in {"features", "boxes"} & given.keys():
             if isinstance(given[what], str | bytes):  # of ViLBERT's LMDB, which has the columns of bottom-up-attention
                 given["count"] = number_of_regions(given.get("count"))
