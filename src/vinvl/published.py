@@ -80,7 +80,7 @@ def convert_published(folder: Path, stores: Path) -> list[Path]:
     say(f"room: {needed / 1e9:,.2f} GB needed in {stores}, {free / 1e9:,.2f} GB free", error=True)
     if needed > free:
         raise UserError(
-            f"{stores} has {free / 1e9:,.2f} GB free, and {needed / 1e9:,.2f} GB are needed: pass to=FOLDER on a "
+            f"{stores} has {free / 1e9:,.2f} GB free, and the stores take {needed / 1e9:,.2f} GB: pass to=FOLDER on a "
             "larger disk, or the folder of one task."
         )
     made: dict[str, Any] = {store.path: store for data in found for store in data.stores}

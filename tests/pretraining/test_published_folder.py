@@ -216,6 +216,17 @@ def test_a_corpus_of_another_release_is_refused(folder: Path, tmp_path: Path) ->
         make_published_corpus(tmp_path / "a.yaml", tmp_path / "nowhere", 0.01, 1)
 
 
+def test_tags_of_a_store_without_classes(folder: Path, tmp_path: Path) -> None:
+    (small,) = (REPLICA / "pretrain_corpus").glob("*gqa_x*.yaml")
+    given = {"prefix_image_ids": "published", "store_tags": True, "validation_share": 0}
+    convert_published_corpus(small, tmp_path / "bare", **given)
+    with pytest.raises(
+        UserError, match=r"coco\.jsonl leaves the tags of [\d]+ rows to the classes.* without --store-tags"
+    ):
+        module_of(folder, "small", f"data.splits.train={tmp_path / 'bare/train'}")
+    module_of(folder, "small", f"data.splits.train={tmp_path / 'bare/train'}", "data.use_tags=false")
+
+
 def test_two_sets_with_one_id_and_no_prefix(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (small,) = (REPLICA / "pretrain_corpus").glob("*gqa_x*.yaml")
     assert main(["convert", str(small), "--output", str(folder / "refused")]) == 1

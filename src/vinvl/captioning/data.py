@@ -6,10 +6,12 @@ Shapes: B captions of at most C tokens, [CLS] and [SEP] counted; M captions of N
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from vinvl.captioning.files import CaptionRecords, checked_handling, read_caption_split, tell_skipped
@@ -316,6 +318,10 @@ class CaptioningDataModule(RegionDataModule):
     def make_dataset(
         self, records: CaptionRecords, images: np.ndarray, stage: str
     ) -> CaptionDataset | CaptionedImageDataset:
+        split = self.split_of[stage]
+        match plain(self.split_files(split)):
+            case {"published": str(file)} if split in self.stores and Path(file).suffix == ".yaml":
+                self._tell_other_rows(records, images, split, file)
         contexts = CaptionedImageDataset(records, images, self.region_text, self.caption_limits)
         if stage != "train" or self.training_items == "images":
             return contexts
@@ -327,6 +333,20 @@ class CaptioningDataModule(RegionDataModule):
             Replacements(special.mask_token_id, special.unk_token_id, len(self.tokenizer)),
             self.seed,
         )
+
+    def _tell_other_rows(self, records: CaptionRecords, images: np.ndarray, split: str, file: str) -> None:
+        """Warns where the features of a split are of other images, or in another order: published code joins by row."""
+        if len(left := np.setdiff1d(np.arange(len(self.store)), images)):
+            rank_zero_warn(
+                f"{self.store!r} has features of {len(left):,} images without a record in split '{split}' ({file}), "
+                f"the first in row {left[0] + 1}, '{self.store.at(int(left[0])).image_id}': they are not read."
+            )
+        if len(other := np.flatnonzero(np.diff(images) < 0)):
+            first = int(other[0]) + 1
+            rank_zero_warn(
+                f"{self.store!r} has images in another order than split '{split}': {records.describe(first)} has the "
+                f"features of row {images[first] + 1}. They are joined by id; the published code joins them by row."
+            )
 
     def check_scorable(self, stage: str) -> None:
         dataset: Any = self.datasets[stage]

@@ -15,7 +15,7 @@ from vinvl.data.sampling import Draw
 from vinvl.data.text import load_tokenizer
 from vinvl.models.packing import PackedLayout
 from vinvl.models.pretraining import NO_PAIR_LABEL
-from vinvl.pretraining.corpus import Corpus, ensure_index
+from vinvl.pretraining.corpus import Corpus, RowKind, ensure_index
 from vinvl.pretraining.published import make_published_corpus
 from vinvl.pretraining.triplets import (
     ANSWER,
@@ -273,6 +273,12 @@ class PretrainingDataModule(RegionDataModule):
     def _check_tags(self, corpus: Corpus) -> None:
         """Tags should be classes of the store, which all other tasks see; UserError if not one of them is."""
         given, classes = corpus.facts.tags, {name.lower() for name in self.store.label_map.classes}
+        untagged = corpus.facts.kinds.get(RowKind.STORE_TAGS.name.lower(), 0)
+        if untagged and not classes and self.tags is None and self.limits.use_tags:
+            raise UserError(
+                f"{corpus.source} leaves the tags of {untagged:,} rows to the classes of the store, and {self.store!r} "
+                "has none: convert the corpus without --store-tags, or pass data.tags=FILE, or data.use_tags=false."
+            )
         unknown = [tag for tag in given if tag.lower() not in classes]
         if not unknown or not classes:
             return
