@@ -20,14 +20,14 @@ from vinvl.opening import USE_FILE, OpenedModel, find_tokenizer, name_the_answer
 from vinvl.predictor.trained import only_task_of, record_of_use
 from vinvl.published import convert_published
 from vinvl.regions.formats.convert import run_conversion
-from vinvl.regions.formats.export import write_mmf_npy, write_oscar_tsv
+from vinvl.regions.formats.export import write_m2_hdf5, write_mmf_npy, write_oscar_tsv
 from vinvl.regions.store import RegionStore
 from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import new_folder, refuse_existing, write_json
 from vinvl.run.options import task_as_a_value
 
-STORE_FORMATS = {"oscar_tsv": write_oscar_tsv, "mmf_npy": write_mmf_npy}
+STORE_FORMATS = {"oscar_tsv": write_oscar_tsv, "mmf_npy": write_mmf_npy, "m2_hdf5": write_m2_hdf5}
 
 
 def convert(config: DictConfig) -> Path:
@@ -52,8 +52,8 @@ def convert_regions(config: DictConfig) -> Path:
         store = RegionStore(source)
         store.require_sound()
         with new_folder(target) as folder:
-            STORE_FORMATS[config.format](store, folder)
-        say(f"{target}: the features of {source} as {config.format}")
+            left_out = STORE_FORMATS[config.format](store, folder)
+        say(f"{target}: the features of {source} as {config.format}", *([left_out] if left_out else []))
         return target
     if config.format != "transformers":
         raise UserError(f"format is {config.format!r}; of features choose one of {', '.join(STORE_FORMATS)}.")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -356,7 +357,7 @@ def assert_alike(store: RegionStore, other: RegionStore) -> None:
         assert (one.width, one.height) == (two.width, two.height)
 
 
-@pytest.mark.parametrize("kind", ["oscar_tsv", "mmf_npy"])
+@pytest.mark.parametrize("kind", ["oscar_tsv", "mmf_npy", "m2_hdf5"])
 def test_what_is_written_reads_as_it_was(tmp_path: Path, kind: str) -> None:
     published_folder(tmp_path / "in", MANY)
     run(tmp_path / "in", tmp_path / "one.h5")
@@ -368,13 +369,42 @@ def test_what_is_written_reads_as_it_was(tmp_path: Path, kind: str) -> None:
         assert "__no_attribute__" not in (folder / "predictions.tsv").read_text()
     else:  # files of one image come in the order of their names, which is that of these ids
         by_name = sorted(store.image_ids.tolist())
+        assert back.label_map == store.label_map
         assert back.image_ids.tolist() == by_name
         for name in by_name:
             np.testing.assert_array_equal(back[name].features, store[name].features)
             np.testing.assert_array_equal(back[name].boxes, store[name].boxes)
             np.testing.assert_array_equal(back[name].classes, store[name].classes)
+            np.testing.assert_array_equal(back[name].class_scores, store[name].class_scores)
+            assert (back[name].width, back[name].height) == (store[name].width, store[name].height)
+            if kind == "m2_hdf5":
+                continue
             np.testing.assert_array_equal(back[name].attributes, store[name].attributes)
             np.testing.assert_array_equal(back[name].attribute_scores, store[name].attribute_scores)
+
+
+def test_what_meshed_memory_has_no_place_for_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Background has the first column; a class without a score, an id that is no number, attributes have none."""
+    images = [make_regions(name, 2, attributes=1) for name in ("7", "a", "9")]
+    images[1].class_scores[:], images[2].classes[:] = 0, 0
+    folder = written(write(tmp_path / "one.h5", images, attributes=1), tmp_path / "out", "m2_hdf5")
+    told = capsys.readouterr().out
+    assert all(words in told for words in ("1 images have no cls_prob", "Attributes have no", "1 ids are no numbers"))
+    with h5py.File(folder / "detections.hdf5") as file:
+        assert sorted(name for name in file if name.startswith("7")) == [
+            "7_boxes",
+            "7_cls_prob",
+            "7_features",
+            "7_size",
+        ]
+        best = file["7_cls_prob"][...]
+        assert best.argmax(axis=1).tolist() == images[0].classes.tolist() and file["7_features"].dtype == np.float32
+        np.testing.assert_array_equal(best.max(axis=1), images[0].class_scores)
+    back = run(folder, tmp_path / "two.h5", "dim=3")
+    assert not back["a"].classes.any()
+    np.testing.assert_array_equal(back["9"].class_scores, images[2].class_scores)
+    with pytest.raises(UserError, match=r"image 'a/b' has an id that is no name in HDF5"):
+        written(write(tmp_path / "sub.h5", [make_regions("a/b", 2)]), tmp_path / "no", "m2_hdf5")
 
 
 def test_rows_are_found_as_oscar_finds_them(tmp_path: Path) -> None:
@@ -411,7 +441,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
         written(store, tmp_path / "out", "oscar_tsv")
     with pytest.raises(UserError, match=r"one.h5 is a store already"):
         run(store, tmp_path / "out")
-    with pytest.raises(UserError, match="format is 'oscar'; of features choose one of oscar_tsv, mmf_npy"):
+    with pytest.raises(UserError, match="format is 'oscar'; of features choose one of oscar_tsv, mmf_npy, m2"):
         written(store, tmp_path / "out", "oscar")
     with pytest.raises(UserError, match="exists already"):
         written(store, tmp_path, "oscar_tsv")

@@ -50,10 +50,11 @@ from vinvl.run.files import reading
 
 FEATURES_TSV, PREDICTIONS_TSV = "features.tsv", "predictions.tsv"
 FEATURE_TSV, SIZES_TSV = ".feature.tsv", ".hw.tsv"  # of captioning: train.feature.tsv beside train.hw.tsv
+LABEL_MAP = "label_map.json"
 FIRST_ROWS = 16
 TENSORS = (".pt", ".pth")
 HDF5 = b"\x89HDF\r\n\x1a\n"
-A_STORE = "{} is a store already; pass format=oscar_tsv or format=mmf_npy to write one of these."
+A_STORE = "{} is a store already; pass format=oscar_tsv, mmf_npy or m2_hdf5 to write one of these."
 READ = (
     "read are features.tsv (id, number of boxes, features or id, JSON) and predictions.tsv, the TSVs of bottom-up-"
     "attention (6 columns) and LXMERT (10), a .pt of tensors, HDF5 of meshed-memory, GQA and bottom-up-attention-vqa, "
@@ -89,16 +90,22 @@ class FoundFiles:
     path: Path
     files: tuple[Path, ...] = ()
 
+    @property
+    def label_map(self) -> Path | None:
+        """What our own files have beside their class numbers."""
+        names = (self.path if self.path.is_dir() else self.path.parent) / LABEL_MAP
+        return names if self.format in (Format.NPY_FOLDER, Format.HDF5_BY_IMAGE) and names.is_file() else None
+
     def read_with(self, predictions: Path | None) -> list[Path]:
         """The files that images are read of."""
-        path = self.path
+        path, names = self.path, [self.label_map] if self.label_map else []
         if self.format is Format.NPY_FOLDER:
-            return [*self.files, *map(info_of, self.files)]
+            return [*self.files, *map(info_of, self.files), *names]
         beside = [path.with_suffix(".lineidx"), *(path.with_name(name) for name in _indices_of(path))]
         beside += [one for one in (sizes_beside(path),) if one]
         if path.name == FEATURES_TSV and predictions is None:
             beside.append(path.with_name(PREDICTIONS_TSV))
-        return list(self.files) or [path, *beside]
+        return [*self.files, *names] or [path, *beside]
 
 
 def _indices_of(path: Path) -> dict[str, str]:
@@ -261,7 +268,10 @@ class Source:
             return self._tensors(sizes)
         if found.format in TSV_OF_OSCAR:
             return self._oscar(sizes)
-        reader, done = FieldReader(options, self.labels or LabelMap((), ()), sizes), self.journal.done
+        labels = self.labels or LabelMap((), ())
+        if self.labels is None and (names := found.label_map) is not None:
+            labels = LabelMap.from_file(names).with_background()
+        reader, done = FieldReader(options, labels, sizes), self.journal.done
         if found.format is Format.HDF5_BY_IMAGE:
             return images_by_name(found.path, reader, self.workers, done), reader.labels
         if found.format is Format.HDF5_BY_ROW:
