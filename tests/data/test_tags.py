@@ -1,6 +1,7 @@
 """Object tags: from the store of the regions, another detector's store, or a file."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.data.test_text import golden_tokenizer
 from tests.regions.samples import make_regions, write
+from tests.retrieval.samples import retrieval_data
 from vinvl.data.tags import GivenTags, StoreTags, TagChoice, TagSource, tag_source
-from vinvl.regions import LabelMap, RegionStore, RegionStoreWriter
+from vinvl.regions import LabelMap, Regions, RegionStore, RegionStoreWriter
 from vinvl.run.errors import UserError
 
 TOKENIZER = golden_tokenizer()
@@ -212,3 +214,27 @@ def test_attributes_before_classes(tmp_path: Path, attributes: int) -> None:
         assert tags.text(image, 50) == ", ".join(expected)
         assert tags.encode(image, 50).tolist() == token_ids(*expected)
     assert_counts_agree(tags, len(store))
+
+
+def test_a_store_of_features_alone_has_no_tags_and_a_run_says_so(demo_data: Path, tmp_path: Path) -> None:
+    """Also where class numbers are there, but not their names."""
+    paths = [demo_data / "demo" / f"{split}.h5" for split in ("train", "val", "test")]
+    for number, path in enumerate(paths):
+        own = RegionStore(path)
+        with RegionStoreWriter(tmp_path / f"{number}.h5", feature_dim=own.feature_dim) as writer:
+            for one in map(own.at, range(len(own))):
+                classes = one.classes if number else None
+                size = {"width": one.width, "height": one.height}
+                writer.add(Regions(one.image_id, one.features, one.boxes, classes, **size))  # type: ignore[arg-type]
+    stores = [str(tmp_path / f"{number}.h5") for number in range(3)]
+    assert RegionStore(stores).verify() == []
+    told = r"0\.h5 and 2 more.* has no names of classes, so its images have no tags: pass data.use_tags=false, or"
+    data = retrieval_data(demo_data, regions=stores)
+    data.prepare_data()
+    with pytest.warns(UserWarning, match=told):
+        data.setup("fit")
+    assert data.region_text.tags.text(0, 50) == "" and not data.region_text.tags.counts(np.arange(9), 50).any()
+    for remedy in ({"use_tags": False}, {"tags": [str(path) for path in paths]}):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*no names of classes")
+            retrieval_data(demo_data, regions=stores, **remedy).setup("fit")

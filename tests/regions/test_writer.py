@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import itertools
 import os
+import re
 import signal
 import tracemalloc
 from contextlib import suppress
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.regions.samples import LABELS, assert_same, make_regions, write
-from vinvl.regions import Regions, RegionStore, RegionStoreWriter
+from vinvl.regions import LabelMap, Regions, RegionStore, RegionStoreWriter
 from vinvl.regions import writer as writer_module
 from vinvl.regions.layout import read_header
 from vinvl.regions.regions import StoreAttributes, all_finite
@@ -413,3 +414,24 @@ def test_a_shard_that_is_plainly_damaged_is_made_again(tmp_path: Path, damage: s
     if damage != "folder":
         unfinished.finish(ATTRIBUTES, ["image 1"], [])
         assert list(RegionStore(target).image_ids) == ["image 1", "image 2"]
+
+
+def test_features_and_boxes_are_enough(tmp_path: Path) -> None:
+    """What is not given is zeros; what is given must fit."""
+    boxes = np.array([[0, 0, 5, 5], [1, 2, 3, 4]], dtype=np.float32)
+    with RegionStoreWriter(tmp_path / "a.h5", feature_dim=3) as writer:
+        writer.add(Regions("1", np.ones((2, 3)), boxes, width=9, height=9))
+        writer.add(Regions("2", np.ones((0, 3)), boxes[:0], width=9, height=9))
+        for bad, words in (
+            (Regions("3", np.ones((2, 3)), boxes), "width is 0, a positive number of pixels was expected"),
+            (Regions("3", np.ones((1, 3)), boxes, width=9, height=9), "boxes have shape (2, 4), (1, 4) was expected"),
+            (Regions("3", np.ones((2, 3)), boxes, np.ones(3), width=9, height=9), "classes have shape (3,), (2,) was"),
+        ):
+            with pytest.raises(UserError, match=re.escape(words)):
+                writer.add(bad)
+    store = RegionStore(tmp_path / "a.h5")
+    assert store.verify() == [] and store.label_map == LabelMap() and store.num_attributes == 0 and store.detector == ""
+    assert not store["1"].classes.any() and store["1"].attribute_scores.shape == (2, 0)
+    with RegionStoreWriter(tmp_path / "b.h5", feature_dim=3, num_attributes=2) as writer:
+        writer.add(Regions("1", np.ones((2, 3)), boxes, attributes=np.ones((2, 2), int), width=9, height=9))
+    assert RegionStore(tmp_path / "b.h5")["1"].attribute_scores.tolist() == [[0, 0], [0, 0]]

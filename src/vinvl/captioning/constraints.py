@@ -169,7 +169,12 @@ class DetectedConstraints:
         ]
 
     def of_regions(self, regions: Regions, names: Sequence[str]) -> list[Constraint]:
-        """The constraints that an image's regions set; `names` of their classes."""
+        """The constraints that an image's regions set; `names` of their classes, without which UserError."""
+        if not names:
+            remedy = "give decoding.constraints.regions=FILE, a store that has them or a TSV of detections"
+            raise UserError(
+                f"{regions.source or 'the detector'} has no names of classes, of which constraints are: {remedy}."
+            )
         known = regions.classes > 0
         classes = [names[index] for index in regions.classes[known]]
         labels = self.labels(classes, regions.class_scores[known], regions.boxes[known])

@@ -21,7 +21,16 @@ from vinvl.data.batch import Batch, Example
 from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw, evaluation_loader, training_loader
 from vinvl.data.stores import DEVICE, RAM, OpenStore, StoreFile, image_id_table
-from vinvl.data.tags import RECORDS, GivenTags, TagChoice, TagSource, positions_in, tag_source, tags_of_records
+from vinvl.data.tags import (
+    RECORDS,
+    GivenTags,
+    StoreTags,
+    TagChoice,
+    TagSource,
+    positions_in,
+    tag_source,
+    tags_of_records,
+)
 from vinvl.data.text import RaggedTokens, Texts, cached_tokens, load_tokenizer
 from vinvl.data.words import Commonest
 from vinvl.models.config import SpecialTokens
@@ -248,9 +257,16 @@ class RegionDataModule(pl.LightningDataModule):
         if given == RECORDS:
             return tags_of_records(records, self.tokenizer, self.tag_choice)
         tags = tag_source(given, self.store, self.tokenizer, self.tag_choice)
+        if self.limits.use_tags and isinstance(tags, StoreTags) and not tags.store.label_map.classes:
+            remedy = "pass data.use_tags=false, or data.tags=FILE for tags from elsewhere"
+            self.warn_of_no_tags(f"{tags.store!r} has no names of classes, so its images have no tags: {remedy}.")
         if isinstance(tags, GivenTags) and (missing := tags.without(images)):
             rank_zero_warn(f"{given} gives no tags to {missing:,} of the images of split '{split}'.")
         return tags
+
+    def warn_of_no_tags(self, sentence: str) -> None:
+        """Overridden where records carry tags besides those of the store."""
+        rank_zero_warn(sentence)
 
     def _dataset_of(self, stage: str) -> RegionDataset:
         split, twin = self.split_of[stage], {"val": "test", "test": "val"}.get(stage)

@@ -125,7 +125,7 @@ class TagTokens:
         cls, labels: LabelMap, tokenizer: PreTrainedTokenizerBase, choice: TagChoice = ALL_CLASSES
     ) -> TagTokens:
         """Of the classes without the background, and where it is so chosen of the attributes behind them."""
-        names = labels.classes or ("",)  # a store without names has regions of number 0
+        names = labels.classes or ("",)  # a store without names gives no tags
         kept = [number > 0 and choice.takes(name) for number, name in enumerate(names)]
         if choice.form == "class":
             return cls.of(names, kept, tokenizer)
@@ -174,7 +174,7 @@ class StoreTags(NumberedTags):
 
     def numbers(self, image: int, max_regions: int) -> np.ndarray:
         position = image if self.positions is None else int(self.positions[image])
-        if position < 0:
+        if position < 0 or not self.store.label_map.classes:
             return np.zeros(0, dtype=np.int64)
         classes = self.store.classes_at(position)[:max_regions]
         if (first := self.tag_tokens.first_attribute) is None:

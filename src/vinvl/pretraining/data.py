@@ -227,6 +227,7 @@ class PretrainingDataModule(RegionDataModule):
         self.pair_options = PairOptions(textb_sample_mode, texta_false_prob, mask_loss_for_unmatched)
         self.mask_probability = mask_probability
         self.index_workers = index_workers
+        self._tags_given = False  # by a corpus
         self.corpus = None if corpus is None else checked_entry(corpus, "data.corpus", ("from", "to"), (SHARE,))
 
     def prepare_data(self) -> None:
@@ -270,8 +271,13 @@ class PretrainingDataModule(RegionDataModule):
         """Classes of the contrastive label."""
         return self.pair_options.num_classes(self.limits.use_tags)
 
+    def warn_of_no_tags(self, sentence: str) -> None:
+        if not self._tags_given:
+            super().warn_of_no_tags(sentence)
+
     def _check_tags(self, corpus: Corpus) -> None:
         """Tags should be classes of the store, which all other tasks see; UserError if not one of them is."""
+        self._tags_given |= bool(corpus.facts.tags)
         given, classes = corpus.facts.tags, {name.lower() for name in self.store.label_map.classes}
         untagged = corpus.facts.kinds.get(RowKind.STORE_TAGS.name.lower(), 0)
         if untagged and not classes and self.tags is None and self.limits.use_tags:

@@ -47,8 +47,8 @@ class LabelMap:
     An empty tuple says that the names are not known; indices are then only required not to be negative.
     """
 
-    classes: tuple[str, ...]
-    attributes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The label map as ASCII JSON with the four keys of the published label-map files."""
@@ -122,6 +122,9 @@ def _names_of_lines(text: str, path: str | Path) -> tuple[str, ...]:
     return names
 
 
+NO_NAMES = LabelMap()
+
+
 def first_indices(names: Sequence[str]) -> dict[str, int]:
     """The index of each name, the first where it comes twice, as in the published label map."""
     indices: dict[str, int] = {}
@@ -156,6 +159,10 @@ MAX_ID_BYTES = 255
 BOX_NUMBERS = 6  # a region row is the feature followed by six numbers of its box
 
 
+def _not_given() -> Any:
+    """None, which becomes zeros. (A default of the class would hide what a store reads when it is asked for.)"""
+
+
 @dataclass(frozen=True, eq=False)
 class Regions:
     """R regions of one image.
@@ -163,24 +170,32 @@ class Regions:
     image_id          text; COCO's integer ids are written in decimal
     features          (R, D) float16 or float32, the detector's region features
     boxes             (R, 4) float32, absolute x1 y1 x2 y2 in pixels, not clipped to the image
-    classes           (R,) int32, index into `LabelMap.classes`, 0 = background
-    class_scores      (R,) float32
-    attributes        (R, K) int32, index into `LabelMap.attributes`, 0 = none; K may be 0
-    attribute_scores  (R, K) float32
-    width, height     of the image in pixels
+    classes           (R,) int32, index into `LabelMap.classes`, 0 = background; not given: 0
+    class_scores      (R,) float32; not given: 0
+    attributes        (R, K) int32, index into `LabelMap.attributes`, 0 = none; K may be 0; not given: (R, 0)
+    attribute_scores  (R, K) float32; not given: 0
+    width, height     of the image in pixels; must be given
     source            the file that the regions were read from, "" if made in memory
     """
 
     image_id: str
     features: np.ndarray
     boxes: np.ndarray
-    classes: np.ndarray
-    class_scores: np.ndarray
-    attributes: np.ndarray
-    attribute_scores: np.ndarray
-    width: int
-    height: int
+    classes: np.ndarray = field(default_factory=_not_given)
+    class_scores: np.ndarray = field(default_factory=_not_given)
+    attributes: np.ndarray = field(default_factory=_not_given)
+    attribute_scores: np.ndarray = field(default_factory=_not_given)
+    width: int = 0
+    height: int = 0
     source: str = ""
+
+    def __post_init__(self) -> None:
+        """What was not given is zeros, so that whoever reads regions finds all arrays."""
+        for name, dtype in ROW_DTYPES.items():
+            if getattr(self, name) is None:
+                shape = np.shape(self.attributes) if name == "attribute_scores" else np.shape(self.boxes)[:1]
+                zeros = np.zeros((*shape, 0) if name == "attributes" else shape, dtype)
+                object.__setattr__(self, name, zeros)
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -19,7 +19,7 @@ import numpy as np
 
 from vinvl.regions.layout import FEATURE_DTYPES, ShardEntry, read_header, write_manifest
 from vinvl.regions.merging import Waiting, write_store_file
-from vinvl.regions.regions import ROW_ARRAYS, LabelMap, Regions, StoreAttributes, encoded_id, finite
+from vinvl.regions.regions import NO_NAMES, ROW_ARRAYS, LabelMap, Regions, StoreAttributes, encoded_id, finite
 from vinvl.regions.shard import IdLookup, Shard, problems
 from vinvl.run.errors import UserError
 from vinvl.run.files import (
@@ -297,8 +297,8 @@ HOW_TO_GO_ON = "check folder and permissions, or make room for the store twice, 
 class RegionStoreWriter:
     """Writes images' regions to one store file, or to a folder of shards.
 
-        with RegionStoreWriter("coco.h5", feature_dim=2048, detector="…", label_map=labels) as writer:
-            writer.add(regions)
+        with RegionStoreWriter("coco.h5", feature_dim=2048) as writer:
+            writer.add(Regions("391895", features, boxes, width=640, height=360))
 
     Work goes on in a folder beside `path`: shards of some megabytes, of which the store is made at the end. Leaving the
     block normally moves the finished store to `path`; an exception, `abort`, or losing the writer removes the folder,
@@ -308,7 +308,7 @@ class RegionStoreWriter:
     path                  the file, replaced if it exists; with `max_images_per_shard` a folder, new or empty
     feature_dim           D
     detector              which detector, with which settings, made the features; free text
-    label_map             names of classes and attributes
+    label_map             names of classes and attributes; without them images have no tags
     num_attributes        K, attributes a region
     feature_dtype         "float16" or "float32"
     max_images_per_shard  None writes one file
@@ -325,8 +325,8 @@ class RegionStoreWriter:
         path: str | Path,
         *,
         feature_dim: int,
-        detector: str,
-        label_map: LabelMap,
+        detector: str = "",
+        label_map: LabelMap = NO_NAMES,
         num_attributes: int = 0,
         feature_dtype: str = "float16",
         max_images_per_shard: int | None = None,
