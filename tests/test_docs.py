@@ -138,9 +138,13 @@ def test_code_is_python_and_lines_of_data_are_json() -> None:
 
 def section(page: str, heading: str) -> str:
     """The first Python block below a heading."""
-    code = re.search(r"```python\n(.*?)```", PAGES[page].split(f"## {heading}\n")[1], re.DOTALL)
-    assert code is not None
-    return code[1]
+    return sections(page, heading)[0]
+
+
+def sections(page: str, heading: str) -> list[str]:
+    """The Python blocks below a heading."""
+    found: list[str] = re.findall(r"```python\n(.*?)```", PAGES[page].split(f"## {heading}\n")[1], re.DOTALL)
+    return found
 
 
 def test_the_library_example_runs(demo_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +172,9 @@ def test_the_example_of_features_of_ones_own_writes_a_store(tmp_path: Path, monk
         width=10,
         height=10,
     )
-    exec(section("own-data.md", "Features from your own network"), {"my_features": lambda: [made]})
-    regions = RegionStore("data/vqa2/regions")["17"]
-    assert regions.features.shape == (2, 2048) and regions.boxes[1].tolist() == [1, 1, 9, 9]
+    alone, whole = sections("own-data.md", "Features from your own network")
+    for code, store in ((alone, "regions.h5"), (whole, "data/vqa2/regions")):
+        exec(code, {"my_features": lambda: [made]})
+        regions = RegionStore(store)["17"]
+        assert regions.features.shape == (2, 2048) and regions.boxes[1].tolist() == [1, 1, 9, 9]
+    assert RegionStore("data/vqa2/regions").label_map.classes[1] == "cup"

@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import signal
+import sys
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.regions.samples import LABELS, assert_same, make_regions, write
 from vinvl.regions import LabelMap, Regions, RegionStore, RegionStoreWriter
 from vinvl.regions import writer as writer_module
 from vinvl.regions.layout import read_header
-from vinvl.regions.regions import StoreAttributes, all_finite
+from vinvl.regions.regions import StoreAttributes, all_finite, finite
 from vinvl.regions.writer import ShardWriter, Unfinished, checked_image, shard_files
 from vinvl.run.errors import UserError
 
@@ -435,3 +436,21 @@ def test_features_and_boxes_are_enough(tmp_path: Path) -> None:
     with RegionStoreWriter(tmp_path / "b.h5", feature_dim=3, num_attributes=2) as writer:
         writer.add(Regions("1", np.ones((2, 3)), boxes, attributes=np.ones((2, 2), int), width=9, height=9))
     assert RegionStore(tmp_path / "b.h5")["1"].attribute_scores.tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("with_torch", [True, False])
+def test_halves_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch, with_torch: bool) -> None:
+    """Every half, what lies between two of them and just beside that, slices and more than are converted at once."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = np.sort(halves[np.isfinite(halves)]).astype(np.float32)
+    between = (halves[1:] + halves[:-1]) / 2
+    numbers = np.concatenate([halves, between, np.nextafter(between, np.inf), np.nextafter(between, -np.inf)])
+    table = np.pad(numbers, (0, -len(numbers) % 6)).reshape(-1, 6).astype(np.float32)
+    table.flags.writeable = False
+    if not with_torch:
+        monkeypatch.delitem(sys.modules, "torch")
+    for given in (table, table[:, 1:4], table[:0]):
+        made = finite(given, "features", np.dtype(np.float16))
+        np.testing.assert_array_equal(made.view(np.uint16), given.astype(np.float16).view(np.uint16))
+    with pytest.raises(UserError, match="features of region 1 are too large for float16"):
+        finite(np.array([[1], [65520]], np.float32), "features", np.dtype(np.float16))

@@ -138,7 +138,8 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     index = path.with_suffix(".lineidx")
     if not index.is_file():
         for part in line_parts(path):
-            yield from ((start, start + len(line), line[:1024]) for start, line in part.lines())
+            for start, columns, _, stop in part.rows():
+                yield start, stop, b"\t".join([*columns[:1], *(b"" for _ in columns[1:2])])[:1024]
         return
     size = path.stat().st_size
     with reading(path), path.open("rb") as file:

@@ -335,3 +335,22 @@ def test_a_class_that_the_label_map_lacks_is_named(tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text(json.dumps({"label_to_idx": {"cat": 1, "dog": 2}}))
     sentence = refused(published_folder(tmp_path / "in", IMAGES), tmp_path, f"labels={tmp_path / 'map.json'}")
     assert "features.tsv line" in sentence and re.search("the label map has no '(tree|red|black)'", sentence)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_base64_is_read_alike_with_and_without_the_package(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    if not fast:
+        monkeypatch.setattr(base64_arrays, "pybase64", None)
+    whole = base64.b64encode(np.arange(6, dtype="<f4").tobytes())
+    for text in (whole, whole.decode(), f"b'{whole.decode()}'"):
+        assert base64_arrays.base64_rows(text, 2, None, "features", "<f4").tolist() == [[0, 1, 2], [3, 4, 5]]
+    for bad, words in (
+        (whole[:-1], "features are no base64"),
+        (whole[:-4], "features are 21 bytes of base64, expected 2 x D x 4 for 2 boxes"),
+        (whole.replace(b"A", b"!", 1), "features (are no base64|hold characters that are not base64)"),
+        (whole[:9] + b" " + whole[9:], "features hold characters that are not base64"),
+        (whole + b"====", "features hold characters that are not base64"),
+        (b"\xff" * 32, "features hold characters that are not base64"),
+    ):
+        with pytest.raises(UserError, match=words):
+            base64_arrays.base64_rows(bad, 2, None, "features", "<f4")

@@ -183,12 +183,11 @@ def _sizes_of_json(path: Path) -> Iterator[tuple[object, object, object]]:
 
 
 def _sizes_of_tsv(path: Path) -> Iterator[tuple[object, object, object]]:
-    lines = (line for part in line_parts(path) for _, line in part.lines())
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            place = f"{path} line {number}"
-            name, _, content = line.partition(b"\t")
-            value: Any = parse_json(content.strip(), place)
+    rows = (columns for part in line_parts(path) for _, columns, *_ in part.rows())
+    for number, columns in enumerate(rows, start=1):
+        if columns:
+            place, name = f"{path} line {number}", columns[0]
+            value: Any = parse_json(b"\t".join(columns[1:]).strip(), place)
             value = value[0] if isinstance(value, list) and value else value
             if not isinstance(value, dict) or not {"width", "height"} <= set(value):
                 raise UserError(f"{place} has no width and height.")

@@ -28,6 +28,7 @@ from vinvl.run.values import checked_id, json_members, shown
 
 PART_BYTES = 8 * 2**20
 LONGEST_LINE = MOST_BYTES
+END = ord("\n")
 BLOCK_IDS = 100_000
 
 # How the rows of a TSV are read: image id and columns → regions, if they are asked for; picklable, raises UserError.
@@ -42,14 +43,27 @@ class LinePart(NamedTuple):
     start: int
     stop: int
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """(byte where it begins, line with its end)"""
+    def rows(self) -> Iterator[tuple[int, list[bytes], bool, int]]:
+        """(byte where it begins, columns, whether it has an end, byte behind it) of each line.
+
+        A blank line has no columns. One may have have some megabytes, which are copied once, into its columns.
+        """
         with open(self.path, "rb") as file:
             file.seek(self.start)
-            position = self.start
-            while position < self.stop and (line := file.readline(self.stop - position)):
-                yield position, line
-                position += len(line)
+            content = file.read(self.stop - self.start)
+        begin = 0
+        while begin < len(content):
+            stop = content.find(b"\n", begin) + 1 or len(content)
+            end, columns, column = stop, [], begin
+            while end > begin and content[end - 1] in b"\r\n":
+                end -= 1
+            while (tab := content.find(b"\t", column, end)) >= 0:
+                columns.append(content[column:tab])
+                column = tab + 1
+            columns.append(content[column:end])
+            is_blank = not any(one.strip() for one in columns)
+            yield self.start + begin, [] if is_blank else columns, content[stop - 1] == END, self.start + stop
+            begin = stop
 
 
 class ReadPart(NamedTuple):
@@ -81,21 +95,19 @@ def read_part(part: LinePart, read: ReadRow, done: Done) -> ReadPart:
     """Reads the lines of a part; of those that are done the image ids."""
     images: list[tuple[int, str, Regions | str | None]] = []
     starts: list[int] = []
-    for number, (start, line) in enumerate(part.lines()):
+    for number, (start, columns, ended, stop) in enumerate(part.rows()):
         starts.append(start)
-        stop = start + len(line)
-        if not line.strip():
+        if not columns:
             continue
         if stop <= done.position:
-            images.append((number, *(("", "") if stop in done.unread else (id_in(line.split(b"\t", 1)[0]), None))))
+            images.append((number, *(("", "") if stop in done.unread else (id_in(columns[0]), None))))
             continue
         image_id = ""
         try:
-            columns = line.rstrip(b"\r\n").split(b"\t")
             image_id = id_in(columns[0])
             images.append((number, image_id, read(image_id, columns)))
         except UserError as error:
-            cut = "" if line.endswith(b"\n") else " (the last line, without an end: the file may be cut off)"
+            cut = "" if ended else " (the last line, without an end: the file may be cut off)"
             image = f": image {image_id!r}" if image_id else ""
             images.append((number, "", f"{cut}{image}: {error}"))
     return ReadPart(images, np.array(starts, dtype=np.int64), part.stop)
