@@ -139,7 +139,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     if not index.is_file():
         for part in line_parts(path):
             for start, columns, _, stop in part.rows():
-                yield start, stop, b"\t".join([*columns[:1], *(b"" for _ in columns[1:2])])[:1024]
+                yield start, stop, b"\t".join([*columns[:1], *(one[:9] for one in columns[1:2])])[:1024]
         return
     size = path.stat().st_size
     with reading(path), path.open("rb") as file:
