@@ -18,9 +18,9 @@ def report(config: DictConfig) -> Path:
         raise UserError(f"count={config.count!r} must be a whole number from 1.")
     first = Path(str(store[0] if isinstance(store, list) else store))
     output = Path(str(config.output)).expanduser() if config.output is not None else first.with_suffix(".html")
-    chosen = config.id.rule is not None or config.id.pattern is not None
+    chosen = config.id.rule is not None or config.id.pattern is not None or config.id.prefix
     names = PictureNames(config.id.rule or "stem", config.id.pattern, config.id.prefix) if chosen else None
-    shown = report_regions(
+    shown, found = report_regions(
         store,  # type: ignore[arg-type]
         output,
         images=None if config.images is None else str(config.images),
@@ -30,7 +30,7 @@ def report(config: DictConfig) -> Path:
         seed=config.seed,
         max_pixels=config.max_pixels,
     )
-    say(f"{output}: {shown:,} pictures")
+    say(*([found] if found else []), f"{output}: {shown:,} pictures")
     return output
 
 

@@ -83,7 +83,7 @@ def store(folder: Path, *images: Regions, **layout: object) -> Path:
 def test_pictures_come_with_their_regions(tmp_path: Path) -> None:
     save(tmp_path / "p" / "a.png")
     path = store(tmp_path, regions("a", 3), regions("b", 2))
-    assert report_regions(path, tmp_path / "r.html", images=str(tmp_path / "p"), count=10) == 1
+    assert report_regions(path, tmp_path / "r.html", images=str(tmp_path / "p"), count=10)[0] == 1
     reader = page(tmp_path)
     assert reader.tags.count("rect") == 3 and len(reader.sources) == 1
     assert reader.sources[0].startswith("data:image/jpeg;base64,")
@@ -92,8 +92,8 @@ def test_pictures_come_with_their_regions(tmp_path: Path) -> None:
 
 def test_without_pictures_boxes_are_drawn_on_grey(tmp_path: Path) -> None:
     path = store(tmp_path, *(regions(f"{i}", i) for i in range(1, 6)))
-    assert report_regions(path, tmp_path / "r.html", count=3) == 3
-    assert report_regions(path, tmp_path / "r.html", ids=["2", "5"]) == 2
+    assert report_regions(path, tmp_path / "r.html", count=3) == (3, "")
+    assert report_regions(path, tmp_path / "r.html", ids=["2", "5"]) == (2, "")
     assert page(tmp_path).tags.count("rect") == 7
 
 
@@ -151,7 +151,7 @@ def test_orientation_and_ids_follow_what_the_store_says_or_are_found(
     save(tmp_path / "p" / "y" / "a.png")
     made = {"exif_orientation": "apply"} | ({} if says is None else {"image_id": says})
     path = store(tmp_path, regions(image_id, size=(30, 40)), provenance=made)
-    assert report_regions(path, tmp_path / "r.html", images=str(tmp_path / "p")) == 1
+    assert report_regions(path, tmp_path / "r.html", images=str(tmp_path / "p"))[0] == 1
     assert "it was turned" not in page(tmp_path).text
 
 
@@ -201,7 +201,7 @@ def test_a_sound_store_has_no_warning(tmp_path: Path) -> None:
 
 def test_pictures_of_another_store_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "p" / "x.png")
-    with pytest.raises(UserError, match="whose ids are like 'a'; the pictures give ids like 'x'"):
+    with pytest.raises(UserError, match=r"whose ids are like 'a'; the first picture is .*x\.png: pass id\.rule"):
         report_regions(store(tmp_path, regions("a")), tmp_path / "r.html", images=str(tmp_path / "p"))
     assert not (tmp_path / "r.html").exists()
 
@@ -210,7 +210,8 @@ def test_the_door(tmp_path: Path) -> None:
     store(tmp_path, regions("a"))
     save(tmp_path / "p" / "a.png")
     place = f"store={tmp_path / 'f.h5'}"
-    assert "f.html: 1 pictures" in run_in_process("report", tmp_path, tmp_path / "run", place, f"images={tmp_path}/p")
+    printed = run_in_process("report", tmp_path, tmp_path / "run", place, f"images={tmp_path}/p")
+    assert "f.html: 1 pictures" in printed and "1 of 1 images of " in printed and "by id.rule=stem" in printed
     assert "none.h5 cannot be opened" in refused_in_process("report", tmp_path, tmp_path / "run", "store=none.h5")
     assert "count=0 must be" in refused_in_process("report", tmp_path, tmp_path / "run", place, "count=0")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "run") == ["f.h5", "f.html", "p"]

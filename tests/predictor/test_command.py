@@ -1,6 +1,7 @@
 """`python -m vinvl.predict image=…`: what it prints and writes, what it takes from the command, and what it leaves."""
 
 import json
+import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -18,7 +19,9 @@ from tests.door_runs import call, door_environment
 from tests.picture_samples import save, truncated
 from tests.predictor.samples import QUESTIONS, picture_paths
 from vinvl.predict import predict
-from vinvl.predictor.command import picture_arguments, pictures_at
+from vinvl.predictor.command import ids_of_pictures, picture_arguments, pictures_at
+from vinvl.regions import RegionStore
+from vinvl.run.errors import UserError
 from vinvl.run.options import IN_QUOTES
 
 pytestmark = pytest.mark.slow
@@ -105,6 +108,34 @@ def test_images_of_a_store_captions_and_scores(
     ]
     assert rows_of(tmp_path / "rows.jsonl") == expected
     assert printed.splitlines()[:2] == [f"{ids[0]}: a red circle", f"  {scores[0]:.3f}"]
+
+
+def test_pictures_of_a_store_are_found_by_their_names(
+    folder: Path, own_runs: dict[str, Path], demo_data: Path, tmp_path: Path
+) -> None:
+    """Without a detector; the same as by their ids."""
+    given = [f"ckpt_path={own_runs['vqa']}", f"features={folder / 'features.h5'}", "question=what is it"]
+    by_id, _ = asked(demo_data, tmp_path / "run", *given, f"image=[{','.join(picture_paths(folder))}]")
+    by_name, told = asked(demo_data, tmp_path / "run", *given, f"image={folder / 'pictures'}")
+    assert sorted(by_name.splitlines()) == sorted(by_id.splitlines()) and "6 of 6 images" in told
+    other = save(tmp_path / f"{next(iter(picture_paths(folder)))}.png")
+    with pytest.raises(UserError, match=r"40 × 30 pixels, and image 'picture_0001' of .*it is another picture"):
+        ids_of_pictures(RegionStore(folder / "features.h5"), str(other))
+
+
+def test_pictures_in_an_archive(folder: Path, own_runs: dict[str, Path], demo_data: Path, tmp_path: Path) -> None:
+    paths = list(picture_paths(folder).values())[:2]
+    given = [f"ckpt_path={own_runs['vqa']}", f"weights={folder / 'detector.pth'}", "question=what is it"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in paths:
+            archive.write(path, Path(path).name)
+        archive.writestr("notes.txt", "words")
+    by_path, _ = asked(demo_data, tmp_path / "run", *given, f"image=[{','.join(map(str, paths))}]")
+    inside, told = asked(demo_data, tmp_path / "run", *given, f"image={tmp_path / 'a.zip'}")
+    names = {str(path): f"{tmp_path}/a.zip/{Path(path).name}" for path in paths}
+    for path, name in names.items():
+        by_path = by_path.replace(path, name)
+    assert inside == by_path and "1 files passed over: 1 .txt" in told
 
 
 def test_settings_of_the_command_go_before_those_of_the_checkpoint(

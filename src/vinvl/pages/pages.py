@@ -10,7 +10,6 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +24,11 @@ from vinvl.pictures import (
     PILLOWS_LIMIT,
     PictureNames,
     ReadingOptions,
-    find_pictures,
     picture_size,
+    pictures_of_store,
     read_picture,
 )
 from vinvl.regions.regions import LabelMap, Regions
-from vinvl.regions.shard import IdLookup
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
 from vinvl.run.files import write_text_atomically
@@ -96,8 +94,10 @@ def report_regions(
     count: int = 60,
     seed: int = 0,
     max_pixels: int = PILLOWS_LIMIT,
-) -> int:
-    """Writes the page of a store: figures of the whole first, then pictures; returns how many pictures it shows.
+) -> tuple[int, str]:
+    """Writes the page of a store: figures of the whole first, then pictures.
+
+    Returns how many pictures it shows, and by which rule they were found.
 
     Raises UserError for a store or picture folder that cannot be read, or an id that is not in the store.
 
@@ -105,8 +105,7 @@ def report_regions(
         stores: file or folder of shards, or several.
         output: the HTML file.
         images: folder, list file or picture; None draws the boxes on grey.
-        names: how ids follow from the pictures' places; None: as the store says it was made, or else by the file's
-            name, the number at its end, or its path.
+        names: how ids follow from the pictures' places; None: see `pictures_of_store`.
         ids: images to show; None draws `count` of those whose pictures are there.
         seed: of the drawing.
         max_pixels: of pictures; larger ones are not shown.
@@ -114,7 +113,8 @@ def report_regions(
     store = RegionStore(stores)
     store.require_sound()
     made = store.provenance
-    places = None if images is None else _places(store, images, [names] if names else _names(made.get("image_id")))
+    found = None if images is None else pictures_of_store(store, images, names)
+    places = None if found is None else found.places
     said = made.get("exif_orientation")  # else as published, or unturned where only that fits
     turnings = (said,) if said in (EXIF_APPLY, EXIF_IGNORE) else (EXIF_APPLY, EXIF_IGNORE)
     readings = [ReadingOptions(turning, max_pixels=max_pixels) for turning in turnings]  # type: ignore[arg-type]
@@ -133,39 +133,7 @@ def report_regions(
         detector=store.detector,
         told={name: _short(made[name]) for name in TOLD if name in made},
     )
-    return len(wanted)
-
-
-def _names(said: object) -> list[PictureNames]:
-    """How the store's ids may follow from places: as it says, if it does, and in the usual ways."""
-    usual = [PictureNames(), PictureNames(pattern=r"0*(\d+)$"), PictureNames("path"), PictureNames("file")]
-    if isinstance(said, dict) and set(said) == {"rule", "pattern"}:
-        with suppress(UserError, TypeError):  # of another version; it is only a help
-            return [PictureNames(**said), *usual]
-    return usual
-
-
-def _places(store: RegionStore, images: str, ways: Sequence[PictureNames]) -> dict[int, str]:
-    """The picture of each image of the store that has one, by the image's index; ids as the first way that finds any.
-
-    Raises UserError if no way finds any, with what is wrong by the first of them.
-    """
-    lookup, problem = IdLookup(store.encoded_ids), ""
-    for way in ways:
-        try:
-            pictures = find_pictures(images, way)
-        except UserError as error:
-            problem = problem or str(error)
-            continue
-        at = zip(map(lookup.find, pictures.ids), pictures.paths, strict=True)
-        if (found := {index: path for index, path in at if index >= 0}) or not len(store):
-            return found
-        like = f"ids like {pictures.ids[0]!r}" if len(pictures) else "none with a usable id"
-        problem = problem or (
-            f"images={images} has no picture of the store, whose ids are like {store.at(0).image_id!r}; the pictures "
-            f"give {like}: pass id.rule or id.pattern."
-        )
-    raise UserError(problem)
+    return len(wanted), "" if found is None else found.told
 
 
 def _shown(

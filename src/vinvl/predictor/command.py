@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from vinvl.extraction.provenance import detector_config, section
-from vinvl.pictures import look_for, name_of, told_of
+from vinvl.pictures import ReadingOptions, look_for, name_of, picture_size, pictures_of_store, told_of
 from vinvl.predictor.predictor import Answer, Caption, Predictor, load
 from vinvl.predictor.trained import Usage
 from vinvl.regions.store import OtherFeatures, RegionStore
@@ -201,14 +201,45 @@ def _method(config: DictConfig, model: Predictor) -> str:
 
 
 def _pictures(config: DictConfig, model: Predictor) -> list[Any]:
-    """Paths and image ids; for statements about two pictures the pair of them."""
+    """Places and image ids; for statements about two pictures the pair of them.
+
+    Without a detector the regions of pictures are those of the store's images that they are of.
+    """
     store = None if config.features is None else RegionStore(_listed(config.features))
-    found = [path for one in _listed(config.image) for path in ([one] if store and one in store else pictures_at(one))]
+    found: list[str] = []
+    for one in _listed(config.image):
+        if store is not None and one in store:
+            found.append(one)
+        elif store is not None and config.weights is None and Path(one).expanduser().exists():
+            found += ids_of_pictures(store, one)
+        else:
+            found += pictures_at(one)
     if model.trained.task != "nlvr2":
         return found
     if len(found) != 2:
         raise UserError(f"{model.trained.name} judges statements about two pictures: pass image=[LEFT,RIGHT].")
     return [tuple(found)]
+
+
+def ids_of_pictures(store: RegionStore, source: str) -> list[str]:
+    """The ids of the images of a store whose pictures a source has, of the size that the store says.
+
+    Raises UserError if there are none.
+    """
+    match = pictures_of_store(store, source)
+    say(match.told, error=True)
+    for index, place in match.places.items():
+        try:
+            size = picture_size(place, ReadingOptions())
+        except UserError:  # a broken one cannot tell
+            continue
+        regions = store.at(index)
+        if sorted(size) != sorted((regions.width, regions.height)):
+            raise UserError(
+                f"{name_of(place)} has {size[0]} × {size[1]} pixels, and image {regions.image_id!r} of {store!r} has "
+                f"{regions.width} × {regions.height}: it is another picture; give image ids."
+            )
+    return [str(store.image_ids[index]) for index in match.places]
 
 
 def pictures_at(source: str) -> list[str]:
