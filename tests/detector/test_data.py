@@ -135,6 +135,7 @@ def test_boxes_in_other_units_are_refused(tmp_path: Path) -> None:
         (of_boxes(*many(100, 100)), "not in per cent of the image", both),
         (of_boxes(*many(100, 100)[:8]), "", ()),  # objects may well lie in a corner
         (of_boxes(*many(640, 480, corners=True)), "as x1, y1, x2, y2", (LENIENT,)),
+        (of_boxes(*many(128, 96, corners=True)[:9], size=(128, 96)), "as x1, y1, x2, y2", (LENIENT,)),
         (of_boxes(*many(2000, 2000)), "of another size of them", (LENIENT,)),
         (of_boxes(*many(640, 480)), "", ()),
     ):
@@ -160,6 +161,30 @@ def test_attributes_as_cvat_writes_them_and_pictures_by_whole_paths_and_links(tm
     found, labels = read_instances(path, pictures, None, STRICT)
     assert labels.attributes[1:] == ("occluded",) and len(found) == 4
     assert [found.objects(index).attributes.tolist() for index in (0, 1)] == [[[1]], [[], []]]
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ({"occluded": True, "truncated": False, "rotation": 12.5, "age": 3, "note": None}, ["occluded"]),
+        ({"colour": "red", "shape": " round ", "text": "", "kind": "__undefined__"}, ["colour=red", "shape=round"]),
+        ({"difficult": "true", "crowd": "False", "group": "TRUE"}, ["difficult", "group"]),  # check boxes as text
+        ({"keyframe": True, "outside": True, "track_id": 4, "occluded": True}, ["occluded"]),  # of a video
+        ({}, []),
+        (["black", "small"], ["black", "small"]),
+    ],
+)
+def test_attributes_of_an_object_become_names(said: Any, names: list[str], tmp_path: Path) -> None:
+    content = instances()
+    del content["attributes"]
+    for annotation in content["annotations"]:
+        annotation["attributes"] = said if annotation["id"] == 11 else None
+    path, pictures = write(tmp_path, content)
+    found, labels = read_instances(path, pictures, None, STRICT)
+    assert list(labels.attributes[1:]) == sorted(names)
+    (index,) = {index for index in range(len(found)) if found.objects(index).attributes.any()} or {0}
+    told = {labels.attributes[number] for number in found.objects(index).attributes.ravel().tolist() if number}
+    assert told == set(names)
 
 
 def test_pictures_are_turned_or_not_as_the_annotations_want_it(tmp_path: Path) -> None:
@@ -260,7 +285,8 @@ def changed(place: str, value: Any) -> Any:
         ("annotations.2.iscrowd", "0", "got `str` at $.annotations[2].iscrowd"),
         ("annotations.2.iscrowd", 2, "<= 1 at $.annotations[2].iscrowd"),
         ("annotations.0.attributes", "small", "got `str` at $.annotations[0].attributes"),
-        ("annotations.0.attributes", {"small": "yes"}, "got `str` at $.annotations[0].attributes[...]"),
+        ("annotations.0.attributes", {"small": ["yes"]}, "got `array` at $.annotations[0].attributes[...]"),
+        ("annotations.0.attributes", {"size": "large"}, "the attribute 'size=large', which the detector is not"),
         ("annotations.0.attributes", [4], "annotation 1 (id 10) has the attribute 4, which is none"),
         ("annotations.0.attributes", [None], "got `null` at $.annotations[0].attributes[0]"),
         ("annotations.0.attributes", ["large"], "the attribute 'large', which the detector is not trained on"),

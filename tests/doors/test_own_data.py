@@ -86,3 +86,50 @@ def test_another_file_of_questions_with_ids_of_their_own(own: OwnData, monkeypat
     assert [one["question_id"] for one in own.read("named/results.json")] == [f"q{index}" for index in range(9)]
     top = [json.loads(line) for line in (own.folder / "named" / "predictions.jsonl").read_text().splitlines()]
     assert [one["question_id"] for one in top] == [f"q{index}" for index in range(9)]
+
+
+def vizwiz(lines: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The same questions as VizWiz writes them, some of whose answers are blank; in files of those names."""
+    told = {"answer_type": "unanswerable", "answerable": 0}
+    return [
+        {"image": name.format(line["image_id"]), "question": line["question"]}
+        | ({"answers": [{"answer": one, "answer_confidence": "maybe"} for one in line["answers"]], **told})
+        for line in lines
+    ]
+
+
+def test_vizwiz_is_scored_and_predicted_as_it_is(own: OwnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by content: one list, file names of pictures; the result file is the one that its server takes."""
+    lines = own_lines(own.data / "demo", "val")
+    lines = [line | {"answers": [*line["answers"][:-2], "", "  "]} for line in lines]
+    write_lines(own.folder / "blank.jsonl", lines)
+    (own.folder / "val.json").write_text(json.dumps(vizwiz(lines, "{}.jpg")))
+    (own.folder / "long.json").write_text(json.dumps(vizwiz(lines, "val/VizWiz_val_{:08}.jpg")))
+    monkeypatch.chdir(own.folder)
+    scores = []
+    for given in ("blank.jsonl", "val.json", r"{questions:long.json,id_pattern:'_0*(\d+)$'}"):
+        run_in_process(
+            "evaluate",
+            own.data,
+            own.folder / "viz",
+            checkpoint(own.run),
+            f"++data.splits.val={given}",
+            "data.test_split=val",
+        )
+        scores.append(own.read("viz/results.json")["scores"])
+    assert scores[1] == scores[2] and scores[0]["accuracy/overall"] == scores[1]["accuracy/overall"] > 0
+    assert scores[1]["accuracy/unanswerable"] == scores[1]["accuracy/overall"]
+
+    asked = [
+        {"image": f"{one['image_id']}.jpg", "question": one["question"]} for one in own_lines(own.data / "demo", "test")
+    ]
+    (own.folder / "test.json").write_text(json.dumps(asked))
+    own.predict(monkeypatch, "predicted")
+    own.predict(monkeypatch, "viz", "++data.splits.predict=test.json")
+    expected = [one["answer"] for one in own.read("predicted/results.json")]
+    images = [one["image"] for one in asked]
+    assert own.read("viz/results.json") == [
+        {"image": image, "answer": answer} for image, answer in zip(images, expected, strict=True)
+    ]
+    top = [json.loads(line) for line in (own.folder / "viz" / "predictions.jsonl").read_text().splitlines()]
+    assert [(one["question_id"], one["image"]) for one in top] == [*enumerate(images, start=1)]

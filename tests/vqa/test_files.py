@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.data.reader_checks import refusal, texts
 from vinvl.data.table import RecordTable
-from vinvl.vqa.files import guess_answer_type, read_jsonl, read_official
+from vinvl.vqa.files import guess_answer_type, read_official, read_own
 
 SAMPLES = Path(__file__).parents[1] / "data/samples/vqa"
 
@@ -154,7 +154,7 @@ def test_bad_official_files_are_refused(tmp_path: Path, content: bytes, sentence
     assert message.startswith(str(path)) and re.search(sentence, message), message
 
 
-@pytest.mark.parametrize("reader", [read_official, read_jsonl])
+@pytest.mark.parametrize("reader", [read_official, read_own])
 def test_missing_files(tmp_path: Path, reader: Any) -> None:
     assert "none.json does not exist" in refusal(reader, tmp_path / "none.json")
     assert "cannot be read" in refusal(reader, tmp_path)
@@ -163,7 +163,7 @@ def test_missing_files(tmp_path: Path, reader: Any) -> None:
 def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     for path, reader in (
         (official_files(tmp_path, [question()])[0], read_official),
-        (jsonl_file(tmp_path, question()), read_jsonl),
+        (jsonl_file(tmp_path, question()), read_own),
     ):
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
         assert len(reader(path)) == 1
@@ -176,7 +176,7 @@ def test_jsonl_defaults(tmp_path: Path) -> None:
         "\n"
         '{"image_id": 5, "question": "Is it?", "answers": [{"answer": "yes"}, "no"], "answer_type": "mine"}'
     )
-    records = read_jsonl(path)
+    records = read_own(path)
     assert contents(records) == [
         [1, 3],
         ["a/b.jpg", "5"],
@@ -188,9 +188,33 @@ def test_jsonl_defaults(tmp_path: Path) -> None:
     assert records.describe(1) == f"{path} line 3 (question_id 3)"
 
 
+def test_a_list_as_vizwiz_writes_it(tmp_path: Path) -> None:
+    said = {"answer_confidence": "no", "answer_id": 3}
+    answers = [{"answer": one, **said} for one in ("unanswerable", "", "  ")]
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([
+        {"image": "VizWiz_train_00000000.jpg", "question": "What is it?", "answers": answers, "answer_type": "other"},
+        {"image": "train/VizWiz_train_00000012.png", "question": "Why?", "answers": answers, "answerable": 0},
+        {"image": "x.jpg", "image_id": 7, "question": "Who?", "answers": ["yes"]},
+    ]))  # fmt: skip
+    records = read_own(path)
+    assert list(records["image_id"]) == ["VizWiz_train_00000000", "VizWiz_train_00000012", "7"]
+    assert records.row(1)["image_file"] == "train/VizWiz_train_00000012.png"
+    assert records.row(0)["answers"] == ["unanswerable", "", "  "] and records.describe(1).endswith(
+        "record 2 (question_id 2)"
+    )
+    assert list(read_own(path, r"0*(\d+)$|^(x)")["question_id"])[:2] == [1, 2]
+    assert list(read_own(path, r"0*(\d+)$", before=40)["question_id"]) == [41, 42, 43]
+    assert list(read_own(path, r"0*(\d+)$")["image_id"]) == ["0", "12", "7"]
+    assert "train.json record 1: id_pattern='(cat)' does not fit 'VizWiz_train_00000000'" in refusal(
+        lambda given: read_own(given, "(cat)"), path
+    )
+    assert "image_file" not in read_own(jsonl_file(tmp_path, question()))
+
+
 def test_ids_that_are_not_all_integers_become_text(tmp_path: Path) -> None:
     for odd in ("b", 2**70):
-        records = read_jsonl(jsonl_file(tmp_path, question(), question(question_id=odd)))
+        records = read_own(jsonl_file(tmp_path, question(), question(question_id=odd)))
         assert list(records["question_id"]) == ["1", str(odd)]
 
 
@@ -201,7 +225,9 @@ BARE, FULL = '{"image_id": 1, "question": "?"}', '{"image_id": 1, "question": "?
     ("lines", "sentence"),
     [
         ("\n\n", "own.jsonl holds no questions; an empty split"),
-        ("[1]\n", "own.jsonl line 1: Expected `object`"),
+        ("1\n", "own.jsonl line 1: Expected `object`"),
+        ("[1]\n", "own.jsonl: Expected `object`, got `int` at $[0];"),
+        ('[{"image": "a.jpg"}]', "own.jsonl: Object missing required field `question` at $[0];"),
         ('{"image_id": 1, "question": "?"}\n{"image_id": 1,\n', "own.jsonl line 2 is not valid JSON (column 16: "),
         ('{"image_id": 1, "question": "\\ud83d"}', "($.question holds half of a surrogate pair"),
         ('{"question": "?"}', "own.jsonl line 1: Object missing required field `image_id`"),
@@ -216,13 +242,13 @@ BARE, FULL = '{"image_id": 1, "question": "?"}', '{"image_id": 1, "question": "?
 def test_bad_jsonl_is_refused(tmp_path: Path, lines: str | bytes, sentence: str) -> None:
     path = tmp_path / "own.jsonl"
     path.write_bytes(lines if isinstance(lines, bytes) else lines.encode())
-    assert sentence in refusal(read_jsonl, path)
+    assert sentence in refusal(read_own, path)
 
 
 def test_joining_fills_what_one_file_lacks(tmp_path: Path) -> None:
     kinds = {"question_type": "what", "multiple_choice_answer": "cat"}
     official = read_official(*official_files(tmp_path, [question()], [annotation(**kinds)]))
-    own = read_jsonl(jsonl_file(tmp_path, question(question_id="own", image_id="z.jpg", answers=["no"])))
+    own = read_own(jsonl_file(tmp_path, question(question_id="own", image_id="z.jpg", answers=["no"])))
     joined = RecordTable.join([official, own])
     assert contents(joined) == [
         ["1", "own"],
@@ -257,7 +283,7 @@ def test_jsonl_round_trip(
     parts = [part for part in (lines[:cut], lines[cut:]) if part]
     for number, part in enumerate(parts):
         (folder / f"{number}.jsonl").write_text("\n".join(part), encoding="utf-8", newline="")
-    read = RecordTable.join([read_jsonl(folder / f"{number}.jsonl") for number in range(len(parts))])
+    read = RecordTable.join([read_own(folder / f"{number}.jsonl") for number in range(len(parts))])
     types = [record.get("question_type") for record in records]
     assert contents(read) == [
         list(range(10, 10 + len(records))),

@@ -35,6 +35,7 @@ PICTURES = Form(
 )
 """Of each picture; its m objects are in list columns: boxes (4·m), labels, crowd and attributes (lists of m)."""
 
+OF_VIDEOS, UNSAID = ("keyframe", "outside", "track_id"), ("", "false", "__undefined__")  # in what CVAT writes
 Side = Annotated[float, Meta(gt=-1e9, lt=1e9)]
 Pixels = Annotated[int, Meta(ge=1, lt=2**31)]
 
@@ -56,14 +57,22 @@ class Instance(Struct, gc=False):
     category_id: int
     bbox: tuple[Side, Side, Side, Side]
     iscrowd: Annotated[int, Meta(ge=0, le=1)] | bool | None = None
-    attributes: list[int | str] | dict[str, bool | float | None] | None = None
+    attributes: list[int | str] | dict[str, bool | float | str | None] | None = None
     id: Any = None
 
     def named(self) -> Sequence[int | str]:
-        """Names or ids of attributes; of an object, as CVAT writes it, the names of what is true."""
-        if isinstance(self.attributes, dict):
-            return [name for name, value in self.attributes.items() if value is True]
-        return self.attributes or ()
+        """Names or ids of attributes; of an object, as CVAT writes it, the name of what is true, NAME=value of a text.
+
+        Numbers, such as CVAT's rotation, name nothing, and neither does what CVAT says of its videos or leaves open.
+        """
+        if not isinstance(self.attributes, dict):
+            return self.attributes or ()
+        found = []
+        for name, value in self.attributes.items():
+            text = str(value) if isinstance(value, bool) else value.strip() if isinstance(value, str) else ""
+            if name not in OF_VIDEOS and text.lower() not in UNSAID:
+                found.append(name if text.lower() == "true" else f"{name}={text}")
+        return found
 
     def __str__(self) -> str:
         return "" if self.id is None else f" (id {shown(self.id)})"
@@ -79,7 +88,7 @@ class InstanceFile(Struct):
 TOLERANCE = 1.0  # pixels that a box may reach out of its image, as some of COCO's own do by rounding; it is clipped
 ROUNDING = 1e-3  # by which shares of an image may exceed 1, or 100 %
 FEW = 0.01  # share of images that may hold nothing beyond their first pixel if boxes are clipped
-MANY, LARGE = 20, 200  # boxes, and pixels of the images, from which what they have in common is not an accident
+SOME, MANY, LARGE = 5, 20, 200  # boxes, and pixels of the images, from which what they share is not an accident
 UNKNOWN_SIZE = (2**31 - 1, 2**31 - 1)  # of a picture that is missing, and so refused or left out
 
 
@@ -371,7 +380,7 @@ def _check_boxes(found: _Objects, left: int, records: PictureRecords, clipping: 
     elif many and far.max() <= 100 * (1 + ROUNDING):
         what = f"none of {total} boxes reaches beyond pixel 100, and all images have {LARGE} and more: {expected}, not "
         what += "in per cent of the image"
-    elif many and as_corners and outside.mean() > 0.25:
+    elif as_corners and ((many and outside.mean() > 0.25) or (len(boxes) >= SOME and outside.mean() > 0.5)):
         what = f"{int(outside.sum()):,} of {total} boxes reach out of their images, and none would as x1, y1, x2, y2: "
         what += expected
     elif lost > len(boxes) / 2:

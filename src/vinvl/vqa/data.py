@@ -18,9 +18,11 @@ from vinvl.data.sampling import Draw
 from vinvl.data.table import RecordTable
 from vinvl.data.text import RaggedTokens
 from vinvl.data.words import Commonest, commonest_answers
+from vinvl.regions.formats.rows import check_pattern
 from vinvl.run.errors import UserError
+from vinvl.run.files import begins_a_list
 from vinvl.vqa.answers import TARGET_RULES, AnswerTargets, AnswerVocabulary, read_answers, warn_of_other_splits
-from vinvl.vqa.files import read_jsonl, read_official
+from vinvl.vqa.files import read_official, read_own
 from vinvl.vqa.minival import IMAGE_COUNTS, some_images
 from vinvl.vqa.published import read_published_questions, with_targets
 
@@ -88,9 +90,10 @@ class AnsweringDataset(Dataset[Example]):
 class VQADataModule(RegionDataModule):
     """Question and annotation files, a RegionStore, a tokenizer and an answer vocabulary → batches.
 
-    A split is one JSONL file of your own, or the list of official files that make it up, each
-    `{questions, annotations}` (annotations null for test splits), or of the published folder, each `{qla: FILE}`, with
-    `passes` for one that counts several times; a single one needs no list. Both forms may be mixed. `only_images: N`
+    A split is one JSONL file of your own or file of VizWiz, or the list of files that make it up: such, or official
+    ones, each `{questions, annotations}` (annotations null for test splits), or of the published folder, each
+    `{qla: FILE}`, with `passes` for one that counts several times; a single one needs no list. All forms may be mixed.
+    `{questions: FILE, id_pattern: …}` finds image ids in VizWiz's file names (`read_own`). `only_images: N`
     takes the questions about N of a file's images, `without_images: N` those about the others (`some_images`).
 
     Args:
@@ -152,21 +155,23 @@ class VQADataModule(RegionDataModule):
     def read_split(self, split: str) -> RecordTable:
         """The records of one split, from all of its files."""
         files = plain(self.split_files(split))
-        if isinstance(files, str):
-            return read_jsonl(Path(files))
         place = f"data.splits.{split}"
-        if not isinstance(files, list | dict) or not files:
+        if not isinstance(files, str | list | dict) or not files:
             raise UserError(f"{place} is {files!r}: give a JSONL file or [{{questions: FILE, annotations: FILE}}, …].")
-        parts = [part for entry in (files if isinstance(files, list) else [files]) for part in self._part(entry, place)]
+        parts: list[RecordTable] = []
+        for entry in files if isinstance(files, list) else [files]:
+            parts += self._part(entry, place, sum(map(len, parts)))
         if not all(part.form is parts[0].form for part in parts):
             parts = [with_targets(part, self.vocabulary, self.target_rule) for part in parts]
         return RecordTable.join(parts)
 
-    def _part(self, given: Any, place: str) -> list[RecordTable]:
-        """The records of one file of a split, as often as it says."""
+    def _part(self, given: Any, place: str, before: int) -> list[RecordTable]:
+        """The records of one file of a split, as often as it says; so many are in the files before it."""
+        if isinstance(given, str):
+            return [read_own(given, before=before)]
         if not isinstance(given, Mapping) or "qla" not in given:
-            entry = checked_entry(given, place, ("questions",), ("annotations", *IMAGE_COUNTS))
-            return [some_images(read_official(entry["questions"], entry.get("annotations")), entry, place)]
+            entry = checked_entry(given, place, ("questions",), ("annotations", "id_pattern", *IMAGE_COUNTS))
+            return [some_images(self._questions(entry, place, before), entry, place)]
         entry = checked_entry(given, place, ("qla",), ("passes", *IMAGE_COUNTS))
         passes = entry.get("passes", 1)
         if type(passes) is not int or passes < 1:
@@ -174,6 +179,20 @@ class VQADataModule(RegionDataModule):
         answers = read_answers(self.answers_path)
         read = [read_published_questions(entry["qla"], answers, again) for again in range(passes)]
         return [some_images(part, entry, place) for part in read]
+
+    def _questions(self, entry: Mapping[str, Any], place: str, before: int) -> RecordTable:
+        file, pattern = entry["questions"], entry.get("id_pattern")
+        if not begins_a_list(file):
+            if pattern is not None:
+                raise UserError(f"{place} has the id_pattern {pattern!r}, which is for VizWiz's files: {file} is none.")
+            return read_official(file, entry.get("annotations"))
+        if "annotations" in entry:
+            raise UserError(
+                f"{place} has annotations, and {file} is a list of questions with their answers: leave it out."
+            )
+        if pattern is not None:
+            check_pattern(pattern, f"{place} id_pattern")
+        return read_own(file, pattern, before)
 
     def targets_of(self, records: RecordTable) -> AnswerTargets | None:
         if not records.annotated:

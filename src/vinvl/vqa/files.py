@@ -1,8 +1,8 @@
-"""VQA questions, with or without people's answers: the files of VQA v2, or JSONL of your own."""
+"""VQA questions, with or without people's answers: the files of VQA v2, those of VizWiz, or JSONL of your own."""
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,9 +12,10 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from msgspec.json import Decoder
 
 from vinvl.data.table import TEXT, TEXTS, Form, RecordTable
+from vinvl.regions.formats.rows import at, id_by_pattern
 from vinvl.run.errors import UserError
 from vinvl.run.files import no_cycle_collection
-from vinvl.run.values import FilledText, Id, decoded_file, decoded_items, decoded_lines
+from vinvl.run.values import FilledText, Id, decoded_file, decoded_items, decoded_records
 from vinvl.vqa.answers import most_common_answer
 
 UNKNOWN_QUESTION_TYPE = "none of the above"
@@ -30,7 +31,7 @@ _FILLED = {"question_type": UNKNOWN_QUESTION_TYPE, "multiple_choice_answer": ""}
 VQA = Form(
     noun="questions",
     called="question_id",
-    columns={"question_id": pa.int64(), "image_id": TEXT, "question": TEXT, **_SAID},
+    columns={"question_id": pa.int64(), "image_id": TEXT, "image_file": TEXT, "question": TEXT, **_SAID},
     annotation="answers",
     filled=_FILLED,
 )
@@ -69,10 +70,15 @@ class Annotation(Said, kw_only=True, gc=False):
 
 
 class OwnQuestion(Said, kw_only=True, gc=False):
-    image_id: Id
     question: FilledText
+    image_id: Id | UnsetType = UNSET
+    image: FilledText | UnsetType = UNSET  # of VizWiz: the name of the picture's file
     question_id: Id | UnsetType = UNSET
     answers: Answers | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_id is UNSET and self.image is UNSET:
+            raise ValueError("Object missing required field `image_id`")
 
 
 class Questions(Struct):
@@ -98,22 +104,32 @@ def guess_answer_type(answers: Sequence[str]) -> str:
     return "number" if _NUMBER.fullmatch(answer) else "other"
 
 
-def read_jsonl(path: str | Path) -> RecordTable:
-    """Reads one split from JSONL, UTF-8, one object per line; blank lines are skipped.
+def read_own(path: str | Path, id_pattern: str | None = None, before: int = 0) -> RecordTable:
+    """Reads one split from JSONL, UTF-8, one object per line, blank lines skipped; or from one JSON list of them.
 
-    Keys: "image_id" (integer or text), "question", and for training and evaluation "answers", a list of one or more
-    texts (or of the official {"answer": …} objects). Optional: "question_id" (default: the line number), "answer_type"
-    (default: guessed, see `guess_answer_type`), "question_type", "multiple_choice_answer". Either every line has
-    answers or none has.
+    Keys: "image_id" (integer or text) or, as in VizWiz, "image", the name of the picture's file; "question"; and for
+    training and evaluation "answers", a list of one or more texts (or of the official {"answer": …} objects).
+    Optional: "question_id" (default: the number of the line or record), "answer_type" (default: guessed, see
+    `guess_answer_type`), "question_type", "multiple_choice_answer". Either every record has answers or none has.
+
+    Args:
+        id_pattern: whose first group is the image id in the name of a picture's file without its suffix, which
+            otherwise is the id.
+        before: added to numbers that become ids: records of files that are read before this one.
 
     Raises UserError, naming file and line, for anything else.
     """
 
     def rows() -> Iterator[tuple[Any, ...]]:
-        for line, one in decoded_lines(path, Decoder(OwnQuestion)):
-            own_id = line if isinstance(one.question_id, UnsetType) else one.question_id
+        for place, number, one in decoded_records(path, Decoder(OwnQuestion)):
+            own_id = before + number if isinstance(one.question_id, UnsetType) else one.question_id
             said = _NOTHING_SAID if one.answers is None else _said(one.answers, one)
-            yield f"{path} line", line, own_id, one.image_id, one.question, *said
+            image, file = one.image_id, None if isinstance(one.image, UnsetType) else one.image
+            if isinstance(image, UnsetType):
+                assert file is not None
+                with at(f"{place} {number}"):
+                    image = id_by_pattern(PurePosixPath(file).stem, id_pattern, "id_pattern")
+            yield place, number, own_id, image, file, one.question, *said
 
     return RecordTable.of(VQA, rows(), path)
 
@@ -139,7 +155,7 @@ def read_official(questions_path: str | Path, annotations_path: str | Path | Non
 def _question_rows(path: str | Path) -> Iterator[tuple[Any, ...]]:
     listed = decoded_file(path, Questions, "VQA questions file").questions
     for number, one in enumerate(decoded_items(listed, Decoder(Question), path, "$.questions"), start=1):
-        yield f"{path} record", number, one.question_id, one.image_id, one.question, *_NOTHING_SAID
+        yield f"{path} record", number, one.question_id, one.image_id, None, one.question, *_NOTHING_SAID
 
 
 def _annotation_rows(path: str | Path) -> Iterator[tuple[Any, ...]]:

@@ -131,6 +131,7 @@ class Prediction(NamedTuple):
     question_id: int | str
     answers: tuple[str, ...]
     probabilities: tuple[float, ...]  # per answer, independent of each other for the bce loss
+    image_file: str | None = None  # of VizWiz, whose server asks for it
     filled_in: bool = False  # without the model
 
 
@@ -138,7 +139,7 @@ def best_answers(logits: Tensor, batch: Batch, answers: Sequence[str], loss_type
     """The five best answers to each question of a batch, whose records name it; the rest as in `ranked_answers`."""
     ranked = ranked_answers(logits, answers, loss_type, TOP_ANSWERS)
     return [
-        Prediction(record["index"], record["question_id"], texts, probabilities)
+        Prediction(record["index"], record["question_id"], texts, probabilities, record.get("image_file"))
         for record, (texts, probabilities) in zip(batch.records, ranked, strict=True)
     ]
 
@@ -164,18 +165,26 @@ def ranked_answers(
 def filled_in(record: Mapping[str, Any], commonest: Commonest) -> Prediction | None:
     """What is answered to a question, `record`, whose picture the model cannot see; None if nothing is known."""
     answer = commonest_for(record["question"], commonest)
-    return None if answer is None else Prediction(0, record["question_id"], (answer,), (0.0,), filled_in=True)
+    file = record.get("image_file")
+    return None if answer is None else Prediction(0, record["question_id"], (answer,), (0.0,), file, filled_in=True)
 
 
 def write_answers(predictions: Sequence[Prediction], folder: Path, *, id_key: str, answer_key: str) -> dict[str, Path]:
-    """results.json, the official result file with the given keys, and predictions.jsonl with the five best answers."""
+    """results.json, the official result file with the given keys, and predictions.jsonl with the five best answers.
+
+    Where all questions name the files of their pictures, as VizWiz's do, the result file is VizWiz's, with "image".
+    """
     official, top = folder / "results.json", folder / "predictions.jsonl"
+    named = all(one.image_file is not None for one in predictions)
+    asked = [{"image": one.image_file} if named else {id_key: one.question_id} for one in predictions]
     with atomic_write(official) as file:
-        json.dump([{id_key: one.question_id, answer_key: one.answers[0]} for one in predictions], file)
+        rows = [{**which, answer_key: one.answers[0]} for which, one in zip(asked, predictions, strict=True)]
+        json.dump(rows, file)
     with atomic_write(top) as file:
         for one in predictions:
             best = [{"answer": a, "score": round(p, 6)} for a, p in zip(one.answers, one.probabilities, strict=True)]
-            line = {"question_id": one.question_id, "top": best} | ({"filled_in": True} if one.filled_in else {})
+            which = {"question_id": one.question_id} | ({"image": one.image_file} if one.image_file else {})
+            line = {**which, "top": best} | ({"filled_in": True} if one.filled_in else {})
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return {"official result file": official, "five best answers": top}
 
