@@ -10,7 +10,9 @@ import pytest
 
 from tests import golden
 from tests.regions.samples import make_regions, write
-from vinvl.data.stores import OpenStore, StoreFile, image_id_table
+from vinvl.data.stores import OpenStore, StoreFile, found_by_name, image_id_table
+from vinvl.data.table import TEXT, Form, RecordTable
+from vinvl.data.tags import positions_in
 from vinvl.regions import RegionStore
 from vinvl.run.errors import UserError
 
@@ -103,8 +105,10 @@ def test_ids_by_a_table(tmp_path: Path) -> None:
         return tmp_path / name
 
     listed = {"images": [{"id": 1, "open_images_id": "00ff"}, {"id": 2, "open_images_id": "00fe"}]}
+    files = {"images": [{"id": 1, "file_name": "val/00ff.jpg"}, {"id": 2, "file_name": "00fe.png", "width": 4}]}
     for path in (
         written("a.json", json.dumps({"1": "00ff", "2": "00fe"})),
+        written("files.json", json.dumps(files)),
         written("b.json", json.dumps(listed)),
         written("c.tsv", "1\t00ff\n2\t00fe\n"),
     ):
@@ -118,3 +122,37 @@ def test_ids_by_a_table(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             image_id_table(written(name, content))
+
+
+NAMED = Form("images", "image", {"image_id": TEXT, "file_name": TEXT, "open_images_id": TEXT}, filled={"file_name": ""})
+
+
+def named(*images: tuple[str, str | None, str | None]) -> RecordTable:
+    return RecordTable.of(NAMED, [("val.json image", number, *one) for number, one in enumerate(images, 1)], "val.json")
+
+
+@pytest.mark.filterwarnings("ignore:The images of val.json images are looked up")
+@pytest.mark.parametrize(
+    ("ids", "records", "expected"),
+    [
+        (["00ff", "00fe"], named(("0", None, "00ff"), ("1", None, "00fe")), [0, 1]),
+        (["a", "b"], named(("0", "val/a.jpg", None), ("1", "b.jpg", None)), [0, 1]),
+        (["val/a.jpg", "b.jpg"], named(("0", "val/a.jpg", None), ("1", "b.jpg", None)), [0, 1]),
+        (["0", "1"], named(("0", "1.jpg", None), ("1", "0.jpg", None)), [0, 1]),  # ids come first
+        (["0", "7", "00ff", "00fe"], named(("0", None, "00ff"), ("1", None, "00fe")), [2, 3]),  # COCO has a 0 too
+        (["0"], named(("0", None, "00ff"), ("1", None, "00fe")), [0, -1]),
+        (["0", "1", "00fe"], named(("0", None, "00ff"), ("1", None, "00fe")), [-1, 2]),
+        (["x"], named(("0", None, None), ("1", None, None)), [-1, -1]),
+    ],
+)
+def test_images_are_found_by_the_names_of_their_pictures(
+    ids: list[str], records: RecordTable, expected: list[int], tmp_path: Path
+) -> None:
+    store = RegionStore(write(tmp_path / "a.h5", [make_regions(one, 2) for one in ids]))
+    assert found_by_name(store, records, positions_in(store, records.image_ids)).tolist() == expected
+
+
+def test_it_is_told_where_they_are_looked_up_by_name(tmp_path: Path) -> None:
+    store = RegionStore(write(tmp_path / "a.h5", [make_regions("00ff", 2)]))
+    with pytest.warns(UserWarning, match=r"images of val\.json images are looked up in .* by open_images_id"):
+        found_by_name(store, named(("0", None, "00ff")), np.array([-1]))

@@ -107,7 +107,7 @@ def test_vizwiz_is_scored_and_predicted_as_it_is(own: OwnData, monkeypatch: pyte
     (own.folder / "long.json").write_text(json.dumps(vizwiz(lines, "val/VizWiz_val_{:08}.jpg")))
     monkeypatch.chdir(own.folder)
     scores = []
-    for given in ("blank.jsonl", "val.json", r"{questions:long.json,id_pattern:'_0*(\d+)$'}"):
+    for given in ("blank.jsonl", "val.json", r"[{questions:long.json,id_pattern:'_0*(\d+)$'}]"):
         run_in_process(
             "evaluate",
             own.data,

@@ -21,7 +21,6 @@ from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import PlacedImage, RegionText
 from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry, plain
 from vinvl.data.sampling import Draw
-from vinvl.data.tags import positions_in
 from vinvl.data.text import RaggedTokens
 from vinvl.data.words import Commonest, regex_tokenize
 from vinvl.run.errors import UserError
@@ -299,17 +298,6 @@ class CaptioningDataModule(RegionDataModule):
         records = read_published_split(named["published"], named.get("official"), handling)
         tell_skipped(records, split)
         return records
-
-    def places_of(self, records: CaptionRecords) -> np.ndarray:
-        """As for others; NoCaps' pictures by ids in Open Images or file names, if the store has some of these.
-
-        Then those that it lacks are missing: by its own numbers, from 0, NoCaps would be given pictures of COCO.
-        """
-        if self.image_ids is None and "open_images_id" in records and any(records["open_images_id"]):
-            for name in ("open_images_id", "file_name"):
-                if name in records and (places := positions_in(self.store, records[name].numpy())).max(initial=-1) >= 0:
-                    return places
-        return super().places_of(records)
 
     def commonest_of(self, records: CaptionRecords) -> Commonest:
         """Under "" the commonest caption."""

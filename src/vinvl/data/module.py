@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from vinvl.data.batch import Batch, Example
 from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw, evaluation_loader, training_loader
-from vinvl.data.stores import DEVICE, RAM, OpenStore, StoreFile, image_id_table
+from vinvl.data.stores import DEVICE, RAM, OpenStore, StoreFile, found_by_name, image_id_table
 from vinvl.data.tags import (
     RECORDS,
     GivenTags,
@@ -322,7 +322,7 @@ class RegionDataModule(pl.LightningDataModule):
     def places_of(self, records: Any) -> np.ndarray:
         """Where the images of records are in the store, integers in the shape of `image_ids`; -1 for none."""
         if self.image_ids is None:
-            return positions_in(self.store, records.image_ids)
+            return found_by_name(self.store, records, positions_in(self.store, records.image_ids))
         table = image_id_table(self.image_ids)
         own = [table.get(one, "") for one in map(str, np.ravel(records.image_ids))]
         if "" in own:

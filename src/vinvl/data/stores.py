@@ -3,18 +3,22 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
+import numpy as np
+from pytorch_lightning.utilities import rank_zero_warn
 
+from vinvl.data.table import RecordTable
+from vinvl.data.tags import positions_in
 from vinvl.regions.caches import DeviceFeatures, SharedCopies, locked_folder
 from vinvl.regions.layout import AS_IT_IS, View
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import read_bytes, read_json
 from vinvl.run.folders import process_rank
-from vinvl.run.values import Id
+from vinvl.run.values import FilledText, Id
 
 RAM, DEVICE = "ram", "device"  # where `data.cache` keeps features
 FORM = "a store, a list of them, or {from: FEATURES, to: STORE, …} for one that is made on first use"
@@ -150,21 +154,57 @@ class OpenStore:
 # Record ids that are not those of the store.
 
 
-class OpenImage(msgspec.Struct, gc=False):
+OPEN_IMAGES = "open_images_id"
+
+
+class ListedImage(msgspec.Struct, gc=False):
     id: Id
-    open_images_id: Id
+    open_images_id: Id | None = None
+    file_name: FilledText | None = None
+
+    def __post_init__(self) -> None:
+        if self.open_images_id is None and self.file_name is None:
+            raise ValueError("Object missing required field `open_images_id` or `file_name`")
+
+    @property
+    def called(self) -> Id:
+        """By its name without suffix where Open Images has no id for it."""
+        return PurePosixPath(self.file_name or "").stem if self.open_images_id is None else self.open_images_id
 
 
-class OpenImages(msgspec.Struct):
-    """NoCaps' list of images, whose own numbers are not what its pictures are called."""
+class ListedImages(msgspec.Struct):
+    """Images of a COCO file, whose numbers are not what its pictures are called; of NoCaps they are of Open Images."""
 
-    images: list[OpenImage]
+    images: list[ListedImage]
+
+
+def found_by_name(store: RegionStore, records: Any, places: np.ndarray) -> np.ndarray:
+    """Where the images of records are in a store, (N,) int64, of which `places` says so by their ids, -1 for none.
+
+    Where some are missing and more are found by what the records say that their pictures are called, all are looked
+    for by that. NoCaps' ids in Open Images come first: by its own numbers, from 0, it would be given pictures of COCO.
+    """
+    open_images = isinstance(records, RecordTable) and OPEN_IMAGES in records
+    if not isinstance(records, RecordTable) or places.ndim != 1 or ((places >= 0).all() and not open_images):
+        return places
+    by, best = "", places
+    for column in (OPEN_IMAGES, "file_name", "image_file"):
+        names = list(records.get(column) or [])
+        for called in (names, [PurePosixPath(name).stem for name in names]):
+            found = positions_in(store, np.array(called)) if called else places
+            count = np.count_nonzero(found >= 0)
+            if count > np.count_nonzero(best >= 0) or (column == OPEN_IMAGES and names and count and not by):
+                by, best = column, found
+    if by:
+        rank_zero_warn(f"The images of {records['file'][0]}s are looked up in {store!r} by {by}, where more have that.")
+    return best
 
 
 def image_id_table(path: str | Path) -> dict[str, str]:
     """Image ids of records → those of the store.
 
-    From JSON {id: id}, NoCaps' list of images with their open_images_id, or a TSV of two columns.
+    From JSON {id: id}, a list of images with their open_images_id or file_name as NoCaps and COCO have it, or a TSV of
+    two columns.
 
     Raises:
         UserError: the file is missing, of another form, or has an id twice.
@@ -180,13 +220,13 @@ def image_id_table(path: str | Path) -> dict[str, str]:
         content: Any = read_json(path)
         try:
             if isinstance(content, dict) and isinstance(content.get("images"), list):
-                pairs = [(one.id, one.open_images_id) for one in msgspec.convert(content, OpenImages).images]
+                pairs = [(one.id, one.called) for one in msgspec.convert(content, ListedImages).images]
             else:
                 pairs = list(msgspec.convert(content, dict[str, Id]).items())
         except msgspec.ValidationError as error:
             raise UserError(
                 f"{path} is no table of image ids ({error}): data.image_ids takes JSON of a record's image id → the "
-                "store's, NoCaps' list of images, or a TSV of two columns."
+                "store's, the images of NoCaps or COCO, or a TSV of two columns."
             ) from None
     table: dict[str, str] = {}
     for own, image in pairs:
