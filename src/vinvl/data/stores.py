@@ -191,12 +191,13 @@ def found_by_name(store: RegionStore, records: Any, places: np.ndarray) -> np.nd
     for column in (OPEN_IMAGES, "file_name", "image_file"):
         names = list(records.get(column) or [])
         for called in (names, [PurePosixPath(name).stem for name in names]):
-            found = positions_in(store, np.array(called)) if called else places
-            count = np.count_nonzero(found >= 0)
-            if count > np.count_nonzero(best >= 0) or (column == OPEN_IMAGES and names and count and not by):
+            found = positions_in(store, np.array(called))
+            count, before = (np.count_nonzero(one >= 0) for one in (found, best))
+            if count > before or (column == OPEN_IMAGES and count and not by):
                 by, best = column, found
-    if by:
-        rank_zero_warn(f"The images of {records['file'][0]}s are looked up in {store!r} by {by}, where more have that.")
+        if by:
+            rank_zero_warn(f"The images of {records['file'][0]}s are looked up in {store!r} by {by}.")
+            break
     return best
 
 
