@@ -142,8 +142,19 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
             assert f"a.tsv/{image_id}" in str(error)
             reasons[image_id] = str(error)
     assert reasons.keys() == {"cut", "odd", "half", "other", "empty"}
-    assert all("no picture in base64, or cut off" in reasons[name] for name in ("cut", "odd", "empty"))
+    assert all("no picture in base64, or one that is cut off" in reasons[name] for name in ("cut", "odd", "empty"))
     assert "cut off or damaged" in reasons["half"] and "not a picture of a known kind" in reasons["other"]
+
+
+def test_the_column_of_the_picture_is_found(tmp_path: Path) -> None:
+    """Also where captions come behind it, and in base64 for addresses, as OFA writes its files."""
+    picture = content()
+    plain, ours = base64.b64encode(picture), base64.urlsafe_b64encode(picture)
+    rows = [b"1\t" + plain + b"\ta cat", b"2\ta dog\t7\t" + ours, b"3\t[{}]\t" + plain + b"\r"]
+    (tmp_path / "a.tsv").write_bytes(b"\n".join(rows))
+    pictures = found(tmp_path / "a.tsv")
+    assert list(pictures.ids) == ["1", "2", "3"]
+    assert all(opened(place).read() == picture for place in pictures.paths)
 
 
 def test_an_index_that_is_of_another_file(tmp_path: Path) -> None:

@@ -93,13 +93,19 @@ def container_of(path: Path) -> Iterator[Entry] | None:
     return _tsv_pictures(path) if not is_picture(head) and _holds_base64(path) else None
 
 
-# A TSV: key, perhaps more columns, and the picture in base64 as the last.
+# A TSV: key and the picture in base64, in whichever column; the published extractor takes the last.
 
 
 def _holds_base64(path: Path) -> bool:
     with reading(path), path.open("rb") as file:
-        lines = (file.readline(2**20).rpartition(b"\t") for _ in range(FIRST_LINES))
-        return any(tab and is_picture(_decoded(_bare(last[:24])[:16])) for _, tab, last in lines)
+        lines = [file.readline(2**20) for _ in range(FIRST_LINES)]
+    return any(is_picture(_decoded(_picture_column(line)[:16])) for line in lines)
+
+
+def _picture_column(line: bytes) -> bytes:
+    """The column behind the key that begins as a picture in base64 does; the last one where none does."""
+    columns = [_bare(one) for one in line.split(b"\t")[1:]]
+    return next((one for one in columns if is_picture(_decoded(one[:16]))), columns[-1] if columns else b"")
 
 
 def _bare(column: bytes) -> bytes:
@@ -157,9 +163,9 @@ def _read_tsv(file: BinaryIO, most: int, start: int, stop: int) -> bytes:
     line = file.read(min(stop - start, MOST_BYTES)).rstrip(b"\r\n")
     if b"\n" in line:
         raise UserError("there are two lines where its .lineidx has one: delete that file.")
-    content = _decoded(_bare(line.rpartition(b"\t")[2]))
+    content = _decoded(_picture_column(line))
     if not content:
-        raise UserError("its last column is no picture in base64, or cut off.")
+        raise UserError("it has no picture in base64, or one that is cut off.")
     return content
 
 
