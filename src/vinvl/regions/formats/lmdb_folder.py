@@ -167,20 +167,22 @@ def images_of_lmdb(folder: Path, reader: FieldReader, workers: int, done: Done) 
         except UserError as error:
             raise UserError(f"{folder} is no LMDB, or a damaged one ({error}); get the folder again.") from None
         size = os.fstat(file.fileno()).st_size
-        counts = _counts_beside(folder)
+        counts = _counts_in(counts_beside(folder))
         missing = list(_missing(folder, file, records, counts))
     ordered = sorted((one for one in records if one.key not in KEYS), key=lambda record: record.stop <= size)
     read = partial(_read_image, folder=folder, reader=reader, counts=counts)
     yield from images_of_items([*missing, *ordered], read, workers, done)
 
 
-def _counts_beside(folder: Path) -> dict[str, int]:
+def counts_beside(folder: Path) -> Path | None:
     """How many regions of each record UNITER reads: `nbb_th0.2_max100_min10.json` beside `feat_th0.2_max100_min10`."""
     kind = folder.name.removeprefix("feat_").removesuffix("_compressed")
     path = folder.parent / f"nbb_{kind}.json"
-    if kind == folder.name or not path.is_file():
-        return {}
-    counts = json_object(path)
+    return path if kind != folder.name and path.is_file() else None
+
+
+def _counts_in(path: Path | None) -> dict[str, int]:
+    counts = {} if path is None else json_object(path)
     if wrong := next((name for name, count in counts.items() if type(count) is not int), None):
         raise UserError(f"{path} says {shown(counts[wrong])} of {shown(wrong)}, expected a number of regions.")
     return counts

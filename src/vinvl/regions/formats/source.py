@@ -23,7 +23,7 @@ from vinvl.regions.formats.hdf5 import (
     images_by_row,
     index_beside,
 )
-from vinvl.regions.formats.lmdb_folder import images_of_lmdb
+from vinvl.regions.formats.lmdb_folder import counts_beside, images_of_lmdb
 from vinvl.regions.formats.oscar import (
     Joiner,
     LabelPickle,
@@ -176,7 +176,8 @@ def _in_folder(folder: Path) -> FoundFiles:
         if (folder / name).is_file():
             return FoundFiles(_tsv_format(folder / name), folder / name)
     if (folder / "data.mdb").is_file():
-        return FoundFiles(Format.LMDB, folder, (folder / "data.mdb",))
+        counts = counts_beside(folder)
+        return FoundFiles(Format.LMDB, folder, (folder / "data.mdb", *([counts] if counts else [])))
     kinds = {".npz": Format.NPZ_FOLDER, ".npy": Format.NPY_FOLDER} | dict.fromkeys(TENSORS, Format.TENSOR_FOLDER)
     found = [
         FoundFiles(kind, folder, tuple(files))
