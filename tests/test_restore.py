@@ -172,7 +172,7 @@ def test_no_answers_are_built_where_a_checkpoint_says(tmp_path: Path) -> None:
 def test_no_stores_are_made_where_a_checkpoint_says(tmp_path: Path) -> None:
     config = of_command()
     config.paths = {"data_dir": str(tmp_path / "data")}
-    for place, key in (("regions", None), ("stores", "test")):
+    for place, key in (("regions", None), ("stores", "test"), ("corpus", None)):
         for folder, refused in (("data", False), ("elsewhere", True)):
             made = [{"from": "features.tsv", "to": str(tmp_path / folder / "regions.h5")}]
             run = copy.deepcopy(OF_RUN)
@@ -180,9 +180,7 @@ def test_no_stores_are_made_where_a_checkpoint_says(tmp_path: Path) -> None:
             if not refused:
                 restored(config, run, [])
                 continue
-            with pytest.raises(
-                UserError, match=r"best\.ckpt would have the store .*elsewhere/regions\.h5 made of feat"
-            ):
+            with pytest.raises(UserError, match=r"best\.ckpt would have .*elsewhere/regions\.h5 made of feat"):
                 restored(config, run, [])
 
 

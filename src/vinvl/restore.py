@@ -189,16 +189,16 @@ def refuse_missing_answers(data: DictConfig, config: DictConfig, path: Path) -> 
 
 
 def refuse_making_stores(data: DictConfig, config: DictConfig, path: Path) -> None:
-    """Raises UserError if a checkpoint, maybe a stranger's, would have a store made outside the data folder."""
+    """Raises UserError if a checkpoint, maybe a stranger's, would have stores or a corpus made outside its place."""
     plain: Any = OmegaConf.to_container(data, resolve=True)
-    regions = [plain.get("regions"), *(plain.get("stores") or {}).values()]
-    for one in chain.from_iterable(given if isinstance(given, list) else [given] for given in regions):
+    made = [plain.get("regions"), plain.get("corpus"), *(plain.get("stores") or {}).values()]
+    for one in chain.from_iterable(given if isinstance(given, list) else [given] for given in made):
         target = Path(str(one["to"])) if isinstance(one, dict) and "to" in one else None
         if target is None or target.exists():
             continue
         if not target.resolve().is_relative_to(Path(config.paths.data_dir).resolve()):
             raise UserError(
-                f"{path} would have the store {target} made of {one.get('from')}: make it with vinvl.convert, or pass "
+                f"{path} would have {target} made of {one.get('from')}: make it with vinvl.convert, or pass "
                 "data=NAME with the data of this run."
             )
 
