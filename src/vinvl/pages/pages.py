@@ -104,7 +104,7 @@ def report_regions(
     Args:
         stores: file or folder of shards, or several.
         output: the HTML file.
-        images: folder, list file or picture; None draws the boxes on grey.
+        images: a source of pictures (`look_for`); None draws the boxes on grey.
         names: how ids follow from the pictures' places; None: see `pictures_of_store`.
         ids: images to show; None draws `count` of those whose pictures are there.
         seed: of the drawing.
