@@ -37,7 +37,6 @@ NOT_COMPARED = {
     "published/replica/*: *": "what the product reads",
     "published/expected/nocaps.json: fsm.packed": "a sentence",
     "published/*.safetensors: *.seeded.*": "drawn by Python's generator",
-    "published/*nlvr2*: *one_sequence*": "both images in one sequence, which is not offered",
     **{
         f"*.json: {name}": "how the recording was made or checked"
         for name in ("meta.eval", "meta.mode", "image", "*float64_agrees", "*requires_grad", "fp64_selection_agrees")

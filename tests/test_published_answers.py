@@ -32,12 +32,7 @@ SPLITS = {  # Oscar's name → ours
 }
 FACTS = {task: golden.facts(f"published/expected/{task}") for task in TASKS}
 ARRAYS = {task: golden.arrays(f"published/expected/{task}") for task in TASKS}
-SETTINGS = [
-    (task, name)
-    for task in TASKS
-    for name in FACTS[task]["datasets"]
-    if not name.startswith("one_sequence")  # without --use_pair: both images in one sequence, which is not offered
-]
+SETTINGS = [(task, name) for task in TASKS for name in FACTS[task]["datasets"]]
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +59,12 @@ def prepared(task: str, split: str, stage: str, stores: Path, *overrides: str) -
     return data
 
 
+def regions_of(item: Any) -> int:
+    return sum(map(len, (item.regions, *item.more_regions)))
+
+
 def joint_mask(item: Any, tokens: int, regions: int) -> list[int]:
-    text, seen = len(item.input_ids), len(item.regions)
+    text, seen = len(item.input_ids), regions_of(item)
     return [1] * text + [0] * (tokens - text) + [1] * seen + [0] * (regions - seen)
 
 
@@ -80,11 +79,14 @@ def test_rows_are_those_of_oscar(task: str, name: str, stores: Path) -> None:
     tokens, regions = facts["max_seq_length"], facts["max_img_seq_length"]
     tags = facts.get("use_label_seq", True)
     limits = [f"data.max_tokens={tokens}", f"data.max_regions={regions}", f"data.use_tags={tags}"]
+    one_sequence = not facts.get("use_pair", True)
+    limits += ["data.one_sequence=true"] if one_sequence else []
+    regions *= 1 + one_sequence
     unannotated = facts["examples"][0]["label"] is None
     data = prepared(task, SPLITS[task][split], "predict" if unannotated else "validate", stores, *limits)
     dataset = data.datasets["predict" if unannotated else "val"]
     assert len(dataset) == len(facts["examples"])
-    assert task != "nlvr2" or facts["use_pair"]
+    assert one_sequence == name.startswith("one_sequence")
     for row, example in enumerate(facts["examples"]):
         item = dataset[Draw(0, row)]
         recorded = {key.rpartition(".")[2]: arrays[key] for key in arrays if key.startswith(f"{name}.{row}.")}
@@ -93,12 +95,12 @@ def test_rows_are_those_of_oscar(task: str, name: str, stores: Path) -> None:
         sides = item if task == "nlvr2" else (item,)
         for side, one in enumerate(sides):
             sided = [key for key in recorded if key not in ("label", "q_id")]
-            rows = {key: recorded[key][side] if task == "nlvr2" else recorded[key] for key in sided}
+            rows = {key: recorded[key][side] if len(sides) > 1 else recorded[key] for key in sided}
             assert padded(one.input_ids, tokens) == rows["input_ids"].tolist()
             assert padded(one.token_type_ids, tokens) == rows["segment_ids"].tolist()
             assert joint_mask(one, tokens, regions) == rows["input_mask"].tolist()
             if "img_feat_rows" in rows:
-                assert len(one.regions) == rows["img_feat_rows"]
+                assert regions_of(one) == rows["img_feat_rows"]
         check_record(task, dataset.records.row(row), example, recorded)
         if "text_b" in example and task == "vqa":
             assert example["text_b"] == " ".join(dataset.records["tags"][row])
@@ -137,7 +139,7 @@ def check_record(task: str, record: dict[str, Any], example: Any, recorded: dict
 
 def check_labels(task: str, item: Any, recorded: dict[str, Any], data: Any) -> None:
     if task == "nlvr2":
-        assert item.label_ids.tolist() == [int(recorded["label"])]
+        assert item.label_ids.tolist() == [recorded["label"].item()]
         return
     answers = data.vocabulary.answers
     if task == "gqa":
@@ -164,6 +166,28 @@ def test_features_and_geometry_are_those_of_the_files(task: str, stores: Path) -
             np.testing.assert_allclose(rows, arrays[key.replace("features", "geometry", 1)], rtol=0, atol=1e-4)
             seen += 1
     assert seen
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 40])
+def test_regions_of_both_images_in_one_sequence_are_cut_together(most: int, stores: Path) -> None:
+    limits = [f"data.max_regions={most}", "data.eval_batch_size=2", "data.use_tags=true"]
+    data = prepared("nlvr2", "train", "validate", stores, "data.one_sequence=true", *limits)
+    dataset, arrays = data.datasets["val"], ARRAYS["nlvr2"]
+    seen, costs = 0, dataset.lengths()
+    for batch in data.val_dataloader():
+        assert len(batch) == batch.num_items == len(batch.labels)
+        text, padded = batch.input_ids.shape[1], batch.region_features
+        for row, record in enumerate(batch.records):
+            images = dataset.records.image_ids[record["index"]]
+            for name, columns in (("features", slice(-6)), ("geometry", slice(-6, None))):
+                expected = np.concatenate([arrays[f"{name}.{image}"] for image in images])[: 2 * most]
+                regions = padded[row, : len(expected), columns].numpy()
+                np.testing.assert_allclose(regions, expected, rtol=0, atol=0 if name == "features" else 1e-4)
+            assert batch.attention_mask[row, text:].sum() == len(expected) and not padded[row, len(expected) :].any()
+            specials = 3  # [CLS] and two of [SEP]
+            assert batch.attention_mask[row].sum() == costs[record["index"]] + specials
+            seen += 1
+    assert seen == len(dataset) == 3
 
 
 def logits_of(task: str, split: str, stores: Path) -> torch.Tensor:
@@ -275,6 +299,10 @@ def test_a_model_folder_wants_its_data_and_its_answers(stores: Path, tmp_path: P
     assert "published.root must be given" in refused_in_process(
         "evaluate", tmp_path, tmp_path, "data=vqa2_published", weights
     )
+    pairs = f"ckpt_path={REPLICA / 'model_ckpts/nlvr2/base/best'}"
+    places = ["data=nlvr2_published", f"published.root={REPLICA}", f"published.stores={stores}"]
+    told = refused_in_process("evaluate", tmp_path, tmp_path, *places, pairs, "data.one_sequence=true")
+    assert "is read as a VinVLForPairs, and for these data there is to be a VinVLForAnswering" in told
 
 
 QUESTION = {"q": "What?", "o": "dog;cat", "img_id": 1, "q_id": 3, "an": [0], "s": [0.3]}

@@ -107,6 +107,11 @@ def restore_model_folder(config: DictConfig, stage: str, folder: Path) -> Restor
     fields = {name: value for name, value in model.config.to_dict().items() if name not in NO_FIELDS}
     given_options: Any = OmegaConf.to_container(options, resolve=True)
     task = kind(**decided, **given_options, model_config=fields, words=words_of(datamodule.tokenizer))
+    if type(task.model) is not type(model):
+        raise UserError(
+            f"{folder} is read as a {type(model).__name__}, and for these data there is to be a "
+            f"{type(task.model).__name__}: give the options of data that it was trained with."
+        )
     task.model.load_state_dict(model.state_dict())
     task.check_datamodule(datamodule)
     say(*str(report).split("\n"))

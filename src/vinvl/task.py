@@ -84,7 +84,7 @@ class VinVLTask(pl.LightningModule):
     """A model with its loss, metrics and recipe. A task file adds what is marked abstract here.
 
     Class attributes of a task file:
-        model_class: the model; it is built from a `VinVLConfig`.
+        model_class: the model; it is built from a `VinVLConfig`. An instance may choose another before it is built.
         datamodule_class: the data that the task understands.
         filled_with: what `filled_in` predicts, for a person.
         not_logged: what is in the names of figures that are too many for a curve each; results.json has them.
@@ -101,7 +101,7 @@ class VinVLTask(pl.LightningModule):
         started_from: what became of the tensors of the weights that training starts from, if a person is to be told.
     """
 
-    model_class: ClassVar[type[PreTrainedModel]]
+    model_class: type[PreTrainedModel]
     datamodule_class: ClassVar[type[pl.LightningDataModule]]
     headline: ClassVar[str]
     filled_with: ClassVar[str] = "what the training split says most often"

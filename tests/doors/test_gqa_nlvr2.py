@@ -143,6 +143,26 @@ class TestNLVR2:
         sentence = refused_in_process("evaluate", demo_data, tmp_path / "no", *overrides, "data.test_split=hidden")
         assert "'hidden' has no annotations" in sentence and "vinvl.predict" in sentence
 
+    def test_both_pictures_in_one_sequence(self, nlvr2: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
+        run, one, pairs = tmp_path / "run", "+data.one_sequence=true", "+data.one_sequence=false"
+        short = ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1", "data.num_workers=2"]
+        printed = run_in_process("train", demo_data, run, *NLVR2, one[1:], *short)
+        example = printed[printed.index("  identifier  ") : printed.index("  label  ")]
+        assert "left image" in example and "right image" in example and example.count("[CLS]") == 1
+        given = [checkpoint(run), "data.num_workers=0", "trainer.accelerator=cpu"]
+        run_in_process("evaluate", demo_data, tmp_path / "eval", *given)
+        assert scores(tmp_path / "eval") == scores(run)
+        run_in_process("predict", demo_data, tmp_path / "out", *given)
+        records = lines_of(demo_data / "demo" / "nlvr2_test1.json")
+        rows = [line.split(",") for line in (tmp_path / "out" / "predictions.csv").read_text().splitlines()]
+        assert [row[0] for row in rows] == [record["identifier"] for record in records]
+        right = [said == record["label"] for (_, said), record in zip(rows, records, strict=True)]
+        assert scores(run)["accuracy"] == pytest.approx(100 * sum(right) / len(right))
+        refused = refused_in_process("evaluate", demo_data, tmp_path / "no", *given, pairs)
+        assert "with data.one_sequence=true, and these data are read without: pass data.one_sequence=true." in refused
+        refused = refused_in_process("predict", demo_data, tmp_path / "no", checkpoint(nlvr2[0]), one)
+        assert "with data.one_sequence=false, and these data are read without: pass data.one_sequence=false." in refused
+
     def test_same_weights_whatever_the_number_of_data_workers(self, demo_data: Path, tmp_path: Path) -> None:
         short = ["task=nlvr2", *TINY, "test_after_fit=false", "trainer.max_epochs=2"]
         for workers in (0, 2):

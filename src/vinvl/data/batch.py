@@ -86,15 +86,16 @@ class ImageRegions:
 
 @dataclass(frozen=True)
 class BatchRegions:
-    """The ΣR regions of B images end to end, in the store's precision: half the bytes on every way to the device.
+    """The ΣR regions of B rows end to end, in the store's precision: half the bytes on every way to the device.
 
     features: (ΣR, D) float16 or float32; None in a batch that comes from a data worker, until they are `filled` in.
     geometry: (ΣR, 6) float32, see `Regions.box_geometry`.
     places: (ΣR,) int64, of each among the B·R slots that it has in a padded batch.
-    stored: (B, 2) int64, position in the store and number of regions of each image; stays on the host.
-    slots: R, of the image with the most.
+    stored: (B · images, 2) int64, position in the store and number of regions of each image; stays on the host.
+    slots: R, of the row with the most.
     store_rows: (ΣR,) int64, the places of features that are on the device already.
     table: that has these features (`DeviceFeatures`).
+    images: of each row.
     """
 
     features: Tensor | None
@@ -104,6 +105,7 @@ class BatchRegions:
     slots: int
     store_rows: Tensor | None = None
     table: Any = None
+    images: int = 1
 
     @classmethod
     def of_padded(cls, rows: Tensor) -> BatchRegions:
@@ -112,6 +114,12 @@ class BatchRegions:
         stored = np.tile([-1, rows.shape[1]], (len(rows), 1))
         features, geometry = flat[:, :-BOX_NUMBERS], flat[:, -BOX_NUMBERS:].float()
         return cls(features, geometry, torch.arange(len(flat)), stored, rows.shape[1])
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(B,) int64, regions of each row."""
+        counts: np.ndarray = self.stored[:, 1].reshape(-1, self.images).sum(axis=1)
+        return counts
 
     def filled(self, store: RegionStore, pin_memory: bool = False) -> BatchRegions:
         """With the features that the store has, in page-locked memory if so asked."""
@@ -129,16 +137,17 @@ class BatchRegions:
         return torch.cat([self.features.float(), self.geometry], dim=1)
 
     def padded(self) -> Tensor:
-        """(B, R, D + 6) float32 region rows, zero where an image has no region."""
-        rows = self.rows()
-        empty = rows.new_zeros(len(self.stored) * self.slots, rows.shape[1])
-        return empty.index_copy(0, self.places, rows).unflatten(0, (len(self.stored), self.slots))
+        """(B, R, D + 6) float32 region rows, zero where a row has no region."""
+        rows, size = self.rows(), len(self.stored) // self.images
+        empty = rows.new_zeros(size * self.slots, rows.shape[1])
+        return empty.index_copy(0, self.places, rows).unflatten(0, (size, self.slots))
 
 
-def gather_regions(parts: Sequence[ImageRegions]) -> BatchRegions:
-    """The regions of B images, at least one, of one store; in a data worker without their features."""
+def gather_regions(parts: Sequence[ImageRegions], images: int = 1) -> BatchRegions:
+    """The regions of B rows of so many images, at least one, of one store; in a data worker without their features."""
     counts = np.array([part.count for part in parts], dtype=np.int64)
-    slots, total = int(counts.max()), int(counts.sum())
+    of_rows = counts.reshape(-1, images).sum(axis=1)
+    slots, total = int(of_rows.max()), int(counts.sum())
     boxes = np.concatenate([part.regions.boxes[: part.count] for part in parts])
     sizes = np.array([(part.regions.width, part.regions.height) for part in parts], dtype=np.float32)
     starts = np.cumsum(counts) - counts
@@ -149,12 +158,14 @@ def gather_regions(parts: Sequence[ImageRegions]) -> BatchRegions:
     for part, start in zip(parts, starts.tolist(), strict=True):
         start = 0 if in_worker else start  # a worker reads, and drops what it has read: it is in memory then
         part.regions.features_into(rows[start : start + part.count])
+    row_places = np.arange(len(of_rows)) * slots - starts[::images]
     return BatchRegions(
         features=None if in_worker else features,
         geometry=torch.from_numpy(box_geometry(boxes, np.repeat(sizes, counts, axis=0))),
-        places=torch.from_numpy(np.repeat(np.arange(len(parts)) * slots - starts, counts) + np.arange(total)),
+        places=torch.from_numpy(np.repeat(row_places, of_rows) + np.arange(total)),
         stored=np.stack([np.array([part.position for part in parts], dtype=np.int64), counts], axis=1),
         slots=slots,
+        images=images,
     )
 
 
@@ -164,7 +175,7 @@ def _tensor_type(dtype: np.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Example:
-    """One text with one image, without padding."""
+    """One text with one image, or several, without padding."""
 
     input_ids: np.ndarray  # (L,) int64
     token_type_ids: np.ndarray  # (L,) int64: 0 text, 1 tags
@@ -174,6 +185,7 @@ class Example:
     record: dict[str, Any] = field(default_factory=dict)  # what metrics and reports need on the host: question_id …
     position_ids: np.ndarray | None = None  # (L,) int64 where the positions are not 0, 1, 2 …
     caption_length: int = 0  # tokens at the front that are seen from left to right only, with [CLS] and [SEP]
+    more_regions: tuple[ImageRegions, ...] = ()  # of further images, as many in each example of a batch
 
 
 @dataclass(frozen=True)
@@ -241,9 +253,10 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, labels: Tensor | 
     """
     tokens = np.array([len(example.input_ids) for example in examples])
     longest_text = int(tokens.max())
-    regions = gather_regions([example.regions for example in examples])
+    images = [image for example in examples for image in (example.regions, *example.more_regions)]
+    regions = gather_regions(images, images=1 + len(examples[0].more_regions))
     is_text = np.arange(longest_text) < tokens[:, None]
-    is_region = np.arange(regions.slots) < np.array([len(example.regions) for example in examples])[:, None]
+    is_region = np.arange(regions.slots) < regions.counts[:, None]
     attention_mask = np.concatenate([is_text, is_region], axis=1)
     placed = examples[0].position_ids is not None
     return Batch(

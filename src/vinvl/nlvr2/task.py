@@ -1,15 +1,18 @@
-"""NLVR2: is a statement true of two images; their pooled vectors are judged together."""
+"""NLVR2: is a statement true of two images, whose pooled vectors, or that of a sequence with both, are judged."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
+
+from transformers import PreTrainedModel
 
 from vinvl.data.batch import Batch
 from vinvl.data.table import RecordTable
 from vinvl.exact import ExactMean
-from vinvl.models.answering import VinVLForPairs
+from vinvl.models.answering import VinVLForAnswering, VinVLForPairs
 from vinvl.nlvr2.data import NLVR2DataModule
 from vinvl.nlvr2.metric import PairAccuracy
+from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write
 from vinvl.task import TaskArguments, VinVLTask
 
@@ -23,24 +26,38 @@ class Judgement(NamedTuple):
 
 
 class NLVR2Task(VinVLTask):
-    """VinVLForPairs (num_choice 2, use_pair of the published code) with accuracy and consistency."""
+    """Accuracy and consistency of VinVLForPairs (num_choice 2, use_pair of the published code), or of
+    VinVLForAnswering for data of one sequence (without use_pair).
+    """
 
-    model_class = VinVLForPairs
+    model_class: type[PreTrainedModel] = VinVLForPairs
     datamodule_class = NLVR2DataModule
     headline = "accuracy"
 
-    def __init__(self, **shared: Unpack[TaskArguments]) -> None:
-        """`shared`: see `VinVLTask`."""
+    def __init__(self, *, one_sequence: bool = False, **shared: Unpack[TaskArguments]) -> None:
+        """`one_sequence`: see `NLVR2DataModule`. `shared`: see `VinVLTask`."""
+        if one_sequence:
+            self.model_class = VinVLForAnswering
         shared["model_config"] = {**shared["model_config"], "num_labels": 2, "loss_type": "ce"}
-        super().__init__({}, **shared)
+        super().__init__({"one_sequence": one_sequence}, **shared)
         self.accuracy = PairAccuracy()
         self.evaluation_loss = ExactMean()
+
+    @classmethod
+    def arguments_from(cls, datamodule: Any) -> dict[str, Any]:
+        return {"one_sequence": datamodule.one_sequence}
+
+    def check_datamodule(self, datamodule: Any) -> None:
+        super().check_datamodule(datamodule)
+        if datamodule.one_sequence != self.hparams["one_sequence"]:
+            option = f"data.one_sequence={str(not datamodule.one_sequence).lower()}"
+            raise UserError(f"The model was trained with {option}, and these data are read without: pass {option}.")
 
     def evaluate_batch(self, batch: Batch) -> None:
         assert batch.labels is not None
         logits = self(batch)  # (B, 2)
         self.evaluation_loss.update(self.losses(logits, batch))
-        identifiers = [record["identifier"] for record in batch.records[::2]]
+        identifiers = [record["identifier"] for record in batch.records[:: len(batch) // batch.num_items]]
         self.accuracy.update(identifiers, logits.argmax(dim=-1) == batch.labels)
 
     def compute_scores(self) -> dict[str, float]:
@@ -56,7 +73,7 @@ class NLVR2Task(VinVLTask):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Judgement]:
         """True or False for each statement."""
         verdicts = self(batch).argmax(dim=-1).bool().tolist()
-        judged = zip(batch.records[::2], verdicts, strict=True)
+        judged = zip(batch.records[:: len(batch) // batch.num_items], verdicts, strict=True)
         return [Judgement(record["index"], record["identifier"], true) for record, true in judged]
 
     def filled_in(self, records: RecordTable, index: int) -> Judgement | None:
