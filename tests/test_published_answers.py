@@ -170,24 +170,22 @@ def test_features_and_geometry_are_those_of_the_files(task: str, stores: Path) -
 
 @pytest.mark.parametrize("most", [1, 2, 3, 40])
 def test_regions_of_both_images_in_one_sequence_are_cut_together(most: int, stores: Path) -> None:
-    limits = [f"data.max_regions={most}", "data.eval_batch_size=2", "data.use_tags=true"]
+    limits = [f"data.max_regions={most}", "data.use_tags=true"]
     data = prepared("nlvr2", "train", "validate", stores, "data.one_sequence=true", *limits)
     dataset, arrays = data.datasets["val"], ARRAYS["nlvr2"]
-    seen, costs = 0, dataset.lengths()
-    for batch in data.val_dataloader():
-        assert len(batch) == batch.num_items == len(batch.labels)
-        text, padded = batch.input_ids.shape[1], batch.region_features
-        for row, record in enumerate(batch.records):
-            images = dataset.records.image_ids[record["index"]]
-            for name, columns in (("features", slice(-6)), ("geometry", slice(-6, None))):
-                expected = np.concatenate([arrays[f"{name}.{image}"] for image in images])[: 2 * most]
-                regions = padded[row, : len(expected), columns].numpy()
-                np.testing.assert_allclose(regions, expected, rtol=0, atol=0 if name == "features" else 1e-4)
-            assert batch.attention_mask[row, text:].sum() == len(expected) and not padded[row, len(expected) :].any()
-            specials = 3  # [CLS] and two of [SEP]
-            assert batch.attention_mask[row].sum() == costs[record["index"]] + specials
-            seen += 1
-    assert seen == len(dataset) == 3
+    costs = dataset.lengths()
+    batch = dataset.collate([dataset[Draw(0, row)] for row in range(len(dataset))])
+    assert len(batch) == batch.num_items == len(batch.labels) == 3
+    text, padded = batch.input_ids.shape[1], batch.region_features
+    for row, record in enumerate(batch.records):
+        images = dataset.records.image_ids[record["index"]]
+        for name, columns in (("features", slice(-6)), ("geometry", slice(-6, None))):
+            expected = np.concatenate([arrays[f"{name}.{image}"] for image in images])[: 2 * most]
+            regions = padded[row, : len(expected), columns].numpy()
+            np.testing.assert_allclose(regions, expected, rtol=0, atol=0 if name == "features" else 1e-4)
+        assert batch.attention_mask[row, text:].sum() == len(expected) and not padded[row, len(expected) :].any()
+        specials = 3  # [CLS] and two of [SEP]
+        assert batch.attention_mask[row].sum() == costs[record["index"]] + specials
 
 
 def logits_of(task: str, split: str, stores: Path) -> torch.Tensor:
