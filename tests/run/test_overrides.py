@@ -83,8 +83,8 @@ def test_other_words_stay_as_they_are() -> None:
         ("task=vqa", "+data.splits.train.0.jsonl=own.jsonl", "has the key jsonl, which nothing reads"),
         (
             "task=vqa",
-            "data.splits.train=[a.jsonl]",
-            "is 'a.jsonl': give {questions: …, annotations: …, only_images: …, without_images: …}",
+            "data.splits.train=[3]",
+            "is 3: give {questions: …, annotations: …, id_pattern: …, only_images: …, without_images: …}",
         ),
         ("task=vqa", "data.splits.val=3", "data.splits.val is 3: give a JSONL file"),
         ("task=gqa", "data.splits.val={jsonl:own.jsonl}", "give a question file, a folder of them"),
