@@ -133,11 +133,7 @@ def test_rows_that_are_not_those_of_the_labels_are_told(
     )
     path = root / "coco_caption/train.feature.tsv"
     path.write_text("".join(lines(path.read_text().splitlines(keepends=True))))
-    sizes = [
-        f"data.stores.{split}.{one}" for split in ("train", "val") for one in ("sizes=null", "assume_size=[1000,1000]")
-    ]
-    sizes = [f"+{one}" if "assume" in one else one for one in sizes]
-    with composed("train", tmp_path, tmp_path / "run", *given(root, "coco_captions"), *sizes) as config:
+    with composed("train", tmp_path, tmp_path / "run", *given(root, "coco_captions")) as config:
         module = instantiate(config.data)
     with pytest.warns(UserWarning, match=words):
         module.setup("fit")
