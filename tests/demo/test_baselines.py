@@ -19,7 +19,7 @@ from vinvl.nlvr2.data import NLVR2DataModule
 from vinvl.nlvr2.files import read_nlvr2
 from vinvl.nlvr2.task import NLVR2Task
 from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary
-from vinvl.vqa.files import read_jsonl
+from vinvl.vqa.files import read_own
 
 
 def records(path: Path, rows: list[tuple[str, str]]) -> RecordTable:
@@ -27,7 +27,7 @@ def records(path: Path, rows: list[tuple[str, str]]) -> RecordTable:
         {"image_id": "1", "question": "what?", "answers": [answer] * 10, "question_type": kind} for kind, answer in rows
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
-    return read_jsonl(path)
+    return read_own(path)
 
 
 def test_each_type_gets_its_own_most_frequent_answer(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_commonest_answer_is_counted_and_not_the_first_of_the_file(tmp_path:
     asked += [("is it", "no"), ("can it?", "no"), ("was it?", "no")]
     lines = [{"image_id": "1", "question": q, "answers": [a] * 6 + ["yes"] * 3} for q, a in asked]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    train = read_jsonl(tmp_path / "train.jsonl")
+    train = read_own(tmp_path / "train.jsonl")
     found = commonest_answers(
         train["question"],
         AnswerTargets.of_people(train["answers"], vocabulary, "count/3").best(),
