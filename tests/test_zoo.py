@@ -144,7 +144,7 @@ def test_what_is_missing_is_listed_with_what_it_is(data: Path, tmp_path: Path) -
         f"published.stores={tmp_path}/none",
     ]
     told = call_door(tmp_path, data, "evaluate", *words, *ON_CPU)
-    assert "nlvr2_published is scored with 3 files or folders are missing" in refusal(told)
+    assert "nlvr2_published cannot be scored: 3 files or folders are missing" in refusal(told)
     lines = [line.removeprefix(f"missing: {tmp_path}/") for line in told.stderr.splitlines() if "missing: " in line]
     assert lines == [
         f"model_ckpts/nlvr2/base/best: {zoo()['files'][-1]['what']} (model_ckpts/TASK, 0.4 GB base)",

@@ -31,6 +31,7 @@ from tests.regions.formats.samples import (
     record,
     samples,
     uniter_fields,
+    write_gqa,
     write_lines,
     write_npy_folder,
     write_npz_folder,
@@ -125,6 +126,17 @@ def grids(folder: Path) -> Path:
     return folder / "in"
 
 
+def gqa_objects(folder: Path) -> Path:
+    """In the index the fourth image has more objects than its row, and the first comes twice."""
+    made = write_gqa(folder / "in", [*IMAGES[:1], damaged(IMAGES[1]), *IMAGES[2:]])
+    index = made / "gqa_objects_info.json"
+    info = json.loads(index.read_text())
+    info[IMAGES[3].image_id]["objectsNum"] = 99
+    again = {IMAGES[0].image_id: info[IMAGES[0].image_id]}
+    index.write_text(f"{json.dumps(info)[:-1]}, {json.dumps(again)[1:]}")
+    return made
+
+
 SOURCES = {
     "bottom-up": (rows(bottom_up_line, "in.tsv"), 3),
     "LXMERT": (rows(lxmert_line, "in.tsv"), 3),
@@ -140,6 +152,7 @@ SOURCES = {
     "UNITER npz": (files(write_uniter_npz, ".npz"), 3),
     "UNITER LMDB": (uniter_database, 3),
     "grids": (grids, 3),
+    "GQA HDF5": (gqa_objects, 3),
 }
 ASSUMED = ("Oscar", "Oscar JSON", "tensors", "UNITER npz", "UNITER LMDB", "grids")
 
@@ -235,7 +248,7 @@ def bytes_changed(file: Path, seed: int) -> None:
     file.write_bytes(content[: chance.choice([len(content), chance.randrange(1, len(content))])])
 
 
-@pytest.mark.parametrize("name", ["npy", "npz", "LMDB", "tensors", "published folder", *list(SOURCES)[-4:]])
+@pytest.mark.parametrize("name", ["npy", "npz", "LMDB", "tensors", "published folder", *list(SOURCES)[-5:]])
 def test_changed_bytes_are_never_more_than_a_sentence(tmp_path: Path, name: str) -> None:
     for seed in range(6):
         folder = tmp_path / str(seed)

@@ -17,6 +17,7 @@ from tests.regions.formats.samples import (
     refused,
     run,
     samples,
+    write_gqa,
     write_lines,
     write_lmdb,
     write_npy_folder,
@@ -63,6 +64,7 @@ SOURCES: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "tensors": (lambda folder: write_tensors(folder / "in", IMAGES), ["assume_size=[10,10]"]),
     "npy": (damaged_npy, [SKIP, OFFSET]),
     "LMDB": (lambda folder: write_lmdb(folder / "in", IMAGES), [OFFSET]),
+    "HDF5": (lambda folder: write_gqa(folder / "in", IMAGES), []),
     "shards": (
         lambda folder: write_lines(folder / "in.tsv", list(map(bottom_up_line, IMAGES))),
         ["images_per_shard=6"],
