@@ -261,7 +261,7 @@ def test_a_baseline_that_cannot_be_had_is_said_to_be_missing(stores: Path, tmp_p
     places = ["data=gqa_published", f"published.root={root.parent}", f"published.stores={stores}", "trainer=cpu"]
     weights = [f"ckpt_path={REPLICA / 'model_ckpts/gqa/base/best'}", "data.test_split=val", "data.num_workers=0"]
     printed = run_in_process("evaluate", tmp_path / "alone", tmp_path / "alone", *places, *weights)
-    assert "not known: there are no answers of a training split" in printed
+    assert "not known: no training answers are there" in printed
     whole = scores(tmp_path / "both")
     assert whole.pop("most_frequent_answer") >= 0
     assert scores(tmp_path / "alone") == whole

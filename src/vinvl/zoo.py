@@ -173,8 +173,8 @@ def scorable_splits(name: str, data: Mapping[str, Any], chosen: str | None, miss
         say(*(f"missing: {what_to_get(path)}" for path in paths), error=True)
         other = f"; with data.test_split={whole[0]} what is there is scored" if whole and not missing else ""
         raise UserError(
-            f"{name} cannot be scored: {len(paths)} files or folders are missing, which are listed above with the places "
-            f"where the release had them{other}."
+            f"{name} cannot be scored: {len(paths)} files or folders are missing, which are listed above with the "
+            f"places where the release had them{other}."
         )
     for split in lacking.keys() - set(whole):
         say(*(f"{split} is not scored without {what_to_get(path)}" for path in lacking[split]), error=True)

@@ -120,7 +120,7 @@ class VQATask(VinVLTask):
 def baseline_row(commonest: Commonest, accuracy: float | None) -> tuple[str, str]:
     """For a person: the accuracy of the training split's commonest answer, or that it is not known."""
     if accuracy is None:
-        return "most frequent training answer", "not known: there are no answers of a training split"
+        return "most frequent training answer", "not known: no training answers are there"
     return f"most frequent training answer ('{commonest['']}')", f"{accuracy:.2f}"
 
 
