@@ -90,6 +90,17 @@ def test_pictures_come_with_their_regions(tmp_path: Path) -> None:
     assert "40 × 30, 3 regions" in reader.text and "cat" in reader.text and "red" in reader.text
 
 
+def test_regions_without_classes_have_numbers(tmp_path: Path) -> None:
+    bare, numbered = regions("a", 3), regions("b", 1)
+    with RegionStoreWriter(tmp_path / "f.h5", feature_dim=8) as writer:
+        writer.add(Regions("a", bare.features, bare.boxes, width=40, height=30))
+        writer.add(Regions("b", numbered.features, numbered.boxes, numbered.classes, width=40, height=30))
+    report_regions(tmp_path / "f.h5", tmp_path / "r.html")
+    text = page(tmp_path).text
+    assert "#0#1#2" in "".join(text.split()) and "number 1" in text and "number 0" not in text
+    assert (tmp_path / "r.html").read_text().count('<span class="score"></span>') == 4  # none is stored
+
+
 def test_without_pictures_boxes_are_drawn_on_grey(tmp_path: Path) -> None:
     path = store(tmp_path, *(regions(f"{i}", i) for i in range(1, 6)))
     assert report_regions(path, tmp_path / "r.html", count=3) == (3, "")

@@ -20,7 +20,7 @@ from tests.predictor.samples import (
 )
 from tests.regions.samples import write
 from vinvl.predictor import OtherFeatures
-from vinvl.regions import RegionStore
+from vinvl.regions import Regions, RegionStore, RegionStoreWriter
 from vinvl.run.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -74,6 +74,20 @@ def test_tags_need_names(folder: Path, own_runs: dict[str, Path]) -> None:
         model = vinvl.load(own_runs["vqa"], inputs={"use_tags": False}, **given)
     image = next(iter(picture_paths(folder).values()))
     assert model.ask(image, QUESTION).answer and model.regions(image).classes[0].startswith("class ")
+
+
+def test_a_store_without_names_is_warned_of(folder: Path, own_runs: dict[str, Path], tmp_path: Path) -> None:
+    source = RegionStore(folder / "features.h5")
+    with RegionStoreWriter(tmp_path / "bare.h5", feature_dim=source.feature_dim) as writer:
+        for one in (source.at(0), source.at(1)):
+            writer.add(Regions(one.image_id, one.features, one.boxes, width=one.width, height=one.height))
+    with pytest.warns(OtherFeatures, match=r"bare\.h5.* has no names of classes, so its images have no tags"):
+        model = vinvl.load(own_runs["vqa"], features=tmp_path / "bare.h5", device="cpu")
+    assert model.ask(source.at(0).image_id, QUESTION).answer
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        vinvl.load(own_runs["vqa"], features=tmp_path / "bare.h5", inputs={"use_tags": False}, device="cpu")
+    assert not any("no names of classes" in str(one.message) for one in told)
 
 
 def test_tags_from_elsewhere(

@@ -17,6 +17,7 @@ from vinvl.regions import LabelMap, Regions, RegionStore, RegionStoreWriter
 from vinvl.regions import merging as merging_module
 from vinvl.regions.__main__ import compare_stores, main
 from vinvl.regions.merging import merge_stores, shard_path
+from vinvl.regions.regions import NO_NAMES
 from vinvl.run.errors import UserError
 
 
@@ -287,6 +288,11 @@ def test_names_count_and_not_their_numbers(first: RegionStore, tmp_path: Path) -
     second = other(tmp_path, lambda one: replace(one, classes=np.vectorize(swapped.get)(one.classes)), labels=labels)
     assert compare_stores(first, second).same_tag == 1.0
     assert compare_stores(first, other(tmp_path, lambda one: one, labels=labels)).same_tag < 1.0
+
+
+def test_without_names_nothing_is_said_of_tags(first: RegionStore, tmp_path: Path) -> None:
+    found = compare_stores(first, other(tmp_path, lambda one: one, labels=NO_NAMES))
+    assert found.verdict.startswith("the same") and ("same tags in these", "a store has no tags") in found.rows()
 
 
 def noisy(one: Regions) -> Regions:

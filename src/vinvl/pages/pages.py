@@ -177,10 +177,11 @@ def _picture(regions: Regions, path: str | None, readings: Sequence[ReadingOptio
 def _region(regions: Regions, number: int, labels: LabelMap) -> dict[str, Any]:
     x1, y1, x2, y2 = regions.boxes[number].tolist()
     scored = zip(regions.attributes[number].tolist(), regions.attribute_scores[number].tolist(), strict=True)
+    index = int(regions.classes[number])
     attributes = [(_name(labels.attributes, attribute), score) for attribute, score in scored if score > 0]
     return {
         "number": number,
-        "tag": _name(labels.classes, int(regions.classes[number])),
+        "tag": _name(labels.classes, index) if index or labels.classes else f"#{number}",  # of no class: its own number
         "score": float(regions.class_scores[number]),
         "attributes": attributes[:ATTRIBUTES_SHOWN],
         "x": x1,

@@ -383,10 +383,11 @@ def store_for(trained: TrainedModel, features: str | Path | Sequence[str | Path]
     store.require_sound()
     _check_dimension(trained, store.feature_dim, f"{store!r} holds")
     _warn(trained.features.unlike(store))
-    if trained.usage is not None and trained.usage.tags != trained.usage.tags_of_store:
-        _warn(
-            f"{trained.name} was trained with tags from {trained.usage.tags}; here they are the classes of {store!r}."
-        )
+    usage = trained.usage
+    if usage is not None and usage.use_tags and usage.tags_of_store is None and not store.label_map.classes:
+        _warn(f"{store!r} has no names of classes, so its images have no tags, which {trained.name} is given.")
+    elif usage is not None and usage.tags != usage.tags_of_store:
+        _warn(f"{trained.name} was trained with tags from {usage.tags}; here they are the classes of {store!r}.")
     return store
 
 

@@ -110,7 +110,7 @@ class Comparison:
     images: int  # of these, looked at
     regions: tuple[int, int]  # of the first and of the second, in them
     same_box: float  # share of the first's regions that the second has with an IoU of at least `SAME_BOX`
-    same_tag: float  # of these regions, the share with the same class name
+    same_tag: float | None  # of these regions, the share with the same class name; None if a store has no names
     cosine: tuple[float, float]  # of these regions' features: mean, and what 95 % of them reach
     norm_ratio: float  # mean ratio of the norms of these features, the second's to the first's
     other_sizes: int  # images whose width or height differ
@@ -134,7 +134,7 @@ class Comparison:
             ("images in both", f"{self.shared:,}, {self.images:,} of them looked at"),
             ("regions", f"{self.regions[0]:,} and {self.regions[1]:,}"),
             (f"same boxes (IoU {SAME_BOX})", f"{100 * self.same_box:.1f} % of the first's"),
-            ("same tags in these", f"{100 * self.same_tag:.1f} %"),
+            ("same tags in these", "a store has no tags" if self.same_tag is None else f"{100 * self.same_tag:.1f} %"),
             ("cosine of features", f"{self.cosine[0]:.4f} on average, 95 % above {self.cosine[1]:.4f}"),
             ("ratio of norms", f"{self.norm_ratio:.4f}"),
             ("images of another size", f"{self.other_sizes:,}"),
@@ -165,7 +165,7 @@ def compare_stores(first: RegionStore, second: RegionStore, most: int = 500, see
         images=len(pairs),
         regions=(sum(len(one) for one, _ in pairs), sum(len(other) for _, other in pairs)),
         same_box=_mean(same_box),
-        same_tag=_mean(same_tag) if all(names) else nothing,
+        same_tag=_mean(same_tag) if all(names) else None,
         cosine=(_mean(cosines), float(np.quantile(cosines, 0.05)) if len(cosines) else nothing),
         norm_ratio=_mean(ratios),
         other_sizes=sum((one.width, one.height) != (other.width, other.height) for one, other in pairs),
