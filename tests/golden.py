@@ -39,7 +39,15 @@ NOT_COMPARED = {
     "published/*.safetensors: *.seeded.*": "drawn by Python's generator",
     **{
         f"*.json: {name}": "how the recording was made or checked"
-        for name in ("meta.eval", "meta.mode", "image", "*float64_agrees", "*requires_grad", "fp64_selection_agrees")
+        for name in (
+            "*made_by",
+            "meta.eval",
+            "meta.mode",
+            "image",
+            "*float64_agrees",
+            "*requires_grad",
+            "fp64_selection_agrees",
+        )
     },
 }
 
