@@ -19,7 +19,7 @@ from msgspec import Meta, Raw, Struct
 from msgspec.json import Decoder
 from pytorch_lightning.utilities import rank_zero_warn
 
-from vinvl.data.table import IDS, TEXT, Column, Form, RecordTable, as_lists
+from vinvl.data.table import TEXT, Column, Form, RecordTable, as_lists
 from vinvl.detector.average_precision import TrueBoxes
 from vinvl.pictures import ReadingOptions, picture_size
 from vinvl.regions.regions import BACKGROUND, NO_ATTRIBUTE, LabelMap
@@ -33,7 +33,7 @@ PICTURES = Form(
     columns={"image_id": TEXT, "file_name": TEXT, "width": pa.int32(), "height": pa.int32()},
     remedy="give every image an id of its own",
 )
-"""Of each picture; its m objects are in list columns: boxes (4·m), labels, crowd and attributes (lists of m)."""
+"""Of each picture; its m objects are in list columns, see `vinvl.detector.annotations.SCHEMA`."""
 
 OF_VIDEOS, UNSAID = ("keyframe", "outside", "track_id"), ("", "false", "__undefined__")  # in what CVAT writes
 Side = Annotated[float, Meta(gt=-1e9, lt=1e9)]
@@ -137,7 +137,7 @@ class PictureRecords(RecordTable):
         attributes = np.zeros((len(labels), max(map(len, named), default=0)), dtype=np.int64)
         for row, numbers in zip(attributes, named, strict=index is not None):
             row[: len(numbers)] = numbers
-        return TrueBoxes(boxes.reshape(-1, 4), labels, crowd, attributes)
+        return TrueBoxes(boxes.reshape(-1, 4).astype(np.float64), labels.astype(np.int64), crowd, attributes)
 
     def counts(self) -> np.ndarray:
         """(N,) int64: the objects of each picture; a crowd is none."""
@@ -303,10 +303,10 @@ def _with_objects(
     counts = np.bincount(found.owners[left], minlength=len(records))
     numbers, table = order.tolist(), records.table
     for name, values, each in (
-        ("boxes", pa.array(corners[order].ravel()), 4),
-        ("labels", pa.array([index_of[found.categories[index]] for index in numbers], pa.int64()), 1),
+        ("boxes", pa.array(corners[order].astype(np.float32).ravel()), 4),
+        ("labels", pa.array([index_of[found.categories[index]] for index in numbers], pa.int32()), 1),
         ("crowd", pa.array([found.crowd[index] for index in numbers], pa.bool_()), 1),
-        ("attributes", pa.array([attributes[index] for index in numbers], IDS), 1),
+        ("attributes", pa.array([attributes[index] for index in numbers], pa.list_(pa.int32())), 1),
     ):
         table = table.append_column(name, as_lists(Column(pa.chunked_array([values])), each * counts))
     return replace(records, table=table)
