@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -88,7 +88,7 @@ def write_annotations(target: Path, pictures: Iterable[AnnotatedPicture], labels
             batch = _batch_of(some, seen, made_of)
             try:
                 _check(batch, labels)
-            except _WrongPicture as wrong:
+            except _PictureError as wrong:
                 raise UserError(
                     f"{made_of}: the picture {shown(some[wrong.index].image_id)} ({shown(some[wrong.index].file_name)})"
                     f" {wrong}."
@@ -132,7 +132,7 @@ def open_annotations(path: Path) -> tuple[PictureRecords, LabelMap]:
     return PictureRecords(table, PICTURES, str(path)), labels
 
 
-class _WrongPicture(ValueError):
+class _PictureError(ValueError):
     """What is wrong with the picture at an index of a batch."""
 
     def __init__(self, index: int, what: str) -> None:
@@ -141,7 +141,7 @@ class _WrongPicture(ValueError):
 
 
 def _damage(error: Exception) -> str:
-    if isinstance(error, _WrongPicture):
+    if isinstance(error, _PictureError):
         return f"damaged (picture {error.index + 1} of a batch {error})"
     return f"no file of annotations of this version, or damaged ({' '.join(str(error).split())[:200]})"
 
@@ -181,7 +181,7 @@ def _batch_of(pictures: list[AnnotatedPicture], seen: set[str], made_of: str) ->
 
 
 def _check(batch: pa.RecordBatch, labels: LabelMap) -> None:
-    """Raises _WrongPicture for the first picture of a batch that cannot be used, ValueError for one with nulls."""
+    """Raises _PictureError for the first picture of a batch that cannot be used, ValueError for one with nulls."""
     columns = {name: batch.column(name) for name in SCHEMA.names}
     flat = {name: columns[name].flatten() for name in ("boxes", "labels", "crowd", "attributes")}
     named = flat["attributes"].flatten()
@@ -190,13 +190,14 @@ def _check(batch: pa.RecordBatch, labels: LabelMap) -> None:
     sizes = np.stack([columns[side].to_numpy() for side in ("width", "height")], axis=1)
     counts = columns["labels"].value_lengths().to_numpy()
     for name, each in (("boxes", 4), ("crowd", 1), ("attributes", 1)):
-        _refuse(columns[name].value_lengths().to_numpy() != each * counts, f"has {name} of another number than labels")
-    _refuse((sizes < 1).any(axis=1), "has no width or no height")
+        lengths = columns[name].value_lengths().to_numpy()
+        _refuse(lengths != each * counts, f"has {name} of another number than labels")
+    _refuse(sizes.min(axis=1) < 1, "has no width or no height")
     leading_out = pc.match_substring_regex(columns["file_name"], LEADS_OUT).to_numpy(zero_copy_only=False)
     _refuse(leading_out, "has a file name that leads out of the folder of pictures, or none")
     owners = np.repeat(np.arange(len(batch)), counts)
     corners, limits = flat["boxes"].to_numpy().reshape(-1, 2, 2), sizes[owners]
-    inside = (corners[:, 0] >= 0) & ((corners[:, 1] <= limits)  # never so of nan
+    inside = (corners[:, 0] >= 0) & (corners[:, 0] <= corners[:, 1]) & (corners[:, 1] <= limits)  # never so of nan
     _refuse(~inside.all(axis=1), "has a box that is not x1 y1 x2 y2 within its width and height", owners)
     of_attributes = np.repeat(owners, flat["attributes"].value_lengths().to_numpy())
     for what, numbers, names, own in (
@@ -207,8 +208,8 @@ def _check(batch: pa.RecordBatch, labels: LabelMap) -> None:
         _refuse((numbers < 1) | (numbers > known), f"has {what} beyond the {known:,} of its label map", own)
 
 
-def _refuse(wrong: np.ndarray, what: str, owners: np.ndarray | None = None) -> None:
-    """Raises _WrongPicture for the first entry that is wrong; `owners` are the pictures of entries that are objects."""
+def _refuse(wrong: Any, what: str, owners: np.ndarray | None = None) -> None:
+    """Raises _PictureError for the first that is, of bool (n,); `owners` (n,): the pictures of n objects."""
     if wrong.any():
         first = int(wrong.argmax())
-        raise _WrongPicture(first if owners is None else int(owners[first]), what)
+        raise _PictureError(first if owners is None else int(owners[first]), what)
