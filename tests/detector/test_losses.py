@@ -16,6 +16,7 @@ from vinvl.detector.config import TrainingSettings
 from vinvl.detector.losses import (
     Objects,
     attribute_loss,
+    attribute_targets,
     detector_losses,
     joined,
     region_losses,
@@ -150,30 +151,59 @@ def test_what_regions_learn_is_what_the_published_code_recorded() -> None:
     logits, deltas = leaves["class_logits"][order], leaves["box_deltas"][order].unflatten(1, (-1, 4))
     losses = dict(zip(("loss_classifier", "loss_box_reg"), region_losses(logits, deltas, everything), strict=True))
     assert_losses_and_gradients("roi", losses, leaves)
-    # Attributes: the published code counts one that is named twice twice in the mean; ours, once.
-    positive = torch.tensor(order)[everything.positives]
-    assert torch.equal(positive.sort().values, RECORDED["attr.positive_mask"].nonzero().squeeze(1))
-    rows = positive.argsort()
-    assert torch.equal(everything.attributes[rows], RECORDED["attr.matched_attributes"])
-    predictor = AttributePredictor(
-        Architecture(
-            num_classes=6, num_attributes=9, class_embedding_size=4, attribute_hidden_size=5, first_stage_channels=1
-        )
-    )
-    predictor.fc_attr = torch.nn.Linear(14, 5)
-    predictor.load_state_dict(
-        {
-            name.removeprefix("attr.weight."): value
-            for name, value in RECORDED.items()
-            if name.startswith("attr.weight.")
-        }
-    )
-    vectors = RECORDED["attr.features"].mean(dim=(2, 3))[positive[rows]]
-    logits = predictor(vectors, everything.labels[everything.positives][rows])
+    order_of_positives = torch.tensor(order)[everything.positives]
+    assert torch.equal(order_of_positives.sort().values, RECORDED["attr.positive_mask"].nonzero().squeeze(1))
+    assert torch.equal(everything.attributes[order_of_positives.argsort()], RECORDED["attr.matched_attributes"])
+
+
+def recorded_attribute_head() -> AttributePredictor:
+    architecture = Architecture(num_classes=6, num_attributes=9, class_embedding_size=4, attribute_hidden_size=5)
+    predictor = AttributePredictor(replace(architecture, first_stage_channels=1))
+    predictor.fc_attr = torch.nn.Linear(10 + 4, 5)  # of the recording's ten channels, which are no multiple of eight
+    weights = {name: RECORDED[f"attr.weight.{name}"] for name in predictor.state_dict()}
+    predictor.load_state_dict(weights)
+    return predictor
+
+
+def recorded_logits() -> tuple[AttributePredictor, Tensor, Tensor]:
+    """The head, its logits (p, 9) of the recorded regions that show objects, and what it has before its last layer."""
+    predictor, positive, hidden = recorded_attribute_head(), RECORDED["attr.positive_mask"], list[Tensor]()
+    predictor.attr_score.register_forward_pre_hook(lambda _, given: hidden.append(given[0]))
+    labels = torch.cat([RECORDED[f"roi.image{image}.labels"] for image in (0, 1)])
+    logits = predictor(RECORDED["attr.features"].mean(dim=(2, 3))[positive], labels[positive])
+    return predictor, logits, hidden[0]
+
+
+def test_what_attributes_learn_as_published_is_what_the_published_code_recorded() -> None:
+    predictor, logits, hidden = recorded_logits()
+    torch.testing.assert_close(hidden, RECORDED["attr.hidden"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits, RECORDED["attr.logits"], rtol=1e-4, atol=1e-5)
-    leaf = RECORDED["attr.logits"].clone().requires_grad_()
-    loss = 0.5 * attribute_loss(leaf, RECORDED["attr.matched_attributes"])
-    assert_losses_and_gradients("attr_no_repeats", {"loss": loss}, {"logits": leaf})
+    targets = attribute_targets(RECORDED["attr.matched_attributes"], 9, "as_published")
+    leaves = {"logits": logits} | dict(predictor.named_parameters())
+    assert_losses_and_gradients("attr", {"loss": 0.5 * attribute_loss(logits, targets)}, leaves)
+    assert float(targets.sum(dim=1).min()) == 0 and targets.sum(dim=1).eq(0.5).any()  # of two that are one
+
+
+def test_attributes_that_count_once_are_those_recorded_without_repeats() -> None:
+    _, logits, _ = recorded_logits()
+    targets = attribute_targets(RECORDED["attr.matched_attributes"], 9, TrainingSettings().repeated_attributes)
+    loss = 0.5 * attribute_loss(logits, targets)
+    assert_losses_and_gradients("attr_no_repeats", {"loss": loss}, {"logits": logits})
+
+
+def test_the_cross_entropy_of_attributes_is_the_softmax_recorded() -> None:
+    """Beside it lies what a branch of sigmoids would give, which nothing of the published code comes to: a record."""
+    logits, targets = RECORDED["attr_ce.logits"], RECORDED["attr_ce.soft_targets"]
+    torch.testing.assert_close(attribute_loss(logits, targets), RECORDED["attr_ce.softmax"], rtol=1e-5, atol=0)
+    assert abs(float(RECORDED["attr_ce.softmax"] - RECORDED["attr_ce.sigmoid_unused"])) > 0.5
+
+
+def test_the_sample_has_as_many_as_recorded() -> None:
+    for case in golden.facts("detector_training/sampler")["sampler_counts"]:
+        kinds = [case[kind] for kind in ("positives", "negatives", "ignored")]
+        positive, negative = (torch.arange(3).repeat_interleave(torch.tensor(kinds)) == kind for kind in (0, 1))
+        drawn = sample(positive, negative, case["batch_size_per_image"], case["positive_fraction"], generator(0))
+        assert [len(part) for part in drawn] == [case["sampled_positives"], case["sampled_negatives"]]
 
 
 @settings(max_examples=40, deadline=None)
@@ -250,7 +280,9 @@ def test_attributes_named_twice_count_once_and_none_counts_for_nothing() -> None
     attributes = torch.tensor([[2, 2, 4], [0, 0, 0], [3, 0, 0]])
     chance = logits.softmax(dim=1).log()
     wanted = -(chance[0, 2] + chance[0, 4]) / 2 - chance[2, 3]
-    torch.testing.assert_close(attribute_loss(logits, attributes), wanted / 3)
+    torch.testing.assert_close(attribute_loss(logits, attribute_targets(attributes, 5, "once")), wanted / 3)
+    halves = attribute_targets(attributes, 5, "as_published")[0].tolist()
+    assert halves == pytest.approx([0, 0, 1 / 3, 0, 1 / 3])
 
 
 def tiny_detector() -> Detector:

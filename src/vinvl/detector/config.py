@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
@@ -17,6 +17,7 @@ Count = Annotated[int, Meta(ge=1, le=LARGEST)]
 Number = Annotated[float, Meta(ge=0, le=LARGEST)]
 Ratio = Annotated[float, Meta(gt=0, le=LARGEST)]
 Share = Annotated[float, Meta(gt=0, le=1)]
+ONCE: Final = "once"
 
 
 def refuse_falling(settings: Any, prefix: str, *pairs: tuple[str, str]) -> None:
@@ -41,6 +42,9 @@ class TrainingSettings:
         foreground_iou: a region that overlaps an object at least so much is it, any other is background.
         region_samples, region_positive_fraction: regions of an image that are learnt from; see above.
         attribute_loss_weight: of the attributes' loss in the sum of all; those of the others are 1.
+        repeated_attributes: of an attribute that an object lists twice: "once" counts it once, so that the targets of
+            an object sum to 1; "as_published" divides by the length of the list, as the published code does, so that
+            they sum to less, and a slip of who annotated weakens the object.
     """
 
     rpn_foreground_iou: Share = 0.7
@@ -54,6 +58,7 @@ class TrainingSettings:
     region_samples: Count = 512
     region_positive_fraction: Share = 0.25
     attribute_loss_weight: Number = 0.5
+    repeated_attributes: Literal["once", "as_published"] = ONCE
 
     def __post_init__(self) -> None:
         check_fields(self, "training ")

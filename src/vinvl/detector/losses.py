@@ -17,7 +17,7 @@ from vinvl.detector.boxes import (
     match,
     sample,
 )
-from vinvl.detector.config import TrainingSettings
+from vinvl.detector.config import ONCE, TrainingSettings
 from vinvl.detector.detector import Detector, ImageSize
 
 BOX_BETA, REGION_BOX_BETA = 1 / 9, 1.0  # where the published box losses turn from a square into a line
@@ -121,18 +121,27 @@ def region_losses(logits: Tensor, deltas: Tensor, regions: SampledRegions) -> tu
     return classes / max(1, len(regions.labels)), boxes / max(1, len(regions.labels))
 
 
-def attribute_loss(logits: Tensor, attributes: Tensor) -> Tensor:
-    """Softmax cross entropy against the attributes of each region, all equally likely; the mean over p regions.
-
-    As published, a region without attributes adds nothing, but counts in the mean; "no attribute" is never a target.
+def attribute_targets(attributes: Tensor, number: int, repeated: str) -> Tensor:
+    """What the attributes' softmax is to say of each region, float32 (p, number): its attributes, all equally likely.
 
     Args:
-        logits: (p, A), "no attribute" first.
-        attributes: (p, K) int64, 0 for none; one that is named twice counts once.
+        attributes: (p, K) int64, 0 for none, which is never a target.
+        repeated: of an attribute that an object lists twice; see `TrainingSettings.repeated_attributes`.
     """
-    targets = torch.zeros_like(logits, dtype=torch.float32).scatter_(1, attributes, 1.0)
-    targets[:, 0] = 0
-    targets = targets / targets.sum(dim=1, keepdim=True).clamp(min=1)
+    named = torch.zeros(len(attributes), number, device=attributes.device).scatter_(1, attributes, 1.0)
+    named[:, 0] = 0
+    counts = named.sum(dim=1) if repeated == ONCE else (attributes > 0).sum(dim=1)
+    return named / counts.clamp(min=1)[:, None]
+
+
+def attribute_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Softmax cross entropy against `attribute_targets`; the mean over p regions.
+
+    As published, a region without attributes adds nothing, but counts in the mean.
+
+    Args:
+        logits, targets: (p, A), "no attribute" first.
+    """
     return -(targets * logits.log_softmax(dim=1)).sum() / max(1, len(logits))
 
 
@@ -169,5 +178,6 @@ def detector_losses(
     with full_precision(vectors):
         classes, box = region_losses(predictor.class_logits(vectors), predictor.box_deltas(vectors), regions)
         described = detector.attribute.predictor(vectors[found], regions.labels[found])
-        attributes = settings.attribute_loss_weight * attribute_loss(described, regions.attributes)
+        wanted = attribute_targets(regions.attributes, described.shape[1], settings.repeated_attributes)
+        attributes = settings.attribute_loss_weight * attribute_loss(described, wanted)
     return {"objectness": objectness, "rpn_box": rpn_box, "classes": classes, "box": box, "attributes": attributes}
