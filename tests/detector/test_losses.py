@@ -11,7 +11,18 @@ from torch import Tensor
 from tests import golden
 from tests.detector.samples import SMALL, recorded
 from vinvl.detector import Architecture, Detector
-from vinvl.detector.boxes import BACKGROUND, BOX_HEAD_WEIGHTS, NEITHER, RPN_WEIGHTS, encode, inside, iou, match, sample
+from vinvl.detector.boxes import (
+    BACKGROUND,
+    BOX_HEAD_WEIGHTS,
+    NEITHER,
+    RPN_WEIGHTS,
+    clip,
+    encode,
+    inside,
+    iou,
+    match,
+    sample,
+)
 from vinvl.detector.config import TrainingSettings
 from vinvl.detector.losses import (
     Objects,
@@ -135,7 +146,8 @@ def test_what_regions_learn_is_what_the_published_code_recorded() -> None:
     regions, order = [], []
     for image in (0, 1):
         prefix, objects = f"roi.image{image}", recorded_objects(f"roi.image{image}")
-        proposals = RECORDED[f"{prefix}.proposals"]
+        proposals, size = RECORDED[f"{prefix}.proposals"], RECORDED[f"{prefix}.size_wh"].flip(0).tolist()
+        assert torch.equal(clip(proposals, size), proposals)
         found = sample_regions(proposals[len(objects.labels) :], objects, EVERYTHING, generator(0))
         places = [proposals.tolist().index(box) for box in found.boxes.tolist()]
         assert sorted(places) == list(range(len(proposals)))
