@@ -182,6 +182,7 @@ HOSTILE = [
     '{"idx_to_label": {"1": "\\ud800"}}', '{"label_to_idx": {"cat": 1, "dog": 1}}',
     '{"label_to_idx": {"cat": 1}, "attribute_to_idx": {"red": 3}}',
     '{"label_to_idx": {"cat": 1}, "idx_to_label": {"1": "dog"}}',
+    '{"cat": 1, "dog": 3}', '{"cat": 1, "dog": 1}', '{"cat": -1}', '{"cat": 1, "cat": 2}', '{"\\ud800": 1}',
 ]  # fmt: skip
 
 

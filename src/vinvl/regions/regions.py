@@ -64,9 +64,12 @@ class LabelMap:
 
         `source` names the origin of the text in messages. Of `idx_to_label` and `label_to_idx` one may be missing, and
         of two they must agree; the attribute keys may both be missing. Instead there may be COCO's `categories` of id
-        and name; ids between them that have none are classes without a name. Raises UserError for all else.
+        and name; ids between them that have none are classes without a name; or names with their indices and nothing
+        else, as the published `vgcocooiobjects_v1_class2ind.json`. Raises UserError for all else.
         """
         remedy = "give the detector's label-map file"
+        if (indices := flat_map(text, source)) is not None:
+            return cls(_names(indices, {}, BACKGROUND, f"{source}: class"), ())
         found = decoded(text.encode("utf-8", "surrogatepass"), _LABEL_FILE, source, remedy=remedy)
         if found.categories:
             names: dict[int, str] = {}
@@ -87,7 +90,8 @@ class LabelMap:
         """Names from JSON, as `from_json`, or from a list of a name a line, which leaves the background out.
 
         Of a line with several names, separated by commas, the first counts, as bottom-up-attention's demo reads its
-        `objects_vocab.txt`; the `attributes_vocab.txt` beside it is read too. Raises UserError for anything else.
+        `objects_vocab.txt`; the `attributes_vocab.txt` beside it is read too. Of a TSV (`train.labelmap.tsv`) the first
+        column counts. Raises UserError for anything else.
         """
         text = _text_of(path)
         if text.lstrip()[:1] in ("{", "[", ""):
@@ -116,7 +120,8 @@ def _text_of(path: str | Path) -> str:
 
 
 def _names_of_lines(text: str, path: str | Path) -> tuple[str, ...]:
-    names = tuple(line.split(",")[0].strip() for line in text.rstrip().splitlines())
+    mark = "\t" if Path(path).suffix == ".tsv" else ","
+    names = tuple(line.split(mark)[0].strip() for line in text.rstrip().splitlines())
     if "" in names or max(map(len, names)) > LONGEST_NAME or len(names) > MOST_NAMES:
         place = f"line {names.index('') + 1} names none" if "" in names else "it is something else"
         raise UserError(f"{path} is no list of a name a line ({place}): give a label-map file.")
@@ -124,6 +129,22 @@ def _names_of_lines(text: str, path: str | Path) -> tuple[str, ...]:
 
 
 NO_NAMES = LabelMap()
+
+
+def flat_map(text: str, source: str) -> dict[str, int] | None:
+    """Names with their indices, where JSON is an object of these alone, None where it is something else.
+
+    Raises UserError if a name is there twice with two indices, or an index is out of range.
+    """
+    try:
+        indices = msgspec.json.decode(text.encode("utf-8", "surrogatepass"), type=dict[str, int])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    for name, index in json.loads(text, object_pairs_hook=list):
+        if indices[name] != index or not 0 <= index <= MOST_NAMES:
+            what = f"with the indices {index} and {indices[name]}" if indices[name] != index else f"as {index}"
+            raise UserError(f"{source} has {shown(name)} {what}: give every name one index, from 1 on.")
+    return indices or None
 
 
 def first_indices(names: Sequence[str]) -> dict[str, int]:
