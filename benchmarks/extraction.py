@@ -105,13 +105,13 @@ def one_batch(
     c4, sizes = watch("backbone", backbone)
     proposals = watch("RPN, its NMS", lambda: detector.propose(c4, sizes))
     maps, vectors = watch("RoIAlign, C5 head", regions)
-    selections, boxes = watch("classes, NMS", lambda: detector.classify(vectors, proposals, sizes))
+    selections = watch("classes, NMS", lambda: detector.classify(vectors, proposals, sizes))
     of_images = zip(vectors.split([len(one) for one in proposals]), selections, strict=True)
     chosen = [of_image[kept.proposals] for of_image, kept in of_images]
-    attributes = watch("attributes", lambda: detector.describe(maps, chosen, selections, boxes))
+    attributes = watch("attributes", lambda: detector.describe(maps, chosen, selections))
     found = [
         DetectedRegions(
-            boxes[i], boxes[i], selections[i].labels, selections[i].scores, chosen[i],
+            selections[i].boxes, selections[i].boxes, selections[i].labels, selections[i].scores, chosen[i],
             attributes[i][0], attributes[i][1], original_sizes[i],
         )
         for i in range(len(paths))

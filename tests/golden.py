@@ -45,6 +45,7 @@ NOT_COMPARED = {
             "meta.mode",
             "image",
             "*float64_agrees",
+            "*.fp64_agrees",
             "*requires_grad",
             "fp64_selection_agrees",
         )

@@ -121,10 +121,13 @@ class DetectorConfig:
         rpn_candidates, rpn_proposals: boxes of an image before and after the RPN's NMS at IoU `rpn_nms_threshold`.
         boxes: "regressed" refines a proposal for its class; "proposals" leaves it (the published
             IGNORE_BOX_REGRESSION). Features are the proposal's in both.
-        nms_filter: the published NMS_FILTER; 1: NMS within each class at `class_nms_threshold`, then a proposal's best
-            class that survived; 2: one NMS at `agnostic_nms_threshold` over the best class of each proposal, only with
-            boxes="proposals".
+        nms_filter: the published NMS_FILTER; 0: NMS within each class at `agnostic_nms_threshold` (the published
+            ROI_HEADS.NMS) and all classes that survived, so that a box may come several times; 1: NMS within each class
+            at `class_nms_threshold`, then a proposal's best class that survived; 2: one NMS at
+            `agnostic_nms_threshold` over the best class of each proposal, only with boxes="proposals".
         score_threshold, min_boxes, max_boxes: all boxes with at least this score, but not fewer or more than these.
+            With nms_filter=0 all above it, which is halved at most ten times where they are fewer, and more where
+            several score as the last one.
         attribute_threshold, attributes_per_box: attributes above this probability, of them at most this many.
         boxes_per_pass: regions that the C5 head takes at once; bounds memory and does not change the result.
     """
@@ -137,7 +140,7 @@ class DetectorConfig:
     rpn_proposals: Count = 300
     rpn_nms_threshold: Number = 0.7
     boxes: Literal["regressed", "proposals"] = "regressed"
-    nms_filter: Literal[1, 2] = 1
+    nms_filter: Literal[0, 1, 2] = 1
     class_nms_threshold: Number = 0.3
     agnostic_nms_threshold: Number = 0.5
     score_threshold: Number = 0.2
