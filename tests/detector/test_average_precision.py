@@ -43,6 +43,7 @@ def random_picture(rng: np.random.Generator, objects: int, found: int) -> Pictur
         rng.integers(1, NUM_CLASSES, size=found),
         rng.integers(1, 9, size=found) / 8,
         NONE[:found],
+        NONE[:found].astype(np.float64),
     )
     return said, true
 
@@ -104,7 +105,7 @@ def test_of_two_objects_overlapped_alike_the_last_is_taken(order: list[int], map
     boxes = np.array([[0, 0, 10, 10], [4, 0, 14, 10.0]])[order]
     true = TrueBoxes(boxes, np.ones(2, dtype=np.int64), np.zeros(2, dtype=bool), NONE[:2])
     between = np.array([[2, 0, 12, 10], [0, 0, 10, 10.0]])
-    found = FoundBoxes(between, np.ones(2, dtype=np.int64), np.array([0.9, 0.5]), NONE[:2])
+    found = FoundBoxes(between, np.ones(2, dtype=np.int64), np.array([0.9, 0.5]), NONE[:2], NONE[:2])
     assert float(computed([(found, true)])["map_50"]) == pytest.approx(cocos_figures([(found, true)])[1][1])
     assert float(computed([(found, true)])["map_50"]) == pytest.approx(map_50, abs=0.01)
 

@@ -22,6 +22,7 @@ class FoundBoxes:
     labels: np.ndarray  # (n,) int64
     scores: np.ndarray  # (n,) float64
     attributes: np.ndarray  # (n, J) int64, the most likely first; entries below 1 name none
+    attribute_scores: np.ndarray  # (n, J) float64
 
 
 @dataclass(frozen=True)

@@ -290,4 +290,5 @@ def found_boxes(regions: DetectedRegions) -> FoundBoxes:
         labels=regions.labels.cpu().numpy(),
         scores=regions.scores.double().cpu().numpy(),
         attributes=torch.where(regions.attribute_scores > 0, regions.attribute_labels, 0).cpu().numpy(),
+        attribute_scores=regions.attribute_scores.double().cpu().numpy(),
     )
