@@ -35,6 +35,7 @@ from tests.regions.formats.samples import (
     uniter_fields,
     vinvl_info,
     write_lines,
+    write_npy_folder,
     write_records,
     write_uniter_lmdb,
     write_uniter_npz,
@@ -118,6 +119,27 @@ def test_geometry_that_is_none(tmp_path: Path) -> None:
     store = run(folder, tmp_path / "out.h5")
     np.testing.assert_allclose(store["107"].boxes, ONE.boxes, atol=0.4)
     np.testing.assert_array_equal(store["107"].features, ONE.features.astype(np.float16))
+
+
+def test_a_number_of_boxes_that_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MMF's FRCNN script writes that, and not how many there are; where the rest is not of one length, who knows."""
+    folder = write_npy_folder(tmp_path / "in", IMAGES)
+    infos = {i.image_id: np.load(folder / f"{i.image_id}_info.npy", allow_pickle=True).item() for i in IMAGES}
+
+    def save(name: str, **change: Any) -> None:
+        content: Any = {**infos[name], "num_boxes": 100, **change}
+        np.save(folder / f"{name}_info.npy", content)
+
+    for name in infos:
+        save(name)
+    store = run(folder, tmp_path / "out.h5")
+    for image in IMAGES:
+        np.testing.assert_array_equal(store[image.image_id].features, image.features.astype(np.float16))
+    (tmp_path / "out.h5").unlink()
+    assert capsys.readouterr().out.count("num_boxes is beyond the boxes") == 1
+    for change in ({"bbox": ONE.boxes[:2]}, {"objects": ONE.classes[:2]}, {"num_boxes": 3.5}, {"image_width": None}):
+        save("107", **change)
+        assert "107.npy: " in refused(folder, tmp_path)
 
 
 # UNITER.

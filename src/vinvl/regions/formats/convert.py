@@ -195,7 +195,7 @@ def _write(
 ) -> tuple[int, int]:
     """(images, regions) that were added to a store of D = `dim` and K = `num_attributes`."""
     added = regions = 0
-    for number, (place, image, position) in enumerate(found, start=1):
+    for number, (place, image, position, note) in enumerate(found, start=1):
         if not journal.take(number, position) or image is None:
             continue
         if isinstance(image, UserError):
@@ -216,6 +216,7 @@ def _write(
                 raise
             journal.leave_out(UserError(f"{place}: {str(error).removeprefix(f'{writer.path}: ')}"))
             continue
+        journal.tell(note)
         added += 1
         regions += len(image)
         show(position / 1e6, f", {added:,} images")

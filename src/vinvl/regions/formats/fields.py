@@ -1,6 +1,7 @@
 """Named arrays of one image, as programs save them in npy, npz, LMDB, HDF5 and TSV files → its regions.
 
 features (R, 2048), bbox, objects, cls_prob    MMF, tools/scripts/features/extract_features_vmb.py
+… with num_boxes beyond R                      MMF, frcnn/extract_features_frcnn.py: the most that it was asked for
 features (R, 2054), bbox (R, 6) shares, labels MMF, extract_features_vinvl.py: the geometry is behind each feature, and
                                                AttrRCNN's labels count the background as 0
 x (2048, R), bbox, num_bbox, image_h           MILVLG/openvqa and MCAN; (R, 2048) MILVLG/bottom-up-attention.pytorch
@@ -52,6 +53,9 @@ FIELDS = {
 }
 KNOWN = {name for names in FIELDS.values() for name in names} | {"info"}
 Arrays = dict[str, Any]
+OTHER_COUNT = (
+    "num_boxes is beyond the boxes, as MMF's FRCNN script writes how many it was asked for: these were counted"
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ class FieldReader:
         """`size` is the number of bytes that were read."""
         try:
             with at(place):
-                return Found(place, self.regions(image_id, fields), size)
+                note = OTHER_COUNT if (asked_for := _counts_what_was_asked_for(fields)) else ""
+                given = {**fields, "num_boxes": None} if asked_for else fields
+                return Found(place, self.regions(image_id, given), size, note)
         except UserError as error:
             return Found(place, error, size)
 
@@ -147,6 +153,15 @@ class FieldReader:
             "attributes": attributes,
             "attribute_scores": attribute_scores,
         }
+
+
+def _counts_what_was_asked_for(fields: Mapping[str, Any]) -> bool:
+    """Whether the number of boxes in a file of MMF's is beyond the rows of boxes, features and objects alike."""
+    count, arrays = fields.get("num_boxes"), [fields.get(name) for name in ("bbox", "features", "objects")]
+    if type(count) is not int or not {"image_width", "image_height"} <= fields.keys():
+        return False
+    lengths = {len(array) if isinstance(array, np.ndarray) and array.ndim else count for array in arrays}
+    return len(lengths) == 1 and count > lengths.pop()
 
 
 def _by_meaning(fields: Mapping[str, Any]) -> Arrays:

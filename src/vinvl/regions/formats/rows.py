@@ -37,6 +37,7 @@ class Found(NamedTuple):
     place: str  # in the files
     regions: Regions | UserError | None
     position: int  # bytes of input that are read by now
+    note: str = ""  # what is odd about it, to be told once of all
 
 
 class Done(NamedTuple):
@@ -59,9 +60,9 @@ def images_of_items(
     yield from (Found("", None, position) for _ in items[: done.images])
     batches = (items[start : start + at_once] for start in range(done.images, len(items), at_once))
     for batch in in_order(partial(_read_all, read), batches, workers):
-        for place, regions, size in batch:
-            position += size
-            yield Found(place, regions, position)
+        for one in batch:
+            position += one.position
+            yield one._replace(position=position)
 
 
 def _read_all(read: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
@@ -134,6 +135,11 @@ class Journal:
         """Leaves out what was taken last. Raises the reason unless what is damaged is skipped."""
         self.add(reason)
         self._now.left_out.append((self._now.images, self._now.position, str(reason)[:LONGEST_REASON]))
+
+    def tell(self, note: str) -> None:
+        """Has something told at the end, once."""
+        if note and note not in self.notes:
+            self.notes.append(note)
 
     def add(self, reason: UserError) -> None:
         """Leaves out what is no image of the source. Raises the reason unless what is damaged is skipped."""
