@@ -27,34 +27,44 @@ def indices(batch: list[Draw]) -> list[int]:
 
 
 def sampler(
-    size: int, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1
+    size: int, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1, kinds: int = 0
 ) -> LengthBucketBatchSampler:
-    return LengthBucketBatchSampler(lengths_of(size), batch_size, seed=seed, rank=rank, world_size=world_size)
+    """Of examples of so many kinds that are kept apart; with none, of those of many lengths."""
+    lengths = lengths_of(size) % kinds if kinds else lengths_of(size)
+    ranks = {"rank": rank, "world_size": world_size}
+    return LengthBucketBatchSampler(lengths, batch_size, seed=seed, apart=kinds > 0, **ranks)
 
 
-@given(sizes, batch_sizes, worlds)
+@given(sizes, batch_sizes, worlds, st.integers(0, 3))
 @settings(deadline=None)
-def test_an_epoch_sees_every_example_and_repeats_only_to_even_out_ranks(size: int, batch_size: int, world: int) -> None:
-    ranks = [list(sampler(size, batch_size, rank=rank, world_size=world)) for rank in range(world)]
-    assert len({len(batches) for batches in ranks}) == 1 == len({len(sampler(size, batch_size, world_size=world))})
+def test_an_epoch_sees_every_example_and_repeats_only_to_even_out_ranks(
+    size: int, batch_size: int, world: int, kinds: int
+) -> None:
+    samplers = [sampler(size, batch_size, rank=rank, world_size=world, kinds=kinds) for rank in range(world)]
+    ranks = [list(one) for one in samplers]
+    assert {len(batches) for batches in ranks} == {len(one) for one in samplers} and len(set(map(len, ranks))) == 1
+    if kinds:
+        assert all(len(set(samplers[0].lengths[indices(batch)])) == 1 for batches in ranks for batch in batches)
+        full = sum(len(batch) == batch_size for batches in ranks for batch in batches)
+        assert full >= size // batch_size - kinds + 1, "only the last batch of a kind is smaller"
     seen = Counter(draw.index for batches in ranks for batch in batches for draw in batch)
     assert set(seen) == set(range(size))
     assert sum(seen.values()) - size <= (world - 1) * batch_size
 
 
-@given(sizes, batch_sizes, worlds, st.data())
+@given(sizes, batch_sizes, worlds, st.integers(0, 2), st.data())
 @settings(deadline=None)
 def test_resuming_at_any_batch_goes_on_with_the_next_unseen_one(
-    size: int, batch_size: int, world: int, data: st.DataObject
+    size: int, batch_size: int, world: int, kinds: int, data: st.DataObject
 ) -> None:
     rank = data.draw(st.integers(0, world - 1))
-    whole = sampler(size, batch_size, rank=rank, world_size=world)
+    whole = sampler(size, batch_size, rank=rank, world_size=world, kinds=kinds)
     three_epochs = []
     for epoch in range(3):
         whole.position = epoch * len(whole)
         three_epochs += list(whole)
     position = data.draw(st.integers(0, 2 * len(whole)))
-    resumed = sampler(size, batch_size, rank=rank, world_size=world)
+    resumed = sampler(size, batch_size, rank=rank, world_size=world, kinds=kinds)
     resumed.position = position
     assert list(resumed) == three_epochs[position : position + len(whole)]
 
@@ -72,8 +82,8 @@ def test_the_same_batches_every_epoch_where_a_run_is_to_overfit(asked: float, co
     one = sampler(size=50, batch_size=7)
     assert len(one) == 8
     trainer: Any = SimpleNamespace(overfit_batches=asked)
+    expected = [indices(batch) for batch in one][:count]
     one.repeated = repeated_batches(trainer, len(one))
-    expected = [batch.tolist() for batch in one.epoch_batches(0)[:count]]
     first = [[draw.index for draw in batch] for batch in islice(one, len(expected))]
     for one.position in (count * 3, count * 3 + 1):
         again = list(islice(one, len(expected)))

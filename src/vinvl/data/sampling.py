@@ -40,6 +40,7 @@ class LengthBucketBatchSampler(Sampler[list[Draw]]):
     Each epoch the examples are shuffled, cut into pools of `POOL_BATCHES` batches per rank, sorted by length within a
     pool, cut into batches, and the batches shuffled in groups of `world_size`, so that ranks work on batches of like
     cost at the same time. Where the batches do not divide among the ranks, the epoch's first ones are repeated.
+    Where examples of few lengths are kept `apart`, all of an epoch are one pool, and no batch has two lengths.
 
     One pass yields `len(self)` batches from `position` on, across the end of an epoch if need be: a pass is what
     Lightning calls an epoch, also where `limit_train_batches` cuts it short.
@@ -59,44 +60,49 @@ class LengthBucketBatchSampler(Sampler[list[Draw]]):
         rank: int = 0,
         world_size: int = 1,
         repeated: int | None = None,
+        apart: bool = False,
     ) -> None:
-        """`lengths` (N,): cost of each example (tokens and regions)."""
+        """`lengths` (N,): cost of each example (tokens and regions), or of what kind it is, to be kept apart."""
         self.lengths = np.asarray(lengths)
+        self.apart = apart
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.position = 0
         self.repeated = repeated
+        counts = np.unique(self.lengths, return_counts=True)[1] if apart else np.array([len(self.lengths)])
+        ends = np.cumsum(counts)
+        parts = [np.arange(end - count, end, batch_size) for end, count in zip(ends, counts, strict=True)]
+        self.starts = np.concatenate(parts)  # (batches of all ranks,) where each begins in the order of an epoch
+        self.ends = np.append(self.starts[1:], ends[-1])
 
     def __len__(self) -> int:
-        batches = -(-len(self.lengths) // self.batch_size)
-        return -(-batches // self.world_size)
+        return -(-len(self.starts) // self.world_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         length = len(self)
-        planned_epoch, plan = -1, []
+        planned_epoch = -1
         for position in range(self.position, self.position + length):
             epoch, index = divmod(position, length) if self.repeated is None else (0, position % self.repeated)
             if epoch != planned_epoch:
-                planned_epoch, plan = epoch, self.epoch_batches(epoch)
-            yield [Draw(epoch, item) for item in plan[index].tolist()]
+                planned_epoch, (order, mine) = epoch, self.plan(epoch)
+            batch = order[self.starts[mine[index]] : self.ends[mine[index]]]
+            yield [Draw(epoch, item) for item in batch.tolist()]
 
-    def epoch_batches(self, epoch: int) -> list[np.ndarray]:
-        """This rank's batches of one epoch, each an array of example indices."""
+    def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order (N,) of examples in an epoch, and (len,) which of its batches are this rank's, in turn."""
         generator = np.random.default_rng((self.seed, epoch))
         # In place and in four bytes where they suffice: a corpus has millions of examples, and each rank does this.
         order = np.arange(len(self.lengths), dtype=np.int32 if len(self.lengths) < 2**31 else np.int64)
         generator.shuffle(order)
-        pool_size = POOL_BATCHES * self.batch_size * self.world_size
+        pool_size = len(order) if self.apart else POOL_BATCHES * self.batch_size * self.world_size
         for start in range(0, len(order), pool_size):
             pool = order[start : start + pool_size]
             # A stable sort keeps the shuffled order among equal lengths.
             pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]
-        count = -(-len(order) // self.batch_size)
         groups = generator.permutation(len(self))
-        mine = ((group * self.world_size + self.rank) % count * self.batch_size for group in groups.tolist())
-        return [order[start : start + self.batch_size] for start in mine]
+        return order, (groups * self.world_size + self.rank) % len(self.starts)
 
 
 class EvaluationBatchSampler(Sampler[list[Draw]]):
@@ -166,12 +172,17 @@ class BatchLoader(DataLoader[Any]):
             )
 
 
-def training_loader(data: Any, dataset: Any, finish: Callable[[Any], Any] | None = None) -> BatchLoader:
-    """Shuffled batches of this rank, from where the trainer's task is; datasets have `lengths` and `collate`."""
+def training_loader(
+    data: Any, dataset: Any, finish: Callable[[Any], Any] | None = None, *, apart: bool = False
+) -> BatchLoader:
+    """Shuffled batches of this rank, from where the trainer's task is; datasets have `lengths` and `collate`.
+
+    `apart`: as `LengthBucketBatchSampler` has it.
+    """
     trainer = data.trainer
     rank, world_size = rank_and_world_size(trainer)
     batches = LengthBucketBatchSampler(
-        dataset.lengths(), data.batch_size, seed=data.seed, rank=rank, world_size=world_size
+        dataset.lengths(), data.batch_size, seed=data.seed, rank=rank, world_size=world_size, apart=apart
     )
     batches.position = getattr(None if trainer is None else trainer.lightning_module, "batches_seen", 0)
     batches.repeated = repeated_batches(trainer, len(batches))
