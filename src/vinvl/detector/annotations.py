@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pyarrow import ipc
 
 from vinvl.data.table import ABOUT, DIGEST, Column, about_of, as_lists, batch_digest
-from vinvl.detector.instances import PICTURES, PictureRecords
+from vinvl.detector.records import SCHEMA, PictureRecords
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, reading
@@ -27,19 +27,6 @@ from vinvl.run.values import checked_id, checked_text, shown
 
 SUFFIX = ".arrow"
 FORMAT, VERSION = "vinvl annotations", 1
-SCHEMA = pa.schema(
-    {
-        "image_id": pa.string(),
-        "file_name": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "boxes": pa.list_(pa.float32()),
-        "labels": pa.list_(pa.int32()),
-        "crowd": pa.list_(pa.bool_()),
-        "attributes": pa.list_(pa.list_(pa.int32())),
-    }
-)
-"""Of a picture; of its m objects there are lists of 4·m, m, m and m entries."""
 BATCH = 4096  # pictures
 LEADS_OUT = r"(^|/)\.\.(/|$)|^/|\x00|^$"  # of the folder of pictures
 REMEDY = "make it anew with python -m vinvl.convert annotations=…"
@@ -129,7 +116,7 @@ def open_annotations(path: Path) -> tuple[PictureRecords, LabelMap]:
     table = pa.Table.from_batches(batches, SCHEMA)
     if not len(table):
         raise UserError(f"{path} holds no pictures; {REMEDY}.")
-    return PictureRecords(table, PICTURES, str(path)), labels
+    return PictureRecords.of(table, str(path)), labels
 
 
 class _PictureError(ValueError):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -20,7 +17,7 @@ from msgspec.json import Decoder
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.table import TEXT, Column, Form, RecordTable, as_lists
-from vinvl.detector.average_precision import TrueBoxes
+from vinvl.detector.records import PictureFiles, PictureRecords, find_files
 from vinvl.pictures import ReadingOptions, picture_size
 from vinvl.regions.regions import BACKGROUND, NO_ATTRIBUTE, LabelMap
 from vinvl.run.errors import UserError
@@ -33,7 +30,7 @@ PICTURES = Form(
     columns={"image_id": TEXT, "file_name": TEXT, "width": pa.int32(), "height": pa.int32()},
     remedy="give every image an id of its own",
 )
-"""Of each picture; its m objects are in list columns, see `vinvl.detector.annotations.SCHEMA`."""
+"""Of each image; its objects come to it as further columns, see `vinvl.detector.records.SCHEMA`."""
 
 OF_VIDEOS, UNSAID = ("keyframe", "outside", "track_id"), ("", "false", "__undefined__")  # in what CVAT writes
 Side = Annotated[float, Meta(gt=-1e9, lt=1e9)]
@@ -113,42 +110,12 @@ class InstanceOptions:
         check_fields(self, "data.")
 
 
-@dataclass(frozen=True, eq=False)
-class PictureRecords(RecordTable):
-    """N pictures of a `folder` with M annotated objects in all; `source` is the annotation file, for messages."""
-
-    source: str = ""
-    folder: Path = Path()
-
-    def path(self, index: int) -> Path:
-        """Where a picture lies."""
-        return self.folder / self["file_name"][index]
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        """(N, 2) int32 width, height."""
-        return np.stack([self[side].numpy() for side in ("width", "height")], axis=1)
-
-    def objects(self, index: int | None = None) -> TrueBoxes:
-        """The objects of a picture, or those of all, then without their attributes."""
-        table = self.table if index is None else self.table.slice(index, 1)
-        boxes, labels, crowd = (Column(table[name]).flat().numpy() for name in ("boxes", "labels", "crowd"))
-        named = [] if index is None else self["attributes"][index]
-        attributes = np.zeros((len(labels), max(map(len, named), default=0)), dtype=np.int64)
-        for row, numbers in zip(attributes, named, strict=index is not None):
-            row[: len(numbers)] = numbers
-        return TrueBoxes(boxes.reshape(-1, 4).astype(np.float64), labels.astype(np.int64), crowd, attributes)
-
-    def counts(self) -> np.ndarray:
-        """(N,) int64: the objects of each picture; a crowd is none."""
-        owners = np.repeat(np.arange(len(self)), np.diff(self["labels"].starts()))
-        return np.bincount(owners[~self.objects().crowd], minlength=len(self))
-
-
 def read_instances(
-    annotations: str | Path, pictures: str | Path, labels: LabelMap | None, options: InstanceOptions
+    annotations: str | Path, pictures: str | Path, options: InstanceOptions
 ) -> tuple[PictureRecords, LabelMap]:
     """The annotated pictures of a COCO instances file, and what their classes and attributes stand for.
+
+    Classes are in the order of the file's ids, and so are attributes, or, if it lists none, in that of the alphabet.
 
     The file is an object with `images` (id, file_name, and width and height where known), `categories` (id, name),
     `annotations` (image_id, category_id, bbox as x, y, width, height, optionally iscrowd and `attributes`,
@@ -157,10 +124,8 @@ def read_instances(
 
     Args:
         annotations: the file.
-        pictures: the folder that file names start from.
-        labels: which index a name has; None: in the order of the file's ids, or, of attributes that it does not list,
-            of the alphabet.
-        options: what becomes of bad records.
+        pictures: the folder that file names start from, or a container of pictures.
+        options: what becomes of bad boxes, and how pictures are read whose size the file does not say.
 
     Raises:
         UserError: names the record that cannot be used, and what to do.
@@ -171,16 +136,15 @@ def read_instances(
         classes = _names_by_id(content.categories, f"{path} category")
         listed = None if content.attributes is None else _names_by_id(content.attributes, f"{path} attribute")
         images = RecordTable.of(PICTURES, _image_rows(content.images, path, folder), path)
-        present = _present_files(images["file_name"], folder)
-        records = _sized(PictureRecords(images.table, PICTURES, str(path), folder), present, options.reading)
+        files = find_files(images["file_name"], images["image_id"], folder)
+        records = _sized(images.table, files, str(path), options.reading)
         found = _Objects.read(content.annotations, records, classes)
-        if labels is None:
-            given = sorted({name for name in chain.from_iterable(found.named) if isinstance(name, str)})
-            attributes = given if listed is None else [listed[number] for number in sorted(listed)]
-            names = [classes[number] for number in sorted(classes)]
-            labels = LabelMap((BACKGROUND, *names), (NO_ATTRIBUTE, *attributes))
-        records = _with_objects(records, found, classes, listed, labels, options.bad_boxes)
-    return _without_missing(records, present, options), labels
+        attributes = sorted({name for name in chain.from_iterable(found.named) if isinstance(name, str)})
+        if listed is not None:
+            attributes = [listed[number] for number in sorted(listed)]
+        names = [classes[number] for number in sorted(classes)]
+        labels = LabelMap((BACKGROUND, *names), (NO_ATTRIBUTE, *attributes))
+        return _with_objects(records, found, classes, listed, labels, options.bad_boxes), labels
 
 
 def _names_by_id(entries: Sequence[Named | str], place: str) -> dict[int, str]:
@@ -210,32 +174,16 @@ def _image_rows(images: list[Raw], path: Path, folder: Path) -> Iterator[tuple[A
         yield f"{path} image", number, one.id, name, one.width, one.height
 
 
-def _present_files(names: Iterable[str], folder: Path) -> set[str]:
-    """The file names of images that are there; each folder is listed once, which is fast where single files are not.
-
-    Raises UserError if the folder is none.
-    """
-    if not folder.is_dir():
-        raise UserError(f"The folder of pictures {folder} does not exist: check the path.")
-    wanted: dict[str, list[str]] = {}
-    for name in names:
-        wanted.setdefault(os.path.dirname(name), []).append(name)
-    present: set[str] = set()
-    for below, those in wanted.items():
-        with suppress(OSError), os.scandir(folder / below) as entries:
-            there = {entry.name for entry in entries if not entry.is_dir()}
-            present.update(name for name in those if os.path.basename(name) in there)
-    return present
-
-
-def _sized(records: PictureRecords, present: set[str], reading: ReadingOptions) -> PictureRecords:
+def _sized(images: pa.Table, files: PictureFiles, source: str, reading: ReadingOptions) -> PictureRecords:
     """With the size of every picture, which is looked up where the file does not say it."""
-    widths, heights = (list(records.get(side) or [None] * len(records)) for side in ("width", "height"))
+    records = PictureRecords.of(images, source, files)
+    given = [records[side] if side in images.column_names else [None] * len(images) for side in ("width", "height")]
+    widths, heights = map(list, given)
     for index, width in enumerate(widths):
         if width is None:
-            known = records["file_name"][index] in present
+            known = files.present[index]
             widths[index], heights[index] = picture_size(records.path(index), reading) if known else UNKNOWN_SIZE
-    table = records.table.select(["file", "number", "image_id", "file_name"])
+    table = images.select(["file", "number", "image_id", "file_name"])
     for side, values in (("width", widths), ("height", heights)):
         table = table.append_column(side, pa.array(values, pa.int32()))
     return replace(records, table=table)
@@ -254,24 +202,25 @@ class _Objects(NamedTuple):
 
     @classmethod
     def read(cls, annotations: list[Raw], records: PictureRecords, classes: Mapping[int, str]) -> _Objects:
+        source = records.sets[0].source
         places = {image_id: index for index, image_id in enumerate(records["image_id"])}
         boxes, owners = array("d"), array("q")
         categories, crowd, named = [], [], []
-        decoded = decoded_items(annotations, Decoder(Instance), records.source, "$.annotations")
+        decoded = decoded_items(annotations, Decoder(Instance), source, "$.annotations")
         for number, one in enumerate(decoded, start=1):
             owner = places.get(str(one.image_id))
             if owner is None or one.category_id not in classes:
                 what = f"the image {shown(one.image_id)}, which is none of the file's images"
                 if owner is not None:
-                    what = f"the category_id {one.category_id}, which is none of {records.source}'s categories"
-                raise UserError(f"{records.source} annotation {number}{one} is of {what}.")
+                    what = f"the category_id {one.category_id}, which is none of {source}'s categories"
+                raise UserError(f"{source} annotation {number}{one} is of {what}.")
             boxes.extend(one.bbox)
             owners.append(owner)
             categories.append(one.category_id)
             crowd.append(bool(one.iscrowd))
             named.append(one.named())
         sides, images = np.array(boxes).reshape(-1, 4), np.array(owners, dtype=np.int64)
-        return cls(annotations, records.source, sides, images, categories, crowd, named)
+        return cls(annotations, source, sides, images, categories, crowd, named)
 
     def refused(self, index: int, what: str) -> UserError:
         """The sentence about an annotation, which names its id if it has one."""
@@ -288,13 +237,8 @@ def _with_objects(
     bad_boxes: str,
 ) -> PictureRecords:
     """The pictures with their objects, whose classes and attributes are those of the label map."""
-    class_of = {name: index for index, name in enumerate(labels.classes) if index > 0}
-    index_of = {number: class_of.get(name, 0) for number, name in classes.items()}
-    if 0 in index_of.values():
-        for index, number in enumerate(found.categories):
-            if index_of[number] == 0:
-                what = f" is a {shown(classes[number])}, a class that the detector is not trained on: add it to the "
-                raise found.refused(index, f"{what}training file's categories, or leave such annotations out")
+    class_of = {name: index for index, name in enumerate(labels.classes)}
+    index_of = {number: class_of[name] for number, name in classes.items()}
     attributes = _attributes(found, listed, labels)
     corners, left = _within(found, records.sizes, bad_boxes)
     if len(left):
@@ -321,13 +265,12 @@ def _attributes(found: _Objects, listed: Mapping[int, str] | None, labels: Label
             if isinstance(name, int) and name not in known:
                 missing = "of no list of attributes, for the file has none" if listed is None else "none of the file's"
                 what = f"{name}, which is {missing}: give a name, or list the attribute"
-            elif (text := known.get(name, name) if isinstance(name, int) else name) not in index_of:
-                remedy = "add it to the training file's attributes, or leave it out"
-                what = f"{shown(text)}, which the detector is not trained on: {remedy}"
+            elif isinstance(name, str) and name not in index_of:
+                what = f"{shown(name)}, which is none of the file's: list it with the others, or leave it out"
             else:
                 continue
             raise found.refused(index, f" has the attribute {what}")
-    index_of |= {number: index_of[name] for number, name in known.items() if name in index_of}
+    index_of |= {number: index_of[name] for number, name in known.items()}
     return [[index_of[name] for name in named] if named else () for named in found.named]
 
 
@@ -393,18 +336,3 @@ def _check_boxes(found: _Objects, left: int, records: PictureRecords, clipping: 
             f"data.bad_boxes=clip: {path} has {int(outside.sum()):,} boxes, of {total}, that reach out of "
             f"their image; {lost:,} of all have no area within it and are left out."
         )
-
-
-def _without_missing(records: PictureRecords, present: set[str], options: InstanceOptions) -> PictureRecords:
-    keep = np.array([file in present for file in records["file_name"]], dtype=bool)
-    if keep.all():
-        return records
-    first, missing = int(np.flatnonzero(~keep)[0]), int((~keep).sum())
-    sentence = (
-        f"{records.folder} lacks {missing:,} of the {len(keep):,} pictures of {records.source}, the first being "
-        f"{records['file_name'][first]!r} (image {records.image_ids[first]})"
-    )
-    if options.on_missing == "error" or not keep.any():
-        raise UserError(f"{sentence}: give the folder that file names start from, or pass data.on_missing=skip.")
-    rank_zero_warn(f"data.on_missing=skip: {sentence}; they are left out.")
-    return records.select(keep)
