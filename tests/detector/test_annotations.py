@@ -13,8 +13,9 @@ from pyarrow import ipc
 from tests.data.reader_checks import BROKEN_FILES, refusal
 from tests.detector.coco_samples import write as write_coco
 from vinvl.data.table import ABOUT, DIGEST, batch_digest
-from vinvl.detector.annotations import BATCH, SCHEMA, AnnotatedPicture, open_annotations, write_annotations
+from vinvl.detector.annotations import BATCH, AnnotatedPicture, open_annotations, write_annotations
 from vinvl.detector.instances import InstanceOptions, read_instances
+from vinvl.detector.records import SCHEMA
 from vinvl.regions.regions import LabelMap
 
 NAMES = LabelMap(("__background__", "cat", "dog"), ("__no_attribute__", "black", "small"))
@@ -35,7 +36,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     path, many = tmp_path / "set.arrow", 2 * BATCH + 7
     assert write_annotations(path, pictures(many), NAMES, "a test") == many
     found, labels = open_annotations(path)
-    assert labels == NAMES and len(found) == many and found.source == str(path)
+    assert labels == NAMES and len(found) == many and found.source(0) == str(path)
     for index, one in enumerate(pictures(many)):
         if index % 1000 < 6 or index > many - 6:
             assert (found["image_id"][index], found["file_name"][index]) == (one.image_id, one.file_name)
@@ -50,7 +51,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_the_table_of_coco_has_the_same_columns(tmp_path: Path) -> None:
     annotations, folder = write_coco(tmp_path)
-    table = read_instances(annotations, folder, None, InstanceOptions())[0].table
+    table = read_instances(annotations, folder, InstanceOptions())[0].table
     assert table.select(SCHEMA.names).schema.equals(SCHEMA)
 
 

@@ -3,27 +3,31 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 from msgspec import Meta
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
-from vinvl.data.module import STAGES_OF, checked_entry, example_text, split_entry
+from vinvl.data.module import STAGES_OF, example_text, split_entry
 from vinvl.data.sampling import Draw, evaluation_loader, training_loader
 from vinvl.detector.average_precision import TrueBoxes
 from vinvl.detector.config import Count, DetectorConfig
 from vinvl.detector.detector import resized_pixels, resized_size
-from vinvl.detector.instances import InstanceOptions, PictureRecords, read_instances
+from vinvl.detector.instances import InstanceOptions
 from vinvl.detector.losses import Objects
+from vinvl.detector.records import PictureRecords
+from vinvl.detector.sets import SetEntry, check_size, read_sets, refuse_other_sizes, used_rows
 from vinvl.detector.weights import read_label_map
-from vinvl.pictures import ReadingOptions, read_picture
+from vinvl.pictures import ReadingOptions, name_of, read_picture
 from vinvl.regions.regions import LabelMap
-from vinvl.run.errors import UserError
+from vinvl.run.errors import UserError, say
 from vinvl.run.values import check_fields
 
 OBJECTS_SHOWN = 8
@@ -126,46 +130,44 @@ class DetectionDataset:
     augmentation: Augmentation | None  # None if nothing is left to chance
     seed: int  # of the augmentation
     reading: ReadingOptions = ReadingOptions()  # noqa: RUF009, it is immutable
+    rows: np.ndarray | None = None  # (E,) int32, which picture each example of an epoch is; None: each picture is one
 
     collate = staticmethod(DetectionBatch.of)  # which runs in the data workers
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records if self.rows is None else self.rows)
 
     def lengths(self) -> np.ndarray:
-        """(N,) int64, by which pictures of like shape come into one batch: from the tallest to the widest."""
-        limits = self.config.min_size, self.config.max_size
-        sizes = (resized_size(width, height, *limits) for width, height in self.records.sizes.tolist())
-        return np.array([width - height for width, height in sizes], dtype=np.int64) + self.config.max_size
+        """(E,) int32, by which pictures of like shape come into one batch: from the tallest to the widest."""
+        shortest, longest = self.config.min_size, self.config.max_size
+        sizes, which = np.unique(self.records.sizes.view(np.int64), return_inverse=True)
+        different = sizes.view(np.int32).reshape(-1, 2).tolist()
+        resized = np.array([resized_size(width, height, shortest, longest) for width, height in different])
+        lengths = (resized[:, 0] - resized[:, 1] + longest).astype(np.int32)[which.ravel()]
+        return lengths if self.rows is None else lengths[self.rows]
 
     def __getitem__(self, draw: Draw) -> DetectionExample:
         """
         Raises:
             UserError: the picture cannot be read, or has not the size that the annotations say.
         """
-        path = self.records.path(draw.index)
-        picture = read_picture(path, self.reading)
-        width, height = self.records.sizes[draw.index].tolist()
-        if picture.size != (width, height):
-            raise UserError(
-                f"{path} is {picture.width} × {picture.height} pixels, and {self.records.source} "
-                f"says {width} × {height}: its boxes are of another picture, or of this one resized or not turned "
-                "as EXIF says (data.reading.exif_orientation=ignore)."
-            )
+        index = draw.index if self.rows is None else int(self.rows[draw.index])
+        picture = read_picture(self.records.path(index), self.reading)
+        check_size(self.records, index, picture.size)
         config, flipped = self._drawn(draw)
-        pixels, truth = resized_pixels(picture, config), self.records.objects(draw.index)
+        pixels, truth = resized_pixels(picture, config), self.records.objects(index)
         kept = learnable(truth)
         boxes = network_boxes(truth.boxes[kept], picture.size, (pixels.shape[1], pixels.shape[0]))
         if flipped:
             pixels, boxes = pixels.flip(1), mirrored(boxes, pixels.shape[1])
         objects = Objects(boxes, torch.from_numpy(truth.labels[kept]), torch.from_numpy(truth.attributes[kept]))
-        return DetectionExample(pixels, objects, truth, draw.index, picture.size)
+        return DetectionExample(pixels, objects, truth, index, picture.size)
 
     def show(self, example: DetectionExample) -> list[str]:
         """Lines that show a person one example."""
         height, width = example.pixels.shape[:2]
         original = " × ".join(str(side) for side in example.original_size)
-        lines = [f"  {self.records.path(example.index)}: {original}, resized to {width} × {height}"]
+        lines = [f"  {name_of(self.records.path(example.index))}: {original}, resized to {width} × {height}"]
         truth = example.truth
         for box, label, attributes in islice(
             zip(truth.boxes, truth.labels, truth.attributes, strict=True), OBJECTS_SHOWN
@@ -191,6 +193,12 @@ def learnable(truth: TrueBoxes) -> np.ndarray:
     """Which objects can be learnt from, bool (n,): single ones of more than a pixel in both directions."""
     kept: np.ndarray = ~truth.crowd & (truth.boxes[:, 2:] - truth.boxes[:, :2] > 1).all(axis=1)
     return kept
+
+
+def has_learnable(boxes: pa.ListArray, crowd: pa.ListArray) -> bool:
+    """Whether one of the objects of some pictures can be learnt from; lists as in `vinvl.detector.records.SCHEMA`."""
+    flat, alone = boxes.flatten().to_numpy().reshape(-1, 2, 2), ~crowd.flatten().to_numpy(zero_copy_only=False)
+    return bool((alone & (flat[:, 1] - flat[:, 0] > 1).all(axis=1)).any())
 
 
 def network_boxes(boxes: np.ndarray, size: tuple[int, int], resized: tuple[int, int]) -> Tensor:
@@ -219,7 +227,7 @@ class DetectionDataModule(pl.LightningDataModule):
     def __init__(
         self,
         *,
-        splits: Mapping[str, Mapping[str, str]],
+        splits: Mapping[str, Any],
         detector: DetectorConfig,
         label_map: str | None,
         train_split: str,
@@ -228,6 +236,8 @@ class DetectionDataModule(pl.LightningDataModule):
         empty_pictures: Literal["keep", "skip"],
         bad_boxes: Literal["refuse", "clip"],
         on_missing: Literal["error", "skip"],
+        unknown_classes: Literal["refuse", "drop"] = "refuse",
+        unknown_attributes: Literal["refuse", "drop"] = "refuse",
         flip_probability: float,
         min_sizes: Sequence[int] | None,
         batch_size: int,
@@ -241,12 +251,14 @@ class DetectionDataModule(pl.LightningDataModule):
         """Raises UserError where an option is none of its choices.
 
         Args:
-            splits: split name → `annotations`, a COCO instances file, and `pictures`, the folder of its file names.
+            splits: split name → `annotations`, a COCO instances file or one that `vinvl.convert` has written, and
+                `pictures`, the folder or container of its file names; or a list of several such sets, which may have a
+                `class_map` each and, in training, `copies`, `at_least` and `repeat_threshold`: see `SetEntry`.
             detector: how pictures are resized.
-            label_map: a label-map file whose order of classes and attributes the detector gets; None: the training
-                file's own.
+            label_map: a label-map file whose order of classes and attributes the detector gets; None: those of the
+                training files, in turn.
             train_split, val_split, test_split: which of `splits` each stage reads.
-            empty_pictures, bad_boxes, on_missing, reading: see `InstanceOptions`.
+            empty_pictures, bad_boxes, on_missing, unknown_classes, unknown_attributes, reading: see `InstanceOptions`.
             flip_probability, min_sizes: see `Augmentation`; min_sizes None for the detector's.
             batch_size, eval_batch_size: pictures, per device.
             num_workers, pin_memory, seed, prepare: see `RegionDataArguments`.
@@ -256,7 +268,9 @@ class DetectionDataModule(pl.LightningDataModule):
         self.split_of = {"train": train_split, "val": val_split, "test": test_split}
         self.detector = detector
         self.label_map_file = label_map
-        self.options = InstanceOptions(bad_boxes, on_missing, empty_pictures, reading)
+        self.options = InstanceOptions(
+            bad_boxes, on_missing, empty_pictures, unknown_classes, unknown_attributes, reading
+        )
         self.augmentation = Augmentation(flip_probability, tuple(min_sizes or ()))
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.pin_memory = num_workers, pin_memory and torch.cuda.is_available()
@@ -303,19 +317,17 @@ class DetectionDataModule(pl.LightningDataModule):
         same_split = [name for name in ("val", "test") if name in self.datasets and self.split_of[name] == split]
         if same_split and not training:
             return self.datasets[same_split[0]]
-        entry = split_entry(self.splits, split)
-        files = checked_entry(entry, f"data.splits.{split}", ("annotations", "pictures"))
+        entries = SetEntry.all_of(split_entry(self.splits, split), f"data.splits.{split}")
         if self._label_map is None and self.label_map_file is not None:
             self._label_map = read_label_map(self.label_map_file)
-        records, labels = read_instances(files["annotations"], files["pictures"], self._label_map, self.options)
-        self._label_map = self._label_map or labels
-        if training and self.options.empty_pictures == "skip":
-            counts = records.counts()
-            records = records if counts.all() else records.select(counts > 0)
-        objects = records.objects()
-        if objects.crowd.all():
-            raise UserError(f"{records.source} has no annotated objects, so it can be neither trained on nor scored.")
-        if training and not learnable(objects).any():
-            raise UserError(f"{records.source} has no object of more than a pixel, so there is nothing to learn.")
+        source = self.label_map_file or f"data.splits.{self.split_of['train']}"
+        records, self._label_map, reports = read_sets(entries, self._label_map, self.options, source)
+        rows = used_rows(records, entries, self.options, training=training, seed=self.seed)
+        refuse_other_sizes(records, rows, self.options.reading)
+        if training and not any(map(has_learnable, records.table["boxes"].chunks, records.table["crowd"].chunks)):
+            raise UserError(f"{source} has no object of more than a pixel, so there is nothing to learn.")
+        rank_zero_only(say)(*reports)
         augmentation = self.augmentation if training else None
-        return DetectionDataset(records, self.detector, self.label_map, augmentation, self.seed, self.options.reading)
+        return DetectionDataset(
+            records, self.detector, self.label_map, augmentation, self.seed, self.options.reading, rows
+        )

@@ -98,12 +98,16 @@ class InstanceOptions:
             has no area then.
         on_missing: "error" or "skip" pictures whose file is missing.
         empty_pictures: "keep" or "skip" pictures without objects in training.
+        unknown_classes, unknown_attributes: "refuse" what is in no map; or "drop" objects of such a class, and such an
+            attribute of an object.
         reading: how pictures are read: boxes are those of a picture that EXIF has turned, or of one as stored.
     """
 
     bad_boxes: Literal["refuse", "clip"] = "refuse"
     on_missing: Literal["error", "skip"] = "error"
     empty_pictures: Literal["keep", "skip"] = "keep"
+    unknown_classes: Literal["refuse", "drop"] = "refuse"
+    unknown_attributes: Literal["refuse", "drop"] = "refuse"
     reading: ReadingOptions = ReadingOptions()  # noqa: RUF009, it is immutable
 
     def __post_init__(self) -> None:
@@ -300,7 +304,7 @@ def _check_boxes(found: _Objects, left: int, records: PictureRecords, clipping: 
 
     `left` is how many have an area within their image.
     """
-    path, boxes, owners = records.source, found.boxes, found.owners
+    path, boxes, owners = found.path, found.boxes, found.owners
     expected = "boxes are expected as x, y, width and height in pixels"
     far, sizes = boxes[:, :2] + boxes[:, 2:], records.sizes[owners]
     furthest = np.full(len(records), -np.inf)
