@@ -317,7 +317,7 @@ class VinVLTask(pl.LightningModule):
 
     def _reset_metrics(self) -> None:
         """Metrics of the training batches, named `train_…`, go on: their epoch is another."""
-        for name, module in self.named_children():
+        for name, module in self.named_modules():
             if isinstance(module, Metric) and not name.startswith("train_"):
                 module.reset()
 

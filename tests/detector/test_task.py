@@ -1,6 +1,7 @@
 """The detector's task: what its steps draw, what it scores, how fast its parts learn."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from vinvl.detector import Architecture, DetectedRegions, DetectorConfig
 from vinvl.detector.average_precision import TrueBoxes
 from vinvl.detector.config import TrainingSettings
+from vinvl.detector.data import DetectionBatch, DetectionExample
+from vinvl.detector.losses import Objects
+from vinvl.detector.scores import MORE
 from vinvl.detector.task import DetectorTask, config_for, found_boxes
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
@@ -94,11 +98,66 @@ def test_scores_are_percent_and_leave_out_what_is_not_there() -> None:
     assert found.boxes.tolist() == [[10, 10, 30, 30], [40, 40, 50, 70]]  # the last pixel no longer counted in
     assert found.attributes.tolist() == [[1], [0]]
     truth = TrueBoxes(found.boxes[:1], np.array([1]), np.zeros(1, dtype=bool), np.array([[1]]))
-    made.precision_metric.update(0, found, truth)
-    made.attribute_metric.update(found, truth)
+    made.scoring.update(0, found, truth)
     made.scores = made.compute_scores()
     names = ("map_50", "map_75", "map", "attributes_of_found", "attributes", "class_50/cat")
     assert made.scores == pytest.approx(dict.fromkeys(names, 100.0))
     assert ("mean average precision at IoU 0.5", "100.00 %") in made.result_rows()
     made.scores["attributes"] = float("nan")
     assert not any(what.startswith("attributes named, of all") for what, _ in made.result_rows())
+
+
+def regions_of(boxes: Any, labels: list[int], attributes: list[int]) -> DetectedRegions:
+    """Regions of sure classes and attributes."""
+    corners = torch.as_tensor(np.array(boxes), dtype=torch.float32)
+    sure = torch.ones(len(labels))
+    return DetectedRegions(
+        corners, corners, torch.tensor(labels), sure, torch.zeros(len(labels), 64),
+        torch.tensor(attributes)[:, None], sure[:, None], (60, 40),
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_more_is_scored_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attributes are also asked of the objects' own boxes, but for crowds, and proposals are scored for themselves."""
+    made = task(config=config_for(replace(SMALL, min_size=40, max_size=60), LABELS), more_scores=list(MORE)).eval()
+    truth = TrueBoxes(
+        np.array([[5.0, 5, 25, 35], [30, 10, 30.5, 30], [0, 0, 60, 40]]), np.array([1, 2, 1]),
+        np.array([False, False, True]), np.array([[1], [0], [1]]),
+    )  # fmt: skip
+    nothing = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.int64))
+    pixels = torch.randint(0, 255, (40, 60, 3), dtype=torch.uint8)
+    batch = DetectionBatch.of([DetectionExample(pixels, nothing, truth, 7, (60, 40))])
+    asked = []
+
+    def detect(pictures: Any, sizes: Any, boxes: Any = None) -> list[DetectedRegions]:
+        asked.append(boxes)
+        if boxes is None:  # the first object found as another class, and one that is not there
+            return [regions_of([[5, 5, 24, 34], [40, 0, 50, 9]], [2, 1], [0, 0])]
+        return [regions_of(boxes[0], [1, 2], [1, 1])]
+
+    monkeypatch.setattr(made.detector, "detect_pixels", detect)
+    made.evaluate_batch(batch)
+    assert asked[0] is None and asked[1][0].tolist() == [[5, 5, 24, 34], [30, 10, 30, 29]]
+    scores = made.compute_scores()
+    assert scores["vg_map"] == scores["vg_weighted_map"] == 0 and scores["vg_attributes"] == 100
+    assert scores["vg_attributes_of_found"] == 0 and scores["vg_attributes/black"] == 100
+    assert scores["vg_map/dog"] == 0 and scores["recall_36"] == scores["recall_99_small"] == 50
+    assert 0 <= scores["proposals_100"] <= scores["proposals_1000"] <= 100
+    made.scores = scores
+    assert ("average recall of 36 boxes", "50.00 %") in made.result_rows()
+    made._reset_metrics()
+    assert np.isnan(made.compute_scores()["vg_map"])
+    with pytest.raises(UserError, match="more_scores has 'coc'"):
+        task(more_scores=["coc"])
+
+
+def test_proposals_are_of_the_original_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = task(more_scores=["proposals"]).eval()
+    monkeypatch.setattr(made.detector, "propose", lambda c4, sizes: [torch.tensor([[8.0, 4, 47, 39]])])
+    truth = TrueBoxes(np.array([[16.0, 8, 95, 79]]), np.array([1]), np.array([False]), np.zeros((1, 0), np.int64))
+    nothing = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.int64))
+    pixels = torch.zeros(40, 60, 3, dtype=torch.uint8)  # half as large as the original
+    batch = DetectionBatch.of([DetectionExample(pixels, nothing, truth, 7, (120, 80))])
+    [boxes] = made._proposals(batch)
+    assert boxes.tolist() == [[16, 8, 95, 79]]

@@ -1,7 +1,7 @@
 """Training the detector: what it starts from, the losses, average precision, and a weight file at the end."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vinvl.detector.average_precision import AttributeRecall, AveragePrecision, FoundBoxes
+from vinvl.detector.average_precision import FoundBoxes
 from vinvl.detector.config import DetectorConfig, TrainingSettings
 from vinvl.detector.data import DetectionBatch, DetectionDataModule
 from vinvl.detector.detector import DetectedRegions, Detector, normalised, pad_batch
 from vinvl.detector.losses import detector_losses
 from vinvl.detector.networks import FrozenBatchNorm2d
+from vinvl.detector.scores import DetectionScores, shown_rows
 from vinvl.detector.weights import LoadingReport, read_detector_weights, save_detector, sources_of, unused_of
 from vinvl.pictures import EXIF_IGNORE
 from vinvl.regions.regions import LabelMap
@@ -34,13 +35,7 @@ STEM = "backbone.body.stem.conv1.weight"
 STAGES = ("stem", "layer1", "layer2", "layer3")
 FROZEN, TRAINED = "frozen", "trained"
 WEIGHTS = "detector.pth"  # what a run makes, in its folder
-SHOWN = {
-    "map_50": "mean average precision at IoU 0.5",
-    "map_75": "mean average precision at IoU 0.75",
-    "map": "mean average precision, IoU 0.5 to 0.95",
-    "attributes_of_found": "attributes named, of objects found",
-    "attributes": "attributes named, of all objects",
-}
+LAST_PIXEL = np.array([0.0, 0, 1, 1])  # which a detected box counts in, an annotated one does not
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -150,7 +145,7 @@ class DetectorTask(VinVLTask):
 
     datamodule_class = DetectionDataModule
     headline = "map_50"
-    not_logged = "class_50/"
+    not_logged = "/"  # of single classes and attributes
     start_again = "start.init=FILE, where FILE is the detector.pth that it wrote"
 
     def __init__(
@@ -164,6 +159,7 @@ class DetectorTask(VinVLTask):
         init: str | None = None,
         init_colours: str = "bgr",
         scoring_threshold: float = 0.05,
+        more_scores: Sequence[str] = (),
         bias_lr_factor: float = 1.0,
         **recipe: Unpack[Recipe],
     ) -> None:
@@ -179,6 +175,7 @@ class DetectorTask(VinVLTask):
             init, init_colours: see `load_what_fits`; None for random weights.
             scoring_threshold: the least score of a box that counts in evaluation; that of the detector, for regions
                 worth looking at, would cut the precision curves off.
+            more_scores: what is scored besides COCO's mAP, see `DetectionScores`.
             bias_lr_factor: how much faster biases learn.
             recipe: see `VinVLTask`; the seed is also that of random weights and of what is drawn in each step.
         """
@@ -203,8 +200,7 @@ class DetectorTask(VinVLTask):
         self.labels = LabelMap.from_json(label_map)
         self.training_settings = training
         self.bias_lr_factor = bias_lr_factor
-        self.precision_metric = AveragePrecision(len(self.labels.classes))
-        self.attribute_metric = AttributeRecall()
+        self.scoring = DetectionScores(self.labels, more_scores)
 
     @classmethod
     def build(cls, *, datamodule: Any, **settings: Any) -> Self:
@@ -226,21 +222,35 @@ class DetectorTask(VinVLTask):
         return torch.Generator(self.device).manual_seed(seed)
 
     def evaluate_batch(self, batch: DetectionBatch) -> None:  # type: ignore[override]
-        detected = self.detector.detect_pixels(batch.pictures(), list(batch.original_sizes))
-        for index, found, truth in zip(batch.indices, map(found_boxes, detected), batch.truths, strict=True):
-            self.precision_metric.update(index, found, truth)
-            self.attribute_metric.update(found, truth)
+        pictures, sizes, truths = batch.pictures(), list(batch.original_sizes), batch.truths
+        detected = self.detector.detect_pixels(pictures, sizes)
+        for index, found, truth in zip(batch.indices, map(found_boxes, detected), truths, strict=True):
+            self.scoring.update(index, found, truth)
+        if self.scoring.wants_true_boxes:
+            corners = [truth.boxes[~truth.crowd] - LAST_PIXEL for truth in truths]
+            given = [np.concatenate([one[:, :2], np.maximum(one[:, :2], one[:, 2:])], axis=1) for one in corners]
+            described = self.detector.detect_pixels(pictures, sizes, given)
+            for index, said, truth in zip(batch.indices, map(found_boxes, described), truths, strict=True):
+                self.scoring.update_on_true_boxes(index, said, truth)
+        if self.scoring.proposals:
+            for boxes, truth in zip(self._proposals(batch), truths, strict=True):
+                self.scoring.update_proposals(boxes, truth)
+
+    @torch.no_grad()
+    def _proposals(self, batch: DetectionBatch) -> list[np.ndarray]:
+        """The boxes (n, 4) of each picture that the RPN proposes, in pixels of the original, the best first."""
+        images, sizes = pad_batch(list(map(normalised, batch.pictures())), self.settings.pad_multiple)
+        found = self.detector.propose(self.detector.backbone(images), sizes)
+        original = zip(found, sizes, batch.original_sizes, strict=True)
+        scaled = [(boxes, np.array([w / width, h / height] * 2)) for boxes, (height, width), (w, h) in original]
+        return [boxes.double().cpu().numpy() * scale + LAST_PIXEL for boxes, scale in scaled]
 
     def compute_scores(self) -> dict[str, float]:
         """In percent; nan if there is nothing to measure."""
-        precision, recall = self.precision_metric.compute(), self.attribute_metric.compute()
-        scores = {name: 100 * float(precision[name]) for name in ("map_50", "map_75", "map")}
-        scores |= {"attributes_of_found": 100 * float(recall["found"]), "attributes": 100 * float(recall["all"])}
-        by_class = zip(self.labels.classes[1:], precision["by_class"][1:, 0].tolist(), strict=True)
-        return scores | {f"class_50/{name}": 100 * value for name, value in by_class if not np.isnan(value)}
+        return self.scoring.compute()
 
     def result_rows(self) -> list[tuple[str, str]]:
-        return [(what, f"{self.scores[name]:.2f} %") for name, what in SHOWN.items() if not np.isnan(self.scores[name])]
+        return shown_rows(self.scores)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.detector, self.weight_decay, self.bias_lr_factor)
@@ -284,9 +294,9 @@ def parameter_groups(detector: nn.Module, weight_decay: float, bias_lr_factor: f
 
 
 def found_boxes(regions: DetectedRegions) -> FoundBoxes:
-    """What evaluation takes: a detected box counts its last pixel in, an annotated one does not."""
+    """What evaluation takes, in the original picture's pixels."""
     return FoundBoxes(
-        boxes=regions.boxes.double().cpu().numpy() + np.array([0.0, 0, 1, 1]),
+        boxes=regions.boxes.double().cpu().numpy() + LAST_PIXEL,
         labels=regions.labels.cpu().numpy(),
         scores=regions.scores.double().cpu().numpy(),
         attributes=torch.where(regions.attribute_scores > 0, regions.attribute_labels, 0).cpu().numpy(),
