@@ -35,7 +35,7 @@ from vinvl.detector.losses import (
     sample_regions,
 )
 from vinvl.detector.networks import AttributePredictor
-from vinvl.detector.task import initialise
+from vinvl.detector.starting import initialise
 
 Box = tuple[float, float, float, float]
 RECORDED = golden.tensors("detector_training/losses")

@@ -1,7 +1,10 @@
 """What training starts from, how batch norm becomes constants, and that a detector learns a picture by heart."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,9 @@ from vinvl.detector.boxes import iou
 from vinvl.detector.config import TrainingSettings
 from vinvl.detector.losses import Objects, detector_losses
 from vinvl.detector.networks import FrozenBatchNorm2d
-from vinvl.detector.task import freeze_batch_norm, freeze_stages, initialise, load_what_fits, train_batch_norm
+from vinvl.detector.starting import freeze_batch_norm, freeze_stages, initialise, load_what_fits, train_batch_norm
+from vinvl.detector.weights import save_detector
+from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 
 
@@ -82,26 +87,148 @@ def test_random_weights_are_those_of_the_generator() -> None:
     assert states[0]["rpn.head.conv.bias"].eq(0).all()
 
 
-def test_what_fits_of_a_detector_is_taken(tmp_path: Path) -> None:
-    """A detector for other classes starts from everything but what is said of classes."""
-    config = replace(SMALL, architecture=replace(SMALL.architecture, num_classes=5, num_attributes=41))
-    detector = Detector(config)
+def named(classes: Sequence[str], attributes: Sequence[str]) -> LabelMap:
+    return LabelMap(("__background__", *classes), ("__no_attribute__", *attributes))
+
+
+THEIRS = named([f"thing {number}" for number in range(1, 81)], [f"kind {number}" for number in range(1, 41)])
+CLASSIFIER, REGRESSOR, EMBEDDING, ATTRIBUTES = (
+    "roi_heads.box.predictor.cls_score.weight",
+    "roi_heads.box.predictor.bbox_pred.weight",
+    "attribute.predictor.cls_embedding.weight",
+    "attribute.predictor.attr_score.weight",
+)
+
+
+def fresh_detector(labels: LabelMap, **architecture: Any) -> tuple[Detector, dict[str, Tensor]]:
+    """A random detector of the recorded architecture for other names, and its weights."""
+    numbers = {"num_classes": len(labels.classes), "num_attributes": len(labels.attributes)}
+    detector = Detector(replace(SMALL, architecture=replace(SMALL.architecture, **numbers, **architecture)))
     initialise(detector, generator(0))
-    fresh = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
-    report = load_what_fits(detector, SMALL_WEIGHTS)
-    assert set(report.other_shape) == {
-        "roi_heads.box.predictor.cls_score.weight",
-        "roi_heads.box.predictor.cls_score.bias",
-        "roi_heads.box.predictor.bbox_pred.weight",
-        "roi_heads.box.predictor.bbox_pred.bias",
-        "attribute.predictor.cls_embedding.weight",
-    }
-    assert report.random == report.unused == () and "5 of another shape in it and random" in str(report)
-    expected = load_file(SMALL_WEIGHTS)
-    for name, tensor in detector.state_dict().items():
-        source = name.replace("attribute.feature_extractor.", "roi_heads.box.feature_extractor.")
-        assert torch.equal(tensor, fresh[name] if name in report.other_shape else expected[source]), name
-        assert name in (*report.loaded, *report.other_shape)
+    return detector, {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+
+
+def label_file(folder: Path, labels: LabelMap = THEIRS) -> str:
+    (folder / "labels.json").write_text(labels.to_json())
+    return str(folder / "labels.json")
+
+
+def test_rows_are_taken_over_by_name(tmp_path: Path) -> None:
+    """A detector for other classes starts from everything, and from what is said of the classes that both know."""
+    ours = named(["dog", "thing_7", "Thing 2"], ["kind 9", "loud", "kind 1"])
+    detector, fresh = fresh_detector(ours)
+    report = load_what_fits(detector, SMALL_WEIGHTS, ours, label_file(tmp_path))
+    assert report.random == report.unused == report.other_shape == ()
+    assert "; 2 of 3 classes by name, 1 learnt anew (dog); 2 of 3 attributes by name, 1 learnt anew (loud)" in str(
+        report
+    )
+    after, theirs = detector.state_dict(), load_file(SMALL_WEIGHTS)
+    for name, of_each in ((CLASSIFIER, 1), (CLASSIFIER.replace("weight", "bias"), 1), (REGRESSOR, 4), (EMBEDDING, 1)):
+        rows, sources = (tensors[name].unflatten(0, (-1, of_each)) for tensors in (after, theirs))
+        assert torch.equal(rows[[0, 2, 3]], sources[[0, 7, 2]]), name
+        assert torch.equal(rows[1], fresh[name].unflatten(0, (-1, of_each))[1])
+    assert torch.equal(after[ATTRIBUTES][[0, 1, 3]], theirs[ATTRIBUTES][[0, 9, 1]])
+    assert torch.equal(after[ATTRIBUTES][2], fresh[ATTRIBUTES][2])
+    for name in after.keys() & theirs.keys() - fresh_layers():
+        assert torch.equal(after[name], theirs[name]), name
+
+
+def fresh_layers() -> set[str]:
+    return {name for layer in (CLASSIFIER, REGRESSOR, EMBEDDING, ATTRIBUTES) for name in (layer, layer[:-6] + "bias")}
+
+
+def without_attributes(path: Path, rows: int = 81) -> str:
+    """A published file of the four sets: no attribute head, a classifier of more classes."""
+    state = {name: tensor for name, tensor in load_file(SMALL_WEIGHTS).items() if not name.startswith("attribute.")}
+    for name in (CLASSIFIER, REGRESSOR):
+        for layer in (name, name.replace("weight", "bias")):
+            state[layer] = state[layer][: rows * (4 if "bbox" in layer else 1)]
+    torch.save({"model": {f"module.{name}": tensor for name, tensor in state.items()}, "iteration": 300_000}, path)
+    return str(path)
+
+
+def test_a_file_of_four_sets_gives_its_first_rows_and_no_attributes(tmp_path: Path) -> None:
+    weights = without_attributes(tmp_path / "model_final.pth")
+    ours = named([f"thing {number}" for number in range(1, 61)], ["red"])
+    theirs, taken = load_file(SMALL_WEIGHTS), []
+    flat = tmp_path / "class2ind.json"
+    flat.write_text(json.dumps({name: row for row, name in enumerate(THEIRS.classes) if row > 0}))
+    for given in ("by_index", str(flat)):
+        detector, fresh = fresh_detector(ours)
+        report = load_what_fits(detector, weights, ours, given)
+        assert "it has no attributes, so their head is learnt anew; 60 of 60 classes by" in str(report)
+        assert set(report.random) == {name for name in fresh if name.startswith("attribute.predictor.")}
+        taken.append(detector.state_dict())
+        assert torch.equal(taken[-1][CLASSIFIER], theirs[CLASSIFIER][:61])
+        assert torch.equal(taken[-1][REGRESSOR], theirs[REGRESSOR][:244])
+        assert torch.equal(taken[-1][EMBEDDING], fresh[EMBEDDING])
+    assert all(torch.equal(taken[0][name], taken[1][name]) for name in taken[0])
+    detector, fresh = fresh_detector(ours)
+    report = load_what_fits(detector, weights, ours, "anew")
+    assert "its classes are not taken over" in str(report)
+    assert torch.equal(detector.state_dict()[CLASSIFIER], fresh[CLASSIFIER])
+
+
+def test_an_index_map_says_the_row_of_each_name(tmp_path: Path) -> None:
+    """Names of another data set, of which two may be one class: `coco_vgoiv6_class2ind.json`."""
+    index_map = tmp_path / "coco_class2ind.json"
+    index_map.write_text(json.dumps({"hot dog": 40, "sausage": 40, "skis": 12}))
+    ours = named(["sausage", "skis", "hot dog"], [])
+    detector, _ = fresh_detector(ours)
+    load_what_fits(detector, SMALL_WEIGHTS, ours, str(index_map))
+    assert torch.equal(detector.state_dict()[CLASSIFIER], load_file(SMALL_WEIGHTS)[CLASSIFIER][[0, 40, 12, 40]])
+
+
+def test_our_files_and_published_ones_beside_their_labels_say_what_rows_are(tmp_path: Path) -> None:
+    ours = named(["thing 3", "dog"], ["kind 2"])
+    own, published = tmp_path / "detector.pth", tmp_path / "vinvl_vg_x152c4.pth"
+    save_detector(own, small_detector(), THEIRS)
+    torch.save({"model": load_file(SMALL_WEIGHTS)}, published)
+    (tmp_path / "VG-SGG-dicts-vgoi6-clipped.json").write_text(THEIRS.to_json())
+    for path in (own, published):
+        detector, _ = fresh_detector(ours)
+        report = load_what_fits(detector, path, ours)
+        assert "1 of 2 classes by name, 1 learnt anew (dog); 1 of 1 attributes by name" in str(report)
+        assert torch.equal(detector.state_dict()[CLASSIFIER][1], load_file(SMALL_WEIGHTS)[CLASSIFIER][3])
+    with pytest.raises(UserError, match=r"row 1 of .*detector\.pth is 'thing 1' among its classes, and 'thing 3' here"):
+        load_what_fits(fresh_detector(ours)[0], own, ours, "by_index")
+
+
+def test_rows_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
+    """Even if there are as many: what they stand for is not taken by position in silence."""
+    detector, fresh = fresh_detector(THEIRS)
+    few = label_file(tmp_path, named(["cat"], ["red"]))
+    alone = without_attributes(tmp_path / "model_final.pth", rows=41)
+    (tmp_path / "beyond.json").write_text(json.dumps({"cat": 3, "dog": 81}))
+    (tmp_path / "list.tsv").write_text("".join(f"{name}\t1\n" for name in THEIRS.classes[1:]))
+    for path, given, words in (
+        (SMALL_WEIGHTS, None, "does not say what the 81 rows of its classifier stand for: give start.init_labels=FILE"),
+        (SMALL_WEIGHTS, few, "names 1 classes, and .* has 80"),
+        (SMALL_WEIGHTS, str(tmp_path / "beyond.json"), "names 81 classes, and .* has 80"),
+        (alone, str(tmp_path / "list.tsv"), "list.tsv names 80 classes, and .*model_final.pth has 40"),
+        (SMALL_WEIGHTS, str(tmp_path / "none.json"), "none.json"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_what_fits(detector, path, THEIRS, given)
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in detector.state_dict().items())
+
+
+def test_another_network_is_refused_and_other_heads_are_learnt_anew(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has the shape .* it is another network\. Choose the detector of the weights"):
+        load_what_fits(fresh_detector(THEIRS, stem_channels=8)[0], SMALL_WEIGHTS, THEIRS, "by_index")
+    detector, fresh = fresh_detector(THEIRS, attribute_hidden_size=32, class_embedding_size=8, anchor_sizes=(16, 20))
+    report = load_what_fits(detector, SMALL_WEIGHTS, THEIRS, "by_index")
+    assert "its anchors are others" in str(report) and f"its {EMBEDDING} has the shape (81, 32)" in str(report)
+    after = detector.state_dict()
+    new = {name for name, tensor in after.items() if name not in report.loaded and torch.equal(tensor, fresh[name])}
+    assert {name.rpartition(".")[0] for name in new} == {
+        "rpn.anchor_generator.cell_anchors", "rpn.head.cls_logits", "rpn.head.bbox_pred",
+        "attribute.predictor.cls_embedding", "attribute.predictor.fc_attr", "attribute.predictor.attr_score",
+    }  # fmt: skip
+    same, fresh = fresh_detector(THEIRS, anchor_sizes=(16, 20, 128, 256, 512))  # as many, of other sizes
+    load_what_fits(same, SMALL_WEIGHTS, THEIRS, "by_index")
+    for name in ("rpn.anchor_generator.cell_anchors.0", "rpn.head.bbox_pred.weight"):
+        assert torch.equal(same.state_dict()[name], fresh[name])
 
 
 def whole_picture_network() -> dict[str, Tensor]:
@@ -123,7 +250,7 @@ def test_a_network_for_whole_pictures_gives_its_stages(tmp_path: Path) -> None:
     torch.save(whole_picture_network(), path)
     detector = Detector(SMALL)
     initialise(detector, generator(0))
-    report = load_what_fits(detector, path)
+    report = load_what_fits(detector, path, THEIRS)
     assert report.unused == ("fc.weight", "fc.bias") and report.other_shape == ()
     assert all(name.startswith(("rpn.", "roi_heads.box.predictor.", "attribute.predictor.")) for name in report.random)
     expected = load_file(SMALL_WEIGHTS)
@@ -135,9 +262,10 @@ def test_a_network_for_whole_pictures_gives_its_stages(tmp_path: Path) -> None:
 
 def test_a_network_for_red_green_blue_takes_our_pictures(tmp_path: Path) -> None:
     path = tmp_path / "resnext.pth"
-    torch.save({"conv1.weight": (weight := torch.randn(16, 3, 7, 7, generator=generator(4)))}, path)
+    weight = torch.randn(16, 3, 7, 7, generator=generator(4))
+    torch.save(whole_picture_network() | {"conv1.weight": weight}, path)
     detector = Detector(SMALL)
-    load_what_fits(detector, path, colours="rgb")
+    load_what_fits(detector, path, THEIRS, colours="rgb")
     picture = small_images("a")[0].convert("RGB")
     ours = network_input(picture, replace(SMALL, min_size=64, max_size=64))[None]
     mean, deviation = (torch.tensor(three)[:, None, None] for three in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -150,11 +278,11 @@ def test_what_nothing_can_start_from_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"encoder.weight": torch.ones(3)}, path)
     with pytest.raises(UserError, match="no tensor that fits"):
-        load_what_fits(Detector(SMALL), path)
+        load_what_fits(Detector(SMALL), path, THEIRS)
     with pytest.raises(UserError, match=r"missing\.pth"):
-        load_what_fits(Detector(SMALL), tmp_path / "missing.pth")
+        load_what_fits(Detector(SMALL), tmp_path / "missing.pth", THEIRS)
     with pytest.raises(UserError, match="init_colours='grey'"):
-        load_what_fits(Detector(SMALL), SMALL_WEIGHTS, colours="grey")
+        load_what_fits(Detector(SMALL), SMALL_WEIGHTS, THEIRS, colours="grey")
 
 
 def test_the_first_stages_stay_as_they_are() -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tests.detector.samples import SMALL, SMALL_WEIGHTS, recorded, small_detector, small_images
 from vinvl.detector import load_detector
-from vinvl.detector.task import load_what_fits
+from vinvl.detector.starting import load_what_fits
 from vinvl.detector.weights import match_names, read_label_map
+from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 
 SHARED_NAME, OTHER_NAME = "roi_heads.box.feature_extractor.", "attribute.feature_extractor."
@@ -126,7 +127,7 @@ def test_tensors_that_are_no_weights_are_refused(tmp_path: Path, weights: dict[s
     path = saved(tmp_path, {"model": weights | {name: odd(kind, weights[name])}})
     assert_refused(path, name)
     with pytest.raises(UserError, match=name):
-        load_what_fits(small_detector(), path)
+        load_what_fits(small_detector(), path, LabelMap())
 
 
 def test_parameters_and_half_precision_are_taken_for_what_they_are(tmp_path: Path, weights: dict[str, Tensor]) -> None:

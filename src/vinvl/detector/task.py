@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -15,125 +15,24 @@ from vinvl.detector.config import DetectorConfig, TrainingSettings
 from vinvl.detector.data import DetectionBatch, DetectionDataModule
 from vinvl.detector.detector import DetectedRegions, Detector, normalised, pad_batch
 from vinvl.detector.losses import detector_losses
-from vinvl.detector.networks import FrozenBatchNorm2d
 from vinvl.detector.scores import DetectionScores, shown_rows
-from vinvl.detector.weights import LoadingReport, read_detector_weights, save_detector, sources_of, unused_of
+from vinvl.detector.starting import (
+    BGR,
+    freeze_batch_norm,
+    freeze_stages,
+    initialise,
+    load_what_fits,
+    train_batch_norm,
+)
+from vinvl.detector.weights import save_detector
 from vinvl.pictures import EXIF_IGNORE
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 from vinvl.task import Recipe, VinVLTask
 
-# What training starts from: random numbers, a weight file as far as it fits, and what stays as it is.
-#
-# The published detector, fine-tuned from an ImageNet network, keeps its batch norm frozen; random weights hardly learn
-# without it. So it is trained and then folded into the same constants, exactly.
-
-NORM_EPSILON = 1e-5  # torch's, added to the variances; ours has none
-BGR, RGB = "bgr", "rgb"  # what the first convolution of a weight file takes
-IMAGENET_DEVIATIONS = (0.229, 0.224, 0.225)  # of red, green and blue, 0 to 1
-STEM = "backbone.body.stem.conv1.weight"
-STAGES = ("stem", "layer1", "layer2", "layer3")
 FROZEN, TRAINED = "frozen", "trained"
 WEIGHTS = "detector.pth"  # what a run makes, in its folder
 LAST_PIXEL = np.array([0.0, 0, 1, 1])  # which a detected box counts in, an annotated one does not
-
-Kind = TypeVar("Kind", bound=nn.Module)
-
-
-def train_batch_norm(module: nn.Module) -> None:
-    """Puts trainable batch norm in the place of all frozen ones in a module; in evaluation it does the same as before.
-
-    To the rounding of its epsilon: a variance smaller than that becomes that.
-    """
-    for parent, name, norm in _norms(module, FrozenBatchNorm2d):
-        weight = norm.get_buffer("weight")
-        trained = nn.BatchNorm2d(len(weight), eps=NORM_EPSILON, device=weight.device)
-        state = dict(norm.state_dict())
-        state["running_var"] = (state["running_var"] - trained.eps).clamp(min=0)
-        trained.load_state_dict(state, strict=False)  # the count of batches is its own
-        setattr(parent, name, trained.train(norm.training))
-
-
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Puts constants in the place of all trainable batch norm in a module, which do what that does in evaluation."""
-    for parent, name, norm in _norms(module, nn.BatchNorm2d):
-        frozen = FrozenBatchNorm2d(norm.num_features).to(norm.weight.device)
-        state = {key: value for key, value in norm.state_dict().items() if key != "num_batches_tracked"}
-        state["running_var"] = state["running_var"] + norm.eps
-        frozen.load_state_dict(state)
-        setattr(parent, name, frozen.train(norm.training))
-
-
-def _norms(module: nn.Module, kind: type[Kind]) -> list[tuple[nn.Module, str, Kind]]:
-    """(parent, name there, norm) of each norm of a kind."""
-    parents = list(module.modules())
-    return [(parent, name, one) for parent in parents for name, one in parent.named_children() if isinstance(one, kind)]
-
-
-@torch.no_grad()
-def initialise(detector: Detector, generator: torch.Generator) -> None:
-    """Random weights as published: Gaussian in the heads, uniform by the number of inputs in the residual networks.
-
-    Detector and generator are on the CPU.
-    """
-    for module in detector.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_uniform_(module.weight, a=1, generator=generator)
-    head, box, attribute = detector.rpn.head, detector.roi_heads.box.predictor, detector.attribute.predictor
-    layers: list[nn.Conv2d | nn.Linear | nn.Embedding] = [head.conv, head.cls_logits, head.bbox_pred, box.cls_score]
-    layers += [box.bbox_pred, attribute.fc_attr, attribute.attr_score, attribute.cls_embedding]
-    for layer in layers:
-        layer.weight.normal_(0, 0.001 if layer is box.bbox_pred else 0.01, generator=generator)
-        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
-            layer.bias.zero_()
-
-
-@torch.no_grad()
-def load_what_fits(detector: Detector, path: str | Path, colours: str = BGR) -> LoadingReport:
-    """Takes the tensors of a weight file that the detector has a place for; the others stay as they are.
-
-    Args:
-        detector: with frozen batch norm.
-        path: a detector's weight file, ours or a published one, or that of a residual network for whole pictures with
-            torchvision's names (conv1, layer1.0.conv1, …), whose stages 1 to 4 are those of the detector.
-        colours: what that network was trained on: "bgr", 0 to 255, as the detector is; or "rgb", 0 to 1, divided by
-            ImageNet's deviations, as torchvision's networks are: its first convolution is rewritten to take the former.
-
-    Raises:
-        UserError: the file cannot be read, or nothing in it fits; or `colours` is neither.
-    """
-    if colours not in (BGR, RGB):
-        raise UserError(f"init_colours={colours!r} is unknown: give {BGR} or {RGB}.")
-    tensors = read_detector_weights(path)
-    wanted = detector.state_dict()
-    matched = sources_of(wanted, tensors)
-    fitting = {name: source for name, source in matched.items() if tensors[source].shape == wanted[name].shape}
-    if not any(name.endswith(".weight") for name in fitting):
-        raise UserError(f"{path} has no tensor that fits the detector: give a weight file of its architecture.")
-    state = {name: tensors[source].detach().float() for name, source in fitting.items()}
-    for name, source in fitting.items():  # a file that counts batches comes from torch's batch norm
-        if name.endswith("running_var") and source.removesuffix("running_var") + "num_batches_tracked" in tensors:
-            state[name] = state[name] + NORM_EPSILON
-    if colours == RGB and STEM in state:
-        # Both networks are given pictures less the same mean, so that the borders' zeros mean the same too.
-        scale = 1 / (255 * state[STEM].new_tensor(IMAGENET_DEVIATIONS))
-        state[STEM] = (state[STEM] * scale[:, None, None]).flip(1)
-    detector.load_state_dict(state, strict=False)
-    return LoadingReport(
-        source=str(path),
-        loaded=tuple(fitting),
-        unused=tuple(name for name in unused_of(matched, tensors) if not name.endswith("num_batches_tracked")),
-        random=tuple(name for name in wanted if name not in matched),
-        other_shape=tuple(name for name in matched if name not in fitting),
-    )
-
-
-def freeze_stages(detector: Detector, number: int) -> None:
-    """Leaves the first so many stages of the body as they are. Raises UserError if there are fewer."""
-    if not 0 <= number <= len(STAGES):
-        raise UserError(f"frozen_stages={number} must be between 0 and {len(STAGES)} ({', '.join(STAGES)}).")
-    for name in STAGES[:number]:
-        detector.backbone.body.get_submodule(name).requires_grad_(False)
 
 
 class DetectorTask(VinVLTask):
@@ -157,7 +56,8 @@ class DetectorTask(VinVLTask):
         batch_norm: str,
         frozen_stages: int,
         init: str | None = None,
-        init_colours: str = "bgr",
+        init_colours: str = BGR,
+        init_labels: str | None = None,
         scoring_threshold: float = 0.05,
         more_scores: Sequence[str] = (),
         bias_lr_factor: float = 1.0,
@@ -172,7 +72,7 @@ class DetectorTask(VinVLTask):
             batch_norm: "frozen", as a detector that starts from weights is trained, or "trained", without which random
                 weights hardly learn; it is frozen when the weight file is written.
             frozen_stages: of stem, layer1, layer2 and layer3 the first so many stay as they are.
-            init, init_colours: see `load_what_fits`; None for random weights.
+            init, init_colours, init_labels: see `load_what_fits`; None for random weights.
             scoring_threshold: the least score of a box that counts in evaluation; that of the detector, for regions
                 worth looking at, would cut the precision curves off.
             more_scores: what is scored besides COCO's mAP, see `DetectionScores`.
@@ -187,17 +87,16 @@ class DetectorTask(VinVLTask):
                 f"frozen_stages={frozen_stages} with batch_norm={TRAINED} would change the norms of stages that are to "
                 f"stay as they are: give frozen_stages=0 or batch_norm={FROZEN}."
             )
-        self.settings = DetectorConfig.of_plain(config)
+        self.settings, self.labels = DetectorConfig.of_plain(config), LabelMap.from_json(label_map)
         self.detector = Detector(self.settings)
         initialise(self.detector, torch.Generator().manual_seed(self.seed))
         if init is not None:
-            self.started_from = str(load_what_fits(self.detector, init, init_colours))
+            self.started_from = str(load_what_fits(self.detector, init, self.labels, init_labels, init_colours))
         freeze_stages(self.detector, frozen_stages)
         if batch_norm == TRAINED:
             train_batch_norm(self.detector)
         self.detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.detector.config = replace(self.settings, score_threshold=scoring_threshold, min_boxes=0)
-        self.labels = LabelMap.from_json(label_map)
         self.training_settings = training
         self.bias_lr_factor = bias_lr_factor
         self.scoring = DetectionScores(self.labels, more_scores)

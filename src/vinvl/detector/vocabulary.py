@@ -1,7 +1,7 @@
 """One vocabulary of classes for several data sets: read, or merged by name with aliases; and each set's class map."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,11 +55,29 @@ def class_map_of(path: str | Path) -> ClassMap:
 
     Raises UserError, naming the file, if it is missing or none, or has a name with two indices.
     """
+    return name_maps(path)[0]
+
+
+def name_maps(path: str | Path) -> tuple[ClassMap, ClassMap]:
+    """The class map in a file, as `class_map_of`, and the same of attributes, which is empty if it names none."""
     text = read_bytes(path).decode("utf-8-sig", "replace")
     indices = flat_map(text, str(path)) if text.lstrip().startswith("{") else None
-    if indices is None:
-        indices = {}
-        for index, name in enumerate(LabelMap.from_file(path).classes):
-            if name and indices.setdefault(name, index) != index:
-                raise UserError(f"{path} has {shown(name)} as {indices[name]} and as {index}: give it one index.")
-    return ClassMap({name: index for name, index in indices.items() if index > 0}, str(path))
+    if indices is not None:
+        return ClassMap({name: index for name, index in indices.items() if index > 0}, str(path)), ClassMap(
+            {}, str(path)
+        )
+    labels = LabelMap.from_file(path)
+    classes = map_of_names(labels.classes, str(path))
+    for index, name in enumerate(labels.classes):
+        if index > 0 and name and classes.indices[name] != index:
+            raise UserError(f"{path} has {shown(name)} as {classes.indices[name]} and as {index}: give it one index.")
+    return classes, map_of_names(labels.attributes, str(path))
+
+
+def map_of_names(names: Sequence[str], source: str) -> ClassMap:
+    """The index of each name from 1 on, the first where it comes twice; a blank is none."""
+    indices: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if index > 0 and name:
+            indices.setdefault(name, index)
+    return ClassMap(indices, source)

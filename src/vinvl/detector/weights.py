@@ -41,16 +41,17 @@ class LoadingReport(NamedTuple):
     loaded: tuple[str, ...]  # the detector's
     unused: tuple[str, ...]  # the file's that the detector has no place for
     random: tuple[str, ...] = ()  # the detector's that are not in the file
-    other_shape: tuple[str, ...] = ()  # the detector's that the file has in another shape: they are random too
+    other_shape: tuple[str, ...] = ()  # the detector's that do not fit those of the file: they are random too
+    rows: tuple[str, ...] = ()  # what is said of rows for classes and attributes
 
     def __str__(self) -> str:
         others = {
             "not in it and random": self.random,
-            "of another shape in it and random": self.other_shape,
+            "of another shape or meaning in it and random": self.other_shape,
             "of it not used": self.unused,
         }
-        told = (f"; {len(names)} {what} ({_some(names)})" for what, names in others.items() if names)
-        return f"detector from {self.source}: {len(self.loaded)} tensors loaded{''.join(told)}"
+        told = [f"{len(names)} {what} ({some(names)})" for what, names in others.items() if names]
+        return f"detector from {self.source}: " + "; ".join([f"{len(self.loaded)} tensors loaded", *self.rows, *told])
 
 
 def load_detector(path: str | Path, config: DetectorConfig) -> tuple[Detector, LoadingReport]:
@@ -152,7 +153,7 @@ def _refuse_unlike(
     missing = [name for name in wanted if name not in matched and name != COMPUTED]
     if missing:
         raise UserError(
-            f"{path} lacks {len(missing)} of the detector's {len(wanted)} tensors ({_some(missing)}): it is of another "
+            f"{path} lacks {len(missing)} of the detector's {len(wanted)} tensors ({some(missing)}): it is of another "
             "architecture, or not a detector."
         )
     other = [name for name, source in matched.items() if tensors[source].shape != wanted[name].shape]
@@ -170,7 +171,8 @@ def _refuse_unlike(
             raise UserError(f"{path}: {source} and {twin} differ, although the detector has one C5 head for both.")
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first of many names, for a sentence."""
     names = list(names)
     rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + rest
