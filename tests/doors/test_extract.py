@@ -8,6 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,9 @@ from tests.conftest import refusal
 from tests.door_runs import door_environment
 from tests.extraction.samples import overrides, pictures, run_extract
 from tests.picture_samples import broken_pictures
+from tests.pictures.test_containers import CONTAINERS
 from vinvl.regions import RegionStore
+from vinvl.regions.merging import merge_stores, shard_path
 from vinvl.regions.writer import Unfinished
 
 QUICK = ("detector.min_size=64", "detector.max_size=107")
@@ -78,12 +81,26 @@ def test_killed_again_and_again_nothing_is_lost_or_comes_twice(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_same_store(tmp_path: Path) -> None:
-    pictures(tmp_path / "pictures", 8)
-    broken_pictures(tmp_path / "pictures" / "broken")
-    printed = door_runs.ranks_succeed(tmp_path, tmp_path, "extract", *arguments(tmp_path))
-    assert printed.count("14 of 14 pictures to do") == 1 and "6 pictures could not be used" in printed
-    assert (tmp_path / "f.h5").read_bytes() == extracted(tmp_path, output="whole.h5").read_bytes()
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_two_processes_make_the_same_store(kind: str, tmp_path: Path) -> None:
+    """From a container too, which each reads by itself; its shares are merged to the same."""
+    folder = pictures(tmp_path / "pictures", 8)
+    broken_pictures(folder / "broken")
+    place = []
+    if kind != "folder":
+        contents = {path.stem: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        place = [f"images={CONTAINERS[kind](tmp_path, contents)}"]
+    printed = door_runs.ranks_succeed(tmp_path, tmp_path, "extract", *arguments(tmp_path, *place))
+    assert "pictures could not be used" in printed
+    whole = extracted(tmp_path, *place, output="whole.h5")
+    assert (tmp_path / "f.h5").read_bytes() == whole.read_bytes()
+    for index in range(2):
+        extracted(tmp_path, *place, f"shard.index={index}", "shard.count=2", output="part.h5")
+    merged = merge_stores([shard_path(tmp_path / "part.h5", index, 2) for index in range(2)], tmp_path / "merged.h5")
+    theirs = RegionStore(whole)
+    assert list(merged.image_ids) == list(theirs.image_ids) and len(merged) == 8
+    for index in range(len(merged)):
+        np.testing.assert_array_equal(merged.at(index).features, theirs.at(index).features)
 
 
 def test_control_c_keeps_what_was_done(tmp_path: Path) -> None:
