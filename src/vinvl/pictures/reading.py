@@ -77,10 +77,26 @@ def read_picture(path: str | Path, options: ReadingOptions) -> Image.Image:
 
 def picture_size(path: str | Path, options: ReadingOptions) -> tuple[int, int]:
     """(width, height) of what `read_picture` would give; raises as it does, as far as the file's head tells."""
+    return size_and_turn(path, options)[0]
+
+
+def size_and_turn(path: str | Path, options: ReadingOptions) -> tuple[tuple[int, int], int]:
+    """`picture_size`, and the EXIF orientation by which `read_picture` turns the picture; 1 if it does not."""
     with _opened(path, options) as image:
         width, height = image.size
-        turned = options.exif_orientation == EXIF_APPLY and orientation(image) in SIDEWAYS
-        return (height, width) if turned else (width, height)
+        turn = orientation(image) if options.exif_orientation == EXIF_APPLY else 1
+        return ((height, width) if turn in SIDEWAYS else (width, height)), turn if turn in TURNS else 1
+
+
+def turned_shares(boxes: np.ndarray, turn: int) -> np.ndarray:
+    """(m, 4) x1 y1 x2 y2 in shares of a stored picture → of what is shown of one with this EXIF orientation."""
+    if turn in SIDEWAYS:
+        boxes = boxes[:, [1, 0, 3, 2]]
+    if turn in (2, 3, 6, 7):
+        boxes = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
+    if turn in (3, 4, 7, 8):
+        boxes = np.stack([boxes[:, 0], 1 - boxes[:, 3], boxes[:, 2], 1 - boxes[:, 1]], axis=1)
+    return boxes
 
 
 def orientation(image: Image.Image) -> int:

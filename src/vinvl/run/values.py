@@ -178,25 +178,42 @@ def json_members(path: str | Path, holds: str) -> Iterator[tuple[str, Any]]:
     Raises UserError, naming the file and where possible the member (counted from 1), if the file is missing,
     unreadable, empty, not UTF-8, not JSON or not an object.
     """
+    return _elements(path, "{}", f"one JSON object of {holds}")
+
+
+def json_items(path: str | Path, content: type[Decoded], holds: str) -> Iterator[Decoded]:
+    """Each item of the list that a JSON file consists of, as what it should be; as `json_members` otherwise."""
+    for number, (_, value) in enumerate(_elements(path, "[]", f"one JSON list of {holds}"), start=1):
+        try:
+            yield msgspec.convert(value, content)
+        except msgspec.ValidationError as error:
+            raise wrong_value(error, f"{path} record {number}") from None
+
+
+def _elements(path: str | Path, marks: str, expected: str) -> Iterator[tuple[str, Any]]:
+    """(key, "" in a list, and value) of what stands between the two marks that a file begins and ends with."""
     number = 1
     try:
         with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
             window = _Window(file)
-            if (opening := window.next_mark()) != "{":
+            if (opening := window.next_mark()) != marks[0]:
                 found = f"{opening!r} at the start" if opening else "nothing"
-                raise UserError(f"{path} should be one JSON object of {holds}; found {found}.")
-            window.take("{")
-            closed = window.next_mark() == "}" and bool(window.take("}"))
+                raise UserError(f"{path} should be {expected}; found {found}.")
+            window.take(marks[0])
+            closed = window.next_mark() == marks[1] and bool(window.take(marks[1]))
             while not closed:
-                if window.next_mark() != '"':
-                    raise window.broken("Expecting property name enclosed in double quotes")
-                key = window.value()
-                window.take(":")
+                key = ""
+                if marks == "{}":
+                    if window.next_mark() != '"':
+                        raise window.broken("Expecting property name enclosed in double quotes")
+                    key = window.value()
+                    window.take(":")
                 yield key, window.value()
-                closed = window.take(",}") == "}"
+                closed = window.take("," + marks[1]) == marks[1]
                 number += 1
             if window.next_mark():
-                raise UserError(f"{path} does not end after its object; it may be edited by hand.")
+                kind = "object" if marks == "{}" else "list"
+                raise UserError(f"{path} does not end after its {kind}; it may be edited by hand.")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (in or after record {number}); save it as UTF-8.") from error
     except json.JSONDecodeError as error:
