@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import numpy as np
 import torch
 from msgspec import Meta
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import padded_size, resized_pixels
+from vinvl.extraction.given import GivenBoxes
 from vinvl.pictures import Pictures, ReadingOptions, Unusable, name_of, picture_size, read_picture
 from vinvl.run.errors import UserError
 from vinvl.run.values import check_fields
@@ -54,6 +56,7 @@ class PictureBatch:
     pixels: tuple[Tensor, ...]  # of each picture uint8 (height, width, 3), resized
     original_sizes: tuple[tuple[int, int], ...]  # (width, height)
     unusable: tuple[Unusable, ...]
+    boxes: tuple[np.ndarray, ...] | None = None  # (n, 4) each, that are given; None where the detector is to find some
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,8 +69,10 @@ class PictureBatch:
 
     def single(self) -> Iterator[PictureBatch]:
         """Each picture as a batch of its own."""
-        for image_id, path, pixels, size in zip(self.ids, self.paths, self.pixels, self.original_sizes, strict=True):
-            yield PictureBatch((image_id,), (path,), (pixels,), (size,), ())
+        for i in range(len(self)):
+            own = slice(i, i + 1)
+            boxes = None if self.boxes is None else self.boxes[own]
+            yield PictureBatch(self.ids[own], self.paths[own], self.pixels[own], self.original_sizes[own], (), boxes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +84,7 @@ class PictureFeed:
         done: whether the picture of an id is in the store already.
         config: how pictures are resized and padded.
         options: how they are read and put together.
+        given: boxes of all pictures; None lets the detector find them.
         rank, world_size: this process's number among those that share the pictures.
         pin_memory: of the pixels, for a GPU.
     """
@@ -87,6 +93,7 @@ class PictureFeed:
     done: Callable[[str], bool]
     config: DetectorConfig
     options: FeedOptions
+    given: GivenBoxes | None = None
     rank: int = 0
     world_size: int = 1
     pin_memory: bool = False
@@ -111,13 +118,14 @@ class PictureFeed:
             place = self.pictures.paths[index]
             path = name_of(place)
             try:
-                image = read_picture(place, self.options.reading)
+                image, image_id = read_picture(place, self.options.reading), self.pictures.ids[index]
+                boxes = () if self.given is None else self.given.of(image_id, image.size)
             except UserError as error:
                 unusable.append(Unusable(path, str(error)))
             else:
-                found.append((self.pictures.ids[index], path, resized_pixels(image, self.config), image.size))
-        ids, paths, pixels, sizes = zip(*found, strict=True) if found else ((), (), (), ())
-        return PictureBatch(ids, paths, pixels, sizes, tuple(unusable))
+                found.append((image_id, path, resized_pixels(image, self.config), image.size, boxes))
+        ids, paths, pixels, sizes, given = zip(*found, strict=True) if found else ((), (), (), (), ())
+        return PictureBatch(ids, paths, pixels, sizes, tuple(unusable), None if self.given is None else given)
 
     def batches(self) -> Iterator[list[int]]:
         """Which pictures make each batch; one that cannot even be measured is a batch of its own.

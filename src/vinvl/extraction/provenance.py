@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import COLOUR_ORDER, MEAN
-from vinvl.detector.weights import OpenedDetector
+from vinvl.detector.weights import OpenedDetector, sha256_of_file
 from vinvl.pictures import PictureNames, ReadingOptions
 from vinvl.regions.shard import IdLookup
 from vinvl.regions.store import FeatureRecord, RegionStore, differences, settings_of, unlike_settings
@@ -28,6 +28,7 @@ from vinvl.run.overrides import command_overrides, given_values, with_given
 
 PACKAGES = ("vinvl", "torch", "pillow", "numpy")
 UNDECIDED = ("boxes_per_pass",)  # settings of a detector that change no result
+GIVEN, GIVEN_BOXES = "given", "given_boxes"  # what `boxes` are where a file gives them, and what tells of that file
 DIGITS = 12  # of a hash, as a person is shown it
 SHOWN = 3  # settings that differ
 
@@ -63,17 +64,21 @@ def feature_settings(
     mixed_sizes: bool = False,
     feature_dtype: str,
     precision: str = "",
+    given: Path | None = None,
 ) -> dict[str, Any]:
     """Everything except the pictures that determines features, tags and ids; plain types, as JSON returns them.
 
-    It is what a store says of how its features were made, and by which two stores are of one kind.
+    It is what a store says of how its features were made, and by which two stores are of one kind. `given` is the file
+    of boxes where they are given.
     """
     names = names or PictureNames()
+    boxes = {"boxes": GIVEN, GIVEN_BOXES: {"file": given.name, "sha256": sha256_of_file(given)}} if given else {}
     return {
         "weights": opened.weights.name,
         "weights_sha256": weights_sha256,
         "label_map_sha256": hashlib.sha256(opened.label_map.to_json().encode()).hexdigest(),
         **{name: value for name, value in opened.detector.config.plain().items() if name not in UNDECIDED},
+        **boxes,
         "batches": "mixed sizes" if mixed_sizes else "one size each",
         "colour_order": COLOUR_ORDER,
         "pixel_mean": list(MEAN),
@@ -92,7 +97,10 @@ def detector_text(settings: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     nms = f"NMS_FILTER {settings['nms_filter']}, {settings['boxes']} boxes"
     numbers = f"score >= {settings['score_threshold']:g}, {settings['min_boxes']} to {settings['max_boxes']} boxes"
-    return f"AttrRCNN X{layers}-C4, {weights}, {nms}, {numbers}, {settings['colour_order']}, settings {digest[:DIGITS]}"
+    which = f"{nms}, {numbers}"
+    if given := settings.get(GIVEN_BOXES):
+        which = f"boxes given by {given['file']} (sha256 {given['sha256'][:DIGITS]})"
+    return f"AttrRCNN X{layers}-C4, {weights}, {which}, {settings['colour_order']}, settings {digest[:DIGITS]}"
 
 
 def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +128,7 @@ def trained_config(record: FeatureRecord, weights_sha256: str, own: DetectorConf
     said, config = record.provenance, own or DetectorConfig()
     if said.get("weights_sha256") != weights_sha256:
         return own
-    names = [name for name in config.plain() if name in said and name != "architecture"]
+    names = [name for name in config.plain() if name in said and name != "architecture" and said[name] != GIVEN]
     try:
         return replace(config, **{name: said[name] for name in names})
     except UserError:

@@ -22,6 +22,7 @@ from pytorch_lightning.callbacks import Callback
 from vinvl.detector.detector import DetectedRegions, Detector
 from vinvl.detector.weights import open_detector, sha256_of_file
 from vinvl.extraction.feed import FeedOptions, PictureBatch, PictureFeed
+from vinvl.extraction.given import GivenBoxes, given_boxes
 from vinvl.extraction.provenance import Target, detector_config, detector_text, feature_settings, provenance, section
 from vinvl.pictures import PictureNames, Pictures, ReadingOptions, Unusable, find_pictures, told_of
 from vinvl.regions.layout import FEATURE_DTYPES, read_header
@@ -79,7 +80,7 @@ class DetectionModule(pl.LightningModule):
     def _detect(self, batch: PictureBatch) -> list[Regions]:
         if len(batch) == 0:
             return []
-        found = self.detector.detect_pixels(list(batch.pixels), list(batch.original_sizes))
+        found = self.detector.detect_pixels(list(batch.pixels), list(batch.original_sizes), batch.boxes)
         return [store_regions(name, one, self.feature_dtype) for name, one in zip(batch.ids, found, strict=True)]
 
 
@@ -205,9 +206,17 @@ def extract(config: DictConfig) -> None:
         raise UserError(f"shard.index={index!r} shard.count={count!r}: give an index from 0 below the count.")
     if config.dtype not in FEATURE_DTYPES:
         raise UserError(f"dtype={config.dtype!r} is unknown: give {' or '.join(FEATURE_DTYPES)}.")
+    if config.on_unmatched not in ("skip", "error"):
+        raise UserError(f"on_unmatched={config.on_unmatched!r} is unknown: give skip or error.")
     reading, names = ReadingOptions(**section(config, "reading")), PictureNames(**section(config, "id"))
     feed = FeedOptions(reading, config.batch_size, bool(config.mixed_sizes), config.workers)
-    pictures = find_pictures(str(config.images), names).part(index, count)
+    pictures = find_pictures(str(config.images), names)
+    boxes_file = None if config.given_boxes is None else Path(str(config.given_boxes)).expanduser()
+    given = None
+    if boxes_file is not None:
+        pictures, given, told = given_boxes(boxes_file, pictures, names, config.on_unmatched)
+        given.check_first(pictures, reading)
+    pictures = pictures.part(index, count)
     labels = None if config.labels is None else str(config.labels)
     opened = open_detector(str(config.weights), labels, partial(detector_config, config), compile=bool(config.compile))
     detector = opened.detector.config
@@ -219,6 +228,7 @@ def extract(config: DictConfig) -> None:
         mixed_sizes=feed.mixed_sizes,
         feature_dtype=config.dtype,
         precision=str(config.trainer.precision),
+        given=boxes_file,
     )
     path = shard_path(Path(str(config.output)).expanduser(), index, count)
     target = Target(path, settings, overwrite=bool(config.overwrite))
@@ -231,8 +241,10 @@ def extract(config: DictConfig) -> None:
     )
     if process_rank() == 0:
         say(opened.report)
+        if given is not None:
+            say(told)
     try:
-        detect(config, pictures, feed, opened.detector, target, attributes)
+        detect(config, pictures, given, feed, opened.detector, target, attributes)
     except Stopped as stopped:
         if process_rank() == 0:
             say(stopped, error=True)
@@ -242,12 +254,13 @@ def extract(config: DictConfig) -> None:
 def detect(
     config: DictConfig,
     pictures: Pictures,
+    given: GivenBoxes | None,
     feed: FeedOptions,
     detector: Detector,
     target: Target,
     attributes: StoreAttributes,
 ) -> None:
-    """Has all pictures looked at that were not before; one process then makes the shards the store."""
+    """Has all pictures looked at, or their given boxes, that were not before; one process then makes the store."""
     done = target.done()
     before = sum(image_id in done for image_id in pictures.ids)
     missing = len(pictures) - before
@@ -261,7 +274,7 @@ def detect(
         recorder = Recorder(target, attributes, total=len(pictures), done=before, shard_seconds=shard_seconds)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer: pl.Trainer = instantiate(config.trainer, callbacks=[recorder], **quiet)
-        make_feed = partial(PictureFeed, pictures, done.__contains__, detector.config, feed)
+        make_feed = partial(PictureFeed, pictures, done.__contains__, detector.config, feed, given)
         dtype = getattr(torch, attributes.feature_dtype.name)
         trainer.predict(DetectionModule(detector, dtype, make_feed), return_predictions=False)
         finishes = trainer.is_global_zero

@@ -36,8 +36,8 @@ from vinvl.run.files import write_text_atomically
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 LONGEST_SIDE = 640  # pixels of the pictures in the page of regions
 TOLD = (  # of a provenance, what a person looks at first
-    "weights", "weights_sha256", "nms_filter", "boxes", "score_threshold", "min_boxes", "max_boxes", "min_size",
-    "max_size", "pad_multiple", "colour_order", "exif_orientation", "precision", "made",
+    "weights", "weights_sha256", "nms_filter", "boxes", "given_boxes", "score_threshold", "min_boxes", "max_boxes",
+    "min_size", "max_size", "pad_multiple", "colour_order", "exif_orientation", "precision", "made",
 )  # fmt: skip
 ATTRIBUTES_SHOWN = 3
 LEAST_BOXES = 10  # what published pipelines keep of any image, however unsure they are

@@ -6,10 +6,12 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
+
+import numpy as np
 
 from vinvl.data.table import Column
 from vinvl.pictures.containers import HEAD, SUFFIXES, Entry, container_of, is_picture, name_of, opened
@@ -77,6 +79,11 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def select(self, keep: np.ndarray) -> Pictures:
+        """Those where `keep` (N,) bool is True."""
+        kept = np.flatnonzero(keep)
+        return replace(self, ids=self.ids.take(kept), paths=self.paths.take(kept))
 
     def part(self, index: int, count: int) -> Pictures:
         """Part `index`, from 0, of `count` parts of like size: pictures that follow each other."""
