@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from vinvl.detector.vocabulary import VocabularySettings, make_vocabulary
 from vinvl.models.published import (
     FORMATS,
     check_tokenizer,
@@ -40,6 +41,10 @@ def convert(config: DictConfig) -> Path:
         return stores
     if config.to is None:
         raise UserError("to must be given: pass to=PATH, the folder or store to write.")
+    if config.vocabulary.base is not None or config.vocabulary.sets is not None:
+        settings, target = OmegaConf.to_container(config.vocabulary, resolve=True), Path(str(config.to)).expanduser()
+        say(*make_vocabulary(VocabularySettings(**settings), target), f"They are in {target}")  # type: ignore[arg-type]
+        return target
     if (config.weights is None) == (config["from"] is None):
         raise UserError("Pass one of the two: weights=… for a model, or from=… for region features.")
     return convert_weights(config) if config["from"] is None else convert_regions(config)

@@ -134,14 +134,15 @@ NO_NAMES = LabelMap()
 def flat_map(text: str, source: str) -> dict[str, int] | None:
     """Names with their indices, where JSON is an object of these alone, None where it is something else.
 
-    Raises UserError if a name is there twice with two indices, or an index is out of range.
+    Raises UserError if a name is there twice with two indices, or an index is out of range; 0 is the background's.
     """
     try:
         indices = msgspec.json.decode(text.encode("utf-8", "surrogatepass"), type=dict[str, int])
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     for name, index in json.loads(text, object_pairs_hook=list):
-        if indices[name] != index or not 0 <= index <= MOST_NAMES:
+        least = 0 if name.strip("_ ").lower() in BACKGROUND_NAMES else 1
+        if indices[name] != index or not least <= index <= MOST_NAMES:
             what = f"with the indices {index} and {indices[name]}" if indices[name] != index else f"as {index}"
             raise UserError(f"{source} has {shown(name)} {what}: give every name one index, from 1 on.")
     return indices or None
