@@ -1,4 +1,4 @@
-"""Pictures in a TSV, a zip archive and an LMDB: the same as in a folder, and what is wrong with one named."""
+"""Pictures in a TSV, a zip or tar archive and an LMDB: the same as in a folder, and what is wrong with one named."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,12 +64,34 @@ def write_lmdb(path: Path, pictures: Mapping[str, bytes], *, folder: bool = True
     return path
 
 
+def write_tar(path: Path, pictures: Mapping[str, bytes]) -> Path:
+    """As WebDataset's: what else is known of a picture stands beside it."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in [part for one in pictures.items() for part in (one, (f"{one[0][:6]}.cls", b"1"))]:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_set(path: Path, pictures: Mapping[str, bytes]) -> Path:
+    """A yaml as VinVL's code reads it, whose linelist leaves out the first and the last row of its TSV."""
+    rows = {"before": content(), **pictures, "behind": b"no picture"}
+    write_tsv(path.with_name("rows.tsv"), rows, index=True)
+    numbers = [*range(len(pictures), 0, -1), 1]
+    path.with_name("train.linelist.tsv").write_text("".join(f"{number}\n" for number in numbers))
+    path.write_text("img: rows.tsv\nhw: hw.tsv\nlinelist: train.linelist.tsv\nlabel: labels.tsv\n")
+    return path
+
+
 CONTAINERS: dict[str, Callable[[Path, Mapping[str, bytes]], Path]] = {
     "tsv": lambda folder, given: write_tsv(folder / "train.tsv", given),
     "tsv of any name, with an index": lambda folder, given: write_tsv(folder / "train.img.txt", given, index=True),
     "tsv of Python 3": lambda folder, given: write_tsv(folder / "train.tsv", given, python3=True),
     "zip": lambda folder, given: write_zip(folder / "val.zip", given),
     "zip, not packed, of any name": lambda folder, given: write_zip(folder / "val", given, zipfile.ZIP_STORED),
+    "tar": lambda folder, given: write_tar(folder / "shard-000.tar", given),
+    "yaml of a set": lambda folder, given: write_set(folder / "train.yaml", given),
     "lmdb": lambda folder, given: write_lmdb(folder / "val.lmdb", given),
     "lmdb in one file": lambda folder, given: write_lmdb(folder / "val", given, folder=False),
 }
@@ -82,7 +105,8 @@ def found(source: Path, rule: str = "stem", pattern: str | None = None, prefix: 
 def test_pictures_are_those_that_were_put_in(kind: str, tmp_path: Path) -> None:
     given = {f"{number:06}.{name}": content(name, 40 + number) for number, name in enumerate(KINDS)}
     pictures = found(CONTAINERS[kind](tmp_path, given), "file")
-    assert list(pictures.ids) == list(given) and not pictures.unusable and not pictures.passed_over
+    assert list(pictures.ids) == list(given) and not pictures.unusable
+    assert pictures.passed_over == ({".cls": len(given)} if kind == "tar" else {})
     for image_id, place in zip(pictures.ids, pictures.paths, strict=True):
         assert opened(place).read() == given[image_id]
         expected = Image.open(io.BytesIO(given[image_id])).convert("RGB")
@@ -215,7 +239,7 @@ def test_a_member_that_unpacks_to_more_than_it_says(tmp_path: Path) -> None:
     assert len(pictures) == 0 and "2,147,483,648 bytes, at most" in pictures.unusable[0].reason
 
 
-@pytest.mark.parametrize("kind", ["zip", "lmdb", "tsv"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "lmdb", "tsv"])
 def test_damaged_containers_end_in_sentences(kind: str, tmp_path: Path) -> None:
     """Whatever is cut off or changed: a picture as it was, another one where nothing can tell, or a sentence."""
     given = {f"{number}.png": content(width=60 + number) for number in range(5)}
@@ -236,8 +260,37 @@ def test_damaged_containers_end_in_sentences(kind: str, tmp_path: Path) -> None:
             assert str(tmp_path) in str(error)
 
 
+def test_a_tar_that_ends_early_is_not_taken_for_a_shorter_one(tmp_path: Path) -> None:
+    """Also where it is cut between members, or the head of one is damaged, which Python takes for the end."""
+    path = write_tar(tmp_path / "a.tar", {f"{number:06}.png": content() for number in range(3)})
+    with tarfile.open(path) as archive:
+        whole, starts = path.read_bytes(), [one.offset for one in archive]
+    for changed in (whole[: starts[2]], whole[: starts[2] + 700], whole[: starts[3]] + b"?" + whole[starts[3] + 1 :]):
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"a\.tar is cut off or damaged"):
+            found(path)
+
+
+@pytest.mark.parametrize(
+    ("linelist", "words"),
+    [
+        ("0\n7\n", "has 3 rows, and its linelist asks for row 7"),
+        ("0\n-1\n", "holds '-1', a row number"),
+        ("", "no pic"),
+    ],
+)
+def test_a_linelist_of_another_set(tmp_path: Path, linelist: str, words: str) -> None:
+    source = write_set(tmp_path / "train.yaml", {"a": content()})
+    (tmp_path / "train.linelist.tsv").write_text(linelist)
+    with pytest.raises(UserError, match=words):
+        found(source)
+    source.write_text("img: none.tsv\n")
+    with pytest.raises(UserError, match=r"none\.tsv does not exist"):
+        found(source)
+
+
 def test_what_is_gone_or_shorter_when_it_is_read_is_told(tmp_path: Path) -> None:
-    for kind in ("tsv", "zip", "lmdb"):
+    for kind in ("tsv", "zip", "tar", "lmdb"):
         source = CONTAINERS[kind](tmp_path, {"1.png": content()})
         place = found(source).paths[0]
         path = source / "data.mdb" if source.is_dir() else source

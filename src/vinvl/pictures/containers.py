@@ -1,4 +1,4 @@
-"""Pictures in a TSV, a zip archive or an LMDB: which there are, and the bytes of each.
+"""Pictures in a TSV, a zip or tar archive or an LMDB: which there are, and the bytes of each.
 
 The place of a picture is the path of its file. Within a container it is a text: what a person is shown (val.zip/a.jpg),
 NUL, and numbers that say where it lies. Each is read by itself from there, so that threads, processes and forks share
@@ -11,12 +11,15 @@ import binascii
 import io
 import os
 import struct
+import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+import yaml
 
 from vinvl.regions.formats.lmdb_folder import Record, read_records, read_value
 from vinvl.regions.formats.rows import MOST_BYTES, at
@@ -29,6 +32,7 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", 
 HEAD = 16  # bytes by which a picture is known
 FIRST_LINES = 8  # of a TSV, of which one at least must hold a whole picture's beginning
 NO_PICTURES = (b"keys", b"__keys__", b"__len__", b"length", b"num-samples", b"num_samples")  # of an LMDB
+TAR_HEAD = 262  # bytes by which a tar archive is known
 LMDB_FILE = "data.mdb"  # in a folder of that kind
 PLAIN_ZIP = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what is unpacked byte by byte, up to a limit
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a member: signature, lengths of its name and of what else is said
@@ -84,8 +88,12 @@ def container_of(path: Path) -> Iterator[Entry] | None:
     """
     if path.is_dir():
         return _lmdb_pictures(path) if (path / LMDB_FILE).is_file() else None
+    if (rows := _rows_of_set(path)) is not None:
+        return _tsv_pictures(*rows)
     with reading(path), path.open("rb") as file:
-        head = file.read(24)
+        head = file.read(TAR_HEAD)
+    if head[257:] == b"ustar":
+        return _tar_pictures(path)
     if head.startswith((b"PK\3\4", b"PK\5\6", b"PK\7\x08")):
         return _zip_pictures(path)
     if head[16:20] == b"\xde\xc0\xef\xbe":
@@ -123,11 +131,13 @@ def _decoded(column: bytes) -> bytes:
         return b""
 
 
-def _tsv_pictures(path: Path) -> Iterator[Entry]:
+def _tsv_pictures(path: Path, rows: Collection[int] | None = None) -> Iterator[Entry]:
+    """Those of some rows, from 0, or of all; in the order of the file."""
     seen: dict[bytes, int] = {}
+    number = 0
     for number, (start, stop, line) in enumerate(_lines(path), start=1):
         key, tab, _ = line.partition(b"\t")
-        if not line.strip():
+        if not line.strip() or not (rows is None or number - 1 in rows):
             continue
         try:
             name, problem = key.decode("utf-8").strip(), "" if tab else "it has no column for a picture"
@@ -137,6 +147,31 @@ def _tsv_pictures(path: Path) -> Iterator[Entry]:
             problem = f"its key is that of line {first}"
         problem = f"{path} line {number} ({shown(name)}): {problem}." if problem else ""
         yield Entry(_place(path, name or f"line {number}", "tsv", start, stop), name, "key", problem)
+    if rows and max(rows) >= number:
+        raise UserError(
+            f"{path} has {number:,} rows, and its linelist asks for row {max(rows):,} (from 0): get both again."
+        )
+
+
+def _rows_of_set(path: Path) -> tuple[Path, Collection[int] | None] | None:
+    """The TSV of pictures that the yaml of a set of VinVL's names, and its rows there; None for another file."""
+    try:
+        content = yaml.safe_load(read_bytes(path)) if path.suffix in (".yaml", ".yml") else None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(content, dict) or not isinstance(content.get("img"), str):
+        return None
+    pictures, *lists = (
+        given if (given := Path(name)).is_file() else path.parent / name
+        for name in (content["img"], content.get("linelist"))
+        if isinstance(name, str)
+    )
+    listed = [read_bytes(one).split() for one in lists]
+    if wrong := next((one for one in chain(*listed) if not one.isdigit() or len(one) > 18), None):
+        raise UserError(
+            f"{lists[0]} holds {shown(wrong.decode('utf-8', 'replace'))}, a row number a line was expected."
+        )
+    return pictures, frozenset(map(int, listed[0])) if listed else None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -211,6 +246,42 @@ def _read_zip(file: BinaryIO, most: int, start: int, packed: int, size: int, met
         raise UserError("the archive is cut off or damaged there.") from None
 
 
+# A tar archive that is not compressed, as WebDataset's are.
+
+
+def _tar_pictures(path: Path) -> Iterator[Entry]:
+    cut = f"{path} is cut off or damaged"
+    try:
+        with reading(path), tarfile.open(path, "r:") as archive, path.open("rb") as file:
+            members = archive.getmembers()
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes damage for the end
+                raise UserError(f"{cut} behind its {len(members):,} first members: get it again.")
+    except (tarfile.TarError, ValueError, OverflowError, struct.error, EOFError) as error:
+        raise UserError(f"{cut} ({error}): get it again.") from None
+    names: set[str] = set()
+    for one in members:
+        place, problem = _place(path, one.name, "tar", one.offset_data, one.size), ""
+        if one.isdir():
+            continue
+        if one.name in names:
+            problem = "has the name of another one in the archive"
+        elif not one.isreg():
+            problem = "is a link: unpack the archive"
+        elif one.issparse() or one.size > MOST_BYTES:
+            problem = f"is sparse, or has more than the {MOST_BYTES:,} bytes that are read"
+        names.add(one.name)
+        yield Entry(place, one.name, problem=f"{name_of(place)} {problem}." if problem else "")
+
+
+def _read_tar(file: BinaryIO, most: int, start: int, size: int) -> bytes:
+    file.seek(start)
+    content = file.read(min(size, most))
+    if len(content) < min(size, most):
+        raise UserError("the archive is cut off there.")
+    return content
+
+
 # An LMDB: keys → pictures as their files are.
 
 
@@ -231,4 +302,4 @@ def _read_lmdb(file: BinaryIO, most: int, start: int, stop: int, page: int) -> b
     return read_value(file, Record(b"", start, stop, None if page < 0 else page))
 
 
-_READERS: dict[str, Callable[..., bytes]] = {"tsv": _read_tsv, "zip": _read_zip, "lmdb": _read_lmdb}
+_READERS: dict[str, Callable[..., bytes]] = {"tsv": _read_tsv, "zip": _read_zip, "tar": _read_tar, "lmdb": _read_lmdb}

@@ -126,15 +126,15 @@ def look_for(source: str | Path) -> tuple[list[Entry], Counter[str]]:
     Raises UserError if there is no picture.
 
     Args:
-        source: a folder, with all folders in it; a picture; a TSV of keys and pictures in base64; a zip archive; an
-            LMDB; or a text file with a path a line, from the list's folder unless it is absolute, and behind a tab,
-            where no rule shall say it, the id.
+        source: a folder, with all folders in it; a picture; a TSV of keys and pictures in base64, or a yaml of VinVL's
+            that names one and the rows of its linelist; a zip or tar archive; an LMDB; or a text file with a path a
+            line, from the list's folder unless it is absolute, and behind a tab, where no rule shall say it, the id.
     """
     source, passed_over = Path(source).expanduser(), Counter[str]()
     alone = Entry(str(source), source.name)
     if not source.is_dir() and not source.is_file():
         raise UserError(
-            f"{source} does not exist: give a folder, a picture, a list, or a TSV, zip or LMDB of pictures."
+            f"{source} does not exist: give a folder, a picture, a list, or a TSV, zip, tar or LMDB of pictures."
         )
     if source.is_file() and (_suffix(alone) in SUFFIXES or _begins_as_picture(alone)):
         return [alone], passed_over
@@ -146,7 +146,7 @@ def look_for(source: str | Path) -> tuple[list[Entry], Counter[str]]:
         entries = list(_listed(source))
     if not entries:
         told = f" ({told_of(passed_over)})" if passed_over else ""
-        remedy = " A TSV, zip or LMDB of pictures is given by its own name." if source.is_dir() else ""
+        remedy = " A TSV, zip, tar or LMDB of pictures is given by its own name." if source.is_dir() else ""
         raise UserError(f"{source} holds no pictures{told}.{remedy}")
     return entries, passed_over
 
