@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = {"red": (214, 40, 40), "green": (36, 160, 60), "blue": (40, 80, 215), "yellow": (238, 205, 30)}
+PAINTS = {**COLOURS, "purple": (140, 50, 170)}  # more than the world's own: other sets for detectors have other classes
 TEXTURES = ("plain", "striped", "dotted")
 SIZE_RADII = {"small": (9.0, 11.0), "medium": (16.0, 18.5), "large": (25.0, 28.0)}  # half the side, in pixels
 
@@ -55,24 +56,27 @@ class Scene:
     height: int = HEIGHT
 
 
-def sample_scene(image_id: int, rng: np.random.Generator) -> Scene:
-    """Sample a scene of 3 to 10 objects whose boxes overlap by at most `MAX_OVERLAP` of the smaller one."""
+Kind = tuple[str, str]  # shape and colour
+
+
+def sample_scene(image_id: int, rng: np.random.Generator, kinds: Mapping[Kind, float] | None = None) -> Scene:
+    """Sample a scene of 3 to 10 objects whose boxes overlap by at most `MAX_OVERLAP` of the smaller one.
+
+    kinds: how often each kind of thing is drawn, relative to the others; None: unevenly, in each scene otherwise.
+    """
     weights = np.array(list(OBJECT_COUNT_WEIGHTS.values()), dtype=np.float64)
     wanted = int(rng.choice(np.array(list(OBJECT_COUNT_WEIGHTS)), p=weights / weights.sum()))
-    while len(objects := _place_objects(wanted, rng)) < wanted:
+    while len(objects := _place_objects(wanted, rng, kinds)) < wanted:
         pass
     top, bottom = rng.integers(218, 240, size=2)
     return Scene(image_id, tuple(objects), (int(top), int(bottom)))
 
 
-def _place_objects(wanted: int, rng: np.random.Generator) -> list[SceneObject]:
-    colours = list(COLOURS)
-    shape_weights = rng.dirichlet(np.full(len(SHAPES), SPREAD))
-    colour_weights = rng.dirichlet(np.full(len(colours), SPREAD))
+def _place_objects(wanted: int, rng: np.random.Generator, kinds: Mapping[Kind, float] | None) -> list[SceneObject]:
+    draw = _uneven_kinds(rng) if kinds is None else _kinds_of(kinds, rng)
     placed: list[SceneObject] = []
     for _ in range(wanted):
-        shape = SHAPES[int(rng.choice(len(SHAPES), p=shape_weights))]
-        colour = colours[int(rng.choice(len(colours), p=colour_weights))]
+        shape, colour = draw()
         texture = TEXTURES[int(rng.integers(len(TEXTURES)))]
         size = list(SIZE_RADII)[int(rng.integers(len(SIZE_RADII)))]
         radius = float(rng.uniform(*SIZE_RADII[size]))
@@ -85,6 +89,21 @@ def _place_objects(wanted: int, rng: np.random.Generator) -> list[SceneObject]:
                 placed.append(candidate)
                 break
     return placed
+
+
+def _uneven_kinds(rng: np.random.Generator) -> Callable[[], Kind]:
+    colours = list(COLOURS)
+    shape_weights = rng.dirichlet(np.full(len(SHAPES), SPREAD))
+    colour_weights = rng.dirichlet(np.full(len(colours), SPREAD))
+    return lambda: (
+        SHAPES[int(rng.choice(len(SHAPES), p=shape_weights))],
+        colours[int(rng.choice(len(colours), p=colour_weights))],
+    )
+
+
+def _kinds_of(kinds: Mapping[Kind, float], rng: np.random.Generator) -> Callable[[], Kind]:
+    names, weights = list(kinds), np.array(list(kinds.values()))
+    return lambda: names[int(rng.choice(len(names), p=weights / weights.sum()))]
 
 
 def overlap(first: tuple[float, ...], second: tuple[float, ...]) -> float:
@@ -185,7 +204,7 @@ def _draw_object(thing: SceneObject) -> tuple[Image.Image, Image.Image]:
         (large / 2 + x * thing.radius * SUPERSAMPLING, large / 2 + y * thing.radius * SUPERSAMPLING)
         for x, y in outline_of(thing.shape, thing.turn)
     ]
-    dark = tuple(int(0.55 * channel) for channel in COLOURS[thing.colour])
+    dark = tuple(int(0.55 * channel) for channel in PAINTS[thing.colour])
     ImageDraw.Draw(fill).polygon(outline, outline=dark, width=SUPERSAMPLING)
     mask = Image.new("L", (large, large), 0)
     ImageDraw.Draw(mask).polygon(outline, fill=255)
@@ -193,7 +212,7 @@ def _draw_object(thing: SceneObject) -> tuple[Image.Image, Image.Image]:
 
 
 def _textured(thing: SceneObject, side: int) -> Image.Image:
-    colour = COLOURS[thing.colour]
+    colour = PAINTS[thing.colour]
     light = tuple(int(channel + LIGHTENING * (255 - channel)) for channel in colour)
     fill = Image.new("RGB", (side, side), colour)
     draw = ImageDraw.Draw(fill)
