@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import msgspec
 import numpy as np
 import pyarrow as pa
-from msgspec import Meta, Raw, Struct
-from msgspec.json import Decoder
+from msgspec import Meta, Struct
 from pytorch_lightning.utilities import rank_zero_warn
 
-from vinvl.data.table import TEXT, Column, Form, RecordTable, as_lists
-from vinvl.detector.records import PictureFiles, PictureRecords, find_files
+from vinvl.data.table import TEXT, Column, as_lists
+from vinvl.detector.records import PictureRecords, find_files
 from vinvl.pictures import ReadingOptions, picture_size
-from vinvl.regions.regions import BACKGROUND, NO_ATTRIBUTE, LabelMap
+from vinvl.regions.regions import BACKGROUND, NO_ATTRIBUTE, LabelMap, first_indices
 from vinvl.run.errors import UserError
 from vinvl.run.files import no_cycle_collection
-from vinvl.run.values import FilledText, Id, check_fields, decoded_file, decoded_items, shown
-
-PICTURES = Form(
-    noun="images",
-    called="image",
-    columns={"image_id": TEXT, "file_name": TEXT, "width": pa.int32(), "height": pa.int32()},
-    remedy="give every image an id of its own",
-)
-"""Of each image; its objects come to it as further columns, see `vinvl.detector.records.SCHEMA`."""
+from vinvl.run.values import FilledText, Id, check_fields, json_listed, shown
 
 OF_VIDEOS, UNSAID = ("keyframe", "outside", "track_id"), ("", "false", "__undefined__")  # in what CVAT writes
 Side = Annotated[float, Meta(gt=-1e9, lt=1e9)]
@@ -75,13 +66,6 @@ class Instance(Struct, gc=False):
         return "" if self.id is None else f" (id {shown(self.id)})"
 
 
-class InstanceFile(Struct):
-    images: list[Raw]
-    annotations: list[Raw]
-    categories: Annotated[list[Named | FilledText], Meta(min_length=1)]
-    attributes: list[Named | FilledText] | None = None
-
-
 TOLERANCE = 1.0  # pixels that a box may reach out of its image, as some of COCO's own do by rounding; it is clipped
 ROUNDING = 1e-3  # by which shares of an image may exceed 1, or 100 %
 FEW = 0.01  # share of images that may hold nothing beyond their first pixel if boxes are clipped
@@ -115,40 +99,74 @@ class InstanceOptions:
 
 
 def read_instances(
-    annotations: str | Path, pictures: str | Path, options: InstanceOptions
+    annotations: Path | Sequence[Path], pictures: Path | None, options: InstanceOptions
 ) -> tuple[PictureRecords, LabelMap]:
     """The annotated pictures of a COCO instances file, and what their classes and attributes stand for.
-
-    Classes are in the order of the file's ids, and so are attributes, or, if it lists none, in that of the alphabet.
 
     The file is an object with `images` (id, file_name, and width and height where known), `categories` (id, name),
     `annotations` (image_id, category_id, bbox as x, y, width, height, optionally iscrowd and `attributes`,
     a list of names or ids), and, if there are attributes, `attributes`: objects with id and name, or only names,
-    which have the ids 1, 2, 3 … then.
+    which have the ids 1, 2, 3 … then. It is read a few megabytes at a time; about 60 bytes of an object are kept.
+
+    Classes are in the order of the file's ids, and so are attributes, or, if it lists none, in that of the alphabet.
 
     Args:
-        annotations: the file.
-        pictures: the folder that file names start from, or a container of pictures.
+        annotations: the file; or several of them, such as COCO's things and stuff, which are joined by image.
+        pictures: the folder that file names start from, or a container of pictures; None does not look for them.
         options: what becomes of bad boxes, and how pictures are read whose size the file does not say.
 
     Raises:
         UserError: names the record that cannot be used, and what to do.
     """
-    path, folder = Path(annotations), Path(pictures)
+    paths = [annotations] if isinstance(annotations, Path) else list(annotations)
     with no_cycle_collection():
-        content = decoded_file(path, InstanceFile, "COCO instances file")
-        classes = _names_by_id(content.categories, f"{path} category")
-        listed = None if content.attributes is None else _names_by_id(content.attributes, f"{path} attribute")
-        images = RecordTable.of(PICTURES, _image_rows(content.images, path, folder), path)
-        files = find_files(images["file_name"], images["image_id"], folder)
-        records = _sized(images.table, files, str(path), options.reading)
-        found = _Objects.read(content.annotations, records, classes)
-        attributes = sorted({name for name in chain.from_iterable(found.named) if isinstance(name, str)})
-        if listed is not None:
-            attributes = [listed[number] for number in sorted(listed)]
-        names = [classes[number] for number in sorted(classes)]
-        labels = LabelMap((BACKGROUND, *names), (NO_ATTRIBUTE, *attributes))
-        return _with_objects(records, found, classes, listed, labels, options.bad_boxes), labels
+        images, found = _Images(pictures or Path()), _Objects(paths)
+        named = [_read_file(number, path, images, found) for number, path in enumerate(paths)]
+    records = images.records(" and ".join(map(str, paths)), pictures, options.reading)
+    owners = images.places()[np.array(found.owners, dtype=np.int64)]
+    found.refuse_unknown(owners, named)
+    labels = LabelMap(
+        (BACKGROUND, *_joined_names([one.classes for one in named], paths)),
+        (NO_ATTRIBUTE, *_attribute_names([one.attributes for one in named], found)),
+    )
+    return _with_objects(records, found, owners, named, labels, options.bad_boxes), labels
+
+
+class _Names(NamedTuple):
+    """What the numbers of one file stand for; `attributes` are None where it lists none."""
+
+    classes: dict[int, str]
+    attributes: dict[int, str] | None
+
+
+def _read_file(file: int, path: Path, images: _Images, found: _Objects) -> _Names:
+    """Adds the images and annotations of one file."""
+    kinds = {
+        "images": Image,
+        "annotations": Instance,
+        "categories": Named | FilledText,
+        "attributes": Named | FilledText,
+    }
+    entries: dict[str, list[Named | str]] = {"categories": [], "attributes": []}
+    numbers = Counter[str]()
+    needed = ("images", "annotations", "categories")
+    for key, one in json_listed(path, kinds, needed, "give a COCO instances file"):
+        numbers[key] += 1
+        if key == "annotations":
+            found.add(file, one, images.number(one.image_id))
+        elif key == "images":
+            images.add(one, path, numbers[key])
+        else:
+            entries[key].append(one)
+    if not numbers["images"]:
+        raise UserError(f"{path} holds no images; an empty split cannot be used.")
+    if not entries["categories"]:
+        raise UserError(f"{path}: Expected `array` of length >= 1 at $.categories; give a COCO instances file.")
+    attributes = entries["attributes"]
+    return _Names(
+        _names_by_id(entries["categories"], f"{path} category"),
+        _names_by_id(attributes, f"{path} attribute") if attributes else None,
+    )
 
 
 def _names_by_id(entries: Sequence[Named | str], place: str) -> dict[int, str]:
@@ -164,133 +182,214 @@ def _names_by_id(entries: Sequence[Named | str], place: str) -> dict[int, str]:
     return names
 
 
-def _image_rows(images: list[Raw], path: Path, folder: Path) -> Iterator[tuple[Any, ...]]:
-    for number, one in enumerate(decoded_items(images, Decoder(Image), path, "$.images"), start=1):
-        name, below = one.file_name, Path(one.file_name)
-        outside = below.is_absolute() and not below.is_relative_to(folder.absolute())
-        if ".." in below.parts or "\0" in name or outside:  # links in the folder are the folder's own and are followed
-            raise UserError(
-                f"{path} image {number}: the file_name {shown(name)} leads out of {folder}: name files below the "
-                "folder of pictures, or give the folder that their names start from."
-            )
+def _joined_names(classes: Sequence[Mapping[int, str]], paths: Sequence[Path]) -> list[str]:
+    """The names of all files, each file's in the order of its ids; UserError if one has another id in another file."""
+    ids: dict[str, int] = {}
+    for path, of_file in zip(paths, classes, strict=True):
+        for number, name in sorted(of_file.items()):
+            if ids.setdefault(name, number) != number:
+                raise UserError(
+                    f"{path} has the category {shown(name)} with the id {number}, and a file before it with "
+                    f"{ids[name]}: these are two classes of one name; rename one of them."
+                )
+    return list(ids)
+
+
+def _attribute_names(listed: Sequence[Mapping[int, str] | None], found: _Objects) -> list[str]:
+    given = sorted({name for file, name in found.attributes if isinstance(name, str) and listed[file] is None})
+    names = dict.fromkeys(one[number] for one in listed if one is not None for number in sorted(one))
+    return list(names | dict.fromkeys(given))
+
+
+class _Images:
+    """The images of all files, each once, in the order in which they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers: dict[str, int] = {}  # id → number, given where it comes first: here or in an annotation
+        self._order = array("q")  # the numbers of images
+        self._names: list[str] = []
+        self._sizes = array("i")  # of each width, height; 0 where it is not said
+        self._known: dict[int, tuple[int, Path]] = {}  # number → place, file
+
+    def number(self, image_id: int | str) -> int:
+        return self._numbers.setdefault(str(image_id), len(self._numbers))
+
+    def add(self, one: Image, path: Path, number: int) -> None:
+        """Adds an image. Raises UserError if the file has it already, or another file has it otherwise."""
+        self._refuse_outside(one.file_name, f"{path} image {number}")
         if (one.width is None) != (one.height is None):
             raise UserError(f"{path} image {number} has one of width and height: give both in pixels, or neither.")
-        yield f"{path} image", number, one.id, name, one.width, one.height
+        sides, own = (one.width or 0, one.height or 0), self.number(one.id)
+        place, where = self._known.setdefault(own, (len(self._order), path))
+        if place == len(self._order):
+            self._order.append(own)
+            self._names.append(one.file_name)
+            self._sizes.extend(sides)
+            return
+        before = self._names[place], *self._sizes[2 * place : 2 * place + 2]
+        if where == path:
+            raise UserError(
+                f"{path} image {number} has the image_id {one.id} of another one; give every image its own."
+            )
+        if before != (one.file_name, *sides):
+            raise UserError(
+                f"{path} image {number} (image_id {one.id}) is {shown(one.file_name)} of {sides[0]} × {sides[1]}, and "
+                f"in {where} {shown(before[0])} of {before[1]} × {before[2]}: only files of the same images are joined."
+            )
+        self._known[own] = place, path
+
+    def _refuse_outside(self, name: str, place: str) -> None:
+        """Links in the folder are the folder's own and are followed."""
+        below = Path(name)
+        outside = below.is_absolute() and not below.is_relative_to(self._folder.absolute())
+        if ".." in below.parts or "\0" in name or outside:
+            raise UserError(
+                f"{place}: the file_name {shown(name)} leads out of {self._folder}: name files below the "
+                "folder of pictures, or give the folder that their names start from."
+            )
+
+    def places(self) -> np.ndarray:
+        """(numbers,) int64: where the image of each number is; -1 for one that no file has."""
+        places = np.full(len(self._numbers), -1, dtype=np.int64)
+        places[np.array(self._order, dtype=np.int64)] = np.arange(len(self._order))
+        return places
+
+    def records(self, source: str, pictures: Path | None, reading: ReadingOptions) -> PictureRecords:
+        """Without objects; sizes that are not said are looked up in the pictures."""
+        ids = list(self._numbers)
+        columns = {"image_id": [ids[number] for number in self._order], "file_name": self._names}
+        table = pa.table({name: pa.array(values, TEXT) for name, values in columns.items()})
+        names, own = Column(table["file_name"]), Column(table["image_id"])
+        records = PictureRecords.of(table, source, None if pictures is None else find_files(names, own, pictures))
+        sizes = np.array(self._sizes, dtype=np.int32).reshape(-1, 2)
+        for index in np.flatnonzero(sizes[:, 0] == 0).tolist():
+            files = records.sets[0].files
+            if files is None:
+                raise UserError(f"{source} does not say how large images are: give pictures=FOLDER too, to look it up.")
+            sizes[index] = picture_size(records.path(index), reading) if files.present[index] else UNKNOWN_SIZE
+        for side, values in zip(("width", "height"), sizes.T, strict=True):
+            table = table.append_column(side, pa.array(values))
+        return replace(records, table=table)
 
 
-def _sized(images: pa.Table, files: PictureFiles, source: str, reading: ReadingOptions) -> PictureRecords:
-    """With the size of every picture, which is looked up where the file does not say it."""
-    records = PictureRecords.of(images, source, files)
-    given = [records[side] if side in images.column_names else [None] * len(images) for side in ("width", "height")]
-    widths, heights = map(list, given)
-    for index, width in enumerate(widths):
-        if width is None:
-            known = files.present[index]
-            widths[index], heights[index] = picture_size(records.path(index), reading) if known else UNKNOWN_SIZE
-    table = images.select(["file", "number", "image_id", "file_name"])
-    for side, values in (("width", widths), ("height", heights)):
-        table = table.append_column(side, pa.array(values, pa.int32()))
-    return replace(records, table=table)
+class _Objects:
+    """The M annotations of all files as they are given, in columns."""
 
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self.boxes = array("d")  # of each x, y, width, height
+        self.owners = array("i")  # the number of its image
+        self.kinds = array("i")  # which of `categories`
+        self.crowd = array("b")
+        self.named = array("i")  # which of `attributes`, of all in turn
+        self.named_counts = array("i")
+        self.files = array("b")
+        self.categories: dict[tuple[int, int], int] = {}  # file and category_id → number
+        self.attributes: dict[tuple[int, int | str], int] = {}  # file and id or name → number
 
-class _Objects(NamedTuple):
-    """The M annotations of a file as they are given; `categories` and `named` are what the file calls things."""
+    def add(self, file: int, one: Instance, image: int) -> None:
+        self.boxes.extend(one.bbox)
+        self.owners.append(image)
+        self.kinds.append(self.categories.setdefault((file, one.category_id), len(self.categories)))
+        self.crowd.append(bool(one.iscrowd))
+        named = one.named()
+        self.named_counts.append(len(named))
+        self.named.extend(self.attributes.setdefault((file, name), len(self.attributes)) for name in named)
+        self.files.append(file)
 
-    annotations: list[Raw]
-    path: str
-    boxes: np.ndarray  # (M, 4) float64 x, y, width, height
-    owners: np.ndarray  # (M,) int64, the image of each
-    categories: list[int]
-    crowd: list[bool]
-    named: list[Sequence[int | str]]  # attributes
-
-    @classmethod
-    def read(cls, annotations: list[Raw], records: PictureRecords, classes: Mapping[int, str]) -> _Objects:
-        source = records.sets[0].source
-        places = {image_id: index for index, image_id in enumerate(records["image_id"])}
-        boxes, owners = array("d"), array("q")
-        categories, crowd, named = [], [], []
-        decoded = decoded_items(annotations, Decoder(Instance), source, "$.annotations")
-        for number, one in enumerate(decoded, start=1):
-            owner = places.get(str(one.image_id))
-            if owner is None or one.category_id not in classes:
-                what = f"the image {shown(one.image_id)}, which is none of the file's images"
-                if owner is not None:
-                    what = f"the category_id {one.category_id}, which is none of {source}'s categories"
-                raise UserError(f"{source} annotation {number}{one} is of {what}.")
-            boxes.extend(one.bbox)
-            owners.append(owner)
-            categories.append(one.category_id)
-            crowd.append(bool(one.iscrowd))
-            named.append(one.named())
-        sides, images = np.array(boxes).reshape(-1, 4), np.array(owners, dtype=np.int64)
-        return cls(annotations, source, sides, images, categories, crowd, named)
+    def refuse_unknown(self, owners: np.ndarray, named: Sequence[_Names]) -> None:
+        """Raises UserError for the first annotation of an image, a category or an attribute that no file has."""
+        unknown = np.array([number not in named[file].classes for file, number in self.categories], dtype=bool)
+        kinds = np.array(self.kinds)
+        wrong = (owners < 0) | unknown[kinds] if len(kinds) else np.zeros(0, dtype=bool)
+        if wrong.any():
+            first = int(wrong.argmax())
+            one = self._again(first)
+            what = f"the image {shown(one.image_id)}, which is none of the file's images"
+            if owners[first] >= 0:
+                what = (
+                    f"the category_id {one.category_id}, which is none of {self.paths[self.files[first]]}'s categories"
+                )
+            raise self.refused(first, f" is of {what}")
+        for (file, name), number in self.attributes.items():
+            listed = named[file].attributes
+            if isinstance(name, int) and name not in (listed or {}):
+                missing = "of no list of attributes, for the file has none" if listed is None else "none of the file's"
+                what = f"{name}, which is {missing}: give a name, or list the attribute"
+            elif isinstance(name, str) and listed is not None and name not in listed.values():
+                what = f"{shown(name)}, which is none of the file's: list it with the others, or leave it out"
+            else:
+                continue
+            entry = int((np.array(self.named) == number).argmax())
+            owner = int(np.searchsorted(np.cumsum(self.named_counts), entry, side="right"))
+            raise self.refused(owner, f" has the attribute {what}")
 
     def refused(self, index: int, what: str) -> UserError:
         """The sentence about an annotation, which names its id if it has one."""
-        one = msgspec.json.decode(self.annotations[index], type=Instance)
-        return UserError(f"{self.path} annotation {index + 1}{one}{what}.")
+        number = index - self.files.index(self.files[index])
+        return UserError(f"{self.paths[self.files[index]]} annotation {number + 1}{self._again(index)}{what}.")
+
+    def _again(self, index: int) -> Instance:
+        """An annotation, read anew."""
+        file = self.files[index]
+        items = json_listed(self.paths[file], {"annotations": Instance}, (), "")
+        _, one = next(islice(items, index - self.files.index(file), None))
+        assert isinstance(one, Instance)
+        return one
 
 
 def _with_objects(
     records: PictureRecords,
     found: _Objects,
-    classes: Mapping[int, str],
-    listed: Mapping[int, str] | None,
+    owners: np.ndarray,
+    named: Sequence[_Names],
     labels: LabelMap,
     bad_boxes: str,
 ) -> PictureRecords:
-    """The pictures with their objects, whose classes and attributes are those of the label map."""
-    class_of = {name: index for index, name in enumerate(labels.classes)}
-    index_of = {number: class_of[name] for number, name in classes.items()}
-    attributes = _attributes(found, listed, labels)
-    corners, left = _within(found, records.sizes, bad_boxes)
+    """The pictures with their objects; `owners` (M,) is the place of each object's image."""
+    classes, attributes = first_indices(labels.classes), first_indices(labels.attributes)
+    of_category = np.array([classes[named[file].classes[number]] for file, number in found.categories], dtype=np.int32)
+    of_attribute = np.array(
+        [attributes[(named[file].attributes or {}).get(one, one)] for file, one in found.attributes],  # type: ignore[arg-type]
+        dtype=np.int32,
+    )
+    boxes = np.array(found.boxes).reshape(-1, 4)
+    corners, left = _within(found, boxes, owners, records.sizes, bad_boxes)
     if len(left):
-        _check_boxes(found, int(left.sum()), records, bad_boxes == "clip")
-    order = np.flatnonzero(left)[np.argsort(found.owners[left], kind="stable")]
-    counts = np.bincount(found.owners[left], minlength=len(records))
-    numbers, table = order.tolist(), records.table
-    for name, values, each in (
+        _check_boxes(boxes, owners, int(left.sum()), records, bad_boxes == "clip")
+    order = np.flatnonzero(left)[np.argsort(owners[left], kind="stable")]
+    counts = np.bincount(owners[left], minlength=len(records))
+    each = as_lists(
+        Column(pa.chunked_array([pa.array(of_attribute[np.array(found.named, dtype=np.int64)])])),
+        np.array(found.named_counts),
+    )
+    table = records.table
+    for name, values, length in (
         ("boxes", pa.array(corners[order].astype(np.float32).ravel()), 4),
-        ("labels", pa.array([index_of[found.categories[index]] for index in numbers], pa.int32()), 1),
-        ("crowd", pa.array([found.crowd[index] for index in numbers], pa.bool_()), 1),
-        ("attributes", pa.array([attributes[index] for index in numbers], pa.list_(pa.int32())), 1),
+        ("labels", pa.array(of_category[np.array(found.kinds, dtype=np.int64)[order]]), 1),
+        ("crowd", pa.array(np.array(found.crowd, dtype=bool)[order]), 1),
+        ("attributes", each.take(pa.array(order)), 1),
     ):
-        table = table.append_column(name, as_lists(Column(pa.chunked_array([values])), each * counts))
+        table = table.append_column(name, as_lists(Column(pa.chunked_array([values])), length * counts))
     return replace(records, table=table)
 
 
-def _attributes(found: _Objects, listed: Mapping[int, str] | None, labels: LabelMap) -> list[Sequence[int]]:
-    """The attributes of each annotation, from 1."""
-    index_of: dict[int | str, int] = {name: index for index, name in enumerate(labels.attributes) if index > 0}
-    known = listed or {}
-    for index, named in enumerate(found.named):
-        for name in named:
-            if isinstance(name, int) and name not in known:
-                missing = "of no list of attributes, for the file has none" if listed is None else "none of the file's"
-                what = f"{name}, which is {missing}: give a name, or list the attribute"
-            elif isinstance(name, str) and name not in index_of:
-                what = f"{shown(name)}, which is none of the file's: list it with the others, or leave it out"
-            else:
-                continue
-            raise found.refused(index, f" has the attribute {what}")
-    index_of |= {number: index_of[name] for number, name in known.items()}
-    return [[index_of[name] for name in named] if named else () for named in found.named]
-
-
-def _within(found: _Objects, sizes: np.ndarray, bad_boxes: str) -> tuple[np.ndarray, np.ndarray]:
+def _within(
+    found: _Objects, boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray, bad_boxes: str
+) -> tuple[np.ndarray, np.ndarray]:
     """(M, 4) x1 y1 x2 y2, clipped to their images, and (M,) bool: of which something is left.
 
     Raises UserError for a box without area within its image, or that reaches out of it, where these are refused.
     """
-    near, sides, limits = found.boxes[:, :2], found.boxes[:, 2:], sizes[found.owners].astype(np.float64)
+    near, sides, limits = boxes[:, :2], boxes[:, 2:], sizes[owners].astype(np.float64)
     clipped = np.concatenate([np.maximum(near, 0), np.minimum(near + sides, limits)], axis=1)
     empty = (sides <= 0).any(axis=1) | (clipped[:, :2] >= clipped[:, 2:]).any(axis=1)
     outside = np.maximum(-near, near + sides - limits).max(axis=1, initial=-np.inf) > TOLERANCE
     bad: np.ndarray = empty | outside
     if bad_boxes == "refuse" and bad.any():
         first = int(bad.argmax())
-        (x, y, width, height), (right, below) = found.boxes[first].tolist(), sizes[found.owners[first]].tolist()
+        (x, y, width, height), (right, below) = boxes[first].tolist(), sizes[owners[first]].tolist()
         what = "has no area" if not (width > 0 and height > 0) else f"is not within its image of {right} × {below}"
         if 0 <= x < width <= right and 0 <= y < height <= below:
             what += " (its corners would be: give x, y, width and height)"
@@ -299,12 +398,12 @@ def _within(found: _Objects, sizes: np.ndarray, bad_boxes: str) -> tuple[np.ndar
     return clipped, np.logical_not(empty)
 
 
-def _check_boxes(found: _Objects, left: int, records: PictureRecords, clipping: bool) -> None:
+def _check_boxes(boxes: np.ndarray, owners: np.ndarray, left: int, records: PictureRecords, clipping: bool) -> None:
     """Refuses boxes in other units, which all of them together show; tells what clipping has changed.
 
     `left` is how many have an area within their image.
     """
-    path, boxes, owners = found.path, found.boxes, found.owners
+    path = records.sets[0].source
     expected = "boxes are expected as x, y, width and height in pixels"
     far, sizes = boxes[:, :2] + boxes[:, 2:], records.sizes[owners]
     furthest = np.full(len(records), -np.inf)

@@ -1,8 +1,11 @@
 """Values of other people's JSON files: checked, shown in a sentence, and read one by one from a file of any size."""
 
+from __future__ import annotations
+
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -164,6 +167,8 @@ def decoded_records(path: str | Path, decoder: msgspec.json.Decoder[Decoded]) ->
 # An object that is read member by member.
 
 _CHUNK = 1 << 22  # characters read at a time
+_MOST_SPACE = 1 << 10  # characters of white space between two items that are decoded with many others
+_TRIES = 8  # places where the last of these items may end: items may hold lists of objects
 _LONGEST_MEMBER = 1 << 26  # characters after which a member that does not parse is called broken, not long
 
 _NO_SPACE = re.compile(r"[^ \t\n\r]")
@@ -190,51 +195,156 @@ def json_items(path: str | Path, content: type[Decoded], holds: str) -> Iterator
             raise wrong_value(error, f"{path} record {number}") from None
 
 
+def json_listed(
+    path: str | Path, kinds: Mapping[str, Any], needed: Collection[str], remedy: str
+) -> Iterator[tuple[str, Any]]:
+    """(key, item) of each item of the lists that are members of a JSON object, in the order of the file.
+
+    Thousands of items are decoded at once; memory does not depend on the file's size, as with `json_members`.
+
+    Args:
+        kinds: key of a list → the type of its items. Other members are passed over, and null for a list is as if it
+            was not there.
+        needed: the keys that must be there.
+        remedy: what a person does about a file that is something else.
+
+    Raises:
+        UserError: names the file and the item ($.annotations[3]); as `json_members` otherwise.
+    """
+    missing = set(needed)
+    with _window_of(path) as window:
+        window.begin("{", "one JSON object")
+        while not window.at_end("}"):
+            key = window.key()
+            if key not in kinds or window.next_mark() == "n":
+                window.value()
+                continue
+            missing.discard(key)
+            if window.next_mark() != "[":
+                try:
+                    msgspec.convert(window.value(), list)
+                except msgspec.ValidationError as error:
+                    raise wrong_value(error, str(path), f"$.{key}", remedy) from None
+            for item in window.items(kinds[key], f"$.{key}"):
+                yield key, item
+    for key in needed:
+        if key in missing:
+            raise UserError(f"{path}: Object missing required field `{key}` at $; {remedy}.")
+
+
 def _elements(path: str | Path, marks: str, expected: str) -> Iterator[tuple[str, Any]]:
     """(key, "" in a list, and value) of what stands between the two marks that a file begins and ends with."""
-    number = 1
+    with _window_of(path) as window:
+        window.begin(marks[0], expected)
+        number = 1
+        while not window.at_end(marks[1]):
+            window.place = f"record {number}"
+            yield window.key() if marks == "{}" else "", window.value()
+            number += 1
+
+
+@contextmanager
+def _window_of(path: str | Path) -> Iterator[_Window]:
+    """The beginning of a file, of which everything must have been taken within it; what goes wrong as a UserError."""
     try:
         with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
-            window = _Window(file)
-            if (opening := window.next_mark()) != marks[0]:
-                found = f"{opening!r} at the start" if opening else "nothing"
-                raise UserError(f"{path} should be {expected}; found {found}.")
-            window.take(marks[0])
-            closed = window.next_mark() == marks[1] and bool(window.take(marks[1]))
-            while not closed:
-                key = ""
-                if marks == "{}":
-                    if window.next_mark() != '"':
-                        raise window.broken("Expecting property name enclosed in double quotes")
-                    key = window.value()
-                    window.take(":")
-                yield key, window.value()
-                closed = window.take("," + marks[1]) == marks[1]
-                number += 1
+            window = _Window(file, path)
+            yield window
             if window.next_mark():
-                kind = "object" if marks == "{}" else "list"
-                raise UserError(f"{path} does not end after its {kind}; it may be edited by hand.")
+                raise UserError(f"{path} does not end after its {window.whole}; it may be edited by hand.")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (in or after record {number}); save it as UTF-8.") from error
+        raise UserError(f"{path} is not UTF-8 text (in or after {window.place}); save it as UTF-8.") from error
     except json.JSONDecodeError as error:
         spot = f"character {window.dropped + error.pos + 1:,}: {error.msg}"
         raise UserError(
-            f"{path} record {number} is not valid JSON ({spot}); it may be cut off or edited by hand."
+            f"{path} {window.place} is not valid JSON ({spot}); it may be cut off or edited by hand."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} record {number} is not usable JSON ({error}).") from error
+        raise UserError(f"{path} {window.place} is not usable JSON ({error}).") from error
 
 
 class _Window:
-    """The part of a text file that is being parsed: `dropped` characters were before it."""
+    """The part of a text file that is being parsed.
 
-    def __init__(self, file: IO[str]) -> None:
+    Attributes:
+        dropped: so many characters were before it.
+        place: what is being parsed, for messages.
+        whole: what the file consists of: an "object" or a "list".
+    """
+
+    def __init__(self, file: IO[str], path: str | Path) -> None:
         self.dropped = 0
+        self.place = "record 1"
+        self.whole = ""
+        self._path = path
+        self._opened = False  # whether nothing of the innermost object or list has been taken
+        self._not_at_once = -1  # the end of the text of which items could not be decoded at once
         self._file = file
         self._text = ""
         self._position = 0
         self._at_end = False
         self._decode = json.JSONDecoder().raw_decode
+
+    def begin(self, mark: str, expected: str) -> None:
+        """Takes the mark that a file begins with. Raises UserError, saying what is `expected`, for another one."""
+        if (opening := self.next_mark()) != mark:
+            found = f"{opening!r} at the start" if opening else "nothing"
+            raise UserError(f"{self._path} should be {expected}; found {found}.")
+        self.take(mark)
+        self.whole, self._opened = {"{": "object", "[": "list"}[mark], True
+
+    def at_end(self, mark: str) -> bool:
+        """Whether an object or a list ends here, whose mark is taken then; else the comma before what follows is."""
+        if not self._opened:
+            return self.take(f",{mark}") == mark
+        self._opened = False
+        return self.next_mark() == mark and bool(self.take(mark))
+
+    def key(self) -> str:
+        """The key of the member that follows, and its colon."""
+        if self.next_mark() != '"':
+            raise self.broken("Expecting property name enclosed in double quotes")
+        key = self.value()
+        self.take(":")
+        return str(key)
+
+    def items(self, content: Any, at: str) -> Iterator[Any]:
+        """Each item of the list that follows, as what it should be; `at` is where the list stands."""
+        decoder, number = msgspec.json.Decoder(list[content]), 0
+        self.take("[")
+        self._opened = True
+        while not self.at_end("]"):
+            self.place = f"{at}[{number}]"
+            if several := self._items_at_once(decoder):
+                yield from several
+                number += len(several)
+                continue
+            try:
+                yield msgspec.convert(self.value(), content)
+            except msgspec.ValidationError as error:
+                raise wrong_value(error, str(self._path), self.place) from None
+            number += 1
+
+    def _items_at_once(self, decoder: msgspec.json.Decoder[list[Any]]) -> list[Any]:
+        """The items that are objects and whole in the text, but for the last of them; [] where that cannot be told.
+
+        Behind the last of them an object begins with "},{". Where that is one within an item, or of another list, they
+        do not decode; if that is so in a few places, they are taken one by one up to where more is read.
+        """
+        if self._not_at_once == self.dropped + len(self._text):
+            return []
+        self._not_at_once = self.dropped + len(self._text)
+        begin, tries = len(self._text), 0
+        while tries < _TRIES and (begin := self._text.rfind("{", self._position, begin)) > self._position:
+            before = self._text[max(self._position, begin - _MOST_SPACE) : begin].rstrip()
+            if before.endswith(",") and before[:-1].rstrip().endswith("}"):
+                tries += 1
+                stop = self._text.rindex("}", self._position, begin) + 1
+                with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+                    found = decoder.decode(f"[{self._text[self._position : stop]}]")
+                    self._position = stop
+                    return found
+        return []
 
     def next_mark(self) -> str:
         """The next character that is no white space, which stays there; "" at the end of the file."""
