@@ -36,7 +36,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
             Path(config.paths.output_dir),
             split=split,
             checkpoint=str(restored.path),
-            left_out=restored.datamodule.skipped[split],
+            left_out=restored.datamodule.skipped.get(split, 0),
         )
     return restored.task.scores
 

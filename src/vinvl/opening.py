@@ -119,8 +119,8 @@ def class_of_task(checkpoint: Mapping[str, Any], path: Path) -> str:
     name = str(checkpoint[OUR_KEY].get("task_class"))
     if name == DETECTOR_TASK:
         raise UserError(
-            f"{path} is a detector's checkpoint, which python -m vinvl.train_detector goes on with; to use the "
-            "detector, give the detector.pth of its run as weights to python -m vinvl.extract."
+            f"{path} is a detector's checkpoint, which python -m vinvl.train_detector goes on with and vinvl.evaluate "
+            "scores; to use the detector, give the detector.pth of its run as weights to python -m vinvl.extract."
         )
     if not re.fullmatch(r"vinvl\.\w+\.task\.\w+", name):
         raise UserError(f"{path} is a checkpoint of '{name}', unknown to this version of vinvl.")

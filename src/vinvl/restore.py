@@ -10,12 +10,13 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.module import RegionDataModule
-from vinvl.opening import OpenedModel, class_of_task, find_tokenizer, rows_of_given, words_of
+from vinvl.opening import DETECTOR_TASK, OpenedModel, class_of_task, find_tokenizer, rows_of_given, words_of
 from vinvl.regions.store import FeatureRecord, OtherFeatures
-from vinvl.run.checkpoint import read_checkpoint
+from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError, say
 from vinvl.run.folders import config_directory, resolve_checkpoint
 from vinvl.run.options import leaves
@@ -25,7 +26,9 @@ from vinvl.task import VinVLTask
 PREPARATIONS = (  # what a checkpoint's data may ask to be called
     "vinvl.demo.ensure_demo_world",
     "vinvl.demo.world.ensure_demo_corpus",
+    "vinvl.demo.world.ensure_demo_instances",
 )
+SETTINGS = ("vinvl.detector.DetectorConfig", "vinvl.detector.Architecture", "vinvl.pictures.ReadingOptions")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Restored:
     """A trained task, its datamodule (tokenizer, store and answers read, splits not yet) and where it came from."""
 
     task: VinVLTask
-    datamodule: RegionDataModule
+    datamodule: Any
     data: DictConfig
     path: Path
 
@@ -50,9 +53,9 @@ def restore(config: DictConfig, stage: str) -> Restored:
         return restore_model_folder(config, stage, Path(str(config.ckpt_path)).expanduser())
     path = resolve_checkpoint(config.ckpt_path, config.paths.runs_dir, config.name)
     checkpoint = read_checkpoint(path)
-    kind = task_class(checkpoint, path)
+    kind = task_class(checkpoint, path, stage)
     given = given_values(command_overrides())
-    data = data_config(config, checkpoint["vinvl"]["run_config"], given, path)
+    data = data_config(config, kind.as_now(checkpoint["vinvl"]["run_config"]), given, path)
     check_splits(given, data, stage)
     own = decoding_options(config, checkpoint["hyper_parameters"], given, path)
     task = kind.from_checkpoint(checkpoint, path, **own)
@@ -61,9 +64,10 @@ def restore(config: DictConfig, stage: str) -> Restored:
     datamodule.prepare_data()
     datamodule.setup("none")
     task.check_datamodule(datamodule)
-    trained_on = FeatureRecord.of_plain(checkpoint["vinvl"].get("features"))
-    if (sentence := trained_on.unlike(datamodule.store)) is not None:
-        rank_zero_warn(sentence, category=OtherFeatures)
+    if isinstance(datamodule, RegionDataModule):
+        trained_on = FeatureRecord.of_plain(checkpoint["vinvl"].get("features"))
+        if (sentence := trained_on.unlike(datamodule.store)) is not None:
+            rank_zero_warn(sentence, category=OtherFeatures)
     return Restored(task=task, datamodule=datamodule, data=data, path=path)
 
 
@@ -118,9 +122,10 @@ def restore_model_folder(config: DictConfig, stage: str, folder: Path) -> Restor
     return Restored(task=task, datamodule=datamodule, data=data, path=folder)
 
 
-def task_class(checkpoint: dict[str, Any], path: Path) -> type[VinVLTask]:
-    """The task class that a checkpoint names; UserError if it names something else."""
-    name = class_of_task(checkpoint, path)
+def task_class(checkpoint: dict[str, Any], path: Path, stage: str = "predict") -> type[VinVLTask]:
+    """The task class that a checkpoint names; UserError if it names something else, or a detector to predict with."""
+    is_detector = checkpoint[OUR_KEY].get("task_class") == DETECTOR_TASK
+    name = DETECTOR_TASK if is_detector and stage == "test" else class_of_task(checkpoint, path)
     found: type[VinVLTask] | None = own_class(name, "task", VinVLTask)
     if found is None:
         raise UserError(f"{path} is a checkpoint of '{name}', unknown to this version of vinvl.")
@@ -240,13 +245,13 @@ def check_calls(data: object, path: Path) -> None:
     The file may be a stranger's, and what a `_target_` names is called.
     """
     target = data.get("_target_") if isinstance(data, dict) else None
-    if own_class(target, "data", RegionDataModule) is None:
+    if own_class(target, "data", LightningDataModule) is None:
         raise UserError(f"{path} names '{target}' as its data, which is no datamodule of vinvl: pass data=NAME.")
     for key, value in leaves(data):
         # Everything was resolved when it was written: an interpolation can only have been put there to be evaluated.
         smuggled = "${" in key or (isinstance(value, str) and "${" in value)
-        called = "_target_" in key.split(".") and value not in PREPARATIONS
-        if smuggled or (called and own_class(value, "data", RegionDataModule) is None):
+        called = "_target_" in key.split(".") and value not in (*PREPARATIONS, *SETTINGS)
+        if smuggled or (called and own_class(value, "data", LightningDataModule) is None):
             raise UserError(
                 f"{path} asks for '{key}={value}' in its data, which no file may have called: pass data=NAME."
             )

@@ -20,6 +20,8 @@ from vinvl.detector.config import TrainingSettings
 from vinvl.detector.task import DetectorTask
 from vinvl.detector.weights import read_settings
 from vinvl.run.checkpoint import load_into, read_checkpoint
+from vinvl.run.options import open_sections
+from vinvl.run.overrides import replacing
 from vinvl.run.signals import START_AGAIN
 
 pytestmark = pytest.mark.slow
@@ -165,9 +167,26 @@ def test_another_run_is_not_gone_on_with(whole: Path, demo_data: Path, tmp_path:
         assert words in sentence and "start.init=FILE" in sentence
 
 
+def test_a_checkpoint_is_scored_as_its_training_did(whole: Path, demo_data: Path, tmp_path: Path) -> None:
+    """All is scored that can be, and other data are those that the command gives."""
+    given = [f"ckpt_path={whole / 'run/checkpoints/best.ckpt'}", "trainer.accelerator=cpu", "data.num_workers=0"]
+    printed = run_in_process("evaluate", demo_data, tmp_path / "run", *given)
+    found, own = scores(tmp_path / "run"), scores(whole / "run")
+    assert {name: found[name] for name in own} == own
+    assert found.keys() >= {"vg_map", "vg_attributes", "vg_map/star", "recall_36", "proposals_100_small"}
+    assert "Visual Genome's mAP, weighted by objects" in printed
+    run_in_process("evaluate", demo_data, tmp_path / "val", *given, "data.test_split=val")
+    chosen_by = json.loads((whole / "run/results.json").read_text())["validation"]["score"]
+    assert scores(tmp_path / "val")["map_50"] == pytest.approx(chosen_by)
+    annotations, pictures = write(tmp_path)
+    entry = f"data.splits.test={{annotations: {annotations}, pictures: {pictures}}}"
+    sentence = refused_in_process("evaluate", demo_data, tmp_path / "own", *given, *replacing(open_sections([entry])))
+    assert "has the class 'cat', which the detector does not have" in sentence
+
+
 def test_other_checkpoints_are_told_apart(whole: Path, demo_data: Path, tmp_path: Path) -> None:
     checkpoint = whole / "run/checkpoints/last.ckpt"
-    sentence = refused_in_process("evaluate", demo_data, tmp_path / "run", f"ckpt_path={checkpoint}")
+    sentence = refused_in_process("predict", demo_data, tmp_path / "run", f"ckpt_path={checkpoint}")
     assert "a detector's checkpoint, which python -m vinvl.train_detector goes on with" in sentence
     content = read_checkpoint(checkpoint)
     content["vinvl"]["task_class"] = "vinvl.vqa.task.VQATask"

@@ -279,20 +279,27 @@ class DetectionDataModule(pl.LightningDataModule):
         self.datasets: dict[str, DetectionDataset] = {}
         self.skipped: dict[str, int] = {}
         self._label_map: LabelMap | None = None
+        self._labels_of: str | None = None
 
     def prepare_data(self) -> None:
         if self.prepare is not None:
             self.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the splits of a stage; what is read stays. The training split comes first: it says what there is.
+        """Reads the splits of a stage; what is read stays. The training split comes first, to say what there is, unless
+        `use_labels` has said that.
 
         Raises:
             UserError: a file cannot be used, or a split has no objects to learn from or to find.
         """
-        for name in ("train", *STAGES_OF.get(stage or "fit", ())):
+        names = STAGES_OF.get(stage or "fit", ())
+        for name in ("train", *names) if names and self._label_map is None else names:
             if name not in self.datasets:
                 self.datasets[name] = self._dataset_of(name)
+
+    def use_labels(self, labels: LabelMap, source: str) -> None:
+        """Takes the classes and attributes of a `source`, a detector, in which those of the splits are looked up."""
+        self._label_map, self._labels_of = labels, source
 
     @property
     def label_map(self) -> LabelMap:
@@ -320,7 +327,7 @@ class DetectionDataModule(pl.LightningDataModule):
         entries = SetEntry.all_of(split_entry(self.splits, split), f"data.splits.{split}")
         if self._label_map is None and self.label_map_file is not None:
             self._label_map = read_label_map(self.label_map_file)
-        source = self.label_map_file or f"data.splits.{self.split_of['train']}"
+        source = self._labels_of or self.label_map_file or f"data.splits.{self.split_of['train']}"
         records, self._label_map, reports = read_sets(entries, self._label_map, self.options, source)
         rows = used_rows(records, entries, self.options, training=training, seed=self.seed)
         refuse_other_sizes(records, rows, self.options.reading)

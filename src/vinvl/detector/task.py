@@ -15,7 +15,7 @@ from vinvl.detector.config import DetectorConfig, TrainingSettings
 from vinvl.detector.data import DetectionBatch, DetectionDataModule
 from vinvl.detector.detector import DetectedRegions, Detector, normalised, pad_batch
 from vinvl.detector.losses import detector_losses
-from vinvl.detector.scores import DetectionScores, shown_rows
+from vinvl.detector.scores import MORE, DetectionScores, shown_rows
 from vinvl.detector.starting import (
     BGR,
     freeze_batch_norm,
@@ -24,14 +24,17 @@ from vinvl.detector.starting import (
     load_what_fits,
     train_batch_norm,
 )
-from vinvl.detector.weights import save_detector
+from vinvl.detector.weights import checked_settings, refuse_unlike, save_detector
 from vinvl.pictures import EXIF_IGNORE
 from vinvl.regions.regions import LabelMap
+from vinvl.run.checkpoint import load_into
 from vinvl.run.errors import UserError
+from vinvl.run.values import shown
 from vinvl.task import Recipe, VinVLTask
 
 FROZEN, TRAINED = "frozen", "trained"
 WEIGHTS = "detector.pth"  # what a run makes, in its folder
+KEPT = ("config", "label_map", "batch_norm", "scoring_threshold")  # arguments that checkpoints carry
 LAST_PIXEL = np.array([0.0, 0, 1, 1])  # which a detected box counts in, an annotated one does not
 
 
@@ -79,7 +82,8 @@ class DetectorTask(VinVLTask):
             bias_lr_factor: how much faster biases learn.
             recipe: see `VinVLTask`; the seed is also that of random weights and of what is drawn in each step.
         """
-        super().__init__({"config": dict(config), "label_map": label_map, "batch_norm": batch_norm}, **recipe)
+        carried = (dict(config), label_map, batch_norm, scoring_threshold)
+        super().__init__(dict(zip(KEPT, carried, strict=True)), **recipe)
         if batch_norm not in (FROZEN, TRAINED):
             raise UserError(f"batch_norm={batch_norm!r} is unknown: give {FROZEN} or {TRAINED}.")
         if batch_norm == TRAINED and frozen_stages > 0:
@@ -102,11 +106,35 @@ class DetectorTask(VinVLTask):
         self.scoring = DetectionScores(self.labels, more_scores)
 
     @classmethod
+    def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path, **own: Any) -> Self:
+        """The detector as a checkpoint of ours holds it, for evaluation, in which all is scored that can be."""
+        hyper, tensors = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+        checked_settings(hyper, tensors, path, f"{path}: its hyper_parameters")
+        with torch.device("meta"):  # nothing large is built of what the file does not hold
+            wanted = Detector(DetectorConfig.of_plain(hyper["config"])).state_dict()
+        places = {name: f"detector.{name}" for name in wanted}
+        refuse_unlike(path, {name: place for name, place in places.items() if place in tensors}, wanted, tensors)
+        known = {name: hyper[name] for name in KEPT if name in hyper}
+        if unknown := hyper.keys() - set(KEPT):
+            raise UserError(f"{path} has {shown(min(unknown, key=str))}, unknown to this version of vinvl.")
+        try:
+            task = cls(training=TrainingSettings(), frozen_stages=0, more_scores=MORE, **known, **own)
+        except (UserError, TypeError, ValueError) as error:
+            raise UserError(f"{path} describes a detector that cannot be built ({error}): it is damaged.") from error
+        load_into(task, checkpoint, path)
+        return task
+
+    @classmethod
     def build(cls, *, datamodule: Any, **settings: Any) -> Self:
         """The task for a data module that has been set up, which says how many classes and attributes there are."""
         cls.check_data_class(datamodule)
         labels = datamodule.label_map
         return cls(config=config_for(datamodule.detector, labels), label_map=labels.to_json(), **settings)
+
+    def check_datamodule(self, datamodule: Any) -> None:
+        """Gives a data module this detector's classes and attributes; UserError if it is of another kind."""
+        self.check_data_class(datamodule)
+        datamodule.use_labels(self.labels, "the detector")
 
     def training_loss(self, batch: DetectionBatch) -> Tensor:  # type: ignore[override]
         images, sizes = pad_batch(list(map(normalised, batch.pictures())), self.settings.pad_multiple)
@@ -166,7 +194,8 @@ class DetectorTask(VinVLTask):
     @classmethod
     def as_now(cls, run_config: dict[str, Any]) -> dict[str, Any]:
         """Earlier versions read pictures as they are stored, and their checkpoints do not say so."""
-        return {**run_config, "data": {"reading": {"exif_orientation": EXIF_IGNORE}, **run_config["data"]}}
+        reading = {"_target_": "vinvl.pictures.ReadingOptions", "exif_orientation": EXIF_IGNORE}
+        return {**run_config, "data": {"reading": reading, **run_config["data"]}} if run_config else run_config
 
 
 def config_for(detector: DetectorConfig, labels: LabelMap) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def load_detector(path: str | Path, config: DetectorConfig) -> tuple[Detector, L
         detector = Detector(config)
     wanted = detector.state_dict()
     matched = sources_of(wanted, tensors)
-    _refuse_unlike(path, matched, wanted, tensors)
+    refuse_unlike(path, matched, wanted, tensors)
     state = {name: tensors[source].detach().float() for name, source in matched.items()}
     state.setdefault(COMPUTED, wanted[COMPUTED])
     detector.load_state_dict(state, assign=True)
@@ -146,7 +146,7 @@ def unused_of(matched: Mapping[str, str], tensors: Iterable[str]) -> tuple[str, 
     return tuple(name for name in tensors if name not in used)
 
 
-def _refuse_unlike(
+def refuse_unlike(
     path: str | Path, matched: Mapping[str, str], wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
     """Raises UserError where a file does not hold the detector that is wanted."""
@@ -225,6 +225,17 @@ def read_settings(path: str | Path) -> DetectorFileSettings | None:
         return None
     place = f"{path}: {OUR_KEY}"
     own = own if isinstance(own, Mapping) else {}
+    tensors = content.get("model")
+    return checked_settings(own, tensors if isinstance(tensors, Mapping) else {}, path, place)
+
+
+def checked_settings(
+    own: Mapping[Any, Any], tensors: Mapping[str, Tensor], path: str | Path, place: str
+) -> DetectorFileSettings:
+    """The `config` and the `label_map` of a detector as a file says them in `place`, before anything is built of them.
+
+    Raises UserError if they are damaged, contradict each other, or cannot be those of the file's tensors.
+    """
     config: Any = own.get("config")
     names: Any = own.get("label_map")
     architecture = config.get("architecture") if isinstance(config, Mapping) else None
@@ -236,11 +247,9 @@ def read_settings(path: str | Path) -> DetectorFileSettings | None:
         if not isinstance(found, kind):
             raise UserError(f"{whose} has no {what}: the file is damaged, get it from its source again.")
     settings = _config(config, f"{place}.config")
-    tensors = content.get("model")
-    number = len(tensors) if isinstance(tensors, Mapping) else 0
-    if sum(settings.architecture.blocks) > number:  # to build it could take for ever
+    if sum(settings.architecture.blocks) > len(tensors):  # to build it could take for ever
         raise UserError(
-            f"{place}.config.architecture cannot be that of the file's {number:,} tensors: the file is damaged."
+            f"{place}.config.architecture cannot be that of the file's {len(tensors):,} tensors: the file is damaged."
         )
     label_map = LabelMap.from_json(names, f"{place}.label_map")
     _check_names(label_map, settings.architecture, f"{path}: the label map")
