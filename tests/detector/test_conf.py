@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from tests.test_conf import GROUPS, assert_callable_as_written, composed
-from vinvl.detector import DetectorConfig
+from vinvl.detector import Architecture, DetectorConfig
 from vinvl.detector.config import TrainingSettings
 from vinvl.detector.data import DetectionDataModule
 from vinvl.detector.task import DetectorTask
@@ -26,6 +26,8 @@ PIPELINES = {  # of the published demo, MMF's extraction script, the published R
     "x152c4_mmf": DetectorConfig(pad_multiple=32),
     "x152c4_readme": DetectorConfig(boxes="proposals"),
     "x152c4_released": DetectorConfig(boxes="proposals", nms_filter=2),
+    "x152c4_foursets": DetectorConfig(Architecture(num_classes=1849, num_attributes=0), score_threshold=0.05),
+    "x152c4_objects365": DetectorConfig(Architecture(num_classes=366, num_attributes=0), score_threshold=0.05),
 }
 INIT = {"faster_rcnn_c4": ["start.init=FILE"], "vinvl": ["start.init=FILE"]}
 

@@ -297,10 +297,10 @@ def test_attributes_named_twice_count_once_and_none_counts_for_nothing() -> None
     assert halves == pytest.approx([0, 0, 1 / 3, 0, 1 / 3])
 
 
-def tiny_detector() -> Detector:
+def tiny_detector(attributes: int = 7) -> Detector:
     architecture = Architecture(
         blocks=(1, 1, 1, 1), stem_channels=8, first_stage_channels=16, groups=2, width_per_group=4,
-        anchor_sizes=(16, 32), anchor_ratios=(1.0,), num_classes=5, num_attributes=7,
+        anchor_sizes=(16, 32), anchor_ratios=(1.0,), num_classes=5, num_attributes=attributes,
         class_embedding_size=4, attribute_hidden_size=8,
     )  # fmt: skip
     detector = Detector(replace(SMALL, architecture=architecture))
@@ -333,6 +333,13 @@ def test_losses_of_a_batch_reach_every_part_and_repeat() -> None:
     state = torch.get_rng_state()
     assert losses_of(detector, targets) == first and torch.equal(torch.get_rng_state(), state)
     assert losses_of(detector, targets, seed=2) != first
+
+
+def test_a_detector_without_attributes_learns_the_rest() -> None:
+    detector = tiny_detector(attributes=0)
+    targets = [objects_in(random_boxes(3, 5) + torch.tensor([0, 0, 9.0, 9]), seed=5)]
+    assert losses_of(detector, targets).keys() == {"objectness", "rpn_box", "classes", "box"}
+    assert all(parameter.grad is not None for parameter in detector.parameters())
 
 
 def test_pictures_without_objects_have_losses_of_background_alone() -> None:

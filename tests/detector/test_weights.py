@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.detector.samples import SMALL, SMALL_WEIGHTS, recorded, small_detector, small_images
-from vinvl.detector import load_detector
+from tests.detector.samples import SMALL, SMALL_WEIGHTS, recorded, recorded_json, small_detector, small_images
+from vinvl.detector import Architecture, Detector, DetectorConfig, load_detector
 from vinvl.detector.starting import load_what_fits
-from vinvl.detector.weights import match_names, read_label_map
+from vinvl.detector.weights import match_names, open_detector, read_label_map, read_settings, save_detector
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 
@@ -75,6 +76,66 @@ def test_a_loaded_detector_is_ready(tmp_path: Path) -> None:
     assert detector.roi_heads.box.feature_extractor is detector.attribute.feature_extractor
     assert detector.detect(small_images("b"))[0].labels.tolist() == recorded("small_b")["out0.labels"].tolist()
     assert len(report.loaded) == len(detector.state_dict()) and report.unused == ()
+
+
+# Weights of other data sets: FourSets and Objects365, of which the tensors are inferred from the published names.
+
+WITHOUT = replace(SMALL.architecture, num_attributes=0)
+
+
+def other_weights(classes: int, prefix: str = "module.") -> dict[str, object]:
+    """As the published trainer saves them, without a head for attributes; of a small network."""
+    torch.manual_seed(1)
+    state = Detector(DetectorConfig(replace(WITHOUT, num_classes=classes))).state_dict()
+    assert not any(name.startswith("attribute") for name in state)
+    tensors = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    return {"model": tensors, "optimizer": {}, "scheduler": {"last_epoch": 3}, "iteration": 740_000}
+
+
+@pytest.mark.parametrize(
+    ("classes", "name", "content"),
+    [
+        (1849, "vgcocooiobjects_v1_class2ind.json", json.dumps({f"class {i}": i for i in range(1848, 0, -1)})),
+        (366, "train.labelmap.tsv", "".join(f"class {i}\t{7 * i}\n" for i in range(1, 366))),
+    ],
+)
+def test_other_published_weights_find_their_names(tmp_path: Path, classes: int, name: str, content: str) -> None:
+    path = saved(tmp_path, other_weights(classes))
+    config = DetectorConfig(replace(WITHOUT, num_classes=classes), min_size=64, max_size=100, rpn_proposals=20)
+    with pytest.raises(UserError, match=f"is called {re.escape(name)}"):
+        open_detector(path, configure=lambda _: config)
+    (tmp_path / name).write_text(content)
+    opened = open_detector(path, configure=lambda _: config)
+    assert opened.label_map.classes[1:] == tuple(f"class {i}" for i in range(1, classes)) and not opened.report.unused
+    (found,) = opened.detector.detect(small_images("b"))
+    assert len(found) >= 10 and found.attribute_labels.shape == found.attribute_scores.shape == (len(found), 0)
+    (tmp_path / "own.json").write_text(label_map(classes, 41))  # as users made: a dictionary with attributes of others
+    assert open_detector(path, tmp_path / "own.json", lambda _: config).label_map.attributes == ()
+    save_detector(tmp_path / "ours.pth", opened.detector, opened.label_map)
+    assert read_settings(tmp_path / "ours.pth") == (config, opened.label_map)
+
+
+def test_a_head_for_attributes_that_is_not_there_or_not_wanted(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    path = saved(tmp_path, other_weights(81))
+    assert_refused(path, "no head for attributes", "num_attributes=0", "x152c4_foursets")
+    detector, report = load_detector(SMALL_WEIGHTS, replace(SMALL, architecture=WITHOUT))
+    assert set(report.unused) == {name for name in weights if name.startswith("attribute.")} != set()
+    assert "not used" in str(report)
+    assert detector.detect(small_images("b"))[0].labels.tolist() == recorded("small_b")["out0.labels"].tolist()
+
+
+@pytest.mark.parametrize("classes", [1849, 366])
+def test_other_published_weights_have_the_names_and_shapes_of_visual_genomes(classes: int) -> None:
+    """But for the rows of classes, and without attributes: 1849 are 7396 rows of the regressor."""
+    with torch.device("meta"):
+        detector = Detector(DetectorConfig(Architecture(num_classes=classes, num_attributes=0)))
+    rows = {1595: classes, 4 * 1595: 4 * classes}
+    expected = [
+        [name, [rows.get(side, side) for side in shape]]
+        for name, shape, _ in recorded_json("x152c4_state_dict_contract")["state_dict"]
+        if not name.startswith("attribute.")
+    ]
+    assert [[name, list(tensor.shape)] for name, tensor in detector.state_dict().items()] == expected
 
 
 def test_extra_tensors_are_told_and_left(tmp_path: Path, weights: dict[str, Tensor]) -> None:

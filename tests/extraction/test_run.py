@@ -146,6 +146,15 @@ def test_without_names(tmp_path: Path) -> None:
     assert store.label_map.classes == () and store.at(0).classes.min() > 0
 
 
+def test_a_detector_without_attributes_and_a_flat_label_map(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", 2)
+    flat = tmp_path / "class2ind.json"
+    flat.write_text(json.dumps(LABELS["label_to_idx"]))
+    store = store_of(tmp_path, "detector.architecture.num_attributes=0", f"labels={flat}")
+    assert store.num_attributes == 0 and store.at(0).attributes.shape == (len(store.at(0)), 0)
+    assert store.label_map.classes[5] == "class 5" and store.label_map.attributes == () and store.verify() == []
+
+
 def test_tiny_and_extreme_pictures(tmp_path: Path) -> None:
     save(tmp_path / "pictures" / "dot.png", gradient(1, 1))
     save(tmp_path / "pictures" / "line.png", gradient(2000, 2))

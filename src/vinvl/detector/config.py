@@ -83,7 +83,7 @@ class Architecture:
     anchor_sizes: Annotated[Sequence[Count], Meta(min_length=1, max_length=100)] = (32, 64, 128, 256, 512)
     anchor_ratios: Annotated[Sequence[Ratio], Meta(min_length=1, max_length=100)] = (0.5, 1.0, 2.0)
     num_classes: Count = 1595  # with the background, class 0
-    num_attributes: Count = 525  # with "no attribute", attribute 0
+    num_attributes: Annotated[int, Meta(ge=0, le=LARGEST)] = 525  # with "no attribute", 0; without a head for them 0
     class_embedding_size: Count = 256
     attribute_hidden_size: Count = 512
 

@@ -40,7 +40,7 @@ class DetectedRegions:
     scores: Tensor  # (n,) float32, probability of the class
     features: Tensor  # (n, 2048) float32, of the proposals that the boxes were refined from
     attribute_labels: Tensor  # (n, 16) int64, by descending probability; where that is 0 the index means nothing
-    attribute_scores: Tensor  # (n, 16) float32
+    attribute_scores: Tensor  # (n, 16) float32; both (n, 0) of a detector without attributes
     image_size: tuple[int, int]  # (width, height) of the original image
     class_probabilities: Tensor | None = None  # (n, C) float32, background first: the published scores_all
     class_boxes: Tensor | None = None  # (n, C, 4) as `boxes`, of given ones (n, 1, 4): the published boxes_all
@@ -205,6 +205,8 @@ def select_attributes(logits: Tensor, config: DetectorConfig) -> tuple[Tensor, T
 class Detector(nn.Module):
     """AttrRCNN: an RPN on C4 features, and a C5 head that classifies, refines and describes each proposal.
 
+    Without attributes in its architecture it has no head for them, and describes nothing.
+
     Parameters have the names of the published checkpoints. What may make it faster, at the caller's choice:
     `detector.to(memory_format=torch.channels_last)`; `torch.autocast(device, torch.bfloat16)` around a call, in which
     boxes, scores and choices are still computed in float32 (never `detector.bfloat16()`, which would round the batch
@@ -221,7 +223,9 @@ class Detector(nn.Module):
         self.rpn = RPN(config.architecture)
         features = RegionFeatures(config.architecture)
         self.roi_heads = RoIHeads(Head(features, BoxPredictor(config.architecture)))
-        self.attribute = Head(features, AttributePredictor(config.architecture))
+        self.attribute: Head[AttributePredictor] | None = None
+        if config.architecture.num_attributes:
+            self.attribute = Head(features, AttributePredictor(config.architecture))
 
     @property
     def device(self) -> torch.device:
@@ -349,6 +353,8 @@ class Detector(nn.Module):
             selections, given: of and as `classify`.
         """
         boxes = [chosen.boxes for chosen in selections]
+        if self.attribute is None:
+            return [(one.new_zeros(len(one), 0, dtype=torch.int64), one.new_zeros(len(one), 0)) for one in boxes]
         if given or self.config.boxes == "proposals":
             of_boxes = torch.cat(features)
         else:

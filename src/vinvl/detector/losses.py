@@ -177,7 +177,9 @@ def detector_losses(
     predictor, found = detector.roi_heads.box.predictor, regions.positives
     with full_precision(vectors):
         classes, box = region_losses(predictor.class_logits(vectors), predictor.box_deltas(vectors), regions)
-        described = detector.attribute.predictor(vectors[found], regions.labels[found])
-        wanted = attribute_targets(regions.attributes, described.shape[1], settings.repeated_attributes)
-        attributes = settings.attribute_loss_weight * attribute_loss(described, wanted)
-    return {"objectness": objectness, "rpn_box": rpn_box, "classes": classes, "box": box, "attributes": attributes}
+        losses = {"objectness": objectness, "rpn_box": rpn_box, "classes": classes, "box": box}
+        if detector.attribute is not None:
+            described = detector.attribute.predictor(vectors[found], regions.labels[found])
+            wanted = attribute_targets(regions.attributes, described.shape[1], settings.repeated_attributes)
+            losses["attributes"] = settings.attribute_loss_weight * attribute_loss(described, wanted)
+    return losses

@@ -16,8 +16,8 @@ from vinvl.detector.networks import FrozenBatchNorm2d
 from vinvl.detector.vocabulary import ClassMap, map_of_names, name_maps
 from vinvl.detector.weights import (
     COMPUTED,
-    PUBLISHED_LABELS,
     LoadingReport,
+    labels_beside,
     read_detector_weights,
     read_settings,
     some,
@@ -98,9 +98,12 @@ def initialise(detector: Detector, generator: torch.Generator) -> None:
     for module in detector.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, a=1, generator=generator)
-    head, box, attribute = detector.rpn.head, detector.roi_heads.box.predictor, detector.attribute.predictor
+    head, box = detector.rpn.head, detector.roi_heads.box.predictor
     layers: list[nn.Conv2d | nn.Linear | nn.Embedding] = [head.conv, head.cls_logits, head.bbox_pred, box.cls_score]
-    layers += [box.bbox_pred, attribute.fc_attr, attribute.attr_score, attribute.cls_embedding]
+    layers.append(box.bbox_pred)
+    if detector.attribute is not None:
+        attribute = detector.attribute.predictor
+        layers += [attribute.fc_attr, attribute.attr_score, attribute.cls_embedding]
     for layer in layers:
         layer.weight.normal_(0, 0.001 if layer is box.bbox_pred else 0.01, generator=generator)
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
@@ -236,7 +239,7 @@ def _their_names(
 
     Raises UserError where that is not known, or is known to be something else.
     """
-    own, beside = read_settings(path), Path(path).with_name(PUBLISHED_LABELS)
+    own, beside = read_settings(path), labels_beside(Path(path), numbers.get(CLASSES, 0))
     if given == BY_INDEX:
         if own is not None:
             _refuse_other_names(path, own.label_map, ours)

@@ -30,6 +30,7 @@ PARALLEL_PREFIX = "module."  # of every name in a file saved from a data-paralle
 SHARED = ("attribute.feature_extractor.", "roi_heads.box.feature_extractor.")  # two names of one module
 COMPUTED = "rpn.anchor_generator.cell_anchors.0"  # follows from the architecture if it is not in the file
 PUBLISHED_LABELS = "VG-SGG-dicts-vgoi6-clipped.json"
+OTHER_LABELS = {1849: "vgcocooiobjects_v1_class2ind.json", 366: "train.labelmap.tsv"}
 NO_LABELS = "none"
 NAMES_SHOWN = 4
 
@@ -151,6 +152,11 @@ def refuse_unlike(
 ) -> None:
     """Raises UserError where a file does not hold the detector that is wanted."""
     missing = [name for name in wanted if name not in matched and name != COMPUTED]
+    if missing and all(name.startswith("attribute.") for name in missing):
+        raise UserError(
+            f"{path} has no head for attributes: give detector.architecture.num_attributes=0, as "
+            "detector=x152c4_foursets and detector=x152c4_objects365 do."
+        )
     if missing:
         raise UserError(
             f"{path} lacks {len(missing)} of the detector's {len(wanted)} tensors ({some(missing)}): it is of another "
@@ -287,8 +293,14 @@ def read_label_map(path: str | Path, architecture: Architecture | None = None) -
     """
     labels = LabelMap.from_file(path)
     if architecture is not None:
+        labels = labels if architecture.num_attributes else LabelMap(labels.classes)  # some have names for others too
         _check_names(labels, architecture, str(path))
     return labels
+
+
+def labels_beside(weights: Path, classes: int) -> Path:
+    """Where the published label map of weights with so many classes, the background included, is looked for."""
+    return weights.with_name(OTHER_LABELS.get(classes, PUBLISHED_LABELS))
 
 
 @dataclass(frozen=True)
@@ -325,11 +337,11 @@ def open_detector(
     own = read_settings(weights)
     found = own.config if own else None
     config = configure(found) if configure else found or DetectorConfig()
-    beside = weights.with_name(PUBLISHED_LABELS)
+    beside = labels_beside(weights, config.architecture.num_classes)
     if labels is None and own is None and not beside.is_file():
         raise UserError(
             f"The label map of {weights} is not known: pass labels=FILE (the published one is called "
-            f"{PUBLISHED_LABELS}; beside the weights it is found by itself), or labels={NO_LABELS} to do without "
+            f"{beside.name}; beside the weights it is found by itself), or labels={NO_LABELS} to do without "
             "names of classes and attributes."
         )
     if str(labels) == NO_LABELS:
