@@ -1,12 +1,14 @@
-"""Weights and region features in and out: `python -m vinvl.convert`, which conf/convert.yaml describes."""
+"""Weights, region features and annotations in and out: `python -m vinvl.convert`, which conf/convert.yaml describes."""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from vinvl.detector.conversion import ConversionSettings, convert_annotations
 from vinvl.detector.vocabulary import VocabularySettings, make_vocabulary
 from vinvl.models.published import (
     FORMATS,
@@ -18,6 +20,7 @@ from vinvl.models.published import (
 )
 from vinvl.models.weights import answers_in
 from vinvl.opening import USE_FILE, OpenedModel, find_tokenizer, name_the_answers, rows_of_given
+from vinvl.pictures import ReadingOptions
 from vinvl.predictor.trained import only_task_of, record_of_use
 from vinvl.published import convert_published
 from vinvl.regions.formats.convert import run_conversion
@@ -45,9 +48,23 @@ def convert(config: DictConfig) -> Path:
         settings, target = OmegaConf.to_container(config.vocabulary, resolve=True), Path(str(config.to)).expanduser()
         say(*make_vocabulary(VocabularySettings(**settings), target), f"They are in {target}")  # type: ignore[arg-type]
         return target
+    if config.annotations is not None:
+        return convert_boxes(config)
     if (config.weights is None) == (config["from"] is None):
         raise UserError("Pass one of the two: weights=… for a model, or from=… for region features.")
     return convert_weights(config) if config["from"] is None else convert_regions(config)
+
+
+def convert_boxes(config: DictConfig) -> Path:
+    """The annotations of a data set for detectors, as it is downloaded → the file `config.to`."""
+    target, several = Path(str(config.to)).expanduser(), OmegaConf.is_list(config.annotations)
+    given = config.annotations if several else [config.annotations]
+    sources = [Path(str(one)).expanduser() for one in given]
+    pictures = None if config.pictures is None else Path(str(config.pictures)).expanduser()
+    options: Any = OmegaConf.to_container(config.data, resolve=True)
+    settings = ConversionSettings(**{**options, "reading": ReadingOptions(**options["reading"])})
+    say(*convert_annotations(sources, pictures, target, settings))
+    return target
 
 
 def convert_regions(config: DictConfig) -> Path:

@@ -7,7 +7,7 @@ that it has read, which all processes of a machine share.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +84,19 @@ def write_annotations(target: Path, pictures: Iterable[AnnotatedPicture], labels
         if not seen:
             raise UserError(f"{made_of} holds no pictures, so there is nothing to write.")
     return len(seen)
+
+
+def annotated_pictures(records: PictureRecords) -> Iterator[AnnotatedPicture]:
+    """The pictures of one set one by one, as they are in its table."""
+    for batch in records.table.select(SCHEMA.names).to_batches(BATCH):
+        columns = {name: batch.column(name) for name in SCHEMA.names}
+        plain = zip(*(columns[name].to_pylist() for name in SCHEMA.names[:4]), strict=True)
+        for index, (image_id, file_name, width, height) in enumerate(plain):
+            boxes, labels, crowd = (
+                columns[name][index].values.to_numpy(zero_copy_only=False) for name in ("boxes", "labels", "crowd")
+            )
+            named = columns["attributes"][index].as_py()
+            yield AnnotatedPicture(image_id, file_name, width, height, boxes.reshape(-1, 4), labels, crowd, named)
 
 
 def open_annotations(path: Path) -> tuple[PictureRecords, LabelMap]:

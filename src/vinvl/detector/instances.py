@@ -20,7 +20,8 @@ from vinvl.detector.records import PictureRecords, find_files
 from vinvl.pictures import ReadingOptions, picture_size
 from vinvl.regions.regions import BACKGROUND, NO_ATTRIBUTE, LabelMap, first_indices
 from vinvl.run.errors import UserError
-from vinvl.run.files import no_cycle_collection
+from vinvl.run.files import no_cycle_collection, reading
+from vinvl.run.progress import progress
 from vinvl.run.values import FilledText, Id, check_fields, json_listed, shown
 
 OF_VIDEOS, UNSAID = ("keyframe", "outside", "track_id"), ("", "false", "__undefined__")  # in what CVAT writes
@@ -148,16 +149,17 @@ def _read_file(file: int, path: Path, images: _Images, found: _Objects) -> _Name
         "attributes": Named | FilledText,
     }
     entries: dict[str, list[Named | str]] = {"categories": [], "attributes": []}
-    numbers = Counter[str]()
-    needed = ("images", "annotations", "categories")
-    for key, one in json_listed(path, kinds, needed, "give a COCO instances file"):
-        numbers[key] += 1
-        if key == "annotations":
-            found.add(file, one, images.number(one.image_id))
-        elif key == "images":
-            images.add(one, path, numbers[key])
-        else:
-            entries[key].append(one)
+    numbers, needed = Counter[str](), ("images", "annotations", "categories")
+    with reading(path), progress("MB", path.stat().st_size / 1e6) as show:
+        listed = json_listed(path, kinds, needed, "give a COCO instances file", lambda read: show(read / 1e6))
+        for key, one in listed:
+            numbers[key] += 1
+            if key == "annotations":
+                found.add(file, one, images.number(one.image_id))
+            elif key == "images":
+                images.add(one, path, numbers[key])
+            else:
+                entries[key].append(one)
     if not numbers["images"]:
         raise UserError(f"{path} holds no images; an empty split cannot be used.")
     if not entries["categories"]:
@@ -255,7 +257,7 @@ class _Images:
         places[np.array(self._order, dtype=np.int64)] = np.arange(len(self._order))
         return places
 
-    def records(self, source: str, pictures: Path | None, reading: ReadingOptions) -> PictureRecords:
+    def records(self, source: str, pictures: Path | None, options: ReadingOptions) -> PictureRecords:
         """Without objects; sizes that are not said are looked up in the pictures."""
         ids = list(self._numbers)
         columns = {"image_id": [ids[number] for number in self._order], "file_name": self._names}
@@ -267,7 +269,7 @@ class _Images:
             files = records.sets[0].files
             if files is None:
                 raise UserError(f"{source} does not say how large images are: give pictures=FOLDER too, to look it up.")
-            sizes[index] = picture_size(records.path(index), reading) if files.present[index] else UNKNOWN_SIZE
+            sizes[index] = picture_size(records.path(index), options) if files.present[index] else UNKNOWN_SIZE
         for side, values in zip(("width", "height"), sizes.T, strict=True):
             table = table.append_column(side, pa.array(values))
         return replace(records, table=table)

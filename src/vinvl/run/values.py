@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -196,7 +196,11 @@ def json_items(path: str | Path, content: type[Decoded], holds: str) -> Iterator
 
 
 def json_listed(
-    path: str | Path, kinds: Mapping[str, Any], needed: Collection[str], remedy: str
+    path: str | Path,
+    kinds: Mapping[str, Any],
+    needed: Collection[str],
+    remedy: str,
+    tell: Callable[[int], object] = lambda _: None,
 ) -> Iterator[tuple[str, Any]]:
     """(key, item) of each item of the lists that are members of a JSON object, in the order of the file.
 
@@ -207,6 +211,7 @@ def json_listed(
             was not there.
         needed: the keys that must be there.
         remedy: what a person does about a file that is something else.
+        tell: is told now and then how many characters are read.
 
     Raises:
         UserError: names the file and the item ($.annotations[3]); as `json_members` otherwise.
@@ -225,7 +230,7 @@ def json_listed(
                     msgspec.convert(window.value(), list)
                 except msgspec.ValidationError as error:
                     raise wrong_value(error, str(path), f"$.{key}", remedy) from None
-            for item in window.items(kinds[key], f"$.{key}"):
+            for item in window.items(kinds[key], f"$.{key}", tell):
                 yield key, item
     for key in needed:
         if key in missing:
@@ -308,8 +313,8 @@ class _Window:
         self.take(":")
         return str(key)
 
-    def items(self, content: Any, at: str) -> Iterator[Any]:
-        """Each item of the list that follows, as what it should be; `at` is where the list stands."""
+    def items(self, content: Any, at: str, tell: Callable[[int], object]) -> Iterator[Any]:
+        """Each item of the list that follows, as what it should be; `at` is where it stands; see `json_listed`."""
         decoder, number = msgspec.json.Decoder(list[content]), 0
         self.take("[")
         self._opened = True
@@ -318,6 +323,7 @@ class _Window:
             if several := self._items_at_once(decoder):
                 yield from several
                 number += len(several)
+                tell(self.dropped + self._position)
                 continue
             try:
                 yield msgspec.convert(self.value(), content)

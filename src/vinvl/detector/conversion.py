@@ -1,0 +1,152 @@
+"""Annotations of data sets as they are downloaded → a file in our form: `python -m vinvl.convert annotations=…`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from msgspec import Meta
+
+from vinvl.detector.annotations import AnnotatedPicture, annotated_pictures, write_annotations
+from vinvl.detector.instances import InstanceOptions, read_instances
+from vinvl.detector.open_images import boxes_file, read_open_images
+from vinvl.detector.tsv_sets import is_tsv_set, read_tsv_set
+from vinvl.detector.visual_genome import OBJECTS, read_visual_genome
+from vinvl.pictures import ReadingOptions
+from vinvl.regions.regions import LabelMap
+from vinvl.run.errors import UserError, say
+from vinvl.run.files import read_bytes, refuse_existing
+from vinvl.run.values import check_fields, shown
+
+
+@dataclass(frozen=True)
+class ConversionSettings:
+    """What is taken of a data set's annotations. Raises UserError for a value that cannot be.
+
+    Args:
+        label_map: of Visual Genome and TSV sets: the classes and attributes to take; None: those that there are.
+        least_instances: of Visual Genome without a label map: how many objects a class or an attribute has at least.
+        bad_boxes, on_missing: see `InstanceOptions`.
+        leave_out: names of classes to leave out with all of their objects.
+        without: a text file of image ids, one a line, whose pictures are left out.
+        reading: how pictures are read whose size the annotations do not say.
+    """
+
+    label_map: str | None = None
+    least_instances: Annotated[int, Meta(ge=1)] = 1
+    bad_boxes: Literal["refuse", "clip"] = "refuse"
+    on_missing: Literal["error", "skip"] = "error"
+    leave_out: list[str] = field(default_factory=list)
+    without: str | None = None
+    reading: ReadingOptions = ReadingOptions()  # noqa: RUF009, it is immutable
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.")
+
+    @property
+    def options(self) -> InstanceOptions:
+        return InstanceOptions(self.bad_boxes, self.on_missing, reading=self.reading)
+
+
+ReadSet = tuple[LabelMap, Iterable[AnnotatedPicture]]
+Reader = Callable[[Path, Path | None, LabelMap | None, ConversionSettings], ReadSet]
+
+
+def _open_images(path: Path, pictures: Path | None, labels: LabelMap | None, settings: ConversionSettings) -> ReadSet:
+    _refuse_labels(path, labels)
+    if pictures is None:
+        raise UserError(f"{path} does not say how large pictures are: give pictures=FOLDER, or a container of them.")
+    return read_open_images(path, pictures, settings.options)
+
+
+def _visual_genome(folder: Path, _: Path | None, labels: LabelMap | None, settings: ConversionSettings) -> ReadSet:
+    return read_visual_genome(folder, labels, settings.least_instances, settings.bad_boxes)
+
+
+def _tsv_set(path: Path, _: Path | None, labels: LabelMap | None, settings: ConversionSettings) -> ReadSet:
+    found = read_tsv_set(path, settings.reading, labels)
+    if found.rows is not None:
+        say(f"{path}: its linelist repeats pictures; each is taken once, and repeated by data.splits as that says.")
+    return found.labels, found.pictures
+
+
+READERS: tuple[tuple[Callable[[Path], object], Reader], ...] = (
+    (is_tsv_set, _tsv_set),
+    (boxes_file, _open_images),
+    (lambda path: (path / OBJECTS).is_file(), _visual_genome),
+)
+"""What tells whether a path is of a form, and its reader; all else is COCO's JSON."""
+
+
+def convert_annotations(
+    sources: Sequence[Path], pictures: Path | None, target: Path, settings: ConversionSettings
+) -> list[str]:
+    """Writes a data set's annotations to `target`, which must not exist; what is told of it.
+
+    Args:
+        sources: COCO instances files, several of which are joined by image; or one set of another form.
+        pictures: the folder or container of its pictures, where sizes are to be looked up in them.
+
+    Raises:
+        UserError: names file and record of what cannot be used; nothing is written then.
+    """
+    refuse_existing(target)
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"{source} does not exist; check the path.")
+    labels = None if settings.label_map is None else LabelMap.from_file(settings.label_map)
+    made_of = " and ".join(map(str, sources))
+    reader = next((read for is_of, read in READERS if is_of(sources[0])), None)
+    if reader is not None and len(sources) > 1:
+        raise UserError(f"{made_of}: only COCO's JSON files are joined; convert each, and train on a list of sets.")
+    if reader is not None:
+        names, found = reader(sources[0], pictures, labels, settings)
+    else:
+        _refuse_labels(sources[0], labels)
+        records, names = read_instances(list(sources), pictures, settings.options)
+        found = annotated_pictures(records)
+    choice = _Choice(names, settings)
+    number = write_annotations(target, choice.of(found), choice.labels, made_of)
+    left_out = [f"{choice.pictures:,} pictures of {settings.without}"] if choice.pictures else []
+    left_out += [f"{choice.objects:,} objects of {', '.join(settings.leave_out)}"] if choice.objects else []
+    told = [f"{target}: {number:,} pictures with {choice.kept:,} objects of {len(choice.labels.classes) - 1:,} classes"]
+    return told + ([f"Left out: {', '.join(left_out)}"] if left_out else [])
+
+
+def _refuse_labels(path: Path, labels: LabelMap | None) -> None:
+    if labels is not None:
+        raise UserError(
+            f"{path} says itself which classes there are: leave data.label_map out, and map them in training."
+        )
+
+
+class _Choice:
+    """Leaves pictures and classes out, and counts."""
+
+    def __init__(self, names: LabelMap, settings: ConversionSettings) -> None:
+        unknown = [name for name in settings.leave_out if name not in names.classes[1:]]
+        if unknown:
+            raise UserError(f"data.leave_out: there is no class {shown(unknown[0])}; write it as the data set does.")
+        kept = [index for index, name in enumerate(names.classes) if not index or name not in settings.leave_out]
+        self.labels = LabelMap(tuple(names.classes[index] for index in kept), names.attributes)
+        self._indices = np.zeros(len(names.classes), dtype=np.int32)
+        self._indices[kept] = np.arange(len(kept))
+        self._without = set[str]()
+        if settings.without is not None:
+            self._without = set(read_bytes(settings.without).decode("utf-8-sig", "replace").split())
+        self.pictures = self.objects = self.kept = 0
+
+    def of(self, pictures: Iterable[AnnotatedPicture]) -> Iterator[AnnotatedPicture]:
+        for one in pictures:
+            if one.image_id in self._without:
+                self.pictures += 1
+                continue
+            labels = self._indices[one.labels]
+            left = labels > 0
+            self.objects += int((~left).sum())
+            self.kept += int(left.sum())
+            named = [numbers for numbers, keep in zip(one.attributes, left, strict=True) if keep]
+            yield one._replace(boxes=one.boxes[left], labels=labels[left], crowd=one.crowd[left], attributes=named)
