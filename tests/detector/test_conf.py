@@ -29,7 +29,7 @@ PIPELINES = {  # of the published demo, MMF's extraction script, the published R
     "x152c4_foursets": DetectorConfig(Architecture(num_classes=1849, num_attributes=0), score_threshold=0.05),
     "x152c4_objects365": DetectorConfig(Architecture(num_classes=366, num_attributes=0), score_threshold=0.05),
 }
-INIT = {"faster_rcnn_c4": ["start.init=FILE"], "vinvl": ["start.init=FILE"]}
+INIT = {name: ["start.init=FILE"] for name in GROUPS["detection_recipe"] if name != "demo"}
 
 
 def of_detector(*overrides: str) -> Any:
@@ -62,26 +62,44 @@ def test_every_setting_is_shown() -> None:
     assert set(config["task"]) - {"_target_"} | {"config", "label_map"} == taken
 
 
-def test_the_published_recipes_are_those_published() -> None:
-    """maskrcnn-benchmark's defaults and R-50-C4 1x, and scene_graph_benchmark's vinvl_x152c4.yaml with the paper."""
-    base = of_detector("detection_recipe=faster_rcnn_c4", "start.init=FILE", "detection_data=coco2017")
-    assert instantiate(base["training"]) == TrainingSettings()
-    assert base["start"]["batch_norm"] == "frozen" and base["start"]["frozen_stages"] == 2
-    assert base["optim"]["optimizer"] == {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01, "momentum": 0.9}
-    assert base["optim"]["weight_decay"] == 1e-4 and base["optim"]["bias_lr_factor"] == 2
-    pictures = base["data"]["batch_size"] * base["trainer"]["devices"] * base["trainer"]["accumulate_grad_batches"]
-    assert pictures == 8 and base["data"]["flip_probability"] == 0.5
-    vinvl = of_detector("detection_recipe=vinvl", "start.init=FILE", "detection_data=coco_json", *OWN)
-    training = instantiate(vinvl["training"])
-    assert (training.region_samples, training.region_positive_fraction) == (384, 0.5)
-    assert training.attribute_loss_weight == 1.25
-    assert instantiate(vinvl["detector"]) == DetectorConfig()
-    for config, steps, falls in ((base, 180_000, [120_000, 160_000]), (vinvl, 90_000, [49_000, 65_000])):
-        assert config["trainer"]["max_steps"] == steps and config["trainer"]["gradient_clip_val"] is None
-        schedule = config["optim"]["scheduler"]
-        assert [round(share * steps) for share in schedule["milestones"]] == falls
-        assert (schedule["warmup_steps"], schedule["gamma"]) == (500, 0.1)
-        assert schedule["warmup_factor"] == pytest.approx(1 / 3)
+SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "momentum": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pictures", "lr", "decay", "steps", "falls", "warm_up"),
+    [
+        ("faster_rcnn_c4", 8, 0.01, 1e-4, 180_000, [120_000, 160_000], 500),
+        ("detector_foursets", 16, 0.005, 5e-5, 300_000, [200_000, 260_000], 4000),
+        ("detector_vg_attributes", 16, 0.005, 1e-4, 90_000, [49_000, 65_000], 500),
+    ],
+)
+def test_the_published_recipes_are_those_published(
+    recipe: str, pictures: int, lr: float, decay: float, steps: int, falls: list[int], warm_up: int
+) -> None:
+    """maskrcnn-benchmark's defaults and R-50-C4 1x, the four-set config, and vinvl_x152c4.yaml with the paper."""
+    config = of_detector(f"detection_recipe={recipe}", "start.init=FILE", "detection_data=coco2017")
+    assert config["start"]["batch_norm"] == "frozen" and config["start"]["frozen_stages"] == 2
+    assert config["optim"]["optimizer"] == SGD | {"lr": lr}
+    assert config["optim"]["weight_decay"] == decay and config["optim"]["bias_lr_factor"] == 2
+    trainer, data, schedule = config["trainer"], config["data"], config["optim"]["scheduler"]
+    assert data["batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"] == pictures
+    assert data["flip_probability"] == 0.5
+    assert trainer["max_steps"] == steps and trainer["gradient_clip_val"] is None
+    assert [round(share * steps) for share in schedule["milestones"]] == falls
+    assert (schedule["warmup_steps"], schedule["gamma"]) == (warm_up, 0.1)
+    assert schedule["warmup_factor"] == pytest.approx(1 / 3)
+    if recipe == "faster_rcnn_c4":
+        assert instantiate(config["training"]) == TrainingSettings()
+        return
+    assert data["min_sizes"] == [448, 512, 576, 640, 704, 768, 800] and data["max_size"] == 1333
+    training = TrainingSettings(region_samples=384, region_positive_fraction=0.5)
+    if recipe == "detector_foursets":
+        assert instantiate(config["detector"]) == DetectorConfig(pad_multiple=32, score_threshold=0.05)
+        assert instantiate(config["training"]) == training
+    else:
+        assert instantiate(config["detector"]) == DetectorConfig()
+        expected = replace(training, attribute_loss_weight=1.25, repeated_attributes="as_published")
+        assert instantiate(config["training"]) == expected
 
 
 def preset(name: str, *overrides: str) -> DetectorConfig:

@@ -334,6 +334,21 @@ def test_what_is_random_follows_from_epoch_and_item(tmp_path: Path) -> None:
         assert torch.equal(random[Draw(epoch, 0)].pixels, random[Draw(epoch, 0)].pixels)
 
 
+def test_pictures_may_be_larger_in_training_than_in_use(tmp_path: Path) -> None:
+    """Recipes train with sides of up to 1333 pixels what is used with up to 1000; the shorter side follows."""
+    larger = dataset(tmp_path, Augmentation(0.0, (60, 90), 100))
+    shapes = {tuple(larger[Draw(epoch, 0)].pixels.shape[:2]) for epoch in range(20)}
+    assert shapes == {(60, 80), (75, 100)}  # of 30 × 40, where the detector's are 60 and 200
+    data = module(tmp_path, min_sizes=[60, 230], max_size=240)
+    data.setup("fit")
+    drawn = data.datasets["train"]._drawn(Draw(0, 0))[0]
+    assert drawn.max_size == 240 and drawn.min_size in (60, 230)
+    assert data.datasets["val"]._drawn(Draw(0, 0))[0] == CONFIG
+    assert "data.min_sizes or detector.min_size has 230, and the longer side at most 200" in refusal(
+        module, tmp_path, min_sizes=[60, 230]
+    )
+
+
 def test_boxes_of_the_network_are_those_of_the_published_code() -> None:
     """Its BoxList turns x, y, width, height into corners that count the last pixel in, then multiplies them."""
     boxes = np.array([[10.0, 20, 30, 50]])

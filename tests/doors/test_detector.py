@@ -115,8 +115,8 @@ def test_fine_tuning_on_pictures_of_ones_own(whole: Path, demo_data: Path, tmp_p
     splits = [f"data.splits.{split}={{annotations: {annotations}, pictures: {pictures}}}" for split in ("train", "val")]
     command = [one for one in TINY if not one.startswith("data.prepare")]
     printed = run_in_process(
-        "train_detector", demo_data, tmp_path / "run", *command, "detection_recipe=vinvl", "detector=demo",
-        f"start.init={whole / 'run/detector.pth'}", "detection_data=coco_json", *splits, "trainer=default",
+        "train_detector", demo_data, tmp_path / "run", *command, "detection_recipe=detector_vg_attributes",
+        "detector=demo", "data.min_sizes=[64,96]", f"start.init={whole / 'run/detector.pth'}", "detection_data=coco_json", *splits, "trainer=default",
         "trainer.precision=bf16-mixed", "trainer.max_steps=3", "trainer.val_check_interval=1.0", "trainer.devices=1",
         "trainer.accelerator=cpu", "trainer.check_val_every_n_epoch=1", "data.pin_memory=false",
     )  # fmt: skip
@@ -146,7 +146,7 @@ def test_fine_tuning_on_pictures_of_ones_own(whole: Path, demo_data: Path, tmp_p
         (["data.splits.train.pictures=nowhere"], "nowhere does not exist"),
         (["data.splits.test.annotations=nowhere.json"], "(Of the test split: pass test_after_fit=false"),
         (["ckpt_path=last"], "ckpt_path=last: no run under"),
-        (["detection_recipe=vinvl"], "start.init must be given"),
+        (["detection_recipe=detector_vg_attributes"], "start.init must be given"),
         (["detection_data=coco_json"], "must be given: pass data.splits.train.annotations=VALUE"),
     ],
 )

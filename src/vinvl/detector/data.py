@@ -111,13 +111,23 @@ class Augmentation:
     Args:
         flip_probability: of left and right changing places.
         min_sizes: the shorter side becomes one of these, each as likely, instead of the detector's min_size.
+        max_size: of the longer side, instead of the detector's max_size.
     """
 
     flip_probability: Annotated[float, Meta(ge=0, le=1)] = 0.0
     min_sizes: tuple[Count, ...] = ()
+    max_size: Count | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")
+
+    def check_for(self, config: DetectorConfig) -> None:
+        """Raises UserError for a shorter side that would be the longer one."""
+        shortest, longest = max(self.min_sizes, default=config.min_size), self.max_size or config.max_size
+        if shortest > longest:
+            raise UserError(
+                f"data.min_sizes or detector.min_size has {shortest}, and the longer side at most {longest}."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +194,10 @@ class DetectionDataset:
             return self.config, False
         generator = draw.generator(self.seed)
         flipped = bool(generator.random() < self.augmentation.flip_probability)
-        if not self.augmentation.min_sizes:
-            return self.config, flipped
-        return replace(self.config, min_size=int(generator.choice(self.augmentation.min_sizes))), flipped
+        shortest, longest = self.config.min_size, self.augmentation.max_size or self.config.max_size
+        if self.augmentation.min_sizes:
+            shortest = int(generator.choice(self.augmentation.min_sizes))
+        return replace(self.config, min_size=shortest, max_size=longest), flipped
 
 
 def learnable(truth: TrueBoxes) -> np.ndarray:
@@ -240,6 +251,7 @@ class DetectionDataModule(pl.LightningDataModule):
         unknown_attributes: Literal["refuse", "drop"] = "refuse",
         flip_probability: float,
         min_sizes: Sequence[int] | None,
+        max_size: int | None = None,
         batch_size: int,
         eval_batch_size: int,
         num_workers: int,
@@ -259,7 +271,7 @@ class DetectionDataModule(pl.LightningDataModule):
                 training files, in turn.
             train_split, val_split, test_split: which of `splits` each stage reads.
             empty_pictures, bad_boxes, on_missing, unknown_classes, unknown_attributes, reading: see `InstanceOptions`.
-            flip_probability, min_sizes: see `Augmentation`; min_sizes None for the detector's.
+            flip_probability, min_sizes, max_size: see `Augmentation`; None for the detector's.
             batch_size, eval_batch_size: pictures, per device.
             num_workers, pin_memory, seed, prepare: see `RegionDataArguments`.
         """
@@ -271,7 +283,8 @@ class DetectionDataModule(pl.LightningDataModule):
         self.options = InstanceOptions(
             bad_boxes, on_missing, empty_pictures, unknown_classes, unknown_attributes, reading
         )
-        self.augmentation = Augmentation(flip_probability, tuple(min_sizes or ()))
+        self.augmentation = Augmentation(flip_probability, tuple(min_sizes or ()), max_size)
+        self.augmentation.check_for(detector)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.pin_memory = num_workers, pin_memory and torch.cuda.is_available()
         self.seed = seed
