@@ -116,7 +116,8 @@ def test_fine_tuning_on_pictures_of_ones_own(whole: Path, demo_data: Path, tmp_p
     command = [one for one in TINY if not one.startswith("data.prepare")]
     printed = run_in_process(
         "train_detector", demo_data, tmp_path / "run", *command, "detection_recipe=detector_vg_attributes",
-        "detector=demo", "data.min_sizes=[64,96]", f"start.init={whole / 'run/detector.pth'}", "detection_data=coco_json", *splits, "trainer=default",
+        "detector=demo", "data.min_sizes=[64,96]", f"start.init={whole / 'run/detector.pth'}",
+        "detection_data=coco_json", *splits, "trainer=default",
         "trainer.precision=bf16-mixed", "trainer.max_steps=3", "trainer.val_check_interval=1.0", "trainer.devices=1",
         "trainer.accelerator=cpu", "trainer.check_val_every_n_epoch=1", "data.pin_memory=false",
     )  # fmt: skip
