@@ -58,7 +58,7 @@ def read_detections(path: Path) -> Iterator[tuple[str, str, Detections]]:
             raise UserError(f"{place}: {error}") from None
         if (before := seen.setdefault(image_id, place)) != place:
             raise UserError(f"{place} has the image {image_id!r} of {before}; leave one of the two.")
-        scores = np.array([one.conf for one in found.objects], dtype=np.float64)
+        scores = np.array([one.score for one in found.objects], dtype=np.float64)
         yield place, image_id, Detections([one.name for one in found.objects], scores, found.boxes.astype(np.float64))
 
 

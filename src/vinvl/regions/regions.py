@@ -122,7 +122,7 @@ def _text_of(path: str | Path) -> str:
 def _names_of_lines(text: str, path: str | Path) -> tuple[str, ...]:
     mark = "\t" if Path(path).suffix == ".tsv" else ","
     names = tuple(line.split(mark)[0].strip() for line in text.rstrip().splitlines())
-    if "" in names or max(map(len, names)) > LONGEST_NAME or len(names) > MOST_NAMES:
+    if not names or "" in names or max(map(len, names)) > LONGEST_NAME or len(names) > MOST_NAMES:
         place = f"line {names.index('') + 1} names none" if "" in names else "it is something else"
         raise UserError(f"{path} is no list of a name a line ({place}): give a label-map file.")
     return names
@@ -161,6 +161,9 @@ def _names(indices: Mapping[str, int], by_index: dict[int, str], name_of_zero: s
     for name, index in indices.items():
         if by_index.setdefault(index, name) != name:
             raise UserError(f"{what} {index} has the names {shown(by_index[index])} and {shown(name)}, not one.")
+    lost = next((index for index, name in by_index.items() if indices and index and name not in indices), None)
+    if lost is not None:
+        raise UserError(f"{what} {lost} is {shown(by_index[lost])}, which has no index in the other half of the file.")
     if by_index:
         by_index.setdefault(0, name_of_zero)
     missing = next((index for index in range(len(by_index)) if index not in by_index), None)

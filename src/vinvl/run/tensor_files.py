@@ -17,7 +17,7 @@ KINDS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int6
          torch.uint8, torch.bool}  # fmt: skip
 
 
-def load_tensor_file(path: str | Path, *, mmap: bool = False) -> Any:
+def load_tensor_file(path: str | Path, *, mmap: bool = False, whole: bool = False) -> Any:
     """The content of a file of torch.save, on the CPU; no code of the file is run.
 
     Raises ValueError if it is larger unpacked, or contains a tuple in a tuple in a tuple, and so on; and whatever a
@@ -25,6 +25,7 @@ def load_tensor_file(path: str | Path, *, mmap: bool = False) -> Any:
 
     Args:
         mmap: map the tensors into memory rather than read them; needs a file of torch 1.6 or later.
+        whole: read all of it for its checksums, which torch does not look at; ValueError where one is wrong.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -35,6 +36,8 @@ def load_tensor_file(path: str | Path, *, mmap: bool = False) -> Any:
             for member in members:
                 if member.filename.endswith("data.pkl"):
                     _refuse_deep_tuples(io.BytesIO(archive.read(member)))
+            if whole and (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
     else:  # of torch before 1.6: five pickles, then the tensors
         with open(path, "rb") as file:
             for _ in range(5):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from vinvl.regions.formats.fields import KNOWN, FieldReader
+from vinvl.regions.formats.fields import KNOWN, FieldReader, merged
 from vinvl.regions.formats.rows import MOST_BYTES, Done, Found, images_of_items
 from vinvl.run.errors import UserError
 from vinvl.run.files import reading
@@ -20,6 +21,8 @@ from vinvl.run.restricted_pickle import load_restricted, plain_array
 
 INFO = "_info"
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes; the others have no limit when reading
+
+ENTRIES_BEFORE_END = 12  # the number of members, so many bytes before the end and the comment behind it
 
 # The head of an npy file as NumPy writes it, of a plain data type. (NumPy's own reader runs a Python parser on it.)
 PLAIN = re.compile(rb"[<>|=]?(?:[biufc][0-9]{1,2}|[SU][0-9]{1,9}|O)")
@@ -80,7 +83,7 @@ def _read_npy_pair(path: Path, is_grid: bool) -> dict[str, Any]:
     info = _item(read_array(_all_of(info_path.open("rb"), MOST_BYTES, info_path), info_path))
     if not isinstance(info, dict):
         raise UserError(f"{info_path} holds {type(info).__name__}, expected a dict with bbox and the image's size.")
-    return {**info, "features": features}
+    return merged(info, {"features": features}, path)
 
 
 def _read_tensor(path: Path) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def _read_tensor(path: Path) -> dict[str, Any]:
     from vinvl.run.tensor_files import load_tensor_file, unlike_plain  # torch, which the other formats do without
 
     try:
-        content = load_tensor_file(path)
+        content = load_tensor_file(path, whole=True)
     except Exception as error:  # a hostile or damaged pickle may make the restricted loader raise anything
         reason = " ".join(str(error).partition("\n")[0].split())[:100]
         raise UserError(f"{path} is no file of tensors, or a damaged one ({reason}).") from None
@@ -118,7 +121,7 @@ def read_npz(file: Path | IO[bytes], path: object) -> dict[str, Any]:
     left = MOST_BYTES
     try:
         with zipfile.ZipFile(file) as archive:
-            for member in archive.infolist():
+            for member in _members(archive):
                 name = member.filename.removesuffix(".npy")
                 place = f"{path}, {member.filename}"
                 if name in fields or member.compress_type not in COMPRESSIONS:
@@ -134,7 +137,19 @@ def read_npz(file: Path | IO[bytes], path: object) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UserError(f"{path} is no npz, or a damaged one ({reason}); get the file again.") from None
     info = _item(fields.pop("info", None))
-    return {**info, **fields} if isinstance(info, dict) else fields
+    return merged(info, fields, path) if isinstance(info, dict) else fields
+
+
+def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """All members; BadZipFile if they are not as many as the end says, or called otherwise where they lie."""
+    members = archive.infolist()
+    assert archive.fp is not None
+    archive.fp.seek(-ENTRIES_BEFORE_END - len(archive.comment), os.SEEK_END)
+    if len(members) != int.from_bytes(archive.fp.read(2), "little"):
+        raise zipfile.BadZipFile("its list of arrays is not whole")
+    for member in members:
+        archive.open(member).close()  # which compares the names
+    return members
 
 
 def _item(array: Any) -> Any:

@@ -124,6 +124,9 @@ def grid_rows(grid: np.ndarray, options: FeatureOptions) -> tuple[np.ndarray, in
         dim = options.dim or (2048 if 2048 in grid.shape else max(grid.shape))
         if (grid.shape[0] == dim) == (grid.shape[2] == dim):
             raise UserError(f"{told} is none of (D, H, W) or (H, W, D) with D = {dim}; pass features.dim=D.")
+        if len(grid) == 1 < grid.shape[1] and options.grid is None:
+            remedy = f"pass features.grid=[1,{grid.shape[1]}] if it is of cells"
+            raise UserError(f"{told} may be of regions behind a dimension of 1: {remedy}.")
         grid = grid.transpose(1, 2, 0) if grid.shape[0] == dim else grid
         sides, grid = (grid.shape[0], grid.shape[1]), grid.reshape(-1, dim)
     else:

@@ -26,6 +26,7 @@ from vinvl.run.files import reading, refuse_existing, remove_leftovers, work_fol
 from vinvl.run.progress import Show, progress
 
 LEADING = 8  # images with regions that are looked at before the shape of the store is settled
+SCORE_TOLERANCE = 1e-3
 LONGEST_FEATURE = 2**20  # numbers a region
 
 
@@ -195,6 +196,7 @@ def _write(
 ) -> tuple[int, int]:
     """(images, regions) that were added to a store of D = `dim` and K = `num_attributes`."""
     added = regions = 0
+    oddities = Oddities()
     for number, (place, image, position, note) in enumerate(found, start=1):
         if not journal.take(number, position) or image is None:
             continue
@@ -219,8 +221,52 @@ def _write(
         journal.tell(note)
         added += 1
         regions += len(image)
+        oddities.look(image)
         show(position / 1e6, f", {added:,} images")
+    journal.notes += oddities.notes()
     return added, regions
+
+
+ODD = {"none": "no {} where others have", "beyond": "{} that are not between 0 and 1"}
+
+
+class Oddities:
+    """What images have that may be damage, and may not be, for instance to the name of a field in one of them."""
+
+    def __init__(self) -> None:
+        self._usual: Counter[str] = Counter()
+        self._odd: dict[tuple[str, str], tuple[str, int]] = {}  # the first image and how many
+        self._plain = self._padded = ""  # the shortest number without zeros in front, the longest with
+
+    def look(self, image: Regions) -> None:
+        """Takes in an image."""
+        given = {"classes": image.classes, "class scores": image.class_scores}
+        if image.attributes.any():
+            given["attribute scores"] = image.attribute_scores
+        for what, array in given.items() if len(image) else ():
+            beyond = what != "classes" and not -SCORE_TOLERANCE <= array.min() <= array.max() <= 1 + SCORE_TOLERANCE
+            if beyond or not array.any():
+                kind = "beyond" if beyond else "none", what
+                first, count = self._odd.get(kind, (image.image_id, 0))
+                self._odd[kind] = first, count + 1
+            else:
+                self._usual[what] += 1
+        if image.image_id.isdecimal() and image.image_id[0] == "0":
+            self._padded = max(self._padded, image.image_id, key=len)
+        elif image.image_id.isdecimal() and not 0 < len(self._plain) <= len(image.image_id):
+            self._plain = image.image_id
+
+    def notes(self) -> list[str]:
+        """A sentence for each kind."""
+        told = [
+            f"{count:,} images have {ODD[kind].format(what)}, such as {first!r}"
+            for (kind, what), (first, count) in self._odd.items()
+            if kind != "none" or self._usual[what]
+        ]
+        if 0 < len(self._plain) < len(self._padded):
+            both = f"{self._padded!r} and {self._plain!r}"
+            told.append(f"ids are numbers with zeros in front and without ({both}): a picture may be there twice")
+        return told
 
 
 def run_conversion(source: Path, target: Path, settings: Mapping[str, Any]) -> str:

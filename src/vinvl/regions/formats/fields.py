@@ -12,6 +12,7 @@ features (1, 2048, H, W), x (H * W, D)         grids: facebookresearch/grid-feat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,9 @@ FIELDS = {
     "height": ("image_h", "image_height", "img_h", "height"),
     "size": ("size",),  # height and width
     "count": ("num_boxes", "num_bbox"),
+    "kept": ("num_kept",),  # of files that say how many of the regions to take
+    "image": ("image_id", "img_id", "feature_path"),
+    "copy": ("box_features",),  # of the features without geometry
     "classes": ("objects", "classes", "objects_id", "class_ids", "labels"),
     "class_scores": ("cls_prob", "scores", "class_scores", "objects_conf", "confidence", "conf"),
     "class_table": ("soft_labels",),  # scores of all classes, the background's first
@@ -51,6 +55,9 @@ FIELDS = {
     "attribute_scores": ("attribute_scores", "attrs_conf", "attrs_scores", "attr_scores"),
     "class_offset": ("class_offset",),  # what `write_mmf_npy` says of the numbers in its files
 }
+OF_IMAGE = {name for what in ("width", "height", "count", "size") for name in FIELDS[what]}  # and not of a region
+IN_ROWS = {name for what in ("features", "boxes", "shares") for name in FIELDS[what]}
+ONE_VALUE = ("features", "boxes", "shares", "width", "height", "count")  # whatever it is called
 KNOWN = {name for names in FIELDS.values() for name in names} | {"info"}
 Arrays = dict[str, Any]
 OTHER_COUNT = (
@@ -84,6 +91,10 @@ class FieldReader:
         count.
         """
         given = _by_meaning(fields)
+        if "image" in given and not same_image(given["image"], image_id):
+            raise UserError(
+                f"it says that it is of image {shown(given['image'])}; get both again, or name it after that."
+            )
         is_grid = not given.keys() & {"boxes", "shares"} and ("grid" in given or _is_grid(given, self.options))
         wanted = () if is_grid else ("features", "shares" if "shares" in given else "boxes")
         for what in wanted:
@@ -107,8 +118,15 @@ class FieldReader:
         features, count = _of_boxes(numbers(given["features"], "features"), rows, given, self.options)
         boxes, geometry = (None if one is None else one[:count] for one in (boxes, geometry))
         features, geometry = _without_geometry(features, geometry, self.options)
+        if (copy := given.get("copy")) is not None:
+            same = np.shape(copy) == features.shape and np.allclose(
+                numbers(copy, "box_features"), features, 1e-2, 1e-2, equal_nan=True
+            )
+            if not same:
+                raise UserError("its features are not its box_features: not of one run, or other order.")
         boxes, size = self.sizes.boxes(image_id, geometry, boxes, own)
-        return regions_of(image_id, features, boxes, size, self.options, **self._classes(given, count))
+        lengths = {count, rows, *np.shape(given["features"])}
+        return regions_of(image_id, features, boxes, size, self.options, **self._classes(given, count, lengths))
 
     def _grid(self, image_id: str, given: Arrays, own: tuple[int, int] | None) -> Regions:
         """Cells as regions; of a size that is assumed they are thousandths of the image."""
@@ -117,20 +135,24 @@ class FieldReader:
         _, size = self.sizes.boxes(image_id, cell_boxes(height, width), None, own)
         return regions_of(image_id, features, cell_boxes(height, width, size), size, self.options)
 
-    def _classes(self, given: Arrays, count: int) -> dict[str, np.ndarray | None]:
-        """Classes and attributes with their scores, as the store counts them."""
+    def _classes(self, given: Arrays, count: int, lengths: set[int]) -> dict[str, np.ndarray | None]:
+        """Classes and attributes with their scores, as the store counts them.
+
+        Of arrays of one of the `lengths`, which those of the regions have with their padding, the first `count` rows.
+        """
+        if not self.options.classes:
+            return {}
         what = ("classes", "class_scores", "class_table", "attributes", "attribute_scores")
         classes, scores, table, attributes, attribute_scores = (
-            None if given.get(name) is None else numbers(given[name], name)[:count] for name in what
+            None if one is None else one[:count] if len(one) in lengths else one
+            for one in (None if given.get(name) is None else numbers(given[name], name) for name in what)
         )
         labels, offset = self.labels, self.options.class_offset
-        if offset is None and "class_offset" in given:
+        if offset is None and "class_offset" in given and not (self.options.labels and "" in labels.classes):
             offset = _checked_count(given["class_offset"], 1, "class_offset")
-        if (
-            classes is None
-            and self.options.classes
-            and (table is not None or (scores is not None and scores.ndim == 2))
-        ):
+        if not all(np.isfinite(one).all() for one in (scores, table, attribute_scores) if one is not None):
+            raise UserError("some of its scores are NaN or infinite; get it again.")
+        if classes is None and (table is not None or (scores is not None and scores.ndim == 2)):
             if table is not None:
                 classes, best = _best_classes(table, labels, 0)
                 scores = best if scores is None else scores
@@ -166,18 +188,57 @@ def _counts_what_was_asked_for(fields: Mapping[str, Any]) -> bool:
 
 def _by_meaning(fields: Mapping[str, Any]) -> Arrays:
     """What is there of `FIELDS`, and two conventions that only a layout as a whole tells."""
-    given = {
-        what: fields[name]
-        for what, names in FIELDS.items()
-        for name in reversed(names)
-        if name in fields and fields[name] is not None
-    }
+    given: Arrays = {}
+    for what, names in FIELDS.items():
+        for name in names:
+            if fields.get(name) is None:
+                continue
+            if what in ONE_VALUE and _unlike(given.setdefault(what, fields[name]), fields[name]):
+                first = next(one for one in names if fields.get(one) is not None)
+                raise UserError(f"its {first} and its {name} are not the same; {LEAVE_OUT}.")
+            given.setdefault(what, fields[name])
     if "boxes" in given and np.ndim(given["boxes"]) == 2 and np.shape(given["boxes"])[1] == BOX_NUMBERS:
-        given["shares"] = given.pop("boxes")
+        boxes = given.pop("boxes")
+        if _unlike(given.setdefault("shares", boxes), boxes):
+            raise UserError(f"its boxes and its shares of the image are not the same; {LEAVE_OUT}.")
         if "labels" in fields:
             given.setdefault("class_offset", 0)
     given["either_way"] = "x" in fields
     return given
+
+
+LEAVE_OUT = "get it again, or leave out the one that is wrong"
+
+
+def _unlike(one: Any, other: Any) -> bool:
+    """Whether two values that a file gives for one thing differ."""
+    if one is other:
+        return False
+    try:
+        return not np.array_equal(np.asarray(one, np.float64).reshape(-1), np.asarray(other, np.float64).reshape(-1))
+    except (ValueError, TypeError, OverflowError):
+        return type(one) is not type(other) or bool(np.any(one != other))
+
+
+def merged(info: Mapping[str, Any], fields: Mapping[str, Any], place: object) -> dict[str, Any]:
+    """Fields of a file and of the dict that lies in it or beside it. Raises UserError where the two say otherwise."""
+    for name in KNOWN & info.keys() & fields.keys():
+        if info[name] is not None and fields[name] is not None and _unlike(info[name], fields[name]):
+            raise UserError(f"{place}: its {name} and that in its info are not the same; {LEAVE_OUT}.")
+    return {**info, **{name: value for name, value in fields.items() if value is not None or name not in info}}
+
+
+ENDS = re.compile(r"(?:.*/)?(?P<stem>.*?(?P<number>[0-9]*))(?:\.[A-Za-z]{3,4})?", re.DOTALL)
+
+
+def same_image(said: Any, image_id: str) -> bool:
+    """Whether what a file says of itself names this image, with or without folder and suffix, or by number alone."""
+    value = said.item() if isinstance(said, np.ndarray | np.generic) and np.size(said) == 1 else said
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    one, two = (ENDS.fullmatch(name.strip()) for name in (text, image_id))
+    assert one and two
+    numbered = bool(one["number"]) and bool(two["number"])
+    return one["stem"] == two["stem"] or (numbered and one["number"].lstrip("0") == two["number"].lstrip("0"))
 
 
 def _is_grid(given: Arrays, options: FeatureOptions) -> bool:
@@ -185,12 +246,17 @@ def _is_grid(given: Arrays, options: FeatureOptions) -> bool:
 
 
 def _own_size(given: Arrays) -> tuple[int, int] | None:
+    own = size = None
     if "width" in given or "height" in given:
-        return checked_size(given.get("width"), given.get("height"))
-    if "size" in given:
+        own = checked_size(given.get("width"), given.get("height"))
+    if "size" in given and (own is None or np.size(given["size"]) == 2):
         height, width = numbers(given["size"], "size").reshape(-1) if np.size(given["size"]) == 2 else (0, 0)
-        return checked_size(width, height)
-    return None
+        size = checked_size(width, height)
+    if own and size and set(own) != set(size):
+        raise UserError(
+            f"its size is {size[0]} x {size[1]}, but its width and height {own[0]} x {own[1]}; {LEAVE_OUT}."
+        )
+    return own or size
 
 
 def _places(given: Arrays) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -233,8 +299,8 @@ def _checked_count(given: Any, most: int, what: str = "the number of boxes") -> 
 def _of_boxes(features: np.ndarray, regions: int, given: Arrays, options: FeatureOptions) -> tuple[np.ndarray, int]:
     """Features (R, D) of the R boxes that count; features that lie (D, N) are turned.
 
-    Raises UserError if there are not as many features as boxes, and what there is more is not padding, or if nothing
-    tells how they lie.
+    Raises UserError if there are not as many features as boxes, and what there is more is not padding, if the file
+    counts otherwise, or if nothing tells how they lie.
     """
     if features.ndim == 1 and not features.size:  # a list of none
         features = features.reshape(0, 0)
@@ -254,13 +320,45 @@ def _of_boxes(features: np.ndarray, regions: int, given: Arrays, options: Featur
         turned = rows in dims and columns not in dims
     features = features.T if turned else features
     most = min(len(features), regions)
-    count = _checked_count(given["count"], most) if "count" in given else most
-    padded = "count" in given and len(features) > regions and not features[count:].any()
-    if len(features) < regions and "count" in given:
-        padded = not any(np.asarray(given[name])[count:].any() for name in ("boxes", "shares") if name in given)
+    told = given.get("kept", given.get("count"))
+    count = most if told is None else _checked_count(told, most)
+    rows_of = [features, *(np.asarray(given[name]) for name in ("boxes", "shares") if name in given)]
+    padded = told is not None and not any(one[count:].any() for one in rows_of)
     if len(features) != regions and not padded:
         raise UserError(f"features have shape {shape}, but there are {regions} boxes.")
+    if "count" in given and "kept" not in given and not padded:
+        raise UserError(f"the number of boxes is {count}, but there are {most} that are not zeros; get it again.")
+    if told is not None and count > 1 and not any(one[count - 1].any() for one in rows_of):
+        raise UserError(f"the number of boxes is {count}, but the last of them is zeros; get it again.")
     return features[:count], count
+
+
+def without_padding(fields: Mapping[str, np.ndarray], told: int | None, place: str) -> dict[str, Any]:
+    """The arrays of an image without regions of zeros at the end, of which an index tells a number, or None.
+
+    Raises UserError if there is nothing else, or if features, boxes and the number do not agree how many there are.
+    """
+    of_regions = {name: array for name, array in fields.items() if name not in OF_IMAGE and array.ndim}
+    ends = {name: _end(array) for name, array in of_regions.items() if name in IN_ROWS}
+    lengths = {len(of_regions[name]) for name in ends}
+    if told != 0 and not any(ends.values()):
+        raise UserError(f"{place}: it holds nothing but zeros, so it was never written; get the file again.")
+    if len(ends) < 2 or len(lengths) > 1:  # a grid; or what is wrong with it is told by whoever joins them
+        return {**fields, **({} if told is None else {"num_kept": told})}
+    if len({*ends.values()}) > 1:
+        listed = ", ".join(f"{name} at region {end}" for name, end in ends.items())
+        raise UserError(f"{place}: the zeros behind its regions do not begin together ({listed}); get the file again.")
+    count = min(ends.values())
+    if told is not None and (told > count or told < count < min(lengths)):
+        raise UserError(f"{place}: the number of boxes is {told}, but {count} are not zeros; get both again.")
+    count = count if told is None else told
+    return {name: array[:count] if name in of_regions else array for name, array in fields.items()}
+
+
+def _end(array: np.ndarray) -> int:
+    """The row behind the last that is not zeros."""
+    filled = np.flatnonzero(array.reshape(len(array), -1).any(axis=1))
+    return int(filled[-1]) + 1 if len(filled) else 0
 
 
 def _best_classes(table: np.ndarray, labels: LabelMap, offset: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -287,7 +385,9 @@ def _highest(scores: np.ndarray | None) -> np.ndarray | None:
     """(R,) scores, of a table (R, C) of all classes the highest of each region."""
     if scores is None or scores.ndim != 2:
         return scores
-    return scores.max(axis=1) if scores.size else np.zeros(len(scores), dtype=np.float32)
+    if len(scores) and not scores.size:
+        raise UserError(f"scores have shape {scores.shape}, expected a column or more.")
+    return scores.max(axis=1) if scores.size else np.zeros(0, dtype=np.float32)
 
 
 # Whether the class numbers of a file count the background, as the store's do, or begin with the first class.
@@ -319,10 +419,20 @@ def offset_of(
         fits = _offsets_that_fit(numbers, table, with_background=columns == expected) if tells else []
         if len(fits) == 1:
             return fits[0]
+        both = (_offsets_that_fit(numbers, table, with_background=one) for one in (True, False))
+        if not tells and columns > 1 and _clear(table).any() and not any(both):
+            raise UserError(
+                f"its {kind} numbers are not those of the highest of {columns} scores: get it again, or pass "
+                "features.class_offset=0 or 1 if both are right."
+            )
     if (names or tells) and otherwise is None:
+        gaps = (
+            f" The ids of the label map have gaps: {sum(map(bool, names)) - 1} names, the last of {len(names) - 1}. "
+            "Numbers are taken for these ids; if they count the names, give the names alone, one a line."
+        )
         raise UserError(
             f"nothing tells whether {kind} numbers count the background: pass features.class_offset=0 if 0 is the "
-            f"background, or 1 if 0 is the first {kind}."
+            f"background, or 1 if 0 is the first {kind}.{gaps if '' in names[1:] else ''}"
         )
     return otherwise
 
@@ -336,10 +446,15 @@ def _offsets_that_fit(numbers: np.ndarray, table: np.ndarray, *, with_background
         for scores, first in best
         for offset in ((0, 1) if first else (0,))
         if scores.shape[1]
-        and (clear := (scores == scores.max(axis=1, keepdims=True)).sum(axis=1) == 1).any()
+        and (clear := _clear(scores)).any()
         and (numbers + offset == scores.argmax(axis=1) + first)[clear].all()
     }
     return sorted(fits)
+
+
+def _clear(scores: np.ndarray) -> np.ndarray:
+    """(R,) whether one of the scores (R, C) is the highest."""
+    return np.asarray((scores == scores.max(axis=1, keepdims=True)).sum(axis=1) == 1)
 
 
 # Rows of the TSV files of bottom-up-attention and of LXMERT, whose columns have fixed places.

@@ -17,8 +17,10 @@ features (N, R, D) …, image_id (N,)     nocaps-org/updown-baseline, updown/dat
 from __future__ import annotations
 
 import re
+from array import array
+from bisect import bisect
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -28,7 +30,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from vinvl.regions.formats.fields import FIELDS, KNOWN, FieldReader
+from vinvl.regions.formats.fields import FIELDS, KNOWN, OF_IMAGE, FieldReader, same_image, without_padding
 from vinvl.regions.formats.rows import (
     ITEMS_AT_ONCE,
     MOST_BYTES,
@@ -46,10 +48,7 @@ from vinvl.run.values import checked_id, json_members, shown
 
 SUFFIXES = (".h5", ".hdf5")
 SPANS = "pos_boxes"
-OF_IMAGE = {
-    name for what in ("width", "height", "count", "size") for name in FIELDS[what]
-}  # a number or two for each image, not region
-FIELDS_OF_IMAGE = KNOWN - {"info"}
+FIELDS_OF_IMAGE = KNOWN - {"info", "num_kept", *FIELDS["image"]}
 NAMED = re.compile(rf"(?s)(.+)_({'|'.join(sorted(FIELDS_OF_IMAGE, key=len, reverse=True))})")
 INDICES = ("_imgid2idx.pkl", "_imgid2idx.json", "_merged_info.json", "_info.json")
 IDS = ("image_id", "image_ids", "img_ids", "img_id", "ids")
@@ -65,6 +64,7 @@ class Hdf5File:
         self.path = path
         self._file: h5py.File | None = None
         self._blocks: dict[str, tuple[int, np.ndarray]] = {}
+        self._starts, self._stops = array("q"), array("q")  # of the arrays that were read whole, in order
 
     def __getstate__(self) -> Path:
         return self.path
@@ -136,8 +136,20 @@ class Hdf5File:
         dataset = self.dataset(name)
         if dataset.nbytes > most:
             raise UserError(f"{self.path}: {name} has {dataset.nbytes:,} bytes, more than the {most:,} that are read.")
+        self.claim(name, dataset)
         with self._reading():
             return np.asarray(dataset[()])
+
+    def claim(self, name: str, dataset: h5py.Dataset) -> None:
+        """Takes note where an array lies. Raises UserError if that is where another lies: there are no checksums."""
+        start = dataset.id.get_offset()
+        if start is None or not dataset.size:
+            return
+        place, stop = bisect(self._starts, start), start + dataset.nbytes
+        if (place and self._stops[place - 1] > start) or (place < len(self._starts) and self._starts[place] < stop):
+            raise UserError(f"{self.path}: {name} lies where another array lies; the file is damaged, get it again.")
+        self._starts.insert(place, start)
+        self._stops.insert(place, stop)
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows of an array; of a compressed one all that are compressed together are read, and kept for the next."""
@@ -216,7 +228,10 @@ def images_by_name(path: Path, reader: FieldReader, workers: int, done: Done) ->
     kinds: dict[tuple[str, ...], tuple[str, ...]] = {}  # of which there are few
     with closing(Hdf5File(path)) as file:
         for name in file.names():
-            if match := NAMED.fullmatch(name):
+            match = NAMED.fullmatch(name)
+            if name in fields if match is None else fields.get(match[1]) == ():
+                raise UserError(f"{path} has {name!r} beside a group or arrays of that image; get it again.")
+            if match:
                 wanted = (*fields.get(match[1], ()), match[2])
                 fields[match[1]] = kinds.setdefault(wanted, wanted)
             elif file.is_group(name):
@@ -251,7 +266,10 @@ class Table:
         """Raises UserError if there are no features, or arrays of other lengths beside them."""
         with closing(Hdf5File(path)) as file:
             found = file.names(most=FIRST_NAMES)
-            lengths = {name: len(file.dataset(name)) for name in found if name in {*FIELDS_OF_IMAGE, SPANS}}
+            arrays = {name: file.dataset(name) for name in found if name in {*FIELDS_OF_IMAGE, SPANS}}
+            lengths = {name: len(dataset) for name, dataset in arrays.items()}
+            for name, dataset in arrays.items():
+                file.claim(name, dataset)
         features = [name for name in lengths if name in (*FIELDS["features"], *FIELDS["grid"])]
         if not features:
             raise UserError(f"{path} has no features (one of {', '.join(FIELDS['features'])}); it has {found}.")
@@ -264,6 +282,16 @@ class Table:
                 )
         return cls(file, tuple(lengths), images, spans)
 
+    def ids(self) -> list[str] | None:
+        """The ids of its images, if an array tells them. Raises UserError if they are not as many."""
+        path, name = self.file.path, next((name for name in IDS if name in self.file.names(most=FIRST_NAMES)), None)
+        if name is None:
+            return None
+        ids = list(self.file.ids(name))
+        if len(ids) != self.images:
+            raise UserError(f"{path} has {len(ids):,} ids in {name}, but {self.images:,} images; get the file again.")
+        return ids
+
     def fields(self, row: int) -> dict[str, np.ndarray]:
         """The arrays of an image."""
         start, stop = self.span(self.file.rows(SPANS, row, row + 1)[0]) if self.spans else (row, row + 1)
@@ -274,6 +302,14 @@ class Table:
             else:
                 fields[name] = self.file.rows(name, row, row + 1)[0]
         return fields
+
+    def check_spans(self) -> None:
+        """Raises UserError if regions are those of two images, or of none although they hold something."""
+        total, end = len(self.file.dataset(self.names[0])), 0
+        for start, stop in [*sorted(map(self.span, self.file.whole(SPANS))), (total, total)]:
+            if start < end or (start > end and any(self.file.rows(name, end, start).any() for name in self.names[:1])):
+                raise UserError(f"{self.file.path}: of row {min(start, end):,} {SPANS} makes two images, or none.")
+            end = stop
 
     def span(self, given: np.ndarray) -> tuple[int, int]:
         """First row of an image and the row behind its last."""
@@ -308,10 +344,8 @@ class TableRows:
         try:
             fields: dict[str, Any] = table.fields(row.row)
             size = sum(array.nbytes for array in fields.values())
-            if row.regions is not None:
-                fields["num_boxes"] = row.regions
-            elif not (table.spans or fields.keys() & set(FIELDS["count"])):
-                fields = _without_padding(fields, place)
+            if not (table.spans or fields.keys() & set(FIELDS["count"])):
+                fields = without_padding(fields, row.regions, place)
         except UserError as error:
             return Found(place, error, 0)
         if row.size is not None:
@@ -319,36 +353,23 @@ class TableRows:
         return self.reader.found(place, row.image_id, fields, size)
 
 
-def _without_padding(fields: Mapping[str, np.ndarray], place: str) -> dict[str, np.ndarray]:
-    """Without regions of zeros at the end. Raises UserError if there is nothing else."""
-    of_regions = {name: array for name, array in fields.items() if name not in OF_IMAGE and array.ndim > 1}
-    filled = [np.asarray(array.reshape(len(array), -1).any(axis=1)) for array in of_regions.values()]
-    if len({len(one) for one in filled}) != 1:  # what is wrong with it is told by whoever joins them
-        return dict(fields)
-    present = np.flatnonzero(np.stack(filled).any(axis=0))
-    if not len(present):
-        raise UserError(f"{place}: it holds nothing but zeros, so it was never written; get the file again.")
-    return {name: array[: present[-1] + 1] if name in of_regions else array for name, array in fields.items()}
-
-
-def index_beside(path: Path) -> Path | None:
-    """The file that names the rows of a file of features, None if there is none or it is not clear which."""
-    part = PART.fullmatch(path.stem)
-    names = [f"{path.stem}{end}" for end in INDICES] + ([f"{part[1]}{INDICES[-1]}"] if part else [])
-    known = next((path.with_name(name) for name in names if path.with_name(name).is_file()), None)
-    others = sorted(path.parent.glob("*imgid2idx*"))
-    return known or (others[0] if len(others) == 1 else None)
-
-
 def images_by_row(
     files: Sequence[Path], index: Path | None, reader: FieldReader, workers: int, done: Done
 ) -> Iterator[Found]:
     """The images of files of one array each, in the order of the rows; first what is wrong with their index."""
     tables = [Table.of(path) for path in files]
+    for table in tables:
+        if table.spans:
+            table.check_spans()
     if index is None:
         rows: list[str | Row] = list(_ids_within(tables[0]))
     else:
         rows = list(_indexed(tables, index))
+        within = [table.ids() for table in tables]
+        for row in (row for row in rows if isinstance(row, Row) and within[row.file]):
+            if not same_image(said := within[row.file][row.row], row.image_id):  # type: ignore[index]
+                place = f"row {row.row:,} (from 0) of {tables[row.file].file.path}"
+                raise UserError(f"{index} sends image {row.image_id!r} to {place}, which is {said!r}; get both again.")
     at_once = max(rows_at_once(table.file.dataset(table.names[0])) for table in tables)
     for table in tables:
         table.file.close()
@@ -358,13 +379,10 @@ def images_by_row(
 
 def _ids_within(table: Table) -> Iterator[Row]:
     """The rows of a file that has the ids of its images in an array."""
-    path, name = table.file.path, next((name for name in IDS if name in table.file.names(most=FIRST_NAMES)), None)
-    if name is None:
+    path, ids = table.file.path, table.ids()
+    if ids is None:
         names = f"{path.stem}{INDICES[0]} ({{image id: row}}), or GQA's NAME{INDICES[-1]}"
         raise UserError(f"{path} has {table.images:,} images, but nothing tells their ids: put {names} beside it.")
-    ids = list(table.file.ids(name))
-    if len(ids) != table.images:
-        raise UserError(f"{path} has {len(ids):,} ids in {name}, but {table.images:,} images; get the file again.")
     yield from (Row(image_id, 0, number) for number, image_id in enumerate(ids))
 
 

@@ -28,9 +28,9 @@ from vinvl.regions.formats.arrays import PLAIN, read_npz
 from vinvl.regions.formats.fields import KNOWN, FieldReader
 from vinvl.regions.formats.rows import MOST_BYTES, Done, Found, at, images_of_items
 from vinvl.run.errors import UserError
-from vinvl.run.files import json_object, parse_json, reading
+from vinvl.run.files import parse_json, reading
 from vinvl.run.restricted_pickle import load_restricted, plain_array
-from vinvl.run.values import shown
+from vinvl.run.values import json_members, shown
 
 MAGIC = 0xBEEFC0DE, 1
 BRANCH, LEAF, LONG_VALUE, META = 1, 2, 4, 8  # what a page is
@@ -88,8 +88,9 @@ def read_records(file: IO[bytes]) -> list[Record]:
             raise UserError(f"page {number:,} is no page of records; it is damaged")
     if len(records) != tree.records or any(one.key >= two.key for one, two in pairwise(records)):
         raise UserError(f"it has {len(records):,} records, not {tree.records:,} in the order of their keys")
-    if sum(record.stop - record.start for record in records if record.stop <= size) > size:
-        raise UserError("its values are more than it has bytes; it is damaged")
+    places = sorted((record.start, record.stop) for record in records if record.stop <= size)
+    if any(stop > start for (_, stop), (start, _) in pairwise(places)):
+        raise UserError("two of its records are in one place; it is damaged")
     return records
 
 
@@ -182,9 +183,12 @@ def counts_beside(folder: Path) -> Path | None:
 
 
 def _counts_in(path: Path | None) -> dict[str, int]:
-    counts = {} if path is None else json_object(path)
-    if wrong := next((name for name, count in counts.items() if type(count) is not int), None):
-        raise UserError(f"{path} says {shown(counts[wrong])} of {shown(wrong)}, expected a number of regions.")
+    counts: dict[str, int] = {}
+    for name, count in json_members(path, "names of records with their numbers of regions") if path else ():
+        if type(count) is not int:
+            raise UserError(f"{path} says {shown(count)} of {shown(name)}, expected a number of regions.")
+        if counts.setdefault(name, count) != count:
+            raise UserError(f"{path} says {counts[name]} and {count} of {shown(name)}; get it again.")
     return counts
 
 
@@ -221,7 +225,7 @@ def _read_image(record: Record | str, folder: Path, reader: FieldReader, counts:
         with at(place), reading(folder / "data.mdb"), (folder / "data.mdb").open("rb") as file:
             fields = fields_of(read_value(file, record))
             if key in counts:
-                fields["num_boxes"] = counts[key]
+                fields["num_kept"] = counts[key]
     except UserError as error:
         return Found(place, error, size)
     return reader.found(place, image_id, fields, size)

@@ -54,7 +54,7 @@ class DetectedObject(msgspec.Struct):
 
     rect: tuple[Number, Number, Number, Number]
     name: str = msgspec.field(name="class")
-    conf: Number = 0.0
+    conf: Number | None = None
     feature: Any = None
     attributes: Names | None = None
     attr_scores: list[Number] = []
@@ -63,12 +63,14 @@ class DetectedObject(msgspec.Struct):
 
     def __post_init__(self) -> None:
         self.name = self.name.strip()
-        if self.attributes is None:
-            self.attributes, self.attr_scores = self.attr, self.attr_conf
-        self.attributes = [name.strip() for name in self.attributes]
-        self.attr_scores = self.attr_scores or [0.0] * len(self.attributes)
-        if len(self.attr_scores) != len(self.attributes):
+        names = self.attr if self.attributes is None else self.attributes
+        self.attributes, self.attr_scores = [name.strip() for name in names], self.attr_scores or self.attr_conf
+        if len(self.attr_scores) not in {len(names), 0}:
             raise ValueError("attributes and their scores are not lists of one length")
+
+    @property
+    def score(self) -> float:
+        return self.conf or 0.0
 
 
 class DetectedObjects(msgspec.Struct):
@@ -77,6 +79,15 @@ class DetectedObjects(msgspec.Struct):
     objects: list[DetectedObject]
     image_w: Any = None
     image_h: Any = None
+
+    def __post_init__(self) -> None:
+        described = [one for one in self.objects if one.attributes]
+        for what, known in (
+            ("conf", [one.conf is not None for one in self.objects]),
+            ("attribute scores", [bool(one.attr_scores) for one in described]),
+        ):
+            if any(known) and not all(known):
+                raise ValueError(f"only some of the objects have {what}")
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -89,7 +100,8 @@ class DetectedObjects(msgspec.Struct):
     @property
     def size(self) -> tuple[int, int] | None:
         """Width and height, None where the file does not say."""
-        return None if self.image_w is None or self.image_h is None else checked_size(self.image_w, self.image_h)
+        nothing = self.image_w is None and self.image_h is None
+        return None if nothing else checked_size(self.image_w, self.image_h)
 
 
 _OBJECTS = msgspec.json.Decoder(DetectedObjects | list[DetectedObject], strict=False)
@@ -97,7 +109,12 @@ _OBJECTS = msgspec.json.Decoder(DetectedObjects | list[DetectedObject], strict=F
 
 def objects_in(columns: list[bytes]) -> DetectedObjects:
     """The objects of an image from {"objects": […], "image_w": …, "image_h": …}, or from the list alone."""
-    found = decoded(columns[1] if len(columns) > 1 else b"", _OBJECTS, "column 2")
+    content = columns[1] if len(columns) > 1 else b""
+    found = decoded(content, _OBJECTS, "column 2")
+    try:
+        content.decode()  # msgspec does not look at fields that it does not know
+    except UnicodeDecodeError:
+        raise UserError("column 2 is not UTF-8 text; the row may be damaged.") from None
     return DetectedObjects(found) if isinstance(found, list) else found
 
 
@@ -106,10 +123,12 @@ def _objects_of_pickle(value: Any) -> DetectedObjects:
     if not isinstance(value, Mapping) or "class" not in value or "boxes" not in value:
         raise UserError("there are no class and boxes; the file may be of answers rather than of objects.")
     try:
-        names, boxes = list(value["class"]), np.asarray(value["boxes"], dtype=np.float64).reshape(-1, 4)
+        names, boxes = list(value["class"]), np.asarray(value["boxes"], dtype=np.float64)
+        if boxes.size and boxes.shape != (len(names), 4):
+            raise UserError(f"boxes have shape {boxes.shape}, expected x1 y1 x2 y2 for each of {len(names)} classes.")
         scores = np.asarray(value.get("conf", np.zeros(len(names))), dtype=np.float64).reshape(-1)
         texts = [str(checked_text(name, "the class of an object")) for name in names]
-        rows = zip(texts, boxes.tolist(), scores.tolist(), strict=True)
+        rows = zip(texts, boxes.reshape(-1, 4).tolist(), scores.tolist(), strict=True)
         entries = [{"class": name, "rect": box, "conf": score} for name, box, score in rows]
         size = {name: value[name] for name in ("image_w", "image_h") if name in value}
         return msgspec.convert({"objects": entries, **size}, DetectedObjects)
@@ -183,13 +202,13 @@ class Joiner:
             for region, one in enumerate(objects):
                 names = one.attributes or []
                 attributes[region, : len(names)] = [attribute_of[name] for name in names]
-                scores[region, : len(names)] = one.attr_scores
+                scores[region, : len(one.attr_scores)] = one.attr_scores
         except KeyError as error:
             raise UserError(
                 f"the label map has no {str(error.args[0])[:40]!r}; give that of the detector with "
                 "features.labels=FILE, or leave it out to take the names as they come."
             ) from None
-        confidences = np.array([one.conf for one in objects], dtype=np.float32)
+        confidences = np.array([one.score for one in objects], dtype=np.float32)
         return {"classes": classes, "class_scores": confidences, "attributes": attributes, "attribute_scores": scores}
 
 
@@ -322,7 +341,10 @@ class LabelPickle:
             try:
                 image_id = str(checked_id(key, f"{path}: an image id"))
                 with at(f"{path}, image {image_id!r}"):
-                    self.images[image_id] = _objects_of_pickle(value)
+                    objects = _objects_of_pickle(value)
+                if image_id in self.images:
+                    raise UserError(f"{path} has image {image_id!r} more than once, as a number and as a text.")
+                self.images[image_id] = objects
             except UserError as error:
                 refuse(error)
         self.label_map = label_map_of((one.name for image in self.images.values() for one in image.objects), ())
@@ -358,7 +380,7 @@ def _load_tensors(path: Path) -> dict[Any, Any]:
 
     try:
         with reading(path), path.open("rb") as file:
-            content = load_tensor_file(path, mmap=file.read(4) == b"PK\x03\x04")
+            content = load_tensor_file(path, mmap=file.read(4) == b"PK\x03\x04", whole=True)
     except UserError:
         raise
     except Exception as error:  # a hostile or damaged pickle may make the restricted loader raise anything

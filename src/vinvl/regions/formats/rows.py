@@ -267,13 +267,16 @@ def regions_of(
     if features.ndim != 2:
         raise UserError(f"features have shape {features.shape}, expected a row for each region.")
     count = len(features)
+    name = options.id_prefix + id_by_pattern(image_id, options.id_pattern, ID_PATTERN)
+    if not name.isprintable():
+        raise UserError("its id has characters that cannot be printed; the file may be damaged.")
     if not options.classes:
         classes = class_scores = attributes = attribute_scores = None
     table = _whole(_rows(attributes, count, "attributes", columns=1), "attributes")
     if attribute_scores is None:
         attribute_scores = np.zeros(table.shape)  # of other shapes the store refuses the rest
     return Regions(
-        image_id=options.id_prefix + id_by_pattern(image_id, options.id_pattern, ID_PATTERN),
+        image_id=name,
         features=finite(features, "features", np.dtype(options.dtype)),
         boxes=_boxes(boxes, count, size, clip=options.clip_boxes),
         classes=_whole(_rows(classes, count, "classes"), "classes"),
@@ -347,12 +350,21 @@ def id_in(column: bytes) -> str:
         raise UserError("the image id, column 1 of the row, is no UTF-8 text.") from None
 
 
+def _digits(value: object) -> object:
+    """The value; ValueError for a text of more than digits, of which Python takes 6_40 and 6e2 for numbers too."""
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
+    if isinstance(text, str) and not re.fullmatch(r"\s*[0-9]+(\.0*)?\s*", text):
+        raise ValueError(text)
+    return value
+
+
 def checked_size(width: object, height: object) -> tuple[int, int]:
     """Width and height in pixels from numbers or texts. Raises UserError for what is no positive whole number."""
     sizes = []
     for name, value in (("width", width), ("height", height)):
         try:
-            number = float(value.item() if isinstance(value, np.generic | np.ndarray) else value)  # type: ignore[arg-type]
+            plain = value.item() if isinstance(value, np.generic | np.ndarray) else value
+            number = float(_digits(plain))  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if isinstance(value, bool) or not number.is_integer() or not 0 < number < 2**31:
@@ -386,7 +398,7 @@ MOST_BYTES = 2**27  # of all that files say about one image; a thousand regions 
 def number_of_regions(text: Any) -> int:
     """The number of boxes that a row announces. Raises UserError for what is none."""
     try:
-        count = int(text)
+        count = int(_digits(text))  # type: ignore[call-overload]
     except (TypeError, ValueError):
         count = -1
     if isinstance(text, bool | float) or not 0 <= count <= MOST_REGIONS:

@@ -15,14 +15,7 @@ from typing import Any
 from vinvl.regions.formats.arrays import image_files, images_of_files, info_of
 from vinvl.regions.formats.boxes import Sizes, sizes_in
 from vinvl.regions.formats.fields import BOTTOM_UP_COLUMNS, LXMERT_COLUMNS, FieldReader, regions_of_columns
-from vinvl.regions.formats.hdf5 import (
-    PART,
-    SUFFIXES,
-    find_layout,
-    images_by_name,
-    images_by_row,
-    index_beside,
-)
+from vinvl.regions.formats.hdf5 import INDICES, PART, SUFFIXES, find_layout, images_by_name, images_by_row
 from vinvl.regions.formats.lmdb_folder import counts_beside, images_of_lmdb
 from vinvl.regions.formats.oscar import (
     Joiner,
@@ -141,6 +134,15 @@ def find_features(source: Path) -> FoundFiles:
     if source.suffix in (".npy", ".npz"):
         raise UserError(f"{source} is the file of one image; give the folder that it lies in.")
     return FoundFiles(_tsv_format(source), source)
+
+
+def index_beside(path: Path) -> Path | None:
+    """The file that names the rows of a file of features, None if there is none or it is not clear which."""
+    part = PART.fullmatch(path.stem)
+    names = [f"{path.stem}{end}" for end in INDICES] + ([f"{part[1]}{INDICES[-1]}"] if part else [])
+    known = next((path.with_name(name) for name in names if path.with_name(name).is_file()), None)
+    others = sorted(path.parent.glob("*imgid2idx*"))
+    return known or (others[0] if len(others) == 1 else None)
 
 
 def _hdf5_format(path: Path) -> FoundFiles:

@@ -29,6 +29,7 @@ from vinvl.run.values import checked_id, json_members, shown
 PART_BYTES = 8 * 2**20
 LONGEST_LINE = MOST_BYTES
 END = ord("\n")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which some editors put in front of a text
 BLOCK_IDS = 100_000
 
 # How the rows of a TSV are read: image id and columns → regions, if they are asked for; picklable, raises UserError.
@@ -61,6 +62,8 @@ class LinePart(NamedTuple):
                 columns.append(content[column:tab])
                 column = tab + 1
             columns.append(content[column:end])
+            if not self.start + begin:
+                columns[0] = columns[0].removeprefix(BYTE_ORDER_MARK)
             is_blank = not any(one.strip() for one in columns)
             yield self.start + begin, [] if is_blank else columns, content[stop - 1] == END, self.start + stop
             begin = stop
