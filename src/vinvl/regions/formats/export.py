@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from vinvl.regions.formats.fields import USUAL_NAMES
+from vinvl.regions.formats.classes import USUAL_NAMES
 from vinvl.regions.formats.source import LABEL_MAP
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.store import RegionStore

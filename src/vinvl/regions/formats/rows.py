@@ -373,22 +373,6 @@ def checked_size(width: object, height: object) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def shifted(numbers: np.ndarray, offset: int, names: Sequence[str], what: str) -> np.ndarray:
-    """Class or attribute numbers as the store counts them. Raises UserError for some that the label map has not."""
-    if numbers.size and 0 < len(names) <= numbers.max() + offset:
-        raise UserError(
-            f"{what} reach {numbers.max()} (and {offset} is added), but the label map has {len(names)} names, the "
-            "background's included: give the detector's label map, or another features.class_offset."
-        )
-    unnamed = [number for number, name in enumerate(names) if number and not name]
-    if (wrong := numbers[np.isin(numbers + offset, unnamed)]).size:
-        raise UserError(
-            f"{what} hold {wrong[0]} (and {offset} is added), which has no name in the label map, whose ids have gaps: "
-            "give one that numbers the classes as the features do, or another features.class_offset."
-        )
-    return numbers + offset
-
-
 # Base64 text → arrays, with the one check that catches whatever is cut or damaged: the number of bytes.
 
 MOST_REGIONS = 2**20
