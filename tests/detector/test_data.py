@@ -383,6 +383,16 @@ def test_like_shapes_come_together(tmp_path: Path) -> None:
     assert (lengths >= 0).all()
 
 
+def test_batches_of_one_orientation(tmp_path: Path) -> None:
+    data = module(tmp_path, group_by="orientation", batch_size=3, empty_pictures="keep")
+    data.setup("fit")
+    assert data.datasets["train"].lengths().tolist() == [0, 1, 1, 0]  # 4:3, 1:2, 1:1, 2:1
+    batches = sorted(sorted(batch.indices) for batch in data.train_dataloader())  # type: ignore[attr-defined]
+    assert batches == [[0, 3], [1, 2]]
+    assert data.datasets["val"].lengths().max() > 1
+    assert refusal(module, tmp_path, group_by="size") == "data.group_by='size' is unknown: give shape or orientation."
+
+
 def module(folder: Path, **changes: Any) -> DetectionDataModule:
     annotations, pictures = write(folder)
     split = {"annotations": str(annotations), "pictures": str(pictures)}

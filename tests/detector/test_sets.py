@@ -159,9 +159,11 @@ def two_sets(folder: Path, **more: Any) -> DetectionDataModule:
     return module(folder, splits={"train": entries, "val": entries[0]})
 
 
-def test_several_sets_are_trained_on_as_often_as_they_say(tmp_path: Path) -> None:
+def test_several_sets_are_trained_on_as_often_as_they_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = two_sets(tmp_path, copies=2, at_least=4)
     data.setup("fit")
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "rows of an epoch" in line]
+    assert "other.arrow: 3 pictures make 12 rows of an epoch, one picture 8 at most." in told
     train = data.datasets["train"]
     assert train.rows is not None and set(train.rows.tolist()) == {0, 1, 2, 4, 5, 6}  # picture 3 has no objects
     times = np.bincount(train.rows, minlength=7).tolist()

@@ -23,12 +23,13 @@ from vinvl.detector.detector import resized_pixels, resized_size
 from vinvl.detector.instances import InstanceOptions
 from vinvl.detector.losses import Objects
 from vinvl.detector.records import PictureRecords
+from vinvl.detector.sampling import told_rows
 from vinvl.detector.sets import SetEntry, check_size, read_sets, refuse_other_sizes, used_rows
 from vinvl.detector.weights import read_label_map
 from vinvl.pictures import ReadingOptions, name_of, read_picture
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError, say
-from vinvl.run.values import check_fields
+from vinvl.run.values import check_fields, shown
 
 OBJECTS_SHOWN = 8
 
@@ -141,6 +142,7 @@ class DetectionDataset:
     seed: int  # of the augmentation
     reading: ReadingOptions = ReadingOptions()  # noqa: RUF009, it is immutable
     rows: np.ndarray | None = None  # (E,) int32, which picture each example of an epoch is; None: each picture is one
+    by_orientation: bool = False  # whether that is what `lengths` tells
 
     collate = staticmethod(DetectionBatch.of)  # which runs in the data workers
 
@@ -148,7 +150,13 @@ class DetectionDataset:
         return len(self.records if self.rows is None else self.rows)
 
     def lengths(self) -> np.ndarray:
-        """(E,) int32, by which pictures of like shape come into one batch: from the tallest to the widest."""
+        """(E,) int32, by which pictures of like shape come into one batch: from the tallest to the widest.
+
+        By orientation, int8, as published: 0 of what is wider than high, 1 of all else.
+        """
+        if self.by_orientation:
+            upright = (self.records.sizes[:, 1] >= self.records.sizes[:, 0]).astype(np.int8)
+            return upright if self.rows is None else upright[self.rows]
         shortest, longest = self.config.min_size, self.config.max_size
         sizes, which = np.unique(self.records.sizes.view(np.int64), return_inverse=True)
         different = sizes.view(np.int32).reshape(-1, 2).tolist()
@@ -227,6 +235,13 @@ def mirrored(boxes: Tensor, width: int) -> Tensor:
     return torch.stack([width - 1 - x2, y1, width - 1 - x1, y2], dim=1)
 
 
+def is_orientation(group_by: str) -> bool:
+    """Whether training batches are grouped so, and not by shape; UserError for anything else."""
+    if group_by not in ("shape", "orientation"):
+        raise UserError(f"data.group_by={shown(group_by)} is unknown: give shape or orientation.")
+    return group_by == "orientation"
+
+
 class DetectionDataModule(pl.LightningDataModule):
     """COCO-style annotations and their pictures → batches of pictures of like shape.
 
@@ -249,6 +264,7 @@ class DetectionDataModule(pl.LightningDataModule):
         on_missing: Literal["error", "skip"],
         unknown_classes: Literal["refuse", "drop"] = "refuse",
         unknown_attributes: Literal["refuse", "drop"] = "refuse",
+        group_by: Literal["shape", "orientation"] = "shape",
         flip_probability: float,
         min_sizes: Sequence[int] | None,
         max_size: int | None = None,
@@ -271,6 +287,7 @@ class DetectionDataModule(pl.LightningDataModule):
                 training files, in turn.
             train_split, val_split, test_split: which of `splits` each stage reads.
             empty_pictures, bad_boxes, on_missing, unknown_classes, unknown_attributes, reading: see `InstanceOptions`.
+            group_by: pictures of a training batch are of like "shape", or, as published, of one "orientation".
             flip_probability, min_sizes, max_size: see `Augmentation`; None for the detector's.
             batch_size, eval_batch_size: pictures, per device.
             num_workers, pin_memory, seed, prepare: see `RegionDataArguments`.
@@ -283,12 +300,12 @@ class DetectionDataModule(pl.LightningDataModule):
         self.options = InstanceOptions(
             bad_boxes, on_missing, empty_pictures, unknown_classes, unknown_attributes, reading
         )
+        self.by_orientation = is_orientation(group_by)
         self.augmentation = Augmentation(flip_probability, tuple(min_sizes or ()), max_size)
         self.augmentation.check_for(detector)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.pin_memory = num_workers, pin_memory and torch.cuda.is_available()
-        self.seed = seed
-        self.prepare = prepare
+        self.seed, self.prepare = seed, prepare
         self.datasets: dict[str, DetectionDataset] = {}
         self.skipped: dict[str, int] = {}
         self._label_map: LabelMap | None = None
@@ -321,7 +338,7 @@ class DetectionDataModule(pl.LightningDataModule):
         return self._label_map
 
     def train_dataloader(self) -> DataLoader[DetectionExample]:
-        return training_loader(self, self.datasets["train"])
+        return training_loader(self, self.datasets["train"], apart=self.by_orientation)
 
     def val_dataloader(self) -> DataLoader[DetectionExample]:
         return evaluation_loader(self, self.datasets["val"])
@@ -346,8 +363,8 @@ class DetectionDataModule(pl.LightningDataModule):
         refuse_other_sizes(records, rows, self.options.reading)
         if training and not any(map(has_learnable, records.table["boxes"].chunks, records.table["crowd"].chunks)):
             raise UserError(f"{source} has no object of more than a pixel, so there is nothing to learn.")
-        rank_zero_only(say)(*reports)
-        augmentation = self.augmentation if training else None
+        rank_zero_only(say)(*reports, *told_rows(rows, records.starts, [one.source for one in records.sets]))
+        augmentation, grouped = self.augmentation if training else None, training and self.by_orientation
         return DetectionDataset(
-            records, self.detector, self.label_map, augmentation, self.seed, self.options.reading, rows
+            records, self.detector, self.label_map, augmentation, self.seed, self.options.reading, rows, grouped
         )

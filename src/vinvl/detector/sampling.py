@@ -194,3 +194,18 @@ def sampled_rows(sets: Sequence[tuple[SetLabels, SetSampling]], seed: int) -> np
         parts.append(np.tile(rows if (repeats == 1).all() else np.repeat(rows, repeats), sampling.copies))
         first += len(annotated)
     return np.concatenate(parts)
+
+
+def told_rows(rows: np.ndarray, starts: Sequence[int], sources: Sequence[str]) -> list[str]:
+    """What the rows (E,) of an epoch have of each set, for people; of sets without repeats nothing.
+
+    Args:
+        starts: (S + 1,) where the pictures of each set begin, and the last ones end.
+        sources: (S,) the sets' names.
+    """
+    told, counts = [], np.bincount(rows, minlength=starts[-1])
+    for source, start, stop in zip(sources, starts, starts[1:], strict=False):
+        if (most := int((own := counts[start:stop]).max(initial=0))) > 1:
+            pictures = f"{source}: {np.count_nonzero(own):,} pictures"
+            told.append(f"{pictures} make {own.sum():,} rows of an epoch, one picture {most:,} at most.")
+    return told
