@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -124,6 +125,20 @@ def open_hdf5(path: Path) -> h5py.File:
         if "truncated" in str(error):
             raise UserError(f"{path} is truncated; copy or write it again.") from None
         raise UserError(f"{path} is a damaged HDF5 file; copy or write it again ({error}).") from None
+
+
+# Where a file says that it ends, by the version of its superblock; before that stands the place where it begins.
+_END = {0: 40, 1: 44, 2: 28, 3: 28}
+
+
+def check_end(path: Path) -> None:
+    """Raises UserError for a file that goes on behind its end, which HDF5 does not mind: something was put into it."""
+    with path.open("rb") as stream:
+        start, size = stream.read(64), stream.seek(0, os.SEEK_END)
+    place = _END.get(start[8], 0) if start.startswith(_HDF5_SIGNATURE) else 0
+    begin, end = (int.from_bytes(start[at : at + 8], "little") for at in (place - 16, place))
+    if place and not begin and end < size:
+        raise UserError(f"{path} has {size:,} bytes, but says that it ends at {end:,}; it is damaged, get it again.")
 
 
 def read_header(path: Path) -> ShardHeader:

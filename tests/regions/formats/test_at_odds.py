@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +43,7 @@ from vinvl.regions import LabelMap
 from vinvl.regions.formats.convert import convert_features
 from vinvl.regions.formats.fields import same_image
 from vinvl.regions.formats.lmdb_folder import read_records
-from vinvl.regions.formats.rows import FeatureOptions
+from vinvl.regions.formats.rows import FeatureOptions, base64_rows
 from vinvl.run.errors import UserError
 
 IMAGES = samples()
@@ -395,3 +397,27 @@ def test_sound_files_are_told_nothing(tmp_path: Path) -> None:
         tmp_path / "features.tsv", tmp_path / "out.h5", FeatureOptions(dim=DIM, workers=1, assume_size=(9, 9))
     )
     assert not done.journal.notes
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_hdf5_that_goes_on_behind_its_end(tmp_path: Path, libver: str) -> None:
+    """A byte that was put in moves all numbers behind it, and HDF5 does not mind."""
+    with h5py.File(tmp_path / "in.h5", "w", libver=libver) as file:
+        file["7_features"], file["7_boxes"] = ONE.features, ONE.boxes
+        file["7_size"] = [ONE.height, ONE.width]
+    assert len(run(tmp_path / "in.h5", tmp_path / "sound.h5")) == 1
+    byte_changed(tmp_path / "in.h5", ONE.features.tobytes(), b"\0" + ONE.features.tobytes())
+    assert re.search("has ([0-9,]+) bytes, but says that it ends at ", refused(tmp_path / "in.h5", tmp_path))
+
+
+@pytest.mark.parametrize("origin", ["<f2", "<f4"])
+@pytest.mark.parametrize(("kind", "bits"), [("<f2", 16), ("<f8", 64), ("<f4", 0)])
+def test_base64_of_another_precision(origin: str, kind: str, bits: int) -> None:
+    """Of 512 numbers a region 256, or 1,024: other numbers, which may look like features of another network."""
+    features = np.random.default_rng(0).standard_normal((4, 512)).clip(-0.5).astype(origin)
+    text = base64.b64encode(features.astype(kind).tobytes())
+    if bits:
+        with pytest.raises(UserError, match=f"features are numbers of {bits} bits, expected are 32"):
+            base64_rows(text, 4, None, "features", "<f4")
+    else:
+        np.testing.assert_array_equal(base64_rows(text, 4, None, "features", "<f4"), features)

@@ -40,7 +40,7 @@ from vinvl.regions.formats.rows import (
     checked_size,
     images_of_items,
 )
-from vinvl.regions.layout import open_hdf5, stored_at
+from vinvl.regions.layout import check_end, open_hdf5, stored_at
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes
 from vinvl.run.restricted_pickle import load_restricted
@@ -83,6 +83,7 @@ class Hdf5File:
         try:
             if self._file is None:
                 self._file = open_hdf5(self.path)
+                check_end(self.path)
             yield self._file
         except UserError:
             raise

@@ -418,4 +418,21 @@ def base64_rows(text: bytes | str, count: int, widths: tuple[int, ...] | None, w
     if width * count * item != len(content) or (widths is not None and width not in widths):
         expected = " or ".join(f"{count} x {one} x {item}" for one in widths or ("D",))
         raise UserError(f"{what} are {len(content):,} bytes of base64, expected {expected} for {count} boxes.")
+    if what == "features" and (bits := _other_bits(content)):
+        raise UserError(f"{what} are numbers of {bits} bits, expected are 32; save them as float32.")
     return np.frombuffer(content, dtype=dtype).reshape(count, width)
+
+
+LOOKED_AT, LEAST = 8192, 256  # bytes, and numbers that tell
+
+
+def _other_bits(content: bytes) -> int:
+    """16 or 64 if the first numbers are halves or doubles, which as float32 are other numbers but numbers, else 0."""
+    start = content[: min(len(content), LOOKED_AT) // 8 * 8]
+    halves, words = np.frombuffer(start, "<u2"), np.frombuffer(start, "<u4")
+    # The low half of a float32 is as good as random, or ends with 13 zeros where the number was a half.
+    if np.count_nonzero(halves[::2] & 0x1FFF) >= LEAST and (halves & 0x7FFF).max() < 0x6400:  # 1,024
+        return 16
+    # The low word of a double ends with 29 zeros where the number was a float32. (Of others some are NaN as float32.)
+    doubles = np.count_nonzero(words[1::2] & 0x1FFFFFFF) >= LEAST and not (words[::2] & 0x1FFFFFFF).any()
+    return 64 if doubles else 0
