@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-images train evaluate predict test lint docs bench bench-gpu clean
+.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-detector-recipe demo-images train evaluate predict test lint docs bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ demo-ablation: $(STAMP)  ## compare four pre-training objectives, with and witho
 
 demo-detector: $(STAMP)  ## train a small detector on the demo world's pictures, unless it exists, and print how good it is
 	$(BIN)/python scripts/demo_detector.py $(ARGS)
+
+demo-detector-recipe: $(STAMP)  ## four data sets merged, a detector trained on them and tuned with attributes, against one set alone: one table
+	$(BIN)/python scripts/demo_detector_recipe.py $(ARGS)
 
 demo-images: $(STAMP)  ## pictures → that detector → features → VQA → a question answered; the accuracy next to that of the demo's own regions
 	$(BIN)/python scripts/demo_images.py $(ARGS)
@@ -95,5 +98,5 @@ bench-gpu:  ## the same on a GPU, at sizes that fill it
 	$(PYTHON) benchmarks/attention_ways.py --sequences 256 --flex
 
 clean:  ## remove the demo world, its detector, caches and build products; runs/ and .venv stay
-	rm -rf data/demo data/demo_detector build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf data/demo data/demo_detector data/demo_detection_sets data/demo_detector_recipe build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -284,10 +284,9 @@ def test_a_linelist_of_another_set(tmp_path: Path, linelist: str, words: str) ->
     (tmp_path / "train.linelist.tsv").write_text(linelist)
     with pytest.raises(UserError, match=words):
         found(source)
-    for text, reason in (("img: none.tsv", r"none\.tsv does not exist"), ("img: [a", "no yaml"), ("a: 1", "no yaml")):
-        source.write_text(text)
-        with pytest.raises(UserError, match=reason):
-            found(source)
+    source.write_text("img: none.tsv\n")
+    with pytest.raises(UserError, match=r"none\.tsv does not exist"):
+        found(source)
 
 
 def test_what_is_gone_or_shorter_when_it_is_read_is_told(tmp_path: Path) -> None:

@@ -282,16 +282,6 @@ def test_the_same_regions_in_another_order_are_the_same(first: RegionStore, tmp_
     assert found.regions == (60, 60) and (found.shared, found.images) == (10, 10)
 
 
-def test_boxes_of_no_area_are_the_same_boxes(tmp_path: Path) -> None:
-    """Detectors have some, of objects at the border."""
-    flat = [replace(one, boxes=one.boxes[:, [0, 1, 0, 3]]) for one in ALIKE]
-    one, two = written(tmp_path / "a.h5", flat), written(tmp_path / "b.h5", flat)
-    found = compare_stores(one, two)
-    assert found.same_box == 1.0 and found.verdict.startswith("the same")
-    moved = written(tmp_path / "c.h5", [replace(one, boxes=one.boxes + 3) for one in flat])
-    assert compare_stores(one, moved).same_box == 0.0
-
-
 def test_names_count_and_not_their_numbers(first: RegionStore, tmp_path: Path) -> None:
     labels = LabelMap((LABELS.classes[0], LABELS.classes[2], LABELS.classes[1].upper()), LABELS.attributes)
     swapped = {0: 0, 1: 2, 2: 1}

@@ -4,7 +4,7 @@ They stand for VinVL's four (Zhang et al. 2021, section 2.1): other pictures, ot
 classes some sets have next to nothing. A class is a colour and a shape.
 
     visual_genome/       objects.json, attributes.json, image_data.json and VG_100K/: all 16 classes, most of them rare;
-                         the only one with attributes. visual_genome_test/ is the same with all classes alike
+                         the only one with attributes. In visual_genome_val/ and visual_genome_test/ they are alike
     coco/                things and stuff JSON: eight classes, all of them common, some called otherwise
     objects365/          COCO-like JSON: eight common classes, of which four are new, and eight rare ones
     open_images/         CSV files, boxes as shares: all 16 classes by other words, most of them rare
@@ -41,6 +41,7 @@ class SetSizes:
     """Numbers of pictures; `seed` from 0."""
 
     visual_genome: int = 500
+    visual_genome_val: int = 100
     visual_genome_test: int = 400
     coco: int = 600
     objects365: int = 800
@@ -86,6 +87,7 @@ def _write_sets(folder: Path, sizes: SetSizes) -> None:
     for number, (name, kinds, count, write) in enumerate(
         (
             ("visual_genome", vg, sizes.visual_genome, _visual_genome),
+            ("visual_genome_val", dict.fromkeys(VG_KINDS, 1.0), sizes.visual_genome_val, _visual_genome),
             ("visual_genome_test", dict.fromkeys(VG_KINDS, 1.0), sizes.visual_genome_test, _visual_genome),
             ("coco", dict.fromkeys(COCO_KINDS, 1.0), sizes.coco, _coco),
             ("objects365", others | few, sizes.objects365, _objects365),

@@ -155,14 +155,12 @@ def _tsv_pictures(path: Path, rows: Collection[int] | None = None) -> Iterator[E
 
 def _rows_of_set(path: Path) -> tuple[Path, Collection[int] | None] | None:
     """The TSV of pictures that the yaml of a set of VinVL's names, and its rows there; None for another file."""
-    if path.suffix not in (".yaml", ".yml"):
-        return None
     try:
-        content = yaml.safe_load(read_bytes(path))
+        content = yaml.safe_load(read_bytes(path)) if path.suffix in (".yaml", ".yml") else None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        content = None
+        return None
     if not isinstance(content, dict) or not isinstance(content.get("img"), str):
-        raise UserError(f"{path} is no yaml of a set of VinVL's, whose img names a TSV of keys and pictures in base64.")
+        return None
     pictures, *lists = (
         given if (given := Path(name)).is_file() else path.parent / name
         for name in (content["img"], content.get("linelist"))

@@ -229,9 +229,7 @@ def _listed(path: Path) -> Iterator[Entry]:
                     given = (image_id.strip(), "id") if tab else (below.as_posix(), "path")
                     yield Entry(str(place), *given)
     except UnicodeDecodeError:
-        raise UserError(
-            f"{path} is neither a picture nor a list of paths in UTF-8 text; unpack what is compressed."
-        ) from None
+        raise UserError(f"{path} is neither a picture nor a list of paths in UTF-8 text.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
 

@@ -192,14 +192,12 @@ def _match(one: Regions, other: Regions, names: Sequence[Sequence[str]]) -> tupl
 
 
 def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(N, M) overlap of boxes (N, 4) and (M, 4); of an empty one 1 with the same box and 0 with all others."""
+    """(N, M) overlap of boxes (N, 4) and (M, 4); 0 with empty boxes."""
     top_left = np.maximum(first[:, None, :2], second[None, :, :2])
     bottom_right = np.minimum(first[:, None, 2:], second[None, :, 2:])
     shared = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
     areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second)]
-    overlaps = shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
-    overlaps[(np.abs(first[:, None] - second[None]) < 1e-3).all(axis=2)] = 1
-    return np.asarray(overlaps)
+    return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
 
 
 def _mean(values: np.ndarray) -> float:
