@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ COLUMNS = {**dict.fromkeys(("ImageID", "LabelName", "IsGroupOf"), pa.string()), 
 GROUP, UNKNOWN = "1", ("0", "-1")  # of IsGroupOf
 BLOCK_BYTES = 1 << 23
 BLOCK = 1 << 12  # pictures that are looked at together
+PART = 128  # of them by one thread: for single pictures threads wait for each other
 READERS = 16  # threads that look into pictures' heads: it is mostly waiting for the disk
 SUFFIX = ".jpg"
 
@@ -144,8 +145,9 @@ class _Pictures:
 
     def of(self, rows: Sequence[_Row], readers: ThreadPoolExecutor) -> Iterator[AnnotatedPicture]:
         """The pictures of some rows, without those that are missing where these are skipped."""
-        heads = readers.map(self._head, [row.image_id for row in rows])
-        for (image_id, shares, labels, crowd), head in zip(rows, heads, strict=True):
+        ids = [row.image_id for row in rows]
+        parts = readers.map(self._heads, [ids[start : start + PART] for start in range(0, len(ids), PART)])
+        for (image_id, shares, labels, crowd), head in zip(rows, chain.from_iterable(parts), strict=True):
             if isinstance(head, UserError):
                 if self._options.on_missing == "error":
                     raise UserError(f"{head} Or pass on_missing=skip, which leaves such pictures out.")
@@ -167,6 +169,9 @@ class _Pictures:
         self._checks.finish()
         if self._missing:
             say(f"on_missing=skip: {self._missing:,} pictures are left out; of the first: {self._first_missing}")
+
+    def _heads(self, ids: Sequence[str]) -> list[tuple[str, tuple[int, int], int] | UserError]:
+        return [self._head(image_id) for image_id in ids]
 
     def _head(self, image_id: str) -> tuple[str, tuple[int, int], int] | UserError:
         """File name, size and turn; called in threads, which may change what is looked at first."""
