@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.reader_checks import refusal
+from tests.detector.test_data import module
 from tests.golden import FOLDER, facts
+from vinvl.data.sampling import Draw
 from vinvl.detector.annotations import AnnotatedPicture, open_annotations, write_annotations
 from vinvl.detector.data import learnable
 from vinvl.detector.tsv_sets import is_tsv_set, read_tsv_set
@@ -81,6 +83,28 @@ def test_as_the_published_reader_has_it(name: str, tmp_path: Path) -> None:
         padded = [one + [0] * (16 - len(one)) for one in records["attributes"][row]]
         assert padded == item["attributes"]
         assert learnable(truth).tolist() == (published[:, 2:] > published[:, :2]).all(axis=1).tolist()
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_training_set_has_the_order_and_the_repeats_of_its_linelist(tmp_path: Path, copies: int) -> None:
+    keys = [item["key"] for item in facts("detector_training/tsv/expected")["train"]["items"]] * copies
+    found = read_tsv_set(GOLDEN / "train.yaml", PLAIN)
+    write_annotations(tmp_path / "set.arrow", found.pictures, found.labels, "a test")
+    assert found.rows is not None
+    (tmp_path / "rows.tsv").write_text("".join(f"{row}\n" for row in found.rows.tolist()))
+    files = {"annotations": str(tmp_path / "set.arrow"), "pictures": str(found.container)}
+    train = {**files, "linelist": str(tmp_path / "rows.tsv"), "copies": copies}
+    splits = {"train": train, "val": files}
+    (data := module(tmp_path, splits=splits)).setup("fit")
+    dataset = data.datasets["train"]
+    assert [dataset.records["image_id"][dataset[Draw(0, row)].index] for row in range(len(dataset))] == keys
+    assert len(data.datasets["val"]) == 3
+    also = {"train": train | {"at_least": 3}, "val": files}
+    assert "and so does a sampling: give one" in refusal(module(tmp_path, splits=also).setup, "fit")
+    also = {"train": train, "val": files | {"linelist": "rows.tsv"}}
+    assert "which only a set that is trained on has" in refusal(module(tmp_path, splits=also).setup, "fit")
+    (tmp_path / "rows.tsv").write_text("0\n3\n")
+    assert "rows.tsv line 2 asks for row 3 (from 0), and" in refusal(module(tmp_path, splits=splits).setup, "fit")
 
 
 def test_told_by_its_keys(folder: Path) -> None:

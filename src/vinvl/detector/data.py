@@ -281,7 +281,7 @@ class DetectionDataModule(pl.LightningDataModule):
         Args:
             splits: split name → `annotations`, a COCO instances file or one that `vinvl.convert` has written, and
                 `pictures`, the folder or container of its file names; or a list of several such sets, which may have a
-                `class_map` each and, in training, `copies`, `at_least` and `repeat_threshold`: see `SetEntry`.
+                `class_map` each and, in training, `linelist`, `copies`, `at_least`, `repeat_threshold`: see `SetEntry`.
             detector: how pictures are resized.
             label_map: a label-map file whose order of classes and attributes the detector gets; None: those of the
                 training files, in turn.

@@ -49,11 +49,13 @@ class SetLabels:
         labels: N lists of integers, the class of each object, from 1.
         crowd: N lists of bool. What stands for several objects is no instance: nothing is learnt from it.
         classes: (C,) int, what each of the set's own classes becomes, 0 where it is left out; None: it stays.
+        listed: (L,) int32, the pictures that the set has by its list, in its order and with repeats; None: each once.
     """
 
     labels: pa.ChunkedArray
     crowd: pa.ChunkedArray | None = None
     classes: np.ndarray | None = None
+    listed: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -168,10 +170,10 @@ def repeat_factors(annotated: SetLabels, threshold: float, power: float = 0.5) -
 
 
 def sampled_rows(sets: Sequence[tuple[SetLabels, SetSampling]], seed: int) -> np.ndarray:
-    """(E,) int32, the picture of each row of an epoch, counted over all sets; every picture is there at least once.
+    """(E,) int32, the picture of each row of an epoch, counted over all sets; each at least once, but for lists.
 
-    A set's copies follow each other, each in the order of the set. The fractions of repeat factors are rounded at
-    random once, from (seed, place of the set), so that all epochs of a run have the same rows.
+    A set's copies follow each other, each in the order of the set, or of the list that it has. The fractions of repeat
+    factors are rounded at random once, from (seed, place of the set), so that all epochs of a run have the same rows.
 
     Raises:
         UserError: an epoch would have more than 2³¹ rows.
@@ -184,14 +186,15 @@ def sampled_rows(sets: Sequence[tuple[SetLabels, SetSampling]], seed: int) -> np
         elif sampling.repeat_threshold is not None:
             factors = repeat_factors(annotated, sampling.repeat_threshold)
             repeats = (factors + generator.random(len(factors))).astype(np.int64)
-        total = float(repeats.sum()) * sampling.copies
+        own = np.arange(len(annotated), dtype=np.int32) if annotated.listed is None else annotated.listed
+        total = float(repeats[own].sum()) * sampling.copies
         if total > MOST_ROWS:
             raise UserError(
                 f"data.splits: set {place + 1} would come to {total:,.0f} rows an epoch, more than {MOST_ROWS:,}: "
                 "lower its copies, at_least or repeat_threshold."
             )
-        rows = np.arange(first, first + len(annotated), dtype=np.int32)
-        parts.append(np.tile(rows if (repeats == 1).all() else np.repeat(rows, repeats), sampling.copies))
+        rows = own + np.int32(first)
+        parts.append(np.tile(rows if (repeats == 1).all() else np.repeat(rows, repeats[own]), sampling.copies))
         first += len(annotated)
     return np.concatenate(parts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vinvl.detector.annotations import open_annotations
 from vinvl.detector.instances import InstanceOptions, read_instances
 from vinvl.detector.records import PictureRecords, find_files
 from vinvl.detector.sampling import SetSampling, sampled_rows
+from vinvl.detector.tsv_sets import read_linelist
 from vinvl.detector.vocabulary import ClassMap, class_map_of
 from vinvl.pictures import ReadingOptions, name_of, picture_size
 from vinvl.regions.regions import LabelMap, first_indices
@@ -30,12 +31,16 @@ LOOKED_AT = 16  # pictures of a set whose size is compared before a training
 
 @dataclass(frozen=True)
 class SetEntry:
-    """What the configuration says of one set of a split; `place` is where it says so: data.splits.train[2]."""
+    """What the configuration says of one set of a split; `place` is where it says so: data.splits.train[2].
+
+    `linelist`: a file of row numbers of the annotations, from 0, a line each: the pictures of an epoch, with repeats.
+    """
 
     place: str
     annotations: str
     pictures: str
     class_map: str | None
+    linelist: str | None
     sampling: SetSampling
 
     @classmethod
@@ -51,13 +56,16 @@ class SetEntry:
 
     @classmethod
     def _of(cls, entry: Any, place: str) -> SetEntry:
-        optional = ("class_map", "copies", "at_least", "repeat_threshold")
-        files = checked_entry(entry, place, ("annotations", "pictures"), optional)
-        class_map = files.get("class_map")
-        if class_map is not None and not isinstance(class_map, str):
-            raise UserError(f"{place}.class_map is {shown(class_map)}: give a file of names and indices.")
-        sampling = SetSampling(**{key: files[key] for key in optional[1:] if key in files})
-        return cls(place, files["annotations"], files["pictures"], class_map, sampling)
+        optional = ("copies", "at_least", "repeat_threshold")
+        files = checked_entry(entry, place, ("annotations", "pictures"), ("class_map", "linelist", *optional))
+        for key, holds in (("class_map", "names and indices"), ("linelist", "a row number a line")):
+            if not isinstance(files.get(key), str | None):
+                raise UserError(f"{place}.{key} is {shown(files[key])}: give a file of {holds}.")
+        class_map, linelist = files.get("class_map"), files.get("linelist")
+        sampling = SetSampling(**{key: files[key] for key in optional if key in files})
+        if linelist is not None and replace(sampling, copies=1) != SetSampling():
+            raise UserError(f"{place}: linelist says how often each picture comes, and so does a sampling: give one.")
+        return cls(place, files["annotations"], files["pictures"], class_map, linelist, sampling)
 
 
 @dataclass(frozen=True)
@@ -272,11 +280,25 @@ def used_rows(
             raise UserError(
                 f"{entry.annotations} has no annotated objects, so it can be neither trained on nor scored."
             )
-        if not training and entry.sampling != SetSampling():
+        if not training and (entry.linelist is not None or entry.sampling != SetSampling()):
             raise UserError(f"{entry.place} has copies or a sampling, which only a set that is trained on has.")
     rows = np.flatnonzero(kept).astype(np.int32)
-    sampling = [(records.labels(number, kept), entry.sampling) for number, entry in enumerate(entries)]
-    return rows[sampled_rows(sampling, seed)] if training else rows
+    if not training:
+        return rows
+    sampling = []
+    for number, entry in enumerate(entries):
+        of_set = kept[records.starts[number] : records.starts[number + 1]]
+        listed = _listed_pictures(entry.linelist, of_set, entry.annotations) if entry.linelist else None
+        sampling.append((replace(records.labels(number, kept), listed=listed), entry.sampling))
+    return rows[sampled_rows(sampling, seed)]
+
+
+def _listed_pictures(linelist: str, kept: np.ndarray, source: str) -> np.ndarray:
+    """(L,) int32, which of the `kept` pictures, bool (n,), each line asks for; without those that are not."""
+    rows = read_linelist(Path(linelist), len(kept), source)
+    if not kept[rows].any():
+        raise UserError(f"{linelist} lists no picture of {source} that is there and has objects.")
+    return (np.cumsum(kept, dtype=np.int32) - 1)[rows[kept[rows]]]
 
 
 def _refuse_missing(records: PictureRecords, number: int, present: np.ndarray, options: InstanceOptions) -> None:

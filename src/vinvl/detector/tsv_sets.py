@@ -101,7 +101,11 @@ def read_tsv_set(path: Path, reading_options: ReadingOptions, labels: LabelMap |
             raise UserError(f"{path} names no labelmap: add it, or pass the label map.")
         labels = LabelMap.from_file(_beside(path, settings["labelmap"]))
     tables: dict[str, _Table] = {kind: _Table(files[kind]) for kind in ("label", "img", "hw") if kind in files}
-    listed = _linelist(files["linelist"], tables) if "linelist" in files else _all_rows(tables)
+    if "linelist" in files:
+        shortest = min(tables.values(), key=len)
+        listed = read_linelist(files["linelist"], len(shortest), str(shortest.path))
+    else:
+        listed = _all_rows(tables)
     unique, places = np.unique(listed, return_index=True)
     order = np.argsort(places)
     selected = unique[order]
@@ -211,19 +215,18 @@ def _all_rows(tables: dict[str, _Table]) -> np.ndarray:
     return np.arange(len(tables["label"]))
 
 
-def _linelist(path: Path, tables: dict[str, _Table]) -> np.ndarray:
-    """(E,) int64 rows."""
-    shortest = min(tables.values(), key=len)
+def read_linelist(path: Path, total: int, source: str) -> np.ndarray:
+    """(E,) int64 row numbers, from 0, of `source`, which has `total` rows. Raises UserError, naming file and line."""
     rows = array("q")
     with reading(path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             text = line.strip()
             if not (text.isdigit() and len(text) < 19):
                 raise UserError(f"{path} line {number} is {shown(text.decode('utf-8', 'replace'))}, and no row number.")
-            if int(text) >= len(shortest):
+            if int(text) >= total:
                 raise UserError(
-                    f"{path} line {number} asks for row {int(text):,} (from 0), and {shortest.path} has "
-                    f"{len(shortest):,}: the linelist is of another file."
+                    f"{path} line {number} asks for row {int(text):,} (from 0), and {source} has {total:,}: "
+                    "the linelist is of another file."
                 )
             rows.append(int(text))
     if not rows:
