@@ -8,6 +8,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,14 @@ PREDICTED: dict[str, tuple[Callable[[str], str], str]] = {
 def test_names_of_fields_that_are_damaged(tmp_path: Path, change: Callable[[str], str], words: str) -> None:
     sentence = refused(predicted(change)(tmp_path), tmp_path)
     assert words in sentence and "image '107'" in sentence, sentence
+
+
+def test_shares_in_place_of_pixels_tell_no_size(tmp_path: Path) -> None:
+    folder = published_folder(tmp_path / "in", IMAGES, sizes=False)
+    run(folder, tmp_path / "sound.h5")
+    shares = [prediction_line(replace(image, boxes=image.geometry[:, :4]), with_size=False) for image in IMAGES]
+    write_lines(folder / "predictions.tsv", shares, lineidx=True)
+    assert "image '100': nothing tells its width and height" in refused(folder, tmp_path)
 
 
 def pickled(change: Callable[[dict[Any, Any]], Any]) -> Callable[[Path], Path]:

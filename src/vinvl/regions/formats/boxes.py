@@ -96,7 +96,7 @@ def check_geometry(geometry: np.ndarray, what: str, remedy: str = "") -> None:
 
 def _size_between(geometry: np.ndarray | None, boxes: np.ndarray) -> tuple[int, int] | None:
     """Width and height from the boxes that reach furthest, in pixels and as shares of the image."""
-    if geometry is None or not len(boxes):
+    if geometry is None or not len(boxes) or boxes.max() <= LARGEST_SHARE:  # shares too, which tell no size
         return None
     size = []
     for column in (2, 3):
