@@ -14,9 +14,12 @@ TINY_DETECTOR = [
     "training.rpn_proposals=20",
 ]
 TINY = [*WORLD, *TINY_DETECTOR, "data.batch_size=4", "data.num_workers=0", "trainer.accelerator=cpu", "torch_threads=1"]
-# 24 pictures: 6 batches an epoch; an evaluation, a saved update and the end of an epoch fall on different batches.
+# 24 pictures, flipped or not and of two sizes: 6 batches an epoch; an evaluation, a saved update and the end of an
+# epoch fall on different batches.
 RUN = [
     *TINY,
+    "data.min_sizes=[64,96]",
+    "data.max_size=1333",
     "trainer.max_epochs=2",
     "trainer.log_every_n_steps=2",
     "callbacks.last.every_n_train_steps=2",

@@ -100,13 +100,27 @@ def test_killed_and_stopped_and_started_again_by_the_same_command(whole: Path, d
     assert_same_run(tmp_path, whole)
 
 
-def test_two_ranks_share_the_pictures(demo_data: Path, tmp_path: Path) -> None:
-    ranks = start_ranks(tmp_path, demo_data, *RUN, "trainer.max_epochs=1", **DETECTOR)
-    assert [ended(rank) for rank in ranks] == [0, 0], output(tmp_path, "0") + output(tmp_path, "1")
-    seen = [noted(tmp_path, f"seen{rank}.txt") for rank in (0, 1)]
-    assert sorted(index for one in seen for batch in one.values() for index in batch) == list(range(24))
-    assert "map_50" in scores(tmp_path / "run") and (tmp_path / "run/detector.pth").is_file()
-    assert "mean average precision" in output(tmp_path, "0") and "mean average" not in output(tmp_path, "1")
+def test_two_ranks_share_the_pictures_of_several_sets_and_go_on(demo_data: Path, tmp_path: Path) -> None:
+    """24 pictures once and 6 four times are 6 batches for each rank; both ranks are killed in the fifth."""
+    world = demo_data / "demo"
+    sets = [
+        f"{{annotations: {world}/detection/instances_{name}.json, pictures: {world}/images, copies: {copies}}}"
+        for name, copies in (("train", 1), ("val", 4))
+    ]
+    command = [*RUN, "trainer.max_epochs=1", *replacing([f"data.splits.train=[{','.join(sets)}]"])]
+    for folder, kills in (("struck", [4, 4]), ("struck", []), ("whole", [])):
+        befallen = {rank: Kill(signal.SIGKILL, "train", batch) for rank, batch in enumerate(kills)}
+        ranks = start_ranks(tmp_path / folder, demo_data, *command, kills=befallen, **DETECTOR)
+        codes = [KILLED, KILLED] if kills else [0, 0]
+        assert [ended(rank) for rank in ranks] == codes, output(tmp_path / folder, "0")
+    for rank in ("0", "1"):
+        assert_same_run(tmp_path / "struck", tmp_path / "whole", rank)
+    seen = [noted(tmp_path / "whole", f"seen{rank}.txt") for rank in (0, 1)]
+    once = sorted(index for one in seen for batch in one.values() for index in batch)
+    assert once == [*range(24), *(index for index in range(24, 30) for _ in range(4))]
+    assert "map_50" in scores(tmp_path / "whole/run")
+    assert "mean average precision" in output(tmp_path / "whole", "0")
+    assert "mean average" not in output(tmp_path / "whole", "1")
 
 
 def test_fine_tuning_on_pictures_of_ones_own(whole: Path, demo_data: Path, tmp_path: Path) -> None:
