@@ -65,18 +65,21 @@ ALONE = "batch_size=1"
 def test_killed_again_and_again_nothing_is_lost_or_comes_twice(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures", 12)
     broken_pictures(tmp_path / "pictures" / "broken")
-    target, before = tmp_path / "f.h5", 0
+    target, before, saved = tmp_path / "f.h5", 0, f"predictions={tmp_path / 'f.tsv'}"
+    small = "prediction_fields=[rect]"  # rows that fit into a buffer
     for goal in (2, 5):
-        process = start(tmp_path, "shard_seconds=0", ALONE)
+        process = start(tmp_path, "shard_seconds=0", ALONE, saved, small)
         process.wait_until(lambda goal=goal: finished(target) >= goal)  # type: ignore[misc]
         process.signalled(signal.SIGKILL)
         assert f"{18 - before} of 18 pictures to do" in process.printed()
         before = finished(target)
         assert goal <= before < 12 and not target.exists() and Unfinished(target).folder.is_dir()
-    result = call(tmp_path, "shard_seconds=0", ALONE)
+    result = call(tmp_path, "shard_seconds=0", ALONE, saved, small)
     assert result.returncode == 0, result.stderr
     assert f"{18 - before} of 18 pictures to do" in result.stdout and "6 pictures could not be used" in result.stdout
-    assert target.read_bytes() == extracted(tmp_path, ALONE, output="whole.h5").read_bytes()
+    whole = extracted(tmp_path, ALONE, f"predictions={tmp_path / 'whole.tsv'}", small, output="whole.h5")
+    assert target.read_bytes() == whole.read_bytes()
+    assert (tmp_path / "f.tsv").read_bytes() == (tmp_path / "whole.tsv").read_bytes() != b""
     assert len(RegionStore(target)) == 12 and not Unfinished(target).folder.exists()
 
 

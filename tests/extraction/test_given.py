@@ -159,6 +159,7 @@ REFUSED: list[tuple[Any, str]] = [
     ([of("b", [0, 0, 9, 9], width=200, height=160)], r"of 200 × 160 pixels, and it has 100 × 80"),
     ([of("a", [1, 2, 3])], r"line 1: .*length >= 4 at .*boxes"),
     ([of("a", [1, 2, 3, "x"])], r"line 1: .*float.* at .*boxes"),
+    ([of("a", [20, 3, 19.7, 9], [5, 5, 40, 5], [20, 3, 18, 9])], r"line 1 .'a'. has box 3, .20, 3, 18, 9., which ends"),
     ([{"boxes": []}], r"line 1 names no image"),
     ([of("z")], r"none of the 4 pictures .ids are like 'a', the file's images like 'z'."),
     ([of("a", [1, 2, 3, 4]), of("a")], r"line 2 .'a'. is of the image of 1 and"),
@@ -239,11 +240,11 @@ def test_stopped_and_gone_on_with_is_the_same_store(tmp_path: Path, monkeypatch:
     whole = store_of(tmp_path, file, name="whole.h5")
     detect, calls = Detector.detect_pixels, []
 
-    def killed(self: Detector, *given: Any) -> Any:
+    def killed(self: Detector, *given: Any, **more: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise torch.AcceleratorError("the power is gone")
-        return detect(self, *given)
+        return detect(self, *given, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Detector, "detect_pixels", killed)

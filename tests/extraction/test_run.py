@@ -180,11 +180,13 @@ def test_what_does_not_fit_together_is_tried_alone(tmp_path: Path, monkeypatch: 
     pictures(tmp_path / "pictures", 10)
     detect, calls = Detector.detect_pixels, []
 
-    def small_device(self: Detector, pixels: list[torch.Tensor], sizes: list[tuple[int, int]], *rest: object):  # type: ignore[no-untyped-def]
+    def small_device(
+        self: Detector, pixels: list[torch.Tensor], sizes: list[tuple[int, int]], *rest: object, **more: object
+    ):  # type: ignore[no-untyped-def]
         calls.append(len(pixels))
         if len(pixels) > 1 or sizes[0][0] == 100:
             raise torch.OutOfMemoryError("out of memory")
-        return detect(self, pixels, sizes, *rest)  # type: ignore[arg-type]
+        return detect(self, pixels, sizes, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Detector, "detect_pixels", small_device)
     store = store_of(tmp_path, "batch_size=4")

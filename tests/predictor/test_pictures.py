@@ -37,6 +37,16 @@ class TestWhatIsSeen:
         for image_id, path in paths.items():
             assert_same_regions(model.regions(path), model.regions(image_id))
 
+    def test_the_detector_takes_boxes_and_gives_every_class(self, model: vinvl.Predictor, folder: Path) -> None:
+        path = picture_paths(folder)["picture_0000"]
+        found = model.regions(path)
+        assert model.detector is not None
+        with Image.open(path) as picture:
+            (seen,) = model.detector.detect([picture], every_class=True)
+            (given,) = model.detector.detect([picture], [found.boxes[::-1].copy()])
+        assert seen.class_probabilities is not None and seen.class_probabilities.shape == (len(found), 81)
+        np.testing.assert_allclose(given.boxes.numpy(), found.boxes[::-1], atol=1.1)
+
     def test_it_prints(self, model: vinvl.Predictor, folder: Path) -> None:
         path = picture_paths(folder)["picture_0000"]
         found = model.regions(path)

@@ -18,7 +18,7 @@ from vinvl.pictures import PictureNames, Pictures, ReadingOptions, picture_size
 from vinvl.pictures.containers import SUFFIXES, Entry
 from vinvl.regions.formats.rows import id_in
 from vinvl.regions.formats.tsv import line_parts
-from vinvl.regions.regions import out_of_bounds
+from vinvl.regions.regions import INVERSION_TOLERANCE, out_of_bounds
 from vinvl.regions.shard import IdLookup
 from vinvl.run.errors import UserError
 from vinvl.run.files import begins_a_list, no_cycle_collection, reading
@@ -307,12 +307,13 @@ def _of_image(
     size: tuple[int | None, int | None],
     boxes: Sequence[Any],
 ) -> OfImage:
-    """Raises UserError for a box that ends before it begins."""
+    """Raises UserError for a box that ends before it begins, by more than what detectors may turn over."""
     array = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    bad = (array[:, 2:] < array[:, :2]).any(axis=1)
+    bad = (array[:, :2] - array[:, 2:] > INVERSION_TOLERANCE * array.max(initial=0)).any(axis=1)
     if bad.any():
         first = int(bad.argmax())
         what = f"has box {first + 1}, {_text(array[first])}, which ends before it begins: {CORNERS}"
         raise UserError(f"{place} {number} ({shown(names[0][1])}) {what}, not as x, y, width and height.")
     width, height = size
+    array[:, 2:] = np.maximum(array[:, :2], array[:, 2:])
     return OfImage(number, names, (width, height) if width and height else (0, 0), array)

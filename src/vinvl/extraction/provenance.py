@@ -180,6 +180,11 @@ class Target:
             )
         self.earlier = None if overwrite or not path.exists() else self._same_store()
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is unfinished work, which is gone on with."""
+        return self.unfinished.settings() is not None and not self._stale
+
     def _same_store(self) -> RegionStore:
         try:
             store = RegionStore(self.path)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytorch_lightning as pl
@@ -23,6 +23,7 @@ from vinvl.detector.detector import DetectedRegions, Detector
 from vinvl.detector.weights import open_detector, sha256_of_file
 from vinvl.extraction.feed import FeedOptions, PictureBatch, PictureFeed
 from vinvl.extraction.given import GivenBoxes, given_boxes
+from vinvl.extraction.predictions import Predictions
 from vinvl.extraction.provenance import Target, detector_config, detector_text, feature_settings, provenance, section
 from vinvl.pictures import PictureNames, Pictures, ReadingOptions, Unusable, find_pictures, told_of
 from vinvl.regions.layout import FEATURE_DTYPES, read_header
@@ -39,7 +40,9 @@ from vinvl.run.signals import StopRequest
 LOOK_SECONDS = 2.0  # between two looks at how far other processes are
 REASONS_SHOWN = 20  # of broken pictures; the file lists all
 
-Detected = tuple[list[Regions], list[Unusable]]
+Detected = tuple[
+    list[tuple[Regions, bytes]], list[Unusable]
+]  # with the rows of `Predictions`, empty if none are asked for
 
 
 class DetectionModule(pl.LightningModule):
@@ -49,13 +52,21 @@ class DetectionModule(pl.LightningModule):
         detector: with its weights.
         feature_dtype: of the features, rounded on the device.
         make_feed: makes the batches of one process: `PictureFeed` but for rank, world_size and pin_memory.
+        predictions: what is saved of the regions besides.
     """
 
-    def __init__(self, detector: Detector, feature_dtype: torch.dtype, make_feed: Callable[..., PictureFeed]) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        feature_dtype: torch.dtype,
+        make_feed: Callable[..., PictureFeed],
+        predictions: Predictions | None = None,
+    ) -> None:
         super().__init__()
         self.detector = detector.eval()
         self.feature_dtype = feature_dtype
         self.make_feed = make_feed
+        self.predictions = predictions
 
     def predict_dataloader(self) -> PictureFeed:
         trainer = self.trainer
@@ -68,7 +79,7 @@ class DetectionModule(pl.LightningModule):
         try:
             return self._detect(batch), list(batch.unusable)
         except torch.OutOfMemoryError:  # one after the other takes less; what does not fit then, never will
-            regions, unusable = list[Regions](), list(batch.unusable)
+            regions, unusable = list[tuple[Regions, bytes]](), list(batch.unusable)
         for one in batch.single():
             try:
                 regions += self._detect(one)
@@ -77,11 +88,16 @@ class DetectionModule(pl.LightningModule):
                 unusable.append(Unusable(one.paths[0], reason))
         return regions, unusable
 
-    def _detect(self, batch: PictureBatch) -> list[Regions]:
+    def _detect(self, batch: PictureBatch) -> list[tuple[Regions, bytes]]:
         if len(batch) == 0:
             return []
-        found = self.detector.detect_pixels(list(batch.pixels), list(batch.original_sizes), batch.boxes)
-        return [store_regions(name, one, self.feature_dtype) for name, one in zip(batch.ids, found, strict=True)]
+        saved, pictures = self.predictions, (list(batch.pixels), list(batch.original_sizes))
+        every_class = saved is not None and saved.every_class
+        detected = self.detector.detect_pixels(*pictures, batch.boxes, every_class=every_class)
+        found = [
+            (store_regions(name, one, self.feature_dtype), one) for name, one in zip(batch.ids, detected, strict=True)
+        ]
+        return [(regions, b"" if saved is None else saved.row(regions, one)) for regions, one in found]
 
 
 def store_regions(image_id: str, found: DetectedRegions, feature_dtype: torch.dtype) -> Regions:
@@ -115,18 +131,28 @@ class Recorder(Callback):
         attributes: of the store.
         total, done: pictures in all, and those that were in the store or its shards before.
         shard_seconds: see `ShardWriter`.
+        predictions: as `DetectionModule`.
 
     Attributes:
         unusable: pictures of this process that could not be used.
     """
 
     def __init__(
-        self, target: Target, attributes: StoreAttributes, *, total: int, done: int, shard_seconds: float
+        self,
+        target: Target,
+        attributes: StoreAttributes,
+        *,
+        total: int,
+        done: int,
+        shard_seconds: float,
+        predictions: Predictions | None = None,
     ) -> None:
         self._target, self._attributes, self._shard_seconds = target, attributes, shard_seconds
         self._total, self._done, self._added = total, done, 0
         self.unusable: list[Unusable] = []
         self._shards: ShardWriter | None = None
+        self._predictions = predictions
+        self._rows: BinaryIO | None = None
         self._others: Callable[[], int] | None = None
         self._request, self._stack = StopRequest("these pictures"), ExitStack()
         self._show: Show = lambda now, note="": None
@@ -134,10 +160,14 @@ class Recorder(Callback):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._request.listen()
         if trainer.is_global_zero:
+            if self._predictions is not None:
+                self._predictions.begin(anew=not self._target.goes_on)
             self._target.begin()
         trainer.strategy.barrier()
         rank, unfinished = trainer.global_rank, self._target.unfinished
         self._stack.enter_context(unfinished.locked(rank))
+        if self._predictions is not None:
+            self._rows = self._stack.enter_context(self._predictions.rows_of(rank))
         self._shards = ShardWriter(unfinished.folder, rank, self._attributes, seconds=self._shard_seconds)
         if trainer.is_global_zero:
             self._others = added_by_others(unfinished.folder)
@@ -150,13 +180,16 @@ class Recorder(Callback):
         self.unusable.extend(unusable)
         paths = dict(zip(batch.ids, batch.paths, strict=True))
         assert self._shards is not None
-        for regions in found:
+        for regions, row in found:
             try:
                 image = checked_image(regions, self._attributes)
             except UserError as error:
                 self.unusable.append(Unusable(paths[regions.image_id], str(error)))
                 continue
             with self._disk():
+                if self._rows is not None:
+                    self._rows.write(row)
+                    self._rows.flush()
                 self._shards.add(image)
             self._added += 1
         if self._others is not None:
@@ -210,9 +243,10 @@ def extract(config: DictConfig) -> None:
         raise UserError(f"on_unmatched={config.on_unmatched!r} is unknown: give skip or error.")
     reading, names = ReadingOptions(**section(config, "reading")), PictureNames(**section(config, "id"))
     feed = FeedOptions(reading, config.batch_size, bool(config.mixed_sizes), config.workers)
-    pictures = find_pictures(str(config.images), names)
-    boxes_file = None if config.given_boxes is None else Path(str(config.given_boxes)).expanduser()
-    given = None
+    pictures, given, told = find_pictures(str(config.images), names), None, ""
+    boxes_file, saved_in = (
+        None if one is None else Path(str(one)).expanduser() for one in (config.given_boxes, config.predictions)
+    )
     if boxes_file is not None:
         pictures, given, told = given_boxes(boxes_file, pictures, names, config.on_unmatched)
         given.check_first(pictures, reading)
@@ -230,6 +264,10 @@ def extract(config: DictConfig) -> None:
         precision=str(config.trainer.precision),
         given=boxes_file,
     )
+    predictions = None
+    if saved_in is not None:
+        settings["predictions"] = fields = list(map(str, config.prediction_fields))
+        predictions = Predictions(shard_path(saved_in, index, count), tuple(fields), opened.label_map)
     path = shard_path(Path(str(config.output)).expanduser(), index, count)
     target = Target(path, settings, overwrite=bool(config.overwrite))
     attributes = StoreAttributes(
@@ -241,10 +279,10 @@ def extract(config: DictConfig) -> None:
     )
     if process_rank() == 0:
         say(opened.report)
-        if given is not None:
+        if told:
             say(told)
     try:
-        detect(config, pictures, given, feed, opened.detector, target, attributes)
+        detect(config, pictures, given, feed, opened.detector, target, attributes, predictions)
     except Stopped as stopped:
         if process_rank() == 0:
             say(stopped, error=True)
@@ -259,9 +297,15 @@ def detect(
     detector: Detector,
     target: Target,
     attributes: StoreAttributes,
+    predictions: Predictions | None = None,
 ) -> None:
     """Has all pictures looked at, or their given boxes, that were not before; one process then makes the store."""
     done = target.done()
+    if predictions is not None and not target.goes_on:
+        if target.earlier is not None:
+            save(predictions, target.earlier)
+        elif not config.overwrite:
+            predictions.refuse_to_replace()
     before = sum(image_id in done for image_id in pictures.ids)
     missing = len(pictures) - before
     finishes, unusable = process_rank() == 0, list(pictures.unusable)
@@ -271,12 +315,13 @@ def detect(
             say(told_of(pictures.passed_over))
     if missing:
         shard_seconds = float(config.shard_seconds)
-        recorder = Recorder(target, attributes, total=len(pictures), done=before, shard_seconds=shard_seconds)
+        so_far = {"total": len(pictures), "done": before}
+        recorder = Recorder(target, attributes, **so_far, shard_seconds=shard_seconds, predictions=predictions)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer: pl.Trainer = instantiate(config.trainer, callbacks=[recorder], **quiet)
         make_feed = partial(PictureFeed, pictures, done.__contains__, detector.config, feed, given)
         dtype = getattr(torch, attributes.feature_dtype.name)
-        trainer.predict(DetectionModule(detector, dtype, make_feed), return_predictions=False)
+        trainer.predict(DetectionModule(detector, dtype, make_feed, predictions), return_predictions=False)
         finishes = trainer.is_global_zero
         found = gathered(recorder.unusable)
         missing -= len(found)
@@ -284,6 +329,8 @@ def detect(
     if finishes:
         unusable.sort(key=lambda one: one.path)
         write(pictures, target, attributes, unusable)
+        if predictions is not None:
+            save(predictions, RegionStore(target.path))
         report(target.path, missing, unusable)
 
 
@@ -311,6 +358,12 @@ def write(pictures: Pictures, target: Target, attributes: StoreAttributes, unusa
             f"None of the {len(unusable):,} pictures could be used, so {target.path} was not written; the first: "
             f"{unusable[0].reason}"
         )
+
+
+def save(predictions: Predictions, store: RegionStore) -> None:
+    """The rows of a finished store become its TSV, if they are not that already."""
+    if process_rank() == 0 and (predictions.folder.is_dir() or not predictions.path.is_file()):
+        predictions.finish(store)
 
 
 def report(path: Path, added: int, unusable: Sequence[Unusable]) -> None:

@@ -18,6 +18,7 @@ from vinvl.data.inputs import PlacedImage, RegionText
 from vinvl.data.tags import StoreTags, TagChoice, TagTokens, tag_source
 from vinvl.data.text import encode_texts
 from vinvl.detector.config import DetectorConfig
+from vinvl.detector.detector import Detector
 from vinvl.extraction.provenance import trained_reading
 from vinvl.models.config import SpecialTokens
 from vinvl.models.constrained import Constraint
@@ -129,6 +130,12 @@ class Predictor:
             self._store_text = RegionText(looking.store, tags, usage.limits, self._special)
         if looking.detector is not None:
             self._tag_tokens = TagTokens.of_labels(looking.detector.label_map, tokenizer, choice)
+
+    @property
+    def detector(self) -> Detector | None:
+        """What looks at pictures; its `detect` takes boxes too, and gives every class of a region. None for none."""
+        opened = self._looking.detector
+        return None if opened is None else opened.detector
 
     def __repr__(self) -> str:
         detector, store = self._looking.detector, self._looking.store

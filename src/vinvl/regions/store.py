@@ -219,7 +219,16 @@ def _check_alike(first: ShardHeader, other: ShardHeader) -> None:
 
 # What may differ without a difference to speak of in the features, or is no setting of the detector's at all. How
 # batches were padded is left out because nobody who asks about one picture can do anything about it.
-HARMLESS = ("weights", "image_id", "batches", "precision", "feature_dtype", "transparency", "given_boxes")
+HARMLESS = (
+    "weights",
+    "image_id",
+    "batches",
+    "precision",
+    "feature_dtype",
+    "transparency",
+    "given_boxes",
+    "predictions",
+)
 NAMES_SHOWN = 3  # of the settings in which two differ
 
 

@@ -130,7 +130,7 @@ def write_oscar_tsv(store: RegionStore, folder: Path) -> str:
                 "hw": json.dumps([{"height": regions.height, "width": regions.width}]).encode(),
             }
             if "predictions" in files:
-                columns["predictions"] = json.dumps(_objects(regions, store.label_map)).encode()
+                columns["predictions"] = json.dumps(_predictions(regions, store.label_map)).encode()
             for name, (tsv, index) in files.items():
                 index.write(b"%d\n" % tsv.tell())
                 tsv.write(b"%s\t%s\n" % (regions.image_id.encode(), columns[name]))
@@ -139,18 +139,20 @@ def write_oscar_tsv(store: RegionStore, folder: Path) -> str:
     return "Classes are left out: their numbers have no names, which predictions.tsv needs." if without else ""
 
 
-def _objects(regions: Regions, labels: LabelMap) -> dict[str, Any]:
+def _predictions(regions: Regions, labels: LabelMap) -> dict[str, Any]:
+    return {"image_w": regions.width, "image_h": regions.height, "objects": region_objects(regions, labels)}
+
+
+def region_objects(regions: Regions, labels: LabelMap) -> list[dict[str, Any]]:
+    """Of each region "class", "conf", "rect", "attributes", "attr_scores"; what has no names is left out."""
     objects = []
     for region in range(len(regions)):
-        entry = {
-            "class": labels.classes[regions.classes[region]],
-            "conf": float(regions.class_scores[region]),
-            "rect": regions.boxes[region].tolist(),
-        }
+        entry: dict[str, Any] = {"class": labels.classes[regions.classes[region]]} if labels.classes else {}
+        entry |= {"conf": float(regions.class_scores[region]), "rect": regions.boxes[region].tolist()}
         numbers = regions.attributes[region]
         if len(numbers) and labels.attributes:
             present = numbers > 0
             entry["attributes"] = [labels.attributes[number] for number in numbers[present]]
             entry["attr_scores"] = regions.attribute_scores[region][present].tolist()
         objects.append(entry)
-    return {"image_w": regions.width, "image_h": regions.height, "objects": objects}
+    return objects
