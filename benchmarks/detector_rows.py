@@ -1,37 +1,36 @@
 """What VinVL's four detection sets cost each rank before its first batch: seconds, and memory.
 
 Writes made annotations of the sets' sizes (2.5 million pictures, 28 million objects, most classes rare) into a
-temporary folder, as `vinvl.convert annotations=…` writes them. A new process opens them as a rank does, samples rows as
-VinVL did, and takes batches of one orientation; there are no pictures, so all are said to be there.
+temporary folder, as `vinvl.convert annotations=…` writes them, and as many names of a few pictures of the right sizes.
+A new process sets the data module up as a rank does, with VinVL's sampling, and takes batches of one orientation.
 
-    python benchmarks/detector_rows.py [--share 0.1]
+    python benchmarks/detector_rows.py [--share 0.1] [--folder DIR]
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
-from vinvl.data.sampling import LengthBucketBatchSampler
 from vinvl.data.table import ABOUT, DIGEST, batch_digest
-from vinvl.detector.annotations import BATCH, FORMAT, SCHEMA, VERSION, About
+from vinvl.detector.annotations import BATCH, FORMAT, VERSION, About
 from vinvl.detector.config import DetectorConfig
-from vinvl.detector.data import DetectionDataset
-from vinvl.detector.instances import InstanceOptions
-from vinvl.detector.records import PictureFiles
-from vinvl.detector.sampling import told_rows
-from vinvl.detector.sets import SetEntry, read_sets, used_rows
+from vinvl.detector.data import DetectionDataModule
+from vinvl.detector.records import SCHEMA
 from vinvl.regions.regions import LabelMap
 
 SETS = {  # pictures, objects, classes, and what the configuration says
@@ -42,6 +41,7 @@ SETS = {  # pictures, objects, classes, and what the configuration says
 }
 SIZES = np.array([(640, 480), (480, 640), (1024, 768), (1024, 683), (500, 500)], dtype=np.int32)
 BATCH_SIZE = 16
+A_FOLDER, LINKS = 10_000, 50_000  # files in a folder, and names of one file at most
 
 
 def names_of(classes: int) -> LabelMap:
@@ -67,10 +67,23 @@ def write(path: Path, pictures: int, objects: int, classes: int) -> None:
                 (offsets, none),
             )
             sizes = SIZES[generator.integers(0, len(SIZES), len(numbers))]
-            names = [pa.array([f"{prefix}{number:012d}" for number in numbers]) for prefix in ("", "train/")]
+            names = [pa.array([f"{number:012d}" for number in numbers]), pa.array(link(path, numbers, sizes))]
             filled = [pa.ListArray.from_arrays(pa.array(starts), pa.array(values)) for starts, values in lists]
             batch = pa.record_batch([*names, *map(pa.array, sizes.T), *filled], schema=SCHEMA)
             writer.write_batch(batch, custom_metadata={DIGEST: batch_digest(batch, about)})
+
+
+def link(path: Path, numbers: range, sizes: np.ndarray) -> list[str]:
+    """The file names of pictures, which come to lie in the folder of the set's name."""
+    names = [f"{number // A_FOLDER:04d}/{number:012d}.jpg" for number in numbers]
+    for number, name, (width, height) in zip(numbers, names, sizes.tolist(), strict=True):
+        target = path.with_suffix("") / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = path.parent / f"{path.stem}_{width}_{height}_{number // LINKS}.jpg"
+        if not source.exists():
+            Image.new("RGB", (width, height)).save(source)
+        os.link(source, target)
+    return names
 
 
 @contextmanager
@@ -87,38 +100,44 @@ def measured(what: str) -> Iterator[None]:
 def act_as_rank(folder: Path) -> None:
     with measured("imports"):
         importlib.import_module("vinvl.train_detector")
-    listed = [
-        {"annotations": str(folder / f"{name}.arrow"), "pictures": "", **said} for name, (*_, said) in SETS.items()
+    sets: list[dict[str, Any]] = [
+        {"annotations": str(folder / f"{name}.arrow"), "pictures": str(folder / name), **said}
+        for name, (*_, said) in SETS.items()
     ]
-    entries, options = SetEntry.all_of(listed, "data.splits.train"), InstanceOptions(empty_pictures="skip")
-    present = mock.patch(
-        "vinvl.detector.sets.find_files",
-        lambda names, ids, pictures: PictureFiles(pictures, np.ones(len(names), dtype=bool)),
+    (folder / "class2ind.json").write_text(
+        json.dumps({name: index for index, name in enumerate(names_of(1848).classes)})
     )
-    with measured("sets opened, every byte checked"), present:
-        records, labels, _ = read_sets(entries, names_of(1848), options, "the vocabulary")
-    with measured("rows"):
-        rows = used_rows(records, entries, options, training=True, seed=88)
-    print(*told_rows(rows, records.starts, list(SETS)), f"{len(rows):,} rows in all", sep="\n")
-    dataset = DetectionDataset(records, DetectorConfig(), labels, None, 88, rows=rows, by_orientation=True)
-    with measured("first batch"):
-        sampler = LengthBucketBatchSampler(dataset.lengths(), BATCH_SIZE, seed=88, world_size=8, apart=True)
+    data = DetectionDataModule(
+        splits={"train": sets, "val": {key: sets[0][key] for key in ("annotations", "pictures")}},
+        detector=DetectorConfig(), label_map=str(folder / "class2ind.json"),
+        train_split="train", val_split="val", test_split="val", empty_pictures="skip", bad_boxes="refuse",
+        on_missing="error", flip_probability=0.5, min_sizes=None, batch_size=BATCH_SIZE, eval_batch_size=1,
+        num_workers=0, pin_memory=False, seed=88, prepare=None, group_by="orientation",
+    )  # fmt: skip
+    with measured("data module set up, every byte and every file seen"):
+        data.setup("fit")
+    with measured("first batch of the plan of an epoch"):
+        sampler: Any = data.train_dataloader().batch_sampler
         batches = iter(sampler)
         next(batches)
+    train = data.datasets["train"]
     with measured("objects of 1,000 batches"):
         for _, batch in zip(range(1000), batches, strict=False):
             for draw in batch:
-                records.objects(int(rows[draw.index]))
+                assert train.rows is not None
+                train.records.objects(int(train.rows[draw.index]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--share", type=float, default=1.0, help="of the pictures and objects (default: 1)")
-    share = parser.parse_args().share
-    with tempfile.TemporaryDirectory() as folder:
+    parser.add_argument("--folder", help="where the files are made for as long; there are 2.5 million of them")
+    options = parser.parse_args()
+    share = options.share
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for name, (pictures, objects, classes, _) in SETS.items():
             write(Path(folder, f"{name}.arrow"), int(pictures * share), int(objects * share), classes)
-        size = sum(path.stat().st_size for path in Path(folder).iterdir())
+        size = sum(path.stat().st_size for path in Path(folder).glob("*.arrow"))
         print(f"{sum(pictures for pictures, *_ in SETS.values()) * share:,.0f} pictures in {size / 1e9:.1f} GB")
         rank = multiprocessing.get_context("spawn").Process(target=act_as_rank, args=(Path(folder),))
         rank.start()

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def write_captions(folder: Path, captions: int, images: int) -> None:
     (folder / "dataset_coco.json").write_text(json.dumps({"images": entries, "dataset": "coco"}))
 
 
-def write_instances(folder: Path, boxes: int, images: int) -> None:
+def write_instances(folder: Path, boxes: int, images: int, points: int) -> None:
     """COCO's file and pictures of no bytes, which are only looked for."""
     draw = random.Random(0)
     names = [f"{image:012d}.jpg" for image in range(images)]
@@ -52,7 +54,7 @@ def write_instances(folder: Path, boxes: int, images: int) -> None:
     annotations = []
     for number in range(boxes):
         x, y, width, height = draw.uniform(0, 300), draw.uniform(0, 200), draw.uniform(20, 300), draw.uniform(20, 250)
-        outline = [round(draw.uniform(0, 400), 2) for _ in range(40)]
+        outline = [round(draw.uniform(0, 400), 2) for _ in range(2 * points)]
         box = [round(one, 2) for one in (x, y, width, height)]
         annotations.append(
             {"segmentation": [outline], "area": width * height, "iscrowd": 0, "image_id": draw.randrange(images)}
@@ -94,12 +96,15 @@ def read(kind: str, folder: Path) -> None:
     records = records_of(folder)
     seconds = time.process_time() - start
     most = most_memory()
+    row = f"{len(records):>10,}{seconds:>8.1f} s{most:>10,} MB{imported:>10,} MB"
+    if kind == "instances":
+        print(f"{kind:<10}{row}   {os.path.getsize(folder / 'instances.json') / 1e6:,.0f} MB of JSON")
+        return
     image_ids = np.array(list(records.image_ids))
     start = time.process_time()
     kept = records.select(image_ids != image_ids[len(image_ids) // 2])
     selecting = time.process_time() - start
-    row = f"{len(records):>10,}{seconds:>8.1f} s{most:>10,} MB{imported:>10,} MB   {selecting:.2f} s → {len(kept):,}"
-    print(f"{kind:<10}{row}")
+    print(f"{kind:<10}{row}   {selecting:.2f} s → {len(kept):,}")
 
 
 def main() -> None:
@@ -107,6 +112,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=("vqa", "captions", "instances"), default=["vqa"])
     parser.add_argument("--images", type=int, default=40_000)
     parser.add_argument("--texts", type=int, default=200_000, help="questions, captions or boxes")
+    parser.add_argument("--points", type=int, default=20, help="of the outline of each box")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)  # what the process of its own is asked for
     options = parser.parse_args()
     if options.read is not None:
@@ -116,7 +122,7 @@ def main() -> None:
     writers: dict[str, Callable[[Path, int, int], object]] = {
         "vqa": write_questions,
         "captions": write_captions,
-        "instances": write_instances,
+        "instances": partial(write_instances, points=options.points),
     }
     print(f"{'':<10}{'records':>10}{'reading':>10}{'most':>13}{'imports':>13}   leaving one image out")
     for kind in options.kinds:

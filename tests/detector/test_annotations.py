@@ -106,6 +106,16 @@ def test_attributes_need_names_and_a_file_needs_pictures(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_boxes_in_shares_of_the_picture_are_refused(tmp_path: Path) -> None:
+    given = [one._replace(boxes=one.boxes / 1e3) for one in pictures(20)]
+    sentence = refusal(write_annotations, tmp_path / "set.arrow", given, NAMES, "made.json")
+    assert sentence.startswith("made.json: no box of the picture 'id 1' reaches beyond pixel 1 (16 of 16 are so)")
+    write_annotations(
+        tmp_path / "set.arrow", [given[1]._replace(image_id="other"), *pictures(800)], NAMES, "made.json"
+    )  # one is no matter
+    assert len(open_annotations(tmp_path / "set.arrow")[0]) == 801
+
+
 def column(batch: pa.RecordBatch, name: str, values: Any) -> pa.RecordBatch:
     """The batch with other values in one column."""
     index = batch.schema.get_field_index(name)

@@ -124,10 +124,13 @@ def test_some_is_left_out(tmp_path: Path, stuff: Path) -> None:
         tmp_path / "set.arrow",
         ConversionSettings(leave_out=["other"], without=str(tmp_path / "ids.txt")),
     )
-    assert told[1].endswith(f"2 pictures of {tmp_path / 'ids.txt'}, 2 objects of other")
+    assert told[1].endswith(f"2 pictures by {tmp_path / 'ids.txt'}, 2 objects of other")
     found, labels = open_annotations(tmp_path / "set.arrow")
     assert labels.classes == ("__background__", "sky") and list(found["image_id"]) == ["1"]
     assert len(found.objects(0).labels) == 0
+    only = ConversionSettings(only=str(tmp_path / "ids.txt"))
+    assert convert_annotations([stuff], None, tmp_path / "only.arrow", only)[1].startswith("Left out: 1 pictures by")
+    assert list(open_annotations(tmp_path / "only.arrow")[0]["image_id"]) == ["7", "12"]
     wrong = ConversionSettings(leave_out=["Other"])
     assert "there is no class 'Other'" in refusal(convert_annotations, [stuff], None, tmp_path / "x.arrow", wrong)
 

@@ -209,6 +209,20 @@ def test_a_set_of_the_other_orientation_is_refused_before_training(tmp_path: Pat
         assert str(one) in sentence
 
 
+def test_pictures_that_exif_turns_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, pictures = write(tmp_path)
+    split = {"annotations": str(path), "pictures": str(pictures)}
+    other = [{**split, "annotations": str(arrow(tmp_path))}]
+    data = module(tmp_path, splits={"train": split, "val": other}, unknown_classes="drop")
+    with_orientation(pictures / "sub" / "001.jpg", 3).replace(pictures / "sub" / "001.png")  # upside down
+    data.setup("fit")
+    told = [line for line in capsys.readouterr().out.splitlines() if "EXIF" in line]
+    assert [line.partition(": ")[0] for line in told] == [str(path), str(tmp_path / "other.arrow")]
+    assert "EXIF turns 1 of 3 pictures that were looked at" in told[0]
+    module(tmp_path, splits={"train": split, "val": split}).setup("fit")
+    assert "EXIF" not in capsys.readouterr().out
+
+
 def test_a_split_needs_objects_to_learn_from(tmp_path: Path) -> None:
     content = instances()
     content["annotations"] = [{"image_id": 1, "category_id": 2, "bbox": [5, 5, 1, 1]}]

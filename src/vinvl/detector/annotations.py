@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pyarrow import ipc
 
 from vinvl.data.table import ABOUT, DIGEST, Column, about_of, as_lists, batch_digest
+from vinvl.detector.instances import FEW, FIRST_PIXEL, ROUNDING
 from vinvl.detector.records import SCHEMA, PictureRecords
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
@@ -68,13 +69,13 @@ def write_annotations(target: Path, pictures: Iterable[AnnotatedPicture], labels
             numbers of no class, or lists of other lengths; or there is none, or the file cannot be written.
     """
     about = msgspec.json.encode(About(FORMAT, VERSION, labels.to_json(), made_of))
-    seen: set[str] = set()
+    seen, shares = set[str](), _Shares()
     with atomic_write(target, "wb") as file, ipc.new_file(file, SCHEMA.with_metadata({ABOUT: about})) as writer:
         left = iter(pictures)
         while some := list(islice(left, BATCH)):
             batch = _batch_of(some, seen, made_of)
             try:
-                _check(batch, labels)
+                _check(batch, labels, shares)
             except _PictureError as wrong:
                 raise UserError(
                     f"{made_of}: the picture {shown(some[wrong.index].image_id)} ({shown(some[wrong.index].file_name)})"
@@ -83,6 +84,7 @@ def write_annotations(target: Path, pictures: Iterable[AnnotatedPicture], labels
             writer.write_batch(batch, custom_metadata={DIGEST: batch_digest(batch, about)})
         if not seen:
             raise UserError(f"{made_of} holds no pictures, so there is nothing to write.")
+        shares.refuse(made_of)
     return len(seen)
 
 
@@ -114,11 +116,11 @@ def open_annotations(path: Path) -> tuple[PictureRecords, LabelMap]:
         with ipc.open_file(pa.py_buffer(mapped)) as reader:
             about = _about(reader.schema)
             labels = LabelMap.from_json(about.label_map, f"the label map in {path}")
-            batches = []
+            batches, shares = [], _Shares()
             for number in range(reader.num_record_batches):
                 batch, metadata = reader.get_batch_with_custom_metadata(number)
                 batch.validate(full=True)
-                _check(batch, labels)
+                _check(batch, labels, shares)
                 if metadata is None or metadata.get(DIGEST) != batch_digest(batch, about_of(reader.schema)).encode():
                     raise ValueError("it has been changed since it was written")
                 batches.append(batch)
@@ -129,7 +131,33 @@ def open_annotations(path: Path) -> tuple[PictureRecords, LabelMap]:
     table = pa.Table.from_batches(batches, SCHEMA)
     if not len(table):
         raise UserError(f"{path} holds no pictures; {REMEDY}.")
+    shares.refuse(path)
     return PictureRecords.of(table, str(path)), labels
+
+
+class _Shares:
+    """Counts the pictures whose boxes are all within the first pixel; where many are so, boxes are shares."""
+
+    def __init__(self) -> None:
+        self.annotated = self.within = 0
+        self._example = ""
+
+    def count(self, batch: pa.RecordBatch, sizes: np.ndarray, owners: np.ndarray, far: np.ndarray) -> None:
+        """sizes (n, 2) of the pictures, owners (m,) and far corners (m, 2) of their objects."""
+        furthest = np.full(len(batch), -1, dtype=np.float32)
+        np.maximum.at(furthest, owners, far.max(axis=1, initial=0))
+        within = (furthest >= 0) & (furthest <= 1 + ROUNDING) & (sizes.min(axis=1) > FIRST_PIXEL)
+        if within.any() and not self._example:
+            self._example = shown(batch.column("image_id")[int(within.argmax())].as_py())
+        self.annotated += int((furthest >= 0).sum())
+        self.within += int(within.sum())
+
+    def refuse(self, source: object) -> None:
+        if self.within > FEW * self.annotated:
+            raise UserError(
+                f"{source}: no box of the picture {self._example} reaches beyond pixel 1 ({self.within:,} of "
+                f"{self.annotated:,} are so): boxes are expected in pixels, not in shares of the picture."
+            )
 
 
 class _PictureError(ValueError):
@@ -180,7 +208,7 @@ def _batch_of(pictures: list[AnnotatedPicture], seen: set[str], made_of: str) ->
     return pa.RecordBatch.from_arrays([*plain, *lists], schema=SCHEMA)
 
 
-def _check(batch: pa.RecordBatch, labels: LabelMap) -> None:
+def _check(batch: pa.RecordBatch, labels: LabelMap, shares: _Shares) -> None:
     """Raises _PictureError for the first picture of a batch that cannot be used, ValueError for one with nulls."""
     columns = {name: batch.column(name) for name in SCHEMA.names}
     flat = {name: columns[name].flatten() for name in ("boxes", "labels", "crowd", "attributes")}
@@ -199,6 +227,7 @@ def _check(batch: pa.RecordBatch, labels: LabelMap) -> None:
     corners, limits = flat["boxes"].to_numpy().reshape(-1, 2, 2), sizes[owners]
     inside = (corners[:, 0] >= 0) & (corners[:, 0] <= corners[:, 1]) & (corners[:, 1] <= limits)  # never so of nan
     _refuse(~inside.all(axis=1), "has a box that is not x1 y1 x2 y2 within its width and height", owners)
+    shares.count(batch, sizes, owners, corners[:, 1])
     of_attributes = np.repeat(owners, flat["attributes"].value_lengths().to_numpy())
     for what, numbers, names, own in (
         ("a class", flat["labels"].to_numpy(), labels.classes, owners),

@@ -6,11 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from vinvl.detector.instances import FEW, ROUNDING, TOLERANCE
+from vinvl.detector.instances import FEW, FIRST_PIXEL, ROUNDING, TOLERANCE
 from vinvl.run.errors import UserError, say
 from vinvl.run.values import shown
 
-SMALL = 16  # pixels, up to which a picture may hold nothing beyond its first one
 HALF = 0.5
 
 
@@ -48,7 +47,7 @@ class BoxChecks:
             raise UserError(f"{place}: box {first + 1}, {shown(_corners(boxes[first]))}, {what}: {remedy}area out.")
         if len(boxes):
             self.annotated += 1
-            if boxes.max() - self._counted_in <= 1 + ROUNDING and min(size) > SMALL:
+            if boxes.max() - self._counted_in <= 1 + ROUNDING and min(size) > FIRST_PIXEL:
                 self.in_shares += 1
                 self._example = self._example or f"{place} ({size[0]} × {size[1]})"
         self.boxes, self.outside = self.boxes + len(boxes), self.outside + int(outside.sum())

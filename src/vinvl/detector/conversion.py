@@ -31,7 +31,7 @@ class ConversionSettings:
         least_instances: of Visual Genome without a label map: how many objects a class or an attribute has at least.
         bad_boxes, on_missing: see `InstanceOptions`.
         leave_out: names of classes to leave out with all of their objects.
-        without: a text file of image ids, one a line, whose pictures are left out.
+        only, without: a text file of image ids, one a line, whose pictures alone are taken, or are left out.
         reading: how pictures are read whose size the annotations do not say.
     """
 
@@ -40,6 +40,7 @@ class ConversionSettings:
     bad_boxes: Literal["refuse", "clip"] = "refuse"
     on_missing: Literal["error", "skip"] = "error"
     leave_out: list[str] = field(default_factory=list)
+    only: str | None = None
     without: str | None = None
     reading: ReadingOptions = ReadingOptions()  # noqa: RUF009, it is immutable
 
@@ -110,7 +111,8 @@ def convert_annotations(
         found = annotated_pictures(records)
     choice = _Choice(names, settings)
     number = write_annotations(target, choice.of(found), choice.labels, made_of)
-    left_out = [f"{choice.pictures:,} pictures of {settings.without}"] if choice.pictures else []
+    lists = " and ".join(filter(None, (settings.only, settings.without)))
+    left_out = [f"{choice.pictures:,} pictures by {lists}"] if choice.pictures else []
     left_out += [f"{choice.objects:,} objects of {', '.join(settings.leave_out)}"] if choice.objects else []
     told = [f"{target}: {number:,} pictures with {choice.kept:,} objects of {len(choice.labels.classes) - 1:,} classes"]
     return told + ([f"Left out: {', '.join(left_out)}"] if left_out else [])
@@ -121,6 +123,13 @@ def _refuse_labels(path: Path, labels: LabelMap | None) -> None:
         raise UserError(
             f"{path} says itself which classes there are: leave data.label_map out, and map them in training."
         )
+
+
+def _ids(path: str) -> set[str]:
+    found = set(read_bytes(path).decode("utf-8-sig", "replace").split())
+    if not found:
+        raise UserError(f"{path} holds no image ids: give a text file of an id a line.")
+    return found
 
 
 class _Choice:
@@ -134,14 +143,13 @@ class _Choice:
         self.labels = LabelMap(tuple(names.classes[index] for index in kept), names.attributes)
         self._indices = np.zeros(len(names.classes), dtype=np.int32)
         self._indices[kept] = np.arange(len(kept))
-        self._without = set[str]()
-        if settings.without is not None:
-            self._without = set(read_bytes(settings.without).decode("utf-8-sig", "replace").split())
+        self._only = None if settings.only is None else _ids(settings.only)
+        self._without = set[str]() if settings.without is None else _ids(settings.without)
         self.pictures = self.objects = self.kept = 0
 
     def of(self, pictures: Iterable[AnnotatedPicture]) -> Iterator[AnnotatedPicture]:
         for one in pictures:
-            if one.image_id in self._without:
+            if one.image_id in self._without or (self._only is not None and one.image_id not in self._only):
                 self.pictures += 1
                 continue
             labels = self._indices[one.labels]

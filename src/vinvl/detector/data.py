@@ -24,7 +24,7 @@ from vinvl.detector.instances import InstanceOptions
 from vinvl.detector.losses import Objects
 from vinvl.detector.records import PictureRecords
 from vinvl.detector.sampling import told_rows
-from vinvl.detector.sets import SetEntry, check_size, read_sets, refuse_other_sizes, used_rows
+from vinvl.detector.sets import SetEntry, check_size, look_at_some, read_sets, used_rows
 from vinvl.detector.weights import read_label_map
 from vinvl.pictures import ReadingOptions, name_of, read_picture
 from vinvl.regions.regions import LabelMap
@@ -360,10 +360,11 @@ class DetectionDataModule(pl.LightningDataModule):
         source = self._labels_of or self.label_map_file or f"data.splits.{self.split_of['train']}"
         records, self._label_map, reports = read_sets(entries, self._label_map, self.options, source)
         rows = used_rows(records, entries, self.options, training=training, seed=self.seed)
-        refuse_other_sizes(records, rows, self.options.reading)
+        turned = look_at_some(records, rows, self.options.reading)
         if training and not any(map(has_learnable, records.table["boxes"].chunks, records.table["crowd"].chunks)):
             raise UserError(f"{source} has no object of more than a pixel, so there is nothing to learn.")
-        rank_zero_only(say)(*reports, *told_rows(rows, records.starts, [one.source for one in records.sets]))
+        sources = [one.source for one in records.sets]
+        rank_zero_only(say)(*reports, *turned, *told_rows(rows, records.starts, sources))
         augmentation, grouped = self.augmentation if training else None, training and self.by_orientation
         return DetectionDataset(
             records, self.detector, self.label_map, augmentation, self.seed, self.options.reading, rows, grouped

@@ -69,6 +69,7 @@ class Instance(Struct, gc=False):
 
 TOLERANCE = 1.0  # pixels that a box may reach out of its image, as some of COCO's own do by rounding; it is clipped
 ROUNDING = 1e-3  # by which shares of an image may exceed 1, or 100 %
+FIRST_PIXEL = 16  # pixels of a side, up to which an image may hold nothing beyond its first one
 FEW = 0.01  # share of images that may hold nothing beyond their first pixel if boxes are clipped
 SOME, MANY, LARGE = 5, 20, 200  # boxes, and pixels of the images, from which what they share is not an accident
 UNKNOWN_SIZE = (2**31 - 1, 2**31 - 1)  # of a picture that is missing, and so refused or left out
@@ -124,7 +125,7 @@ def read_instances(
         images, found = _Images(pictures or Path()), _Objects(paths)
         named = [_read_file(number, path, images, found) for number, path in enumerate(paths)]
     records = images.records(" and ".join(map(str, paths)), pictures, options.reading)
-    owners = images.places()[np.array(found.owners, dtype=np.int64)]
+    owners = images.places()[np.asarray(found.owners)]
     found.refuse_unknown(owners, named)
     labels = LabelMap(
         (BACKGROUND, *_joined_names([one.classes for one in named], paths)),
@@ -356,20 +357,20 @@ def _with_objects(
         [attributes[(named[file].attributes or {}).get(one, one)] for file, one in found.attributes],  # type: ignore[arg-type]
         dtype=np.int32,
     )
-    boxes = np.array(found.boxes).reshape(-1, 4)
+    boxes = np.asarray(found.boxes).reshape(-1, 4)
     corners, left = _within(found, boxes, owners, records.sizes, bad_boxes)
     if len(left):
         _check_boxes(boxes, owners, int(left.sum()), records, bad_boxes == "clip")
     order = np.flatnonzero(left)[np.argsort(owners[left], kind="stable")]
     counts = np.bincount(owners[left], minlength=len(records))
     each = as_lists(
-        Column(pa.chunked_array([pa.array(of_attribute[np.array(found.named, dtype=np.int64)])])),
-        np.array(found.named_counts),
+        Column(pa.chunked_array([pa.array(of_attribute[np.asarray(found.named)])])),
+        np.asarray(found.named_counts),
     )
     table = records.table
     for name, values, length in (
         ("boxes", pa.array(corners[order].astype(np.float32).ravel()), 4),
-        ("labels", pa.array(of_category[np.array(found.kinds, dtype=np.int64)[order]]), 1),
+        ("labels", pa.array(of_category[np.asarray(found.kinds)[order]]), 1),
         ("crowd", pa.array(np.array(found.crowd, dtype=bool)[order]), 1),
         ("attributes", each.take(pa.array(order)), 1),
     ):
@@ -411,7 +412,7 @@ def _check_boxes(boxes: np.ndarray, owners: np.ndarray, left: int, records: Pict
     furthest = np.full(len(records), -np.inf)
     np.maximum.at(furthest, owners, far.max(axis=1))
     annotated = np.isfinite(furthest)
-    in_shares = annotated & (furthest <= 1 + ROUNDING) & (records.sizes.min(axis=1) > 16)
+    in_shares = annotated & (furthest <= 1 + ROUNDING) & (records.sizes.min(axis=1) > FIRST_PIXEL)
     many = len(boxes) >= MANY and int(sizes.min()) >= LARGE
     outside = ((boxes[:, :2] < -TOLERANCE) | (far > sizes + TOLERANCE)).any(axis=1)
     as_corners = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= sizes + TOLERANCE)).all()

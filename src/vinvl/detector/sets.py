@@ -18,7 +18,8 @@ from vinvl.detector.records import PictureRecords, find_files
 from vinvl.detector.sampling import SetSampling, sampled_rows
 from vinvl.detector.tsv_sets import read_linelist
 from vinvl.detector.vocabulary import ClassMap, class_map_of
-from vinvl.pictures import ReadingOptions, name_of, picture_size
+from vinvl.pictures import ReadingOptions, name_of
+from vinvl.pictures.reading import UPRIGHT, size_and_turn
 from vinvl.regions.regions import LabelMap, first_indices
 from vinvl.run.errors import UserError
 from vinvl.run.files import reading
@@ -26,7 +27,7 @@ from vinvl.run.values import shown
 
 ARROW = b"ARROW1"  # how a file in our form begins
 SHOWN = 5  # names in a sentence
-LOOKED_AT = 16  # pictures of a set whose size is compared before a training
+LOOKED_AT = 64  # pictures of a set whose size is compared before a training
 
 
 @dataclass(frozen=True)
@@ -317,14 +318,26 @@ def _refuse_missing(records: PictureRecords, number: int, present: np.ndarray, o
     rank_zero_warn(f"data.on_missing=skip: {sentence}; they are left out.")
 
 
-def refuse_other_sizes(records: PictureRecords, rows: np.ndarray, reading: ReadingOptions) -> None:
-    """Looks at some pictures of each set. Raises UserError where one is not as large as the annotations say."""
-    used = np.unique(rows)
-    bounds = np.searchsorted(used, records.starts)
-    for start, stop in pairwise(bounds.tolist()):
-        for place in np.unique(np.linspace(start, stop - 1, LOOKED_AT).astype(np.int64)).tolist():
-            index = int(used[place])
-            check_size(records, index, picture_size(records.path(index), reading))
+def look_at_some(records: PictureRecords, rows: np.ndarray, reading: ReadingOptions) -> list[str]:
+    """What is to be told of some pictures of each set: how many of them EXIF turns.
+
+    Raises UserError where one is not as large as the annotations say.
+    """
+    used, told = np.unique(rows), []
+    bounds = np.searchsorted(used, records.starts).tolist()
+    for one, (start, stop) in zip(records.sets, pairwise(bounds), strict=True):
+        places = np.unique(np.linspace(start, stop - 1, LOOKED_AT).astype(np.int64)).tolist()
+        turned = 0
+        for index in used[places].tolist():
+            size, turn = size_and_turn(records.path(index), reading)
+            check_size(records, index, size)
+            turned += turn != UPRIGHT
+        if turned:
+            told.append(
+                f"{one.source}: EXIF turns {turned:,} of {len(places):,} pictures that were looked at; boxes are taken "
+                "to be of what a viewer shows (data.reading.exif_orientation=apply)."
+            )
+    return told
 
 
 def check_size(records: PictureRecords, index: int, size: tuple[int, int]) -> None:

@@ -33,6 +33,7 @@ TURNS = {  # by EXIF orientation: what makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+UPRIGHT = 1  # the orientation of a picture that is not turned
 SIDEWAYS = (5, 6, 7, 8)  # those that swap width and height
 PILLOWS_LIMIT = 178_956_970  # pixels, above which Pillow itself refuses a picture
 
@@ -81,11 +82,11 @@ def picture_size(path: str | Path, options: ReadingOptions) -> tuple[int, int]:
 
 
 def size_and_turn(path: str | Path, options: ReadingOptions) -> tuple[tuple[int, int], int]:
-    """`picture_size`, and the EXIF orientation by which `read_picture` turns the picture; 1 if it does not."""
+    """`picture_size`, and the EXIF orientation by which `read_picture` turns the picture; `UPRIGHT` if it does not."""
     with _opened(path, options) as image:
         width, height = image.size
-        turn = orientation(image) if options.exif_orientation == EXIF_APPLY else 1
-        return ((height, width) if turn in SIDEWAYS else (width, height)), turn if turn in TURNS else 1
+        turn = orientation(image) if options.exif_orientation == EXIF_APPLY else UPRIGHT
+        return ((height, width) if turn in SIDEWAYS else (width, height)), turn if turn in TURNS else UPRIGHT
 
 
 def turned_shares(boxes: np.ndarray, turn: int) -> np.ndarray:
