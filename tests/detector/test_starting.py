@@ -1,11 +1,13 @@
 """What training starts from, how batch norm becomes constants, and that a detector learns a picture by heart."""
 
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -258,6 +260,66 @@ def test_a_network_for_whole_pictures_gives_its_stages(tmp_path: Path) -> None:
         source = name.replace("attribute.feature_extractor.", "roi_heads.box.feature_extractor.")
         torch.testing.assert_close(detector.state_dict()[name], expected[source], rtol=0, atol=1e-7)
     assert any(name.startswith("attribute.feature_extractor.head.layer4") for name in report.loaded)
+
+
+def as_caffe2(state: dict[str, Tensor]) -> dict[str, Any]:
+    """A residual network as Detectron published its own: statistics of norms in their scales and shifts."""
+    blobs: dict[str, Any] = {"lr": 0.1, "pred_w": np.ones((1000, 256), np.float32)}
+    for name, tensor in state.items():
+        *place, what = name.split(".")
+        if name.startswith("fc.") or "running" in what or what == "num_batches_tracked":
+            continue
+        parts = dict(zip(("layer", "block", "part"), place, strict=False)) if len(place) > 1 else {"part": place[0]}
+        is_norm = ".".join(place[2:]) == "downsample.1" or parts["part"].startswith("bn")
+        branch = "1" if parts["part"] == "downsample" else "2" + "abc"[int(parts["part"][-1]) - 1]
+        stem = f"res{int(parts['layer'][5:]) + 1}_{parts['block']}_branch{branch}" if len(place) > 1 else "conv1"
+        value = tensor
+        if is_norm:
+            norm = name.removesuffix(what)
+            deviation = (state[f"{norm}running_var"] + 1e-5).sqrt()
+            value = state[f"{norm}weight"] / deviation
+            if what == "bias":
+                value = tensor - state[f"{norm}running_mean"] * value
+            stem = ("res_" if stem == "conv1" else "") + f"{stem}_bn"
+        ending = ("b" if what == "bias" else "s") if is_norm else "w"
+        blobs[f"{stem}_{ending}"] = value.numpy()
+        blobs[f"{stem}_{ending}_momentum"] = np.zeros(3, np.float32)
+    return {"blobs": blobs}
+
+
+def test_a_network_of_caffe2_is_the_same_network(tmp_path: Path) -> None:
+    """Which the published detector started from, X-152-32x8d-IN5k.pkl; a pickle of Python 2."""
+    state = whole_picture_network()
+    torch.save(state, tmp_path / "resnext.pth")
+    (tmp_path / "X-152.pkl").write_bytes(pickle.dumps(as_caffe2(state), protocol=2))
+    pictures = torch.randn(1, 3, 64, 96, generator=generator(5)) * 50
+    maps = []
+    for path in (tmp_path / "resnext.pth", tmp_path / "X-152.pkl"):
+        detector, _ = fresh_detector(THEIRS)
+        report = load_what_fits(detector, path, THEIRS)
+        assert all(name.startswith(("rpn.", "roi_heads.box.pred", "attribute.pred")) for name in report.random)
+        c4 = detector.backbone(pictures)
+        maps.append((c4, *detector.roi_heads.box.feature_extractor.projections(c4)))
+    for wanted, found in zip(*maps, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    assert report.unused == ("pred_w",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"res2_0_branch2a_bn_riv": np.ones(16, np.float32)}, "'res2_0_branch2a_bn_riv', which is neither"),
+        ({"res2_0_branch2a_w": np.array([np.nan])}, "'res2_0_branch2a_w' holds no finite numbers"),
+        ({"conv1_w": 1.0}, "is no residual network of Caffe2"),
+        ({"conv1_w": Path()}, "wants to"),
+    ],
+)
+def test_other_pickles_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    path = tmp_path / "X-152.pkl"
+    content = as_caffe2(whole_picture_network())
+    path.write_bytes(pickle.dumps({"blobs": content["blobs"] | changes}, protocol=2))
+    with pytest.raises(UserError, match=words):
+        load_what_fits(Detector(SMALL), path, THEIRS)
 
 
 def test_a_network_for_red_green_blue_takes_our_pictures(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ The published detector, fine-tuned from an ImageNet network, keeps its batch nor
 without it. So it is trained and then folded into the same constants, exactly.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,12 +28,17 @@ from vinvl.detector.weights import (
 )
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
+from vinvl.run.files import read_bytes
+from vinvl.run.restricted_pickle import load_restricted
 
 NORM_EPSILON = 1e-5  # torch's, added to the variances; ours has none
 BGR, RGB = "bgr", "rgb"  # what the first convolution of a weight file takes
 IMAGENET_DEVIATIONS = (0.229, 0.224, 0.225)  # of red, green and blue, 0 to 1
 STEM = "backbone.body.stem.conv1.weight"
 STAGES = ("stem", "layer1", "layer2", "layer3")
+CAFFE2 = ".pkl"
+CAFFE2_NAME = re.compile(r"(?:res_)?conv1|res([2-5])_(\d{1,3})_branch(1|2a|2b|2c)")
+CAFFE2_KINDS = {"_w": ("conv", "weight"), "_bn_s": ("bn", "weight"), "_bn_b": ("bn", "bias")}
 BY_INDEX, ANEW = "by_index", "anew"  # instead of a label map
 NETWORK = ("backbone.", "roi_heads.box.feature_extractor.", "attribute.feature_extractor.")
 OF_ANCHORS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.")  # which mean the anchors that they were trained with
@@ -120,8 +127,9 @@ def load_what_fits(
 
     Args:
         detector: with frozen batch norm.
-        path: a detector's weight file, ours or a published one, or that of a residual network for whole pictures with
-            torchvision's names (conv1, layer1.0.conv1, …), whose stages 1 to 4 are those of the detector.
+        path: a detector's weight file, ours or a published one, or that of a residual network for whole pictures, whose
+            stages 1 to 4 are those of the detector: with torchvision's names (conv1, layer1.0.conv1, …), or the .pkl of
+            Caffe2 that Detectron published, such as X-152-32x8d-IN5k.pkl.
         labels: what the detector's rows stand for.
         their_labels: what the file's rows stand for: a file that `name_maps` reads; "by_index": the same as ours, as
             far as there are as many; "anew": these layers are left as they are. None: what a file of ours says, or the
@@ -135,7 +143,7 @@ def load_what_fits(
     """
     if colours not in (BGR, RGB):
         raise UserError(f"init_colours={colours!r} is unknown: give {BGR} or {RGB}.")
-    tensors = read_detector_weights(path)
+    tensors = caffe2_tensors(path) if Path(path).suffix == CAFFE2 else read_detector_weights(path)
     wanted = {name: tensor for name, tensor in detector.state_dict().items() if name != COMPUTED}
     matched = sources_of(wanted, tensors)
     _refuse_another_network(path, matched, wanted, tensors)
@@ -169,6 +177,50 @@ def load_what_fits(
         other_shape=tuple(name for name in found if name not in state and name not in last),
         rows=told,
     )
+
+
+def caffe2_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a residual network that Detectron published for Caffe2, with torchvision's names, float32.
+
+    The statistics of its batch norm are in the scales and shifts already; here they are 0 and 1. No code is run.
+
+    Raises UserError if the file is missing, damaged, or holds something else.
+    """
+    content = load_restricted(read_bytes(path), str(path))
+    blobs = content.get("blobs", content) if isinstance(content, dict) else None
+    tensors: dict[str, Tensor] = {}
+    for name, value in blobs.items() if isinstance(blobs, dict) else ():
+        if not isinstance(name, str) or not isinstance(value, np.ndarray) or name.endswith("_momentum"):
+            continue
+        ours = _name_of_caffe2(name)
+        if value.dtype.kind != "f" or not np.isfinite(value).all():
+            raise UserError(f"{path}: {name[:80]!r} holds no finite numbers: the file is damaged, get it again.")
+        tensors[ours or name] = torch.from_numpy(value.astype(np.float32))
+        if ours is None and name.startswith("res"):
+            raise UserError(
+                f"{path} has {name[:80]!r}, which is neither a convolution nor the scale or shift after one: give a "
+                "network as Detectron published it (w, bn_s and bn_b of every convolution)."
+            )
+        if name.endswith("_bn_s"):
+            norm = (ours or name).removesuffix("weight")
+            tensors |= {f"{norm}running_mean": torch.zeros(len(value)), f"{norm}running_var": torch.ones(len(value))}
+    if "conv1.weight" not in tensors:
+        raise UserError(f"{path} is no residual network of Caffe2: it has no conv1_w. Give weights by torch.save.")
+    return tensors
+
+
+def _name_of_caffe2(name: str) -> str | None:
+    """The name that torchvision has for a tensor of a stage; None for any other."""
+    stem = next((name.removesuffix(end) for end in CAFFE2_KINDS if name.endswith(end)), name)
+    found = CAFFE2_NAME.fullmatch(stem)
+    if found is None or stem == name:
+        return None
+    kind, what = CAFFE2_KINDS[name[len(stem) :]]
+    number, block, branch = found.groups()
+    if branch == "1":
+        return f"layer{int(number) - 1}.{block}.downsample.{('conv', 'bn').index(kind)}.{what}"
+    place = f"layer{int(number) - 1}.{block}." if number else ""
+    return f"{place}{kind}{'abc'.index(branch[1]) + 1 if branch else 1}.{what}"
 
 
 def _refuse_another_network(
