@@ -83,7 +83,7 @@ def test_the_published_recipes_are_those_published(
     assert config["optim"]["weight_decay"] == decay and config["optim"]["bias_lr_factor"] == 2
     trainer, data, schedule = config["trainer"], config["data"], config["optim"]["scheduler"]
     assert data["batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"] == pictures
-    assert data["flip_probability"] == 0.5
+    assert data["flip_probability"] == 0.5 and data["group_by"] == "orientation"
     assert trainer["max_steps"] == steps and trainer["gradient_clip_val"] is None
     assert [round(share * steps) for share in schedule["milestones"]] == falls
     assert (schedule["warmup_steps"], schedule["gamma"]) == (warm_up, 0.1)

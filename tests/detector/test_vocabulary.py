@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
 from vinvl.convert import convert
+from vinvl.detector.annotations import AnnotatedPicture, write_annotations
 from vinvl.detector.vocabulary import (
     ClassMap,
     VocabularySettings,
     class_map_of,
+    class_names,
     make_vocabulary,
     map_names,
     read_aliases,
@@ -171,6 +174,13 @@ def test_sets_are_mapped_onto_a_vocabulary_that_stays_as_it_is(names: Path) -> N
     assert not (names / "refused").exists()
 
 
+def test_the_names_in_annotations_are_taken(tmp_path: Path) -> None:
+    none: Any = np.zeros(0)
+    picture = AnnotatedPicture("1", "1.jpg", 10, 10, none.reshape(0, 4), none, none, [])
+    write_annotations(tmp_path / "coco.arrow", [picture], LabelMap(("__background__", "Dog", "cat")), "a test")
+    assert class_names(str(tmp_path / "coco.arrow")) == ["Dog", "cat"]
+
+
 def test_a_name_counts_before_its_aliases_and_the_last_alias_before_others(names: Path) -> None:
     (names / "more.txt").write_text("dog,Telly Box\ncouch,tv\nball,dog\n")
     aliases = read_aliases(["object_alias.txt", "more.txt"])
@@ -206,7 +216,7 @@ def test_stuff_is_found_as_grit_reads_its_names() -> None:
         ("base_class2ind.json", '{"dog": 1, "cat": 1}', "class 1 has the names 'dog' and 'cat'"),
         ("base_class2ind.json", '{"__background__": 1, "cat": 2}', "class 1 is '__background__'"),
         ("base.txt", "dog\nCat\ncat\n", "base.txt: class 3, 'cat', is class 2 too"),
-        ("base.csv", "/m/0,Dog\n/m/1\n", "base.csv line 2 is '/m/1': expected an id and a name"),
+        ("base.csv", "/m/0,Dog\n/m/1\n", "base.csv line 2 is '/m/1': expected /m/"),
         ("base.csv", "", "base.csv names no classes"),
         ("base.json", "[]", "base.json: Expected `object`"),
         ("base.txt", "t shirt\nT-Shirt\nt_shirt\n", None),

@@ -88,7 +88,7 @@ def read_open_images(
     boxes = boxes_file(path)
     if boxes is None:
         raise UserError(f"{path} holds no file *{BOXES}: give the folder of Open Images' CSV files, or that file.")
-    classes = _classes(boxes.with_name(DESCRIPTIONS))
+    classes = class_descriptions(boxes.with_name(DESCRIPTIONS))
     split = boxes.name.removesuffix(BOXES)
     names = [one + ids for one in (split, split.removeprefix("oidv6-")) for ids in IDS]
     listed = next((boxes.with_name(name) for name in names if boxes.with_name(name).is_file()), None)
@@ -194,10 +194,15 @@ class _Pictures:
         raise KeyError(image_id)
 
 
-def _classes(path: Path) -> dict[str, str]:
-    """The names of classes by their MIDs, in the order of the file, which has no line of names."""
+def class_descriptions(path: Path) -> dict[str, str]:
+    """The names of classes by their MIDs, in the order of the file, whose first line may say what its columns are.
+
+    Raises UserError, naming file and line.
+    """
     classes: dict[str, str] = {}
     for number, row in _lines(path):
+        if number == 1 and row == ["LabelName", "DisplayName"]:
+            continue
         if len(row) != 2 or not all(one.strip() for one in row):
             raise UserError(f"{path} line {number} is {shown(','.join(row))}: expected /m/…,name.")
         if row[0] in classes or row[1] in classes.values():

@@ -1,6 +1,5 @@
 """One vocabulary of classes for several data sets: read, or merged by name with aliases; and each set's class map."""
 
-import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,8 @@ from typing import Annotated, Literal
 from msgspec import Meta
 from msgspec.json import Decoder
 
+from vinvl.detector.annotations import SUFFIX, open_annotations
+from vinvl.detector.open_images import class_descriptions
 from vinvl.regions.regions import BACKGROUND_NAMES, LONGEST_NAME, MOST_NAMES, LabelMap, flat_map
 from vinvl.run.errors import UserError
 from vinvl.run.files import new_folder, read_bytes, write_text_atomically
@@ -197,7 +198,7 @@ def make_vocabulary(settings: VocabularySettings, folder: Path) -> list[str]:
         for file, indices in maps.items():
             write_text_atomically(made / file, json.dumps(indices, ensure_ascii=False, indent=0) + "\n")
         write_text_atomically(made / REPORT, "\n".join(report) + "\n")
-    return report
+    return [*report, f"They are in {folder}"]
 
 
 def map_names(
@@ -256,28 +257,17 @@ def read_base(path: str) -> dict[str, int]:
 def class_names(path: str) -> list[str]:
     """The names of the classes in a file, in order, without the background.
 
-    A label map (VinVL's dicts, flat JSON, `labelmap.tsv`, a name a line), COCO's JSON with `categories`, or Open
-    Images' class descriptions, a CSV of id and name. Raises UserError, naming file and entry.
+    A label map (VinVL's dicts, flat JSON, `labelmap.tsv`, a name a line), COCO's JSON with `categories`, Open Images'
+    class descriptions, a CSV of id and name, or annotations in our form. Raises UserError, naming file and entry.
     """
-    is_csv = Path(path).suffix == ".csv"
-    names = list(_described(path)) if is_csv else [name for name in LabelMap.from_file(path).classes[1:] if name]
+    suffix = Path(path).suffix
+    if suffix == ".csv":
+        return list(class_descriptions(Path(path)).values())
+    labels = open_annotations(Path(path))[1] if suffix == SUFFIX else LabelMap.from_file(path)
+    names = [name for name in labels.classes[1:] if name]
     if not names:
         raise UserError(f"{path} names no classes: give a label map, or a list of a name a line.")
     return names
-
-
-def _described(path: str) -> Iterator[str]:
-    rows = csv.reader(_text_of(path).splitlines())
-    try:
-        for row in rows:
-            if len(row) != 2 or not row[1].strip():
-                raise UserError(f"{path} line {rows.line_num} is {shown(','.join(row))}: expected an id and a name.")
-            if row != ["LabelName", "DisplayName"]:
-                yield row[1].strip()
-    except csv.Error as error:
-        raise UserError(
-            f"{path} line {rows.line_num} is no line of a CSV file ({error}); get the file again."
-        ) from None
 
 
 def read_aliases(paths: Sequence[str]) -> dict[str, list[str]]:

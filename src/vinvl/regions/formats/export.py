@@ -16,6 +16,7 @@ from vinvl.regions.formats.source import LABEL_MAP
 from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
+from vinvl.run.files import new_folder
 
 
 def write_mmf_npy(store: RegionStore, folder: Path) -> str:
@@ -156,3 +157,15 @@ def region_objects(regions: Regions, labels: LabelMap) -> list[dict[str, Any]]:
             entry["attr_scores"] = regions.attribute_scores[region][present].tolist()
         objects.append(entry)
     return objects
+
+
+STORE_FORMATS = {"oscar_tsv": write_oscar_tsv, "mmf_npy": write_mmf_npy, "m2_hdf5": write_m2_hdf5}
+
+
+def export_store(source: Path, target: Path, form: str) -> list[str]:
+    """Writes a store into a new folder as one of `STORE_FORMATS`; what there is to say. Raises UserError."""
+    store = RegionStore(source)
+    store.require_sound()
+    with new_folder(target) as folder:
+        left_out = STORE_FORMATS[form](store, folder)
+    return [f"{target}: the features of {source} as {form}", *([left_out] if left_out else [])]
