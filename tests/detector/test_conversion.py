@@ -183,8 +183,19 @@ def test_four_sets_go_through_the_door(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["file_name"][0].startswith("VG_100K/") and "small" in labels.attributes
 
 
-def test_a_tsv_set_is_told_by_its_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(FOLDER / "detector_training" / "tsv", tmp_path / "tsv")
-    found, labels = converted(tmp_path / "tsv" / "train.yaml", tmp_path / "set.arrow")
-    assert len(found) == 3 and len(labels.classes) > 2
-    assert "its linelist repeats pictures" in capsys.readouterr().out
+def test_a_tsv_set_is_told_by_its_content_and_keeps_its_repeats(tmp_path: Path) -> None:
+    source, target = tmp_path / "tsv" / "train.yaml", tmp_path / "set.arrow"
+    shutil.copytree(FOLDER / "detector_training" / "tsv", source.parent)
+    told = convert_annotations([source], None, target, PLAIN)
+    assert told[1].startswith(f"{tmp_path / 'set.linelist.tsv'}: 4 rows, as {source} repeats pictures: data.splits")
+    found, labels = open_annotations(target)
+    assert list(found["image_id"]) == ["picture_11_2", "picture_11_0", "picture_11_1"] and len(labels.classes) > 2
+    assert (tmp_path / "set.linelist.tsv").read_text() == "0\n1\n0\n2\n"
+    target.unlink()
+    assert "set.linelist.tsv exists already" in refusal(convert_annotations, [source], None, target, PLAIN)
+    assert not target.exists()
+    (tmp_path / "ids.txt").write_text("picture_11_0\n")
+    convert_annotations([source], None, tmp_path / "part.arrow", ConversionSettings(without=str(tmp_path / "ids.txt")))
+    assert (tmp_path / "part.linelist.tsv").read_text() == "0\n0\n1\n"
+    assert len(convert_annotations([source.with_name("val.yaml")], None, tmp_path / "val.arrow", PLAIN)) == 1
+    assert not (tmp_path / "val.linelist.tsv").exists()

@@ -149,9 +149,9 @@ def test_boxes_are_turned_as_their_picture_is(folder: Path, turn: int) -> None:
 def test_missing_pictures_are_refused_or_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "pictures" / "train_0" / "000b.jpg").write_bytes(b"")
     (folder / "pictures" / "000c.jpg").unlink()
-    assert "000b.jpg is empty (0 bytes): get the file again. Or pass on_missing=skip" in refused(folder)
+    assert "000b.jpg is empty (0 bytes): get the file again. Or pass data.on_missing=skip" in refused(folder)
     assert [one.image_id for one in read(folder, on_missing="skip")[1]] == ["000a", "000d"]
-    assert "on_missing=skip: 2 pictures are left out; of the first: " in capsys.readouterr().out
+    assert "data.on_missing=skip: 2 pictures are left out; of the first: " in capsys.readouterr().out
     for name in SIZES:
         (folder / "pictures" / name).unlink(missing_ok=True)
     assert "has none of 4 pictures" in refused(folder, on_missing="skip")
@@ -171,7 +171,10 @@ def change(row: int, old: str, new: str) -> Callable[[], list[str]]:
         (change(2, "0.5,0.75,0.5,", "-0.2,0.75,0.5,"), "line 4: XMin -0.2 is no share"),
         (change(2, "0.75,0.5", "nan,0.5"), "line 4: XMax missing or null is no share"),
         (change(2, "0.75,0.5", "x,0.5"), "line 4: XMax is 'x', expected a number from 0 to 1"),
-        (change(3, "0.2,0.4,0.2,0.4", "0.4,0.4,0.2,0.4"), "line 5: XMin 0.4 is not less than its Max; pass bad_boxes"),
+        (
+            change(3, "0.2,0.4,0.2,0.4", "0.4,0.4,0.2,0.4"),
+            "line 5: XMin 0.4 is not less than its Max; pass data.bad_boxes",
+        ),
         (change(3, "0.2,0.4,0.2,0.4", "0.2,0.4,0.5,0.4"), "line 5: YMin 0.5 is not less than its Max"),
         (change(0, ",0,1,0,0,0", ",0,1,yes,0,0"), "line 2: IsGroupOf 'yes' is none of 1, 0 and -1"),
         (change(4, "0.3,0.5,0.3,0.5,0,0,0,0,0", "0.3"), "line 6 has 5 columns, not 13: it is cut off"),

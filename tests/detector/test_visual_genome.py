@@ -147,7 +147,7 @@ def test_aliases_are_followed_as_published(tmp_path: Path) -> None:
         ("attributes.0.attributes.0.object_id", 2**64, r"attributes.json record 1 \(image 2\) has an object_id beyond"),
         ("attributes.1.attributes.0.attributes", "brown", "attributes.json record 2: Expected `array"),
         ("objects.0.objects.0.w", 800, r"record 1 \(image 1\): box 1, \[1.0, 2.0, 801.0, 42.0\], is not within its"),
-        ("objects.0.objects.0.w", 0, r"box 1, .* has no area: correct it, or pass bad_boxes=clip"),
+        ("objects.0.objects.0.w", 0, r"box 1, .* has no area: correct it, or pass data.bad_boxes=clip"),
     ],
 )
 def test_wrong_records_are_named(tmp_path: Path, where: str, value: Any, told: str) -> None:

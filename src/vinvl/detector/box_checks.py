@@ -43,8 +43,8 @@ class BoxChecks:
             first = int(bad.argmax())
             what = "has no area" if empty[first] and not outside[first] else "is not within its picture of"
             what += "" if what.endswith("area") else f" {size[0]} × {size[1]}"
-            remedy = "correct it, or pass bad_boxes=clip, which cuts boxes off at the border and leaves those without "
-            raise UserError(f"{place}: box {first + 1}, {shown(_corners(boxes[first]))}, {what}: {remedy}area out.")
+            remedy = "correct it, or pass data.bad_boxes=clip, which cuts off at the border and leaves out what has no "
+            raise UserError(f"{place}: box {first + 1}, {shown(_corners(boxes[first]))}, {what}: {remedy}area.")
         if len(boxes):
             self.annotated += 1
             if boxes.max() - self._counted_in <= 1 + ROUNDING and min(size) > FIRST_PIXEL:

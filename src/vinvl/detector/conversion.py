@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Meta
@@ -17,8 +17,8 @@ from vinvl.detector.tsv_sets import is_tsv_set, read_tsv_set
 from vinvl.detector.visual_genome import OBJECTS, read_visual_genome
 from vinvl.pictures import ReadingOptions
 from vinvl.regions.regions import LabelMap
-from vinvl.run.errors import UserError, say
-from vinvl.run.files import read_bytes, refuse_existing
+from vinvl.run.errors import UserError
+from vinvl.run.files import read_bytes, refuse_existing, write_text_atomically
 from vinvl.run.values import check_fields, shown
 
 
@@ -52,7 +52,14 @@ class ConversionSettings:
         return InstanceOptions(self.bad_boxes, self.on_missing, reading=self.reading)
 
 
-ReadSet = tuple[LabelMap, Iterable[AnnotatedPicture]]
+class ReadSet(NamedTuple):
+    """What a reader gives; `rows`: (E,) int32, the picture in each place of an epoch, where the set says it."""
+
+    labels: LabelMap
+    pictures: Iterable[AnnotatedPicture]
+    rows: np.ndarray | None = None
+
+
 Reader = Callable[[Path, Path | None, LabelMap | None, ConversionSettings], ReadSet]
 
 
@@ -60,18 +67,16 @@ def _open_images(path: Path, pictures: Path | None, labels: LabelMap | None, set
     _refuse_labels(path, labels)
     if pictures is None:
         raise UserError(f"{path} does not say how large pictures are: give pictures=FOLDER, or a container of them.")
-    return read_open_images(path, pictures, settings.options)
+    return ReadSet(*read_open_images(path, pictures, settings.options))
 
 
 def _visual_genome(folder: Path, _: Path | None, labels: LabelMap | None, settings: ConversionSettings) -> ReadSet:
-    return read_visual_genome(folder, labels, settings.least_instances, settings.bad_boxes)
+    return ReadSet(*read_visual_genome(folder, labels, settings.least_instances, settings.bad_boxes))
 
 
 def _tsv_set(path: Path, _: Path | None, labels: LabelMap | None, settings: ConversionSettings) -> ReadSet:
     found = read_tsv_set(path, settings.reading, labels)
-    if found.rows is not None:
-        say(f"{path}: its linelist repeats pictures; each is taken once, and repeated by data.splits as that says.")
-    return found.labels, found.pictures
+    return ReadSet(found.labels, found.pictures, found.rows)
 
 
 READERS: tuple[tuple[Callable[[Path], object], Reader], ...] = (
@@ -86,6 +91,8 @@ def convert_annotations(
     sources: Sequence[Path], pictures: Path | None, target: Path, settings: ConversionSettings
 ) -> list[str]:
     """Writes a data set's annotations to `target`, which must not exist; what is told of it.
+
+    Pictures that the set lists more than once are written once, and its list beside the file, as NAME.linelist.tsv.
 
     Args:
         sources: COCO instances files, several of which are joined by image; or one set of another form.
@@ -104,17 +111,24 @@ def convert_annotations(
     if reader is not None and len(sources) > 1:
         raise UserError(f"{made_of}: only COCO's JSON files are joined; convert each, and train on a list of sets.")
     if reader is not None:
-        names, found = reader(sources[0], pictures, labels, settings)
+        given = reader(sources[0], pictures, labels, settings)
     else:
         _refuse_labels(sources[0], labels)
         records, names = read_instances(list(sources), pictures, settings.options)
-        found = annotated_pictures(records)
-    choice = _Choice(names, settings)
-    number = write_annotations(target, choice.of(found), choice.labels, made_of)
+        given = ReadSet(names, annotated_pictures(records))
+    linelist = target.with_suffix(".linelist.tsv")
+    if given.rows is not None:
+        refuse_existing(linelist)
+    choice = _Choice(given.labels, settings)
+    number = write_annotations(target, choice.of(given.pictures), choice.labels, made_of)
     lists = " and ".join(filter(None, (settings.only, settings.without)))
     left_out = [f"{choice.pictures:,} pictures by {lists}"] if choice.pictures else []
     left_out += [f"{choice.objects:,} objects of {', '.join(settings.leave_out)}"] if choice.objects else []
     told = [f"{target}: {number:,} pictures with {choice.kept:,} objects of {len(choice.labels.classes) - 1:,} classes"]
+    if given.rows is not None:
+        rows = choice.rows(given.rows)
+        write_text_atomically(linelist, "".join(f"{row}\n" for row in rows.tolist()))
+        told.append(f"{linelist}: {len(rows):,} rows, as {made_of} repeats pictures: data.splits.train.linelist=FILE")
     return told + ([f"Left out: {', '.join(left_out)}"] if left_out else [])
 
 
@@ -146,9 +160,11 @@ class _Choice:
         self._only = None if settings.only is None else _ids(settings.only)
         self._without = set[str]() if settings.without is None else _ids(settings.without)
         self.pictures = self.objects = self.kept = 0
+        self._left = bytearray()  # of each picture, whether it is taken
 
     def of(self, pictures: Iterable[AnnotatedPicture]) -> Iterator[AnnotatedPicture]:
         for one in pictures:
+            self._left.append(False)
             if one.image_id in self._without or (self._only is not None and one.image_id not in self._only):
                 self.pictures += 1
                 continue
@@ -157,4 +173,11 @@ class _Choice:
             self.objects += int((~left).sum())
             self.kept += int(left.sum())
             named = [numbers for numbers, keep in zip(one.attributes, left, strict=True) if keep]
+            self._left[-1] = True
             yield one._replace(boxes=one.boxes[left], labels=labels[left], crowd=one.crowd[left], attributes=named)
+
+    def rows(self, given: np.ndarray) -> np.ndarray:
+        """Rows (E,) of all pictures as rows of those that are left, behind `of`; without those of others."""
+        left = np.frombuffer(self._left, dtype=bool)
+        numbers: np.ndarray = np.cumsum(left) - 1
+        return numbers[given[left[given]]]

@@ -150,7 +150,7 @@ class _Pictures:
         for (image_id, shares, labels, crowd), head in zip(rows, chain.from_iterable(parts), strict=True):
             if isinstance(head, UserError):
                 if self._options.on_missing == "error":
-                    raise UserError(f"{head} Or pass on_missing=skip, which leaves such pictures out.")
+                    raise UserError(f"{head} Or pass data.on_missing=skip, which leaves such pictures out.")
                 self._missing, self._first_missing = self._missing + 1, self._first_missing or str(head)
                 continue
             name, (width, height), turn = head
@@ -168,7 +168,7 @@ class _Pictures:
             )
         self._checks.finish()
         if self._missing:
-            say(f"on_missing=skip: {self._missing:,} pictures are left out; of the first: {self._first_missing}")
+            say(f"data.on_missing=skip: {self._missing:,} pictures are left out; of the first: {self._first_missing}")
 
     def _heads(self, ids: Sequence[str]) -> list[tuple[str, tuple[int, int], int] | UserError]:
         return [self._head(image_id) for image_id in ids]
@@ -313,7 +313,7 @@ def _rows(table: pa.Table, starts: list[int], classes: pa.Array, place: str, lin
     for wrong, name, what in rules:
         if wrong.any():
             row = int(wrong.argmax())
-            remedy = "; pass bad_boxes=clip to leave such boxes out" if what.startswith("is not less") else ""
+            remedy = "; pass data.bad_boxes=clip to leave such boxes out" if what.startswith("is not less") else ""
             raise UserError(f"{place} {line + row}: {name} {shown(table[name][row].as_py())} {what}{remedy}.")
     ids = table["ImageID"]
     found = []
