@@ -39,7 +39,7 @@ def of_detector(*overrides: str) -> Any:
 @pytest.mark.parametrize("recipe", GROUPS["detection_recipe"])
 @pytest.mark.parametrize("data", GROUPS["detection_data"])
 def test_every_recipe_takes_every_data(recipe: str, data: str) -> None:
-    own = OWN if data == "coco_json" else []
+    own = OWN if data in ("coco_json", "sets") else []
     config = of_detector(f"detection_recipe={recipe}", f"detection_data={data}", *INIT.get(recipe, []), *own)
     assert_callable_as_written(config)
     assert config["name"] == f"detector_{data}"

@@ -199,3 +199,25 @@ def test_a_tsv_set_is_told_by_its_content_and_keeps_its_repeats(tmp_path: Path) 
     assert (tmp_path / "part.linelist.tsv").read_text() == "0\n0\n1\n"
     assert len(convert_annotations([source.with_name("val.yaml")], None, tmp_path / "val.arrow", PLAIN)) == 1
     assert not (tmp_path / "val.linelist.tsv").exists()
+
+
+def test_objects365_has_more_fields_and_folders(tmp_path: Path) -> None:
+    content = instances()
+    for number, image in enumerate(content["images"]):
+        image |= {"license": 5, "url": "", "file_name": f"images/v1/patch{number}/objects365_v1_0000{number}.jpg"}
+    for annotation in content["annotations"]:
+        annotation |= {
+            "iscrowd": 0,
+            "isfake": 0,
+            "isreflected": 1,
+            "area": 1.5,
+            "bbox": [float(x) for x in annotation["bbox"]],
+        }
+        del annotation["id"]
+    content["categories"] = [{"supercategory": "x", **one} for one in content["categories"]]
+    order = ("licenses", "annotations", "categories", "images")
+    path = tmp_path / "objects365_train.json"
+    path.write_text(json.dumps({key: content.get(key, []) for key in order}).replace('"attributes"', '"more"'))
+    found, labels = converted(path, tmp_path / "set.arrow")
+    assert len(found) == 4 and found.counts().tolist() == [1, 2, 1, 0] and labels.attributes == ("__no_attribute__",)
+    assert found["file_name"][1] == "images/v1/patch1/objects365_v1_00001.jpg"
