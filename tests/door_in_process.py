@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import TINY_MODEL, TINY_WORLD
 from vinvl.evaluate import evaluate
+from vinvl.evaluate_detector import evaluate_detector
 from vinvl.extraction.run import extract
 from vinvl.predict import predict
 from vinvl.report import report
@@ -33,6 +34,7 @@ DOORS: dict[str, Callable[[DictConfig], object]] = {
     "evaluate": evaluate,
     "predict": predict,
     "train_detector": train,
+    "evaluate_detector": evaluate_detector,
     "extract": extract,
     "report": report,
 }

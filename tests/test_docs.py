@@ -23,7 +23,17 @@ from vinvl.zoo import comparing
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
-DOORS = ("train", "evaluate", "predict", "pretrain_finetune", "extract", "report", "convert", "train_detector")
+DOORS = (
+    "train",
+    "evaluate",
+    "predict",
+    "pretrain_finetune",
+    "extract",
+    "report",
+    "convert",
+    "train_detector",
+    "evaluate_detector",
+)
 DOOR = re.compile(rf"^(?:python|torchrun .*?) ?-m vinvl\.({'|'.join(DOORS)})\b(.*)$")
 WITH_SUBCOMMANDS = ("vinvl.regions", "vinvl.pretraining.corpus")
 

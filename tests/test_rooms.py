@@ -21,7 +21,18 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
     ("extraction", "pages", "demo"),
     ("predictor",),
     ("restore", "plan", "published"),
-    ("train", "train_detector", "pretrain_finetune", "evaluate", "predict", "extract", "convert", "report", "vinvl"),
+    (
+        "train",
+        "train_detector",
+        "pretrain_finetune",
+        "evaluate",
+        "evaluate_detector",
+        "predict",
+        "extract",
+        "convert",
+        "report",
+        "vinvl",
+    ),
 )
 EXCEPTIONS = {
     ("gqa", "vqa"),  # its answers

@@ -12,6 +12,7 @@ TRUE, FALSE, IGNORED = 1, 0, -1  # found an object; found none; found something 
 # As COCO's own evaluation computes them, to the last bit.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 NEARLY_ONE = 1 - 1e-10
+LAST_PIXEL = np.array([0.0, 0, 1, 1])  # which a detector's boxes count in; here no box does
 
 
 @dataclass(frozen=True)

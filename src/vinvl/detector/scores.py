@@ -39,8 +39,18 @@ class DetectionScores(nn.Module):
         visual_genome, proposals: whether these are asked for.
     """
 
-    def __init__(self, labels: LabelMap, more: Sequence[str] = ()) -> None:
-        """Raises UserError for an unknown name in `more`, which names what of `MORE` is scored besides COCO's."""
+    def __init__(
+        self, labels: LabelMap, more: Sequence[str] = (), *, true_boxes: bool = True, rpn: bool = True
+    ) -> None:
+        """
+        Args:
+            labels: what classes and attributes there are; the means of Visual Genome's scores are over all of them.
+            more: what of `MORE` is scored besides COCO's.
+            true_boxes, rpn: whether `update_on_true_boxes` and `update_proposals` will be called, if they are wanted.
+
+        Raises:
+            UserError: there is no such thing to score.
+        """
         super().__init__()
         if unknown := [name for name in more if name not in MORE]:
             raise UserError(f"more_scores has {unknown[0]!r}, which is unknown: give some of {', '.join(MORE)}.")
@@ -51,10 +61,10 @@ class DetectionScores(nn.Module):
         if self.visual_genome:
             self.areas["map"] = AreaPrecision(len(labels.classes))
             if len(labels.attributes) > 1:
-                self.areas["attributes"] = AreaPrecision(len(labels.attributes))
-                self.areas["attributes_of_found"] = AreaPrecision(len(labels.attributes))
-        limits = {"recall": OF_FOUND, "proposals": OF_PROPOSALS} if self.proposals else {}
-        self.recalls = nn.ModuleDict({name: BoxRecall(numbers) for name, numbers in limits.items()})
+                own = ["attributes", "attributes_of_found"] if true_boxes else ["attributes_of_found"]
+                self.areas.update({name: AreaPrecision(len(labels.attributes)) for name in own})
+        limits = {"recall": OF_FOUND, "proposals": OF_PROPOSALS} if rpn else {"recall": OF_FOUND}
+        self.recalls = nn.ModuleDict({name: BoxRecall(one) for name, one in limits.items() if self.proposals})
 
     def update(self, image: int, found: FoundBoxes, true: TrueBoxes) -> None:
         """Adds a picture: its number, unique among all, what was found in it and its objects."""

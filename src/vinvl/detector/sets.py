@@ -129,9 +129,9 @@ def read_sets(
     for entry in entries:
         records, own = _read(entry, options)
         before, names = names, _with_names_of(names, own) if labels is None else names
-        class_map = _class_map(entry, labels, source) or _map_of(names.classes, source)
+        class_map = _class_map(entry, labels, source) or map_of(names.classes, source)
         classes = _Naming.of("class", own.classes, class_map, len(before.classes))
-        attributes = _Naming.of("attribute", own.attributes, _map_of(names.attributes, source), len(before.attributes))
+        attributes = _Naming.of("attribute", own.attributes, map_of(names.attributes, source), len(before.attributes))
         classes.refuse_two_indices(known, entry)
         told = (
             classes.told(records, options.unknown_classes == "drop"),
@@ -157,13 +157,13 @@ def _with_names_of(names: LabelMap, own: LabelMap) -> LabelMap:
     """With what another set has besides, behind; the names of the first set stay as they are."""
 
     def joined(before: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
-        known = _map_of(before, "")
+        known = map_of(before, "")
         return (*before, *(name for name in more[1:] if name and known.find(name) is None)) if before else more
 
     return LabelMap(joined(names.classes, own.classes), joined(names.attributes, own.attributes))
 
 
-def _map_of(names: Sequence[str], source: str) -> ClassMap:
+def map_of(names: Sequence[str], source: str) -> ClassMap:
     """Each name's own index, the first where it comes twice."""
     return ClassMap({name: index for name, index in first_indices(names).items() if name and index > 0}, source)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vinvl.detector.average_precision import FoundBoxes
+from vinvl.detector.average_precision import LAST_PIXEL, FoundBoxes
 from vinvl.detector.config import DetectorConfig, TrainingSettings
 from vinvl.detector.data import DetectionBatch, DetectionDataModule
 from vinvl.detector.detector import DetectedRegions, Detector, normalised, pad_batch
@@ -35,7 +35,6 @@ from vinvl.task import Recipe, VinVLTask
 FROZEN, TRAINED = "frozen", "trained"
 WEIGHTS = "detector.pth"  # what a run makes, in its folder
 KEPT = ("config", "label_map", "batch_norm", "scoring_threshold")  # arguments that checkpoints carry
-LAST_PIXEL = np.array([0.0, 0, 1, 1])  # which a detected box counts in, an annotated one does not
 
 
 class DetectorTask(VinVLTask):

@@ -31,7 +31,7 @@ from vinvl.run.signals import Interrupted, stopping_at_once
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 OF_HYDRA = re.compile(  # files in a run's folder that are Hydra's, a launched rank's, or the lock
-    r"(train|train_detector|evaluate|predict|pretrain_finetune)(_ddp_process_\d+)?\.log|\.lock"
+    r"(train|train_detector|evaluate|evaluate_detector|predict|pretrain_finetune)(_ddp_process_\d+)?\.log|\.lock"
 )
 NO_NEWS = (  # warnings of Lightning's about what is so on purpose
     ".*does not have many workers.*",
