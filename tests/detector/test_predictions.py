@@ -110,6 +110,7 @@ def test_a_picture_of_another_size_and_a_broken_line_are_refused(tmp_path: Path)
         ('1\t{"objects": [], "image_w": 80, "image_h": 60}', "is 80 × 60 pixels, and its annotations say 40 × 30"),
         ('1\t{"objects": [}', "line 1, image '1'"),
         ("1", "line 1, image '1'"),
+        (f"1\t{json.dumps([RIGHT['1'][0], {'rect': [0, 0, 9, 9], 'class': 'a'}])}", "some of the objects have conf"),
         ("\t[]", "line 1"),
     ):  # fmt: skip
         path.write_text(row + "\n")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from vinvl.detector.config import DetectorConfig
 from vinvl.detector.data import DetectionDataModule
 from vinvl.detector.scores import MORE
 from vinvl.detector.task import DetectorTask
@@ -92,7 +93,7 @@ def test_its_data_call_nothing_else(key: str, value: str) -> None:
 
 def test_a_detectors_classes_need_no_training_split(monkeypatch: pytest.MonkeyPatch) -> None:
     data = DetectionDataModule(
-        splits={}, detector=None, label_map=None, train_split="train", val_split="val", test_split="test",  # type: ignore[arg-type]
+        splits={}, detector=DetectorConfig(), label_map=None, train_split="train", val_split="val", test_split="test", 
         empty_pictures="keep", bad_boxes="refuse", on_missing="error", flip_probability=0.0, min_sizes=None,
         batch_size=1, eval_batch_size=1, num_workers=0, pin_memory=False, seed=0, prepare=None,
     )  # fmt: skip

@@ -80,7 +80,7 @@ class Names:
             rect = shown(boxes[wrong.argmax()].tolist())
             raise UserError(f"the rect {rect} of object {int(wrong.argmax()) + 1} is not x1, y1, x2, y2.")
         labels = np.array([self._index(self.classes, one.name, "class") for one in objects.objects], dtype=np.int64)
-        scores = np.array([one.conf for one in objects.objects], dtype=np.float64)
+        scores = np.array([one.score for one in objects.objects], dtype=np.float64)
         named = [self._attributes(one) for one in objects.objects]
         most = max(map(len, named), default=0)
         attributes, sure = np.zeros((len(named), most), np.int64), np.zeros((len(named), most))
@@ -92,7 +92,8 @@ class Names:
 
     def _attributes(self, one: DetectedObject) -> list[tuple[float, int]]:
         """(score, index) of the attributes that have a score, the most likely first."""
-        said = ((score, name) for score, name in zip(one.attr_scores, one.attributes or (), strict=True) if score != 0)
+        names = (one.attributes or ()) if one.attr_scores else ()
+        said = ((score, name) for score, name in zip(one.attr_scores, names, strict=True) if score != 0)
         found = [(score, self._index(self.attributes, name, "attribute")) for score, name in said]
         return sorted((pair for pair in found if pair[1]), key=lambda pair: -pair[0])
 
@@ -193,7 +194,7 @@ def score_file(path: Path, records: PictureRecords, names: Names, update: Update
             with at(place):
                 frame.look(objects, (int(records.sizes[index][0]), int(records.sizes[index][1])), place)
                 found = names.found(objects)
-            scored |= any(one.conf for one in objects.objects)
+            scored |= any(one.score for one in objects.objects)
             named |= any(one.attributes for one in objects.objects)
             described |= any(any(one.attr_scores) for one in objects.objects)
             update(index, found, records.objects(index))

@@ -115,7 +115,10 @@ def objects_in(columns: list[bytes]) -> DetectedObjects:
         content.decode()  # msgspec does not look at fields that it does not know
     except UnicodeDecodeError:
         raise UserError("column 2 is not UTF-8 text; the row may be damaged.") from None
-    return DetectedObjects(found) if isinstance(found, list) else found
+    try:
+        return DetectedObjects(found) if isinstance(found, list) else found
+    except ValueError as error:  # which msgspec puts in a sentence where it makes them itself
+        raise UserError(f"column 2: {error}; correct the record, or leave it out.") from None
 
 
 def _objects_of_pickle(value: Any) -> DetectedObjects:
