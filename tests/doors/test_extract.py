@@ -89,16 +89,18 @@ def test_two_processes_make_the_same_store(kind: str, tmp_path: Path) -> None:
     """From a container too, which each reads by itself; its shares are merged to the same."""
     folder = pictures(tmp_path / "pictures", 8)
     broken_pictures(folder / "broken")
-    place = []
+    place = ["prediction_fields=[rect,scores_all]"]
     if kind != "folder":
         contents = {path.stem: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-        place = [f"images={CONTAINERS[kind](tmp_path, contents)}"]
-    printed = door_runs.ranks_succeed(tmp_path, tmp_path, "extract", *arguments(tmp_path, *place))
+        place.append(f"images={CONTAINERS[kind](tmp_path, contents)}")
+    saved = [f"predictions={tmp_path / name}.tsv" for name in ("f", "whole", "part")]
+    printed = door_runs.ranks_succeed(tmp_path, tmp_path, "extract", *arguments(tmp_path, *place, saved[0]))
     assert "pictures could not be used" in printed
-    whole = extracted(tmp_path, *place, output="whole.h5")
+    whole = extracted(tmp_path, *place, saved[1], output="whole.h5")
     assert (tmp_path / "f.h5").read_bytes() == whole.read_bytes()
+    assert (tmp_path / "f.tsv").read_bytes() == (tmp_path / "whole.tsv").read_bytes() != b""
     for index in range(2):
-        extracted(tmp_path, *place, f"shard.index={index}", "shard.count=2", output="part.h5")
+        extracted(tmp_path, *place, saved[2], f"shard.index={index}", "shard.count=2", output="part.h5")
     merged = merge_stores([shard_path(tmp_path / "part.h5", index, 2) for index in range(2)], tmp_path / "merged.h5")
     theirs = RegionStore(whole)
     assert list(merged.image_ids) == list(theirs.image_ids) and len(merged) == 8
