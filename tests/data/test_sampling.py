@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler, repeated_batches
@@ -35,6 +35,7 @@ def sampler(
     return LengthBucketBatchSampler(lengths, batch_size, seed=seed, apart=kinds > 0, **ranks)
 
 
+@example(300, 2, 1, 2)  # more than a pool
 @given(sizes, batch_sizes, worlds, st.integers(0, 3))
 @settings(deadline=None)
 def test_an_epoch_sees_every_example_and_repeats_only_to_even_out_ranks(

@@ -197,6 +197,12 @@ def test_classes_that_one_set_tells_apart_stay_apart_where_they_are_new() -> Non
     }
 
 
+def test_new_names_that_are_written_alike_are_one_class() -> None:
+    found = map_names(["Hot_Dog", "yak", "hot-dog"], {"dog": 1}, {}, "base", add=True)
+    assert found.new == {"Hot_Dog": "hot dog", "yak": "yak", "hot-dog": "hot dog"}
+    assert found.indices == {"Hot_Dog": 2, "yak": 3, "hot-dog": 2}
+
+
 def test_stuff_is_found_as_grit_reads_its_names() -> None:
     """Its class maps have "brick wall" and "wall" for COCO's "wall-brick" and "wall-other"."""
     found = ClassMap({"brick wall": 1, "wall": 2, "door": 3, "t-shirt": 4}, "map")
