@@ -12,6 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.regions.formats.samples import (
     CLASSES,
@@ -27,7 +29,7 @@ from tests.regions.formats.samples import (
     write_m2,
 )
 from vinvl.regions import RegionStore
-from vinvl.regions.formats import hdf5, source
+from vinvl.regions.formats import hdf5_file, source
 from vinvl.regions.formats.boxes import cell_boxes
 from vinvl.regions.formats.convert import convert_features
 from vinvl.regions.formats.rows import FeatureOptions
@@ -173,7 +175,7 @@ def test_processes_give_what_one_gives(
     settings = [f"sizes={tmp_path / 'sizes.json'}", "class_offset=0"] if write is write_m2 else []
     run(made, tmp_path / "one.h5", "workers=1", *settings)
     monkeypatch.setattr(source, "SMALL", 0)
-    monkeypatch.setattr(hdf5, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(hdf5_file, "BLOCK_BYTES", 3000)
     run(made, tmp_path / "two.h5", "workers=2", *settings)
     assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
     assert sorted(RegionStore(tmp_path / "two.h5").image_ids) == sorted(image.image_id for image in images)
@@ -406,3 +408,19 @@ def test_changed_bytes_are_never_more_than_a_sentence(tmp_path: Path) -> None:
             assert str(file) in str(error) and "\n" not in str(error)
         else:
             assert done.images + done.journal.count >= len(IMAGES)
+
+
+@pytest.mark.parametrize("recent", [1, 3, 100])
+@given(
+    places=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), min_size=1, max_size=40),
+)
+def test_no_two_arrays_are_read_from_one_place(places: list[tuple[int, int]], recent: int) -> None:
+    taken, claimed = hdf5_file.Places(recent), list[tuple[int, int]]()
+    for start, size in places:
+        free = all(start >= stop or start + size <= begin for begin, stop in claimed)
+        if free:
+            taken.claim(start, start + size, "features", Path("in.h5"))
+            claimed.append((start, start + size))
+        else:
+            with pytest.raises(UserError, match="features lies where another array lies"):
+                taken.claim(start, start + size, "features", Path("in.h5"))

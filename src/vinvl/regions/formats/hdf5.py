@@ -17,20 +17,17 @@ features (N, R, D) …, image_id (N,)     nocaps-org/updown-baseline, updown/dat
 from __future__ import annotations
 
 import re
-from array import array
-from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 
 from vinvl.regions.formats.fields import FIELDS, KNOWN, OF_IMAGE, FieldReader, same_image, without_padding
+from vinvl.regions.formats.hdf5_file import Hdf5File, rows_at_once
 from vinvl.regions.formats.rows import (
     ITEMS_AT_ONCE,
     MOST_BYTES,
@@ -40,7 +37,6 @@ from vinvl.regions.formats.rows import (
     checked_size,
     images_of_items,
 )
-from vinvl.regions.layout import check_end, open_hdf5, stored_at
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes
 from vinvl.run.restricted_pickle import load_restricted
@@ -53,137 +49,7 @@ NAMED = re.compile(rf"(?s)(.+)_({'|'.join(sorted(FIELDS_OF_IMAGE, key=len, rever
 INDICES = ("_imgid2idx.pkl", "_imgid2idx.json", "_merged_info.json", "_info.json")
 IDS = ("image_id", "image_ids", "img_ids", "img_id", "ids")
 PART = re.compile(r"(.+)_(\d+)")  # gqa_objects_3
-BLOCK_BYTES = 64 * 2**20  # of a compressed array, read at once
 FIRST_NAMES = 64
-
-
-class Hdf5File:
-    """A file that nobody trusts; it is opened on first use, and again by a process that it is sent to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: h5py.File | None = None
-        self._blocks: dict[str, tuple[int, np.ndarray]] = {}
-        self._starts, self._stops = array("q"), array("q")  # of the arrays that were read whole, in order
-
-    def __getstate__(self) -> Path:
-        return self.path
-
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)  # type: ignore[misc]
-
-    def close(self) -> None:
-        """The next reading opens it again: a process that is forked must not inherit it open."""
-        if self._file is not None:
-            self._file.close()
-        self.__init__(self.path)  # type: ignore[misc]
-
-    @contextmanager
-    def _reading(self) -> Iterator[h5py.File]:
-        try:
-            if self._file is None:
-                self._file = open_hdf5(self.path)
-                check_end(self.path)
-            yield self._file
-        except UserError:
-            raise
-        except Exception as error:  # h5py raises whatever it runs into in a damaged file
-            reason = " ".join(str(error).split())[:100] or type(error).__name__
-            raise UserError(f"{self.path} is a damaged HDF5 file ({reason}); get it again.") from None
-
-    def names(self, group: str = "/", most: int | None = None) -> list[str]:
-        """What lies in a group."""
-        with self._reading() as file:
-            names = list(islice(self._member(file, group, h5py.Group) if group != "/" else file, most))
-            if not all(isinstance(name, str) and name.isprintable() for name in names):
-                raise ValueError("names that are no text")
-            return names
-
-    def is_group(self, name: str) -> bool:
-        with self._reading() as file:
-            return isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Group)
-
-    def _member(self, file: h5py.File, name: str, kind: type) -> Any:
-        found: Any = file
-        for part in name.split("/"):
-            encoded = part.encode()  # h5py's own `get` takes several times as long
-            is_there = isinstance(found, h5py.Group) and found.id.links.exists(encoded)
-            if not is_there or found.id.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
-                raise UserError(f"{self.path}: {name} is missing or a link elsewhere; get the file again.")
-            opened = h5py.h5o.open(found.id, encoded)
-            found = h5py.Dataset(opened) if isinstance(opened, h5py.h5d.DatasetID) else h5py.Group(opened)
-        if not isinstance(found, kind):
-            raise UserError(f"{self.path}: {name} is no {kind.__name__.lower()}; get the file again.")
-        return found
-
-    def dataset(self, name: str, kinds: str = "fiu") -> h5py.Dataset:
-        """An array of numbers in the file itself. Raises UserError for anything else, and for one that is not whole."""
-        with self._reading() as file:
-            dataset = self._member(file, name, h5py.Dataset)
-            dtype = dataset.dtype
-            is_text = kinds != "fiu" and h5py.check_string_dtype(dtype) is not None
-            plain = dtype.kind in kinds and dataset.id.get_type() == h5py.h5t.py_create(dtype)
-            if dataset.shape is None or not (plain or is_text):
-                raise UserError(f"{self.path}: {name} is of {dtype}, expected plain numbers.")
-            stored_at(self.path, dataset, name, file.id.get_filesize())
-            if dataset.chunks and dataset.size:
-                parts = np.prod([-(-size // part) for size, part in zip(dataset.shape, dataset.chunks, strict=True)])
-                if dataset.id.get_num_chunks() != parts:
-                    raise UserError(f"{self.path}: parts of {name} were never written; get the file again.")
-            return dataset
-
-    def whole(self, name: str, most: int = MOST_BYTES) -> np.ndarray:
-        """All of an array. Raises UserError if it is too large, or cannot be read."""
-        dataset = self.dataset(name)
-        if dataset.nbytes > most:
-            raise UserError(f"{self.path}: {name} has {dataset.nbytes:,} bytes, more than the {most:,} that are read.")
-        self.claim(name, dataset)
-        with self._reading():
-            return np.asarray(dataset[()])
-
-    def claim(self, name: str, dataset: h5py.Dataset) -> None:
-        """Takes note where an array lies. Raises UserError if that is where another lies: there are no checksums."""
-        start = dataset.id.get_offset()
-        if start is None or not dataset.size:
-            return
-        place, stop = bisect(self._starts, start), start + dataset.nbytes
-        if (place and self._stops[place - 1] > start) or (place < len(self._starts) and self._starts[place] < stop):
-            raise UserError(f"{self.path}: {name} lies where another array lies; the file is damaged, get it again.")
-        self._starts.insert(place, start)
-        self._stops.insert(place, stop)
-
-    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows of an array; of a compressed one all that are compressed together are read, and kept for the next."""
-        first, block = self._blocks.get(name, (0, None))
-        if block is None or not first <= start <= stop <= first + len(block):
-            dataset = self.dataset(name)
-            step = rows_at_once(dataset)
-            if (stop - start) * dataset.nbytes // max(1, len(dataset)) > MOST_BYTES:
-                raise UserError(
-                    f"{self.path}: rows {start:,} to {stop:,} of {name} are more than {MOST_BYTES:,} bytes."
-                )
-            first = start // step * step
-            with self._reading():
-                block = dataset[first : max(stop, first + step)]
-            self._blocks[name] = first, block
-        return block[start - first : stop - first]
-
-    def ids(self, name: str) -> Iterator[str]:
-        """The image ids in an array of numbers or texts, of which texts of any length are read one by one."""
-        dataset = self.dataset(name, "iuSO")
-        single = dataset.dtype.kind == "O"
-        with self._reading():
-            for start in range(0, len(dataset), 1 if single else 65536):
-                part = dataset[start : start + (1 if single else 65536)]
-                for value in np.asarray(part).reshape(len(part), -1)[:, 0].tolist():
-                    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-                    yield str(checked_id(text, f"{self.path}: an id in {name}"))
-
-
-def rows_at_once(dataset: h5py.Dataset) -> int:
-    """How many rows are worth reading at once: those of a block that is compressed, if they are not too many."""
-    row_bytes = max(1, dataset.nbytes // max(1, len(dataset)))
-    return max(1, min(dataset.chunks[0], BLOCK_BYTES // row_bytes)) if dataset.chunks else 1
 
 
 def find_layout(path: Path) -> str:
@@ -267,10 +133,7 @@ class Table:
         """Raises UserError if there are no features, or arrays of other lengths beside them."""
         with closing(Hdf5File(path)) as file:
             found = file.names(most=FIRST_NAMES)
-            arrays = {name: file.dataset(name) for name in found if name in {*FIELDS_OF_IMAGE, SPANS}}
-            lengths = {name: len(dataset) for name, dataset in arrays.items()}
-            for name, dataset in arrays.items():
-                file.claim(name, dataset)
+            lengths = {name: file.claimed(name) for name in found if name in {*FIELDS_OF_IMAGE, SPANS}}
         features = [name for name in lengths if name in (*FIELDS["features"], *FIELDS["grid"])]
         if not features:
             raise UserError(f"{path} has no features (one of {', '.join(FIELDS['features'])}); it has {found}.")
