@@ -102,6 +102,20 @@ def test_the_published_recipes_are_those_published(
         assert instantiate(config["training"]) == expected
 
 
+@pytest.mark.parametrize(
+    ("recipe", "files"),
+    [
+        ("detector_foursets", ["visual_genome", "coco", "objects365", "open_images"]),
+        ("detector_vg_attributes", ["visual_genome"]),
+    ],
+)
+def test_a_recipe_names_the_data_that_it_was_made_for(recipe: str, files: list[str]) -> None:
+    config = of_detector(f"detection_recipe={recipe}", "start.init=FILE")
+    train = config["data"]["splits"]["train"]
+    named = [Path(entry["annotations"]).stem for entry in (train if isinstance(train, list) else [train])]
+    assert named == files
+
+
 def preset(name: str, *overrides: str) -> DetectorConfig:
     with initialize_config_dir(config_dir=str(FOLDER), version_base="1.3"):
         config = instantiate(compose(name, overrides=list(overrides)))

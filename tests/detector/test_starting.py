@@ -171,6 +171,21 @@ def test_a_file_of_four_sets_gives_its_first_rows_and_no_attributes(tmp_path: Pa
     assert torch.equal(detector.state_dict()[CLASSIFIER], fresh[CLASSIFIER])
 
 
+def test_a_detector_that_was_trained_without_attributes_has_no_head_for_them(tmp_path: Path) -> None:
+    """Ours of four sets, whose head has the one row of no attribute, and was never taught anything."""
+    without = named(["cat", "dog"], [])
+    save_detector(tmp_path / "detector.pth", fresh_detector(without)[0], without)
+    ours = named(["dog"], ["red"])
+    detector, fresh = fresh_detector(ours)
+    detector.attribute.predictor.fc_attr.weight.data.add_(1)
+    report = load_what_fits(detector, tmp_path / "detector.pth", ours)
+    assert report.rows == ("it has no attributes, so their head is learnt anew", "1 of 1 classes by name")
+    assert {name for name in fresh if name.startswith("attribute.predictor.")} == set(report.random)
+    assert torch.equal(detector.attribute.predictor.fc_attr.weight, fresh["attribute.predictor.fc_attr.weight"] + 1)
+    report = load_what_fits(fresh_detector(without)[0], tmp_path / "detector.pth", without)
+    assert report.rows == ("2 of 2 classes by name",)
+
+
 def test_an_index_map_says_the_row_of_each_name(tmp_path: Path) -> None:
     """Names of another data set, of which two may be one class: `coco_vgoiv6_class2ind.json`."""
     index_map = tmp_path / "coco_class2ind.json"

@@ -41,6 +41,7 @@ CAFFE2_NAME = re.compile(r"(?:res_)?conv1|res([2-5])_(\d{1,3})_branch(1|2a|2b|2c
 CAFFE2_KINDS = {"_w": ("conv", "weight"), "_bn_s": ("bn", "weight"), "_bn_b": ("bn", "bias")}
 BY_INDEX, ANEW = "by_index", "anew"  # instead of a label map
 NETWORK = ("backbone.", "roi_heads.box.feature_extractor.", "attribute.feature_extractor.")
+ATTRIBUTE_HEAD = "attribute.predictor."
 OF_ANCHORS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.")  # which mean the anchors that they were trained with
 
 
@@ -148,6 +149,8 @@ def load_what_fits(
     matched = sources_of(wanted, tensors)
     _refuse_another_network(path, matched, wanted, tensors)
     found = {name: tensors[source] for name, source in matched.items()}
+    if len(labels.attributes) > 1 and len(found.get(ATTRIBUTES.layers[0], ())) == 1:  # it has never learnt any
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(ATTRIBUTE_HEAD)}
     state, told = _rows_taken_over(path, labels, their_labels, wanted, found)
     anchors, own_anchors = tensors.get(COMPUTED), detector.state_dict()[COMPUTED]
     if anchors is not None and (anchors.shape != own_anchors.shape or not own_anchors.allclose(anchors.float())):
@@ -256,6 +259,8 @@ def _rows_taken_over(
     theirs = _their_names(path, their_labels, labels, numbers) if numbers else {}
     for kind, number in numbers.items():
         ours = getattr(labels, kind.noun)
+        if len(ours) <= 1:
+            continue
         at = {row: theirs[kind].find(name) if theirs else row for row, name in enumerate(ours) if row > 0}
         rows = {row: source for row, source in at.items() if source is not None and source < number}
         for name in filter(found.__contains__, kind.layers if rows else ()):
