@@ -166,9 +166,7 @@ def load_what_fits(
     if not any(name.endswith(".weight") for name in state):
         raise UserError(f"{path} has no tensor that fits the detector: give a weight file of its architecture.")
     if colours == RGB and STEM in state:
-        # Both networks are given pictures less the same mean, so that the borders' zeros mean the same too.
-        scale = 1 / (255 * state[STEM].new_tensor(IMAGENET_DEVIATIONS))
-        state[STEM] = (state[STEM] * scale[:, None, None]).flip(1)
+        state[STEM] = _taking_bgr(state[STEM])
     detector.load_state_dict(state, strict=False)
     return LoadingReport(
         source=str(path),
@@ -180,6 +178,15 @@ def load_what_fits(
         other_shape=tuple(name for name in found if name not in state and name not in last),
         rows=told,
     )
+
+
+def _taking_bgr(stem: Tensor) -> Tensor:
+    """A first convolution (n, 3, 7, 7) for red, green and blue, 0 to 1 and normalised, rewritten for our pictures.
+
+    Both are given pictures less the same mean, so that the borders' zeros mean the same too.
+    """
+    scale = 1 / (255 * stem.new_tensor(IMAGENET_DEVIATIONS))
+    return (stem * scale[:, None, None]).flip(1)
 
 
 def caffe2_tensors(path: str | Path) -> dict[str, Tensor]:
