@@ -179,6 +179,7 @@ def test_doors_that_need_only_to_be_told_from_where_and_to_where() -> None:
     config = composed("convert", "weights=FILE", "to=FOLDER")
     assert (config["weights"], config["to"]) == ("FILE", "FOLDER")
     assert composed("report", "store=FILE")["count"] == 60
+    assert_callable_as_written(composed("evaluate_detector", "weights=FILE"))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS[::12])

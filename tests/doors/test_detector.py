@@ -193,6 +193,10 @@ def test_a_checkpoint_is_scored_as_its_training_did(whole: Path, demo_data: Path
     run_in_process("evaluate", demo_data, tmp_path / "val", *given, "data.test_split=val")
     chosen_by = json.loads((whole / "run/results.json").read_text())["validation"]["score"]
     assert scores(tmp_path / "val")["map_50"] == pytest.approx(chosen_by)
+    world = [one for one in TINY if one.startswith("data.prepare")]
+    weights = [f"weights={whole / 'run/detector.pth'}", "trainer.accelerator=cpu", "data.num_workers=0", *world]
+    run_in_process("evaluate_detector", demo_data, tmp_path / "weights", *weights)  # of folded batch norm
+    assert scores(tmp_path / "weights") == pytest.approx(found, abs=0.5)
     annotations, pictures = write(tmp_path)
     entry = f"data.splits.test={{annotations: {annotations}, pictures: {pictures}}}"
     sentence = refused_in_process("evaluate", demo_data, tmp_path / "own", *given, *replacing(open_sections([entry])))
