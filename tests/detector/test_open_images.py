@@ -115,6 +115,8 @@ def test_newer_files_have_other_names_and_more_columns(folder: Path) -> None:
 def test_without_a_list_of_ids_there_are_the_pictures_with_boxes(folder: Path) -> None:
     (folder / "train-images-boxable-with-rotation.csv").unlink()
     assert [one.image_id for one in read(folder)[1]] == ["000a", "000b", "000d"]
+    lines(folder, [*ROWS, ROWS[0]])
+    assert "the rows of the picture '000a' do not follow each other" in refused(folder)
 
 
 def test_pictures_in_an_archive(folder: Path) -> None:

@@ -101,29 +101,38 @@ def _annotated(
     path: Path, listed: Path | None, blocks: Iterator[list[_Row]], pictures: _Pictures
 ) -> Iterator[AnnotatedPicture]:
     """The pictures of all rows, then those that are listed and have none."""
-    boxed = dict.fromkeys(_ids(listed), False) if listed is not None else {}  # of each picture, whether it had rows
+    left = None if listed is None else dict.fromkeys(_ids(listed))  # those without rows by now
+    total, seen = len(left or ()), set[str]()
     with ThreadPoolExecutor(READERS) as readers:
         for rows in blocks:
             for row in rows:
-                if boxed.get(row.image_id, False):
-                    raise UserError(
-                        f"{path}: the rows of the picture {shown(row.image_id)} do not follow each other: sort them by "
-                        "ImageID, the line of the names staying first."
-                    )
-                if listed is not None and row.image_id not in boxed:
-                    raise UserError(
-                        f"{path} has boxes of the picture {shown(row.image_id)}, which {listed} does not list: get "
-                        "both files of one split and version."
-                    )
-                boxed[row.image_id] = True
+                if left is None and row.image_id not in seen:
+                    seen.add(row.image_id)
+                elif left is None or row.image_id not in left:
+                    raise _out_of_place(path, row.image_id, listed)
+                else:
+                    del left[row.image_id]
             yield from pictures.of(rows, readers)
-        bare = [image_id for image_id, has_rows in boxed.items() if not has_rows]
+        bare = list(left or ())
         for start in range(0, len(bare), BLOCK):
             empty = np.zeros((0, 4)), np.zeros(0, dtype=np.int32), np.zeros(0, dtype=bool)
             yield from pictures.of([_Row(one, *empty) for one in bare[start : start + BLOCK]], readers)
     pictures.finish()
     if bare:
-        say(f"{listed} lists {len(bare):,} pictures, of {len(boxed):,}, that have no boxes in {path.name}.")
+        say(f"{listed} lists {len(bare):,} pictures, of {total:,}, that have no boxes in {path.name}.")
+
+
+def _out_of_place(path: Path, image_id: str, listed: Path | None) -> UserError:
+    """The sentence about a picture whose rows came before, or that is not listed."""
+    if listed is not None and image_id not in _ids(listed):
+        return UserError(
+            f"{path} has boxes of the picture {shown(image_id)}, which {listed} does not list: get both files of one "
+            "split and version."
+        )
+    return UserError(
+        f"{path}: the rows of the picture {shown(image_id)} do not follow each other: sort them by ImageID, the line "
+        "of the names staying first."
+    )
 
 
 class _Pictures:
