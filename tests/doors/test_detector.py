@@ -161,7 +161,7 @@ def test_fine_tuning_on_pictures_of_ones_own(whole: Path, demo_data: Path, tmp_p
         (["data.splits.train.pictures=nowhere"], "nowhere does not exist"),
         (["data.splits.test.annotations=nowhere.json"], "(Of the test split: pass test_after_fit=false"),
         (["ckpt_path=last"], "ckpt_path=last: no run under"),
-        (["detection_recipe=detector_vg_attributes"], "start.init must be given"),
+        (["detection_recipe=detector_vg_attributes", "detection_data=demo"], "start.init must be given"),
         (["detection_data=coco_json"], "must be given: pass data.splits.train.annotations=VALUE"),
     ],
 )
