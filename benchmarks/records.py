@@ -80,7 +80,7 @@ def reader(kind: str) -> Callable[[Path], Any]:
         return lambda folder: read_karpathy(folder / "dataset_coco.json", ["train"])
     from vinvl.detector.instances import InstanceOptions, read_instances
 
-    return lambda folder: read_instances(folder / "instances.json", folder / "pictures", InstanceOptions())[0]
+    return lambda folder: read_instances(folder / "instances.json", folder / "pictures", None, InstanceOptions())[0]
 
 
 def most_memory() -> int:

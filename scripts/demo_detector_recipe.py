@@ -15,7 +15,7 @@ from vinvl.demo.detection_sets import RARE, VG_KINDS, SetSizes, class_name, ensu
 from vinvl.run.folders import data_root
 from vinvl.run.progress import print_results
 
-FIRST, SECOND = 1500, 500  # updates of the two stages; one set alone gets as many in all
+FIRST, SECOND = 800, 250  # updates of the two stages; one set alone gets as many in all
 DICTS, ALIASES = "vocabulary/VG-SGG-dicts.json", "vocabulary/object_alias.txt"
 ANNOTATIONS = {  # set → its files and the folder of its pictures
     "coco": "[{0}/coco/instances_train2017.json,{0}/coco/stuff_train2017.json]",

@@ -51,7 +51,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_the_table_of_coco_has_the_same_columns(tmp_path: Path) -> None:
     annotations, folder = write_coco(tmp_path)
-    table = read_instances(annotations, folder, InstanceOptions())[0].table
+    table = read_instances(annotations, folder, None, InstanceOptions())[0].table
     assert table.select(SCHEMA.names).schema.equals(SCHEMA)
 
 

@@ -43,7 +43,7 @@ def same(one: PictureRecords, other: PictureRecords) -> bool:
 def test_both_roads_of_coco_give_the_same(tmp_path: Path) -> None:
     path, pictures = write(tmp_path)
     found, labels = converted(path, tmp_path / "set.arrow")
-    direct, names = read_instances(path, pictures, InstanceOptions())
+    direct, names = read_instances(path, pictures, None, InstanceOptions())
     assert labels == names and same(found, direct)
 
 

@@ -27,12 +27,12 @@ STRICT, LENIENT = InstanceOptions(), InstanceOptions(bad_boxes="clip", on_missin
 
 def records(folder: Path, content: Any = None, options: InstanceOptions = STRICT) -> PictureRecords:
     path, pictures = write(folder, content)
-    return read_instances(path, pictures, options)[0]
+    return read_instances(path, pictures, None, options)[0]
 
 
 def test_what_is_read(tmp_path: Path) -> None:
     path, pictures = write(tmp_path)
-    found, labels = read_instances(path, pictures, STRICT)
+    found, labels = read_instances(path, pictures, None, STRICT)
     assert labels == NAMES  # in the order of their ids
     assert list(found["image_id"]) == ["1", "2", "7", "9"] and found.path(1) == pictures / "sub" / "002.png"
     assert found.sizes.tolist() == [list(size) for size in SIZES.values()]
@@ -51,12 +51,12 @@ def test_attributes_by_name_alone_and_sizes_from_the_pictures(tmp_path: Path) ->
     for image in content["images"]:
         del image["width"], image["height"]
     path, pictures = write(tmp_path, content)
-    found, labels = read_instances(path, pictures, STRICT)
+    found, labels = read_instances(path, pictures, None, STRICT)
     assert labels == NAMES and found.sizes.tolist() == [list(size) for size in SIZES.values()]
     content["attributes"] = ["small", "black"]  # with the ids 1 and 2
     content["annotations"][0]["attributes"] = [1, "black"]
     path, pictures = write(tmp_path, content)
-    found, labels = read_instances(path, pictures, STRICT)
+    found, labels = read_instances(path, pictures, None, STRICT)
     assert labels.attributes == ("__no_attribute__", "small", "black")
     assert found.objects(1).attributes[0].tolist() == [1, 2]
 
@@ -67,7 +67,7 @@ def test_no_attributes_at_all(tmp_path: Path) -> None:
     for annotation in content["annotations"]:
         annotation.pop("attributes", None)
     path, pictures = write(tmp_path, content)
-    found, labels = read_instances(path, pictures, STRICT)
+    found, labels = read_instances(path, pictures, None, STRICT)
     assert labels.attributes == ("__no_attribute__",) and found.objects(1).attributes.shape == (2, 0)
 
 
@@ -121,7 +121,7 @@ def test_boxes_in_other_units_are_refused(tmp_path: Path) -> None:
             if options in refusing:
                 assert words in refusal(read_instances, path, pictures, options)
             elif not words:
-                assert read_instances(path, pictures, options)[0].counts().sum() == len(content["annotations"])
+                assert read_instances(path, pictures, None, options)[0].counts().sum() == len(content["annotations"])
 
 
 def test_attributes_as_cvat_writes_them_and_pictures_by_whole_paths_and_links(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_attributes_as_cvat_writes_them_and_pictures_by_whole_paths_and_links(tm
     path, pictures = write(tmp_path, content)
     (pictures / "sub").rename(tmp_path / "elsewhere")
     (pictures / "sub").symlink_to(tmp_path / "elsewhere")
-    found, labels = read_instances(path, pictures, STRICT)
+    found, labels = read_instances(path, pictures, None, STRICT)
     assert labels.attributes[1:] == ("occluded",) and len(found) == 4
     assert [found.objects(index).attributes.tolist() for index in (0, 1)] == [[[1]], [[], []]]
 
@@ -155,7 +155,7 @@ def test_attributes_of_an_object_become_names(said: Any, names: list[str], tmp_p
     for annotation in content["annotations"]:
         annotation["attributes"] = said if annotation["id"] == 11 else None
     path, pictures = write(tmp_path, content)
-    found, labels = read_instances(path, pictures, STRICT)
+    found, labels = read_instances(path, pictures, None, STRICT)
     assert list(labels.attributes[1:]) == sorted(names)
     (index,) = {index for index in range(len(found)) if found.objects(index).attributes.any()} or {0}
     told = {labels.attributes[number] for number in found.objects(index).attributes.ravel().tolist() if number}
@@ -173,7 +173,7 @@ def test_pictures_are_turned_or_not_as_the_annotations_want_it(tmp_path: Path) -
         content["annotations"][0]["bbox"] = box
         path, pictures = write(tmp_path, content)
         reading = ReadingOptions(exif_orientation=turning)
-        found, labels = read_instances(path, pictures, InstanceOptions(reading=reading))
+        found, labels = read_instances(path, pictures, None, InstanceOptions(reading=reading))
         assert found.sizes[0].tolist() == size
         example = DetectionDataset(found, CONFIG, labels, None, 0, reading)[Draw(0, 0)]
         assert example.original_size == tuple(size)
@@ -291,7 +291,7 @@ def test_any_value_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, 
     folder.mkdir(exist_ok=True)
     path, pictures = write(folder, changed(place, value))
     try:
-        read_instances(path, pictures, STRICT)
+        read_instances(path, pictures, None, STRICT)
     except Exception as error:
         assert type(error).__name__ == "UserError" and "\n" not in str(error), error
 
@@ -460,7 +460,7 @@ def test_the_demo_world_as_instances(demo_data: Path) -> None:
     from vinvl.run.files import read_json
 
     world = ensure_demo_instances(demo_data / "demo", seed=0, **TINY_WORLD)
-    found, labels = read_instances(world.instances("val"), world.images, STRICT)
+    found, labels = read_instances(world.instances("val"), world.images, None, STRICT)
     assert labels.classes == ("__background__", "circle", "square", "triangle", "star")
     assert len(found) == TINY_WORLD["num_val_images"] and found.sizes.tolist()[0] == [200, 150]
     scene = read_json(world.scenes("val"))["scenes"][2]

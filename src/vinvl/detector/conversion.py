@@ -114,7 +114,7 @@ def convert_annotations(
         given = reader(sources[0], pictures, labels, settings)
     else:
         _refuse_labels(sources[0], labels)
-        records, names = read_instances(list(sources), pictures, settings.options)
+        records, names = read_instances(list(sources), pictures, None, settings.options)
         given = ReadSet(names, annotated_pictures(records))
     linelist = target.with_suffix(".linelist.tsv")
     if given.rows is not None:

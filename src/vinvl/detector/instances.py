@@ -101,7 +101,7 @@ class InstanceOptions:
 
 
 def read_instances(
-    annotations: Path | Sequence[Path], pictures: Path | None, options: InstanceOptions
+    annotations: str | Path | Sequence[Path], pictures: str | Path | None, labels: None, options: InstanceOptions
 ) -> tuple[PictureRecords, LabelMap]:
     """The annotated pictures of a COCO instances file, and what their classes and attributes stand for.
 
@@ -115,23 +115,25 @@ def read_instances(
     Args:
         annotations: the file; or several of them, such as COCO's things and stuff, which are joined by image.
         pictures: the folder that file names start from, or a container of pictures; None does not look for them.
+        labels: None. Earlier versions took a label map here, which is `read_sets`'s to bring names to now.
         options: what becomes of bad boxes, and how pictures are read whose size the file does not say.
 
     Raises:
         UserError: names the record that cannot be used, and what to do.
     """
-    paths = [annotations] if isinstance(annotations, Path) else list(annotations)
+    paths = [Path(annotations)] if isinstance(annotations, str | Path) else list(annotations)
+    pictures = None if pictures is None else Path(pictures)
     with no_cycle_collection():
         images, found = _Images(pictures or Path()), _Objects(paths)
         named = [_read_file(number, path, images, found) for number, path in enumerate(paths)]
     records = images.records(" and ".join(map(str, paths)), pictures, options.reading)
     owners = images.places()[np.asarray(found.owners)]
     found.refuse_unknown(owners, named)
-    labels = LabelMap(
+    own = LabelMap(
         (BACKGROUND, *_joined_names([one.classes for one in named], paths)),
         (NO_ATTRIBUTE, *_attribute_names([one.attributes for one in named], found)),
     )
-    return _with_objects(records, found, owners, named, labels, options.bad_boxes), labels
+    return _with_objects(records, found, owners, named, own, options.bad_boxes), own
 
 
 class _Names(NamedTuple):

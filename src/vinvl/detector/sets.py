@@ -148,7 +148,7 @@ def _read(entry: SetEntry, options: InstanceOptions) -> tuple[PictureRecords, La
     with reading(path), path.open("rb") as file:
         head = file.read(len(ARROW))
     if head != ARROW:
-        return read_instances(path, pictures, options)
+        return read_instances(path, pictures, None, options)
     records, own = open_annotations(path)
     return records.of_set(files=find_files(records["file_name"], records["image_id"], pictures)), own
 
