@@ -39,9 +39,10 @@ def print_results(
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
+    width = max([17, *map(len, files)])
     for what, path in files.items():
         # Not through rich: it would wrap long paths, and a wrapped path cannot be copied.
-        say(f"{what + ':':<18}{path}")
+        say(f"{what + ':':<{width}} {path}")
 
 
 def report(
