@@ -70,6 +70,7 @@ bench: $(STAMP)  ## measure reads, conversion, extraction, steps, the feed, deco
 	$(BIN)/python benchmarks/store_reads.py
 	$(BIN)/python benchmarks/feature_conversion.py
 	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/detector_step.py
 	$(BIN)/python benchmarks/vqa_step.py
 	$(BIN)/python benchmarks/vqa_step.py --forward
 	$(BIN)/python benchmarks/attention_ways.py
@@ -95,6 +96,7 @@ bench-gpu:  ## the same on a GPU, at sizes that fill it
 	$(PYTHON) benchmarks/caption_decoding.py --images 64 --rounds 1
 	$(PYTHON) benchmarks/vqa_feed.py --workers 0 1 2 4 8
 	$(PYTHON) benchmarks/extraction.py --batch-size 8 --pictures 32 --half
+	$(PYTHON) benchmarks/detector_step.py --device cuda --pictures 2 --steps 10 --half
 	$(PYTHON) benchmarks/attention_ways.py --sequences 256 --flex
 
 clean:  ## remove the demo world, its detector, caches and build products; runs/ and .venv stay

@@ -119,7 +119,7 @@ def test_boxes_in_other_units_are_refused(tmp_path: Path) -> None:
         for options in both:
             path, pictures = write(tmp_path, content)
             if options in refusing:
-                assert words in refusal(read_instances, path, pictures, options)
+                assert words in refusal(read_instances, path, pictures, None, options)
             elif not words:
                 assert read_instances(path, pictures, None, options)[0].counts().sum() == len(content["annotations"])
 
@@ -182,7 +182,7 @@ def test_pictures_are_turned_or_not_as_the_annotations_want_it(tmp_path: Path) -
             assert "data.reading.exif_orientation=ignore" in refusal(other.__getitem__, Draw(0, 0))
     save(pictures / "turned.jpg", gradient(100, 100))
     few = InstanceOptions(reading=ReadingOptions(max_pixels=9000))
-    assert "and max_pixels is 9,000" in refusal(read_instances, path, pictures, few)
+    assert "and max_pixels is 9,000" in refusal(read_instances, path, pictures, None, few)
 
 
 def changed(place: str, value: Any) -> Any:
@@ -257,17 +257,17 @@ def changed(place: str, value: Any) -> Any:
 )
 def test_bad_records_are_refused(tmp_path: Path, place: str, value: Any, words: str) -> None:
     path, pictures = write(tmp_path, changed(place, value))
-    sentence = refusal(read_instances, path, pictures, STRICT)
+    sentence = refusal(read_instances, path, pictures, None, STRICT)
     assert sentence.startswith(str(path)) and words in sentence, sentence
 
 
 def test_bad_files_and_options_are_refused(tmp_path: Path) -> None:
     _, pictures = write(tmp_path)
     path = tmp_path / "broken.json"
-    assert "does not exist" in refusal(read_instances, path, pictures, STRICT)
+    assert "does not exist" in refusal(read_instances, path, pictures, None, STRICT)
     for content, _words in BROKEN_FILES:
         path.write_bytes(content)
-        assert refusal(read_instances, path, pictures, STRICT).startswith(str(path))
+        assert refusal(read_instances, path, pictures, None, STRICT).startswith(str(path))
     assert "data.bad_boxes='drop'" in refusal(InstanceOptions, bad_boxes="drop")
     assert "data.on_missing='ignore'" in refusal(InstanceOptions, on_missing="ignore")
 
