@@ -56,3 +56,30 @@ def test_a_run_that_fails_ends_with_its_code(
     with pytest.raises(SystemExit) as exited:
         script.ensure_demo_detector(tmp_path, [])
     assert exited.value.code == 1 and not (tmp_path / "demo_detector" / "stamp.json").exists()
+
+
+@pytest.mark.parametrize(("merged", "sampled", "words"), [(60.0, 70.0, "win"), (40.0, 30.0, "do NOT win")])
+def test_the_recipe_says_whether_the_rare_classes_gain(
+    merged: float,
+    sampled: float,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    recipe = importlib.import_module("demo_detector_recipe")
+    names = [recipe.ALONE, *recipe.STAGES]
+    scores = {
+        name: {f"class_50/{recipe.class_name(kind)}": rare if kind in recipe.RARE else 90.0 for kind in recipe.VG_KINDS}
+        | {"attributes": 50.0}
+        for name, rare in zip(names, (50.0, merged, sampled), strict=True)
+    }
+    recipe.print_table(scores, dict.fromkeys(names, tmp_path))
+    printed = capsys.readouterr().out
+    rare = next(line for line in printed.splitlines() if "rare classes" in line)
+    assert [float(one) for one in rare.split("│")[2:5]] == [50, merged, sampled]
+    everything = next(line for line in printed.splitlines() if "all classes" in line)
+    assert [float(one) for one in everything.split("│")[2:5]] == [70, (90 + merged) / 2, (90 + sampled) / 2]
+    assert f"On the rare classes four sets {words} against one set alone: {merged - 50:+.2f}." in printed
+    assert printed.count(words) == 3

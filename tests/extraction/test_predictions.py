@@ -123,7 +123,7 @@ def test_rows_are_added_for_more_pictures_and_a_lost_file_is_told(folder: Path) 
 def test_a_store_that_was_finished_without_its_rows_gets_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between the two."""
     with monkeypatch.context() as patch:
-        patch.setattr("vinvl.extraction.predictions.Predictions.finish", lambda *_: exec("raise KeyError"))
+        patch.setattr("vinvl.extraction.predictions.SavedPredictions.finish", lambda *_: exec("raise KeyError"))
         with pytest.raises(KeyError):
             extracted(folder)
     assert (folder / "f.h5").is_file() and not (folder / "f.tsv").exists()

@@ -27,6 +27,7 @@ from vinvl.run.files import atomic_write, reading
 from vinvl.run.values import checked_id, checked_text, shown
 
 SUFFIX = ".arrow"
+MAGIC = b"ARROW1"
 FORMAT, VERSION = "vinvl annotations", 1
 BATCH = 4096  # pictures
 LEADS_OUT = r"(^|/)\.\.(/|$)|^/|\x00|^$"  # of the folder of pictures
@@ -99,6 +100,12 @@ def annotated_pictures(records: PictureRecords) -> Iterator[AnnotatedPicture]:
             )
             named = columns["attributes"][index].as_py()
             yield AnnotatedPicture(image_id, file_name, width, height, boxes.reshape(-1, 4), labels, crowd, named)
+
+
+def is_annotations(path: Path) -> bool:
+    """Whether a file begins as one of this form does. Raises UserError if it cannot be read."""
+    with reading(path), path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def open_annotations(path: Path) -> tuple[PictureRecords, LabelMap]:

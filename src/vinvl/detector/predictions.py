@@ -16,8 +16,8 @@ from vinvl.detector.average_precision import LAST_PIXEL, FoundBoxes, TrueBoxes
 from vinvl.detector.data import DetectionDataModule
 from vinvl.detector.records import PictureRecords
 from vinvl.detector.scores import DetectionScores
-from vinvl.detector.sets import SetEntry, map_of, read_sets
-from vinvl.detector.vocabulary import ClassMap
+from vinvl.detector.sets import SetEntry, read_sets
+from vinvl.detector.vocabulary import ClassMap, map_of_names
 from vinvl.detector.weights import read_label_map
 from vinvl.regions.formats.oscar import DetectedObject, DetectedObjects, objects_in
 from vinvl.regions.formats.rows import at, id_in
@@ -71,7 +71,7 @@ class Names:
     @classmethod
     def of(cls, labels: LabelMap, *, drop: bool) -> Names:
         source = "the label map"
-        return cls(map_of(labels.classes, source), map_of(labels.attributes, source), drop)
+        return cls(map_of_names(labels.classes, source), map_of_names(labels.attributes, source), drop)
 
     def found(self, objects: DetectedObjects) -> FoundBoxes:
         """What evaluation takes. Raises UserError for a name that is unknown, or a rect that is none."""

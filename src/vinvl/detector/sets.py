@@ -12,20 +12,18 @@ import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.module import checked_entry, plain
-from vinvl.detector.annotations import open_annotations
+from vinvl.detector.annotations import is_annotations, open_annotations
 from vinvl.detector.instances import InstanceOptions, read_instances
 from vinvl.detector.records import PictureRecords, find_files
 from vinvl.detector.sampling import SetSampling, sampled_rows
 from vinvl.detector.tsv_sets import read_linelist
-from vinvl.detector.vocabulary import ClassMap, class_map_of
+from vinvl.detector.vocabulary import ClassMap, class_map_of, map_of_names
 from vinvl.pictures import ReadingOptions, name_of
 from vinvl.pictures.reading import UPRIGHT, size_and_turn
-from vinvl.regions.regions import LabelMap, first_indices
+from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
-from vinvl.run.files import reading
 from vinvl.run.values import shown
 
-ARROW = b"ARROW1"  # how a file in our form begins
 SHOWN = 5  # names in a sentence
 LOOKED_AT = 64  # pictures of a set whose size is compared before a training
 
@@ -70,7 +68,7 @@ class SetEntry:
 
 
 @dataclass(frozen=True)
-class SetNames:
+class UsedNames:
     """What became of a set's names, of classes or of attributes that it has objects of: name → how many.
 
     mapped: are in the label map; new: have come into it with this set; dropped: are in no map and left out.
@@ -94,8 +92,8 @@ class SetReport:
     source: str
     pictures: int
     objects: int
-    classes: SetNames
-    attributes: SetNames
+    classes: UsedNames
+    attributes: UsedNames
 
     def __str__(self) -> str:
         told = f"{self.source}: {self.pictures:,} pictures with {self.objects:,} objects; classes: {self.classes}"
@@ -129,9 +127,11 @@ def read_sets(
     for entry in entries:
         records, own = _read(entry, options)
         before, names = names, _with_names_of(names, own) if labels is None else names
-        class_map = _class_map(entry, labels, source) or map_of(names.classes, source)
+        class_map = _class_map(entry, labels, source) or map_of_names(names.classes, source)
         classes = _Naming.of("class", own.classes, class_map, len(before.classes))
-        attributes = _Naming.of("attribute", own.attributes, map_of(names.attributes, source), len(before.attributes))
+        attributes = _Naming.of(
+            "attribute", own.attributes, map_of_names(names.attributes, source), len(before.attributes)
+        )
         classes.refuse_two_indices(known, entry)
         told = (
             classes.told(records, options.unknown_classes == "drop"),
@@ -145,9 +145,7 @@ def read_sets(
 def _read(entry: SetEntry, options: InstanceOptions) -> tuple[PictureRecords, LabelMap]:
     """The pictures of one set, by the content of its file, and its own label map."""
     path, pictures = Path(entry.annotations), Path(entry.pictures)
-    with reading(path), path.open("rb") as file:
-        head = file.read(len(ARROW))
-    if head != ARROW:
+    if not is_annotations(path):
         return read_instances(path, pictures, None, options)
     records, own = open_annotations(path)
     return records.of_set(files=find_files(records["file_name"], records["image_id"], pictures)), own
@@ -157,15 +155,10 @@ def _with_names_of(names: LabelMap, own: LabelMap) -> LabelMap:
     """With what another set has besides, behind; the names of the first set stay as they are."""
 
     def joined(before: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
-        known = map_of(before, "")
+        known = map_of_names(before, "")
         return (*before, *(name for name in more[1:] if name and known.find(name) is None)) if before else more
 
     return LabelMap(joined(names.classes, own.classes), joined(names.attributes, own.attributes))
-
-
-def map_of(names: Sequence[str], source: str) -> ClassMap:
-    """Each name's own index, the first where it comes twice."""
-    return ClassMap({name: index for name, index in first_indices(names).items() if name and index > 0}, source)
 
 
 def _class_map(entry: SetEntry, labels: LabelMap | None, source: str) -> ClassMap | None:
@@ -218,7 +211,7 @@ class _Naming:
                 )
         known |= own
 
-    def told(self, records: PictureRecords, dropping: bool) -> SetNames:
+    def told(self, records: PictureRecords, dropping: bool) -> UsedNames:
         """How many objects each name has. Raises UserError for objects whose names are in no map, unless `dropping`."""
         counts = np.zeros(len(self.names), dtype=np.int64)
         for _, numbers in self._instances(records):
@@ -243,7 +236,7 @@ class _Naming:
                 f"{shown(self.names[index])}, which {self.source} does not have ({len(dropped):,} such: "
                 f"{_listed(dropped)}): {remedy}, or pass data.{option}=drop, which leaves them out."
             )
-        return SetNames(mapped, new, dropped)
+        return UsedNames(mapped, new, dropped)
 
     def _instances(self, records: PictureRecords) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(m,) pictures and (m,) numbers of the objects' names, of some pictures at a time; no classes of crowds."""

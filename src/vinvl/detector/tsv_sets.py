@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from vinvl.detector.box_checks import BoxChecks
 from vinvl.detector.instances import Pixels, Side
 from vinvl.pictures import ReadingOptions, look_for, picture_size
 from vinvl.regions.formats.rows import MOST_BYTES
-from vinvl.regions.formats.tsv import line_parts
+from vinvl.regions.formats.tsv import line_parts, listed_starts
 from vinvl.regions.regions import LabelMap, first_indices
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes, reading
@@ -239,7 +238,7 @@ class _Table:
 
     def __init__(self, path: Path) -> None:
         self.path, self._index = path, path.with_suffix(".lineidx")
-        listed = _listed_starts(self._index) if self._index.is_file() else None
+        listed = listed_starts(self._index) if self._index.is_file() else None
         self._starts = _found_starts(path) if listed is None else np.append(listed, path.stat().st_size)
         if len(self._starts) < 2 or self._starts[0] or (np.diff(self._starts) < 1).any():
             self._refuse_index("it has no rows")
@@ -275,16 +274,6 @@ class _Table:
         if self._index.is_file():
             raise UserError(f"{self._index} is not of {self.path} ({what}): delete it, it is not needed.")
         raise UserError(f"{self.path} is no TSV of a detection set ({what}): get the file again.")
-
-
-def _listed_starts(path: Path) -> np.ndarray:
-    """(N,) int64 of a `.lineidx`."""
-    try:
-        with reading(path), warnings.catch_warnings():
-            warnings.simplefilter("error")  # NumPy warns where it stops before the end
-            return np.fromfile(path, dtype=np.int64, sep="\n")
-    except (ValueError, Warning):
-        raise UserError(f"{path} is no list of numbers, one a line; delete it, it is not needed.") from None
 
 
 def _found_starts(path: Path) -> np.ndarray:

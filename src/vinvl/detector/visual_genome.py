@@ -15,9 +15,10 @@ from msgspec import Struct
 from vinvl.detector.annotations import AnnotatedPicture
 from vinvl.detector.box_checks import BoxChecks
 from vinvl.detector.instances import Pixels, Side
+from vinvl.detector.vocabulary import alias_groups
 from vinvl.regions.regions import BACKGROUND, NO_ATTRIBUTE, LabelMap
 from vinvl.run.errors import UserError, say
-from vinvl.run.files import no_cycle_collection, read_bytes
+from vinvl.run.files import no_cycle_collection
 from vinvl.run.progress import progress
 from vinvl.run.values import FilledText, Id, json_items, shown
 
@@ -179,15 +180,11 @@ def _aliases(path: Path) -> Aliases:
     """
     if not path.is_file():
         return {}
-    try:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: get the file again.") from None
     aliases: Aliases = {}
-    for line in lines:
-        names = [_plain(name) for name in line.split(",")]
+    for group in filter(None, alias_groups(str(path))):
+        names = list(map(_plain, group))
         target = aliases.get(names[0], names[0])
-        aliases.update({name: target for name in names if name and target})
+        aliases.update(dict.fromkeys(names, target))
     return aliases
 
 

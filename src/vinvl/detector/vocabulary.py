@@ -14,7 +14,7 @@ from msgspec.json import Decoder
 
 from vinvl.detector.annotations import SUFFIX, open_annotations
 from vinvl.detector.open_images import class_descriptions
-from vinvl.regions.regions import BACKGROUND_NAMES, LONGEST_NAME, MOST_NAMES, LabelMap, flat_map
+from vinvl.regions.regions import BACKGROUND_NAMES, LONGEST_NAME, MOST_NAMES, LabelMap, first_indices, flat_map
 from vinvl.run.errors import UserError
 from vinvl.run.files import new_folder, read_bytes, write_text_atomically
 from vinvl.run.values import check_fields, decoded, shown
@@ -102,11 +102,7 @@ def name_maps(path: str | Path) -> tuple[ClassMap, ClassMap]:
 
 def map_of_names(names: Sequence[str], source: str) -> ClassMap:
     """The index of each name from 1 on, the first where it comes twice; a blank is none."""
-    indices: dict[str, int] = {}
-    for index, name in enumerate(names):
-        if index > 0 and name:
-            indices.setdefault(name, index)
-    return ClassMap(indices, source)
+    return ClassMap({name: index for name, index in first_indices(names).items() if name and index > 0}, source)
 
 
 # A vocabulary that is made.
@@ -135,7 +131,7 @@ class VocabularySettings:
 
 
 @dataclass
-class SetNames:
+class MappedNames:
     """What became of the names of one set; each is in one of the four."""
 
     same: list[str] = field(default_factory=list)
@@ -203,14 +199,18 @@ def make_vocabulary(settings: VocabularySettings, folder: Path) -> list[str]:
 
 def map_names(
     names: Iterable[str], vocabulary: Mapping[str, int], aliases: Mapping[str, Sequence[str]], source: str, *, add: bool
-) -> SetNames:
+) -> MappedNames:
     """What the names of one set are in a vocabulary: as `ClassMap.find` has it, then by aliases.
 
     With `add` all others become new classes behind it: two of one set remain two, unless they are written alike.
 
     Raises UserError as `ClassMap.find` does; `source` names the vocabulary.
     """
-    found, known, by_index = SetNames(), ClassMap(vocabulary, source), {index: one for one, index in vocabulary.items()}
+    found, known, by_index = (
+        MappedNames(),
+        ClassMap(vocabulary, source),
+        {index: one for one, index in vocabulary.items()},
+    )
     added: dict[str, int] = {}
     for name in names:
         forms = dict.fromkeys(map(normal_form, (name, plain_name(name))))
@@ -281,13 +281,14 @@ def read_aliases(paths: Sequence[str]) -> dict[str, list[str]]:
     """
     aliases: dict[str, list[str]] = {}
     for path in paths:
-        for group in _groups(path):
+        for group in alias_groups(path):
             for name in dict.fromkeys(map(normal_form, group)):
                 aliases[name] = [*group, *aliases.get(name, ())]
     return aliases
 
 
-def _groups(path: str) -> Iterator[list[str]]:
+def alias_groups(path: str) -> Iterator[list[str]]:
+    """Names that mean the same, of a file as `read_aliases` has it, one space between words; some are of no name."""
     text = _text_of(path)
     if text.lstrip().startswith("{"):
         content = decoded(text.encode(), _ALIASES, path, remedy="give names with those that mean the same")

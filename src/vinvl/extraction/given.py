@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from vinvl.data.table import Column
-from vinvl.detector.annotations import open_annotations
+from vinvl.detector.annotations import is_annotations, open_annotations
 from vinvl.pictures import PictureNames, Pictures, ReadingOptions, picture_size
 from vinvl.pictures.containers import SUFFIXES, Entry
 from vinvl.regions.formats.rows import id_in
@@ -25,7 +25,6 @@ from vinvl.run.files import begins_a_list, no_cycle_collection, reading
 from vinvl.run.values import Id, decoded, decoded_file, decoded_items, decoded_records, shown
 
 HEAD = 1 << 20  # bytes of the first line by which the format is told
-ARROW = b"ARROW1"
 FIRST = 512  # pictures whose boxes are held against them before the work begins
 SOME, LARGE = 20, 200  # boxes, and pixels of the pictures, from which what they share is not an accident
 CORNERS = "boxes are expected as x1, y1, x2, y2 in pixels"
@@ -219,11 +218,10 @@ def _find(name: tuple[str, str], names: PictureNames, lookup: IdLookup) -> int:
 
 def _records(path: Path) -> tuple[str, Iterator[OfImage]]:
     """What a record is called in messages, and the records. Raises UserError for what is no file of boxes."""
-    with reading(path), path.open("rb") as file:
-        head = file.readline(HEAD)
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if head.startswith(ARROW):
+    if is_annotations(path):
         return f"{path} image", _of_annotations(path)
+    with reading(path), path.open("rb") as file:
+        start = file.readline(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"[") or (start.startswith(b"{") and _is_line(start)):
         return f"{path} {'record' if begins_a_list(path) else 'line'}", _of_lines(path)
     if start.startswith(b"{") or not start:

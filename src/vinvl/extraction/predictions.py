@@ -32,7 +32,7 @@ Rows = dict[str, tuple[int, int, int]]  # image id → number of the file, first
 
 
 @dataclass(frozen=True)
-class Predictions:
+class SavedPredictions:
     """A TSV of a row an image, in the order of a store, with its `.lineidx`.
 
     A row is the image id and {"image_w", "image_h", "objects": [{"rect", "bbox_id", "class", "conf", "attributes",

@@ -23,7 +23,7 @@ from vinvl.detector.detector import DetectedRegions, Detector
 from vinvl.detector.weights import open_detector, sha256_of_file
 from vinvl.extraction.feed import FeedOptions, PictureBatch, PictureFeed
 from vinvl.extraction.given import GivenBoxes, given_boxes
-from vinvl.extraction.predictions import Predictions
+from vinvl.extraction.predictions import SavedPredictions
 from vinvl.extraction.provenance import Target, detector_config, detector_text, feature_settings, provenance, section
 from vinvl.pictures import PictureNames, Pictures, ReadingOptions, Unusable, find_pictures, told_of
 from vinvl.regions.layout import FEATURE_DTYPES, read_header
@@ -42,7 +42,7 @@ REASONS_SHOWN = 20  # of broken pictures; the file lists all
 
 Detected = tuple[
     list[tuple[Regions, bytes]], list[Unusable]
-]  # with the rows of `Predictions`, empty if none are asked for
+]  # with the rows of `SavedPredictions`, empty if none are asked for
 
 
 class DetectionModule(pl.LightningModule):
@@ -60,7 +60,7 @@ class DetectionModule(pl.LightningModule):
         detector: Detector,
         feature_dtype: torch.dtype,
         make_feed: Callable[..., PictureFeed],
-        predictions: Predictions | None = None,
+        predictions: SavedPredictions | None = None,
     ) -> None:
         super().__init__()
         self.detector = detector.eval()
@@ -145,7 +145,7 @@ class Recorder(Callback):
         total: int,
         done: int,
         shard_seconds: float,
-        predictions: Predictions | None = None,
+        predictions: SavedPredictions | None = None,
     ) -> None:
         self._target, self._attributes, self._shard_seconds = target, attributes, shard_seconds
         self._total, self._done, self._added = total, done, 0
@@ -267,7 +267,7 @@ def extract(config: DictConfig) -> None:
     predictions = None
     if saved_in is not None:
         settings["predictions"] = fields = list(map(str, config.prediction_fields))
-        predictions = Predictions(shard_path(saved_in, index, count), tuple(fields), opened.label_map)
+        predictions = SavedPredictions(shard_path(saved_in, index, count), tuple(fields), opened.label_map)
     path = shard_path(Path(str(config.output)).expanduser(), index, count)
     target = Target(path, settings, overwrite=bool(config.overwrite))
     attributes = StoreAttributes(
@@ -297,7 +297,7 @@ def detect(
     detector: Detector,
     target: Target,
     attributes: StoreAttributes,
-    predictions: Predictions | None = None,
+    predictions: SavedPredictions | None = None,
 ) -> None:
     """Has all pictures looked at, or their given boxes, that were not before; one process then makes the store."""
     done = target.done()
@@ -360,7 +360,7 @@ def write(pictures: Pictures, target: Target, attributes: StoreAttributes, unusa
         )
 
 
-def save(predictions: Predictions, store: RegionStore) -> None:
+def save(predictions: SavedPredictions, store: RegionStore) -> None:
     """The rows of a finished store become its TSV, if they are not that already."""
     if process_rank() == 0 and (predictions.folder.is_dir() or not predictions.path.is_file()):
         predictions.finish(store)

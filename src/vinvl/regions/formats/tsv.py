@@ -161,17 +161,21 @@ def held_parts(
     hold(lambda index: index.check_end(before))
 
 
+def listed_starts(path: Path) -> np.ndarray:
+    """(N,) int64, the numbers in a `.lineidx`. Raises UserError if it is none."""
+    try:
+        with reading(path), warnings.catch_warnings():
+            warnings.simplefilter("error")  # NumPy warns where it stops before the end
+            return np.fromfile(path, dtype=np.int64, sep="\n")
+    except (ValueError, Warning):
+        raise UserError(f"{path} is no list of numbers, one a line; delete it, it is not needed.") from None
+
+
 class LineIndex:
     """A `.lineidx`: the byte where each line of its TSV begins."""
 
     def __init__(self, path: Path, tsv: Path) -> None:
-        self._path, self._tsv = path, tsv
-        try:
-            with reading(path), warnings.catch_warnings():
-                warnings.simplefilter("error")  # NumPy warns where it stops before the end
-                self._offsets = np.fromfile(path, dtype=np.int64, sep="\n")
-        except (ValueError, Warning):
-            raise UserError(f"{path} is no list of numbers, one a line; delete it, it is not needed.") from None
+        self._path, self._tsv, self._offsets = path, tsv, listed_starts(path)
 
     def check(self, before: int, part: ReadPart) -> None:
         listed = self._offsets[before : before + len(part.starts)]
