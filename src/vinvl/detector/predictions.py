@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from vinvl.data.module import split_entry
 from vinvl.detector.average_precision import LAST_PIXEL, FoundBoxes, TrueBoxes
@@ -41,12 +39,7 @@ def read_annotated(data: DetectionDataModule) -> tuple[PictureRecords, LabelMap]
     Raises UserError if the annotations cannot be used, or two pictures have one id.
     """
     split = data.split_of["test"]
-    entry = split_entry(data.splits, split)
-    given: Any = OmegaConf.to_container(entry, resolve=True) if OmegaConf.is_config(entry) else entry
-    for one in given if isinstance(given, list) else [given]:
-        if isinstance(one, dict) and one.get("pictures") is None:
-            one["pictures"] = str(Path(str(one.get("annotations"))).parent)  # a folder that is there
-    entries = SetEntry.all_of(given, f"data.splits.{split}")
+    entries = SetEntry.all_of(split_entry(data.splits, split), f"data.splits.{split}", with_pictures=False)
     labels = None if data.label_map_file is None else read_label_map(data.label_map_file)
     source = data.label_map_file or f"data.splits.{split}"
     records, labels, reports = read_sets(entries, labels, data.options, source)

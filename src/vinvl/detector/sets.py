@@ -37,34 +37,44 @@ class SetEntry:
 
     place: str
     annotations: str
-    pictures: str
+    pictures: str | None  # None: they are not looked for
     class_map: str | None
     linelist: str | None
     sampling: SetSampling
 
     @classmethod
-    def all_of(cls, entry: Any, place: str) -> list[SetEntry]:
-        """The sets of an entry of `data.splits`, which is one or a list. Raises UserError for anything else."""
+    def all_of(cls, entry: Any, place: str, *, with_pictures: bool = True) -> list[SetEntry]:
+        """The sets of an entry of `data.splits`, which is one or a list; without pictures these need not be said.
+
+        Raises UserError for anything else.
+        """
         given = plain(entry)
         if given == []:
             raise UserError(f"{place} is an empty list: give {{annotations: …, pictures: …}}, or several of them.")
         several = isinstance(given, list)
         return [
-            cls._of(one, f"{place}[{n}]" if several else place) for n, one in enumerate(given if several else [given])
+            cls._of(one, f"{place}[{n}]" if several else place, with_pictures)
+            for n, one in enumerate(given if several else [given])
         ]
 
     @classmethod
-    def _of(cls, entry: Any, place: str) -> SetEntry:
+    def _of(cls, entry: Any, place: str, with_pictures: bool) -> SetEntry:
         optional = ("copies", "at_least", "repeat_threshold")
-        files = checked_entry(entry, place, ("annotations", "pictures"), ("class_map", "linelist", *optional))
-        for key, holds in (("class_map", "names and indices"), ("linelist", "a row number a line")):
+        needed = ("annotations", "pictures") if with_pictures else ("annotations",)
+        known = {"annotations", "pictures", "class_map", "linelist"} - set(needed)
+        files = checked_entry(entry, place, needed, (*sorted(known), *optional))
+        for key, holds in (
+            ("pictures", "pictures"),
+            ("class_map", "names and indices"),
+            ("linelist", "a row number a line"),
+        ):
             if not isinstance(files.get(key), str | None):
                 raise UserError(f"{place}.{key} is {shown(files[key])}: give a file of {holds}.")
         class_map, linelist = files.get("class_map"), files.get("linelist")
         sampling = SetSampling(**{key: files[key] for key in optional if key in files})
         if linelist is not None and replace(sampling, copies=1) != SetSampling():
             raise UserError(f"{place}: linelist says how often each picture comes, and so does a sampling: give one.")
-        return cls(place, files["annotations"], files["pictures"], class_map, linelist, sampling)
+        return cls(place, files["annotations"], files.get("pictures"), class_map, linelist, sampling)
 
 
 @dataclass(frozen=True)
@@ -144,10 +154,12 @@ def read_sets(
 
 def _read(entry: SetEntry, options: InstanceOptions) -> tuple[PictureRecords, LabelMap]:
     """The pictures of one set, by the content of its file, and its own label map."""
-    path, pictures = Path(entry.annotations), Path(entry.pictures)
+    path, pictures = Path(entry.annotations), None if entry.pictures is None else Path(entry.pictures)
     if not is_annotations(path):
         return read_instances(path, pictures, None, options)
     records, own = open_annotations(path)
+    if pictures is None:
+        return records, own
     return records.of_set(files=find_files(records["file_name"], records["image_id"], pictures)), own
 
 
