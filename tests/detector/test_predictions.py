@@ -8,6 +8,7 @@ import pytest
 
 from tests.detector.coco_samples import write
 from tests.door_in_process import refused_in_process, run_in_process, scores
+from vinvl.detector.conversion import ConversionSettings, convert_annotations
 from vinvl.detector.predictions import read_predictions
 
 RIGHT: dict[str, list[dict[str, Any]]] = {  # last pixels counted in
@@ -50,6 +51,19 @@ def test_right_predictions_have_full_marks(tmp_path: Path) -> None:
     assert found["attributes"] == 100 and found["recall_36"] == 100 and "proposals_100" not in found
     assert "lacks 1 of the 4 annotated images, such as '9'" in printed and "Visual Genome's mAP" in printed
     assert "map_50" in json.loads((tmp_path / "run/results.json").read_text())["headline"]
+
+
+def test_the_best_of_many_boxes_are_looked_at_whatever_their_order(tmp_path: Path) -> None:
+    """Annotations in our form, without their pictures; the right boxes stand behind forty worse ones."""
+    file, pictures = write(tmp_path)
+    target = tmp_path / "val.arrow"
+    convert_annotations([file], pictures, target, ConversionSettings())
+    worse = [{"rect": [0, 0, 4 + number / 50, 4], "class": "cat", "conf": 0.1} for number in range(40)]
+    path = said(tmp_path, {name: [*worse, *objects] for name, objects in RIGHT.items()})
+    data = [*DATA, f"data.splits.val.annotations={target}", f"predictions={path}"]
+    run_in_process("evaluate_detector", tmp_path, tmp_path / "run", *data)
+    found = scores(tmp_path / "run")
+    assert found["recall_36"] == found["recall_99"] == 100
 
 
 def test_what_is_not_said_and_what_is_wrong_lowers_the_figures(tmp_path: Path) -> None:

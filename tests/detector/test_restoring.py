@@ -1,6 +1,7 @@
 """A detector out of a training checkpoint, for its evaluation; and what a forged checkpoint cannot do."""
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,41 @@ def test_its_data_call_nothing_else(key: str, value: str) -> None:
         check_calls(data, PATH)
 
 
+def data_module(label_map: str | None = None) -> DetectionDataModule:
+    return DetectionDataModule(
+        splits={},
+        detector=DetectorConfig(),
+        label_map=label_map,
+        train_split="train",
+        val_split="val",
+        test_split="test",
+        empty_pictures="keep",
+        bad_boxes="refuse",
+        on_missing="error",
+        flip_probability=0.0,
+        min_sizes=None,
+        batch_size=1,
+        eval_batch_size=1,
+        num_workers=0,
+        pin_memory=False,
+        seed=0,
+        prepare=None,
+    )
+
+
+def test_a_label_map_of_other_names_than_the_detectors_is_told(tmp_path: Path) -> None:
+    labels, file = LabelMap(("", "cat", "dog"), ("", "red")), tmp_path / "labels.json"
+    for classes, told in ((("", "dog", "cat"), True), (("__background__", "cat", "dog"), False)):
+        file.write_text(LabelMap(classes, labels.attributes).to_json())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            data_module(str(file)).use_labels(labels, "the detector")
+        assert ["has other names than the detector" in str(one.message) for one in caught] == [True] * told
+    data_module(str(tmp_path / "of another machine.json")).use_labels(labels, "the detector")
+
+
 def test_a_detectors_classes_need_no_training_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = DetectionDataModule(
-        splits={}, detector=DetectorConfig(), label_map=None, train_split="train", val_split="val", test_split="test", 
-        empty_pictures="keep", bad_boxes="refuse", on_missing="error", flip_probability=0.0, min_sizes=None,
-        batch_size=1, eval_batch_size=1, num_workers=0, pin_memory=False, seed=0, prepare=None,
-    )  # fmt: skip
+    data = data_module()
     read: list[str] = []
     monkeypatch.setattr(data, "_dataset_of", lambda name: read.append(name) or name)
     data.setup("none")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 from msgspec import Meta
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
@@ -328,7 +329,14 @@ class DetectionDataModule(pl.LightningDataModule):
                 self.datasets[name] = self._dataset_of(name)
 
     def use_labels(self, labels: LabelMap, source: str) -> None:
-        """Takes the classes and attributes of a `source`, a detector, in which those of the splits are looked up."""
+        """Takes the classes and attributes of a `source`, a detector, in which those of the splits are looked up.
+
+        Warns where `data.label_map` names others: the figures are of the detector's.
+        """
+        file = self.label_map_file
+        given = read_label_map(file) if file is not None and Path(file).is_file() else labels
+        if (given.classes[1:], given.attributes[1:]) != (labels.classes[1:], labels.attributes[1:]):
+            rank_zero_warn(f"data.label_map={file} has other names than {source}, by whose own it is scored.")
         self._label_map, self._labels_of = labels, source
 
     @property
