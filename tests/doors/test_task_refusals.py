@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import Door, refusal
 from tests.door_in_process import CAPTIONING, TINY, checkpoint, refused_in_process, run_in_process, scores
+from vinvl.regions import Regions, RegionStore, RegionStoreWriter
 
 pytestmark = pytest.mark.slow
 
@@ -192,6 +193,16 @@ def test_a_tokenizer_without_a_mask_token(refused: Refused, demo_data: Path, tmp
 def test_settings_of_captioning_that_cannot_work(refused: Refused, overrides: list[str], sentence: str) -> None:
     """All are refused before anything is trained, also what only the end of the run would need."""
     assert sentence in refused(*CAPTIONING, *overrides)
+
+
+def test_constraints_of_a_store_whose_classes_have_no_names(refused: Refused, demo_data: Path, tmp_path: Path) -> None:
+    """Only the test after the training would meet them."""
+    named, path = RegionStore(demo_data / "demo" / "test.h5"), tmp_path / "nameless.h5"
+    with RegionStoreWriter(path, feature_dim=named.feature_dim) as writer:
+        for one in map(named.at, range(len(named))):
+            writer.add(Regions(one.image_id, one.features, one.boxes, width=one.width, height=one.height))
+    sentence = refused(*CAPTIONING, "decoding=constrained", f"+data.stores.test={path}")
+    assert "has no names of classes, of which constraints are: give decoding.constraints.regions=FILE" in sentence
 
 
 def test_more_tokens_than_the_model_has_positions(refused: Refused) -> None:

@@ -159,22 +159,25 @@ class DetectedConstraints:
         if self._of_file is not None:
             self.without_regions += sum(image_id not in self._of_file for image_id in image_ids)
             return [self._fitting(self._of_file.get(image_id, [])) for image_id in image_ids]
-        store, *_ = (one for one in (self._named, features, self.store) if one is not None)
+        store, names = self.names_in(features)
         there = [image_id in store for image_id in image_ids]
         self.without_regions += there.count(False)
-        names = store.label_map.classes
         return [
             self.of_regions(store[image_id], names) if known else []
             for image_id, known in zip(image_ids, there, strict=True)
         ]
 
+    def names_in(self, features: RegionStore | None) -> tuple[RegionStore, Sequence[str]]:
+        """The store that constraints come from where no file names them, and its classes; UserError if it has none."""
+        store, *_ = (one for one in (self._named, features, self.store) if one is not None)
+        if self._of_file is None and not store.label_map.classes:
+            raise no_names(repr(store))
+        return store, store.label_map.classes
+
     def of_regions(self, regions: Regions, names: Sequence[str]) -> list[Constraint]:
         """The constraints that an image's regions set; `names` of their classes, without which UserError."""
         if not names:
-            remedy = "give decoding.constraints.regions=FILE, a store that has them or a TSV of detections"
-            raise UserError(
-                f"{regions.source or 'the detector'} has no names of classes, of which constraints are: {remedy}."
-            )
+            raise no_names(regions.source or "the detector")
         known = regions.classes > 0
         classes = [names[index] for index in regions.classes[known]]
         labels = self.labels(classes, regions.class_scores[known], regions.boxes[known])
@@ -282,3 +285,9 @@ class DetectedConstraints:
         if without_regions:
             told.append(f"{without_regions:,} images are not in {where} and had no constraints")
         return "; ".join(told) or None
+
+
+def no_names(source: str) -> UserError:
+    """The refusal of regions whose classes have no names."""
+    remedy = "give decoding.constraints.regions=FILE, a store that has them or a TSV of detections"
+    return UserError(f"{source} has no names of classes, of which constraints are: {remedy}.")

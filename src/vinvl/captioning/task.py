@@ -70,6 +70,7 @@ def n_best(
         yield tuple(texts(ids[:count])), tuple(scores[:count].tolist())
 
 
+CONSTRAINED = ("test", "predict")  # stages whose captions may have to name what was detected
 SHOWN = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 
 
@@ -155,6 +156,8 @@ class CaptioningTask(VinVLTask):
             self._constraints = DetectedConstraints(
                 self.constraint_options, None, self.tokenizer, self.decoding.max_length
             )
+            for dataset in (datamodule.datasets[stage] for stage in CONSTRAINED if stage in datamodule.datasets):
+                self._constraints.names_in(dataset.region_text.store)
         if datamodule.training_items == "images" and "train" in datamodule.datasets:
             training: Any = datamodule.datasets["train"]
             references = {i: training.records.captions_of(n) for n, i in enumerate(training.records["image_id"])}
