@@ -156,7 +156,8 @@ class CaptioningTask(VinVLTask):
             self._constraints = DetectedConstraints(
                 self.constraint_options, None, self.tokenizer, self.decoding.max_length
             )
-            for dataset in (datamodule.datasets[stage] for stage in CONSTRAINED if stage in datamodule.datasets):
+            read: dict[str, Any] = datamodule.datasets
+            for dataset in (read[stage] for stage in CONSTRAINED if stage in read):
                 self._constraints.names_in(dataset.region_text.store)
         if datamodule.training_items == "images" and "train" in datamodule.datasets:
             training: Any = datamodule.datasets["train"]
