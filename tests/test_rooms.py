@@ -15,7 +15,7 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
     ("run",),
     ("regions", "models"),
     ("data",),
-    ("pictures", "opening", "schedules", "exact", "zoo"),
+    ("pictures", "opening", "schedules", "exact", "zoo", "examples"),
     ("task",),
     ("vqa", "gqa", "nlvr2", "retrieval", "captioning", "pretraining", "detector"),
     ("extraction", "pages", "demo"),

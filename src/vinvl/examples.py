@@ -1,0 +1,155 @@
+"""What an evaluation said of each example, as a Parquet file: by it two evaluations of one split can be compared."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
+
+from vinvl.data.table import TEXT, TEXTS, first_repeat
+from vinvl.run.errors import UserError
+from vinvl.run.files import atomic_write, reading
+
+EXAMPLES = "examples.parquet"  # in the folder of a run
+FORMAT = 1
+ABOUT = b"vinvl_examples"  # key of the schema's metadata
+ROWS = 1 << 16  # that are Python objects at a time
+RETRIEVAL = "retrieval"  # the task whose ids are unique within a direction only: a caption may be called as an image is
+
+
+class Example(NamedTuple):
+    """One evaluated thing. The mean of all scores is the headline figure, of retrieval the R@1 of each direction."""
+
+    id: str  # question id, NLVR2 identifier, image id (captions), image or caption id (retrieval)
+    image_id: str  # what a bootstrap draws: examples of one picture are not independent; NLVR2: "LEFT RIGHT"
+    score: float  # VQA accuracy 0 to 100, GQA and NLVR2 0 or 100, CIDEr · 100, retrieval 100 where the rank is 0
+    group: str = ""  # question type, structural type of GQA, domain of NoCaps, direction of retrieval; "" of one kind
+    text: str = ""  # what was asked: question, statement, caption that looks for its image
+    answer: str = ""  # what the model said
+    truth: tuple[str, ...] = ()  # people's answers, references, the label
+    rank: int = -1  # retrieval: of the first true match, from 0; -1 elsewhere
+
+
+SCHEMA = pa.schema(
+    [
+        ("id", TEXT),
+        ("image_id", TEXT),
+        ("score", pa.float64()),
+        ("group", TEXT),
+        ("text", TEXT),
+        ("answer", TEXT),
+        ("truth", TEXTS),
+        ("rank", pa.int64()),
+    ]
+)
+
+
+class About(msgspec.Struct, frozen=True):
+    """What a file of examples is of.
+
+    Attributes:
+        task: "vqa", "gqa", "nlvr2", "captioning", "retrieval", or the name of your own.
+        split: as `data.splits` calls it.
+        headline: name of the figure in results.json that the scores are shares of.
+        source: the checkpoint, or the file of results, that was scored.
+        files: names of the split's files.
+        left_out: records of the split that were not scored, because they have no regions; they are no rows.
+    """
+
+    task: str
+    split: str
+    headline: str
+    source: str
+    files: tuple[str, ...] = ()
+    left_out: int = 0
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The N rows of a file, in the order of the split's records; `table` has the columns of `Example`."""
+
+    path: Path
+    about: About
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def numpy(self, name: str) -> np.ndarray:
+        """(N,) numbers of a column."""
+        values: np.ndarray = self.table[name].to_numpy()
+        return values
+
+    def keys(self) -> pa.ChunkedArray:
+        """(N,) texts, all different, by which an example is found in another file of the same split."""
+        if self.about.task != RETRIEVAL:
+            return self.table["id"]
+        return pc.binary_join_element_wise(self.table["group"], self.table["id"], " ")
+
+
+def write_examples(path: Path, examples: Iterable[Example], about: About) -> int:
+    """Writes a file of examples, which is whole or not there; returns their number. Raises UserError if it cannot."""
+    left, count = iter(examples), 0
+    schema = SCHEMA.with_metadata({ABOUT: msgspec.json.encode(about)})
+    with atomic_write(path, "wb") as file:
+        options = {"compression": "zstd", "write_page_checksum": True}
+        with parquet.ParquetWriter(file, schema, **options) as writer:
+            while block := list(islice(left, ROWS)):
+                columns = zip(zip(*block, strict=True), SCHEMA, strict=True)
+                arrays = [pa.array(values, column.type) for values, column in columns]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+                count += len(block)
+    return count
+
+
+def read_examples(path: str | Path) -> Examples:
+    """Reads what `write_examples` has written.
+
+    Raises UserError if the file is missing, damaged, of another program or version, has no rows, has an id twice, or
+    scores that are no numbers.
+    """
+    path = Path(path)
+    again = "evaluate again with python -m vinvl.evaluate"
+    try:
+        with reading(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            schema = file.schema_arrow
+            said = (schema.metadata or {}).get(ABOUT)
+            if said is None or not schema.equals(SCHEMA):
+                raise UserError(f"{path} holds no examples of vinvl.evaluate, which are in a file {EXAMPLES}.")
+            about, table = msgspec.json.decode(said, type=About), file.read()
+        table.validate(full=True)
+    except msgspec.DecodeError as error:
+        raise UserError(f"{path} does not say what it is of ({error}): it is damaged; {again}.") from error
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged, or no Parquet file ({reason}); {again}.") from error
+    if about.format != FORMAT:
+        raise UserError(f"{path} has format {about.format}, and this version reads {FORMAT}: {again}.")
+    examples = Examples(path, about, table)
+    refuse_unusable(examples)
+    return examples
+
+
+def refuse_unusable(examples: Examples) -> None:
+    """Raises UserError for a file without rows, with empty places, with an id twice, or with scores like nan."""
+    path, table = examples.path, examples.table
+    if len(table) == 0:
+        raise UserError(f"{path} holds no examples: nothing was scored.")
+    empty = [name for name in table.column_names if table[name].null_count]
+    if not empty and not np.isfinite(examples.numpy("score")).all():
+        empty = ["score"]
+    if empty:
+        raise UserError(f"{path} has rows without: {', '.join(empty)}; it is damaged.")
+    if (repeat := first_repeat(examples.keys())) is not None:
+        first, second, count = repeat
+        raise UserError(
+            f"{path} has the id {table['id'][second].as_py()!r} in row {first + 1} and again in row {second + 1} "
+            f"({count:,} such repeats): each example must be there once."
+        )
