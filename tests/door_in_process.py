@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from tests.conftest import TINY_MODEL, TINY_WORLD
 from vinvl.evaluate import evaluate
 from vinvl.evaluate_detector import evaluate_detector
+from vinvl.examples import read_examples
 from vinvl.extraction.run import extract
 from vinvl.predict import predict
 from vinvl.report import report
@@ -112,6 +114,23 @@ def scores(run: Path) -> dict[str, float]:
     """The figures in a run's results.json."""
     found: dict[str, float] = json.loads((run / "results.json").read_text())["scores"]
     return found
+
+
+def examples(run: Path) -> list[dict[str, Any]]:
+    """The examples of a run, of which the mean score is the headline figure, of retrieval each direction's R@1."""
+    told, found = json.loads((run / "results.json").read_text()), read_examples(run / "examples.parquet")
+    about = found.about
+    source = told["checkpoint"]
+    assert (about.split, about.headline, about.source) == (told["split"], told["headline"], source)
+    assert about.left_out == told.get("left_out", 0)
+    rows: list[dict[str, Any]] = found.table.to_pylist()
+    figures = {about.headline: rows}
+    if about.task == "retrieval":
+        ways = ("image_to_text", "text_to_image")
+        figures = {f"{way}/R@1": [row for row in rows if row["group"] == way] for way in ways}
+    for name, part in figures.items():
+        assert sum(row["score"] for row in part) / len(part) == pytest.approx(told["scores"][name], abs=1e-6)
+    return rows
 
 
 def assert_same_weights(one: Path, other: Path) -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from vinvl.captioning.scores import CaptionTexts, evaluate_captions
-from vinvl.exact import CategoryAccuracy, ExactMean
+from vinvl.exact import AnswersSeen, CategoryAccuracy, ExactMean
 from vinvl.nlvr2.metric import PairAccuracy
 from vinvl.retrieval.recall import RanksSeen, recall
 from vinvl.vqa.accuracy import SoftTargetScore
@@ -23,9 +23,10 @@ CAPTIONS = ["a cat", "a red bus on a street", "two dogs play", "a café at night
 def computed(rows: list[int], repeated: list[int]) -> dict[str, float]:
     """Each metric over some of six rows; rows of `repeated` are given again to those that count each once."""
     captions, ranks, pairs, typed = CaptionTexts(), RanksSeen(), PairAccuracy(), CategoryAccuracy()
-    score, mean = SoftTargetScore(), ExactMean()
+    score, mean, answers = SoftTargetScore(), ExactMean(), AnswersSeen()
     for row in [*rows, *repeated]:
         captions.update([row], [CAPTIONS[row]], [[CAPTIONS[row] + " there", CAPTIONS[(row + 1) % NUM_ROWS]]])
+        answers.update([{"index": row}], [row + 7], [row / 3])
         pairs.update([f"dev-{row // 2}-{row % 2}-0"], torch.tensor([row > 2]))
     for row in rows:
         ranks.update(np.array([row]))
@@ -37,9 +38,11 @@ def computed(rows: list[int], repeated: list[int]) -> dict[str, float]:
         texts, references = captions.compute()
         results = pairs.compute() | typed.compute()
         results |= {"score": score.compute(), "mean": mean.compute()}
+        seen = answers.compute()
     subset = evaluate_captions({row: texts[row] for row in (0, 3, 4)}, references).corpus
     found = evaluate_captions(texts, references).corpus | {f"subset {name}": value for name, value in subset.items()}
     found |= recall(ranks.compute().numpy())
+    found |= {f"answer {int(row)}": 100 * number + points for row, number, points in seen.tolist()}
     return found | {name: value.item() for name, value in results.items()}
 
 
@@ -57,7 +60,8 @@ def run_rank(rank: int, folder: str) -> None:
 def test_two_ranks_give_the_result_of_one(tmp_path: Path) -> None:
     mp.start_processes(run_rank, args=(str(tmp_path),), nprocs=NUM_RANKS, start_method="fork")
     expected = computed(list(range(NUM_ROWS)), [])
-    assert len(expected) == 7 + 7 + 5 + 2 + 1 + NUM_ROWS + 2
+    assert len(expected) == 7 + 7 + 5 + NUM_ROWS + 2 + 1 + NUM_ROWS + 2
+    assert expected["answer 4"] == 1100 + 4 / 3
     assert 0 < expected["CIDEr"] != expected["subset CIDEr"] > 0
     for rank in range(NUM_RANKS):
         assert torch.load(tmp_path / f"rank{rank}.pt") == [expected, expected]

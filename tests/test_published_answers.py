@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 import vinvl
 from tests import golden
-from tests.door_in_process import refused_in_process, run_in_process, scores
+from tests.door_in_process import examples, refused_in_process, run_in_process, scores
 from tests.models.test_convert_weights import HeadOfMMF, as_mmf
 from tests.models.test_convert_weights import run as convert_weights
 from vinvl.data.sampling import Draw
@@ -235,9 +235,12 @@ def test_a_head_of_mmf_is_scored_and_loaded(stores: Path, tmp_path: Path) -> Non
     with torch.no_grad():
         logits = head(released.bert(**batch.inputs()).last_hidden_state)
         torch.testing.assert_close(model(**batch.inputs()).logits, logits, rtol=0, atol=1e-5)
-    points = batch.labels[torch.arange(len(logits)), logits.argmax(dim=1)].mean().item()
+    chosen = batch.labels[torch.arange(len(logits)), logits.argmax(dim=1)]
     door("evaluate", "vqa", stores, tmp_path / "run", "data.test_split=val", f"ckpt_path={tmp_path / 'model'}")
-    assert scores(tmp_path / "run")["accuracy/overall"] == pytest.approx(100 * points, abs=1e-4)
+    assert scores(tmp_path / "run")["accuracy/overall"] == pytest.approx(100 * chosen.mean().item(), abs=1e-4)
+    rows = examples(tmp_path / "run")
+    assert [row["score"] for row in rows] == pytest.approx((100 * chosen).tolist())
+    assert rows[0]["truth"] and all(one.endswith(")") for row in rows for one in row["truth"])
 
 
 @pytest.mark.parametrize(

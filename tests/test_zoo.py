@@ -96,6 +96,9 @@ def test_our_figures_beside_the_published(
     for split, figures in recorded.items():
         ours = {one["metric"]: one["ours"] for one in rows if one["split"] == split}
         assert ours and {metric: ours[metric] for metric in figures} == pytest.approx(figures)
+    (folder,) = tmp_path.glob("runs/evaluate/*")
+    names = {f"examples_{split}.parquet" for split in recorded} if len(recorded) > 1 else {"examples.parquet"}
+    assert {path.name for path in folder.glob("*.parquet")} == names
     others = [one for one in rows if one["split"] not in recorded]
     assert list(dict.fromkeys(one["split"] for one in rows[: len(rows) - len(others)])) == list(recorded)
     assert len(others) == elsewhere and all(one["published"] and one["ours"] is None for one in others)

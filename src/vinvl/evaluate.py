@@ -95,6 +95,9 @@ def tell_published(config: DictConfig, results: dict[str, Restored], *, only: bo
     told = {"split": next(iter(results)), "checkpoint": str(first.path), "headline": first.task.headline}
     write_json(output / "results.json", told | {"scores": first.task.scores, "scores_of": scores, "published": table})
     files = {"run folder": output, "results": output / "results.json", "checkpoint": first.path}
+    for split, one in results.items():
+        own = {} if len(results) == 1 else {"name": f"examples_{split}.parquet"}
+        files |= one.task.write_examples(output, split, str(one.path), left_out[split], **own)
     title = f"{name} beside the published {recipe}" if recipe else f"{name}, with nothing published to compare"
     print_results(title, [one.row() for one in rows], files, COLUMNS)
     say(*notes)

@@ -3,10 +3,10 @@
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -137,3 +137,22 @@ class ExactMean(Gathered):
             return values.mean()
         mean = math.fsum(values.tolist()) / values.numel()
         return torch.tensor(mean, dtype=torch.float64, device=values.device)
+
+
+class AnswersSeen(Gathered):
+    """Which records were answered, by which of the answers, and what that earned, whatever rank has seen them.
+
+    24 bytes a record, on the device. What else there is to say of a record is in its table, on every rank.
+    """
+
+    seen_type = torch.float64
+
+    def update(self, records: Sequence[Mapping[str, Any]], answers: Sequence[int], scores: Sequence[float]) -> None:
+        """Adds B records, whose "index" is their place in the split, the numbers of their answers, and their scores."""
+        rows = list(zip((record["index"] for record in records), answers, scores, strict=True))
+        self.seen.append(torch.tensor(rows, dtype=torch.float64).reshape(-1).to(self.device))
+
+    def compute(self) -> np.ndarray:
+        """(N, 3) float64: place, number of the answer and score of each record, by place, each once."""
+        rows = dim_zero_cat(self.seen).cpu().numpy().reshape(-1, 3)
+        return rows[np.unique(rows[:, 0], return_index=True)[1]]

@@ -1,10 +1,10 @@
 """What an evaluation said of each example, as a Parquet file: by it two evaluations of one split can be compared."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from vinvl.data.table import TEXT, TEXTS, first_repeat
+from vinvl.data.table import BLOCK, TEXT, TEXTS, RecordTable, first_repeat
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, reading
 
@@ -29,11 +29,12 @@ class Example(NamedTuple):
     id: str  # question id, NLVR2 identifier, image id (captions), image or caption id (retrieval)
     image_id: str  # what a bootstrap draws: examples of one picture are not independent; NLVR2: "LEFT RIGHT"
     score: float  # VQA accuracy 0 to 100, GQA and NLVR2 0 or 100, CIDEr · 100, retrieval 100 where the rank is 0
-    group: str = ""  # question type, structural type of GQA, domain of NoCaps, direction of retrieval; "" of one kind
+    group: str = ""  # question type, structural type of GQA, domain of NoCaps, direction of retrieval; "" of none
     text: str = ""  # what was asked: question, statement, caption that looks for its image
     answer: str = ""  # what the model said
     truth: tuple[str, ...] = ()  # people's answers, references, the label
     rank: int = -1  # retrieval: of the first true match, from 0; -1 elsewhere
+    kind: str = ""  # another way to group: answer type of VQA, semantic type of GQA
 
 
 SCHEMA = pa.schema(
@@ -46,6 +47,7 @@ SCHEMA = pa.schema(
         ("answer", TEXT),
         ("truth", TEXTS),
         ("rank", pa.int64()),
+        ("kind", TEXT),
     ]
 )
 
@@ -92,6 +94,21 @@ class Examples:
         if self.about.task != RETRIEVAL:
             return self.table["id"]
         return pc.binary_join_element_wise(self.table["group"], self.table["id"], " ")
+
+
+def answered_rows(
+    records: RecordTable, answered: np.ndarray, names: Sequence[str]
+) -> Iterator[tuple[int, float, tuple[Any, ...]]]:
+    """Of each answered record (`AnswersSeen.compute`): number of the answer, score, and what the record says.
+
+    That is in each of the columns `names`; None where the records have no such column.
+    """
+    table = records.table.select([name for name in names if name in records])
+    for start in range(0, len(answered), BLOCK):
+        places, numbers, scores = answered[start : start + BLOCK].T
+        block = table.take(pa.array(places.astype(np.int64)))
+        columns = [block[name].to_pylist() if name in records else [None] * len(block) for name in names]
+        yield from zip(numbers.astype(np.int64).tolist(), scores.tolist(), zip(*columns, strict=True), strict=True)
 
 
 def write_examples(path: Path, examples: Iterable[Example], about: About) -> int:

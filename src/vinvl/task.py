@@ -16,8 +16,9 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel
 
 from vinvl.data.batch import Batch
-from vinvl.data.module import RegionDataModule
+from vinvl.data.module import RegionDataModule, file_names, plain
 from vinvl.data.words import Commonest
+from vinvl.examples import EXAMPLES, About, Example, write_examples
 from vinvl.models.answering import answer_loss_per_example
 from vinvl.models.config import VinVLConfig
 from vinvl.models.weights import refuse_other_sizes
@@ -282,6 +283,24 @@ class VinVLTask(pl.LightningModule):
     def write_files(self, folder: Path) -> dict[str, Path]:
         """Writes what a run leaves of its best checkpoint: what it is, for a person → where it lies."""
         return {}
+
+    def examples(self) -> Iterable[Example] | None:
+        """On rank 0, what the last test said of each record, in their order; None of a task that does not tell."""
+        return None
+
+    def write_examples(
+        self, folder: Path, split: str, source: str, left_out: int = 0, name: str = EXAMPLES
+    ) -> dict[str, Path]:
+        """Writes the `examples` of the last test, of a checkpoint, `source`: what the file is → where it lies."""
+        found, path = self.examples(), folder / name
+        if found is None:
+            path.unlink(missing_ok=True)  # of an earlier run in this folder
+            return {}
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        files = tuple(file_names(plain(data.split_files(split))))
+        task = type(self).__name__.removesuffix("Task").lower()
+        write_examples(path, found, About(task, split, self.headline, source, files, left_out))
+        return {"examples" if name == EXAMPLES else f"examples of {split}": path}
 
     def write_predictions(self, predictions: Sequence[Any], folder: Path) -> dict[str, Path]:
         """Writes what `predict_step` gave, in the order of the records: what the files are → where they lie."""

@@ -15,6 +15,7 @@ from tests.door_in_process import (
     assert_same_weights,
     checkpoint,
     composed,
+    examples,
     run_in_process,
     same_weights,
     scores,
@@ -130,6 +131,8 @@ class TestNoCaps:
         images = json.loads((demo_data / "demo" / "nocaps_val.json").read_text())["images"]
         domains = {image["domain"] for image in images}
         assert len(domains) > 1
+        told = [(str(image["id"]), image["domain"]) for image in images]
+        assert [(row["id"], row["group"]) for row in examples(tmp_path / "out")] == told
         expected = FIGURES | {f"{domain}/{name}" for domain in domains for name in FIGURES}
         assert scores(tmp_path / "out").keys() == expected
         store = RegionStore(demo_data / "demo" / "val.h5")
@@ -190,6 +193,10 @@ def test_two_ranks_train_and_score_as_one_would(demo_data: Path, tmp_path: Path)
     assert "CIDEr" in printed
     run_in_process("evaluate", demo_data, tmp_path / "alone", checkpoint(tmp_path / "run"), ON_ONE_CPU)
     assert scores(tmp_path / "alone") == scores(tmp_path / "run")
+    rows = examples(tmp_path / "run")
+    assert rows == examples(tmp_path / "alone") and all(len(row["truth"]) == 5 for row in rows)
+    everything = json.loads((demo_data / "demo" / "dataset_demo.json").read_text())["images"]
+    assert [row["id"] for row in rows] == [str(one["cocoid"]) for one in everything if one["split"] == "test"]
 
 
 def test_same_weights_whatever_the_number_of_data_workers(

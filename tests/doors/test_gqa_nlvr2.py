@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.door_in_process import TINY, checkpoint, refused_in_process, run_in_process, same_weights, scores
+from tests.door_in_process import TINY, checkpoint, examples, refused_in_process, run_in_process, same_weights, scores
+from tests.door_runs import ranks_succeed
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +64,12 @@ class TestGQA:
         assert found == pytest.approx({name: value for name, value in expected.items() if name in found}, abs=1e-4)
         assert {"accuracy/overall", "accuracy/binary", "accuracy/open"} <= found.keys() <= expected.keys()
         assert 0 < found["accuracy/overall"] < 100
+        asked = [(name, str(one["imageId"]), one["question"], (one["answer"],)) for name, one in questions.items()]
+        told = examples(gqa[0])
+        assert [(row["id"], row["image_id"], row["text"], tuple(row["truth"])) for row in told] == asked
+        assert [row["answer"] for row in told] == [row["prediction"] for row in rows]
+        types = [one["types"] for one in questions.values()]
+        assert [(row["group"], row["kind"]) for row in told] == [(one["structural"], one["semantic"]) for one in types]
         top = lines_of(tmp_path / "out" / "predictions.jsonl")
         assert [line["top"][0]["answer"] for line in top] == [row["prediction"] for row in rows]
 
@@ -90,8 +97,16 @@ class TestGQA:
             assert path.name in sentence and "data.answers=FILE" in sentence
             assert (str(len(other)) if name == "fewer" else f"'{answers[0]}'") in sentence
 
+    def test_two_ranks_give_the_examples_of_one(self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
+        ranks_succeed(tmp_path, demo_data, "evaluate", checkpoint(gqa[0]), "hydra.run.dir=two")
+        assert examples(tmp_path / "two") == examples(gqa[0])
+
 
 class TestNLVR2:
+    def test_two_ranks_give_the_examples_of_one(self, nlvr2: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
+        ranks_succeed(tmp_path, demo_data, "evaluate", checkpoint(nlvr2[0]), "hydra.run.dir=two")
+        assert examples(tmp_path / "two") == examples(nlvr2[0])
+
     def test_a_run_shows_both_pictures_and_ends_with_both_figures(self, nlvr2: tuple[Path, str]) -> None:
         run, printed = nlvr2
         for words in ("identifier", "left image", "right image", "label  ", "NLVR2 accuracy", "consistency"):
@@ -125,6 +140,9 @@ class TestNLVR2:
         }
         found = scores(tmp_path / "eval")
         assert {name: found[name] for name in expected} == pytest.approx(expected)
+        rows_of_it = examples(tmp_path / "eval")
+        assert {row["id"]: row["answer"] for row in rows_of_it} == said and len(rows_of_it) == len(records)
+        assert [row["truth"] for row in rows_of_it] == [[record["label"]] for record in records]
         if split == "test1":
             assert found == scores(nlvr2[0])
         else:  # what was learnt by heart shows that the figures tell right from wrong

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TINY_MODEL
-from tests.door_in_process import checkpoint, run_in_process
+from tests.door_in_process import checkpoint, examples, run_in_process
 from tests.door_runs import succeed
 
 pytestmark = pytest.mark.slow
@@ -119,6 +119,10 @@ def test_vizwiz_is_scored_and_predicted_as_it_is(own: OwnData, monkeypatch: pyte
         scores.append(own.read("viz/results.json")["scores"])
     assert scores[1] == scores[2] and scores[0]["accuracy/overall"] == scores[1]["accuracy/overall"] > 0
     assert scores[1]["accuracy/unanswerable"] == scores[1]["accuracy/overall"]
+    rows = examples(own.folder / "viz")
+    assert {row["kind"] for row in rows} == {"unanswerable"} and [row["text"] for row in rows] == [
+        line["question"] for line in lines
+    ]
 
     asked = [
         {"image": f"{one['image_id']}.jpg", "question": one["question"]} for one in own_lines(own.data / "demo", "test")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.door_in_process import TINY, checkpoint, run_in_process, scores
+from tests.door_in_process import TINY, checkpoint, examples, run_in_process, scores
 from tests.door_runs import ON_CPU, DoorProcess, door_environment, ranks_succeed, two_ranks
 
 pytestmark = pytest.mark.slow
@@ -66,6 +66,8 @@ def test_a_killed_scoring_run_goes_on_where_it_was_on_two_ranks(
     assert "1 blocks are scored already" in told and done.stat().st_mtime_ns == written
     assert_same_files(tmp_path / "scores", run / "retrieval_scores")
     assert scores(tmp_path / "again") == scores(run)
+    rows = examples(run)
+    assert rows == examples(tmp_path / "again") and len(rows) == 6 + 30
 
 
 def test_a_damaged_block_is_scored_anew(trained: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
@@ -89,6 +91,7 @@ def test_folds_of_candidates_and_other_limits_have_scores_of_their_own(
     told = run_in_process("evaluate", demo_data, tmp_path / "out", *given)
     assert "mean of 2 folds of 3 images, 30 captions in all" in told
     folds = scores(tmp_path / "out")
+    assert len(examples(tmp_path / "out")) == 36
     assert folds["text_to_image/R@5"] == 100 and folds["chance/text_to_image/R@1"] == pytest.approx(100 / 3)
     assert len(set((run / "retrieval_scores").iterdir()) - before) == 1
 
@@ -105,6 +108,9 @@ def test_predictions_are_the_best_captions_and_images(
     for record in (*images, *captions):
         found = [entry["score"] for entry in record["top"]]
         assert found == sorted(found, reverse=True) and all(0 <= value <= 1 for value in found)
+    said = {(row["group"], row["id"]): row["answer"] for row in examples(run)}
+    assert all(said["image_to_text", one["image_id"]] == one["top"][0]["caption"] for one in images)
+    assert all(said["text_to_image", str(one["caption_id"])] == one["top"][0]["image_id"] for one in captions)
     first = sum(one["top"][0]["image_id"] == one["image_id"] for one in captions) / 30
     assert first * 100 == pytest.approx(scores(run)["text_to_image/R@1"])
     first = sum(image["top"][0]["image_id"] == image["image_id"] for image in images) / 6
@@ -137,6 +143,7 @@ def test_images_without_regions_have_first_candidates_and_are_counted(
     told = run_in_process("evaluate", demo_data, tmp_path / "scored", *given, "++data.test_split=own")
     assert "records without regions, not scored" in told
     assert json.loads((tmp_path / "scored" / "results.json").read_text())["left_out"] == 1
+    assert len(examples(tmp_path / "scored")) == 5 + 25
 
 
 def test_two_ranks_validate_as_one(demo_data: Path, tmp_path: Path) -> None:

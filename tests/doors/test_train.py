@@ -1,5 +1,6 @@
 """`python -m vinvl.train` as a user calls it: a whole run, a killed and resumed one, two ranks."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY_DEMO, Door
-from tests.door_in_process import assert_same_weights, checkpoint, run_in_process, scores
+from tests.door_in_process import assert_same_weights, checkpoint, examples, run_in_process, scores
 from tests.door_runs import DoorProcess, door_environment, succeed
 from vinvl.run.checkpoint import read_checkpoint
 
@@ -86,3 +87,10 @@ def test_two_ranks_train_and_score_as_one_would(door: Door, demo_data: Path, tmp
     run = only_run(tmp_path)
     run_in_process("evaluate", demo_data, tmp_path / "alone", checkpoint(run), "trainer.accelerator=cpu")
     assert scores(tmp_path / "alone") == scores(run)
+    rows = examples(run)
+    assert rows == examples(tmp_path / "alone")
+    questions = json.loads((demo_data / "demo" / "v2_OpenEnded_mscoco_test2014_questions.json").read_text())
+    asked = [(str(one["question_id"]), str(one["image_id"]), one["question"]) for one in questions["questions"]]
+    assert [(row["id"], row["image_id"], row["text"]) for row in rows] == asked
+    assert {len(row["truth"]) for row in rows} == {10} and all(row["answer"] and row["group"] for row in rows)
+    assert {row["kind"] for row in rows} <= {"yes/no", "number", "other"}

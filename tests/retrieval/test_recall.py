@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests import golden
 from vinvl.retrieval.data import Block, Fold
-from vinvl.retrieval.recall import Blocks, best_columns, best_images, chance, fold_ranks, recall
+from vinvl.retrieval.recall import Blocks, best_columns, best_images, chance, first_matches, fold_ranks, recall
 
 
 def fold_of(captions_per_image: list[int]) -> Fold:
@@ -69,6 +69,8 @@ def test_blocks_give_the_ranks_of_sorting_ties_included(counts: list[int], size:
     assert found.tolist() == np.take_along_axis(scores.T, expected, axis=1).tolist()
     first = images[np.arange(len(images)), 0] == fold.owner
     assert first.tolist() == (ranks.text_to_image == 0).tolist()
+    best = first_matches(fold, in_blocks(scores, size))
+    assert best[0].tolist() == best_columns(scores, 1)[:, 0].tolist() and best[1].tolist() == expected[:, 0].tolist()
 
 
 def test_chance_is_what_random_orders_give() -> None:

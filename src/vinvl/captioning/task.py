@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack, cast
 
@@ -19,6 +20,7 @@ from vinvl.captioning.java import evaluate_in_java
 from vinvl.captioning.scores import CaptionTexts, ImageId, evaluate_captions
 from vinvl.captioning.self_critical import CiderReward, SelfCritical, read_document_frequencies
 from vinvl.data.batch import Batch
+from vinvl.examples import Example
 from vinvl.models.captioning import VinVLForCaptioning, seq2seq_attention_mask
 from vinvl.models.config import SpecialTokens
 from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions
@@ -224,7 +226,9 @@ class CaptioningTask(VinVLTask):
 
     def compute_scores(self) -> dict[str, float]:
         captions, references = self.caption_texts.compute()
-        scores = evaluate_captions(captions, references).corpus
+        evaluation = evaluate_captions(captions, references)
+        scores = dict(evaluation.corpus)
+        self._written = {one: (text, 100 * evaluation.per_image[one]["CIDEr"]) for one, text in captions.items()}
         for domain, image_ids in self._domains().items():
             theirs: dict[ImageId, str] = {one: captions[one] for one in image_ids if one in captions}
             found = evaluate_captions(theirs, references).corpus
@@ -265,6 +269,15 @@ class CaptioningTask(VinVLTask):
             name: [i for i, domain in zip(records["image_id"], domains, strict=True) if domain == name]
             for name in sorted(set(domains))
         }
+
+    def examples(self) -> Iterator[Example]:
+        """The CIDEr of each image among all of the split, also where domains have figures of their own."""
+        records = self._evaluated().records
+        domains = records.get("domain") or repeat("")
+        for image_id, domain, references in zip(records["image_id"], domains, records["captions"], strict=False):
+            if image_id in self._written:  # not so where only a part of the split was tested
+                text, score = self._written[image_id]
+                yield Example(str(image_id), str(image_id), score, domain, "", text, tuple(references))
 
     def result_rows(self) -> list[tuple[str, str]]:
         """The figures that papers print; results.json has all."""

@@ -1,6 +1,6 @@
 """GQA: choose the one right answer of a closed vocabulary, by cross-entropy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -8,7 +8,8 @@ import torch
 
 from vinvl.data.batch import Batch
 from vinvl.data.table import RecordTable
-from vinvl.exact import OVERALL, CategoryAccuracy, Earned, ExactMean
+from vinvl.exact import OVERALL, AnswersSeen, CategoryAccuracy, Earned, ExactMean
+from vinvl.examples import Example, answered_rows
 from vinvl.gqa.data import GQADataModule
 from vinvl.models.answering import VinVLForAnswering
 from vinvl.task import TaskArguments, VinVLTask
@@ -31,6 +32,7 @@ class GQATask(VinVLTask):
         self.answers = answers
         self.accuracy = CategoryAccuracy()
         self.most_frequent_accuracy = ExactMean()
+        self.answers_seen = AnswersSeen()
         self.evaluation_loss = ExactMean()
 
     @classmethod
@@ -61,18 +63,31 @@ class GQATask(VinVLTask):
         logits = self(batch)
         self.evaluation_loss.update(self.losses(logits, batch))
         rows: list[Earned] = []
-        for number, one in zip(logits.argmax(dim=-1).tolist(), batch.records, strict=True):
-            # By text: a right answer that the vocabulary has not is never matched, and counts as wrong.
-            rows += typed_accuracy(self.answers[number] == one["answer"], one.get("structural"), one.get("semantic"))
+        numbers: list[int] = logits.argmax(dim=-1).tolist()
+        # By text: a right answer that the vocabulary has not is never matched, and counts as wrong.
+        right = [self.answers[number] == one["answer"] for number, one in zip(numbers, batch.records, strict=True)]
+        for is_right, one in zip(right, batch.records, strict=True):
+            rows += typed_accuracy(is_right, one.get("structural"), one.get("semantic"))
         self.accuracy.update(rows)
+        self.answers_seen.update(batch.records, numbers, [100.0 * is_right for is_right in right])
         constant = self.commonest.get("")
         self.most_frequent_accuracy.update(torch.tensor([one["answer"] == constant for one in batch.records]) * 100.0)
 
     def compute_scores(self) -> dict[str, float]:
+        self._answered = self.answers_seen.compute()
         scores = {f"accuracy/{name}": value.item() for name, value in self.accuracy.compute().items()}
         if self.commonest:
             scores["most_frequent_answer"] = self.most_frequent_accuracy.compute().item()
         return scores | {"loss": self.evaluation_loss.compute().item()}
+
+    def examples(self) -> Iterator[Example]:
+        """By structural and by semantic type."""
+        records = self.trainer.datamodule.datasets["test"].records  # type: ignore[attr-defined]
+        names = ["question_id", "image_id", "question", "structural", "semantic", "answer"]
+        for number, score, told in answered_rows(records, self._answered, names):
+            own_id, image, text, group, kind, truth = told
+            answer = self.answers[number]
+            yield Example(str(own_id), str(image), score, group or "", text, answer, (truth,), kind=kind or "")
 
     def result_rows(self) -> list[tuple[str, str]]:
         kinds = {name.removeprefix("accuracy/"): x for name, x in self.scores.items() if name.startswith("accuracy/")}

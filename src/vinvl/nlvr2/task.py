@@ -1,6 +1,6 @@
 """NLVR2: is a statement true of two images, whose pooled vectors, or that of a sequence with both, are judged."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from vinvl.data.batch import Batch
 from vinvl.data.table import RecordTable
-from vinvl.exact import ExactMean
+from vinvl.exact import AnswersSeen, ExactMean
+from vinvl.examples import Example, answered_rows
 from vinvl.models.answering import VinVLForAnswering, VinVLForPairs
 from vinvl.nlvr2.data import NLVR2DataModule
 from vinvl.nlvr2.metric import PairAccuracy
@@ -41,6 +42,7 @@ class NLVR2Task(VinVLTask):
         shared["model_config"] = {**shared["model_config"], "num_labels": 2, "loss_type": "ce"}
         super().__init__({"one_sequence": one_sequence}, **shared)
         self.accuracy = PairAccuracy()
+        self.answers_seen = AnswersSeen()
         self.evaluation_loss = ExactMean()
 
     @classmethod
@@ -57,12 +59,23 @@ class NLVR2Task(VinVLTask):
         assert batch.labels is not None
         logits = self(batch)  # (B, 2)
         self.evaluation_loss.update(self.losses(logits, batch))
-        identifiers = [record["identifier"] for record in batch.records[:: len(batch) // batch.num_items]]
-        self.accuracy.update(identifiers, logits.argmax(dim=-1) == batch.labels)
+        records, verdicts = batch.records[:: len(batch) // batch.num_items], logits.argmax(dim=-1)
+        right = verdicts == batch.labels  # (B,)
+        self.accuracy.update([record["identifier"] for record in records], right)
+        self.answers_seen.update(records, verdicts.tolist(), (100.0 * right).tolist())
 
     def compute_scores(self) -> dict[str, float]:
+        self._answered = self.answers_seen.compute()
         figures = self.accuracy.compute() | {"loss": self.evaluation_loss.compute()}
         return {name: value.item() for name, value in figures.items()}
+
+    def examples(self) -> Iterator[Example]:
+        """A statement's picture is its pair of pictures."""
+        records = self.trainer.datamodule.datasets["test"].records  # type: ignore[attr-defined]
+        names = ["identifier", "left_image_id", "right_image_id", "sentence", "label"]
+        for true, score, told in answered_rows(records, self._answered, names):
+            own_id, left, right, text, label = told
+            yield Example(str(own_id), f"{left} {right}", score, "", text, str(bool(true)), (str(label),))
 
     def result_rows(self) -> list[tuple[str, str]]:
         rows = [("NLVR2 accuracy", f"{self.scores['accuracy']:.2f}")]

@@ -100,6 +100,20 @@ def best_columns(scores: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(scores, axis=1, kind="stable")[:, ::-1][:, :count]
 
 
+def first_matches(fold: Fold, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
+    """The best caption of each image (I,) and the best image of each caption (C,), int64, in one pass."""
+    captions = np.zeros(len(fold.images), dtype=np.int64)
+    images = np.zeros(len(fold.captions), dtype=np.int64)
+    found = np.full(len(fold.captions), -np.inf, dtype=np.float32)
+    for block, scores in blocks():
+        captions[block.start : block.stop] = scores.shape[1] - 1 - scores[:, ::-1].argmax(axis=1)  # the later of equals
+        best = len(scores) - 1 - scores[::-1].argmax(axis=0)
+        highest = np.take_along_axis(scores, best[None], axis=0)[0]
+        images = np.where(highest >= found, block.start + best, images)
+        found = np.maximum(found, highest)
+    return captions, images
+
+
 def best_images(fold: Fold, blocks: Blocks, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The best images of each caption in one pass.
 

@@ -1,7 +1,7 @@
 """Image-text retrieval: does a caption match an image; every image scored with every caption."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -12,10 +12,11 @@ import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.captioning.files import CaptionRecords
+from vinvl.examples import Example
 from vinvl.models.answering import VinVLForAnswering
 from vinvl.retrieval.data import Block, Fold, RetrievalDataModule, ScoringBlock
-from vinvl.retrieval.recall import RECALL_AT, RanksSeen, chance, fold_ranks, hard_rank, recall
-from vinvl.retrieval.run import BestMatches, Matches, ScoreFiles, scores_fingerprint
+from vinvl.retrieval.recall import RECALL_AT, FoldRanks, RanksSeen, chance, first_matches, fold_ranks, hard_rank, recall
+from vinvl.retrieval.run import BestMatches, Matches, ScoreFiles, described, scores_fingerprint
 from vinvl.retrieval.scoring import PairScorer
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
@@ -49,6 +50,7 @@ class RetrievalTask(VinVLTask):
         self.run_folder: Path | None = None
         self._score: Callable[[ScoringBlock, Fold], np.ndarray]
         self._folds: list[Fold] = []
+        self._ranks: list[FoldRanks] = []  # of the folds, after a test
         self._files: ScoreFiles | None = None  # in test and prediction
         self._scored: Callable[[int], None] | None = None  # on rank 0, told of each block
 
@@ -169,8 +171,16 @@ class RetrievalTask(VinVLTask):
             return with_mean([figures_of(seen)], self._folds)
         self.trainer.strategy.barrier("every block is on the disk")
         blocks = [partial(files.blocks_of, number) for number in range(len(self._folds))]
-        ranks = self._on_rank_zero(lambda: list(map(fold_ranks, self._folds, blocks)))
-        return with_mean(list(map(figures_of, ranks)), self._folds)
+        self._ranks = self._on_rank_zero(lambda: list(map(fold_ranks, self._folds, blocks)))
+        return with_mean(list(map(figures_of, self._ranks)), self._folds)
+
+    def examples(self) -> Iterator[Example]:
+        """Each image that looks for its captions, then each caption that looks for its image, fold by fold."""
+        assert self._files is not None
+        records = self._datamodule().candidates("test").records
+        for number, (fold, ranks) in enumerate(zip(self._folds, self._ranks, strict=True)):
+            matches = first_matches(fold, partial(self._files.blocks_of, number))
+            yield from fold_examples(records, fold, ranks, matches)
 
     def result_rows(self) -> list[tuple[str, str]]:
         def recalls(prefix: str) -> str:
@@ -213,6 +223,22 @@ class RetrievalTask(VinVLTask):
             ):
                 file.write(json.dumps(match, ensure_ascii=False) + "\n")
         return {"captions of images": by_image, "images of captions": by_caption, "all scores": best.files.folder}
+
+
+def fold_examples(
+    records: CaptionRecords, fold: Fold, ranks: FoldRanks, matches: tuple[np.ndarray, np.ndarray]
+) -> Iterator[Example]:
+    """What came out for each image and each caption of a fold, whose `first_matches` are given."""
+    captions = [described(records, caption) for caption in fold.captions.tolist()]
+    image_ids = [str(image_id) for image_id in records.image_ids[fold.images]]
+    for image, rank, best in zip(range(len(image_ids)), ranks.image_to_text.tolist(), matches[0].tolist(), strict=True):
+        own = slice(*np.searchsorted(fold.owner, [image, image + 1]))
+        truth = tuple(one["caption"] for one in captions[own])
+        own_id, score = image_ids[image], 100.0 * (rank == 0)
+        yield Example(own_id, own_id, score, DIRECTIONS[0], "", captions[best]["caption"], truth, rank)
+    for one, rank, best in zip(captions, ranks.text_to_image.tolist(), matches[1].tolist(), strict=True):
+        own_id, image_id, score = str(one["caption_id"]), one["image_id"], 100.0 * (rank == 0)
+        yield Example(own_id, image_id, score, DIRECTIONS[1], one["caption"], image_ids[best], (image_id,), rank)
 
 
 def figures_of(ranks: Sequence[np.ndarray]) -> dict[str, float]:

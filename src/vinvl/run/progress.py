@@ -55,7 +55,7 @@ def report(
     files: Mapping[str, Path] | None = None,
     left_out: int = 0,
 ) -> None:
-    """Writes results.json and prints the table of what came out and where it lies.
+    """Writes results.json and the examples, and prints the table of what came out and where it lies.
 
     Args:
         task: a `VinVLTask`, after its evaluation.
@@ -70,7 +70,8 @@ def report(
     content = {"split": split, "checkpoint": checkpoint, "headline": task.headline, "scores": scores}
     told = {"validation": chosen_by, "left_out": left_out}
     write_json(results, content | {name: value for name, value in told.items() if value})
-    shown = {"run folder": output_dir, **(files or {}), "results": results}
+    examples = {} if split is None else task.write_examples(output_dir, split, str(checkpoint), left_out)
+    shown = {"run folder": output_dir, **(files or {}), "results": results, **examples}
     if checkpoint is not None:
         shown["best checkpoint"] = Path(checkpoint)
     if left_out:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from vinvl.data.batch import Batch
 from vinvl.data.table import RecordTable
 from vinvl.data.words import Commonest, commonest_for
-from vinvl.exact import OVERALL, CategoryAccuracy, ExactMean
+from vinvl.exact import OVERALL, AnswersSeen, CategoryAccuracy, ExactMean
+from vinvl.examples import Example, answered_rows
 from vinvl.models.answering import VinVLForAnswering
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write
@@ -39,6 +40,7 @@ class VQATask(VinVLTask):
         self.accuracy = CategoryAccuracy()
         self.most_frequent_accuracy = CategoryAccuracy()
         self.soft_score = SoftTargetScore()
+        self.answers_seen = AnswersSeen()
         self.evaluation_loss = ExactMean()
 
     @classmethod
@@ -79,17 +81,24 @@ class VQATask(VinVLTask):
         logits = self(batch)
         self.evaluation_loss.update(self.losses(logits, batch))
         self.soft_score.update(logits, batch.labels)
-        ours, constant = [], []
-        for number, one in zip(logits.argmax(dim=-1).tolist(), batch.records, strict=True):
+        ours, constant, scores = [], [], list[float]()
+        chosen = logits.argmax(dim=-1)  # (B,)
+        for number, one in zip(chosen.tolist(), batch.records, strict=True):
             if "answers" not in one:  # of the published folder
                 continue
             asked = one["answers"], one["answer_type"]
-            ours += official_accuracy(self.answers[number], *asked, one.get("question_type"))
+            earned = official_accuracy(self.answers[number], *asked, one.get("question_type"))
+            ours += earned
+            scores.append(100 * earned[0][2] / earned[0][1])
             constant += official_accuracy(self.commonest[""], *asked) if self.commonest else []
+        if not scores:
+            scores = (100 * batch.labels.gather(1, chosen[:, None]).double()[:, 0]).tolist()
+        self.answers_seen.update(batch.records, chosen.tolist(), scores)
         self.accuracy.update(ours)
         self.most_frequent_accuracy.update(constant)
 
     def compute_scores(self) -> dict[str, float]:
+        self._answered = self.answers_seen.compute()
         scores = {f"accuracy/{name}": value.item() for name, value in self.accuracy.compute().items()}
         if math.isnan(scores[f"accuracy/{OVERALL}"]):  # nobody's answers are known: the published in-training score
             loss = self.evaluation_loss.compute().item()
@@ -98,6 +107,18 @@ class VQATask(VinVLTask):
             constant = self.most_frequent_accuracy.compute()
             scores |= {f"most_frequent_answer/{name}": value.item() for name, value in constant.items()}
         return scores | {"soft_score": self.soft_score.compute().item(), "loss": self.evaluation_loss.compute().item()}
+
+    def examples(self) -> Iterator[Example]:
+        """The score is the official accuracy or, where people's answers are unknown, the target of the answer."""
+        records = self.trainer.datamodule.datasets["test"].records  # type: ignore[attr-defined]
+        names = ["question_id", "image_id", "question", "question_type", "answer_type", "answers"]
+        names += ["target_answers", "target_scores"]
+        for number, score, told in answered_rows(records, self._answered, names):
+            own_id, image, text, group, kind, people, targets, weights = told
+            target = zip(targets or (), weights or (), strict=True)
+            truth = people or [f"{answer} ({weight:.2f})" for answer, weight in target]
+            answer = self.answers[number]
+            yield Example(str(own_id), str(image), score, group or "", text, answer, tuple(truth), kind=kind or "")
 
     def result_rows(self) -> list[tuple[str, str]]:
         scores = self.scores
