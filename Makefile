@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-detector-recipe demo-images train evaluate predict test lint docs bench bench-gpu clean
+.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-detector-recipe demo-images demo-features train evaluate predict test lint docs bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ demo-detector-recipe: $(STAMP)  ## four data sets merged, a detector trained on 
 
 demo-images: $(STAMP)  ## pictures → that detector → features → VQA → a question answered; the accuracy next to that of the demo's own regions
 	$(BIN)/python scripts/demo_images.py $(ARGS)
+
+demo-features: $(STAMP)  ## regions as rendered, of that detector and of a badly trained one, with and without pre-training: one table
+	$(BIN)/python scripts/demo_features.py $(ARGS)
 
 train: $(STAMP)  ## python -m vinvl.train $(ARGS)
 	$(BIN)/python -m vinvl.train $(ARGS)

@@ -26,8 +26,8 @@ ROWS = {
 }
 
 
-def ensure_demo_detector(data_dir: Path, overrides: list[str]) -> Path:
-    """The weight file of the demo's detector; it is trained if there is none of this recipe.
+def ensure_demo_detector(data_dir: Path, overrides: list[str], name: str = "demo_detector") -> Path:
+    """The weight file of the demo's detector; it is trained if there is none of this recipe in the folder `name`.
 
     Killed training continues where it was. A detector of another recipe is replaced when the new one is trained.
 
@@ -35,7 +35,7 @@ def ensure_demo_detector(data_dir: Path, overrides: list[str]) -> Path:
         data_dir: the folder of data.
         overrides: of `python -m vinvl.train_detector`.
     """
-    folder = data_dir / "demo_detector"
+    folder = data_dir / name
     weights, stamp = folder / "detector.pth", folder / "stamp.json"
     recipe = recipe_of(overrides)
     if read_stamp(stamp).get("recipe") == recipe and weights.is_file():

@@ -27,13 +27,10 @@ BOX_NUMBERS = 6  # of a region, beside its feature
 KINDS = ("overall", "yes/no", "number", "other")
 
 
-def extract(world: DemoWorld, weights: Path, folder: Path) -> Path:
-    """The store of all pictures' regions, and a page to look at them."""
-    store, page = folder / "features.h5", folder / "features.html"
+def extract(world: DemoWorld, weights: Path, store: Path) -> None:
+    """Makes the store of all pictures' regions."""
     where = [f"images={world.images}", f"weights={weights}", f"output={store}"]
     call("extract", [*where, "batch_size=16", r"id.pattern='0*(\d+)$'"])  # 000000100001.png is image 100001
-    call("report", [f"store={store}", f"images={world.images}", f"output={page}"])
-    return page
 
 
 def train_both(store: Path, weights: Path, folder: Path, overrides: list[str]) -> tuple[Path, Path]:
@@ -74,12 +71,14 @@ def main(overrides: list[str], detector_overrides: list[str]) -> None:
     of_world = [one for one in overrides if one.startswith("data.prepare.")]
     weights = ensure_demo_detector(data_dir, [*of_world, *detector_overrides])
     folder = Path("runs") / "demo_images" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    page = extract(world, weights, folder)
-    on_detector, on_rendered = train_both(folder / "features.h5", weights, folder, overrides)
+    store, page = folder / "features.h5", folder / "features.html"
+    extract(world, weights, store)
+    call("report", [f"store={store}", f"images={world.images}", f"output={page}"])
+    on_detector, on_rendered = train_both(store, weights, folder, overrides)
     model = on_detector / "checkpoints" / "best.ckpt"
     picture = ask(world, model, weights)
     scores = read_stamp(weights.with_name("stamp.json"))["scores"]
-    files = {"detector": weights, "regions": page.with_suffix(".h5"), "look at them": page}
+    files = {"detector": weights, "regions": store, "look at them": page}
     files |= {"model": model, "picture asked": picture}
     print_results(TITLE, rows(scores, scores_of(on_detector), scores_of(on_rendered)), files, COLUMNS)
 

@@ -1,6 +1,7 @@
-"""Pre-train, then fine-tune: `python -m vinvl.pretrain_finetune [objective=NAME] [tags=false] [--multirun]`.
+"""Pre-train, then fine-tune: `python -m vinvl.pretrain_finetune [objective=NAME] [features=NAME] [--multirun]`.
 
-Answers what a way of pre-training is worth to a task: with --multirun, objectives are compared in one table.
+Answers what a way of pre-training, or a detector, is worth to a task: with --multirun, objectives and the features of
+several stores are compared in one table.
 """
 
 import json
@@ -9,8 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from vinvl.regions import RegionStore
+from vinvl.regions.regions import BOX_NUMBERS
 from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import write_json
@@ -36,7 +40,7 @@ def pretrain_finetune(config: DictConfig) -> float:
         UserError: a stage failed, or the folder holds a stage of other settings.
     """
     folder = Path(config.paths.output_dir)
-    shared = [f"data.use_tags={str(bool(config.tags)).lower()}", f"seed={config.seed}"]
+    shared = [f"data.use_tags={str(bool(config.tags)).lower()}", f"seed={config.seed}", *of_features(config)]
     whole = replaced_keys(given_values(command_overrides()))
     summary: dict[str, float] = {}
     start: list[str] = []
@@ -52,6 +56,36 @@ def pretrain_finetune(config: DictConfig) -> float:
     summary |= figures("finetuning", results)
     write_json(folder / "results.json", {"summary": summary, "finetuning": results})
     return list(summary.values())[-1]
+
+
+def of_features(config: DictConfig) -> list[str]:
+    """Overrides of both stages: the store that `features` names, and a model for features as wide as its own.
+
+    Raises UserError if there is no such store among `stores`, or one of these cannot be read: before the first stage,
+    also where it is that of a later job. A store that lacks images of another is told.
+    """
+    named: Any = OmegaConf.to_container(config.stores, resolve=True)
+    if config.features is None:
+        if named:
+            say("stores are named, and features=NAME chooses none of them: those of the data are read.", error=True)
+        return []
+    name = str(config.features)
+    if name not in named:
+        raise UserError(
+            f"features={name}: stores names {', '.join(named) or 'none'}; give stores.{name}=STORE with it, "
+            "a file, a folder of shards or a list of these."
+        )
+    stores = {one: RegionStore(paths) for one, paths in named.items()}
+    for other, store in stores.items():
+        lacking = np.setdiff1d(store.image_ids, stores[name].image_ids)
+        if len(lacking):
+            say(
+                f"warning: the store '{name}' lacks {len(lacking):,} images of '{other}', such as {lacking[0]}: with "
+                "data.on_missing=skip their figures are of other records.",
+                error=True,
+            )
+    width = stores[name].feature_dim + BOX_NUMBERS
+    return [f"data.regions={as_value(named[name])}", f"model.config.img_feature_dim={width}"]
 
 
 def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -102,6 +136,7 @@ main = door(pretrain_finetune, "pretrain_finetune")
 
 
 if __name__ == "__main__":
-    # The stages take any key that vinvl.train takes, and Hydra knows none of them here.
-    opened = [f"++{word}" if word.startswith(tuple(f"{stage}." for stage in STAGES)) else word for word in sys.argv[1:]]
+    # The stages take any key that vinvl.train takes, and stores any name, and Hydra knows none of them here.
+    free = tuple(f"{section}." for section in (*STAGES, "stores"))
+    opened = [f"++{word}" if word.startswith(free) else word for word in sys.argv[1:]]
     enter(main, "pretrain_finetune", opened)

@@ -1,14 +1,18 @@
 """`python -m vinvl.pretrain_finetune`: both stages."""
 
+import csv
 import json
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
@@ -20,7 +24,8 @@ from tests.conftest import TINY_MODEL, TINY_WORLD
 from tests.door_in_process import composed, run_in_process
 from tests.door_runs import door_environment
 from vinvl import pretrain_finetune
-from vinvl.pretrain_finetune import figures, replaced_keys, same_stage, train_stage
+from vinvl.pretrain_finetune import figures, of_features, replaced_keys, same_stage, train_stage
+from vinvl.regions import Regions, RegionStore, RegionStoreWriter
 from vinvl.run.errors import UserError
 from vinvl.run.options import checked_arguments
 from vinvl.run.overrides import as_overrides, given_values, replacing
@@ -87,6 +92,77 @@ def test_without_an_objective_there_is_one_stage(
     assert run_both(demo_data, tmp_path, "none") == 2.5
     assert len(told) == 1 and told[0][0] == f"hydra.run.dir={tmp_path / 'finetuning'}"
     assert not any(word.startswith("model.init=/") for word in told[0]) and "data.use_tags=false" in told[0]
+
+
+def store_of(path: Path, ids: Sequence[str], feature_dim: int) -> Path:
+    with RegionStoreWriter(path, feature_dim=feature_dim) as writer:
+        for image_id in ids:
+            features, boxes = np.zeros((1, feature_dim), np.float16), np.array([[0, 0, 5, 5]], np.float32)
+            writer.add(Regions(image_id, features, boxes, width=9, height=9))
+    return path
+
+
+def test_both_stages_read_the_features_that_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And get a model as wide as these; what other stores have more is told."""
+    stores = {"a": str(store_of(tmp_path / "a.h5", "12", 8)), "b": [str(store_of(tmp_path / "b.h5", "2", 16))]}
+    config = OmegaConf.create({"features": "a", "stores": stores})
+    assert given_values(of_features(config)) == {"data.regions": stores["a"], "model.config.img_feature_dim": 14}
+    assert capsys.readouterr().err == ""
+    config.features = "b"
+    assert given_values(of_features(config)) == {"data.regions": stores["b"], "model.config.img_feature_dim": 22}
+    assert "warning: the store 'b' lacks 1 images of 'a', such as 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("features", "stores", "sentence"),
+    [
+        ("c", {"a": "a.h5"}, r"features=c: stores names a; give stores.c=STORE with it"),
+        ("a", {}, r"features=a: stores names none"),
+        ("a", {"a": "a.h5", "b": "gone.h5"}, r"gone\.h5"),  # of a later job, but told in the first
+    ],
+)
+def test_features_that_are_not_there(tmp_path: Path, features: str, stores: dict[str, str], sentence: str) -> None:
+    store_of(tmp_path / "a.h5", "12", 8)
+    places = {name: str(tmp_path / path) for name, path in stores.items()}
+    with pytest.raises(UserError, match=sentence):
+        of_features(OmegaConf.create({"features": features, "stores": places}))
+
+
+def test_without_features_those_of_the_data_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert of_features(OmegaConf.create({"features": None, "stores": {}})) == []
+    assert capsys.readouterr().err == ""
+    assert of_features(OmegaConf.create({"features": None, "stores": {"a": "gone.h5"}})) == []
+    assert "features=NAME chooses none of them" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_stores_and_two_objectives_end_in_one_table(demo_data: Path, tmp_path: Path) -> None:
+    """Features of one width beside those of another."""
+    demo = [RegionStore(demo_data / "demo" / f"{split}.h5") for split in ("train", "val", "test")]
+    narrow = tmp_path / "narrow.h5"
+    with RegionStoreWriter(narrow, label_map=demo[0].label_map, feature_dim=8) as writer:
+        for one in (store.at(index) for store in demo for index in range(len(store))):
+            writer.add(
+                replace(one, features=np.ascontiguousarray(one.features[:, :8]), attributes=None, attribute_scores=None)
+            )
+    wide = ",".join(str(demo_data / "demo" / f"{split}.h5") for split in ("train", "val", "test"))
+    short = [f"{stage}.trainer.max_steps=1" for stage in ("pretrain", "finetune")]
+    stores = [f"stores.wide=[{wide}]", f"stores.narrow={narrow}"]
+    given = ["--multirun", "features=wide,narrow", "objective=none,two_way", *stores, *STAGES, *short]
+    done = door_runs.call(tmp_path, "vinvl.pretrain_finetune", *given, environment=door_environment(demo_data))
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
+    table = list(csv.reader((sweep / "grid.csv").open()))
+    assert [line[0] for line in table] == ["features", "wide", "narrow", "gain"] and table[0][1:3] == [
+        "none",
+        "two_way",
+    ]
+    for job, cell in enumerate((table[1][1], table[1][2], table[2][1], table[2][2])):
+        folder = sweep / str(job)
+        assert cell == f"{results(folder)['summary']['finetuning test']:.2f}"
+        stages = [OmegaConf.load(path) for path in folder.glob("*/.hydra/config.yaml")]
+        assert len(stages) == 1 + job % 2
+        assert {stage.model.config.img_feature_dim for stage in stages} == {2054 if job < 2 else 14}
 
 
 @pytest.mark.slow

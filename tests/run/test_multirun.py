@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import TINY_DEMO, Door
 from vinvl.run.errors import UserError
-from vinvl.run.progress import MultirunTable, comparison, job_rows, results_summary
+from vinvl.run.progress import MultirunTable, comparison, grid, job_rows, results_summary
 
 SCORES = {"headline": "accuracy", "scores": {"loss": 1.0, "accuracy": 61.5}}
 
@@ -68,6 +68,50 @@ def test_a_job_that_says_why_it_failed_fails_the_sweep(tmp_path: Path, capsys: p
     with pytest.raises(SystemExit, match=r"error: failed: 1; error.txt in the folder of each says why"):
         MultirunTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert "no result" in capsys.readouterr().out
+
+
+FOUND = {("a", "none"): 40.0, ("a", "two"): 50.5, ("b", "none"): 38.0, ("b", "two"): None}
+
+
+def test_jobs_that_differ_in_two_things_are_a_grid_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the figure at test, though jobs are chosen by the one after it."""
+    for job, ((features, objective), score) in enumerate(FOUND.items()):
+        results = {"summary": {"finetuning test": score, "finetuning val": 1.0}} if score is not None else None
+        make_job(tmp_path, str(job), ["seed=1", f"features={features}", f"objective={objective}"], results)
+    crossed = grid(job_rows(tmp_path))
+    assert crossed is not None and crossed.title == "finetuning test, features × objective"
+    assert crossed.columns == ["features", "none", "two", "gain"]
+    assert crossed.rows == [
+        ("a", "40.00", "50.50", "+10.50"),
+        ("b", "38.00", "no result", ""),
+        ("gain", "-2.00", "", ""),
+    ]
+    MultirunTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert list(csv.reader((tmp_path / "grid.csv").open()))[1] == ["a", "40.00", "50.50", "+10.50"]
+    assert "finetuning test, features × objective" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        [["a=1"], ["a=2"]],
+        [["a=1", "b=1", "c=1"], ["a=2", "b=2", "c=2"]],
+        [["a=1", "b=1"], ["a=2", "b=1"], ["a=1", "b=2"], ["a=2", "b=1"]],  # a cell for two jobs
+    ],
+    ids=["one key", "three keys", "a pair twice"],
+)
+def test_other_jobs_are_no_grid(tmp_path: Path, jobs: list[list[str]]) -> None:
+    for number, overrides in enumerate(jobs):
+        make_job(tmp_path, str(number), overrides, SCORES)
+    assert grid(job_rows(tmp_path)) is None
+    MultirunTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert not (tmp_path / "grid.csv").exists()
+
+
+def test_without_any_figure_there_is_no_grid(tmp_path: Path) -> None:
+    for number, overrides in enumerate((["a=1", "b=1"], ["a=2", "b=2"])):
+        make_job(tmp_path, str(number), overrides, None)
+    assert grid(job_rows(tmp_path)) is None
 
 
 @pytest.mark.slow

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -146,7 +147,7 @@ Job = tuple[str, dict[str, str], dict[str, float]]
 
 
 class MultirunTable(Callback):
-    """Prints a row per job and writes it to `multirun.csv` in the folder of the sweep.
+    """Prints a row per job and writes it to `multirun.csv` in the folder of the sweep; see also `grid`.
 
     Reads the jobs' folders, so that jobs on other machines (hydra/launcher=submitit_slurm) are in the table too.
     """
@@ -158,13 +159,21 @@ class MultirunTable(Callback):
         if not rows:
             return
         columns, table = comparison(rows)
-        path = folder / "multirun.csv"
-        with atomic_write(path) as file:
-            csv.writer(file, lineterminator="\n").writerows([columns, *table])
+        path = write_table(folder / "multirun.csv", columns, table)
         print_results(f"{len(rows)} jobs", table, {"jobs": folder, "table": path}, columns)
+        if (crossed := grid(rows)) is not None:
+            path = write_table(folder / "grid.csv", crossed.columns, crossed.rows)
+            print_results(crossed.title, crossed.rows, {"grid": path}, crossed.columns)
         failed = [name for name, _, _ in rows if (folder / name / FAILURE).is_file()]
         if failed:
             sys.exit(f"error: failed: {', '.join(failed)}; {FAILURE} in the folder of each says why.")
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Path:
+    """Writes a table as CSV; returns its path."""
+    with atomic_write(path) as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    return path
 
 
 def job_rows(folder: Path) -> list[Job]:
@@ -203,10 +212,7 @@ def comparison(rows: Sequence[Job]) -> tuple[list[str], list[tuple[str, ...]]]:
 
     Returns the names of the columns, and rows of as many texts. The gain is that of the last figure over the first job.
     """
-    keys = list(dict.fromkeys(key for _, overrides, _ in rows for key in overrides))
-    differing = [key for key in keys if len({overrides.get(key) for _, overrides, _ in rows}) > 1]
-    longest = max((figures for _, _, figures in rows), key=len)
-    names = list(longest)  # every figure in order: a job may lack some
+    differing, names = differing_keys(rows), figure_names(rows)
     first_job, _, first = rows[0]
     table = []
     for job, overrides, figures in rows:
@@ -220,3 +226,49 @@ def comparison(rows: Sequence[Job]) -> tuple[list[str], list[tuple[str, ...]]]:
         table.append((job, *(overrides.get(key, "") for key in differing), *shown))
     gain = [f"gain over job {first_job}"] if names else ["result"]
     return ["job", *differing, *names, *gain], table
+
+
+def differing_keys(rows: Sequence[Job]) -> list[str]:
+    """The overrides in which jobs differ, in the order of the command."""
+    keys = list(dict.fromkeys(key for _, overrides, _ in rows for key in overrides))
+    return [key for key in keys if len({overrides.get(key) for _, overrides, _ in rows}) > 1]
+
+
+def figure_names(rows: Sequence[Job]) -> list[str]:
+    """Every figure in order: a job may lack some."""
+    longest = max((figures for _, _, figures in rows), key=len)
+    return list(longest)
+
+
+class Grid(NamedTuple):
+    """One figure of jobs that differ in two things, as papers print ablations."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, ...]]
+
+
+def grid(rows: Sequence[Job]) -> Grid | None:
+    """The values of one key × those of another, a job a cell, with the gain of the last over the first both ways.
+
+    The cells are the figure at test, or the last one where there is none. None unless jobs differ in exactly two keys,
+    each pair of their values belongs to one job, and there is a figure.
+    """
+    keys, names = differing_keys(rows), figure_names(rows)
+    pairs = {tuple(overrides.get(key, "") for key in keys): figures for _, overrides, figures in rows}
+    if len(keys) != 2 or len(pairs) < len(rows) or not names:
+        return None
+    shown = next((name for name in reversed(names) if "test" in name.split()), names[-1])
+    down, across = ([*dict.fromkeys(pair[side] for pair in pairs)] for side in (0, 1))
+    found = [[pairs.get((one, other), {}).get(shown, math.nan) for other in across] for one in down]
+    table = [[name, *map(_cell, line), _gain(line)] for name, line in zip(down, found, strict=True)]
+    table.append(["gain", *map(_gain, zip(*found, strict=True)), ""])
+    return Grid(f"{shown}, {keys[0]} × {keys[1]}", [keys[0], *across, "gain"], [tuple(line) for line in table])
+
+
+def _cell(value: float) -> str:
+    return NOTHING if math.isnan(value) else f"{value:.2f}"
+
+
+def _gain(line: Sequence[float]) -> str:
+    return "" if math.isnan(gain := line[-1] - line[0]) or len(line) < 2 else f"{gain:+.2f}"
