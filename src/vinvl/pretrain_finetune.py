@@ -136,7 +136,6 @@ main = door(pretrain_finetune, "pretrain_finetune")
 
 
 if __name__ == "__main__":
-    # The stages take any key that vinvl.train takes, and stores any name, and Hydra knows none of them here.
-    free = tuple(f"{section}." for section in (*STAGES, "stores"))
-    opened = [f"++{word}" if word.startswith(free) else word for word in sys.argv[1:]]
+    # The stages take any key that vinvl.train takes, and Hydra knows none of them here.
+    opened = [f"++{word}" if word.startswith(tuple(f"{stage}." for stage in STAGES)) else word for word in sys.argv[1:]]
     enter(main, "pretrain_finetune", opened)

@@ -25,7 +25,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory
 
-OPEN = ("data.splits", "callbacks", "logger", "plan", "pretrain", "finetune")  # sections whose names a person chooses
+OPEN = (
+    "data.splits",
+    "callbacks",
+    "logger",
+    "plan",
+    "pretrain",
+    "finetune",
+    "stores",
+)  # sections whose names a person chooses
 MODEL_CONFIGS = ("model.config", "config")  # sections of fields of MODEL_CONFIG
 MODEL_CONFIG = "vinvl.models.config.VinVLConfig"
 OWN_FILES = ("config_path", "config_dir", "config_name", "experimental_rerun")  # Hydra's flags for other configurations
