@@ -83,6 +83,7 @@ def test_every_door_command_composes(name: str, overrides: list[str]) -> None:
     words = comparing(overrides) if name == "evaluate" else overrides
     composed = open_sections(words) if name in ("evaluate", "predict") else words
     composed = task_as_a_value(composed) if name == "convert" else composed
+    composed = [f"+{word}" if word.startswith("stores.") else word for word in composed]  # as the door itself does
     with initialize_config_dir(config_directory(), version_base="1.3"):
         config = compose(name, composed, return_hydra_config=True)
         OmegaConf.set_readonly(config.hydra, False)
