@@ -5,6 +5,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.door_in_process import TINY, checkpoint, examples, run_in_process, scores
@@ -35,19 +36,26 @@ def test_a_run_shows_a_pair_of_each_kind_and_ends_with_both_directions(trained: 
     assert RECALLS | {"recall_mean"} <= scores(run).keys()
 
 
+def of_all_pairs(scores: Path) -> list[Path]:
+    """The files with the scores of all pairs, one fold in three blocks."""
+    files: list[Path] = []
+    for told in scores.glob("*/candidates.json"):
+        blocks = sorted(told.parent.glob("*.npy"))
+        if len(blocks) == 3 and "rerank_top" not in json.loads(told.read_text())["settings"]:
+            files += blocks
+    return files
+
+
 def assert_same_files(one: Path, other: Path) -> None:
-    first, second = (sorted(folder.glob("*/*.npy")) for folder in (one, other))
+    first, second = map(of_all_pairs, (one, other))
     assert len(first) == 3
     assert [path.name for path in first] == [path.name for path in second]
     for path, twin in zip(first, second, strict=True):
         assert path.read_bytes() == twin.read_bytes()
 
 
-def test_a_killed_scoring_run_goes_on_where_it_was_on_two_ranks(
-    trained: tuple[Path, str], demo_data: Path, tmp_path: Path
-) -> None:
-    run, _ = trained
-    overrides = [checkpoint(run), ON_ONE_CPU, f"++data.scores_dir={tmp_path / 'scores'}"]
+def killed_after_a_block(tmp_path: Path, demo_data: Path, overrides: list[str]) -> None:
+    """An evaluation that is killed when one block is on the disk, in `tmp_path / "scores"`."""
     # A worker that is slow with its second block, so that the kill finds the first on the disk.
     script = (
         "import sys, time, vinvl.retrieval.run as files\n"
@@ -60,6 +68,14 @@ def test_a_killed_scoring_run_goes_on_where_it_was_on_two_ranks(
     process = DoorProcess(tmp_path, "-c", script, *overrides, environment=door_environment(demo_data) | ON_CPU)
     process.wait_until(lambda: list((tmp_path / "scores").glob("*/*.npy")) != [])
     process.signalled(signal.SIGKILL)
+
+
+def test_a_killed_scoring_run_goes_on_where_it_was_on_two_ranks(
+    trained: tuple[Path, str], demo_data: Path, tmp_path: Path
+) -> None:
+    run, _ = trained
+    overrides = [checkpoint(run), ON_ONE_CPU, f"++data.scores_dir={tmp_path / 'scores'}"]
+    killed_after_a_block(tmp_path, demo_data, overrides)
     (done,) = (tmp_path / "scores").glob("*/*.npy")
     written = done.stat().st_mtime_ns
     told = ranks_succeed(tmp_path, demo_data, "evaluate", *overrides, "hydra.run.dir=again")
@@ -94,6 +110,55 @@ def test_folds_of_candidates_and_other_limits_have_scores_of_their_own(
     assert len(examples(tmp_path / "out")) == 36
     assert folds["text_to_image/R@5"] == 100 and folds["chance/text_to_image/R@1"] == pytest.approx(100 / 3)
     assert len(set((run / "retrieval_scores").iterdir()) - before) == 1
+
+
+def test_two_stages_of_a_killed_run_on_two_ranks_are_those_of_one(
+    trained: tuple[Path, str], demo_data: Path, tmp_path: Path
+) -> None:
+    run, _ = trained
+    overrides = [checkpoint(run), ON_ONE_CPU, "++data.rerank_top=1"]
+    told = run_in_process("evaluate", demo_data, tmp_path / "one", *overrides)
+    ours, full = scores(tmp_path / "one"), scores(run)
+    pairs = round(ours["scored_pairs"] * 180 / 100)
+    assert 30 <= pairs <= 36 and f"{pairs} pairs of 180 ({100 * pairs / 180:.2f} %)" in told
+    assert {name: full[name] - ours[name] for name in RECALLS} == {
+        name.removeprefix("lost/"): value for name, value in ours.items() if name.startswith("lost/")
+    }
+    assert "lost against scoring all pairs" in told
+    (folder,) = {path.parent for path in (run / "retrieval_scores").glob("*/*.npy") if np.load(path).min() < -1e20}
+    elsewhere = [*overrides, f"++data.scores_dir={tmp_path / 'scores'}"]
+    killed_after_a_block(tmp_path, demo_data, elsewhere)
+    told = ranks_succeed(tmp_path, demo_data, "evaluate", *elsewhere, "hydra.run.dir=again")
+    assert "1 blocks are scored already" in told and "lost against" not in told
+    for path in folder.glob("*.npy"):
+        assert path.read_bytes() == (tmp_path / "scores" / folder.name / path.name).read_bytes()
+    again = scores(tmp_path / "again")
+    assert again == {name: value for name, value in ours.items() if not name.startswith("lost/")}
+
+
+def test_two_stages_with_all_candidates_are_one(trained: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
+    run, _ = trained
+    given = [checkpoint(run), ON_ONE_CPU, "++data.rerank_top=6", f"++data.scores_dir={tmp_path / 'scores'}"]
+    run_in_process("evaluate", demo_data, tmp_path / "out", *given)
+    ours = scores(tmp_path / "out")
+    assert ours.pop("scored_pairs") == 100 and ours == scores(run)
+    for path in (tmp_path / "scores").glob("*/*.npy"):
+        (twin,) = (one for one in of_all_pairs(run / "retrieval_scores") if one.name == path.name)
+        np.testing.assert_array_equal(np.load(path), np.load(twin))
+
+
+def test_predictions_of_two_stages_begin_with_what_the_model_scored(
+    trained: tuple[Path, str], demo_data: Path, tmp_path: Path
+) -> None:
+    run, _ = trained
+    run_in_process("predict", demo_data, tmp_path / "out", checkpoint(run), ON_ONE_CPU, "++data.rerank_top=1")
+    images = [json.loads(line) for line in (tmp_path / "out" / "image_to_text.jsonl").open()]
+    captions = [json.loads(line) for line in (tmp_path / "out" / "text_to_image.jsonl").open()]
+    assert len(images) == 6 and len(captions) == 30
+    for record in (*images, *captions):
+        found = [entry["score"] for entry in record["top"]]
+        assert found == sorted(found, reverse=True) and len(found) in (6, 10) and found[0] > 0
+    assert any(record["top"][-1]["score"] == 0 for record in captions)  # in the cheap order
 
 
 def test_predictions_are_the_best_captions_and_images(

@@ -254,6 +254,10 @@ class ScoringBlock(NamedTuple):
     tag_ids: list[np.ndarray]  # (m,) int64 of each image; they stay on the host
     region_features: list[Tensor]  # (R, D) float32 of each image
 
+    def of_image(self, index: int) -> "ScoringBlock":
+        """One of the images alone."""
+        return ScoringBlock(self.number, [self.tag_ids[index]], [self.region_features[index]])
+
 
 class BlockImages(Dataset[ScoringBlock]):
     """The blocks that a rank has a share of, with their images read from the store; those `finished` come empty."""
@@ -303,6 +307,7 @@ def first_captions(records: CaptionRecords, count: int) -> CaptionRecords:
     return replace(records, table=table)
 
 
+RERANK_BY = ("tags",)  # cheap scores: the tags that a caption names
 CANDIDATES = {"1k": 1000, "5k": 5000}  # images in a fold, as results on COCO are reported
 
 
@@ -328,6 +333,9 @@ class RetrievalDataModule(RegionDataModule):
             for folds of another size, all for one fold of all.
         block_images: images scored together, and saved together; what a kill loses is one block of each rank.
         scores_dir: where scores are kept; None for the run folder of the checkpoint.
+        rerank_top: two-stage retrieval: the model scores only the pairs of each image with this many captions, and of
+            each caption with this many images, that have the highest cheap scores (`TwoStage`); None for all pairs.
+        rerank_by: what the cheap scores are, see `RERANK_BY`.
         shared: see `RegionDataArguments`.
 
     Attributes:
@@ -347,14 +355,23 @@ class RetrievalDataModule(RegionDataModule):
         test_candidates: str | int,
         block_images: int,
         scores_dir: str | None,
+        rerank_top: int | None = None,
+        rerank_by: str = "tags",
         **shared: Unpack[RegionDataArguments],
     ) -> None:
         super().__init__(**shared)
         if attention_type not in ATTENTION_TYPES:
             raise UserError(f"data.attention_type is '{attention_type}': pass one of {', '.join(ATTENTION_TYPES)}.")
+        if rerank_by not in RERANK_BY:
+            raise UserError(f"data.rerank_by is '{rerank_by}': pass one of {', '.join(RERANK_BY)}.")
+        if rerank_top is not None and val_hard_captions is not None:
+            raise UserError(
+                "data.rerank_top chooses the pairs to score, and data.val_hard_captions names them: leave one out."
+            )
         least = {"max_tokens": (self.limits.max_tokens, LEAST_TOKENS), "block_images": (block_images, 1)}
         least |= {"val_fold_images": (val_fold_images, 1)}
         optional = {"captions_per_image": captions_per_image, "val_images": val_images, "test_images": test_images}
+        optional |= {"rerank_top": rerank_top}
         least |= {name: (size, 1) for name, size in optional.items() if size is not None}
         for name, (size, smallest) in least.items():
             if size is None or size < smallest:
@@ -369,6 +386,7 @@ class RetrievalDataModule(RegionDataModule):
         self.test_candidates = test_candidates
         self.block_images = block_images
         self.scores_dir = scores_dir
+        self.rerank_top, self.rerank_by = rerank_top, rerank_by
         self.finished: frozenset[int] = frozenset()
 
     def read_split(self, split: str) -> CaptionRecords:
@@ -426,6 +444,11 @@ class RetrievalDataModule(RegionDataModule):
             raise UserError(
                 f"data.test_candidates={wanted} asks for {size:,} images, and split '{split}' gives {given:,}: pass "
                 "data.test_candidates=all."
+            )
+        if self.rerank_top is not None and self.rerank_top > size:
+            raise UserError(
+                f"data.rerank_top={self.rerank_top} is more than the {size:,} images that a caption is compared with: "
+                "lower it, or pass data.rerank_top=null to score all pairs."
             )
         if given % size:
             rank_zero_warn(

@@ -85,8 +85,8 @@ class ScoreFiles:
             write_text_atomically(path, json.dumps({**description, "fingerprint": self.fingerprint}, indent=2) + "\n")
         elif read_json(path).get("fingerprint") != self.fingerprint:
             raise UserError(f"{path} is of other scores than these: remove the folder, or {elsewhere}.")
-        there = {i: self._load(i) is not None for i in range(len(self.blocks)) if self.path(i).exists()}
-        whole = frozenset(number for number, is_whole in there.items() if is_whole)
+        there = [number for number in range(len(self.blocks)) if self.path(number).exists()]
+        whole = self.whole()
         needed = sum(self.bytes_of(number) for number in range(len(self.blocks)) if number not in whole)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -95,6 +95,10 @@ class ScoreFiles:
                 f"{elsewhere} on another disk, or fewer candidates (data.test_candidates=1k)."
             )
         return whole, [self.path(number).name for number in there if number not in whole]
+
+    def whole(self) -> frozenset[int]:
+        """The blocks that are on the disk, and whole."""
+        return frozenset(number for number in range(len(self.blocks)) if self._load(number) is not None)
 
     def fold_of(self, number: int) -> Fold:
         return self.folds[self.blocks[number].fold]
@@ -228,4 +232,5 @@ def described(records: CaptionRecords, caption: int) -> dict[str, Any]:
 
 def probabilities(scores: np.ndarray) -> list[float]:
     """The softmax probabilities of "matched" for scores."""
-    return [round(float(1 / (1 + np.exp(-score))), 6) for score in scores.astype(np.float64)]
+    # Beyond 700 the exponential has no number; there stand the pairs that a cheap score has ordered.
+    return [round(float(1 / (1 + np.exp(min(-score, 700.0)))), 6) for score in scores.astype(np.float64)]

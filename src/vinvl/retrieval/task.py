@@ -15,9 +15,11 @@ from vinvl.captioning.files import CaptionRecords
 from vinvl.examples import Example
 from vinvl.models.answering import VinVLForAnswering
 from vinvl.retrieval.data import Block, Fold, RetrievalDataModule, ScoringBlock
+from vinvl.retrieval.overlap import tag_overlap
 from vinvl.retrieval.recall import RECALL_AT, FoldRanks, RanksSeen, chance, first_matches, fold_ranks, hard_rank, recall
 from vinvl.retrieval.run import BestMatches, Matches, ScoreFiles, described, scores_fingerprint
 from vinvl.retrieval.scoring import PairScorer
+from vinvl.retrieval.two_stage import TwoStage
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
 from vinvl.run.progress import progress_lines
@@ -33,6 +35,7 @@ class RetrievalTask(VinVLTask):
 
     Validation scores folds of a sample of the images in memory. Test and prediction score every image of a fold with
     every caption: block by block onto the disk, where a run that was killed continues; ranks are taken from there.
+    With `data.rerank_top` cheap scores choose the pairs that the model scores (`TwoStage`).
     """
 
     model_class = VinVLForAnswering
@@ -48,10 +51,12 @@ class RetrievalTask(VinVLTask):
         self.image_to_text = RanksSeen()
         self.text_to_image = RanksSeen()
         self.run_folder: Path | None = None
-        self._score: Callable[[ScoringBlock, Fold], np.ndarray]
+        self._score: Callable[[ScoringBlock, np.ndarray], np.ndarray]  # images with captions of the records
         self._folds: list[Fold] = []
         self._ranks: list[FoldRanks] = []  # of the folds, after a test
         self._files: ScoreFiles | None = None  # in test and prediction
+        self._two_stage: TwoStage | None = None  # there, with data.rerank_top
+        self._all_scored: ScoreFiles | None = None  # where the scores of all pairs would be, then
         self._scored: Callable[[int], None] | None = None  # on rank 0, told of each block
 
     @classmethod
@@ -72,8 +77,8 @@ class RetrievalTask(VinVLTask):
         )
         tokens = data.candidates(stage).tokens
 
-        def score(block: ScoringBlock, fold: Fold) -> np.ndarray:
-            return scorer.score(block.tag_ids, block.region_features, tokens, fold.captions).cpu().numpy()
+        def score(block: ScoringBlock, captions: np.ndarray) -> np.ndarray:
+            return scorer.score(block.tag_ids, block.region_features, tokens, captions).cpu().numpy()
 
         self._score, self._folds = score, data.folds(stage)
         self._files = None if stage == "val" else self._prepare_files(data, stage)
@@ -82,17 +87,26 @@ class RetrievalTask(VinVLTask):
         """Finds out, and says, what is to be scored, and what need not be."""
         folds, settings = self._folds, self._settings(data)
         base = data.scores_dir or (self.run_folder or Path(self.trainer.default_root_dir)) / SCORES
-        fingerprint = scores_fingerprint(self.model.state_dict(), data.candidates(stage), folds, settings)
+        weights, candidates, blocks = self.model.state_dict(), data.candidates(stage), data.blocks(stage, folds)
+        fingerprint = scores_fingerprint(weights, candidates, folds, settings)
+        if data.rerank_top is not None:
+            self._all_scored = ScoreFiles(Path(base) / fingerprint, fingerprint, folds, blocks)
+            self._two_stage = TwoStage(folds, partial(tag_overlap, candidates), data.rerank_top)
+            settings |= {"rerank_top": data.rerank_top, "rerank_by": data.rerank_by}
+            fingerprint = scores_fingerprint(weights, candidates, folds, settings)
         # Rank 0 decides: the run folder of the others is another, and blocks may appear while they look.
         folder, fingerprint = self.trainer.strategy.broadcast((Path(base) / fingerprint, fingerprint))
-        files = ScoreFiles(folder, fingerprint, folds, data.blocks(stage, folds))
+        files = ScoreFiles(folder, fingerprint, folds, blocks)
         description = {"settings": settings, "images": sum(len(fold.images) for fold in folds)}
         data.finished, bad = self._on_rank_zero(partial(files.prepare, description))
-        pairs = [images * captions for images, captions in map(files.shape, range(len(files.blocks)))]
+        pairs = [images * captions for images, captions in map(files.shape, range(len(blocks)))]
+        if self._two_stage is not None:
+            pairs = list(map(self._two_stage.pairs, blocks))
         if self.trainer.is_global_zero:
             if bad:
                 rank_zero_warn(f"{folder}: {len(bad)} damaged or foreign files are scored again, the first {bad[0]}.")
-            say(f"Scoring {describe_folds(folds)}: {sum(pairs):,} pairs in {len(pairs):,} blocks.")
+            count = f"{sum(pairs):,} pairs" if self._two_stage is None else self._two_stage.describe()
+            say(f"Scoring {describe_folds(folds)}: {count} in {len(pairs):,} blocks.")
             if data.finished:
                 say(f"{len(data.finished):,} blocks are scored already in {folder}.")
             self._scored = self._progress(pairs, sum(pairs) - sum(pairs[number] for number in data.finished))
@@ -144,7 +158,7 @@ class RetrievalTask(VinVLTask):
         """Scores one fold of the sample and takes its ranks."""
         if batch.number >= 0:
             fold = self._folds[batch.number]
-            scores = self._score(batch, fold)
+            scores = self._score(batch, fold.captions)
             if self._datamodule().val_hard_captions is not None:
                 self.image_to_text.update(np.array([hard_rank(fold, scores[0])]))
                 return
@@ -156,9 +170,23 @@ class RetrievalTask(VinVLTask):
         """Scores a block of the test candidates onto the disk; one that comes empty is there already."""
         assert self._files is not None
         if batch.region_features:
-            self._files.write(batch.number, self._score(batch, self._files.fold_of(batch.number)))
+            self._files.write(batch.number, self._scores_of(batch))
             if self._scored is not None:
                 self._scored(batch.number)
+
+    def _scores_of(self, batch: ScoringBlock) -> np.ndarray:
+        """(images, C) of a block that is to be written."""
+        assert self._files is not None
+        captions = self._files.fold_of(batch.number).captions
+        score_all = partial(self._score, batch, captions)
+        if self._two_stage is None:
+            return score_all()
+
+        def score(image: int, chosen: np.ndarray) -> np.ndarray:
+            row: np.ndarray = self._score(batch.of_image(image), captions[chosen])[0]
+            return row
+
+        return self._two_stage.scores(self._files.blocks[batch.number], score_all, score)
 
     def compute_scores(self) -> dict[str, float]:
         files = self._files
@@ -170,9 +198,20 @@ class RetrievalTask(VinVLTask):
             ]  # one number alone has lost its axis
             return with_mean([figures_of(seen)], self._folds)
         self.trainer.strategy.barrier("every block is on the disk")
-        blocks = [partial(files.blocks_of, number) for number in range(len(self._folds))]
-        self._ranks = self._on_rank_zero(lambda: list(map(fold_ranks, self._folds, blocks)))
-        return with_mean(list(map(figures_of, self._ranks)), self._folds)
+        self._ranks = self._on_rank_zero(lambda: ranks_in(files))
+        scores = with_mean(list(map(figures_of, self._ranks)), self._folds)
+        if self._two_stage is None:
+            return scores
+        return scores | {"scored_pairs": self._two_stage.share} | self._on_rank_zero(partial(self._lost, scores))
+
+    def _lost(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """How much higher each recall is in the scores of all pairs; {} where these are not all on the disk."""
+        every = self._all_scored
+        if every is None or len(every.whole()) < len(every.blocks):
+            return {}
+        of_all = with_mean(list(map(figures_of, ranks_in(every))), self._folds)
+        names = [f"{way}/R@{k}" for way in DIRECTIONS for k in RECALL_AT]
+        return {f"lost/{name}": of_all[name] - scores[name] for name in names}
 
     def examples(self) -> Iterator[Example]:
         """Each image that looks for its captions, then each caption that looks for its image, fold by fold."""
@@ -187,9 +226,13 @@ class RetrievalTask(VinVLTask):
             return "  ".join(f"{self.scores[f'{prefix}/R@{k}']:.2f}" for k in RECALL_AT)
 
         rows = [] if self._files is None else [("candidates", describe_folds(self._folds))]
+        if self._two_stage is not None:
+            rows.append(("scored by the model", self._two_stage.describe()))
         for direction in directions_of(self.scores):
             rows.append((f"{direction.replace('_to_', ' → ')}: R@1, R@5, R@10", recalls(direction)))
             rows.append(("  in random order", recalls(f"chance/{direction}")))
+            if f"lost/{direction}/R@1" in self.scores:
+                rows.append(("  lost against scoring all pairs", recalls(f"lost/{direction}")))
         many = "six" if len(directions_of(self.scores)) == len(DIRECTIONS) else "three"
         return [*rows, (f"mean of the {many}", f"{self.scores['recall_mean']:.2f}")]
 
@@ -223,6 +266,12 @@ class RetrievalTask(VinVLTask):
             ):
                 file.write(json.dumps(match, ensure_ascii=False) + "\n")
         return {"captions of images": by_image, "images of captions": by_caption, "all scores": best.files.folder}
+
+
+def ranks_in(files: ScoreFiles) -> list[FoldRanks]:
+    """The ranks in each fold, from scores that are all on the disk."""
+    blocks = [partial(files.blocks_of, number) for number in range(len(files.folds))]
+    return list(map(fold_ranks, files.folds, blocks))
 
 
 def fold_examples(
