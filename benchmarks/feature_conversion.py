@@ -3,6 +3,9 @@
 Writes made-up features (40 regions of 2048 numbers an image) into a temporary folder and converts them, in rounds of
 which the median counts. "alone" is one process that reads the same and drops it: the bytes of a TSV, the arrays of
 HDF5, the members of npz with their decompression. "MB/s a core" is by processor time, which a busy machine hides less.
+All this is from the system's cache; two columns are of the disk, in MB of input too: "cold" is reading alone what is
+not in the cache, "written" is writing the store's bytes to a plain file until they are on the disk, which a store waits
+for too. "of disk" is the conversion against the slower of the two.
 With `--memory` each size is converted once, in a fresh process, whose largest resident memory is told, and that of the
 largest of its workers with what it shares with it.
 
@@ -188,8 +191,7 @@ def measure_memory(kinds: Sequence[str], sizes: Sequence[int], workers: Sequence
             with tempfile.TemporaryDirectory() as folder:
                 source, images = Path(folder) / f"in{suffix}", megabytes * 10**6 // len(text(NUMBERS))
                 write(source, images)
-                files = source.iterdir() if source.is_dir() else [source]
-                size = sum(path.stat().st_size for path in files) / 1e6
+                size = sum(path.stat().st_size for path in files_of(source)) / 1e6
                 for number in workers:
                     context = multiprocessing.get_context("spawn")
                     here, there = context.Pipe()
@@ -209,13 +211,36 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return took, sum(after[:4]) - sum(before[:4])
 
 
-def one_round(read: Callable[[Path], None], source: Path, target: Path, workers: int) -> tuple[float, float, float]:
-    """Seconds of reading alone, of the conversion, and of its processor time."""
+def files_of(source: Path) -> list[Path]:
+    return sorted(source.iterdir()) if source.is_dir() else [source]
+
+
+def to_disk(files: Sequence[Path], *, drop: bool = False) -> None:
+    """Waits until files are on the disk, and takes them out of the cache with `drop`."""
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            if drop:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def write_plainly(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    to_disk([path])
+
+
+def one_round(read: Callable[[Path], None], source: Path, target: Path, workers: int) -> tuple[float, ...]:
+    """Seconds of the conversion, of its processor time, of reading alone, the same cold, and of writing alone."""
     alone, _ = timed(lambda: read(source))
     settings = FeatureOptions(assume_size=(WIDTH, HEIGHT), workers=workers)
     took, processor = timed(lambda: convert_features(source, target, settings))
+    content = target.read_bytes()
     target.unlink()
-    return alone, took, processor
+    written, _ = timed(lambda: write_plainly(content, target))
+    target.unlink()
+    to_disk(files_of(source), drop=True)
+    cold, _ = timed(lambda: read(source))
+    return took, processor, alone, cold, written
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -233,19 +258,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     torch.set_num_threads(1)
     images = options.megabytes[0] * 10**6 // len(text(NUMBERS))
-    print(f"{'format':<16} {'workers':>7} {'MB':>5} {'MB/s':>6} {'MB/s a core':>11} {'alone MB/s':>10} {'of alone':>8}")
+    heads = ("MB", "MB/s", "MB/s a core", "alone MB/s", "of alone", "cold MB/s", "written MB/s", "of disk")
+    print(f"{'format':<16} workers", *heads, sep="  ")
     with tempfile.TemporaryDirectory() as folder:
         for kind in options.kinds or KINDS:
             suffix, write, read = KINDS[kind]
             source, target = Path(folder) / f"in{len(kind)}{suffix}", Path(folder) / "store.h5"
             write(source, images)
-            files = source.iterdir() if source.is_dir() else [source]
-            megabytes = sum(path.stat().st_size for path in files) / 1e6
+            to_disk(files_of(source))
+            megabytes = sum(path.stat().st_size for path in files_of(source)) / 1e6
             for workers in options.workers:
                 runs = [one_round(read, source, target, workers) for _ in range(options.rounds)]
-                alone, took, core = (megabytes / statistics.median(column) for column in zip(*runs, strict=True))
-                row = f"{megabytes:>5.0f} {took:>6.0f} {core:>11.0f} {alone:>10.0f} {took / alone:>8.2f}"
-                print(f"{kind:<16} {workers:>7} {row}", flush=True)
+                took, core, alone, cold, written = (
+                    megabytes / statistics.median(column) for column in zip(*runs, strict=True)
+                )
+                shares = f"{took / alone:.2f}", f"{took / min(cold, written):.2f}"
+                rates = [f"{rate:,.0f}" for rate in (megabytes, took, core, alone, cold, written)]
+                row = [*rates[:4], shares[0], *rates[4:], shares[1]]
+                cells = (f"{cell:>{len(head)}}" for head, cell in zip(heads, row, strict=True))
+                print(f"{kind:<16} {workers:>7}", *cells, sep="  ", flush=True)
 
 
 if __name__ == "__main__":

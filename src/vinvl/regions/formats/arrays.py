@@ -127,10 +127,12 @@ def read_npz(file: Path | IO[bytes], path: object) -> dict[str, Any]:
                 if name in fields or member.compress_type not in COMPRESSIONS:
                     raise UserError(f"{place} comes twice, or is compressed as no npz is; get the file again.")
                 fields[name] = None
+                opened = archive.open(member)  # which compares its name with that where it lies
                 if name in KNOWN:
-                    content = _all_of(archive.open(member), left, place)
+                    content = _all_of(opened, left, place)
                     left -= len(content)
                     fields[name] = read_array(content, place)
+                opened.close()
     except (OSError, UserError):
         raise
     except Exception as error:  # what a damaged archive runs into: zlib, struct, a codec, a checksum
@@ -141,14 +143,12 @@ def read_npz(file: Path | IO[bytes], path: object) -> dict[str, Any]:
 
 
 def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """All members; BadZipFile if they are not as many as the end says, or called otherwise where they lie."""
+    """All members; BadZipFile if they are not as many as the end says."""
     members = archive.infolist()
     assert archive.fp is not None
     archive.fp.seek(-ENTRIES_BEFORE_END - len(archive.comment), os.SEEK_END)
     if len(members) != int.from_bytes(archive.fp.read(2), "little"):
         raise zipfile.BadZipFile("its list of arrays is not whole")
-    for member in members:
-        archive.open(member).close()  # which compares the names
     return members
 
 

@@ -103,7 +103,8 @@ class Hdf5File:
             if not is_there or found.id.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
                 raise UserError(f"{self.path}: {name} is missing or a link elsewhere; get the file again.")
             opened = h5py.h5o.open(found.id, encoded)
-            found = h5py.Dataset(opened) if isinstance(opened, h5py.h5d.DatasetID) else h5py.Group(opened)
+            is_array = isinstance(opened, h5py.h5d.DatasetID)  # "readonly": one that keeps what it was asked for
+            found = h5py.Dataset(opened, readonly=True) if is_array else h5py.Group(opened)
         if not isinstance(found, kind):
             raise UserError(f"{self.path}: {name} is no {kind.__name__.lower()}; get the file again.")
         return found
