@@ -9,6 +9,7 @@ import pytest
 
 from tests.door_in_process import TINY, checkpoint, examples, refused_in_process, run_in_process, same_weights, scores
 from tests.door_runs import ranks_succeed
+from vinvl.gqa.official import score_files
 
 pytestmark = pytest.mark.slow
 
@@ -19,6 +20,28 @@ NLVR2 = ["task=nlvr2", *TINY, *LEARNING, "trainer.max_epochs=12", "trainer.check
 
 def lines_of(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def official_files(world: Path, folder: Path) -> dict[str, Path]:
+    """Questions of the test split that name objects, entail others and are not all balanced; what goes with them."""
+    asked = json.loads((world / "gqa_testdev_balanced_questions.json").read_text())
+    ids = list(asked)
+    choices, scenes = {}, {}
+    for place, (own_id, one) in enumerate(asked.items()):
+        answers = [asked[ids[place - 1]]["answer"], one["answer"]]
+        choices[own_id] = {"valid": [*answers, "yes", "no", "2"], "plausible": answers}
+        scenes[one["imageId"]] = {
+            "width": 200,
+            "height": 150,
+            "objects": {"a": {"x": 20, "y": 10, "w": 120, "h": 90}, "b": {"x": 0, "y": 0, "w": 50, "h": 50}},
+        }
+        one |= {"isBalanced": place % 3 > 0, "entailed": [own_id, ids[place - 1]]}
+        one["annotations"] = {"question": {"2": "a"}, "answer": {"0": "b"}, "fullAnswer": {"0": "a", "4:5": "b"}}
+    files = {"questions": asked, "choices": choices, "scenes": scenes}
+    paths = {name: folder / f"{name}.json" for name in files}
+    for name, content in files.items():
+        paths[name].write_text(json.dumps(content))
+    return paths
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +120,53 @@ class TestGQA:
             assert path.name in sentence and "data.answers=FILE" in sentence
             assert (str(len(other)) if name == "fewer" else f"'{answers[0]}'") in sentence
 
+    def test_official_metrics_where_their_files_are_there(
+        self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path
+    ) -> None:
+        """Those of the checkpoint are those of its files of predictions and attention."""
+        files = official_files(demo_data / "demo", tmp_path)
+        given = [f"data.splits.testdev={files['questions']}", "trainer.accelerator=cpu", checkpoint(gqa[0])]
+        more = [f"++data.choices={{testdev: {files['choices']}}}", f"++data.scene_graphs={{testdev: {files['scenes']}}}"]
+        printed = run_in_process("evaluate", demo_data, tmp_path / "eval", *given, *more)
+        predict = [*given, "data.predict_split=testdev", "data.attention=true"]
+        run_in_process("predict", demo_data, tmp_path / "out", *predict)
+        expected = score_files(
+            files["questions"],
+            tmp_path / "out" / "results.json",
+            choices=files["choices"],
+            scene_graphs=files["scenes"],
+            attentions=tmp_path / "out" / "attentions.json",
+        )
+        found = {name.removeprefix("official/"): x for name, x in scores(tmp_path / "eval").items() if "official/" in name}
+        assert found == pytest.approx(expected.flat(), abs=1e-5)
+        assert {"consistency", "validity", "plausibility", "grounding", "distribution", "words/5"} <= found.keys()
+        assert 0 < found["grounding"] and found["validity"] > found["plausibility"] >= found["accuracy"] > 0
+        for told in ("consistency", "distribution (lower is better)", "grounding", "words/5"):
+            assert told in printed
+        for row in json.loads((tmp_path / "out" / "attentions.json").read_text()):
+            assert sum(cell[4] for cell in row["attention"]) == pytest.approx(1, abs=1e-5)
+        # Balanced questions alone, by the official rule.
+        assert found["accuracy"] != scores(tmp_path / "eval")["accuracy/overall"]
+
+    def test_without_the_files_there_is_what_questions_tell(self, gqa: tuple[Path, str]) -> None:
+        names = {name for name in scores(gqa[0]) if name.startswith("official/")}
+        assert {"official/accuracy", "official/distribution"} <= names
+        assert not names & {f"official/{name}" for name in ("validity", "plausibility", "grounding")}
+
+    def test_official_files_that_are_wrong_are_told_before_the_evaluation(
+        self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path
+    ) -> None:
+        files = official_files(demo_data / "demo", tmp_path)
+        files["scenes"].write_text("{}")
+        scenes = f"++data.scene_graphs={{testdev: {files['scenes']}}}"
+        given = [f"data.splits.testdev={files['questions']}", "trainer.accelerator=cpu", checkpoint(gqa[0]), scenes]
+        sentence = refused_in_process("evaluate", demo_data, tmp_path / "eval", *given)
+        assert "scenes.json has no image" in sentence and not (tmp_path / "eval" / "results.json").exists()
+
     def test_two_ranks_give_the_examples_of_one(self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path) -> None:
         ranks_succeed(tmp_path, demo_data, "evaluate", checkpoint(gqa[0]), "hydra.run.dir=two")
         assert examples(tmp_path / "two") == examples(gqa[0])
+        assert scores(tmp_path / "two") == scores(gqa[0])
 
 
 class TestNLVR2:

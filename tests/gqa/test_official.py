@@ -27,10 +27,10 @@ GOLDEN = Path(__file__).parents[1] / "data" / "gqa_metric"
 FILES = {name: GOLDEN / f"{name}.json" for name in ("questions", "predictions", "choices", "sceneGraphs")}
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 SETTINGS: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "plain": {"consistency": False},
     "consistency": {"consistency": True},
     "grid_attention": {"consistency": True, "attentions": GOLDEN / "attentions_grid.json"},
-    "box_attention": {"attentions": GOLDEN / "attentions_boxes.json"},
+    "box_attention": {"consistency": False, "attentions": GOLDEN / "attentions_boxes.json"},
 }
 BREAKDOWNS = {
     "structural": "accuracyPerStructuralType",

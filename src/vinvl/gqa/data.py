@@ -1,7 +1,7 @@
 """GQA: questions with one right answer of a closed vocabulary over a RegionStore."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
@@ -11,8 +11,10 @@ import numpy as np
 from vinvl.data.module import RegionDataArguments, RegionDataModule, file_names, plain
 from vinvl.data.table import RecordTable
 from vinvl.data.words import Commonest, commonest_answers
-from vinvl.gqa.files import read_gqa
+from vinvl.gqa.files import json_parts, read_gqa
+from vinvl.gqa.official import Official
 from vinvl.run.errors import UserError
+from vinvl.run.files import begins_a_list
 from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary, read_answers, warn_of_other_splits
 from vinvl.vqa.data import AnsweringDataset, answering_dataset
 
@@ -26,11 +28,24 @@ class GQADataModule(RegionDataModule):
         answers: file of the answer vocabulary, JSON or a published .pkl; all answers of `answer_splits`, by falling
             count, if it is missing.
         answer_splits: the splits whose answers make up a vocabulary that is built.
+        choices, scene_graphs: of GQA's official metrics, split → file, which need not be there.
+        attention: whether predictions come with what they attended to.
         shared: see `RegionDataArguments`.
     """
 
-    def __init__(self, *, answers: str, answer_splits: Sequence[str], **shared: Unpack[RegionDataArguments]) -> None:
+    def __init__(
+        self,
+        *,
+        answers: str,
+        answer_splits: Sequence[str],
+        choices: Mapping[str, str] | None = None,
+        scene_graphs: Mapping[str, str] | None = None,
+        attention: bool = False,
+        **shared: Unpack[RegionDataArguments],
+    ) -> None:
         super().__init__(**shared)
+        self.choices, self.scene_graphs = plain(choices) or {}, plain(scene_graphs) or {}
+        self.attention = attention
         self.answers_path = Path(answers)
         self.answer_splits = answer_splits
 
@@ -62,13 +77,26 @@ class GQADataModule(RegionDataModule):
         """The answer vocabulary; its file must be there."""
         return AnswerVocabulary.load(self.answers_path)
 
-    def read_split(self, split: str) -> RecordTable:
+    def question_files(self, split: str) -> list[str]:
+        """The names of a split's question files and folders of them."""
         given = plain(self.split_files(split))
         listed = [given] if isinstance(given, str) else given
         if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
             forms = "a question file, a folder of them, or a list of these"
             raise UserError(f"data.splits.{split} is {given!r}: give {forms}.")
-        return read_gqa(listed, lambda: read_answers(self.answers_path))
+        return listed
+
+    def read_split(self, split: str) -> RecordTable:
+        return read_gqa(self.question_files(split), lambda: read_answers(self.answers_path))
+
+    def official(self, split: str) -> Official | None:
+        """What GQA's official metrics of a split are computed of; None of questions of the published folder."""
+        questions = self.question_files(split)
+        if any(begins_a_list(path) for path in json_parts(questions, "questions")):
+            return None
+        named = (self.choices.get(split), self.scene_graphs.get(split) if self.limits.use_regions else None)
+        choices, scenes = (path if path is not None and Path(path).exists() else None for path in named)
+        return Official.read(questions, choices, scenes)
 
     def targets_of(self, records: RecordTable) -> AnswerTargets | None:
         return AnswerTargets.of_one_answer(records["answer"], self.vocabulary) if records.annotated else None

@@ -1,8 +1,9 @@
 """The files of GQA's official metrics: questions in full, choices, scene graphs, predictions and attention."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -122,7 +123,7 @@ def listed(
 def read_official_questions(paths: Paths) -> OfficialQuestions:
     """One or more question files with answers, or folders of them; of questions that are not balanced only the answer.
 
-    Raises UserError as `members` does, and if no question is balanced.
+    Raises UserError as `members` does.
     """
     balanced, others = dict[str, OfficialQuestion](), dict[str, str]()
     for key, one, _ in members(paths, Question, "question"):
@@ -142,8 +143,6 @@ def read_official_questions(paths: Paths) -> OfficialQuestions:
             entailed=tuple(map(str, one.entailed or ())),
             objects=tuple(map(str, [*said.question.values(), *said.fullAnswer.values()])),
         )
-    if not balanced:
-        raise UserError(f"{paths} has no balanced question, of which the figures are: give the balanced questions.")
     return OfficialQuestions(balanced, others)
 
 
@@ -231,27 +230,75 @@ def attention_cells(attention: Sequence[Sequence[float]], place: str) -> dict[bo
     return forms
 
 
+@dataclass(frozen=True)
+class Official:
+    """What a split's figures are computed of.
+
+    Attributes:
+        asked: the questions.
+        choices: question id → choices; None where they are not known.
+        objects: question id → boxes (K, 4) of the objects that it names; None where scene graphs are not known.
+    """
+
+    asked: OfficialQuestions
+    choices: Mapping[str, Choices] | None = None
+    objects: Mapping[str, np.ndarray] | None = None
+
+    @classmethod
+    def read(cls, questions: Paths, choices: Paths | None = None, scene_graphs: Paths | None = None) -> Self:
+        """Each a file, a folder of parts, or a list of these. Raises UserError, naming file and record."""
+        asked = read_official_questions(questions)
+        return cls(
+            asked,
+            None if choices is None else read_choices(choices, asked.balanced),
+            None if scene_graphs is None else read_objects(scene_graphs, asked),
+        )
+
+    def scores(
+        self,
+        predictions: Mapping[str, str],
+        grounding: Mapping[str, float] | None = None,
+        consistency: bool | None = None,
+    ) -> OfficialScores:
+        """The figures of question id → answer; see `official_scores`.
+
+        `consistency` None: if all questions that others entail are there and answered. Raises UserError if predictions
+        or what else is there lack a question.
+        """
+        if consistency is None:
+            entailed = {other for one in self.asked.balanced.values() for other in one.entailed}
+            consistency = all(key in predictions and self.asked.answer(key) is not None for key in entailed)
+        return official_scores(
+            self.asked, predictions, choices=self.choices, grounding=grounding, consistency=consistency
+        )
+
+    def scores_of_answered(
+        self, predictions: Mapping[str, str], grounding: Mapping[str, float] | None = None
+    ) -> OfficialScores | None:
+        """The same of the balanced questions that there are predictions for; None if there are none."""
+        balanced = {key: one for key, one in self.asked.balanced.items() if key in predictions}
+        answered = replace(self, asked=replace(self.asked, balanced=balanced))
+        return answered.scores(predictions, grounding) if balanced else None
+
+
 def score_files(
     questions: Paths,
-    predictions: Paths | Mapping[str, str],
+    predictions: Paths,
     *,
     choices: Paths | None = None,
     scene_graphs: Paths | None = None,
     attentions: Paths | None = None,
-    consistency: bool = False,
+    consistency: bool | None = None,
 ) -> OfficialScores:
-    """GQA's figures of a file of predictions, or of question id → answer; see `official_scores`.
+    """The figures of a file of predictions, as `Official.scores`; predictions of other questions do not count.
 
-    A path may be a file, a folder of parts or a list of these. Predictions of other questions do not count.
-
-    Raises UserError, naming file and record, if a file is something else or lacks what another needs.
+    Raises UserError also if no question is balanced, for the figures are of these.
     """
-    asked = read_official_questions(questions)
-    said = predictions if isinstance(predictions, Mapping) else read_predictions(predictions)
-    known = None if choices is None else read_choices(choices, asked.balanced)
-    grounding = None
+    official, grounding = Official.read(questions, choices, scene_graphs), None
+    if not official.asked.balanced:
+        raise UserError(f"{questions} has no balanced question, of which the figures are: give the balanced questions.")
     if attentions is not None:
-        if scene_graphs is None:
+        if official.objects is None:
             raise UserError(f"{attentions} is attention, and what it should lie on is unknown: give the scene graphs.")
-        grounding = read_grounding(attentions, read_objects(scene_graphs, asked))
-    return official_scores(asked, said, choices=known, grounding=grounding, consistency=consistency)
+        grounding = read_grounding(attentions, official.objects)
+    return official.scores(read_predictions(predictions), grounding, consistency)

@@ -1,25 +1,41 @@
 """GQA: choose the one right answer of a closed vocabulary, by cross-entropy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from vinvl.data.batch import Batch
 from vinvl.data.table import RecordTable
 from vinvl.exact import OVERALL, AnswersSeen, CategoryAccuracy, Earned, ExactMean
 from vinvl.examples import Example, answered_rows
+from vinvl.gqa.attention import region_attention, write_attention
 from vinvl.gqa.data import GQADataModule
+from vinvl.gqa.metric import OPEN_STRUCTURE, grounding_of
+from vinvl.gqa.official import Official
 from vinvl.models.answering import VinVLForAnswering
+from vinvl.run.errors import UserError
 from vinvl.task import TaskArguments, VinVLTask
 from vinvl.vqa.task import Prediction, baseline_row, best_answers, check_answers, filled_in, write_answers
 
-OPEN_STRUCTURE = "query"  # all other structures are answered by choosing, mostly yes or no
+PREFIX = "official/"
+OFFICIAL = {  # figures that are no accuracy, for a person
+    "consistency": "consistency",
+    "validity": "validity",
+    "plausibility": "plausibility",
+    "grounding": "grounding",
+    "distribution": "distribution (lower is better)",
+}
 
 
 class GQATask(VinVLTask):
-    """VinVLForAnswering with cross-entropy; accuracy overall and by structural and semantic type."""
+    """VinVLForAnswering with cross-entropy; accuracy overall and by structural and semantic type.
+
+    At test also GQA's official metrics of the balanced questions, `official/…`, where their files are there.
+    """
 
     model_class = VinVLForAnswering
     datamodule_class = GQADataModule
@@ -33,7 +49,9 @@ class GQATask(VinVLTask):
         self.accuracy = CategoryAccuracy()
         self.most_frequent_accuracy = ExactMean()
         self.answers_seen = AnswersSeen()
+        self.grounding_seen = AnswersSeen()
         self.evaluation_loss = ExactMean()
+        self._official: Official | None = None  # of the test split
 
     @classmethod
     def arguments_from(cls, datamodule: GQADataModule) -> dict[str, Any]:
@@ -44,23 +62,46 @@ class GQATask(VinVLTask):
         check_answers(self.answers, datamodule.vocabulary.answers, datamodule.answers_path)
 
     def on_test_start(self) -> None:
-        """Reads the training split for its commonest answer, if the checkpoint does not say it."""
-        self.commonest = self.commonest or self.trainer.datamodule.known_commonest()  # type: ignore[attr-defined]
+        """Reads the training split for its commonest answer, if the checkpoint does not say it, and scene graphs."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.commonest = self.commonest or data.known_commonest()
+        self._official = data.official(data.split_of["test"])
+
+    def attending(self, batch: Batch) -> tuple[Tensor, list[np.ndarray]]:
+        """Logits, and what each answer attended to (`region_attention`).
+
+        Raises UserError for a model whose attention does not tell.
+        """
+        assert isinstance(self.model, VinVLForAnswering)
+        with self.model.bert.recorded_attention() as recorded:
+            logits = self(batch)
+        if not recorded:
+            raise UserError("The attention of a model with attn_implementation='eager' is not recorded: load another.")
+        return logits, region_attention(batch, recorded[0])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """The five best answers to each question."""
-        return best_answers(self(batch), batch, self.answers, "ce")
+        if not self.trainer.datamodule.attention:  # type: ignore[attr-defined]
+            return best_answers(self(batch), batch, self.answers, "ce")
+        logits, attended = self.attending(batch)
+        best = zip(best_answers(logits, batch, self.answers, "ce"), attended, strict=True)
+        return [one._replace(attention=cells.tolist()) for one, cells in best]
 
     def filled_in(self, records: RecordTable, index: int) -> Prediction | None:
         """The commonest training answer to questions that begin like this one."""
         return filled_in(records.row(index), self.commonest)
 
     def write_predictions(self, predictions: Sequence[Prediction], folder: Path) -> dict[str, Path]:
-        """The official submission, [{"questionId", "prediction"}], and the five best answers."""
-        return write_answers(predictions, folder, id_key="questionId", answer_key="prediction")
+        """The official submission, [{"questionId", "prediction"}], the five best answers and, if asked, attention."""
+        files = write_answers(predictions, folder, id_key="questionId", answer_key="prediction")
+        if any(one.attention is not None for one in predictions):
+            files["attention"] = folder / "attentions.json"
+            write_attention(files["attention"], ((one.question_id, one.attention or ()) for one in predictions))
+        return files
 
     def evaluate_batch(self, batch: Batch) -> None:
-        logits = self(batch)
+        objects = None if self._official is None or self.trainer.state.fn != "test" else self._official.objects
+        logits = self(batch) if objects is None else self._grounded(batch, objects)
         self.evaluation_loss.update(self.losses(logits, batch))
         rows: list[Earned] = []
         numbers: list[int] = logits.argmax(dim=-1).tolist()
@@ -73,11 +114,33 @@ class GQATask(VinVLTask):
         constant = self.commonest.get("")
         self.most_frequent_accuracy.update(torch.tensor([one["answer"] == constant for one in batch.records]) * 100.0)
 
+    def _grounded(self, batch: Batch, objects: Mapping[str, np.ndarray]) -> Tensor:
+        """Logits; takes down how much of the attention lies on the objects that each question names."""
+        logits, attended = self.attending(batch)
+        named = [objects.get(str(one["question_id"]), np.zeros((0, 4))) for one in batch.records]
+        shares = [grounding_of(cells, boxes) for cells, boxes in zip(attended, named, strict=True)]
+        self.grounding_seen.update(batch.records, [0] * len(shares), shares)
+        return logits
+
+    def _official_scores(self, official: Official) -> dict[str, float]:
+        """GQA's official figures of what was answered, by name; {} if none of it is balanced."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        places = self._answered[:, 0].astype(np.int64)
+        asked = [str(own_id) for own_id in data.datasets["test"].records["question_id"].take(places)]
+        numbers = self._answered[:, 1].astype(np.int64).tolist()
+        said = {own_id: self.answers[number] for own_id, number in zip(asked, numbers, strict=True)}
+        shares = self.grounding_seen.compute()[:, 2].tolist()
+        grounding = None if official.objects is None else dict(zip(asked, shares, strict=True))
+        found = official.scores_of_answered(said, grounding)
+        return {} if found is None else {f"{PREFIX}{name}": value for name, value in found.flat().items()}
+
     def compute_scores(self) -> dict[str, float]:
         self._answered = self.answers_seen.compute()
         scores = {f"accuracy/{name}": value.item() for name, value in self.accuracy.compute().items()}
         if self.commonest:
             scores["most_frequent_answer"] = self.most_frequent_accuracy.compute().item()
+        if self._official is not None and self.trainer.state.fn == "test":
+            scores |= self._official_scores(self._official)
         return scores | {"loss": self.evaluation_loss.compute().item()}
 
     def examples(self) -> Iterator[Example]:
@@ -95,6 +158,9 @@ class GQATask(VinVLTask):
             ("GQA accuracy", f"{kinds.pop(OVERALL):.2f}"),
             *((f"  {kind}", f"{x:.2f}") for kind, x in kinds.items()),
         ]
+        official = {name.removeprefix(PREFIX): x for name, x in self.scores.items() if name.startswith(PREFIX)}
+        rows += [(OFFICIAL[name], f"{value:.2f}") for name, value in official.items() if name in OFFICIAL]
+        rows += [(f"  {name}", f"{x:.2f}") for name, x in official.items() if name.startswith(("steps/", "words/"))]
         return [*rows, baseline_row(self.commonest, self.scores.get("most_frequent_answer"))]
 
 

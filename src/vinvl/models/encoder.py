@@ -4,7 +4,8 @@ Shapes: B batch, L text and tag tokens, R regions, D numbers per region row, H h
 S = L + R the joint sequence, T real positions in all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypedDict
 
 import torch
@@ -95,7 +96,13 @@ def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class VinVLSelfAttention(BertSelfAttention):
-    """BERT's self-attention that can also hand out its weights and attend within packed sequences."""
+    """BERT's self-attention that can also hand out its weights and attend within packed sequences.
+
+    Attributes:
+        first_attended: where it is a list, what the first position attends to, (B, heads, S) float32, is added to it.
+    """
+
+    first_attended: list[Tensor] | None = None
 
     def forward(  # type: ignore[override]  # transformers types the options as a TypedDict
         self,
@@ -156,7 +163,10 @@ class VinVLSelfAttention(BertSelfAttention):
         scores = scores.float() * self.attention_head_size**-0.5
         if seen is not None:
             scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-        weights = functional.dropout(scores.softmax(dim=-1), self.dropout.p, self.training)
+        weights = scores.softmax(dim=-1)
+        if self.first_attended is not None:
+            self.first_attended.append(weights.detach())
+        weights = functional.dropout(weights, self.dropout.p, self.training)
         if not plain:
             value = self.value(hidden_states).unflatten(-1, heads)
             return torch.einsum("bns,bsnd->bnd", weights.to(value.dtype), value).flatten(1)[:, None]
@@ -359,6 +369,20 @@ class VinVLModel(BertPreTrainedModel):
         for layer in layers:
             hidden = self._run_layer(layer, hidden, None, packed)
         return in_slots(hidden[0], layout.places, sequences, slots)
+
+    @contextmanager
+    def recorded_attention(self) -> Iterator[list[Tensor]]:
+        """What the first position attends to in the last layer, (B, heads, S) float32, of each batch within it.
+
+        Of forward passes with `only_first`, but those of "eager" attention, which returns its weights.
+        """
+        last: Any = self.encoder.layer[-1]
+        recorded: list[Tensor] = []
+        last.attention.self.first_attended = recorded
+        try:
+            yield recorded
+        finally:
+            last.attention.self.first_attended = None
 
     def _last_layer_at_first(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         """(B, 1, H) of what the layer before the last one gives, (B, S, H)."""

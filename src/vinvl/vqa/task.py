@@ -154,6 +154,7 @@ class Prediction(NamedTuple):
     probabilities: tuple[float, ...]  # per answer, independent of each other for the bce loss
     image_file: str | None = None  # of VizWiz, whose server asks for it
     filled_in: bool = False  # without the model
+    attention: list[list[float]] | None = None  # of GQA, where it is asked for: see `gqa.attention.region_attention`
 
 
 def best_answers(logits: Tensor, batch: Batch, answers: Sequence[str], loss_type: str) -> list[Prediction]:
