@@ -35,6 +35,18 @@ def restored(config: DictConfig, run_config: dict[str, Any], overrides: list[str
     return data_config(config, run_config, given_values(overrides), CHECKPOINT)
 
 
+def test_an_option_that_the_checkpoint_does_not_know_yet(tmp_path: Path) -> None:
+    """It was written by an earlier version; what no version knows is still refused."""
+    carried = {"_target_": "vinvl.gqa.data.GQADataModule", "splits": {"val": "q.json"}, "test_split": "val"}
+    given = ["++data.choices.val=c.json", "++data.attention=true"]
+    with composed("evaluate", tmp_path, tmp_path, *given) as config:
+        data = restored(config, {"data": carried}, given)
+    assert (data.choices, data.attention, data.splits) == ({"val": "c.json"}, True, {"val": "q.json"})
+    with composed("evaluate", tmp_path, tmp_path, "++data.choice.val=c.json") as config:
+        with pytest.raises(UserError, match="has no 'choice.val'"):
+            restored(config, {"data": carried}, ["data.choice.val=c.json"])
+
+
 def of_command(**values: Any) -> DictConfig:
     """What Hydra composed for the command: its own default data, with the command's overrides in it."""
     section = {"use_tags": False, "batch_size": 64, "regions": ["own.h5"], "splits": {"test": [{"annotations": None}]}}

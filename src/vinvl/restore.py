@@ -19,7 +19,7 @@ from vinvl.regions.store import FeatureRecord, OtherFeatures
 from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError, say
 from vinvl.run.folders import config_directory, resolve_checkpoint
-from vinvl.run.options import leaves
+from vinvl.run.options import leaves, parameters_of
 from vinvl.run.overrides import command_overrides, given_splits, given_values, refuse_unread_splits, with_given
 from vinvl.task import VinVLTask
 
@@ -155,11 +155,18 @@ def data_config(config: DictConfig, run_config: dict[str, Any], given: Mapping[s
     if not run_config or "data" in given:
         return config.data
     check_calls(run_config.get("data"), path)
-    own = with_own_places(run_config["data"], config)
+    own = with_new_options(with_own_places(run_config["data"], config), given)
     data = OmegaConf.create(with_given(own, "data", config, given, f"The data of {path}"))
     refuse_missing_answers(data, config, path)
     refuse_making_stores(data, config, path)
     return data
+
+
+def with_new_options(data: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's data section with null for options that this command gives, and that later versions brought."""
+    taken = parameters_of(own_class(data.get("_target_"), "data", LightningDataModule)) or {}
+    names = (key.split(".")[1] for key in given if key.startswith("data."))
+    return {**dict.fromkeys(name for name in names if name in taken), **data}
 
 
 def with_own_places(data: dict[str, Any], config: DictConfig) -> dict[str, Any]:

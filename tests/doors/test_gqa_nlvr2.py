@@ -125,10 +125,13 @@ class TestGQA:
     ) -> None:
         """Those of the checkpoint are those of its files of predictions and attention."""
         files = official_files(demo_data / "demo", tmp_path)
-        given = [f"data.splits.testdev={files['questions']}", "trainer.accelerator=cpu", checkpoint(gqa[0])]
-        more = [f"++data.choices={{testdev: {files['choices']}}}", f"++data.scene_graphs={{testdev: {files['scenes']}}}"]
+        given = [f"++data.splits.testdev={files['questions']}", "trainer.accelerator=cpu", checkpoint(gqa[0])]
+        more = [
+            f"++data.choices={{testdev: {files['choices']}}}",
+            f"++data.scene_graphs={{testdev: {files['scenes']}}}",
+        ]
         printed = run_in_process("evaluate", demo_data, tmp_path / "eval", *given, *more)
-        predict = [*given, "data.predict_split=testdev", "data.attention=true"]
+        predict = [*given, "data.predict_split=testdev", "++data.attention=true"]
         run_in_process("predict", demo_data, tmp_path / "out", *predict)
         expected = score_files(
             files["questions"],
@@ -137,12 +140,14 @@ class TestGQA:
             scene_graphs=files["scenes"],
             attentions=tmp_path / "out" / "attentions.json",
         )
-        found = {name.removeprefix("official/"): x for name, x in scores(tmp_path / "eval").items() if "official/" in name}
+        found = {
+            name.removeprefix("official/"): x for name, x in scores(tmp_path / "eval").items() if "official/" in name
+        }
         assert found == pytest.approx(expected.flat(), abs=1e-5)
         assert {"consistency", "validity", "plausibility", "grounding", "distribution", "words/5"} <= found.keys()
-        assert 0 < found["grounding"] and found["validity"] > found["plausibility"] >= found["accuracy"] > 0
-        for told in ("consistency", "distribution (lower is better)", "grounding", "words/5"):
-            assert told in printed
+        assert found["grounding"] > 0 and found["validity"] > found["plausibility"] >= found["accuracy"] > 0
+        for row in ("consistency", "distribution (lower is better)", "grounding", "words/5"):
+            assert row in printed
         for row in json.loads((tmp_path / "out" / "attentions.json").read_text()):
             assert sum(cell[4] for cell in row["attention"]) == pytest.approx(1, abs=1e-5)
         # Balanced questions alone, by the official rule.
@@ -158,8 +163,8 @@ class TestGQA:
     ) -> None:
         files = official_files(demo_data / "demo", tmp_path)
         files["scenes"].write_text("{}")
-        scenes = f"++data.scene_graphs={{testdev: {files['scenes']}}}"
-        given = [f"data.splits.testdev={files['questions']}", "trainer.accelerator=cpu", checkpoint(gqa[0]), scenes]
+        scenes = f"++data.scene_graphs.testdev={files['scenes']}"
+        given = [f"++data.splits.testdev={files['questions']}", "trainer.accelerator=cpu", checkpoint(gqa[0]), scenes]
         sentence = refused_in_process("evaluate", demo_data, tmp_path / "eval", *given)
         assert "scenes.json has no image" in sentence and not (tmp_path / "eval" / "results.json").exists()
 

@@ -83,6 +83,20 @@ def test_a_row_does_not_depend_on_the_padding_of_its_batch(
     torch.testing.assert_close(logits, alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "packed"])
+@torch.no_grad()
+def test_recorded_attention_is_that_of_the_plain_way(attention: str) -> None:
+    """Of the first position in the last layer, and of nothing after it is asked for no more."""
+    plain, model = small_model("eager"), small_model(attention)
+    batch = stack([pad(example(4, 2), 6, 3), example(6, 3, seed=1)])
+    with model.recorded_attention() as recorded:
+        model(**batch, only_first=True)
+    model(**batch, only_first=True)
+    expected = plain(**batch, output_attentions=True).attentions[-1][:, :, 0]
+    assert len(recorded) == 1 and float(expected.std()) > 1e-3
+    torch.testing.assert_close(recorded[0], expected, rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_regions_have_no_order_but_tokens_have() -> None:
     model, row = small_model(), example(5, 4)

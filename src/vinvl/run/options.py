@@ -294,7 +294,7 @@ def known_names(node: DictConfig, section: str, base: DictConfig) -> set[str] | 
     target = _target(node)
     if target is None:
         return names
-    parameters = _parameters(target)
+    parameters = parameters_of(target)
     return None if parameters is None else names | set(parameters) | OF_HYDRA
 
 
@@ -307,7 +307,7 @@ def unfit(base: DictConfig, key: str, value: Any) -> str | None:
     if not isinstance(node, DictConfig):
         return None
     target = _target(node)
-    wanted = (_parameters(target) or {}).get(name, Any) if target is not None else Any
+    wanted = (parameters_of(target) or {}).get(name, Any) if target is not None else Any
     before = OmegaConf.to_container(node, resolve=False).get(name)  # type: ignore[union-attr]
     of_section = value is None or isinstance(value, dict)  # what takes a section away, or gives one
     brackets = "{…}" if isinstance(value, dict) else "[…]" if isinstance(value, list) else None
@@ -402,7 +402,7 @@ def _target(node: DictConfig) -> Any:
         return None
 
 
-def _parameters(target: Any) -> dict[str, Any] | None:
+def parameters_of(target: Any) -> dict[str, Any] | None:
     """The parameters of a callable with what they are annotated as; None if it takes any.
 
     What a constructor passes on as `**options` is what the class that it extends takes.

@@ -135,7 +135,8 @@ def as_value(value: object) -> str:
 # The settings that a file carries, with those of this command on top.
 
 FILES = "data.splits"  # what is given there is one value, also where it is a dict
-GROWING = ("splits", "constraints")  # dicts whose keys need not be carried; whoever reads them knows them
+# Dicts whose keys need not be carried; whoever reads them knows them.
+GROWING = ("splits", "constraints", "choices", "scene_graphs")
 
 
 def with_given(
