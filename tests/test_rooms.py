@@ -19,7 +19,7 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
     ("task",),
     ("vqa", "gqa", "nlvr2", "retrieval", "captioning", "pretraining", "detector"),
     ("extraction", "pages", "demo"),
-    ("predictor",),
+    ("predictor", "comparison"),
     ("restore", "plan", "published"),
     (
         "train",
@@ -31,6 +31,7 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
         "extract",
         "convert",
         "report",
+        "compare",
         "vinvl",
     ),
 )

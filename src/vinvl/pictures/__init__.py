@@ -2,7 +2,7 @@
 
 from vinvl.pictures.containers import name_of
 from vinvl.pictures.finding import PictureNames, Pictures, Unusable, find_pictures, look_for, told_of
-from vinvl.pictures.matching import pictures_of_store
+from vinvl.pictures.matching import pictures_of, pictures_of_store
 from vinvl.pictures.reading import (
     EXIF_APPLY,
     EXIF_IGNORE,
@@ -27,6 +27,7 @@ __all__ = [
     "look_for",
     "name_of",
     "picture_size",
+    "pictures_of",
     "pictures_of_store",
     "read_picture",
     "rgb_picture",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -34,28 +34,35 @@ class Way(NamedTuple):
 
 
 def pictures_of_store(store: RegionStore, source: str | Path, names: PictureNames | None = None) -> Match:
-    """The pictures of a source (`look_for`) that are of images of a store.
+    """`pictures_of` the images of a store; of several rules the one that it was made with comes first."""
+    return pictures_of(store.image_ids.tolist(), repr(store), source, names, store.provenance.get("image_id"))
 
-    Without `names` that rule is taken by which most images have a picture; of several the one that the store was made
-    with, or else the plainest. A name or a number that two pictures have is none's.
+
+def pictures_of(
+    ids: Sequence[str], whose: str, source: str | Path, names: PictureNames | None = None, said: object = None
+) -> Match:
+    """The pictures of a source (`look_for`) that are of images with these ids.
+
+    Without `names` that rule is taken by which most images have a picture; of several the one that is `said` to be
+    theirs, or else the plainest. A name or a number that two pictures have is none's.
 
     Raises UserError if there are no pictures, none fits, or ids with two beginnings fit equally well.
     """
     entries, best, doubtful = look_for(source)[0], Match({}, ""), ""
-    for way in [_exact(names)] if names else _ways(store.provenance.get("image_id")):
-        places, beginnings = _matched(store, entries, way)
+    for way in [_exact(names)] if names else _ways(said):
+        places, beginnings = _matched(ids, entries, way)
         if len(beginnings) > 1:
             first, second = (f"{one}…" for one in beginnings[:2])
             doubtful = doubtful or f"pictures of {source} fit ids like {first!r} and {second!r} by {way.told}"
         elif len(places) > len(best.places):
             best = Match(places, way.told + (f" behind {beginnings[0]!r}" if beginnings[0] else ""))
-        if len(best.places) == min(len(entries), len(store)):
+        if len(best.places) == min(len(entries), len(ids)):
             break
-    if not best.places and len(store):
-        like, first = store.at(0).image_id, name_of(entries[0].place)
-        nothing = f"{source} has no picture of {store!r}, whose ids are like {like!r}; the first picture is {first}"
+    if not best.places and len(ids):
+        like, first = ids[0], name_of(entries[0].place)
+        nothing = f"{source} has no picture of {whose}, whose ids are like {like!r}; the first picture is {first}"
         raise UserError(f"{doubtful or nothing}: pass id.rule, id.pattern or id.prefix.")
-    told = f"{len(best.places):,} of {len(store):,} images of {store!r} have a picture in {source}, by {best.told}"
+    told = f"{len(best.places):,} of {len(ids):,} images of {whose} have a picture in {source}, by {best.told}"
     return Match(best.places, told)
 
 
@@ -84,7 +91,7 @@ def _split(image_id: str, pattern: str) -> tuple[str, str]:
     return ("", "") if found is None else (image_id[: found.start()], found[1])
 
 
-def _matched(store: RegionStore, entries: list[Entry], way: Way) -> tuple[dict[int, str], list[str]]:
+def _matched(ids: Iterable[str], entries: list[Entry], way: Way) -> tuple[dict[int, str], list[str]]:
     """The places of pictures, and what the ids of their images begin with: several where it is not clear which."""
     pictures: dict[str, str | None] = {}
     for entry in entries:
@@ -92,7 +99,7 @@ def _matched(store: RegionStore, entries: list[Entry], way: Way) -> tuple[dict[i
             key = way.of_picture(entry)
             pictures[key] = None if key in pictures or entry.problem else entry.place
     found: dict[str, dict[int, str]] = {}
-    for index, image_id in enumerate(store.image_ids):
+    for index, image_id in enumerate(ids):
         beginning, key = way.of_id(image_id)
         if (place := pictures.get(key)) is not None:
             found.setdefault(beginning, {})[index] = place
