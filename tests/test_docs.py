@@ -35,7 +35,7 @@ DOORS = (
     "evaluate_detector",
 )
 DOOR = re.compile(rf"^(?:python|torchrun .*?) ?-m vinvl\.({'|'.join(DOORS)})\b(.*)$")
-WITH_SUBCOMMANDS = ("vinvl.regions", "vinvl.pretraining.corpus")
+PARSED = ("vinvl.regions", "vinvl.pretraining.corpus", "vinvl.compare")  # by argparse
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -61,7 +61,7 @@ def door_commands() -> list[tuple[str, list[str]]]:
 
 def test_the_pages_show_all_doors_and_no_command_that_is_not_tested_here() -> None:
     assert {name for name, _ in door_commands()} == set(DOORS)
-    known = (*(f"python -m {module} " for module in WITH_SUBCOMMANDS), "make ", "source .venv/bin/activate")
+    known = (*(f"python -m {module} " for module in PARSED), "make ", "source .venv/bin/activate")
     others = [line for line in shell_commands() if not DOOR.match(line) and not line.startswith(known)]
     launched = [match for line in others if (match := re.search(r"\bscripts/\w+\.sh experiment=\w+$", line))]
     assert len(launched) == len(others), others
@@ -100,8 +100,8 @@ class Parsed(BaseException):
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("module", WITH_SUBCOMMANDS)
-def test_commands_with_subcommands_parse(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", PARSED)
+def test_commands_without_hydra_parse(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> None:
