@@ -97,10 +97,13 @@ def write_store_file(
         if attributes.provenance is not None:
             file.attrs[PROVENANCE] = _fixed_text(json.dumps(attributes.provenance))
         checksums = {}
-        for name in ROW_ARRAYS:
-            shape = (int(offsets[-1]), *attributes.row_shape(name))
-            dataset = file.create_dataset(name, shape, dtype=attributes.row_dtype(name))
-            checksums[name] = _copy(dataset, name, sources, spans)
+        placed = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        placed.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        with path.open("r+b", buffering=0) as stream:
+            for name in ROW_ARRAYS:
+                shape = (int(offsets[-1]), *attributes.row_shape(name))
+                dataset = file.create_dataset(name, shape, dtype=attributes.row_dtype(name), dcpl=placed)
+                checksums[name] = _copy(stream.fileno(), dataset, name, sources, spans)
         for name, array in (("offsets", offsets), ("sizes", sizes), ("image_ids", ids)):
             checksums[name] = crc32(array.data)
             dtype = h5py.string_dtype("utf-8", ids.dtype.itemsize) if name == "image_ids" else array.dtype
@@ -111,15 +114,61 @@ def write_store_file(
     return checksums
 
 
+class _Filling:
+    """An array of a file, filled from its first byte on past HDF5, which only says where it lies."""
+
+    def __init__(self, descriptor: int, dataset: h5py.Dataset) -> None:
+        self._descriptor, self._position, self.checksum = descriptor, dataset.id.get_offset(), 0
+
+    def add(self, rows: np.ndarray) -> None:
+        content = rows.reshape(-1).view(np.uint8).data
+        self.checksum = crc32(content, self.checksum)
+        while content:
+            written = os.pwrite(self._descriptor, content, self._position)
+            content, self._position = content[written:], self._position + written
+
+    def add_all_of(self, shard: Shard, name: str) -> bool:
+        """Whether a shard's array could be added as it is: unseen, so that its own checksum tells of any damage."""
+        layout, checksums = shard.header.arrays[name], shard.header.checksums
+        if checksums is None or not shard.copied_to(self._descriptor, self._position, name):
+            return False
+        size = layout.shape[0] * layout.row_bytes
+        self.checksum = joined_checksum(self.checksum, checksums[name], size)
+        self._position += size
+        return True
+
+
+def joined_checksum(first: int, second: int, length: int) -> int:
+    """The CRC-32 of two pieces of bytes, of that of each and the length of the second, as zlib's `crc32_combine`."""
+    power, shift = 1 << 23, 1 << 31  # of polynomials whose highest bit is the 1: x^8, for a byte, and 1
+    while length:
+        shift = _times(shift, power) if length & 1 else shift
+        power, length = _times(power, power), length >> 1
+    return _times(first, shift) ^ second
+
+
+def _times(one: int, other: int) -> int:
+    """The product of two polynomials modulo that of CRC-32."""
+    product = 0
+    for bit in range(31, -1, -1):
+        product ^= other if one >> bit & 1 else 0
+        other = other >> 1 ^ (0xEDB88320 if other & 1 else 0)
+    return product
+
+
 def _copy(
-    dataset: h5py.Dataset, name: str, sources: Sequence[Shard | Waiting], spans: Sequence[tuple[int, int, int]]
+    descriptor: int,
+    dataset: h5py.Dataset,
+    name: str,
+    sources: Sequence[Shard | Waiting],
+    spans: Sequence[tuple[int, int, int]],
 ) -> int:
     """Fill a dataset some megabytes at a time. Returns the checksum."""
-    checksum = written = filled = 0
     if dataset.size == 0:
-        return checksum
-    row_bytes = dataset.nbytes // len(dataset)
-    block = np.empty((min(max(1, BLOCK_BYTES // row_bytes), len(dataset)), *dataset.shape[1:]), dtype=dataset.dtype)
+        return 0
+    filling, filled = _Filling(descriptor, dataset), 0
+    rows_at_once = min(max(1, BLOCK_BYTES * len(dataset) // dataset.nbytes), len(dataset))
+    block = np.empty((rows_at_once, *dataset.shape[1:]), dtype=dataset.dtype)
     opened: dict[int, None] = {}  # the sources that were read last, the last at the end
     for number, start, stop in spans:
         opened.pop(number, None)
@@ -128,17 +177,23 @@ def _copy(
             oldest = next(iter(opened))
             del opened[oldest]
             sources[oldest].close()
+        source = sources[number]
+        if type(source) is Shard and (start, stop) == (0, source.header.num_regions):  # one that is checked is read
+            filling.add(block[:filled])
+            filled = 0
+            if filling.add_all_of(source, name):
+                continue
         while start < stop:
             rows = block[filled : filled + stop - start]
-            sources[number].rows_into(name, start, rows)
+            source.rows_into(name, start, rows)
             filled, start = filled + len(rows), start + len(rows)
-            if filled == len(block) or written + filled == len(dataset):
-                dataset[written : written + filled] = block[:filled]
-                checksum = crc32(block[:filled].data, checksum)
-                written, filled = written + filled, 0
+            if filled == len(block):
+                filling.add(block)
+                filled = 0
+    filling.add(block[:filled])
     for number in opened:
         sources[number].close()
-    return checksum
+    return filling.checksum
 
 
 def _fixed_text(text: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from functools import cached_property
 from zlib import crc32
@@ -147,6 +148,20 @@ class Shard:
             raise UserError(
                 f"{self.header.path}: {what} cannot be read; copy or write the file again ({error})."
             ) from None
+
+    def copied_to(self, descriptor: int, position: int, name: str) -> bool:
+        """Copies all of an array into an open file without looking at it; False where only reading can do it."""
+        layout, done = self.header.arrays[name], 0
+        size, source = layout.shape[0] * layout.row_bytes, self._open().fileno()
+        if layout.offset is None or not hasattr(os, "copy_file_range"):
+            return False
+        with suppress(OSError):  # some file systems cannot, and what is wrong the reading tells
+            while done < size:
+                count = os.copy_file_range(source, descriptor, size - done, layout.offset + done, position + done)
+                if not count:
+                    break
+                done += count
+        return done == size
 
     def _cut_short(self) -> UserError:
         again = "copy or write it again, then give the command again"
