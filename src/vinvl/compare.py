@@ -106,7 +106,7 @@ def notes(pairs: Pairs, comparison: Comparison) -> list[str]:
             f"McNemar's exact test: {test.only_first:,} examples only A has right, {test.only_second:,} only B{right}: "
             f"p = {test.p:.2g}. It takes all examples for independent, and p above does not."
         )
-    if pairs.task == "captioning":
+    if pairs.task == "captioning" and len(comparison.differences) > 1:
         told.append(
             "CIDEr weighs words by the whole split, so that of a domain here is not the domain's own in results.json."
         )

@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import TINY_DEMO
 from tests.door_in_process import checkpoint, refused_in_process, run_in_process
 from tests.door_runs import ranks_succeed, succeed
+from vinvl.compare import main as compare_main
 from vinvl.data.words import commonest_for
 from vinvl.run.checkpoint import read_checkpoint
 
@@ -84,6 +85,12 @@ def test_data_overrides_go_on_top_of_the_data_of_the_run(trained: Trained) -> No
     assert without["scores"]["loss"] != training["scores"]["loss"]
     majority = "most_frequent_answer/overall"  # the same questions, whatever the model sees of them
     assert without["scores"][majority] == training["scores"][majority]
+    assert (
+        compare_main([*map(str, (trained.run, trained.folder / "no_tags")), f"--output={trained.folder / 'two'}"]) == 0
+    )
+    told = json.loads((trained.folder / "two" / "compare.json").read_text())["differences"][0]
+    figures = [one["scores"]["accuracy/overall"] for one in (training, without)]
+    assert [told["first"], told["second"]] == pytest.approx(figures)
 
 
 def test_a_tokenizer_of_other_words_is_refused(trained: Trained, tmp_path: Path) -> None:
