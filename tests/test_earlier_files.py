@@ -12,7 +12,7 @@ import torch
 
 import vinvl
 from tests.data.test_text import golden_tokenizer
-from tests.door_in_process import run_in_process, scores
+from tests.door_in_process import refused_in_process, run_in_process, scores
 from tests.door_runs import call, door_environment
 from tests.regions.samples import assert_same, make_regions
 from vinvl.detector import load_detector
@@ -60,6 +60,15 @@ def test_a_checkpoint_scores_and_predicts_as_it_did(task: str, demo_data: Path, 
         run_in_process("predict", demo_data, tmp_path / "predicted", *given)
     for name in PREDICTED.get(task, ()):
         assert content(tmp_path / "predicted" / name) == close(content(folder / name)), name
+
+
+def test_options_that_came_later_can_be_given(demo_data: Path, tmp_path: Path) -> None:
+    given = [f"ckpt_path={EARLIER / 'retrieval' / 'best.ckpt'}", "trainer.accelerator=cpu"]
+    given.append(f"++data.scores_dir={tmp_path / 'scores'}")
+    run_in_process("evaluate", demo_data, tmp_path / "out", *given, "++data.rerank_top=2")
+    assert scores(tmp_path / "out")["scored_pairs"] < 90
+    sentence = refused_in_process("evaluate", demo_data, tmp_path / "no", *given, "++data.rerank_tip=2")
+    assert "has no 'rerank_tip'" in sentence
 
 
 @pytest.mark.slow

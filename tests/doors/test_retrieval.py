@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
-from tests.door_in_process import TINY, checkpoint, examples, run_in_process, scores
+from tests.door_in_process import TINY, checkpoint, examples, refused_in_process, run_in_process, scores
 from tests.door_runs import ON_CPU, DoorProcess, door_environment, ranks_succeed, two_ranks
 
 pytestmark = pytest.mark.slow
@@ -145,6 +146,30 @@ def test_two_stages_with_all_candidates_are_one(trained: tuple[Path, str], demo_
     for path in (tmp_path / "scores").glob("*/*.npy"):
         (twin,) = (one for one in of_all_pairs(run / "retrieval_scores") if one.name == path.name)
         np.testing.assert_array_equal(np.load(path), np.load(twin))
+
+
+def test_a_dual_encoder_is_made_once_and_chooses_the_same_on_two_ranks(
+    trained: tuple[Path, str], demo_data: Path, tmp_path: Path
+) -> None:
+    run, _ = trained
+    given = [checkpoint(run), ON_ONE_CPU, "++data.rerank_top=1", "++data.rerank_steps=3"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    told = run_in_process(
+        "evaluate", demo_data, tmp_path / "out", *given, "++data.rerank_by=dual_encoder", f"++data.scores_dir={one}"
+    )
+    (made,) = one.glob("dual_encoder_*.safetensors")
+    assert f"3 updates; it will be kept as {made}" in told
+    (folder,) = (path.parent for path in one.glob("*/candidates.json"))
+    # As a file of one's own, for which no training split is needed.
+    elsewhere = [*given, f"++data.rerank_by={made}", "++data.train_split=none", f"++data.scores_dir={two}"]
+    told = ranks_succeed(tmp_path, demo_data, "evaluate", *elsewhere, "hydra.run.dir=again")
+    assert "Distilling" not in told and scores(tmp_path / "again") == scores(tmp_path / "out")
+    assert len(sorted(folder.glob("*.npy"))) == 3
+    for path in folder.glob("*.npy"):
+        assert path.read_bytes() == (two / folder.name / path.name).read_bytes()
+    save_file(load_file(made), tmp_path / "other.safetensors", {"format": "vinvl dual encoder 1", "model": "0" * 24})
+    other = [*given, f"++data.rerank_by={tmp_path / 'other.safetensors'}"]
+    assert "is a dual encoder of another model" in refused_in_process("evaluate", demo_data, tmp_path / "no", *other)
 
 
 def test_predictions_of_two_stages_begin_with_what_the_model_scored(

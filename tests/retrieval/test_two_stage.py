@@ -1,5 +1,6 @@
 """Two-stage retrieval: what is chosen, the order of the rest, and the words that tags and captions share."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests.retrieval.samples import retrieval_data
 from tests.retrieval.test_recall import fold_of, in_blocks
-from vinvl.retrieval.data import Block, Fold, blocks_of
-from vinvl.retrieval.overlap import tag_overlap, terms_of
+from vinvl.data.text import RaggedTokens
+from vinvl.retrieval.data import Block, Fold, RetrievalDataModule, blocks_of
+from vinvl.retrieval.overlap import cheap_overlap, tag_overlap, terms_of
 from vinvl.retrieval.recall import FoldRanks, best_columns, fold_ranks
 from vinvl.retrieval.two_stage import FLOOR, STEP, TwoStage, below_all, chosen_captions, is_scored, stepped
 from vinvl.run.errors import UserError
@@ -125,7 +127,9 @@ def test_scores_without_order_are_refused(score: float) -> None:
     ("changes", "sentence"),
     [
         ({"rerank_top": 0}, r"data\.rerank_top is 0: give a number of 1 or more"),
-        ({"rerank_top": 2, "rerank_by": "luck"}, r"data\.rerank_by is 'luck': pass one of tags"),
+        ({"rerank_top": 2, "rerank_by": "luck"}, r"data\.rerank_by is 'luck', and there is no such file: pass tags"),
+        ({"rerank_top": 2, "use_tags": False}, r"rerank_by=tags needs data\.use_tags=true"),
+        ({"rerank_top": 2, "rerank_by": "dual_encoder", "rerank_steps": 0}, r"data\.rerank_steps is 0"),
         ({"rerank_top": 2, "val_hard_captions": "minival.pt"}, r"val_hard_captions names them: leave one out"),
     ],
 )
@@ -147,28 +151,43 @@ def test_terms_are_tokens_and_pairs_of_neighbours() -> None:
     assert len(terms_of(np.array([], dtype=np.int32))) == 0 and len(terms_of(np.array([5]))) == 1
 
 
-def test_overlap_is_the_cosine_of_weighted_terms(demo_data: Path) -> None:
-    data = retrieval_data(demo_data, tag_form="attribute+class")
-    data.setup("test")
-    candidates, (fold,) = data.candidates("test"), data.folds("test")
-    captions = [set(terms_of(candidates.tokens[one]).tolist()) for one in fold.captions.tolist()]
-    images = [set(terms_of(candidates.region_text.tag_ids(one)).tolist()) for one in candidates.images.tolist()]
+def test_overlap_is_the_cosine_of_weighted_terms() -> None:
+    random = np.random.default_rng(0)
+    rows, tags = ([random.integers(5, 12, size=size) for size in random.integers(low, 9, 12)] for low in (1, 0))
+    texts = [RaggedTokens.of_lengths(np.concatenate(one), np.array(list(map(len, one)))) for one in (tags, rows)]
+    fold = Fold(np.array([3, 1, 7, 5]), np.array([0, 2, 3, 8, 9, 11]), np.array([0, 0, 1, 2, 3, 3]))
+    captions = [set(terms_of(rows[one]).tolist()) for one in fold.captions.tolist()]
+    images = [set(terms_of(tags[one]).tolist()) for one in fold.images.tolist()]
 
     def weight(terms: set[int]) -> float:
         holders = [max(1, sum(term in one for one in captions)) for term in terms]
         return float(sum(np.log1p(len(captions) / count) ** 2 for count in holders))
 
-    naive = [[weight(a & b) / np.sqrt(weight(a) * weight(b)) for b in captions] for a in images]
-    found = tag_overlap(candidates, fold)(0, len(images))
-    assert found.max() > 0.2
-    np.testing.assert_allclose(found, naive, rtol=1e-12)
-    np.testing.assert_array_equal(tag_overlap(candidates, fold)(2, 4), found[2:4])
+    naive = [[weight(a & b) / np.sqrt(weight(a) * weight(b) or 1) for b in captions] for a in images]
+    found = tag_overlap(*texts, fold)
+    assert found(0, 4).max() > 0.2
+    np.testing.assert_allclose(found(0, 4), naive, rtol=1e-12)
+    np.testing.assert_array_equal(found(2, 4), found(0, 4)[2:])
 
 
-def test_images_without_tags_have_no_overlap(demo_data: Path) -> None:
-    data = retrieval_data(demo_data, use_tags=False)
+def overlap_of(data: RetrievalDataModule) -> tuple[str, np.ndarray]:
     data.setup("test")
-    assert not tag_overlap(data.candidates("test"), data.folds("test")[0])(0, 6).any()
+    cheap = cheap_overlap(data.candidates("test"), data.tokenizer, data.tag_choice)
+    return cheap.what, cheap.of_fold(data.folds("test")[0])(0, 6)
+
+
+def test_attributes_count_whether_the_model_sees_them_or_not(demo_data: Path, tmp_path: Path) -> None:
+    (what, hidden), (same, seen) = (
+        overlap_of(retrieval_data(demo_data, tag_form=form)) for form in ("class", "attribute+class")
+    )
+    np.testing.assert_array_equal(hidden, seen)
+    assert what == same
+    given = tmp_path / "tags.json"
+    file = json.loads((demo_data / "demo" / "dataset_demo.json").read_text())
+    ids = [str(image["cocoid"]) for image in file["images"] if image["split"] == "test"]
+    given.write_text(json.dumps({image_id: ["star"] for image_id in ids}))
+    other, overlap = overlap_of(retrieval_data(demo_data, tags=str(given)))
+    assert other != what and (overlap == overlap[0]).all() and overlap.any()
 
 
 def test_blocks_of_several_folds_are_kept_apart() -> None:

@@ -7,6 +7,7 @@ Evaluation divides the images into folds and these into blocks; every image of a
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
@@ -307,7 +308,7 @@ def first_captions(records: CaptionRecords, count: int) -> CaptionRecords:
     return replace(records, table=table)
 
 
-RERANK_BY = ("tags",)  # cheap scores: the tags that a caption names
+BY_TAGS, BY_DUAL_ENCODER = "tags", "dual_encoder"
 CANDIDATES = {"1k": 1000, "5k": 5000}  # images in a fold, as results on COCO are reported
 
 
@@ -335,7 +336,8 @@ class RetrievalDataModule(RegionDataModule):
         scores_dir: where scores are kept; None for the run folder of the checkpoint.
         rerank_top: two-stage retrieval: the model scores only the pairs of each image with this many captions, and of
             each caption with this many images, that have the highest cheap scores (`TwoStage`); None for all pairs.
-        rerank_by: what the cheap scores are, see `RERANK_BY`.
+        rerank_by: what gives cheap scores: tags (`overlap`), or dual_encoder, one distilled from the model in
+            `rerank_steps` updates on the training split and kept beside the scores, or the file of such a one.
         shared: see `RegionDataArguments`.
 
     Attributes:
@@ -356,20 +358,24 @@ class RetrievalDataModule(RegionDataModule):
         block_images: int,
         scores_dir: str | None,
         rerank_top: int | None = None,
-        rerank_by: str = "tags",
+        rerank_by: str = BY_TAGS,
+        rerank_steps: int = 400,
         **shared: Unpack[RegionDataArguments],
     ) -> None:
         super().__init__(**shared)
         if attention_type not in ATTENTION_TYPES:
             raise UserError(f"data.attention_type is '{attention_type}': pass one of {', '.join(ATTENTION_TYPES)}.")
-        if rerank_by not in RERANK_BY:
-            raise UserError(f"data.rerank_by is '{rerank_by}': pass one of {', '.join(RERANK_BY)}.")
+        if rerank_by not in (BY_TAGS, BY_DUAL_ENCODER) and not Path(str(rerank_by)).is_file():
+            ways = f"{BY_TAGS}, {BY_DUAL_ENCODER} or a file"
+            raise UserError(f"data.rerank_by is '{rerank_by}', and there is no such file: pass {ways}.")
+        if rerank_top is not None and rerank_by == BY_TAGS and not self.limits.use_tags:
+            raise UserError(f"data.rerank_by={BY_TAGS} needs data.use_tags=true: pass {BY_DUAL_ENCODER} instead.")
         if rerank_top is not None and val_hard_captions is not None:
             raise UserError(
                 "data.rerank_top chooses the pairs to score, and data.val_hard_captions names them: leave one out."
             )
         least = {"max_tokens": (self.limits.max_tokens, LEAST_TOKENS), "block_images": (block_images, 1)}
-        least |= {"val_fold_images": (val_fold_images, 1)}
+        least |= {"val_fold_images": (val_fold_images, 1), "rerank_steps": (rerank_steps, 1)}
         optional = {"captions_per_image": captions_per_image, "val_images": val_images, "test_images": test_images}
         optional |= {"rerank_top": rerank_top}
         least |= {name: (size, 1) for name, size in optional.items() if size is not None}
@@ -386,7 +392,7 @@ class RetrievalDataModule(RegionDataModule):
         self.test_candidates = test_candidates
         self.block_images = block_images
         self.scores_dir = scores_dir
-        self.rerank_top, self.rerank_by = rerank_top, rerank_by
+        self.rerank_top, self.rerank_by, self.rerank_steps = rerank_top, rerank_by, rerank_steps
         self.finished: frozenset[int] = frozenset()
 
     def read_split(self, split: str) -> CaptionRecords:
@@ -467,5 +473,5 @@ class RetrievalDataModule(RegionDataModule):
         images = [stored[folds[fold].images[start:stop]] for fold, start, stop in self.blocks(stage, folds)]
         finished = frozenset() if stage == "val" else self.finished
         share = share_of(*rank_and_world_size(self.trainer), len(images), finished)
-        dataset = BlockImages(self.region_text, images, share, finished)
+        dataset = BlockImages(self.candidates(stage).region_text, images, share, finished)
         return loader(self, dataset, BatchSampler(range(len(dataset)), 1, False), self.finish(stage), persistent=False)

@@ -30,10 +30,7 @@ def scores_fingerprint(
 
     Region features of only `PROBED_IMAGES` images are read, evenly spread; of the others only the number of regions.
     """
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest = _hashed(weights)
     text, tokens = candidates.region_text, candidates.tokens
     used = np.concatenate([fold.images for fold in folds])
     stored = candidates.images[used]
@@ -49,6 +46,19 @@ def scores_fingerprint(
     digest.update("\n".join(str(image_id) for image_id in candidates.records.image_ids[used]).encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """24 hexadecimal digits that change with weights."""
+    return _hashed(weights).hexdigest()
+
+
+def _hashed(weights: Mapping[str, Tensor]) -> "hashlib.blake2b":
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest
 
 
 DESCRIPTION = "candidates.json"  # beside the blocks: what they are scores of

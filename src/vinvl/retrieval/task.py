@@ -14,12 +14,21 @@ from pytorch_lightning.utilities import rank_zero_warn
 from vinvl.captioning.files import CaptionRecords
 from vinvl.examples import Example
 from vinvl.models.answering import VinVLForAnswering
-from vinvl.retrieval.data import Block, Fold, RetrievalDataModule, ScoringBlock
-from vinvl.retrieval.overlap import tag_overlap
+from vinvl.retrieval.data import (
+    BY_DUAL_ENCODER,
+    BY_TAGS,
+    Block,
+    Fold,
+    RetrievalDataModule,
+    RetrievalPairs,
+    ScoringBlock,
+)
+from vinvl.retrieval.dual_encoder import distilled, read_dual_encoder, save_dual_encoder, vector_products, vectors_of
+from vinvl.retrieval.overlap import cheap_overlap
 from vinvl.retrieval.recall import RECALL_AT, FoldRanks, RanksSeen, chance, first_matches, fold_ranks, hard_rank, recall
-from vinvl.retrieval.run import BestMatches, Matches, ScoreFiles, described, scores_fingerprint
+from vinvl.retrieval.run import BestMatches, Matches, ScoreFiles, described, scores_fingerprint, weights_digest
 from vinvl.retrieval.scoring import PairScorer
-from vinvl.retrieval.two_stage import TwoStage
+from vinvl.retrieval.two_stage import Cheap, TwoStage
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
 from vinvl.run.progress import progress_lines
@@ -51,6 +60,7 @@ class RetrievalTask(VinVLTask):
         self.image_to_text = RanksSeen()
         self.text_to_image = RanksSeen()
         self.run_folder: Path | None = None
+        self._scorer: PairScorer
         self._score: Callable[[ScoringBlock, np.ndarray], np.ndarray]  # images with captions of the records
         self._folds: list[Fold] = []
         self._ranks: list[FoldRanks] = []  # of the folds, after a test
@@ -72,10 +82,9 @@ class RetrievalTask(VinVLTask):
         data, model = self._datamodule(), self.model
         stage = "val" if stage in ("fit", "validate") else stage
         assert isinstance(model, VinVLForAnswering)
-        scorer = PairScorer(
-            model, data.region_text.special, data.limits.max_tokens, data.eval_batch_size, data.attention_type
-        )
-        tokens = data.candidates(stage).tokens
+        special = data.candidates(stage).region_text.special
+        scorer = PairScorer(model, special, data.limits.max_tokens, data.eval_batch_size, data.attention_type)
+        self._scorer, tokens = scorer, data.candidates(stage).tokens
 
         def score(block: ScoringBlock, captions: np.ndarray) -> np.ndarray:
             return scorer.score(block.tag_ids, block.region_features, tokens, captions).cpu().numpy()
@@ -91,8 +100,9 @@ class RetrievalTask(VinVLTask):
         fingerprint = scores_fingerprint(weights, candidates, folds, settings)
         if data.rerank_top is not None:
             self._all_scored = ScoreFiles(Path(base) / fingerprint, fingerprint, folds, blocks)
-            self._two_stage = TwoStage(folds, partial(tag_overlap, candidates), data.rerank_top)
-            settings |= {"rerank_top": data.rerank_top, "rerank_by": data.rerank_by}
+            cheap = self._cheap(data, stage, Path(base))
+            self._two_stage = TwoStage(folds, cheap.of_fold, data.rerank_top)
+            settings |= {"rerank_top": data.rerank_top, "rerank_by": cheap.what}
             fingerprint = scores_fingerprint(weights, candidates, folds, settings)
         # Rank 0 decides: the run folder of the others is another, and blocks may appear while they look.
         folder, fingerprint = self.trainer.strategy.broadcast((Path(base) / fingerprint, fingerprint))
@@ -111,6 +121,34 @@ class RetrievalTask(VinVLTask):
                 say(f"{len(data.finished):,} blocks are scored already in {folder}.")
             self._scored = self._progress(pairs, sum(pairs) - sum(pairs[number] for number in data.finished))
         return files
+
+    def _cheap(self, data: RetrievalDataModule, stage: str, base: Path) -> Cheap:
+        """The cheap scores that choose what is scored; a dual encoder is made in the folder `base` if there is none."""
+        candidates = data.candidates(stage)
+        if data.rerank_by == BY_TAGS:
+            return cheap_overlap(candidates, data.tokenizer, data.tag_choice)
+
+        def vectors() -> tuple[np.ndarray, np.ndarray]:
+            digest, own = weights_digest(self.model.state_dict()), data.rerank_by == BY_DUAL_ENCODER
+            path = base / f"dual_encoder_{digest}.safetensors" if own else Path(data.rerank_by)
+            if own and not path.exists():
+                self._distil(data, path, digest)
+            encoder = read_dual_encoder(path, self.config, digest)
+            return vectors_of(encoder.to(self.trainer.strategy.root_device), candidates)
+
+        # Rank 0 alone: another device may round otherwise, and the ranks would choose different pairs.
+        return vector_products(*self._on_rank_zero(vectors))
+
+    def _distil(self, data: RetrievalDataModule, path: Path, digest: str) -> None:
+        """Makes the dual encoder of the model, from the training split."""
+        data.setup("fit")
+        pairs, model = data.datasets["train"], self.model
+        assert isinstance(pairs, RetrievalPairs) and isinstance(model, VinVLForAnswering)
+        model.eval().to(self.trainer.strategy.root_device)
+        say(f"Distilling a dual encoder from the model: {data.rerank_steps:,} updates; it will be kept as {path}.")
+        tell = progress_lines("updates", data.rerank_steps)
+        encoder = distilled(model, self._scorer, pairs, steps=data.rerank_steps, seed=data.seed, tell=tell)
+        save_dual_encoder(encoder, path, digest)
 
     def _on_rank_zero(self, work: Callable[[], Result]) -> Result:
         """What `work` returns on rank 0, on every rank; a UserError there is raised on every rank too.

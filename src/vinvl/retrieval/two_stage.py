@@ -7,6 +7,7 @@ by the model's score, and then all others by the cheap one.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,14 @@ from vinvl.run.errors import UserError
 
 CheapScores = Callable[[int, int], np.ndarray]
 """(start, stop) → the cheap scores (stop - start, C), from -1 to 1, of images of a fold with all its captions."""
+
+
+class Cheap(NamedTuple):
+    """Cheap scores of all candidates."""
+
+    what: str  # changes with all that they depend on
+    of_fold: Callable[[Fold], CheapScores]
+
 
 STEP = 2.0**-22  # of cheap scores: rounding that differs between machines seldom matters then
 CHEAP_BLOCK = 256  # images whose cheap scores are looked at together
