@@ -127,6 +127,8 @@ def test_scores_without_order_are_refused(score: float) -> None:
     ("changes", "sentence"),
     [
         ({"rerank_top": 0}, r"data\.rerank_top is 0: give a number of 1 or more"),
+        ({"rerank_top": 1.5}, r"data\.rerank_top is 1\.5: give a number of 1 or more"),
+        ({"rerank_top": "many"}, r"data\.rerank_top is many: give a number of 1 or more"),
         ({"rerank_top": 2, "rerank_by": "luck"}, r"data\.rerank_by is 'luck', and there is no such file: pass tags"),
         ({"rerank_top": 2, "use_tags": False}, r"rerank_by=tags needs data\.use_tags=true"),
         ({"rerank_top": 2, "rerank_by": "dual_encoder", "rerank_steps": 0}, r"data\.rerank_steps is 0"),

@@ -380,7 +380,7 @@ class RetrievalDataModule(RegionDataModule):
         optional |= {"rerank_top": rerank_top}
         least |= {name: (size, 1) for name, size in optional.items() if size is not None}
         for name, (size, smallest) in least.items():
-            if size is None or size < smallest:
+            if type(size) is not int or size < smallest:
                 raise UserError(f"data.{name} is {size}: give a number of {smallest} or more.")
         self.captions_per_image = captions_per_image
         self.attention_type = attention_type
