@@ -107,7 +107,8 @@ def draws(indices: Sequence[int] | np.ndarray, epoch: int = 0) -> list[Draw]:
 # Pre-training batches made by hand, and the plain forward pass to hold the task against.
 
 
-SIZES: dict[str, Any] = {
+Labels = Mapping[str, Any]
+SIZES: Labels = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
     "max_position_embeddings": 32, "img_feature_dim": 10, "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
@@ -115,12 +116,14 @@ SIZES: dict[str, Any] = {
 TOKENS, REGIONS = 10, 4
 
 
-def task_of(variant: str = "oscar", classes: int = 3, learning_rate: float = 0.0, **settings: Any) -> PretrainingTask:
+def task_of(
+    variant: str = "oscar", classes: int = 3, learning_rate: float = 0.0, sizes: Labels = SIZES, **settings: Any
+) -> PretrainingTask:
     """A tiny task with seeded weights, ready to train."""
     torch.manual_seed(0)
     settings.setdefault("optimizer", lambda groups: torch.optim.SGD(groups, lr=learning_rate, momentum=0.9))
     settings.setdefault("scheduler", lambda optimizer, total_steps: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0))
-    return PretrainingTask(variant=variant, num_pair_classes=classes, model_config=dict(SIZES), **settings)
+    return PretrainingTask(variant=variant, num_pair_classes=classes, model_config=dict(sizes), **settings)
 
 
 def triplets(size: int, seed: int = 0, hidden_share: float = 0.3, classes: int = 3) -> Batch:
@@ -172,9 +175,6 @@ def plain_forward(task: PretrainingTask, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 # A small corpus in the published form: yaml, corpus TSV, label TSVs and their JSON files of line numbers.
-
-
-Labels = Mapping[str, Any]
 
 
 def write_tsv(path: Path, rows: Sequence[Sequence[str]]) -> None:

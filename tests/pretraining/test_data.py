@@ -232,7 +232,7 @@ OTHER_TAGS = [{**GOOD, "tags": ["aardvark", "zebra"]}, {**GOOD, "tags": ["zebra"
         ([GOOD] * 3, {}, r"All 3 rows of the split are of one image \(.*line 1 \(image 1\) is the fir"),
         ([GOOD] * 3, {"variant": "mmf"}, r"All 3 rows of the split are of one image"),
         ([GOOD] * 3, {"variant": "matched"}, None),
-        (CAPTIONS, {"textb_sample_mode": 2}, "textb_sample_mode=2 takes wrong second texts from answers, and no"),
+        (CAPTIONS, {"textb_sample_mode": 2}, "textb_sample_mode=2 takes wrong second texts from answers, and"),
         (mixed_rows(6), {"textb_sample_mode": 2}, None),
         (CAPTIONS, {"variant": "both"}, "data.variant is 'both'"),
         (CAPTIONS, {"mask_probability": 1.5}, "data.mask_probability"),
@@ -264,7 +264,7 @@ def test_a_warning_of_tags_that_are_no_classes(tmp_path: Path) -> None:
     ("splits", "sentence"),
     [
         ({"train": []}, "names no corpus"),
-        ({"train": [{"path": "x"}]}, r"data.splits.train has no file: give \{file: …, loss_weight: …, passes: …\}"),
+        ({"train": [{"path": "x"}]}, r"data.splits.train has no file: give \{file: …, loss_weight: …, passes: …, t"),
         ({"train": {"file": "x.jsonl", "weight": 2}}, "has the key weight, which nothing reads"),
         ({"train": {"file": "x.jsonl", "passes": "two"}}, "has the passes 'two': give a number"),
         ({"train": {"file": "x.jsonl", "passes": 0}}, r"x\.jsonl has loss_weight 1.0 and passes 0"),

@@ -202,7 +202,7 @@ class Batch:
     caption_lengths: Tensor | None = None  # (B,) int64
     masked_positions: Tensor | None = None  # (B, L) bool, True Σk times in the order of `labels`
     pair_labels: Tensor | None = None  # (B,) int64: class of each triplet in pre-training; -1 where it has none
-    loss_weights: Tensor | None = None  # (B,) float32: factor of each row's losses; None means 1
+    loss_weights: Tensor | None = None  # (B,) or (B, 2) float32: factor of each row's losses, or of each; None means 1
     layout: PackedLayout | None = None  # of the positions that exist; None: made where it is needed
     items: int | None = None  # of the dataset, where several rows were made of each; None means B
 

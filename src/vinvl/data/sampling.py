@@ -4,8 +4,9 @@ The order of a whole training run is a function of (seed, number of the batch): 
 already seen is needed to continue after a kill.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ class LengthBucketBatchSampler(Sampler[list[Draw]]):
         self.world_size = world_size
         self.position = 0
         self.repeated = repeated
+        self._planned: tuple[int, np.ndarray, np.ndarray] | None = None  # an epoch and its plan
         counts = np.unique(self.lengths, return_counts=True)[1] if apart else np.array([len(self.lengths)])
         ends = np.cumsum(counts)
         parts = [np.arange(end - count, end, batch_size) for end, count in zip(ends, counts, strict=True)]
@@ -81,14 +83,17 @@ class LengthBucketBatchSampler(Sampler[list[Draw]]):
         return -(-len(self.starts) // self.world_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        length = len(self)
-        planned_epoch = -1
-        for position in range(self.position, self.position + length):
-            epoch, index = divmod(position, length) if self.repeated is None else (0, position % self.repeated)
-            if epoch != planned_epoch:
-                planned_epoch, (order, mine) = epoch, self.plan(epoch)
-            batch = order[self.starts[mine[index]] : self.ends[mine[index]]]
-            yield [Draw(epoch, item) for item in batch.tolist()]
+        return map(self.batch_at, range(self.position, self.position + len(self)))
+
+    def batch_at(self, position: int) -> list[Draw]:
+        """This rank's batch after `position` others."""
+        epoch, index = divmod(position if self.repeated is None else position % self.repeated, len(self))
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = None  # before the next is made: an order of millions is held once
+            self._planned = (epoch, *self.plan(epoch))
+        _, order, mine = self._planned
+        batch = order[self.starts[mine[index]] : self.ends[mine[index]]]
+        return [Draw(epoch, item) for item in batch.tolist()]
 
     def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The order (N,) of examples in an epoch, and (len,) which of its batches are this rank's, in turn."""
@@ -103,6 +108,47 @@ class LengthBucketBatchSampler(Sampler[list[Draw]]):
             pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]
         groups = generator.permutation(len(self))
         return order, (groups * self.world_size + self.rank) % len(self.starts)
+
+
+class PairedBatchSampler(LengthBucketBatchSampler):
+    """Training batches of a batch each of several parts of a dataset, one after the other: `batch_size` rows of each.
+
+    Each part goes round at its own pace, in epochs of its own; a pass is one over the first part. As published for two
+    corpora (Oscar+, `--extra_dataset_file`), where every update takes a batch of both.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        *,
+        part_starts: Sequence[int],
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """`lengths` (N,), see `LengthBucketBatchSampler`; `part_starts`: the first item of each part, and N."""
+        spans = list(pairwise(part_starts))
+        # Seeds of their own, or parts of one size would meet in the same order in each epoch.
+        self.parts = [
+            (
+                start,
+                LengthBucketBatchSampler(
+                    lengths[start:end], batch_size, seed=seed + n, rank=rank, world_size=world_size
+                ),
+            )
+            for n, (start, end) in enumerate(spans)
+        ]
+        first = lengths[: spans[0][1]]
+        super().__init__(first, batch_size, seed=seed, rank=rank, world_size=world_size)
+
+    def batch_at(self, position: int) -> list[Draw]:
+        if self.repeated is not None:
+            position %= self.repeated
+        found = []
+        for start, part in self.parts:
+            found += [Draw(draw.epoch, draw.index + start) for draw in part.batch_at(position)]
+        return found
 
 
 class EvaluationBatchSampler(Sampler[list[Draw]]):
@@ -173,17 +219,23 @@ class BatchLoader(DataLoader[Any]):
 
 
 def training_loader(
-    data: Any, dataset: Any, finish: Callable[[Any], Any] | None = None, *, apart: bool = False
+    data: Any,
+    dataset: Any,
+    finish: Callable[[Any], Any] | None = None,
+    *,
+    apart: bool = False,
+    part_starts: Sequence[int] | None = None,
 ) -> BatchLoader:
     """Shuffled batches of this rank, from where the trainer's task is; datasets have `lengths` and `collate`.
 
-    `apart`: as `LengthBucketBatchSampler` has it.
+    `apart`: as `LengthBucketBatchSampler` has it; `part_starts`: as `PairedBatchSampler` has it.
     """
     trainer = data.trainer
     rank, world_size = rank_and_world_size(trainer)
-    batches = LengthBucketBatchSampler(
-        dataset.lengths(), data.batch_size, seed=data.seed, rank=rank, world_size=world_size, apart=apart
-    )
+    lengths, ranks = dataset.lengths(), {"rank": rank, "world_size": world_size}
+    batches = LengthBucketBatchSampler(lengths, data.batch_size, seed=data.seed, apart=apart, **ranks)
+    if part_starts is not None:
+        batches = PairedBatchSampler(lengths, data.batch_size, part_starts=part_starts, seed=data.seed, **ranks)
     batches.position = getattr(None if trainer is None else trainer.lightning_module, "batches_seen", 0)
     batches.repeated = repeated_batches(trainer, len(batches))
     return loader(data, dataset, batches, finish)

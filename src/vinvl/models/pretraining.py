@@ -68,7 +68,8 @@ class VinVLForPreTraining(WordModel):
             masked_positions: (B, L) bool, M of them true; every position of the text if not given. M may be 0.
             masked_ids: (M,) int64, the true tokens there in row-major order; no masked loss if not given.
             pair_labels: (B,) int64 classes, `NO_PAIR_LABEL` for rows without; no contrastive loss if not given.
-            row_weights: (B,) float, see `masked_token_loss` and `contrastive_loss`; 1 if not given.
+            row_weights: (B,) float, see `masked_token_loss` and `contrastive_loss`, or (B, 2), one for each of these;
+                1 if not given.
 
         Raises:
             UserError: shapes that do not fit together.
@@ -81,12 +82,16 @@ class VinVLForPreTraining(WordModel):
         text = encoded.last_hidden_state[:, :length].flatten(0, 1)  # (B·L, H)
         logits = self.cls.predictions(text[places])  # (M, V)
         pair_logits = self.cls.seq_relationship(encoded.pooler_output)  # (B, C)
-        if row_weights is not None and row_weights.shape != (len(input_ids),):
+        if row_weights is not None and row_weights.shape not in ((len(input_ids),), (len(input_ids), 2)):
             raise UserError(
-                f"Row weights of shape {tuple(row_weights.shape)} do not fit {len(input_ids)} triplets; give one each."
+                f"Row weights of shape {tuple(row_weights.shape)} do not fit {len(input_ids)} triplets; give one each, "
+                "or two."
             )
-        of_rows: Tensor | float = 1.0 if row_weights is None else row_weights
-        of_tokens: Tensor | float = 1.0 if row_weights is None else row_weights[places // length]
+        of_tokens: Tensor | float = 1.0
+        of_rows: Tensor | float = 1.0
+        if row_weights is not None:
+            both = row_weights.unsqueeze(-1).expand(-1, 2) if row_weights.dim() == 1 else row_weights
+            of_tokens, of_rows = both[places // length, 0], both[:, 1]
         masked = None if masked_ids is None else masked_token_loss(logits, masked_ids, of_tokens)
         pair = None if pair_labels is None else contrastive_loss(pair_logits, pair_labels, of_rows)
         return PretrainingOutput(

@@ -1,29 +1,34 @@
 """Pre-training batches: triplets, matched and mismatched, with hidden tokens; all of a batch is made at once."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from vinvl.data.batch import Batch, gather_regions
-from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry, plain
-from vinvl.data.sampling import Draw
+from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry
+from vinvl.data.sampling import Draw, training_loader
 from vinvl.data.text import load_tokenizer
 from vinvl.models.packing import PackedLayout
 from vinvl.models.pretraining import NO_PAIR_LABEL
 from vinvl.pretraining.corpus import Corpus, RowKind, ensure_index
+from vinvl.pretraining.entries import CorpusEntry, corpus_entries
 from vinvl.pretraining.published import make_published_corpus
 from vinvl.pretraining.triplets import (
     ANSWER,
+    MATCHED_ABOVE,
     CorpusRows,
     CorpusShare,
     Mixture,
     PairDraws,
     PairOptions,
+    Pool,
     Triplets,
     assemble_pairs,
     mask_tokens,
@@ -43,6 +48,8 @@ class PretrainingDataset(Dataset[Draw]):
     Variants: "oscar" makes one triplet of a row, which may be mismatched, with hidden tokens. "mmf" makes 2B of B rows:
     first the matched ones with hidden tokens and no label, then those that may be mismatched, with labels and nothing
     hidden. "matched" makes only matched ones with hidden tokens, for training without contrast.
+
+    Wrong texts come from the pool of the row (`Mixture.pools`), by the pool's own mode if it has one.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class PretrainingDataset(Dataset[Draw]):
         vocab_size: int,
         seed: int,
         one_pass: bool,
+        paired: bool = False,
     ) -> None:
         """
         Args:
@@ -62,21 +70,14 @@ class PretrainingDataset(Dataset[Draw]):
             mask_probability: share of the tokens that are hidden.
             vocab_size: random tokens are drawn from 0 … vocab_size - 1.
             one_pass: take every row once, as evaluation does, whatever passes the corpora are given.
+            paired: losses are means over each pool's rows of a batch, not over all of its rows, and their sum is
+                weighted: as published for a corpus and an extra one.
 
         Raises:
-            UserError: mode 2 without questions, or contrast over the rows of a single image.
+            UserError: mode 2 without questions, contrast over the rows of a single image, or pairs without a partner.
         """
-        if options.textb_sample_mode == ANSWER and options.texta_false_prob < 0.5 and not len(rows.answer_rows):
-            raise UserError(
-                "data.textb_sample_mode=2 takes wrong second texts from answers, and no corpus of the split has any: "
-                "add one with questions, or choose mode 0 or 1."
-            )
-        if variant != "matched" and (rows.images == rows.images[0]).all():
-            raise UserError(
-                f"All {len(rows):,} rows of the split are of one image ({rows.mixture.describe(0)} is the first), so "
-                "that none can be mismatched: add rows of other images, or pass data.variant=matched."
-            )
         self.rows = rows
+        self.paired = paired
         self.options = options
         self.variant = variant
         self.mask_probability = mask_probability
@@ -88,7 +89,43 @@ class PretrainingDataset(Dataset[Draw]):
         self._items = np.where(sizes > 0, np.maximum(np.rint(sizes * passes), 1), 0).astype(np.int64)
         self._item_starts = np.insert(np.cumsum(self._items), 0, 0)
         weights = np.array([share.loss_weight for share in rows.mixture.shares], dtype=np.float32)
-        self._weights = None if (weights == 1).all() else weights
+        self._weights = None if (weights == 1).all() and not paired else weights
+        self._pools = [self._pool(pool) for pool in rows.mixture.pools]
+
+    def _pool(self, pool: Pool) -> tuple[Pool, PairOptions, np.ndarray | None]:
+        """A pool with its options, and its questions (A,) where wrong second texts are answers; see the class."""
+        mode, size, rows = pool.textb_sample_mode, pool.end - pool.start, self.rows
+        options = self.options if mode is None else replace(self.options, textb_sample_mode=mode)
+        alone = len(rows.mixture.pools) == 1
+        file = rows.mixture.shares[pool.first_share].corpus.source
+        if self.paired and (alone or not size):
+            wrong = "data.splits names one" if alone else f"{file} has no rows with regions in the store"
+            raise UserError(
+                f"data.paired=true takes rows of two corpora or more, and {wrong}: add rows, or leave it out."
+            )
+        if not size or self.variant == "matched":
+            return pool, options, None
+        images, where = rows.images[pool.start : pool.end], "the split" if alone else f"{file}"
+        if (images == images[0]).all():
+            raise UserError(
+                f"All {size:,} rows of {where} are of one image ({rows.mixture.describe(pool.start)} is the first), so "
+                "that none can be mismatched: add rows of other images, or pass data.variant=matched."
+            )
+        if options.textb_sample_mode != ANSWER:
+            return pool, options, None
+        first, last = np.searchsorted(rows.answer_rows, [pool.start, pool.end])
+        if first == last and options.texta_false_prob < MATCHED_ABOVE:
+            raise UserError(
+                f"textb_sample_mode=2 takes wrong second texts from answers, and {where} has none: add rows with "
+                "questions, or choose mode 0 or 1."
+            )
+        answers = rows.answer_rows[first:last] if first < last else None
+        return pool, options, answers
+
+    @property
+    def part_starts(self) -> list[int]:
+        """The first item of each pool, and how many there are."""
+        return [*(int(self._item_starts[pool.first_share]) for pool, *_ in self._pools), len(self)]
 
     @property
     def num_pair_classes(self) -> int:
@@ -108,18 +145,19 @@ class PretrainingDataset(Dataset[Draw]):
             return lengths
         return lengths[self.row_of(np.arange(len(self)), 0)]
 
-    def row_of(self, items: np.ndarray, epoch: int) -> np.ndarray:
-        """(n,) int64: the row behind each item of an epoch; epochs go round a corpus where they left it."""
+    def row_of(self, items: np.ndarray, epoch: int | np.ndarray) -> np.ndarray:
+        """(n,) int64: the row behind each item of its epoch; epochs go round a corpus where they left it."""
         number = np.searchsorted(self._item_starts, items, side="right") - 1
         starts = self.rows.mixture.starts
         turned = items - self._item_starts[number] + epoch * self._items[number]
         return np.asarray(starts[number] + turned % np.diff(starts)[number])
 
     def collate(self, items: Sequence[Draw]) -> Batch:
-        """The batch of B draws of one epoch: B triplets, or 2B; see `Batch` for the fields, and the class."""
+        """The batch of B draws: B triplets, or 2B; see `Batch` for the fields, and the class."""
         epoch, first, text = items[0].epoch, items[0].index, self.rows.region_text
         generator = np.random.default_rng((self.seed, epoch, first))
-        rows = self.row_of(np.array([draw.index for draw in items], dtype=np.int64), epoch)
+        wanted = np.array([(draw.index, draw.epoch) for draw in items], dtype=np.int64)
+        rows = self.row_of(wanted[:, 0], wanted[:, 1])
         triplets = self._triplets(rows, generator)
         tokens = assemble_pairs(
             self.rows.texts(triplets.first_rows, np.zeros_like(triplets.first_rows)),
@@ -142,7 +180,7 @@ class PretrainingDataset(Dataset[Draw]):
         is_token = np.arange(input_ids.shape[1]) < tokens.num_tokens[:, None]
         is_region = np.arange(regions.slots) < regions.stored[:, 1:]
         attention_mask = np.concatenate([is_token, is_region], axis=1)
-        weights = None if self._weights is None else self._weights[self.rows.mixture.corpus_of(triplets.image_rows)]
+        weights = self._row_weights(triplets, masked)
         contrast = bool((triplets.labels != NO_PAIR_LABEL).any())
         return Batch(
             input_ids=torch.from_numpy(input_ids),
@@ -158,13 +196,39 @@ class PretrainingDataset(Dataset[Draw]):
             items=len(items),
         )
 
+    def _row_weights(self, triplets: Triplets, masked: np.ndarray) -> np.ndarray | None:
+        """(B,), or (B, 2) for the two losses, float32; `masked` (B, L) bool.
+
+        Losses are divided by the hidden tokens, or labelled rows, of the whole batch. Paired, each pool is to have a
+        mean of its own, so that its rows also count by the share that they are of these.
+        """
+        if self._weights is None:
+            return None
+        weights = self._weights[self.rows.mixture.corpus_of(triplets.image_rows)]
+        if not self.paired:
+            return weights
+        pools = self.rows.mixture.pool_of(triplets.image_rows)
+        counts = np.stack([masked.sum(axis=1), triplets.labels != NO_PAIR_LABEL], axis=1)  # (B, 2)
+        of_pools = np.stack([np.bincount(pools, column, len(self._pools)) for column in counts.T], axis=1)
+        factors = counts.sum(axis=0) / np.maximum(of_pools, 1)  # (pools, 2)
+        return np.asarray(weights[:, None] * factors[pools], dtype=np.float32)
+
+    def _mismatched(self, rows: np.ndarray, number: int, generator: np.random.Generator) -> Triplets:
+        """Triplets of rows that are all of one pool."""
+        pool, options, answers = self._pools[number]
+        draws = PairDraws.draw(len(rows), pool.end - pool.start, answers, generator)
+        draws = draws._replace(rows=draws.rows + pool.start)  # answers are rows of the mixture already
+        return mismatch(rows, draws, options, self.num_pair_classes, self.rows.image_of, self.rows.has_second)
+
     def _triplets(self, rows: np.ndarray, generator: np.random.Generator) -> Triplets:
         if self.variant == "matched":
             return Triplets.matched(rows)
-        wanted = self.options.textb_sample_mode == ANSWER and len(self.rows.answer_rows)
-        answers = self.rows.answer_rows if wanted else None
-        draws = PairDraws.draw(len(rows), len(self.rows), answers, generator)
-        mixed = mismatch(rows, draws, self.options, self.num_pair_classes, self.rows.image_of, self.rows.has_second)
+        pools = self.rows.mixture.pool_of(rows)
+        order = np.argsort(pools, kind="stable")
+        mixed = reduce(
+            Triplets.followed_by,
+            [self._mismatched(rows[pools == number], number, generator) for number in np.unique(pools).tolist()],
+        ).at(np.argsort(order))
         if self.variant == "oscar":
             return mixed
         nothing = np.zeros_like(mixed.mask_first)
@@ -184,21 +248,24 @@ class PretrainingDataset(Dataset[Draw]):
         return lines
 
 
-SHARES, SHARE = ("loss_weight", "passes"), "validation_share"
+SHARE = "validation_share"
 
 
 class PretrainingDataModule(RegionDataModule):
     """Corpus files, a RegionStore and a tokenizer → batches.
 
     A split is a corpus file (JSONL, see `corpus_row`), or a list of corpora, each a file or
-    `{file: FILE, loss_weight: 1.0, passes: 1.0}` (see `CorpusShare`). A folder stands for the .jsonl files in it. Files
-    are indexed beside themselves on first use.
+    `{file: FILE, loss_weight: 1.0, passes: 1.0, textb_sample_mode: MODE}` (see `CorpusShare`), FILE being a list where
+    several are one corpus. A folder stands for the .jsonl files in it. Files are indexed beside themselves on first
+    use. A corpus with a mode of its own draws wrong texts from itself; those without draw from each other.
 
     Args:
         variant: `oscar`, `mmf` or `matched`, see `PretrainingDataset`.
         textb_sample_mode, texta_false_prob, mask_loss_for_unmatched: see `PairOptions`.
         mask_probability: share of the tokens that are hidden.
         index_workers: processes that index a corpus file.
+        paired: every training batch has `batch_size` rows of each corpus of the list, which draw wrong texts from
+            themselves, and the loss is the sum of each one's loss times its weight (published `extra_dataset_file`).
         corpus: `{from: YAML, to: FOLDER, validation_share: SHARE}`: the published corpus that the folder is made of
             where a split in use lies there, and it does not exist; see `make_published_corpus`.
         shared: see `RegionDataArguments`.
@@ -213,6 +280,7 @@ class PretrainingDataModule(RegionDataModule):
         mask_loss_for_unmatched: bool,
         mask_probability: float,
         index_workers: int,
+        paired: bool = False,
         corpus: Mapping[str, Any] | None = None,
         **shared: Unpack[RegionDataArguments],
     ) -> None:
@@ -227,6 +295,7 @@ class PretrainingDataModule(RegionDataModule):
         self.pair_options = PairOptions(textb_sample_mode, texta_false_prob, mask_loss_for_unmatched)
         self.mask_probability = mask_probability
         self.index_workers = index_workers
+        self.paired = paired
         self._tags_given = False  # by a corpus
         self.corpus = None if corpus is None else checked_entry(corpus, "data.corpus", ("from", "to"), (SHARE,))
 
@@ -237,18 +306,19 @@ class PretrainingDataModule(RegionDataModule):
         used = sorted(set(self.split_of.values()) & set(self.splits))
         if self.corpus is not None:
             source, folder = Path(self.corpus["from"]).expanduser(), Path(self.corpus["to"])
-            if any(folder in Path(file).parents for split in used for file, *_ in self.corpora_of(split)):
+            if any(folder in Path(file).parents for split in used for file in self._files_of(split)):
                 make_published_corpus(source, folder, self.corpus.get(SHARE, 0.01), self.index_workers)
         for split in used:
-            for file, *_ in self.corpora_of(split):
+            for file in self._files_of(split):
                 ensure_index(file, tokenizer, self.index_workers)
 
     def read_split(self, split: str) -> Mixture:
         shares = []
-        for file, loss_weight, passes in self.corpora_of(split):
-            corpus = ensure_index(file, self.tokenizer, self.index_workers)
-            self._check_tags(corpus)
-            shares.append(CorpusShare(corpus, loss_weight, passes))
+        for entry in self.corpora_of(split):
+            for file in entry.files:
+                corpus = ensure_index(file, self.tokenizer, self.index_workers)
+                self._check_tags(corpus)
+                shares.append(CorpusShare(corpus, *entry[1:]))
         return Mixture.of(shares)
 
     def places_of(self, records: Mixture) -> np.ndarray:
@@ -264,7 +334,14 @@ class PretrainingDataModule(RegionDataModule):
             vocab_size=len(self.tokenizer),
             seed=self.seed,
             one_pass=stage != "train",
+            paired=self.paired and stage == "train",
         )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        dataset = self.datasets["train"]
+        assert isinstance(dataset, PretrainingDataset)
+        part_starts = dataset.part_starts if self.paired else None
+        return training_loader(self, dataset, self.finish("train"), part_starts=part_starts)
 
     @property
     def num_pair_classes(self) -> int:
@@ -298,36 +375,9 @@ class PretrainingDataModule(RegionDataModule):
             f"such as '{unknown[0]}'."
         )
 
-    def corpora_of(self, split: str) -> list[tuple[str, float, float]]:
-        """The corpora of a split: (file, loss_weight, passes); nothing but folders is opened.
+    def corpora_of(self, split: str) -> list[CorpusEntry]:
+        """The corpora of a split. Raises UserError as `corpus_entries`, or if there is no such split."""
+        return corpus_entries(self.split_files(split), f"data.splits.{split}", self.paired)
 
-        Raises:
-            UserError: there is no such split, it names no corpus, or a weight or number of passes that means nothing.
-        """
-        files, place = plain(self.split_files(split)), f"data.splits.{split}"
-        found: list[tuple[str, float, float]] = []
-        for given in files if isinstance(files, list) else [files]:
-            entry = checked_entry({"file": given} if isinstance(given, str) else given, place, ("file",), SHARES)
-            weight, passes = (entry.get(key, 1.0) for key in SHARES)
-            for key, number in zip(SHARES, (weight, passes), strict=True):
-                if not isinstance(number, int | float):
-                    raise UserError(f"{place} has the {key} {number!r}: give a number.")
-            if not weight >= 0 or not passes > 0:
-                raise UserError(
-                    f"{place}: {entry['file']} has loss_weight {weight} and passes {passes}: give a weight from 0 and "
-                    "more than 0 passes."
-                )
-            found += [(file, float(weight), float(passes)) for file in _files(entry["file"])]
-        if not found:
-            raise UserError(f"{place} names no corpus; give it a file.")
-        return found
-
-
-def _files(path: str) -> list[str]:
-    """The corpus files of a folder, by name; a file is itself."""
-    if not Path(path).is_dir():
-        return [path]
-    files = sorted(str(file) for file in Path(path).glob("*.jsonl") if not file.is_dir())
-    if not files:
-        raise UserError(f"{path} is a folder without corpus files (.jsonl); check the path.")
-    return files
+    def _files_of(self, split: str) -> list[str]:
+        return [file for entry in self.corpora_of(split) for file in entry.files]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,17 @@ class CorpusShare(NamedTuple):
     corpus: Corpus
     loss_weight: float = 1.0  # factor of the losses of its rows
     passes: float = 1.0  # how often an epoch passes over it; 0.5 takes another half in the next epoch
+    textb_sample_mode: int | None = None  # of its own, see `PairOptions`; None: that of all
+    pool: int = 0  # wrong texts are drawn from corpora of the same number, which stand beside each other
+
+
+class Pool(NamedTuple):
+    """Corpora that draw wrong texts from each other."""
+
+    first_share: int
+    start: int  # its first row
+    end: int  # the row after its last
+    textb_sample_mode: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +70,21 @@ class Mixture:
         """(C + 1,) int64: the first row of each corpus, and N."""
         pairs = zip(self.shares, self.kept, strict=True)
         return np.array([0, *accumulate(len(s.corpus) if kept is None else len(kept) for s, kept in pairs)])
+
+    @cached_property
+    def pools(self) -> list[Pool]:
+        """By their place among the rows."""
+        numbers = [share.pool for share in self.shares]
+        firsts = [place for place, number in enumerate(numbers) if not place or number != numbers[place - 1]]
+        return [
+            Pool(first, int(self.starts[first]), int(self.starts[last]), self.shares[first].textb_sample_mode)
+            for first, last in pairwise([*firsts, len(numbers)])
+        ]
+
+    def pool_of(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) int64: the place in `pools` of each row."""
+        ends = np.array([pool.end for pool in self.pools])
+        return np.searchsorted(ends, rows, side="right")
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -214,6 +240,12 @@ MATCHED_ABOVE = 0.5
 ANY_TEXT, SECOND_TEXT, ANSWER = 0, 1, 2  # values of textb_sample_mode
 
 
+def checked_mode(mode: object, what: str) -> None:
+    """Raises UserError, which begins with `what`, if it is no textb_sample_mode."""
+    if isinstance(mode, bool) or mode not in (ANY_TEXT, SECOND_TEXT, ANSWER):
+        raise UserError(f"{what} {mode!r}: choose 0, 1 or 2.")
+
+
 @dataclass(frozen=True)
 class PairOptions:
     """How triplets are mismatched; the names are those of the published command line.
@@ -231,8 +263,7 @@ class PairOptions:
     mask_loss_for_unmatched: bool
 
     def __post_init__(self) -> None:
-        if self.textb_sample_mode not in (ANY_TEXT, SECOND_TEXT, ANSWER):
-            raise UserError(f"data.textb_sample_mode is {self.textb_sample_mode}: choose 0, 1 or 2.")
+        checked_mode(self.textb_sample_mode, "data.textb_sample_mode is")
         if not 0 <= self.texta_false_prob <= MATCHED_ABOVE:
             raise UserError(f"data.texta_false_prob is {self.texta_false_prob}: give a share from 0 to 0.5.")
 
@@ -287,6 +318,10 @@ class Triplets(NamedTuple):
     def followed_by(self, other: Triplets) -> Triplets:
         """Both, one after the other."""
         return Triplets(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
+
+    def at(self, places: np.ndarray) -> Triplets:
+        """Those at places (n,) int64."""
+        return Triplets(*(one[places] for one in self))
 
 
 def mismatch(
