@@ -129,6 +129,25 @@ def test_more_epochs_than_were_asked_for_at_first(whole: Path, demo_data: Path, 
     assert {number: rows for number, rows in seen.items() if number <= BATCHES} == seen_rows(whole)
 
 
+def test_a_killed_run_on_paired_corpora(demo_data: Path, tmp_path: Path) -> None:
+    """Both ranks, killed between two saved updates, with a corpus that goes round more often than the other."""
+    modes = "{file:../train.jsonl,textb_sample_mode:2},{file:../val.jsonl,textb_sample_mode:1,loss_weight:0.5}"
+    given = [
+        *PRETRAINING,
+        f"data.splits.train=[{modes}]",
+        "data.paired=true",
+        "data.batch_size=8",
+        "trainer.max_steps=10",
+    ]
+    once, twice = tmp_path.parent / f"{tmp_path.name}_once", tmp_path
+    assert [ended(rank) for rank in start_ranks(once, demo_data, *given)] == [0, 0], output(once, "0")
+    kills = {rank: Kill(signal.SIGKILL, "train", 10 + rank) for rank in (0, 1)}
+    assert ended(start_ranks(twice, demo_data, *given, kills=kills)[0]) == KILLED
+    assert [ended(rank) for rank in start_ranks(twice, demo_data, *given)] == [0, 0], output(twice, "0")
+    for rank in ("0", "1"):
+        assert_same_run(once, twice, rank)
+
+
 def test_two_ranks_read_an_epoch_between_them(whole: Path, whole_on_two_ranks: Path) -> None:
     both = [seen_rows(whole_on_two_ranks, rank) for rank in ("0", "1")]
     epoch = [rows for number in range(1, 12) for rows in (both[0][number], both[1][number])]

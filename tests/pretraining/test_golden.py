@@ -3,23 +3,49 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from tests import golden
 from tests.pretraining.samples import SPECIAL, TOKENIZER
 from vinvl.data.text import encode_texts
-from vinvl.pretraining.triplets import TRIES, PairDraws, PairOptions, Triplets, assemble_pairs, mask_tokens, mismatch
+from vinvl.pretraining.triplets import (
+    ANSWER,
+    TRIES,
+    PairDraws,
+    PairOptions,
+    Triplets,
+    assemble_pairs,
+    mask_tokens,
+    mismatch,
+)
+from vinvl.run.folders import config_directory
 
 SAMPLING = golden.facts("oscar/data__pretrain_sampling")
 DOCS, ANSWER_ROWS = SAMPLING["docs"], SAMPLING["qa_doc_ids"]
 IMAGES = np.unique([doc[0].split("|")[0] for doc in DOCS], return_inverse=True)[1]
+OBJECTIVES = sorted((Path(config_directory()) / "objective").glob("*.yaml"))
 RUNS = pytest.mark.parametrize(
     "run", SAMPLING["runs"], ids=lambda run: f"{run['textb_sample_mode']}-{run['texta_false_prob']}"
 )
 RANDOM_WORD, FEATURES = golden.facts("oscar/data__random_word"), golden.facts("oscar/data__pretrain_features")
+
+
+@pytest.mark.parametrize("path", OBJECTIVES, ids=lambda path: path.stem)
+def test_every_objective_draws_as_a_recorded_run(path: Path) -> None:
+    """The published settings behind each name, whose draws the tests below compare, and the classes of its label."""
+    given = OmegaConf.load(path).with_tags
+    options = given.get("data", {})
+    if "texta_false_prob" not in options:
+        assert path.stem in ("none", "no_contrast")
+        return
+    (run,) = [one for one in SAMPLING["runs"] if all(one[name] == options[name] for name in options)]
+    assert run["num_contrast_classes"] == {"two": 2, "three": 3}[path.stem.split("_")[0]]
+    assert (options.textb_sample_mode == ANSWER) == path.stem.endswith("answers")
 
 
 def options_of(run: dict[str, Any], mask_loss_for_unmatched: bool = True) -> PairOptions:

@@ -26,6 +26,7 @@ from tests.door_runs import door_environment
 from vinvl import pretrain_finetune
 from vinvl.pretrain_finetune import figures, of_features, replaced_keys, same_stage, train_stage
 from vinvl.regions import Regions, RegionStore, RegionStoreWriter
+from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.options import checked_arguments
 from vinvl.run.overrides import as_overrides, given_values, replacing
@@ -92,6 +93,19 @@ def test_without_an_objective_there_is_one_stage(
     assert run_both(demo_data, tmp_path, "none") == 2.5
     assert len(told) == 1 and told[0][0] == f"hydra.run.dir={tmp_path / 'finetuning'}"
     assert not any(word.startswith("model.init=/") for word in told[0]) and "data.use_tags=false" in told[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["two_way_answers", "two_way_captions", "three_way_answers", "two_way_oscar"])
+def test_every_objective_trains(objective: str, demo_data: Path, tmp_path: Path) -> None:
+    with composed("pretrain_finetune", demo_data, tmp_path, f"objective={objective}") as config:
+        own = as_overrides(config.objective.with_tags)
+    run_in_process(
+        "train", demo_data, tmp_path / "run", "experiment=demo_pretraining", "data.variant=oscar", *own, *TINY
+    )
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    (classes,) = [len(values) for name, values in state.items() if name.endswith("seq_relationship.bias")]
+    assert classes == {"two": 2, "three": 3}[objective.split("_")[0]]
 
 
 def store_of(path: Path, ids: Sequence[str], feature_dim: int) -> Path:

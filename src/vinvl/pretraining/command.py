@@ -16,8 +16,8 @@ from vinvl.run.errors import UserError, say
 CONVERT = "the published Oscar+ corpus (yaml and TSV files) → a JSONL for each of its datasets"
 MORE = """\
 Writes FOLDER/train/DATASET.jsonl and FOLDER/val/DATASET.jsonl. Only texts, tags and answers are converted: region
-features are looked up by image id in the region store. Not covered: corpora of the older Oscar code (one file of
-documents, without this yaml)."""
+features are looked up by image id in the region store. The corpus of the first Oscar (2020) was not released, nor code
+that reads it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
