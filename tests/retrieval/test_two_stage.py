@@ -103,8 +103,9 @@ def test_chosen_pairs_come_first_and_the_others_in_cheap_order(
         assert best_columns(row[None], len(row))[0].tolist() == expected
 
 
-@given(st.lists(st.integers(-(2**22), 2**22), min_size=2, max_size=20))
+@given(st.lists(st.integers(-(2**22), 2**22 - 1), min_size=2, max_size=20))
 def test_what_stands_for_cheap_scores_keeps_every_step(numbers: list[int]) -> None:
+    numbers = [*numbers, *(number + 1 for number in numbers)]  # neighbours are the hardest to keep apart
     cheap = stepped(np.array(numbers) * STEP)
     np.testing.assert_array_equal(cheap / np.float32(STEP), numbers)
     lowered = below_all(cheap)
