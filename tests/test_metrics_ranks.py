@@ -42,7 +42,11 @@ def computed(rows: list[int], repeated: list[int]) -> dict[str, float]:
     subset = evaluate_captions({row: texts[row] for row in (0, 3, 4)}, references).corpus
     found = evaluate_captions(texts, references).corpus | {f"subset {name}": value for name, value in subset.items()}
     found |= recall(ranks.compute().numpy())
-    found |= {f"answer {int(row)}": 100 * number + points for row, number, points in seen.tolist()}
+    # Each once and in order, whoever has seen it, and however often.
+    found |= {
+        f"answer {place}": 1000 * row + 100 * number + points
+        for place, (row, number, points) in enumerate(seen.tolist())
+    }
     return found | {name: value.item() for name, value in results.items()}
 
 
@@ -61,7 +65,7 @@ def test_two_ranks_give_the_result_of_one(tmp_path: Path) -> None:
     mp.start_processes(run_rank, args=(str(tmp_path),), nprocs=NUM_RANKS, start_method="fork")
     expected = computed(list(range(NUM_ROWS)), [])
     assert len(expected) == 7 + 7 + 5 + NUM_ROWS + 2 + 1 + NUM_ROWS + 2
-    assert expected["answer 4"] == 1100 + 4 / 3
+    assert expected["answer 4"] == 4000 + 1100 + 4 / 3
     assert 0 < expected["CIDEr"] != expected["subset CIDEr"] > 0
     for rank in range(NUM_RANKS):
         assert torch.load(tmp_path / f"rank{rank}.pt") == [expected, expected]
