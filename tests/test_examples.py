@@ -58,6 +58,8 @@ def refusal(path: Path) -> str:
         ),
         ([], "holds no examples"),
         ([Example("7", "1", float("nan"))], "rows without: score"),
+        ([Example("7", "1", -1e300)], "rows without: score"),
+        ([Example("7", "1", 1.0, truth=("a", None))], "rows without: truth"),  # type: ignore[arg-type]
         ([Example("7", None, 1.0)], "rows without: image_id"),  # type: ignore[arg-type]
     ],
 )
@@ -84,6 +86,8 @@ def test_foreign_and_damaged_files(tmp_path: Path) -> None:
     assert "holds no examples of vinvl.evaluate" in refusal(path)
     write_examples(path, [Example(str(number), "1", 0.0) for number in range(50)], ABOUT)
     whole = path.read_bytes()
+    path.write_bytes(whole[:200] + whole[210:])
+    assert "is damaged, or no Parquet file" in refusal(path) and "evaluate again" in refusal(path)
     for place in range(len(whole)):  # a file with one wrong byte is refused, or says what it said
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x15]) + whole[place + 1 :])
         try:

@@ -17,6 +17,7 @@ from vinvl.run.folders import run_directory
 from vinvl.run.progress import print_results
 
 COLUMNS = ("", "n", "A", "B", "A − B", "95 %", "p")
+MOST_DRAWS = 10**6  # beyond, memory and patience end
 FEW = 30  # pictures; of fewer a percentile interval is too narrow
 
 
@@ -45,9 +46,9 @@ def _parser() -> Parser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    for name, least in (("draws", 100), ("seed", 0), ("most", 1)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name}={getattr(options, name)} must be a whole number from {least}.")
+    for name, least, most in (("draws", 100, MOST_DRAWS), ("seed", 0, 2**64), ("most", 1, 10**6)):
+        if not least <= getattr(options, name) <= most:
+            raise UserError(f"--{name}={getattr(options, name)} must be a whole number from {least} to {most:,}.")
     first, second = (examples_of(place, options.split) for place in (options.a, options.b))
     pairs = paired(first, second, options.common)
     pictures, found = (None, "") if options.images is None else pictures_for(pairs, options.images)

@@ -20,6 +20,7 @@ EXAMPLES = "examples.parquet"  # in the folder of a run
 FORMAT = 1
 ABOUT = b"vinvl_examples"  # key of the schema's metadata
 ROWS = 1 << 16  # that are Python objects at a time
+LARGEST = 1e9  # percent, of a score: a mean of such is a number
 RETRIEVAL = "retrieval"  # the task whose ids are unique within a direction only: a caption may be called as an image is
 
 
@@ -135,7 +136,9 @@ def read_examples(path: str | Path) -> Examples:
     path = Path(path)
     again = "evaluate again with python -m vinvl.evaluate"
     try:
-        with reading(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with reading(path), open(path, "rb"):
+            pass  # the system says why it cannot be; what Arrow says of damage below is an OSError too
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             said = (schema.metadata or {}).get(ABOUT)
             if said is None or not schema.equals(SCHEMA):
@@ -155,13 +158,15 @@ def read_examples(path: str | Path) -> Examples:
 
 
 def refuse_unusable(examples: Examples) -> None:
-    """Raises UserError for a file without rows, with empty places, with an id twice, or with scores like nan."""
+    """Raises UserError for a file without rows, with empty places, an id twice, or scores like nan or 1e300."""
     path, table = examples.path, examples.table
     if len(table) == 0:
         raise UserError(f"{path} holds no examples: nothing was scored.")
     empty = [name for name in table.column_names if table[name].null_count]
-    if not empty and not np.isfinite(examples.numpy("score")).all():
-        empty = ["score"]
+    if pc.list_flatten(table["truth"]).null_count:
+        empty.append("truth")
+    if "score" not in empty and not (np.abs(examples.numpy("score")) <= LARGEST).all():
+        empty.append("score")
     if empty:
         raise UserError(f"{path} has rows without: {', '.join(empty)}; it is damaged.")
     if (repeat := first_repeat(examples.keys())) is not None:

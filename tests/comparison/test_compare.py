@@ -254,7 +254,9 @@ def test_other_tasks_and_values(files: tuple[Path, Path], tmp_path: Path, capsys
     assert (
         "is of vqa (accuracy/overall) and" in told and "of gqa (accuracy): compare two evaluations of one task" in told
     )
-    assert "--draws=5 must be a whole number from 100" in refused(capsys, *files, "--draws", 5)
+    assert "--draws=5 must be a whole number from 100 to 1,000,000" in refused(capsys, *files, "--draws", 5)
+    assert "--draws=1000001 must be" in refused(capsys, *files, "--draws", 10**6 + 1)
+    assert "--most=0 must be" in refused(capsys, *files, "--most", 0)
     assert "the following arguments are required: B; python -m vinvl.compare --help" in refused(capsys, files[0])
     assert "none does not exist" in refused(capsys, *files, "--images", tmp_path / "none")
     (tmp_path / "file").write_text("")
@@ -269,10 +271,14 @@ def test_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert examples_of(tmp_path / "runs").path.parent.name == "new"
     assert examples_of(tmp_path / "runs" / "old").path.parent.name == "old"
     for split in ("val", "test"):
-        written(tmp_path / "both" / f"examples_{split}.parquet", vqa_examples(1))
+        examples = vqa_examples(1)
+        write_examples(tmp_path / "both" / f"examples_{split}.parquet", examples, About("vqa", split, "x", "y"))
     told = refused(capsys, tmp_path / "both", tmp_path / "both")
     assert "several splits (examples_test.parquet, examples_val.parquet)" in told and "--split NAME" in told
     assert examples_of(tmp_path / "both", "val").path.name == "examples_val.parquet"
+    assert examples_of(tmp_path / "runs", "val").path.parent.name == "new"
+    for one in (tmp_path / "runs", tmp_path / "both" / "examples_val.parquet"):
+        assert "is of split 'val', and --split test is given" in refused(capsys, one, one, "--split", "test")
 
 
 def test_as_a_user_calls_it(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vinvl.gqa.metric import (
@@ -130,15 +130,22 @@ QUESTIONS = json.loads(FILES["questions"].read_text())
         ("choices", lambda c: changed(c, valid="red"), r"\(choice \S+\): Expected `array`, got `str` at \$.valid"),
         ("sceneGraphs", lambda c: {}, r"sceneGraphs.json has no image \S+, whose objects question \S+ names"),
         ("sceneGraphs", lambda c: changed(c, width=0), r"\(image \S+\): .*width"),
+        ("sceneGraphs", lambda c: changed(c, height=math.inf), r"\(image \S+\): .*height"),
+        (
+            "sceneGraphs",
+            lambda c: changed(c, objects={"1": {"x": math.nan, "y": 0, "w": 1, "h": 1}}),
+            r"\(image \S+\): Expected `float` .*\$.objects\[...\].x",
+        ),
         (
             "sceneGraphs",
             lambda c: grounded(QUESTIONS, c, lambda image: image.update(objects={})),
             r"\(image \S+\) has no object '\S+', which question \S+ names",
         ),
-        ("attentions_grid", lambda c: c[1:], r"There are no attention for 1 questions"),
+        ("attentions_grid", lambda c: c[1:], r"There are no attention maps or boxes for 1 questions"),
         ("attentions_grid", lambda c: changed(c, attention=[[0.5, 0.5]]), r"has attention of shape 1 × 2: give a map"),
         ("attentions_grid", lambda c: changed(c, attention=[[1.0, 2.0], [1.0]]), r"rows of different lengths"),
-        ("attentions_grid", lambda c: changed(c, attention=[[math.nan]]), r"attention that is no number"),
+        ("attentions_grid", lambda c: changed(c, attention=[[math.nan]]), r"Expected `float` .* at \$.attention"),
+        ("attentions_grid", lambda c: changed(c, attention=[[math.inf]]), r"Expected `float` <= 1000000000"),
         (
             "attentions_grid",
             lambda c: changed(c, attention=[[0.1, 0.1, 0.2, 0.2, 0.5]]),
@@ -215,3 +222,130 @@ def test_steps_and_common() -> None:
     other = {"1": Choices(frozenset({"shape"}), frozenset())}
     plain = official_scores(OfficialQuestions({"1": one._replace(detailed="")}), {"1": "shape"}, choices=other)
     assert (plain.figures["validity"], plain.figures["plausibility"]) == (100.0, 0.0)
+
+
+# Against the definitions written down once more, on drawn files.
+
+ANSWERS = ["yes", "no", "red", "color", "shape"]
+few = st.sampled_from(ANSWERS)
+pixels = st.integers(0, 30)
+
+
+@st.composite
+def drawn_split(draw: st.DrawFn) -> tuple[dict[str, Any], ...]:
+    """Questions, answers, choices, objects of the images and attention."""
+    keys = [f"q{number}" for number in range(draw(st.integers(1, 12)))]
+    questions = {
+        key: {
+            "question": " ".join(["word"] * draw(st.integers(0, 3))),
+            "answer": draw(few),
+            "imageId": draw(st.sampled_from("ab")),
+            "isBalanced": key == "q0" or draw(st.booleans()),
+            "types": {
+                "structural": draw(st.sampled_from(["query", "verify", "choose"])),
+                "semantic": draw(st.sampled_from(["rel", "obj"])),
+                "detailed": draw(st.sampled_from(["twoCommon", "attr"])),
+            },
+            "groups": {"global": draw(st.sampled_from([None, "animal", "color"]))},
+            "semantic": [
+                {"operation": operation, "argument": argument}
+                for operation, argument in draw(
+                    st.lists(st.sampled_from([("query", "name"), ("exist", "?"), ("relate", "cat,on,s")]), max_size=3)
+                )
+            ],
+            "entailed": draw(st.lists(st.sampled_from(keys), max_size=4)),
+            "annotations": {
+                part: {str(place): own for place, own in enumerate(draw(st.lists(st.sampled_from("12"), max_size=2)))}
+                for part in ("question", "answer", "fullAnswer")
+            },
+        }
+        for key in keys
+    }
+    scenes = {
+        image: {
+            "width": draw(st.integers(20, 40)),
+            "height": draw(st.integers(20, 40)),
+            "objects": {own: {side: draw(pixels) for side in "xywh"} for own in "12"},
+        }
+        for image in "ab"
+    }
+    size = draw(st.integers(1, 4))
+    numbers = np.random.default_rng(draw(st.integers(0, 99)))
+    return (
+        questions,
+        {key: draw(few) for key in keys},
+        {key: {kind: draw(st.lists(few, max_size=3)) for kind in ("valid", "plausible")} for key in keys},
+        scenes,
+        {key: numbers.random((size, size)).tolist() for key in keys},
+    )
+
+
+def naive_grounding(one: Any, scene: Any, attention: list[list[float]]) -> float:
+    size, total = len(attention), 0.0
+    for part in ("question", "fullAnswer"):
+        for name in one["annotations"][part].values():
+            box, width, height = scene["objects"][name], scene["width"], scene["height"]
+            x1, y1 = box["x"] / width, box["y"] / height
+            x2, y2 = (box["x"] + box["w"]) / width, (box["y"] + box["h"]) / height
+            for i in range(size):
+                for j in range(size):
+                    across = min(x2, (i + 1) / size) - max(x1, i / size)
+                    down = min(y2, (j + 1) / size) - max(y1, j / size)
+                    if across > 0 and down > 0:
+                        total += attention[i][j] * across * down * size * size
+    return total
+
+
+def naive(questions: Any, said: Any, choices: Any, scenes: Any, attention: Any) -> dict[str, float]:
+    right = {key: said[key] == one["answer"] for key, one in questions.items()}
+    counted = {key: one for key, one in questions.items() if one["isBalanced"]}
+    seen: dict[str, list[float]] = {}
+    groups: dict[str, list[str]] = {}
+    for key, one in counted.items():
+        kinds = one["types"]
+        steps = [step for step in one["semantic"] if step["operation"] == "relate"]
+        own = {"color", "material", "shape"} if kinds["detailed"] == "twoCommon" else None
+        values: dict[str, float] = {
+            "accuracy": right[key],
+            "open" if kinds["structural"] == "query" else "binary": right[key],
+            "validity": said[key] in (own or choices[key]["valid"]),
+            "plausibility": said[key] in (own or choices[key]["plausible"]),
+            "grounding": naive_grounding(one, scenes[one["imageId"]], attention[key]),
+            f"structural/{kinds['structural']}": right[key],
+            f"semantic/{kinds['semantic']}": right[key],
+            f"words/{len(one['question'].split())}": right[key],
+            f"steps/{len(steps)}": right[key],
+        }
+        entailed = [other for other in one["entailed"] if other != key]
+        if right[key] and entailed:
+            values["consistency"] = sum(right[other] for other in entailed) / len(entailed)
+        for name, value in values.items():
+            seen.setdefault(name, []).append(float(value))
+        if one["groups"]["global"]:
+            groups.setdefault(one["groups"]["global"], []).append(key)
+    found = {name: 100 * sum(values) / len(values) for name, values in seen.items()}
+    weighted = 0.0
+    for keys in groups.values():
+        true = [counted[key]["answer"] for key in keys]
+        given = [said[key] for key in keys]
+        squares = sum((given.count(one) - true.count(one)) ** 2 / true.count(one) for one in set(true))
+        weighted += len(keys) * squares
+    if groups:
+        found["distribution"] = weighted / sum(map(len, groups.values())) / 100
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn_split())
+def test_figures_are_those_of_the_definitions(
+    tmp_path_factory: pytest.TempPathFactory, split: tuple[dict[str, Any], ...]
+) -> None:
+    questions, said, choices, scenes, attention = split
+    predictions = [{"questionId": key, "prediction": answer} for key, answer in said.items()]
+    maps = [{"questionId": key, "attention": one} for key, one in attention.items()]
+    folder, paths = tmp_path_factory.getbasetemp(), []
+    for name, content in zip("qpcsa", (questions, predictions, choices, scenes, maps), strict=True):
+        paths.append(folder / f"{name}.json")
+        paths[-1].write_text(json.dumps(content))
+    found = score_files(*paths[:2], choices=paths[2], scene_graphs=paths[3], attentions=paths[4])
+    assert found.flat() == pytest.approx(naive(*split))

@@ -73,6 +73,15 @@ def test_blocks_give_the_ranks_of_sorting_ties_included(counts: list[int], size:
     assert best[0].tolist() == best_columns(scores, 1)[:, 0].tolist() and best[1].tolist() == expected[:, 0].tolist()
 
 
+def test_scores_of_double_precision_are_not_rounded() -> None:
+    """0.7 is more than the nearest number of single precision: a caption would be behind itself."""
+    own = np.array([0, 0, 1, 1])
+    scores = np.where(own == np.arange(2)[:, None], 0.7, 0.7 - 1e-12)
+    ranks = fold_ranks(fold_of([2, 2]), in_blocks(scores, 1))
+    assert ranks.image_to_text.tolist() == [0, 0] and ranks.text_to_image.tolist() == [0] * 4
+    assert first_matches(fold_of([2, 2]), in_blocks(scores, 1))[1].tolist() == own.tolist()
+
+
 def test_chance_is_what_random_orders_give() -> None:
     fold = fold_of([5, 3, 5, 5])
     random = np.random.default_rng(0)

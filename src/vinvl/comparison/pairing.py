@@ -22,11 +22,18 @@ SET = re.compile(r"(.+-\d+)-\d+-\d+")  # an official identifier of NLVR2
 def examples_of(place: str | Path, split: str | None = None) -> Examples:
     """The examples of a file, of a run's folder, or of the newest run in a folder of runs.
 
-    `split`: which, where an evaluation has scored several. Raises UserError if there are none, or several.
+    `split`: which, where an evaluation has scored several. Raises UserError if there are none, several, or those of
+    another split.
     """
-    path = Path(place).expanduser()
+    found = read_examples(_file_of(Path(place).expanduser(), split))
+    if split is not None and found.about.split != split:
+        raise UserError(f"{found.path} is of split '{found.about.split}', and --split {split} is given: leave it out.")
+    return found
+
+
+def _file_of(path: Path, split: str | None) -> Path:
     if not path.is_dir():
-        return read_examples(path)
+        return path
     names = [EXAMPLES, SPLITS] if split is None else [EXAMPLES, f"examples_{split}.parquet"]
     found = sorted(one for name in names for one in path.glob(name))
     if not found:
@@ -42,7 +49,7 @@ def examples_of(place: str | Path, split: str | None = None) -> Examples:
         listed = ", ".join(one.name for one in sorted(found))
         told = f"{found[0].parent} has the examples of several splits ({listed})"
         raise UserError(f"{told}: give one of these files, or pass --split NAME.")
-    return read_examples(found[0])
+    return found[0]
 
 
 @dataclass(frozen=True, eq=False)

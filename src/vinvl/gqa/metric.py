@@ -144,7 +144,7 @@ def official_scores(
     if choices is not None:
         found |= _valid_and_plausible(questions.balanced, predictions, choices)
     if grounding is not None:
-        refuse_missing(grounding, questions.balanced, "attention", "write it for the whole split")
+        refuse_missing(grounding, questions.balanced, "attention maps or boxes", "write them for the whole split")
         found["grounding"] = 100 * float(np.mean([grounding[key] for key in questions.balanced]))
     found |= _distribution(questions.balanced, predictions)
     figures = {name: found[name] for name in PRINTED if name in found}

@@ -25,6 +25,9 @@ from vinvl.run.values import Id, json_items, json_members, wrong_value
 Paths = str | Path | Sequence[str | Path]
 Content = TypeVar("Content")
 
+LARGEST = 1e9  # pixels, and what attention may be; JSON's readers also take NaN and 1e999
+Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+
 
 class Types(msgspec.Struct, gc=False):
     structural: str | None = None
@@ -66,15 +69,15 @@ class Options(msgspec.Struct, gc=False):
 
 
 class SceneObject(msgspec.Struct, gc=False):
-    x: float
-    y: float
-    w: float
-    h: float
+    x: Number
+    y: Number
+    w: Number
+    h: Number
 
 
 class Scene(msgspec.Struct, gc=False):
-    width: Annotated[float, msgspec.Meta(gt=0)]
-    height: Annotated[float, msgspec.Meta(gt=0)]
+    width: Annotated[float, msgspec.Meta(ge=1, le=LARGEST)]
+    height: Annotated[float, msgspec.Meta(ge=1, le=LARGEST)]
     objects: dict[str, SceneObject]
 
 
@@ -85,7 +88,7 @@ class Prediction(msgspec.Struct, gc=False):
 
 class Attention(msgspec.Struct, gc=False):
     questionId: Id  # noqa: N815
-    attention: list[list[float]]
+    attention: list[list[Number]]
 
 
 def members(paths: Paths, content: type[Content], called: str) -> Iterator[tuple[str, Content, str]]:
@@ -216,8 +219,6 @@ def attention_cells(attention: Sequence[Sequence[float]], place: str) -> dict[bo
     if len({len(row) for row in attention}) > 1:
         raise UserError(f"{place} has rows of different lengths: {wanted}.")
     cells = np.array(attention, dtype=np.float64)
-    if not np.isfinite(cells).all():
-        raise UserError(f"{place} has attention that is no number: {wanted}.")
     if cells.size == 0:
         return dict.fromkeys((True, False), np.zeros((0, 5)))
     corners, forms = cells[:, :4], dict[bool, np.ndarray]()

@@ -65,7 +65,7 @@ def fold_ranks(fold: Fold, blocks: Blocks) -> FoldRanks:
     """Ranks within a fold, in two passes over its blocks: own scores first, then what exceeds them."""
     positions = np.arange(len(fold.captions))
     image_to_text = np.zeros(len(fold.images), dtype=np.int64)
-    own_scores = np.zeros(len(fold.captions), dtype=np.float32)
+    own_scores = np.zeros(len(fold.captions))  # float64, which no score is rounded in
     for block, scores in blocks():
         for image, row in enumerate(scores, start=block.start):
             own = slice(*np.searchsorted(fold.owner, [image, image + 1]))  # the image's own captions
@@ -104,7 +104,7 @@ def first_matches(fold: Fold, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
     """The best caption of each image (I,) and the best image of each caption (C,), int64, in one pass."""
     captions = np.zeros(len(fold.images), dtype=np.int64)
     images = np.zeros(len(fold.captions), dtype=np.int64)
-    found = np.full(len(fold.captions), -np.inf, dtype=np.float32)
+    found = np.full(len(fold.captions), -np.inf)
     for block, scores in blocks():
         captions[block.start : block.stop] = scores.shape[1] - 1 - scores[:, ::-1].argmax(axis=1)  # the later of equals
         best = len(scores) - 1 - scores[::-1].argmax(axis=0)
