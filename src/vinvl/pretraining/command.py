@@ -1,23 +1,43 @@
-"""`python -m vinvl.pretraining.corpus convert|build|info|verify`: corpus files and their indices."""
+"""`python -m vinvl.pretraining.corpus convert|make|decontaminate|build|info|verify`: corpora and their indices."""
 
 import os
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vinvl.data.text import load_tokenizer
 from vinvl.pretraining.corpus import Corpus, ensure_index
+from vinvl.pretraining.decontamination import LEFT_OUT, Counts, corpora_of, decontaminate
+from vinvl.pretraining.held_out import FORMS, WAYS, HeldOut, take_alike, take_links, take_set
+from vinvl.pretraining.making import KINDS, make_corpus, told_of
 from vinvl.pretraining.published import TRAIN, VALIDATION, convert_published_corpus
 from vinvl.run.door import Parser, run_command
 from vinvl.run.errors import UserError, say
+from vinvl.run.files import refuse_existing
+from vinvl.run.progress import print_results
 
 CONVERT = "the published Oscar+ corpus (yaml and TSV files) → a JSONL for each of its datasets"
 MORE = """\
 Writes FOLDER/train/DATASET.jsonl and FOLDER/val/DATASET.jsonl. Only texts, tags and answers are converted: region
 features are looked up by image id in the region store. The corpus of the first Oscar (2020) was not released, nor code
 that reads it."""
+MAKE = "a download of captions or questions (COCO, Flickr30k, Conceptual Captions, SBU, VQA, GQA, …) → a JSONL"
+MAKE_MORE = """\
+Writes FOLDER/train/KIND.jsonl and, with --validation-share, FOLDER/val/KIND.jsonl beside those of other kinds. Captions
+have the classes of the region store as tags; the second text of a question is its answer. KIND is made of FILES:
+"""
+DECONTAMINATE = "corpora without the images that models are scored on"
+DECONTAMINATE_MORE = """\
+Rows whose image is in a held-out set are found by id, by file name, by address, through --links, and with --pictures by
+how pictures look. New files are written beside a list of what was left out; with --check the exit code is 1 if there is
+any, and nothing is written. A set is FORM=FILE:
+  vqa=QUESTIONS.json              coco[:val,test]=dataset_coco.json       flickr30k[:test]=dataset_flickr30k.json
+  gqa=testdev_balanced_….json     nlvr2=test1.json                        nocaps=nocaps_val_4500_captions.json
+  ids=LIST.txt (image ids, file names or addresses, one a line)           pictures=FOLDER
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +70,8 @@ def _parser() -> Parser:
     add("--prefix-image-ids", metavar="published|all|none|A,B", help=prefixed)
     share = "of the images, chosen by their id; the published corpus has no split (default: %(default)s)"
     add("--validation-share", type=float, default=0.01, metavar="SHARE", help=share)
+    _add_make(commands)
+    _add_decontaminate(commands)
     build = commands.add_parser("build", help="tokenize JSONL files into the indices that training reads")
     build.add_argument("files", nargs="+", metavar="JSONL")
     build.add_argument("--tokenizer", default="bert-base-uncased", help="folder or hub name (default: %(default)s)")
@@ -65,6 +87,53 @@ def _parser() -> Parser:
         command.add_argument("files", nargs="+", metavar="INDEX", help="an index, or the JSONL beside it")
         command.set_defaults(run=look)
     return parser
+
+
+def _add_make(commands: Any) -> None:
+    listed = "".join(f"  {name:<20} {kind.files}; ids {kind.prefix}…\n" for name, kind in KINDS.items())
+    text = f"{MAKE[0].upper()}{MAKE[1:]}.\n{MAKE_MORE}{listed}"
+    make = commands.add_parser("make", help=MAKE, description=text, formatter_class=RawDescriptionHelpFormatter)
+    add = make.add_argument
+    add("kind", choices=KINDS, metavar="KIND", help="what the files are: " + ", ".join(KINDS))
+    add("files", nargs="+", metavar="FILES")
+    add("--output", required=True, metavar="FOLDER", help="gets train/KIND.jsonl and val/KIND.jsonl")
+    add("--splits", metavar="A,B", help="of Karpathy's files (default: train,restval)")
+    add("--prefix", metavar="TEXT", help="in front of image ids (default: that of the published corpus)")
+    add(
+        "--ids",
+        metavar="TSV",
+        help="row number from 0, or address, and image id: the downloaded pictures; other rows go",
+    )
+    add("--tags", metavar="JSONL", help="image_id and tags of each image, in place of the store's classes")
+    add("--store", nargs="+", metavar="STORE", help="counts the images without regions there")
+    share = "of the images, chosen by their id (default: %(default)s)"
+    add("--validation-share", type=float, default=0.0, metavar="SHARE", help=share)
+    make.set_defaults(run=_make)
+
+
+def _add_decontaminate(commands: Any) -> None:
+    text = f"{DECONTAMINATE[0].upper()}{DECONTAMINATE[1:]}.\n{DECONTAMINATE_MORE}"
+    command = commands.add_parser(
+        "decontaminate", help=DECONTAMINATE, description=text, formatter_class=RawDescriptionHelpFormatter
+    )
+    add = command.add_argument
+    add("corpora", nargs="+", metavar="JSONL", help="or folders of them")
+    add("--held-out", nargs="+", required=True, metavar="FORM=FILE", help=f"sets; FORM is one of {', '.join(FORMS)}")
+    add(
+        "--links", nargs="+", default=[], metavar="FILE", help="Visual Genome's image_data.json, COCO's captions_*.json"
+    )
+    add(
+        "--pictures",
+        nargs="+",
+        metavar="[PREFIX=]FOLDER",
+        help="the corpora's, to compare with those of pictures=FOLDER",
+    )
+    add("--bits", type=int, default=6, help="of 64 that pictures may differ in, 0 to 16 (default: %(default)s)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that read pictures (default: %(default)s)")
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument("--output", metavar="FOLDER", help=f"new: the corpora, and {LEFT_OUT}")
+    where.add_argument("--check", action="store_true", help="write nothing; exit code 1 if something is found")
+    command.set_defaults(run=_decontaminate)
 
 
 def _convert(output: str, datasets: str | None, prefix_image_ids: str | None, **options: Any) -> int:
@@ -84,6 +153,59 @@ def _convert(output: str, datasets: str | None, prefix_image_ids: str | None, **
         say(f"left out, as their datasets were not asked for: {left_out}")
     say(f"{output}: {rows.total():,} rows in {time.perf_counter() - begin:,.1f} s", error=True)
     return 0
+
+
+def _make(kind: str, files: Sequence[str], splits: str | None, **options: Any) -> int:
+    begin = time.perf_counter()
+    made = make_corpus(kind, files, splits=splits.split(",") if splits else None, **options)
+    for path, rows in made.rows.items():
+        say(f"{path}: {rows:,} rows")
+    missing = "" if made.without_regions is None else f", {made.without_regions:,} of them without regions in the store"
+    say(f"{made.images:,} images{missing}")
+    if made.left_out:
+        say(f"left out: {told_of(made.left_out)}")
+    say(f"{sum(made.rows.values()):,} rows in {time.perf_counter() - begin:,.1f} s", error=True)
+    return 0
+
+
+def _decontaminate(
+    corpora: Sequence[str], held_out: Sequence[str], links: Sequence[str], output: str | None, **options: Any
+) -> int:
+    files, held, seen = corpora_of(corpora), HeldOut(), None
+    if output is not None:
+        refuse_existing(Path(output))
+    if not 0 <= options["bits"] <= 16:
+        raise UserError(f"--bits is {options['bits']}: give 0 to 16.")
+    folders = [folder for one in held_out if (folder := take_set(held, one)) is not None]
+    if options["pictures"] is not None and not folders:
+        raise UserError("--pictures is compared with the pictures of a set: give --held-out pictures=FOLDER too.")
+    linked = take_links(held, [Path(link) for link in links])
+    if options["pictures"] is not None:
+        seen = take_alike(held, folders, options["pictures"], options["bits"], options["workers"])
+    counts = decontaminate(files, held, output, seen)
+    _tell_counts(held, counts, None if output is None else Path(output, LEFT_OUT))
+    if seen is not None:
+        say(f"{counts.with_picture:,} of {counts.rows.total():,} rows have one of the pictures.")
+    if links:
+        say(f"{linked:,} held-out images have other names too.")
+    elif counts.of_visual_genome and held.spaces & {"coco", "flickr"}:
+        say(
+            f"warning: {counts.of_visual_genome:,} rows have numbers of Visual Genome or GQA, and some of these images "
+            "are COCO's: pass --links image_data.json of Visual Genome, or they are not found."
+        )
+    return 1 if options["check"] and counts.left_out else 0
+
+
+def _tell_counts(held: HeldOut, counts: Counts, report: Path | None) -> None:
+    ways = [way for way in WAYS if any(found_by == way for _, found_by in counts.found)]
+    of_set = [(name, [counts.found[name, way] for way in ways]) for name in held.images]
+    table = [(name, f"{held.images[name]:,}", *(f"{n:,}" for n in (sum(by), *by))) for name, by in of_set]
+    columns = ("held-out set", "images", "rows", *(f"by {way}" for way in ways))
+    print_results("Rows of the corpora whose image is held out", table, {}, columns)
+    for path, rows in counts.rows.items():
+        say(f"{path}: {counts.left_out[path]:,} of {rows:,} rows {'are found' if report is None else 'left out'}")
+    if report is not None:
+        say(f"{report}: which, and why")
 
 
 def _build(files: Sequence[str], tokenizer: str, workers: int) -> int:

@@ -437,14 +437,14 @@ def convert_chunk(
             image_id = row.full_id if with_chunks else image_id
             second = {} if reader is None else reader.keys(row.label_id, place)
             record = {"image_id": image_id, "text": row.text, **second, "source": dataset, "id": row.label_info}
-            split = VALIDATION if _share_of(row.image_id) < validation_share else TRAIN
+            split = VALIDATION if share_of(row.image_id) < validation_share else TRAIN
             if split == VALIDATION and len(validation) < 2:
                 validation.add(row.full_id)
             lines.setdefault((split, dataset), []).append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
     return {key: b"".join(records) for key, records in lines.items()}, skipped, validation
 
 
-def _share_of(image_id: str) -> float:
+def share_of(image_id: str) -> float:
     """A number from [0, 1) that depends on the id alone."""
     return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=4).digest(), "little") / 2**32
 

@@ -106,16 +106,18 @@ def pool_map(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, s
     return stack.enter_context(Pool(workers)).map(work, jobs)
 
 
-def in_order(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
+def in_order(
+    work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, fewer: str = "features.workers"
+) -> Iterator[Result]:
     """`work` of each job, in forked processes at most 2 jobs a worker ahead of the reader; 1 worker: in this process.
 
-    Raises UserError if a worker process ended before its job; and whatever `work` raises.
+    Raises UserError if a worker process ended before its job, naming the option `fewer`; and whatever `work` raises.
     """
     if workers < 2:
         yield from map(work, jobs)
         return
     waiting: deque[Future[Result]] = deque()
-    with Pool(workers, forked=True, fewer="features.workers") as pool:
+    with Pool(workers, forked=True, fewer=fewer) as pool:
         for job in jobs:
             waiting.append(pool.submit(work, job))
             if len(waiting) > 2 * workers:
