@@ -199,6 +199,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     given_ = ["make", "gqa", str(files["gqa"][0]), "--output", str(tmp_path / "out")]
     assert main(given_) == 0
     printed = capsys.readouterr().out
+    assert "no image falls into the other split" not in printed
+    few = ["make", "gqa", str(files["gqa"][0]), "--output", str(tmp_path / "few"), "--validation-share", "0.5"]
+    assert main(few) == 0 and "no image falls into the other split" in capsys.readouterr().out
     assert "gqa.jsonl: 1 rows" in printed and "left out: 1 without an answer" in printed and "1 images" in printed
     assert main(given_) == 1 and "gqa.jsonl exists already" in capsys.readouterr().err
     assert main([*given_, "--ids", "x"]) == 1

@@ -160,6 +160,8 @@ def _make(kind: str, files: Sequence[str], splits: str | None, **options: Any) -
     made = make_corpus(kind, files, splits=splits.split(",") if splits else None, **options)
     for path, rows in made.rows.items():
         say(f"{path}: {rows:,} rows")
+    if options["validation_share"] and len(made.rows) < 2:
+        say("no image falls into the other split; another --validation-share divides so few")
     missing = "" if made.without_regions is None else f", {made.without_regions:,} of them without regions in the store"
     say(f"{made.images:,} images{missing}")
     if made.left_out:
