@@ -1,5 +1,6 @@
 """Score a checkpoint: `python -m vinvl.evaluate ckpt_path=FILE [data.test_split=NAME]`.
 
+`python -m vinvl.evaluate results=FILE data=NAME`: score a file of results, without a model.
 `python -m vinvl.evaluate published=ROOT/TASK ckpt_path=FOLDER`: figures on a released data set beside those published.
 """
 
@@ -12,12 +13,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.restore import Restored, restore
+from vinvl.results import score_results
 from vinvl.run.callbacks import progress
 from vinvl.run.door import door, enter, telling
 from vinvl.run.errors import say
 from vinvl.run.files import write_json
 from vinvl.run.folders import NAMED_CHECKPOINTS
-from vinvl.run.options import open_sections
+from vinvl.run.options import open_sections, task_as_a_value
 from vinvl.run.overrides import command_overrides, given_values
 from vinvl.run.progress import print_results, report
 from vinvl.run.survival import StopAtOnce
@@ -28,6 +30,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     """A checkpoint's scores on `data.test_split`; results.json goes to `config.paths.output_dir`."""
     if config.published.compare is not None:
         return evaluate_published(config)
+    if config.results is not None:
+        return score_results(config)
     restored = scored(config)
     if restored.task.trainer.is_global_zero:
         split = restored.data.test_split
@@ -108,5 +112,5 @@ main = door(evaluate, "evaluate")
 
 if __name__ == "__main__":
     with telling():
-        arguments = open_sections(comparing(sys.argv[1:]))
+        arguments = open_sections(comparing(task_as_a_value(sys.argv[1:])))
     enter(main, "evaluate", arguments, restored=("data", "decoding"))

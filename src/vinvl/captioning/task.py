@@ -226,21 +226,16 @@ class CaptioningTask(VinVLTask):
 
     def compute_scores(self) -> dict[str, float]:
         captions, references = self.caption_texts.compute()
-        evaluation = evaluate_captions(captions, references)
-        scores = dict(evaluation.corpus)
-        self._written = {one: (text, 100 * evaluation.per_image[one]["CIDEr"]) for one, text in captions.items()}
-        for domain, image_ids in self._domains().items():
-            theirs: dict[ImageId, str] = {one: captions[one] for one in image_ids if one in captions}
-            found = evaluate_captions(theirs, references).corpus
-            scores |= {f"{domain}/{name}": value for name, value in found.items()}
+        domains = domains_of(self._evaluated().records)
+        scores, self._written, _ = caption_scores(captions, references, domains, java=False)
         if self.java_metrics and self.trainer.state.fn != "fit":
             on_one_rank: Any = evaluate_in_java(captions, references) if self.trainer.is_global_zero else None
             in_java, missing = self.trainer.strategy.broadcast(on_one_rank)
-            scores |= in_java
+            scores |= {name: 100 * value for name, value in in_java.items()}
             for name, why in missing.items() if self.trainer.is_global_zero else ():
                 say(f"{name} was not computed: {why}")
         self._tell_losses()
-        return {name: 100 * value for name, value in scores.items()}
+        return scores
 
     def on_predict_epoch_end(self) -> None:
         self._tell_losses()
@@ -261,31 +256,12 @@ class CaptioningTask(VinVLTask):
         doing = self.trainer.state.fn
         return data.datasets["predict" if doing == "predict" else "val" if doing in ("fit", "validate") else "test"]
 
-    def _domains(self) -> dict[str, list[str]]:
-        """Domain → image ids of the split that is evaluated, where it has domains (NoCaps); the same on every rank."""
-        records = self._evaluated().records
-        domains = list(records.get("domain") or ())
-        return {
-            name: [i for i, domain in zip(records["image_id"], domains, strict=True) if domain == name]
-            for name in sorted(set(domains))
-        }
-
     def examples(self) -> Iterator[Example]:
         """The CIDEr of each image among all of the split, also where domains have figures of their own."""
-        records = self._evaluated().records
-        domains = records.get("domain") or repeat("")
-        for image_id, domain, references in zip(records["image_id"], domains, records["captions"], strict=False):
-            if image_id in self._written:  # not so where only a part of the split was tested
-                text, score = self._written[image_id]
-                yield Example(str(image_id), str(image_id), score, domain, "", text, tuple(references))
+        return caption_examples(self._evaluated().records, self._written)
 
     def result_rows(self) -> list[tuple[str, str]]:
-        """The figures that papers print; results.json has all."""
-        rows = [(name, f"{self.scores[name]:.2f}") for name in SHOWN if name in self.scores]
-        if "ptb/CIDEr" in self.scores:
-            rows.append(("CIDEr of PTB tokens, as the COCO server's", f"{self.scores['ptb/CIDEr']:.2f}"))
-        domains = [name for name in self.scores if name.endswith("-domain/CIDEr")]
-        return [*rows, *((f"  {name}", f"{self.scores[name]:.2f}") for name in domains)]
+        return caption_rows(self.scores)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Caption]:
         """The captions of each image."""
@@ -316,6 +292,57 @@ class CaptioningTask(VinVLTask):
         numbered = all(isinstance(image_id, int) for image_id in ids)  # as in the files of COCO and NoCaps
         title = "official caption file" if numbered else "caption file, of ids that are no numbers"
         return {title: official, "captions with scores": all_of_them}
+
+
+# What captions are worth, whoever has written them.
+
+Written = dict[ImageId, tuple[str, float]]
+"""Image → its caption, and 100 times the CIDEr of that."""
+
+
+def caption_scores(
+    captions: dict[ImageId, str],
+    references: Mapping[ImageId, Sequence[str]],
+    domains: Mapping[str, Sequence[ImageId]],
+    java: bool,
+) -> tuple[dict[str, float], Written, dict[str, str]]:
+    """The figures in percent, of all images and of each domain; the images' own; and what Java lacks, by metric."""
+    evaluation = evaluate_captions(captions, references)
+    scores = dict(evaluation.corpus)
+    for domain, image_ids in domains.items():
+        theirs: dict[ImageId, str] = {one: captions[one] for one in image_ids if one in captions}
+        found = evaluate_captions(theirs, references).corpus
+        scores |= {f"{domain}/{name}": value for name, value in found.items()}
+    in_java, missing = evaluate_in_java(captions, references) if java else ({}, {})
+    written = {one: (text, 100 * evaluation.per_image[one]["CIDEr"]) for one, text in captions.items()}
+    return {name: 100 * value for name, value in (scores | in_java).items()}, written, missing
+
+
+def domains_of(records: CaptionRecords) -> dict[str, list[ImageId]]:
+    """Domain → image ids, of records that have domains (NoCaps)."""
+    domains = list(records.get("domain") or ())
+    return {
+        name: [i for i, domain in zip(records["image_id"], domains, strict=True) if domain == name]
+        for name in sorted(set(domains))
+    }
+
+
+def caption_examples(records: CaptionRecords, written: Written) -> Iterator[Example]:
+    """What came of each image that has a caption: not so where only a part of the split was tested."""
+    domains = records.get("domain") or repeat("")
+    for image_id, domain, references in zip(records["image_id"], domains, records["captions"], strict=False):
+        if image_id in written:
+            text, score = written[image_id]
+            yield Example(str(image_id), str(image_id), score, domain, "", text, tuple(references))
+
+
+def caption_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The figures that papers print; results.json has all."""
+    rows = [(name, f"{scores[name]:.2f}") for name in SHOWN if name in scores]
+    if "ptb/CIDEr" in scores:
+        rows.append(("CIDEr of PTB tokens, as the COCO server's", f"{scores['ptb/CIDEr']:.2f}"))
+    domains = [name for name in scores if name.endswith("-domain/CIDEr")]
+    return [*rows, *((f"  {name}", f"{scores[name]:.2f}") for name in domains)]
 
 
 def _search(decoding: Mapping[str, Any]) -> tuple[DecodingOptions, ConstraintOptions | None]:

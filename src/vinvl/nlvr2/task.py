@@ -1,9 +1,10 @@
 """NLVR2: is a statement true of two images, whose pooled vectors, or that of a sequence with both, are judged."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from vinvl.data.batch import Batch
@@ -72,16 +73,10 @@ class NLVR2Task(VinVLTask):
     def examples(self) -> Iterator[Example]:
         """A statement's picture is its pair of pictures."""
         records = self.trainer.datamodule.datasets["test"].records  # type: ignore[attr-defined]
-        names = ["identifier", "left_image_id", "right_image_id", "sentence", "label"]
-        for true, score, told in answered_rows(records, self._answered, names):
-            own_id, left, right, text, label = told
-            yield Example(str(own_id), f"{left} {right}", score, "", text, str(bool(true)), (str(label),))
+        return nlvr2_examples(records, self._answered)
 
     def result_rows(self) -> list[tuple[str, str]]:
-        rows = [("NLVR2 accuracy", f"{self.scores['accuracy']:.2f}")]
-        if "consistency" in self.scores:
-            rows.append(("consistency (statements right on every pair)", f"{self.scores['consistency']:.2f}"))
-        return rows
+        return accuracy_rows(self.scores)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Judgement]:
         """True or False for each statement."""
@@ -100,3 +95,20 @@ class NLVR2Task(VinVLTask):
         with atomic_write(path) as file:
             file.writelines(f"{one.identifier},{one.true}\n" for one in predictions)
         return {"prediction CSV": path}
+
+
+def accuracy_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """For a person: accuracy and, where identifiers are official, consistency."""
+    rows = [("NLVR2 accuracy", f"{scores['accuracy']:.2f}")]
+    if "consistency" in scores:
+        rows.append(("consistency (statements right on every pair)", f"{scores['consistency']:.2f}"))
+    return rows
+
+
+def nlvr2_examples(records: RecordTable, answered: np.ndarray) -> Iterator[Example]:
+    """What came of each statement, `answered` as `AnswersSeen` has it: 1 for True, 0 for False, -1 for neither."""
+    names = ["identifier", "left_image_id", "right_image_id", "sentence", "label"]
+    for verdict, score, told in answered_rows(records, answered, names):
+        own_id, left, right, text, label = told
+        said = "" if verdict < 0 else str(bool(verdict))
+        yield Example(str(own_id), f"{left} {right}", score, "", text, said, (str(label),))

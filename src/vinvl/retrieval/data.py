@@ -441,7 +441,11 @@ class RetrievalDataModule(RegionDataModule):
                 return [hard_fold(image, captions, candidates.offsets) for image, captions in enumerate(hard)]
             order = np.random.default_rng(self.seed).permutation(len(candidates))[: self.val_images]
             return folds_of(order, self.val_fold_images, candidates.offsets)
-        images, split = np.arange(len(candidates))[: self.test_images], self.split_of[stage]
+        return self.test_folds(len(candidates), candidates.offsets, self.split_of[stage])
+
+    def test_folds(self, num_images: int, offsets: np.ndarray, split: str) -> list[Fold]:
+        """The folds of a split of so many images, whose captions are at `offsets` (N + 1,); raises as `folds` does."""
+        images = np.arange(num_images)[: self.test_images]
         wanted, given = str(self.test_candidates), len(images)
         size = given if wanted == "all" else CANDIDATES.get(wanted, int(wanted) if wanted.isdecimal() else 0)
         if size < 1:
@@ -461,7 +465,7 @@ class RetrievalDataModule(RegionDataModule):
                 f"data.test_candidates={wanted}: the last {given % size} of {given} images of split '{split}' make no "
                 "whole fold and are left out."
             )
-        return folds_of(images, size, candidates.offsets)
+        return folds_of(images, size, offsets)
 
     def blocks(self, stage: str, folds: list[Fold]) -> list[Block]:
         """The blocks of the folds; in validation a fold is one block, because its ranks are taken at once."""

@@ -260,19 +260,10 @@ class RetrievalTask(VinVLTask):
             yield from fold_examples(records, fold, ranks, matches)
 
     def result_rows(self) -> list[tuple[str, str]]:
-        def recalls(prefix: str) -> str:
-            return "  ".join(f"{self.scores[f'{prefix}/R@{k}']:.2f}" for k in RECALL_AT)
-
         rows = [] if self._files is None else [("candidates", describe_folds(self._folds))]
         if self._two_stage is not None:
             rows.append(("scored by the model", self._two_stage.describe()))
-        for direction in directions_of(self.scores):
-            rows.append((f"{direction.replace('_to_', ' → ')}: R@1, R@5, R@10", recalls(direction)))
-            rows.append(("  in random order", recalls(f"chance/{direction}")))
-            if f"lost/{direction}/R@1" in self.scores:
-                rows.append(("  lost against scoring all pairs", recalls(f"lost/{direction}")))
-        many = "six" if len(directions_of(self.scores)) == len(DIRECTIONS) else "three"
-        return [*rows, (f"mean of the {many}", f"{self.scores['recall_mean']:.2f}")]
+        return [*rows, *recall_rows(self.scores)]
 
     def predict_step(self, batch: ScoringBlock, batch_idx: int) -> list[Matches]:
         """The best captions of each image of a block."""
@@ -326,6 +317,22 @@ def fold_examples(
     for one, rank, best in zip(captions, ranks.text_to_image.tolist(), matches[1].tolist(), strict=True):
         own_id, image_id, score = str(one["caption_id"]), one["image_id"], 100.0 * (rank == 0)
         yield Example(own_id, image_id, score, DIRECTIONS[1], one["caption"], image_ids[best], (image_id,), rank)
+
+
+def recall_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """For a person: the recalls of each direction, and their mean."""
+
+    def recalls(prefix: str) -> str:
+        return "  ".join(f"{scores[f'{prefix}/R@{k}']:.2f}" for k in RECALL_AT)
+
+    rows = []
+    for direction in directions_of(scores):
+        rows.append((f"{direction.replace('_to_', ' → ')}: R@1, R@5, R@10", recalls(direction)))
+        rows.append(("  in random order", recalls(f"chance/{direction}")))
+        if f"lost/{direction}/R@1" in scores:
+            rows.append(("  lost against scoring all pairs", recalls(f"lost/{direction}")))
+    many = "six" if len(directions_of(scores)) == len(DIRECTIONS) else "three"
+    return [*rows, (f"mean of the {many}", f"{scores['recall_mean']:.2f}")]
 
 
 def figures_of(ranks: Sequence[np.ndarray]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,28 +112,40 @@ class VQATask(VinVLTask):
     def examples(self) -> Iterator[Example]:
         """The score is the official accuracy or, where people's answers are unknown, the target of the answer."""
         records = self.trainer.datamodule.datasets["test"].records  # type: ignore[attr-defined]
-        names = ["question_id", "image_id", "question", "question_type", "answer_type", "answers"]
-        names += ["target_answers", "target_scores"]
-        for number, score, told in answered_rows(records, self._answered, names):
-            own_id, image, text, group, kind, people, targets, weights = told
-            target = zip(targets or (), weights or (), strict=True)
-            truth = people or [f"{answer} ({weight:.2f})" for answer, weight in target]
-            answer = self.answers[number]
-            yield Example(str(own_id), str(image), score, group or "", text, answer, tuple(truth), kind=kind or "")
+        return vqa_examples(records, self._answered, self.answers)
 
     def result_rows(self) -> list[tuple[str, str]]:
         scores = self.scores
         if "soft_score" not in scores:
             what = "target of the chosen answer (in-training score; without people's answers no official accuracy)"
             return [(what, f"{scores[f'accuracy/{OVERALL}']:.2f}")]
-        kinds = {name.removeprefix("accuracy/"): x for name, x in scores.items() if name.startswith("accuracy/")}
-        rows = [("VQA accuracy", kinds.pop(OVERALL))]
-        for kind, value in sorted(kinds.items(), key=lambda one: one[0].startswith(QUESTION_TYPE)):
-            asked = kind.startswith(QUESTION_TYPE)
-            rows.append((f"    {kind.removeprefix(QUESTION_TYPE)}" if asked else f"  {kind}", value))
-        printed = [(what, f"{value:.2f}") for what, value in rows]
-        printed.append(baseline_row(self.commonest, scores.get(f"most_frequent_answer/{OVERALL}")))
-        return [*printed, ("soft target of the arg-max (in-training score)", f"{scores['soft_score']:.2f}")]
+        baseline = baseline_row(self.commonest, scores.get(f"most_frequent_answer/{OVERALL}"))
+        return [
+            *accuracy_rows(scores),
+            baseline,
+            ("soft target of the arg-max (in-training score)", f"{scores['soft_score']:.2f}"),
+        ]
+
+
+def accuracy_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """For a person: the official accuracy, by answer type and by question type."""
+    kinds = {name.removeprefix("accuracy/"): x for name, x in scores.items() if name.startswith("accuracy/")}
+    rows = [("VQA accuracy", kinds.pop(OVERALL))]
+    for kind, value in sorted(kinds.items(), key=lambda one: one[0].startswith(QUESTION_TYPE)):
+        asked = kind.startswith(QUESTION_TYPE)
+        rows.append((f"    {kind.removeprefix(QUESTION_TYPE)}" if asked else f"  {kind}", value))
+    return [(what, f"{value:.2f}") for what, value in rows]
+
+
+def vqa_examples(records: RecordTable, answered: np.ndarray, answers: Sequence[str]) -> Iterator[Example]:
+    """What came of each record, `answered` as `AnswersSeen` has it with numbers of these answers."""
+    names = ["question_id", "image_id", "question", "question_type", "answer_type", "answers"]
+    names += ["target_answers", "target_scores"]
+    for number, score, told in answered_rows(records, answered, names):
+        own_id, image, text, group, kind, people, targets, weights = told
+        target = zip(targets or (), weights or (), strict=True)
+        truth = people or [f"{answer} ({weight:.2f})" for answer, weight in target]
+        yield Example(str(own_id), str(image), score, group or "", text, answers[number], tuple(truth), kind=kind or "")
 
 
 # What the tasks share that choose one answer of a fixed vocabulary: VQA and GQA.
