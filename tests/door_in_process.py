@@ -133,6 +133,20 @@ def examples(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def scored_alike(data: Path, output: Path, results: Path, run: Path, *overrides: str) -> str:
+    """Scores a file of results without its model, as the `run` that scored the model did. What was printed."""
+    given = [f"results={results}", "java_metrics=false", *overrides, *WORLD]
+    printed = run_in_process("evaluate", data, output, *given)
+    found, own = scores(output), scores(run)
+    assert found == pytest.approx({name: own[name] for name in found}, abs=1e-5)
+    told = json.loads((output / "results.json").read_text())
+    assert told["headline"] in found and told["results"] == str(results) and "missing" not in told
+    ours, theirs = (read_examples(folder / "examples.parquet") for folder in (output, run))
+    assert ours.table.equals(theirs.table) and ours.about.task == theirs.about.task
+    assert ours.about.source == str(results)
+    return printed
+
+
 def assert_same_weights(one: Path, other: Path) -> None:
     """The last weights of two runs are bit-equal."""
     assert same_weights(one, other)

@@ -55,7 +55,8 @@ def test_a_checkpoint_scores_and_predicts_as_it_did(task: str, demo_data: Path, 
     folder = EARLIER / task
     given = [f"ckpt_path={folder / 'best.ckpt'}", "trainer.accelerator=cpu"]
     run_in_process("evaluate", demo_data, tmp_path / "scored", *given)
-    assert scores(tmp_path / "scored") == close(content(folder / "expected.json")["scores"])
+    expected, found = content(folder / "expected.json")["scores"], scores(tmp_path / "scored")
+    assert {name: found[name] for name in expected} == close(expected)  # later versions compute more
     if task in PREDICTED:
         run_in_process("predict", demo_data, tmp_path / "predicted", *given)
     for name in PREDICTED.get(task, ()):

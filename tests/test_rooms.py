@@ -16,11 +16,13 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
     ("regions", "models"),
     ("data",),
     ("pictures", "opening", "schedules", "exact", "zoo", "examples"),
+    ("said",),
     ("task",),
     ("vqa", "gqa", "nlvr2", "retrieval", "captioning", "pretraining", "detector"),
     ("extraction", "pages", "demo"),
     ("predictor", "comparison"),
     ("restore", "plan", "published"),
+    ("results",),
     (
         "train",
         "train_detector",

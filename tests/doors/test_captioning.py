@@ -18,6 +18,7 @@ from tests.door_in_process import (
     examples,
     run_in_process,
     same_weights,
+    scored_alike,
     scores,
 )
 from tests.door_runs import ON_CPU, DoorProcess, door_environment, ranks_succeed, succeed
@@ -135,6 +136,10 @@ class TestNoCaps:
         assert [(row["id"], row["group"]) for row in examples(tmp_path / "out")] == told
         expected = FIGURES | {f"{domain}/{name}" for domain in domains for name in FIGURES}
         assert scores(tmp_path / "out").keys() == expected
+        predicted(demo_data, trained[0], tmp_path / "files", *self.NOCAPS, "decoding.max_length=3")
+        for name in ("captions.json", "predictions.jsonl"):
+            written = tmp_path / "files" / name
+            scored_alike(demo_data, tmp_path / name, written, tmp_path / "out", "data=demo_nocaps")
         store = RegionStore(demo_data / "demo" / "val.h5")
         kinds = [len(set(store[str(image["id"])].classes.tolist()) - {0}) for image in images]
         dropped = sum(max(min(count, 3) - 2, 0) for count in kinds)  # two words have room

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import TINY_DEMO
-from tests.door_in_process import checkpoint, refused_in_process, run_in_process
+from tests.door_in_process import checkpoint, refused_in_process, run_in_process, scored_alike
 from tests.door_runs import ranks_succeed, succeed
 from vinvl.compare import main as compare_main
 from vinvl.data.words import commonest_for
@@ -76,6 +76,12 @@ def test_evaluate_best_of_the_newest_run_on_another_split(trained: Trained) -> N
     column = lines[0].split(",").index("val/score")
     logged = [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]]
     assert on_val["scores"]["accuracy/overall"] == pytest.approx(max(logged), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["results.json", "predictions.jsonl"])
+def test_what_predict_writes_is_scored_as_the_checkpoint(trained: Trained, predicted: Path, name: str) -> None:
+    printed = scored_alike(trained.data, trained.folder / name, predicted / name, trained.run, "data=demo_vqa")
+    assert f"{name} on 'test'" in printed and "missing" not in printed
 
 
 def test_data_overrides_go_on_top_of_the_data_of_the_run(trained: Trained) -> None:

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.door_in_process import TINY, checkpoint, examples, refused_in_process, run_in_process, same_weights, scores
+from tests.door_in_process import (
+    TINY,
+    checkpoint,
+    examples,
+    refused_in_process,
+    run_in_process,
+    same_weights,
+    scored_alike,
+    scores,
+)
 from tests.door_runs import ranks_succeed
 from vinvl.gqa.official import score_files
 
@@ -93,6 +102,8 @@ class TestGQA:
         assert [row["answer"] for row in told] == [row["prediction"] for row in rows]
         types = [one["types"] for one in questions.values()]
         assert [(row["group"], row["kind"]) for row in told] == [(one["structural"], one["semantic"]) for one in types]
+        for name in ("results.json", "predictions.jsonl"):
+            scored_alike(demo_data, tmp_path / name, tmp_path / "out" / name, gqa[0], "data=demo_gqa")
         top = lines_of(tmp_path / "out" / "predictions.jsonl")
         assert [line["top"][0]["answer"] for line in top] == [row["prediction"] for row in rows]
 
@@ -145,6 +156,15 @@ class TestGQA:
         }
         assert found == pytest.approx(expected.flat(), abs=1e-5)
         assert {"consistency", "validity", "plausibility", "grounding", "distribution", "words/5"} <= found.keys()
+        of_file = [
+            "data=demo_gqa",
+            f"data.splits.testdev={files['questions']}",
+            *more,
+        ]
+        of_file += [f"attentions={tmp_path / 'out' / 'attentions.json'}"]
+        written = tmp_path / "out" / "results.json"
+        scored_alike(demo_data, tmp_path / "file", written, tmp_path / "eval", *of_file)
+        assert scores(tmp_path / "file").keys() >= {f"official/{name}" for name in found}
         assert found["grounding"] > 0 and found["validity"] > found["plausibility"] >= found["accuracy"] > 0
         for row in ("consistency", "distribution (lower is better)", "grounding", "words/5"):
             assert row in printed
@@ -200,6 +220,8 @@ class TestNLVR2:
         rows = [line.split(",") for line in (tmp_path / "out" / "predictions.csv").read_text().splitlines()]
         assert [row[0] for row in rows] == [record["identifier"] for record in records]
         assert {row[1] for row in rows} <= {"True", "False"}
+        own = ["data=demo_nlvr2", f"data.test_split={split}"]
+        scored_alike(demo_data, tmp_path / "file", tmp_path / "out" / "predictions.csv", tmp_path / "eval", *own)
         said = dict(rows)  # as the official script reads it
         right = {record["identifier"]: said[record["identifier"]] == record["label"] for record in records}
         groups: dict[str, bool] = defaultdict(lambda: True)

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.door_in_process import TINY, checkpoint, examples, refused_in_process, run_in_process, scores
+from tests.door_in_process import (
+    TINY,
+    checkpoint,
+    examples,
+    refused_in_process,
+    run_in_process,
+    scored_alike,
+    scores,
+)
 from tests.door_runs import ON_CPU, DoorProcess, door_environment, ranks_succeed, two_ranks
 
 pytestmark = pytest.mark.slow
@@ -198,6 +206,9 @@ def test_predictions_are_the_best_captions_and_images(
     for record in (*images, *captions):
         found = [entry["score"] for entry in record["top"]]
         assert found == sorted(found, reverse=True) and all(0 <= value <= 1 for value in found)
+    (scored,) = {path.parent for path in of_all_pairs(run / "retrieval_scores")}
+    own = ["data=demo_retrieval", "data.test_images=null", "data.block_images=2"]
+    scored_alike(demo_data, tmp_path / "folder", scored, run, *own)
     said = {(row["group"], row["id"]): row["answer"] for row in examples(run)}
     assert all(said["image_to_text", one["image_id"]] == one["top"][0]["caption"] for one in images)
     assert all(said["text_to_image", str(one["caption_id"])] == one["top"][0]["image_id"] for one in captions)

@@ -9,10 +9,10 @@ from msgspec import UNSET, UnsetType
 
 from vinvl.captioning.files import CaptionRecords
 from vinvl.captioning.task import CaptioningTask, caption_examples, caption_rows, caption_scores, domains_of
-from vinvl.results import Scored, by_name, matched
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import json_lines
 from vinvl.run.values import Id, decoded, decoded_records
+from vinvl.said import Scored, by_name, matched
 
 OSCAR = ".tsv"  # pred.DATA.SPLIT.beamN….tsv: image id, tab, [{"caption", "conf"}]
 
@@ -51,7 +51,7 @@ def _oscar_rows(path: Path) -> Iterator[tuple[str, str, str]]:
         yield place, name.decode("utf-8", "replace").strip(), captions[0].caption
 
 
-def score(data: Any, records: CaptionRecords, path: Path, missing: str) -> Scored:
+def score(data: Any, records: CaptionRecords, path: Path, missing: str, java: bool = False) -> Scored:
     """The caption metrics in percent, also of each domain. Images are called by id, Open Images id or file name."""
     names = [by_name(records["image_id"])]
     names += [by_name(records[name]) for name in ("open_images_id", "file_name") if name in records]
@@ -61,7 +61,7 @@ def score(data: Any, records: CaptionRecords, path: Path, missing: str) -> Score
     image_ids, references = list(records["image_id"]), list(records["captions"])
     captions = {image_ids[place]: said.values[place] for place in said.places}
     gold = {image_ids[place]: references[place] for place in said.places}
-    scores, written, without = caption_scores(captions, gold, domains_of(records), java=True)
+    scores, written, without = caption_scores(captions, gold, domains_of(records), java)
     for name, why in without.items():
         say(f"{name} was not computed: {why}")
     examples = caption_examples(records, written)

@@ -146,22 +146,28 @@ class GQATask(VinVLTask):
     def examples(self) -> Iterator[Example]:
         """By structural and by semantic type."""
         records = self.trainer.datamodule.datasets["test"].records  # type: ignore[attr-defined]
-        names = ["question_id", "image_id", "question", "structural", "semantic", "answer"]
-        for number, score, told in answered_rows(records, self._answered, names):
-            own_id, image, text, group, kind, truth = told
-            answer = self.answers[number]
-            yield Example(str(own_id), str(image), score, group or "", text, answer, (truth,), kind=kind or "")
+        return gqa_examples(records, self._answered, self.answers)
 
     def result_rows(self) -> list[tuple[str, str]]:
-        kinds = {name.removeprefix("accuracy/"): x for name, x in self.scores.items() if name.startswith("accuracy/")}
-        rows = [
-            ("GQA accuracy", f"{kinds.pop(OVERALL):.2f}"),
-            *((f"  {kind}", f"{x:.2f}") for kind, x in kinds.items()),
-        ]
-        official = {name.removeprefix(PREFIX): x for name, x in self.scores.items() if name.startswith(PREFIX)}
-        rows += [(OFFICIAL[name], f"{value:.2f}") for name, value in official.items() if name in OFFICIAL]
-        rows += [(f"  {name}", f"{x:.2f}") for name, x in official.items() if name.startswith(("steps/", "words/"))]
-        return [*rows, baseline_row(self.commonest, self.scores.get("most_frequent_answer"))]
+        return [*accuracy_rows(self.scores), baseline_row(self.commonest, self.scores.get("most_frequent_answer"))]
+
+
+def accuracy_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """For a person: accuracy by type, and the official figures."""
+    kinds = {name.removeprefix("accuracy/"): x for name, x in scores.items() if name.startswith("accuracy/")}
+    rows = [("GQA accuracy", f"{kinds.pop(OVERALL):.2f}")]
+    rows += [(f"  {kind}", f"{x:.2f}") for kind, x in kinds.items()]
+    official = {name.removeprefix(PREFIX): x for name, x in scores.items() if name.startswith(PREFIX)}
+    rows += [(OFFICIAL[name], f"{value:.2f}") for name, value in official.items() if name in OFFICIAL]
+    return rows + [(f"  {name}", f"{x:.2f}") for name, x in official.items() if name.startswith(("steps/", "words/"))]
+
+
+def gqa_examples(records: RecordTable, answered: np.ndarray, answers: Sequence[str]) -> Iterator[Example]:
+    """What came of each record, `answered` as `AnswersSeen` has it with numbers of these answers."""
+    names = ["question_id", "image_id", "question", "structural", "semantic", "answer"]
+    for number, score, told in answered_rows(records, answered, names):
+        own_id, image, text, group, kind, truth = told
+        yield Example(str(own_id), str(image), score, group or "", text, answers[number], (truth,), kind=kind or "")
 
 
 def typed_accuracy(right: bool, structural: str | None, semantic: str | None) -> list[Earned]:

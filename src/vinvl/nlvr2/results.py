@@ -10,10 +10,10 @@ import torch
 from vinvl.data.table import RecordTable
 from vinvl.nlvr2.metric import PairAccuracy
 from vinvl.nlvr2.task import NLVR2Task, accuracy_rows, nlvr2_examples
-from vinvl.results import Scored, by_name, matched
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes
 from vinvl.run.values import shown
+from vinvl.said import Scored, by_name, matched
 
 VERDICTS = {"true": 1, "false": 0}
 

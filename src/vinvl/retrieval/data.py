@@ -461,10 +461,8 @@ class RetrievalDataModule(RegionDataModule):
                 "lower it, or pass data.rerank_top=null to score all pairs."
             )
         if given % size:
-            rank_zero_warn(
-                f"data.test_candidates={wanted}: the last {given % size} of {given} images of split '{split}' make no "
-                "whole fold and are left out."
-            )
+            left = f"the last {given % size} of {given} images of split '{split}' make no whole fold and are left out"
+            rank_zero_warn(f"data.test_candidates={wanted}: {left}.")
         return folds_of(images, size, offsets)
 
     def blocks(self, stage: str, folds: list[Fold]) -> list[Block]:

@@ -10,7 +10,6 @@ import torch
 
 from vinvl.captioning.files import CaptionRecords
 from vinvl.examples import Example
-from vinvl.results import Scored
 from vinvl.retrieval.data import Block, Fold, RetrievalDataModule
 from vinvl.retrieval.recall import FoldRanks, first_matches, fold_ranks
 from vinvl.retrieval.run import DESCRIPTION, ScoreFiles
@@ -18,6 +17,7 @@ from vinvl.retrieval.task import RetrievalTask, describe_folds, figures_of, fold
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_json, reading
 from vinvl.run.tensor_files import load_tensor_file
+from vinvl.said import Scored
 
 FORMS = "a .npy, .npz or .pt of one matrix (images, captions), or the folder of scores that vinvl.evaluate leaves"
 

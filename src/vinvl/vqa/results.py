@@ -10,9 +10,9 @@ from msgspec import UNSET, UnsetType
 
 from vinvl.data.table import RecordTable
 from vinvl.exact import OVERALL, CategoryAccuracy, Earned
-from vinvl.results import Said, Scored, by_name, matched, numbered
 from vinvl.run.errors import UserError
 from vinvl.run.values import Id, decoded_records
+from vinvl.said import Said, Scored, by_name, matched, numbered
 from vinvl.vqa.accuracy import official_accuracy
 from vinvl.vqa.task import VQATask, accuracy_rows, vqa_examples
 
