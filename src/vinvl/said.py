@@ -1,4 +1,4 @@
-"""What a file of results says of the records of a split: brought to them, and what is missing, foreign or said twice."""
+"""What a file of results says of a split's records: brought to them, with what is missing, foreign or twice."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
