@@ -136,7 +136,7 @@ class TestNoCaps:
         assert [(row["id"], row["group"]) for row in examples(tmp_path / "out")] == told
         expected = FIGURES | {f"{domain}/{name}" for domain in domains for name in FIGURES}
         assert scores(tmp_path / "out").keys() == expected
-        predicted(demo_data, trained[0], tmp_path / "files", *self.NOCAPS, "decoding.max_length=3")
+        run_in_process("predict", demo_data, tmp_path / "files", *short)
         for name in ("captions.json", "predictions.jsonl"):
             written = tmp_path / "files" / name
             scored_alike(demo_data, tmp_path / name, written, tmp_path / "out", "data=demo_nocaps")
