@@ -4,7 +4,6 @@ Answers what a way of pre-training, or a detector, is worth to a task: with --mu
 several stores are compared in one table.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +16,12 @@ from vinvl.regions import RegionStore
 from vinvl.regions.regions import BOX_NUMBERS
 from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
-from vinvl.run.files import write_json
+from vinvl.run.files import json_object, write_json
 from vinvl.run.folders import AUTO, how_to_go_on
 from vinvl.run.overrides import as_overrides, as_value, command_overrides, given_values, replaces, replacing
 from vinvl.run.progress import results_summary
 from vinvl.run.signals import INTERRUPTED, START_AGAIN, run_passing_signals_on
+from vinvl.run.values import shown
 
 STAGES = ("pretrain", "finetune")
 RESUME = f"ckpt_path={AUTO}"
@@ -64,7 +64,7 @@ def of_features(config: DictConfig) -> list[str]:
     Raises UserError if there is no such store among `stores`, or one of these cannot be read: before the first stage,
     also where it is that of a later job. A store that lacks images of another is told.
     """
-    named: Any = OmegaConf.to_container(config.stores, resolve=True)
+    named = named_stores(config)
     if config.features is None:
         if named:
             say("stores are named, and features=NAME chooses none of them: those of the data are read.", error=True)
@@ -88,6 +88,18 @@ def of_features(config: DictConfig) -> list[str]:
     return [f"data.regions={as_value(named[name])}", f"model.config.img_feature_dim={width}"]
 
 
+def named_stores(config: DictConfig) -> dict[str, str | list[str]]:
+    """Name → files. Raises UserError if `stores` is something else."""
+    given: Any = config.stores
+    named: Any = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
+    if not isinstance(named, dict):
+        raise UserError(f"stores={shown(named)} names no stores: give stores.NAME=STORE for each.")
+    for name, paths in named.items():
+        if not all(isinstance(one, str) for one in (paths if isinstance(paths, list) else [paths])):
+            raise UserError(f"stores.{name}={shown(paths)}: give a file, a folder of shards or a list of these.")
+    return {str(name): paths for name, paths in named.items()}
+
+
 def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
     """Runs `vinvl.train` in a process of its own; its results.json. UserError if it failed, or ran otherwise before."""
     results = folder / "results.json"
@@ -105,8 +117,7 @@ def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
             sys.exit(code)
         if code != 0 or not results.is_file():
             raise UserError(f"the run in {folder} failed; its own message stands above.")
-    found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
-    return found
+    return json_object(results)
 
 
 def same_stage(before: list[str], now: list[str]) -> bool:

@@ -15,7 +15,8 @@ from tests.conftest import refusal
 from tests.door_runs import call, door_environment
 from vinvl.compare import main
 from vinvl.comparison.figures import compare
-from vinvl.comparison.pairing import examples_of, paired
+from vinvl.comparison.pairing import examples_of, paired, sorted_codes
+from vinvl.data.table import Column
 from vinvl.examples import About, Example, write_examples
 
 Change = Callable[[Example], Example]
@@ -124,6 +125,7 @@ def test_retrieval_has_six_recalls_and_their_mean(tmp_path: Path, capsys: pytest
     given = [[one["first"], one["second"]] for one in found["differences"][1:]]
     np.testing.assert_allclose(given, expected)
     mean = found["differences"][0]
+    assert [mean["first"], mean["second"]] == pytest.approx(np.mean(expected, axis=0).tolist())
     assert mean["difference"] == pytest.approx(np.mean([one[0] - one[1] for one in expected]))
     assert mean["low"] < mean["difference"] < mean["high"]
     narrow = recalls["image → text R@5"]
@@ -131,6 +133,31 @@ def test_retrieval_has_six_recalls_and_their_mean(tmp_path: Path, capsys: pytest
     rows = page_rows(tmp_path / "out" / "compare.html")
     assert len(rows) == int((ranks[0] != ranks[1]).sum())
     assert all(row["ranks"][0] != row["ranks"][1] and min(row["ranks"]) >= 1 for row in rows)
+
+
+def test_a_query_without_a_match_is_never_recalled(tmp_path: Path) -> None:
+    paths = []
+    for name, rank in (("a", -1), ("b", 4)):
+        examples = [Example(str(i), str(i), 0.0, "image_to_text", rank=rank) for i in range(4)]
+        paths.append(written(tmp_path / f"{name}.parquet", examples, "retrieval"))
+    found = compare(paired(*map(examples_of, paths)), 100).differences
+    assert [(one.first, one.second) for one in found[1:]] == [(0, 0), (0, 100), (0, 100)]
+
+
+def test_codes_are_those_of_the_sorted_texts() -> None:
+    texts = ["c", "a", "b", "d", "a", "c"]
+    found, codes = sorted_codes(Column.of(texts))
+    assert found == ["a", "b", "c", "d"] and [found[code] for code in codes] == texts
+
+
+def test_groups_that_only_the_second_tells_are_taken_from_it(tmp_path: Path) -> None:
+    """A file of results may be scored on data that tell no types."""
+    told = vqa_examples(1)
+    bare = [one._replace(group="", kind="") for one in told]
+    paths = written(tmp_path / "a.parquet", bare), written(tmp_path / "b.parquet", told)
+    for one, other in (paths, paths[::-1]):
+        found = {figure.name for figure in compare(paired(examples_of(one), examples_of(other)), 100).differences}
+        assert found == {"accuracy/overall", "yes/no", "other", "is 0", "is 1", "is 2"}
 
 
 def test_captions_have_no_mcnemar_and_domains(tmp_path: Path) -> None:

@@ -152,3 +152,8 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = drawn()
     monkeypatch.setattr("vinvl.comparison.statistics.BLOCK_BYTES", 8 * len(SUMS) * 7)
     np.testing.assert_allclose(whole, drawn(), rtol=1e-6)
+
+
+def test_what_never_came_by_chance_has_the_least_p_of_so_many_draws() -> None:
+    """It counts itself as one more draw, so that no p is 0."""
+    assert flip_p_values(np.array([5.0, 0.0]), np.zeros((99, 2))).tolist() == [0.01, 1.0]

@@ -142,6 +142,23 @@ def test_features_that_are_not_there(tmp_path: Path, features: str, stores: dict
         of_features(OmegaConf.create({"features": features, "stores": places}))
 
 
+@pytest.mark.parametrize(
+    ("stores", "sentence"),
+    [
+        (3, r"stores=3 names no stores: give stores.NAME=STORE for each"),
+        (None, r"stores=missing or null names no stores"),
+        (["a.h5"], r"stores=\['a.h5'\] names no stores"),
+        ({"a": 5}, r"stores.a=5: give a file, a folder of shards or a list of these"),
+        ({"a": None}, r"stores.a=missing or null: give a file"),
+        ({"a": {"x": "a.h5"}}, r"stores.a=\{'x': 'a.h5'\}: give a file"),
+        ({1: ["a.h5", 2]}, r"stores.1=\['a.h5', 2\]: give a file"),
+    ],
+)
+def test_stores_that_are_none(stores: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        of_features(OmegaConf.create({"features": "a", "stores": stores}))
+
+
 def test_without_features_those_of_the_data_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     assert of_features(OmegaConf.create({"features": None, "stores": {}})) == []
     assert capsys.readouterr().err == ""
