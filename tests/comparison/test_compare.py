@@ -1,9 +1,11 @@
 """`python -m vinvl.compare`: what it finds, what it writes, and what it refuses in a sentence."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from PIL import Image
 
 from tests.conftest import refusal
 from tests.door_runs import call, door_environment
-from vinvl.compare import main
-from vinvl.comparison.figures import compare
+from vinvl.compare import main, notes, rows_of
+from vinvl.comparison.figures import Difference, compare
+from vinvl.comparison.page import bars
 from vinvl.comparison.pairing import examples_of, paired, sorted_codes
 from vinvl.data.table import Column
 from vinvl.examples import About, Example, write_examples
@@ -77,6 +80,10 @@ def test_the_better_one_is_named_with_interval_tests_and_groups(
     assert 0 < headline["low"] < headline["difference"] < headline["high"] and headline["p"] < 0.002
     assert (headline["examples"], headline["units"], found["examples"]) == (180, PICTURES, 180)
     assert {one["name"] for one in groups} == {"is 0", "is 1", "is 2", "yes/no", "other"}
+    shown = {row[0].strip(): row[-1] for row in rows_of(compare(paired(*map(examples_of, files)), 1000))}
+    for one in found["differences"]:
+        assert shown[one["name"]] == f"{one['p'] if one['p_holm'] is None else one['p_holm']:.4f}"
+    assert any(one["p_holm"] > one["p"] for one in groups)
     assert all(one["p_holm"] >= one["p"] for one in groups) and headline["p_holm"] is None
     only = [(one.score > other.score, one.score < other.score) for one, other in zip(first, second, strict=True)]
     counts = [sum(part) for part in zip(*only, strict=True)]
@@ -240,6 +247,23 @@ def test_statements_of_one_set_are_drawn_together(tmp_path: Path) -> None:
         assert (found.units, found.unit) == drawn
 
 
+def test_bars_lie_on_a_common_scale_with_zero_in_the_middle() -> None:
+    first = Difference("a", "", 9, 9, 0, 0, difference=2.0, low=-1.0, high=4.0, p=0.5)
+    never_drawn = replace(first, difference=-4.0, low=math.nan, high=math.nan)
+    (one, other) = ({name: bar[name] for name in ("low", "middle", "high")} for bar in bars([first, never_drawn]))
+    unit = 50 / 1.05 / 4
+    assert one == pytest.approx({"low": 50 - unit, "middle": 50 + 2 * unit, "high": 50 + 4 * unit})
+    assert other == pytest.approx({"low": 50, "middle": 50 - 4 * unit, "high": 50})
+
+
+@pytest.mark.parametrize("pictures", [29, 30])
+def test_of_thirty_pictures_on_something_is_said(tmp_path: Path, pictures: int) -> None:
+    examples = [Example(str(i), str(i), 100.0) for i in range(pictures)]
+    path = written(tmp_path / "a.parquet", examples, "nlvr2")
+    pairs = paired(examples_of(path), examples_of(path))
+    assert ("too few to tell" in notes(pairs, compare(pairs, 100))[0]) == (pictures < 30)
+
+
 # What is refused.
 
 
@@ -281,6 +305,9 @@ def test_other_tasks_and_values(files: tuple[Path, Path], tmp_path: Path, capsys
     assert (
         "is of vqa (accuracy/overall) and" in told and "of gqa (accuracy): compare two evaluations of one task" in told
     )
+    own = tmp_path / "own.parquet"
+    write_examples(own, vqa_examples(1), About("vqa", "val", "soft_score", "x"))
+    assert "is of vqa (accuracy/overall) and" in refused(capsys, files[0], own)
     assert "--draws=5 must be a whole number from 100 to 1,000,000" in refused(capsys, *files, "--draws", 5)
     assert "--draws=1000001 must be" in refused(capsys, *files, "--draws", 10**6 + 1)
     assert "--most=0 must be" in refused(capsys, *files, "--most", 0)

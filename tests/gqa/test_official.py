@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vinvl.gqa.data import by_split, is_there
 from vinvl.gqa.metric import (
     Choices,
     OfficialQuestion,
@@ -78,6 +79,19 @@ def test_files_may_be_folders_of_parts(tmp_path: Path) -> None:
     found = score_files(tmp_path / "questions", tmp_path / "predictions", **settings)
     assert found.figures == {name: pytest.approx(EXPECTED["consistency"]["scores"][name]) for name in found.figures}
     assert found.printed() == EXPECTED["consistency"]["printed"]
+
+
+@pytest.mark.parametrize("given", ["choices.json", ["choices.json"], {"val": ["choices.json"]}, {"val": 3}])
+def test_settings_that_name_no_files(given: Any) -> None:
+    with pytest.raises(UserError, match=r"data.choices is .*: give data.choices.SPLIT=FILE, a file or a folder of"):
+        by_split("choices", given)
+
+
+def test_a_folder_may_stand_for_a_file_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "sceneGraphs").mkdir()
+    assert is_there(tmp_path / "sceneGraphs.json") and is_there(tmp_path / "sceneGraphs")
+    assert not is_there(tmp_path / "choices.json") and not is_there(tmp_path / "sceneGraphs.txt")
+    assert by_split("choices", None) == by_split("choices", {"val": None}) == {}
 
 
 Content = Any

@@ -15,6 +15,7 @@ from vinvl.gqa.files import json_parts, read_gqa
 from vinvl.gqa.official import Official
 from vinvl.run.errors import UserError
 from vinvl.run.files import begins_a_list
+from vinvl.run.values import shown
 from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary, read_answers, warn_of_other_splits
 from vinvl.vqa.data import AnsweringDataset, answering_dataset
 
@@ -44,7 +45,7 @@ class GQADataModule(RegionDataModule):
         **shared: Unpack[RegionDataArguments],
     ) -> None:
         super().__init__(**shared)
-        self.choices, self.scene_graphs = plain(choices) or {}, plain(scene_graphs) or {}
+        self.choices, self.scene_graphs = by_split("choices", choices), by_split("scene_graphs", scene_graphs)
         self.attention = attention
         self.answers_path = Path(answers)
         self.answer_splits = answer_splits
@@ -95,7 +96,7 @@ class GQADataModule(RegionDataModule):
         if any(begins_a_list(path) for path in json_parts(questions, "questions")):
             return None
         named = (self.choices.get(split), self.scene_graphs.get(split) if self.limits.use_regions else None)
-        choices, scenes = (path if path is not None and Path(path).exists() else None for path in named)
+        choices, scenes = (path if path is not None and is_there(Path(path)) else None for path in named)
         return Official.read(questions, choices, scenes)
 
     def targets_of(self, records: RecordTable) -> AnswerTargets | None:
@@ -109,3 +110,16 @@ class GQADataModule(RegionDataModule):
         if stage == "train":
             warn_of_other_splits(self.answers_path, self.built_from)
         return answering_dataset(self, records, images, self.targets_of(records), stage)
+
+
+def by_split(name: str, given: Any) -> dict[str, str]:
+    """What `data.choices` says: split → file. Raises UserError if it is something else."""
+    found: Any = plain(given) or {}
+    if not isinstance(found, dict) or not all(isinstance(path, str) for path in found.values()):
+        raise UserError(f"data.{name} is {shown(found)}: give data.{name}.SPLIT=FILE, a file or a folder of parts.")
+    return found
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file, or the folder that stands for it (`json_parts`)."""
+    return path.exists() or (path.suffix == ".json" and path.with_suffix("").is_dir())
