@@ -201,3 +201,24 @@ def test_blocks_of_several_folds_are_kept_apart() -> None:
     for place, fold in enumerate(folds):
         chosen = chosen_captions(fold, lambda start, stop, place=place: cheap[place][start:stop], 1)  # type: ignore[misc]
         assert [one.tolist() for one in two.chosen(Block(place, 0, 2))] == [one.tolist() for one in chosen]
+
+
+def test_the_share_and_folds_of_other_sizes() -> None:
+    """Of the second fold all pairs are chosen, and the model's scores are taken as they come."""
+    folds = [fold_of([2, 2]), fold_of([1, 1])]
+    cheap = {4: np.eye(2, 4, dtype=np.float32), 2: np.array([[0, 0], [1, 1]], dtype=np.float32)}
+    two = TwoStage(folds, lambda fold: lambda start, stop: cheap[len(fold.captions)][start:stop], 1)
+    chosen = [sum(map(two.pairs, [Block(place, 0, 2)])) for place in range(2)]
+    assert (two.scored, two.total) == (sum(chosen), 12)
+    assert two.share == pytest.approx(100 * sum(chosen) / 12) and f"{sum(chosen)} pairs of 12 (" in two.describe()
+    whole = TwoStage(folds, lambda fold: lambda start, stop: cheap[len(fold.captions)][start:stop], 2)
+    for place, columns in enumerate((4, 2)):
+        full = np.full((2, columns), 0.5, dtype=np.float32)
+        scores = whole.scores(Block(place, 0, 2), lambda full=full: full, lambda *_: pytest.fail("pair by pair"))  # type: ignore[misc]
+        np.testing.assert_array_equal(scores, full)
+
+
+@pytest.mark.parametrize("top", [0, 3])
+def test_as_many_as_a_fold_has_images_at_most(top: int) -> None:
+    with pytest.raises(UserError, match=r"give 1 to 2, the images of a fold"):
+        TwoStage([fold_of([1, 1, 1]), fold_of([1, 1])], lambda _: lambda start, stop: np.zeros((1, 1)), top)
