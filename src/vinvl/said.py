@@ -31,13 +31,17 @@ class Said:
         values: of each of the N records; `absent` where nothing was said of one that counts as wrong.
         places: the records that count, ascending.
         told: sentences about what is missing or foreign.
-        missing: records that nothing was said of.
+        lacking: the records that nothing was said of.
     """
 
     values: list[Any]
     places: list[int]
     told: list[str]
-    missing: int
+    lacking: frozenset[int]
+
+    @property
+    def missing(self) -> int:
+        return len(self.lacking)
 
 
 def matched(
@@ -85,15 +89,16 @@ def matched(
         how = "they count as wrong (missing=leave_out leaves them out)" if missing == WRONG else "they are left out"
         told.append(f"{share}; {how}.")
     kept = [place for place, value in enumerate(values) if missing == WRONG or value is not nothing]
-    return Said([absent if one is nothing else one for one in values], kept, told, len(lacking))
+    return Said([absent if one is nothing else one for one in values], kept, told, frozenset(lacking))
 
 
 def by_name(names: Iterable[Any]) -> dict[str, int]:
-    """Names of records → their places; the first of equal ones."""
-    found: dict[str, int] = {}
-    for place, name in enumerate(names):
-        found.setdefault(str(name), place)
-    return found
+    """Names of records → their places; a name that several have tells none of them."""
+    found, several = dict[str, int](), set[str]()
+    for place, name in enumerate(map(str, names)):
+        if found.setdefault(name, place) != place:
+            several.add(name)
+    return {name: place for name, place in found.items() if name not in several}
 
 
 def numbered(texts: Sequence[str], places: Sequence[int]) -> tuple[list[str], list[int]]:

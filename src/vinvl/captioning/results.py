@@ -14,6 +14,7 @@ from vinvl.run.files import json_lines
 from vinvl.run.values import Id, decoded, decoded_records
 from vinvl.said import Scored, by_name, matched
 
+BYTE_ORDER_MARK = "\ufeff".encode()  # which some editors write
 OSCAR = ".tsv"  # pred.DATA.SPLIT.beamN….tsv: image id, tab, [{"caption", "conf"}]
 
 
@@ -41,8 +42,8 @@ def read_captions_given(path: Path) -> Iterator[tuple[str, str, str]]:
 
 def _oscar_rows(path: Path) -> Iterator[tuple[str, str, str]]:
     decoder = msgspec.json.Decoder(list[Captioned])
-    for _, (line, place) in json_lines(path, lambda line, place: (line, place)):
-        name, tab, said = line.partition(b"\t")
+    for number, (line, place) in json_lines(path, lambda line, place: (line, place)):
+        name, tab, said = (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).partition(b"\t")
         if not tab:
             raise UserError(f'{place} has no tab: give an image id and [{{"caption": …}}] with a tab between them.')
         captions = decoded(said.strip(), decoder, place)

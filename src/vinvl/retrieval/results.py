@@ -1,5 +1,6 @@
 """Scores of images with captions that are there already: a matrix, Oscar's by number, or our folder of scores."""
 
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,16 @@ from vinvl.captioning.files import CaptionRecords
 from vinvl.examples import Example
 from vinvl.retrieval.data import Block, Fold, RetrievalDataModule
 from vinvl.retrieval.recall import FoldRanks, first_matches, fold_ranks
-from vinvl.retrieval.run import DESCRIPTION, ScoreFiles
+from vinvl.retrieval.run import DESCRIPTION, ScoreFiles, candidates_digest
 from vinvl.retrieval.task import RetrievalTask, describe_folds, figures_of, fold_examples, recall_rows, with_mean
 from vinvl.run.errors import UserError
-from vinvl.run.files import read_json, reading
-from vinvl.run.tensor_files import load_tensor_file
+from vinvl.run.files import json_object, reading
+from vinvl.run.tensor_files import load_tensor_file, unlike_plain
+from vinvl.run.values import shown
 from vinvl.said import Scored
 
 FORMS = "a .npy, .npz or .pt of one matrix (images, captions), or the folder of scores that vinvl.evaluate leaves"
+HEADERS = 1 << 20  # bytes of an .npz beside the scores
 
 
 def score(data: RetrievalDataModule, records: CaptionRecords, path: Path, missing: str) -> Scored:
@@ -28,7 +31,7 @@ def score(data: RetrievalDataModule, records: CaptionRecords, path: Path, missin
     Raises UserError if the scores are not of all pairs, or hold what is no number; `missing` changes nothing.
     """
     folds = data.test_folds(len(records), records.offsets, data.split_of["test"])
-    blocks = of_folder(data, folds, path) if path.is_dir() else of_matrix(folds, path)
+    blocks = of_folder(data, records, folds, path) if path.is_dir() else of_matrix(folds, path)
     ranks = [fold_ranks(fold, partial(list, one)) for fold, one in zip(folds, blocks, strict=True)]
     scores = with_mean(list(map(figures_of, ranks)), folds)
     rows = [("candidates", describe_folds(folds)), *recall_rows(scores)]
@@ -45,12 +48,21 @@ def examples_of(
         yield from fold_examples(records, fold, of_fold, first_matches(fold, partial(list, one)))
 
 
-def of_folder(data: RetrievalDataModule, folds: list[Fold], folder: Path) -> list[Blocks]:
+def of_folder(data: RetrievalDataModule, records: CaptionRecords, folds: list[Fold], folder: Path) -> list[Blocks]:
     """The scores of each fold in a folder of ours; UserError if some are missing or damaged."""
     if not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder} has no {DESCRIPTION}, which a folder of scores has: give {FORMS}.")
-    fingerprint = str(read_json(folder / DESCRIPTION).get("fingerprint"))
-    files = ScoreFiles(folder, fingerprint, folds, data.blocks("test", folds))
+    told = json_object(folder / DESCRIPTION)
+    if told.get("candidates") not in (None, candidates_digest(records, folds)):  # None: of an earlier version
+        raise UserError(f"{folder} has scores of other images or captions than those of this split: give its scores.")
+    files = ScoreFiles(folder, str(told.get("fingerprint")), folds, data.blocks("test", folds))
+    whole = files.whole()
+    for number, block in enumerate(files.blocks):
+        if number not in whole or not np.isfinite(files.read(number)).all():
+            raise UserError(
+                f"{files.path(number)} with the scores of images {block.start:,} to {block.stop - 1:,} is missing, "
+                "damaged or of other candidates: evaluate its checkpoint again, with the data of this command."
+            )
     return [list(files.blocks_of(number)) for number in range(len(folds))]
 
 
@@ -79,18 +91,23 @@ def read_matrix(path: Path, images: int, captions: int) -> np.ndarray:
 
     Raises UserError, naming the file, if it is damaged or something else. No code of the file is run.
     """
+    with reading(path), open(path, "rb") as file:
+        begin = file.read(6)
     try:
-        with reading(path):
-            content: Any = (
-                load_tensor_file(path) if path.suffix in (".pt", ".pth") else np.load(path, allow_pickle=False)
-            )
+        content: Any
+        if path.suffix in (".pt", ".pth"):
+            content = load_tensor_file(path, whole=True)
+        elif begin == b"\x93NUMPY":
+            content = np.load(path, mmap_mode="r", allow_pickle=False)  # no more than the header is read
+        else:
+            content = _packed(path, 16 * images * captions + HEADERS)
         if isinstance(content, dict):
             return by_number(content, path, images, captions)
-        if isinstance(content, np.lib.npyio.NpzFile):
-            if len(content.files) != 1:
-                raise UserError(f"{path} holds {', '.join(content.files) or 'nothing'}: give a file of one matrix.")
-            content = content[content.files[0]]
-        matrix = content.double().numpy() if isinstance(content, torch.Tensor) else np.asarray(content)
+        if isinstance(content, torch.Tensor):
+            if problem := unlike_plain(content):
+                raise UserError(f"{path} {problem}: give {FORMS}.")
+            content = content.detach().double().numpy()
+        matrix = np.asarray(content)
     except UserError:
         raise
     except Exception as error:  # of a hostile or damaged file NumPy and torch raise whatever their reading does
@@ -98,6 +115,21 @@ def read_matrix(path: Path, images: int, captions: int) -> np.ndarray:
     if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
         raise UserError(f"{path} holds {matrix.dtype} of shape {matrix.shape}: give {FORMS}.")
     return matrix.astype(np.float64, copy=False)
+
+
+def _packed(path: Path, most: int) -> np.ndarray:
+    """The one array of an .npz file, which may have so many bytes unpacked."""
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is no file of NumPy: give {FORMS}.")
+    with zipfile.ZipFile(path) as archive:
+        names, stored = archive.namelist(), sum(member.file_size for member in archive.infolist())
+    if len(names) != 1:
+        raise UserError(f"{path} holds {shown(', '.join(names)) or 'nothing'}: give a file of one matrix.")
+    if stored > most:
+        raise UserError(f"{path} has {stored:,} bytes unpacked, more than the scores of this split: give its scores.")
+    with np.load(path, allow_pickle=False) as content:
+        array: np.ndarray = content[content.files[0]]
+        return array
 
 
 def by_number(content: dict[Any, Any], path: Path, images: int, captions: int) -> np.ndarray:

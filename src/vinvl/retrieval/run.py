@@ -48,6 +48,15 @@ def scores_fingerprint(
     return digest.hexdigest()
 
 
+def candidates_digest(records: CaptionRecords, folds: Sequence[Fold]) -> str:
+    """24 hexadecimal digits that change with which images and captions the folds have."""
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for fold in folds:
+        ids = records.image_ids[fold.images].tolist(), records.caption_ids[fold.captions].tolist()
+        digest.update(json.dumps([list(map(str, one)) for one in ids]).encode())
+    return digest.hexdigest()
+
+
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """24 hexadecimal digits that change with weights."""
     return _hashed(weights).hexdigest()

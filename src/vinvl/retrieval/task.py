@@ -26,7 +26,15 @@ from vinvl.retrieval.data import (
 from vinvl.retrieval.dual_encoder import distilled, read_dual_encoder, save_dual_encoder, vector_products, vectors_of
 from vinvl.retrieval.overlap import cheap_overlap
 from vinvl.retrieval.recall import RECALL_AT, FoldRanks, RanksSeen, chance, first_matches, fold_ranks, hard_rank, recall
-from vinvl.retrieval.run import BestMatches, Matches, ScoreFiles, described, scores_fingerprint, weights_digest
+from vinvl.retrieval.run import (
+    BestMatches,
+    Matches,
+    ScoreFiles,
+    candidates_digest,
+    described,
+    scores_fingerprint,
+    weights_digest,
+)
 from vinvl.retrieval.scoring import PairScorer
 from vinvl.retrieval.two_stage import Cheap, TwoStage
 from vinvl.run.errors import UserError, say
@@ -108,6 +116,7 @@ class RetrievalTask(VinVLTask):
         folder, fingerprint = self.trainer.strategy.broadcast((Path(base) / fingerprint, fingerprint))
         files = ScoreFiles(folder, fingerprint, folds, blocks)
         description = {"settings": settings, "images": sum(len(fold.images) for fold in folds)}
+        description["candidates"] = candidates_digest(candidates.records, folds)
         data.finished, bad = self._on_rank_zero(partial(files.prepare, description))
         pairs = [images * captions for images, captions in map(files.shape, range(len(blocks)))]
         if self._two_stage is not None:

@@ -52,6 +52,8 @@ def people_scored(records: RecordTable, said: Said) -> Scored:
     columns = [list(records.get(name) or [None] * len(records)) for name in ("answers", "answer_type", "question_type")]
     for place in said.places:
         earned = official_accuracy(said.values[place], *(column[place] for column in columns))
+        if place in said.lacking:  # though people may have said what counts as nothing, "the"
+            earned = [(category, most, 0, questions) for category, most, _, questions in earned]
         rows += earned
         scores.append(100 * earned[0][2] / earned[0][1])
     accuracy.update(rows)
@@ -63,7 +65,9 @@ def targets_scored(records: RecordTable, said: Said) -> Scored:
     targets = [
         dict(zip(*pair, strict=True)) for pair in zip(records["target_answers"], records["target_scores"], strict=True)
     ]
-    scores = [100 * targets[place].get(said.values[place], 0.0) for place in said.places]
+    scores = [
+        0.0 if place in said.lacking else 100 * targets[place].get(said.values[place], 0.0) for place in said.places
+    ]
     mean = float(np.mean(scores))
     what = "target of the answer (in-training score; without people's answers no official accuracy)"
     return scored_with(records, said, {f"accuracy/{OVERALL}": mean}, [(what, f"{mean:.2f}")], scores)
