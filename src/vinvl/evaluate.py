@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.restore import Restored, restore
-from vinvl.results import score_results
+from vinvl.results import refuse_mixed, score_results
 from vinvl.run.callbacks import progress
 from vinvl.run.door import door, enter, telling
 from vinvl.run.errors import say
@@ -30,6 +30,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     """A checkpoint's scores on `data.test_split`; results.json goes to `config.paths.output_dir`."""
     if config.published.compare is not None:
         return evaluate_published(config)
+    refuse_mixed(given_values(command_overrides()))
     if config.results is not None:
         return score_results(config)
     restored = scored(config)

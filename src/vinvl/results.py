@@ -17,6 +17,8 @@ from vinvl.run.overrides import command_overrides, given_values
 from vinvl.run.progress import print_results
 from vinvl.said import MISSING, Scored
 
+ONLY_OF_RESULTS = ("task_name", "missing", "java_metrics", "attentions")  # options in conf/evaluate.yaml
+
 
 def score_results(config: DictConfig) -> dict[str, float]:
     """Scores `config.results` on `data.test_split`; results.json and examples.parquet go to the run folder.
@@ -35,6 +37,8 @@ def score_results(config: DictConfig) -> dict[str, float]:
             f"results={path}: data of {type(data).__name__} have no result files; give data=NAME of a task."
         )
     refuse_other_task(given_values(command_overrides()), room[1])
+    if config.attentions is not None and room[1] != "gqa":
+        raise UserError(f"attentions={config.attentions} is for GQA's grounding, and the data are of {room[1]}.")
     if data.prepare is not None:
         data.prepare()
     records: Any = data.read_split(split)
@@ -49,6 +53,18 @@ def score_results(config: DictConfig) -> dict[str, float]:
         config,
     )
     return found.scores
+
+
+def refuse_mixed(given: Mapping[str, Any]) -> None:
+    """Raises UserError for a command that names a checkpoint and a file of results, or options of what it does not."""
+    if given.get("results") is None:
+        if unused := [name for name in ONLY_OF_RESULTS if name in given]:
+            name = unused[0].removesuffix("_name")
+            raise UserError(
+                f"{name}={given[unused[0]]} is about a file of results: pass results=FILE, or leave it out."
+            )
+    elif "ckpt_path" in given:
+        raise UserError(f"ckpt_path={given['ckpt_path']} and results={given['results']} are given: score one of them.")
 
 
 def refuse_other_task(given: Mapping[str, Any], room: str) -> None:

@@ -203,6 +203,10 @@ def test_ids_as_texts_and_a_byte_order_mark(world: Path, tmp_path: Path) -> None
         (["missing=maybe"], "missing=maybe is no way to count what is missing: give wrong, leave_out, refuse"),
         (["results=gone.json"], "results=gone.json does not exist"),
         (["task_name=gqa"], "task=gqa is given, and the data are of vqa"),
+        (["attentions=a.json"], "attentions=a.json is for GQA's grounding, and the data are of vqa"),
+        (["ckpt_path=x.ckpt"], "ckpt_path=x.ckpt and results="),
+        (["results=null", "missing=refuse"], "missing=refuse is about a file of results: pass results=FILE"),
+        (["results=null", "task_name=vqa"], "task=vqa is about a file of results"),
         (["data=demo_pretraining"], "have no result files; give data=NAME of a task"),
     ],
 )
