@@ -141,6 +141,19 @@ BAD: dict[str, tuple[str, str, str]] = {  # kind, file and its content → sente
     "no tab": ("conceptual_captions", "a star\thttp://a\na star http://b\n", r"line 2 is not a caption and an address"),
     "three columns": ("conceptual_captions", "a\tb\tc\n", r"line 1 is not a caption and an address"),
     "no UTF-8": ("conceptual_captions", "a\udcff\tb\n", r"line 1 is not UTF-8 text"),
+    "no address": ("conceptual_captions", "http://a\ta star\n", r"line 1 has the address 'a star', which is none"),
+    "nothing seen": ("conceptual_captions", "\u200b\0\thttp://a\n", r"becomes a row \(1 without a text\)"),
+    "doubled line": (
+        "flickr30k",
+        "1.jpg#0\ta\n2.jpg#0\ta\n1.jpg#0\tb\n",
+        r"line 1: the id 1#0 is there more than once",
+    ),
+    "doubled question": (
+        "gqa",
+        '{"1": {"imageId": "n1", "question": "a?", "answer": "b"}, '
+        '"1": {"imageId": "n1", "question": "a?", "answer": "b"}}',
+        r"record 1: the id 1 is there more than once \(of 1 such ids the first\): give each file",
+    ),
     "empty": ("conceptual_captions", "", r"nothing in it becomes a row; conceptual_captions is made of Train_GCC"),
     "other JSON": ("coco_captions", '{"questions": []}', r"missing required field `images`"),
     "a list": ("coco_captions", "[]", r"should be one JSON object"),
@@ -208,7 +221,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "--ids is for conceptual_captions and sbu, not for gqa" in capsys.readouterr().err
     assert main(["make", "gpa", "x", "--output", "y"]) == 1 and "invalid choice" in capsys.readouterr().err
     assert main([*given_, *given_[2:3]]) == 1
-    twice = ["make", "gqa", str(files["gqa"][0]), str(files["gqa"][0]), "--output", str(tmp_path / "o")]
+    long = ["make", "gqa", str(files["gqa"][0]), "--output", str(tmp_path / "long"), "--prefix", "x" * 256]
+    assert main(long) == 1 and "image id is longer than 256" in capsys.readouterr().err
+    twice = ["make", "gqa", str(files["gqa"][0]), f"{tmp_path}/raw/../raw/gqa.json", "--output", str(tmp_path / "o")]
     assert main(twice) == 1 and "is given more than once" in capsys.readouterr().err
     assert main([*given_, "--validation-share", "1"]) == 1 and "share from 0" in capsys.readouterr().err
 

@@ -298,6 +298,13 @@ BAD: dict[str, tuple[str, str, str]] = {  # form, content, sentence
     "no NoCaps": ("nocaps", '{"images": [{"id": 1}]}', r"image 1 has neither open_images_id nor file_name"),
     "empty": ("ids", "\n", r"names no image"),
     "no text": ("ids", "\udcff", r"is no text in UTF-8"),
+    "JSON as a list": (
+        "ids",
+        '{"images": [{"id": 1, "url": "http://a"}]}',
+        r"set line 1 is .*: give image ids or file names",
+    ),
+    "a null character": ("ids", "1\n2\0\n", r"set line 2 is '2.x00': give image ids"),
+    "a long line": ("ids", "1\n" + "x" * 257, r"set line 2 is .*: give image ids"),
     "no form": ("snli", "", r"is no set: give FORM=FILE"),
     "split": ("gqa:val", "{}", r"is no set: give FORM=FILE"),
 }
@@ -309,6 +316,17 @@ def test_bad_sets(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "set").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=sentence):
         take_set(HeldOut(), f"{form}={tmp_path / 'set'}")
+
+
+def test_sets_of_one_name_stay_apart(tmp_path: Path) -> None:
+    held = HeldOut()
+    for folder, image in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "q.json", {"questions": [{"image_id": image}, {"image_id": image}]})
+        take_set(held, f"vqa={tmp_path / folder / 'q.json'}")
+    assert held.images == {"vqa q.json": 1, f"vqa {tmp_path / 'b' / 'q.json'}": 1}
+    with pytest.raises(UserError, match=r"is given more than once; give each set once"):
+        take_set(held, f"vqa={tmp_path / 'b' / 'q.json'}")
 
 
 def test_bad_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -229,7 +229,10 @@ def conceptual_captions(given: Given) -> Iterator[Found]:
     def rows() -> Iterator[tuple[str, str, str]]:
         for path in given.files:
             for place, line in _lines(path):
-                yield place, *columns_of(line, place, "a caption and an address")
+                caption, url = columns_of(line, place, "a caption and an address")
+                if "://" not in url:
+                    raise UserError(f"{place} has the address {url[:60]!r}, which is none: give caption, tab, address.")
+                yield place, caption, url
 
     return _from_the_web(rows(), given)
 

@@ -17,7 +17,17 @@ from vinvl.pictures.finding import PictureNames, look_for
 from vinvl.pictures.likeness import Alike, Looks, looks_of
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import begins_a_list, read_bytes
-from vinvl.run.values import FilledText, Id, decoded_lines, json_items, json_listed, json_members, wrong_value
+from vinvl.run.values import (
+    MAX_ID_LENGTH,
+    FilledText,
+    Id,
+    decoded_lines,
+    json_items,
+    json_listed,
+    json_members,
+    shown,
+    wrong_value,
+)
 
 # Names → keys: "coco:391895", "vg:2386621" (also GQA's), "flickr:1000092795", "oi:0013ea2087020901", and as they stand.
 
@@ -220,8 +230,10 @@ def _ids(path: Path, splits: Sequence[str]) -> Named:
         lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8: give a list of image ids or file names, one a line.") from None
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         if name := line.strip():
+            if name[0] in "{[" or "\0" in name or ("://" not in name and len(name) > MAX_ID_LENGTH):
+                raise UserError(f"{path} line {number} is {shown(name)}: give image ids or file names, one a line.")
             yield "", name, keys_of_address(name) if "://" in name else keys_of(name)
 
 
@@ -259,9 +271,13 @@ def take_set(held: HeldOut, given: str) -> Path | None:
         raise UserError(f"--held-out {given} is no set: give FORM=FILE{split} with a FORM of {', '.join(FORMS)}.")
     read, splits = FORMS[form]
     splits = tuple(named.split(",")) if colon else splits
-    path, seen = Path(file), set[tuple[str, str]]()
+    path, seen, before = Path(file), set[tuple[str, str]](), set(held.images)
     for split, image, keys in read(path, splits):
         held_out = f"{form} {path.name}{f' {split}' if split else ''}"
+        if held_out in before:  # of another folder
+            held_out = f"{form} {path}{f' {split}' if split else ''}"
+        if held_out in before:
+            raise UserError(f"--held-out {given} is given more than once; give each set once.")
         held.add(held_out, keys, image)
         if (split, image) not in seen:
             seen.add((split, image))
@@ -337,9 +353,10 @@ def take_alike(held: HeldOut, held_out: Sequence[Path], pictures: Sequence[str],
     names, waves, plain = list[tuple[str, str]](), [], 0
     for path in held_out:
         entries = {entry.place: entry for entry in look_for(path)[0] if not entry.problem}
+        held_out_name = f"pictures {path if f'pictures {path}' in held.images else path.name}"
         for looks in looks_of([*entries], workers):
             plain += _told(looks)
-            names += [(f"pictures {path.name}", entries[place].name) for place in looks.places]
+            names += [(held_out_name, entries[place].name) for place in looks.places]
             waves.append(looks.waves)
     if not names:
         raise UserError(f"{held_out[0]} has no picture that can be compared: give pictures of more than one colour.")

@@ -76,8 +76,8 @@ def make_corpus(
 ) -> Made:
     """Writes `output`/train/KIND.jsonl and, where a share is asked for, `output`/val/KIND.jsonl.
 
-    Rows are read, written and forgotten one by one: of an image 8 bytes are held, and 16 of a line of `ids`
-    and `tags`. What split an image is in depends on its id alone, as in `convert_published_corpus`.
+    Rows are read, written and forgotten one by one: of a row 8 bytes are held, of an image 8 more, and 16 of a line of
+    `ids` and `tags`. What split an image is in depends on its id alone, as in `convert_published_corpus`.
 
     Args:
         kind: one of `KINDS`, which says what `files` are.
@@ -101,6 +101,7 @@ def make_corpus(
     prefix = KINDS[kind].prefix if prefix is None else prefix
     images = _Images(None if store is None else RegionStore(store))
     rows: Counter[Path] = Counter()
+    own_ids = array("q")
     with ExitStack() as stack:
         opened: dict[Path, Any] = {}
         for one in KINDS[kind].read(given):
@@ -113,11 +114,24 @@ def make_corpus(
                 opened[target] = stack.enter_context(atomic_write(target, "wb"))
             opened[target].write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
             rows[target] += 1
+            own_ids.append(hash(record["id"]))
         if not rows:
             reasons = f" ({told_of(given.left_out)})" if given.left_out else ""
             raise UserError(f"{files[0]}: nothing in it becomes a row{reasons}; {kind} is made of {KINDS[kind].files}.")
         images.refuse_strangers()
+        _refuse_twins(own_ids, KINDS[kind].read(given), kind)
     return Made(dict(rows), images.count(), images.without_regions(), given.left_out)
+
+
+def _refuse_twins(own_ids: array[int], again: Iterator[Found], kind: str) -> None:
+    """Raises UserError where records have one id, of which `again` tells the name."""
+    numbers, counts = np.unique(np.array(own_ids, dtype=np.int64), return_counts=True)
+    if twins := set(numbers[counts > 1].tolist()):
+        one = next(one for one in again if hash(f"{kind}_{one.own_id}") in twins)
+        raise UserError(
+            f"{one.place}: the id {one.own_id} is there more than once (of {len(twins):,} such ids the first): give "
+            "each file and record once."
+        )
 
 
 def told_of(left_out: Counter[str]) -> str:
@@ -128,7 +142,7 @@ def told_of(left_out: Counter[str]) -> str:
 def _refuse_options(kind: str, files: Sequence[Any], splits: Any, ids: Any, tags: Any, share: float) -> None:
     if not 0 <= share < 1:
         raise UserError(f"--validation-share is {share}: give a share from 0 to less than 1.")
-    if twins := [name for name, count in Counter(map(str, files)).items() if count > 1]:
+    if twins := [name for name, count in Counter(Path(file).resolve() for file in files).items() if count > 1]:
         raise UserError(f"{twins[0]} is given more than once.")
     for value, option, kinds in (
         (splits, "--splits", ("coco_captions", "flickr30k")),
@@ -147,17 +161,19 @@ def _record(
     one: Found, kind: str, prefix: str, tags: LineTable | None, left_out: Counter[str]
 ) -> dict[str, Any] | None:
     """The corpus row, or None where it cannot be one, which is counted."""
-    image_id = f"{prefix}{checked_id(one.image_id, f'{one.place}: the image id')}"
+    checked_id(one.image_id, f"{one.place}: the image id")
+    image_id = str(checked_id(f"{prefix}{one.image_id}", f"{one.place}: the image id"))
     text = checked_text(one.text, f"{one.place}: the text").strip()
-    if not text:
+    if not _is_seen(text):
         left_out["without a text"] += 1
         return None
     second: dict[str, Any] = {}
     if one.answer is not None:
-        second["answer"] = checked_text(one.answer, f"{one.place}: the answer").strip()
+        answer = checked_text(one.answer, f"{one.place}: the answer").strip()
+        second["answer"] = answer if _is_seen(answer) else ""
     elif tags is not None:
         line = tags.find(image_id)
-        second["tags"] = [] if line is None else [tag for tag in _tags(line, str(tags.path)).tags if tag.strip()]
+        second["tags"] = [] if line is None else [tag for tag in _tags(line, str(tags.path)).tags if _is_seen(tag)]
     if not all(second.values()):
         left_out[
             "without an answer" if one.answer is not None else f"of images without tags in {tags and tags.path}"
@@ -165,6 +181,11 @@ def _record(
         return None
     url = {} if one.url is None else {"url": one.url}
     return {"image_id": image_id, "text": text, **second, "source": kind, "id": f"{kind}_{one.own_id}", **url}
+
+
+def _is_seen(text: str) -> bool:
+    """Whether there is anything but blanks and what no one sees, of which a tokenizer makes nothing."""
+    return any(character.isprintable() and not character.isspace() for character in text)
 
 
 class _Images:
