@@ -77,7 +77,10 @@ def matched(
     if not first:
         known = next(iter(names[0]), "")
         begin = f"{foreign} is not among them" if num_foreign else "the file is empty"
-        raise UserError(f"{path} says nothing of the {noun} of this split, which are called like {known}: {begin}.")
+        raise UserError(
+            f"{path} says nothing of the {noun} of this split, which are called like {known}: {begin}; "
+            "pass data=NAME and data.test_split=NAME of what it is of."
+        )
     told, lacking = [], [place for place, value in enumerate(values) if value is nothing]
     if num_foreign:
         told.append(f"{num_foreign:,} entries are of none of these {noun}, the first {foreign}: they do not count.")

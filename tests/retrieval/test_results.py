@@ -39,9 +39,10 @@ def bomb(path: Path) -> None:
         (torch.from_numpy(SCORES).to_sparse(), "is sparse"),
         ({"a": torch.from_numpy(SCORES)}, "has scores of 1 pairs by number"),
         (dict.fromkeys(range(180), "a"), "cannot be read"),
+        (Path("/"), "is damaged or holds more than tensors, so it was not opened: give a .npy"),
         ("text", "holds <U4 of shape ()"),
     ],
-    ids=["expanded", "complex", "sparse", "named", "texts", "text"],
+    ids=["expanded", "complex", "sparse", "named", "texts", "code", "text"],
 )
 def test_files_of_torch_that_are_no_matrix(tmp_path: Path, value: Any, told: str) -> None:
     torch.save(value, tmp_path / "m.pt")

@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,8 @@ def read_matrix(path: Path, images: int, captions: int) -> np.ndarray:
         matrix = np.asarray(content)
     except UserError:
         raise
+    except UnpicklingError:  # torch's own words are about how to open it all the same
+        raise UserError(f"{path} is damaged or holds more than tensors, so it was not opened: give {FORMS}.") from None
     except Exception as error:  # of a hostile or damaged file NumPy and torch raise whatever their reading does
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}): give {FORMS}.") from error
     if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
