@@ -21,7 +21,7 @@ from vinvl.gqa.metric import (
     map_cells,
     official_scores,
 )
-from vinvl.gqa.official import read_official_questions, score_files
+from vinvl.gqa.official import Official, read_official_questions, score_files
 from vinvl.run.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "gqa_metric"
@@ -79,6 +79,18 @@ def test_files_may_be_folders_of_parts(tmp_path: Path) -> None:
     found = score_files(tmp_path / "questions", tmp_path / "predictions", **settings)
     assert found.figures == {name: pytest.approx(EXPECTED["consistency"]["scores"][name]) for name in found.figures}
     assert found.printed() == EXPECTED["consistency"]["printed"]
+
+
+def test_consistency_comes_where_all_that_is_entailed_is_there_and_answered() -> None:
+    """And where some is not, all other figures do."""
+    one, other = OfficialQuestion("red", entailed=("2",)), {"2": "yes"}
+    for others, said, there in (
+        (other, {"1": "red", "2": "yes"}, True),
+        (other, {"1": "red"}, False),
+        ({}, {"1": "red", "2": "yes"}, False),
+    ):
+        found = Official(OfficialQuestions({"1": one}, others)).scores(said).figures
+        assert found["accuracy"] == 100 and ("consistency" in found) == there
 
 
 @pytest.mark.parametrize("given", ["choices.json", ["choices.json"], {"val": ["choices.json"]}, {"val": 3}])
