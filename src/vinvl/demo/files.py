@@ -257,6 +257,12 @@ def corpus_rows(
         yield {"image_id": one["imageId"], "text": one["question"], "answer": one["answer"], "source": "questions"}
 
 
+def tag_rows(scenes: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Image-level labels: of each picture the shapes that it shows, in the order of the alphabet."""
+    for scene in scenes:
+        yield {"image_id": scene["image_id"], "tags": sorted({thing["shape"] for thing in scene["objects"]})}
+
+
 def instances(scenes: list[dict[str, Any]]) -> Record:
     """A COCO instances file with colours and textures as attributes; boxes are as in the demo's region stores."""
     things = [(scene["image_id"], thing) for scene in scenes for thing in scene["objects"]]

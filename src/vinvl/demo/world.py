@@ -131,6 +131,9 @@ class DemoWorld:
     def pretraining_corpus(self, split: str) -> Path:  # JSONL; made on the first pre-training
         return self.folder / "pretraining" / f"{split}.jsonl"
 
+    def image_tags(self, split: str) -> Path:  # JSONL of tags without texts; made on the first VIVO pre-training
+        return self.folder / "pretraining" / f"tags_{split}.jsonl"
+
     def instances(self, split: str) -> Path:  # COCO instances JSON; made on the first training of a detector
         return self.folder / "detection" / f"instances_{split}.json"
 
@@ -363,6 +366,16 @@ def ensure_demo_corpus(folder: Path, **sizes: Unpack[SizeOptions]) -> DemoWorld:
         return "".join(json.dumps(row) + "\n" for row in rows)
 
     return _with_files(folder, sizes, DemoWorld.pretraining_corpus, text)
+
+
+def ensure_demo_tags(folder: Path, **sizes: Unpack[SizeOptions]) -> DemoWorld:
+    """`ensure_demo_world` with the shapes that each picture truly shows as its tags, which are made if missing."""
+
+    def text(world: DemoWorld, split: str) -> str:
+        rows = files.tag_rows(read_json(world.scenes(split))["scenes"])
+        return "".join(json.dumps(row) + "\n" for row in rows)
+
+    return _with_files(folder, sizes, DemoWorld.image_tags, text)
 
 
 def ensure_demo_instances(folder: Path, **sizes: Unpack[SizeOptions]) -> DemoWorld:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import csv as arrow_csv
 
+from vinvl.data.open_images import class_descriptions, csv_batches
 from vinvl.detector.annotations import AnnotatedPicture
 from vinvl.detector.box_checks import BoxChecks
 from vinvl.detector.instances import ROUNDING, InstanceOptions
@@ -37,7 +36,6 @@ IDS = (  # of the pictures of a split, behind its name
 SHARES = ("XMin", "YMin", "XMax", "YMax")
 COLUMNS = {**dict.fromkeys(("ImageID", "LabelName", "IsGroupOf"), pa.string()), **dict.fromkeys(SHARES, pa.float64())}
 GROUP, UNKNOWN = "1", ("0", "-1")  # of IsGroupOf
-BLOCK_BYTES = 1 << 23
 BLOCK = 1 << 12  # pictures that are looked at together
 PART = 128  # of them by one thread: for single pictures threads wait for each other
 READERS = 16  # threads that look into pictures' heads: it is mostly waiting for the disk
@@ -203,93 +201,17 @@ class _Pictures:
         raise KeyError(image_id)
 
 
-def class_descriptions(path: Path) -> dict[str, str]:
-    """The names of classes by their MIDs, in the order of the file, whose first line may say what its columns are.
-
-    Raises UserError, naming file and line.
-    """
-    classes: dict[str, str] = {}
-    for number, row in _lines(path):
-        if number == 1 and row == ["LabelName", "DisplayName"]:
-            continue
-        if len(row) != 2 or not all(one.strip() for one in row):
-            raise UserError(f"{path} line {number} is {shown(','.join(row))}: expected /m/…,name.")
-        if row[0] in classes or row[1] in classes.values():
-            raise UserError(f"{path} line {number}: {shown(','.join(row))} is there twice; get the file again.")
-        classes[row[0]] = row[1]
-    if not classes:
-        raise UserError(f"{path} names no classes: get the file again.")
-    return classes
-
-
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number from 1, columns) of a CSV; of a file that is none a sentence."""
-    try:
-        with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file)
-            for row in rows:
-                if row:
-                    yield rows.line_num, row
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: get the file again.") from None
-    except csv.Error as error:
-        raise UserError(
-            f"{path} line {rows.line_num} is no line of a CSV file ({error}): get the file again."
-        ) from None
-
-
 def _ids(path: Path) -> Iterator[str]:
     """The ids that a list of pictures has; titles in it may have commas and line ends."""
-    for _, batch in _batches(path, {"ImageID": pa.string()}, newlines=True):
+    for _, batch in csv_batches(path, {"ImageID": pa.string()}, newlines=True):
         yield from batch["ImageID"].to_pylist()
-
-
-def _batches(path: Path, columns: dict[str, pa.DataType], newlines: bool = False) -> Iterator[tuple[int, pa.Table]]:
-    """(bytes read by now, rows) of some megabytes of a CSV at a time, of these columns."""
-    names = next(_lines(path), (1, []))[1]
-    if missing := [name for name in columns if name not in names]:
-        raise UserError(f"{path} line 1 has no column {missing[0]}: expected {', '.join(columns)}, among others.")
-    try:
-        with reading(path), path.open("rb") as file:
-            batches = arrow_csv.open_csv(
-                file,
-                arrow_csv.ReadOptions(block_size=BLOCK_BYTES),
-                arrow_csv.ParseOptions(newlines_in_values=newlines),
-                arrow_csv.ConvertOptions(include_columns=list(columns), column_types=columns),
-            )
-            for batch in batches:
-                yield file.tell(), pa.Table.from_batches([batch])
-    except pa.ArrowInvalid as error:
-        raise _bad_line(path, names, columns, error) from None
-
-
-def _bad_line(path: Path, names: list[str], columns: dict[str, pa.DataType], error: pa.ArrowInvalid) -> UserError:
-    """The sentence about the first line that is not as the others, which Arrow does not name."""
-    for number, row in _lines(path):
-        if len(row) != len(names):
-            return UserError(
-                f"{path} line {number} has {len(row)} columns, not {len(names)}: it is cut off or damaged."
-            )
-        for name, kind in columns.items():
-            value = row[names.index(name)]
-            if number > 1 and kind == pa.float64() and not _is_number(value):
-                return UserError(f"{path} line {number}: {name} is {shown(value)}, expected a number from 0 to 1.")
-    return UserError(f"{path} is no CSV of Open Images ({' '.join(str(error).split())[:200]}): get the file again.")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _grouped(path: Path, classes: pa.Array, with_empty: bool) -> Iterator[list[_Row]]:
     """Blocks of pictures with their objects. classes: MIDs; with_empty: boxes without area are let through."""
     line, rest = 2, None
     with reading(path), progress("MB", path.stat().st_size / 1e6) as show:
-        for read, table in _batches(path, COLUMNS):
+        for read, table in csv_batches(path, COLUMNS):
             table = (pa.concat_tables([rest, table]) if rest is not None else table).combine_chunks()
             ids = table["ImageID"].to_numpy()
             starts = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)]

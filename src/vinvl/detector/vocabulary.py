@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from msgspec import Meta
 from msgspec.json import Decoder
 
+from vinvl.data.open_images import class_descriptions
 from vinvl.detector.annotations import SUFFIX, open_annotations
-from vinvl.detector.open_images import class_descriptions
 from vinvl.regions.regions import BACKGROUND_NAMES, LONGEST_NAME, MOST_NAMES, LabelMap, first_indices, flat_map
 from vinvl.run.errors import UserError
 from vinvl.run.files import new_folder, read_bytes, write_text_atomically

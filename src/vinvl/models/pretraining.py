@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 from vinvl.models.captioning import WordModel, masked_rows
 from vinvl.models.config import VinVLConfig
 from vinvl.models.encoder import EncoderInputs
+from vinvl.models.tag_sets import matched_tags
 from vinvl.run.errors import UserError
 
 NO_PAIR_LABEL = -1  # a row that has no part in the contrastive loss
@@ -30,6 +31,7 @@ class PretrainingOutput(ModelOutput):
     logits: Tensor | None = None  # (M, V), in row-major order of the masked positions
     pair_logits: Tensor | None = None  # (B, C)
     masked_places: Tensor | None = None  # (M,) int64, where these positions are in the flattened (B, L) tokens
+    masked_ids: Tensor | None = None  # (M,) int64, the true tokens that the loss takes there
 
 
 class VinVLForPreTraining(WordModel):
@@ -59,6 +61,7 @@ class VinVLForPreTraining(WordModel):
         masked_ids: Tensor | None = None,
         pair_labels: Tensor | None = None,
         row_weights: Tensor | None = None,
+        match_tags: bool = False,
         **inputs: Unpack[EncoderInputs],
     ) -> PretrainingOutput:
         """Predict the tokens at the masked positions, and at no others, and the class of every triplet.
@@ -70,6 +73,7 @@ class VinVLForPreTraining(WordModel):
             pair_labels: (B,) int64 classes, `NO_PAIR_LABEL` for rows without; no contrastive loss if not given.
             row_weights: (B,) float, see `masked_token_loss` and `contrastive_loss`, or (B, 2), one for each of these;
                 1 if not given.
+            match_tags: a row's hidden tokens are a set, whose order means nothing (`matched_tags`).
 
         Raises:
             UserError: shapes that do not fit together.
@@ -87,6 +91,8 @@ class VinVLForPreTraining(WordModel):
                 f"Row weights of shape {tuple(row_weights.shape)} do not fit {len(input_ids)} triplets; give one each, "
                 "or two."
             )
+        if match_tags and masked_ids is not None:
+            masked_ids = matched_tags(logits, masked_ids, places // length, length)
         of_tokens: Tensor | float = 1.0
         of_rows: Tensor | float = 1.0
         if row_weights is not None:
@@ -101,6 +107,7 @@ class VinVLForPreTraining(WordModel):
             logits=logits,
             pair_logits=pair_logits,
             masked_places=places,
+            masked_ids=masked_ids,
         )
 
 

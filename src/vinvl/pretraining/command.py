@@ -13,6 +13,7 @@ from vinvl.pretraining.corpus import Corpus, ensure_index
 from vinvl.pretraining.decontamination import LEFT_OUT, Counts, corpora_of, decontaminate
 from vinvl.pretraining.held_out import FORMS, WAYS, HeldOut, take_alike, take_links, take_set
 from vinvl.pretraining.making import KINDS, make_corpus, told_of
+from vinvl.pretraining.open_images import add_open_images
 from vinvl.pretraining.published import TRAIN, VALIDATION, convert_published_corpus
 from vinvl.run.door import Parser, run_command
 from vinvl.run.errors import UserError, say
@@ -72,6 +73,7 @@ def _parser() -> Parser:
     add("--validation-share", type=float, default=0.01, metavar="SHARE", help=share)
     _add_make(commands)
     _add_decontaminate(commands)
+    add_open_images(commands)
     build = commands.add_parser("build", help="tokenize JSONL files into the indices that training reads")
     build.add_argument("files", nargs="+", metavar="JSONL")
     build.add_argument("--tokenizer", default="bert-base-uncased", help="folder or hub name (default: %(default)s)")

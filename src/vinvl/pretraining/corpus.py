@@ -50,16 +50,18 @@ class RowKind(IntEnum):
     STORE_TAGS = 0  # a caption, with the classes of the image's regions
     GIVEN_TAGS = 1  # a caption, with tags that the row gives
     ANSWER = 2  # a question, with its answer
+    TAGS_ALONE = 3  # tags of an image without a text
 
 
 class CorpusRow(msgspec.Struct, frozen=True):
     """One line of a corpus file: a text with the image it belongs to, and the tags of the image or the answer to it.
 
-    With neither tags nor an answer, the tags are the classes of the store. Other keys, such as "id", are not read.
+    With neither tags nor an answer, the tags are the classes of the store. Without a text there are tags alone, which
+    data.variant=vivo learns from. Other keys, such as "id", are not read.
     """
 
     image_id: int | str
-    text: str
+    text: str | None = None
     tags: list[str] | None = None
     answer: str | None = None
     source: str | None = None
@@ -68,6 +70,8 @@ class CorpusRow(msgspec.Struct, frozen=True):
     def kind(self) -> RowKind:
         if self.answer is not None:
             return RowKind.ANSWER
+        if self.text is None:
+            return RowKind.TAGS_ALONE
         return RowKind.STORE_TAGS if self.tags is None else RowKind.GIVEN_TAGS
 
     def tag_names(self) -> list[str]:
@@ -92,6 +96,10 @@ def corpus_row(line: bytes, place: str) -> CorpusRow:
     checked_id(row.image_id, f"{place}: image_id")
     if row.tags is not None and row.answer is not None:
         raise UserError(f"{place} has both tags and an answer; keep one of the two.")
+    if row.text is None and not row.tag_names():
+        raise UserError(f"{place} has no text, and no tags that could stand alone; give one or leave the row out.")
+    if row.text is None and row.answer is not None:
+        raise UserError(f"{place} has an answer and no text; write the question or leave the row out.")
     for name, text in (("text", row.text), ("answer", row.answer)):
         if text is not None and not text.strip():
             raise UserError(f"{place} has an empty {name}; write one or leave the row out.")
@@ -293,22 +301,23 @@ def tokenize_chunk(chunk: Chunk, tokenizer: PreTrainedTokenizerBase) -> Part:
     numbered = enumerate(chunk.content().split(b"\n"), start=chunk.first_line)
     rows = {number: corpus_row(line, f"{chunk.path} line {number}") for number, line in numbered if line.strip()}
     # Text and second text in turn, which is the order of the tokens.
-    texts = [text for row in rows.values() for text in (row.text.strip(), row.second_text())]
+    texts = [text for row in rows.values() for text in ((row.text or "").strip(), row.second_text())]
     encoded, lines = encode_texts(tokenizer, texts), np.array([*rows], dtype=np.uint32)
     full = encoded.lengths()
     lengths = np.minimum(full, MAX_TEXT_TOKENS)
-    silent = np.flatnonzero(lengths[0::2] == 0)
+    kinds = np.array([row.kind for row in rows.values()], dtype=np.uint8)
+    alone = kinds == RowKind.TAGS_ALONE
+    silent = np.flatnonzero(np.where(alone, lengths[1::2], lengths[0::2]) == 0)
     if len(silent):
-        raise UserError(
-            f"{chunk.path} line {lines[silent[0]]}: the tokenizer finds no token in the text; leave the row out."
-        )
+        found = f"{chunk.path} line {lines[silent[0]]}: the tokenizer finds no token in the"
+        raise UserError(f"{found} {'tags' if alone[silent[0]] else 'text'}; leave the row out.")
     within = np.arange(len(encoded.values)) - np.repeat(encoded.offsets[:-1], full)
     ids = np.array([str(row.image_id).encode() for row in rows.values()], dtype=np.bytes_)
     image_ids, images = np.unique(ids, return_inverse=True)
     return Part(
         tokens=encoded.values[within < MAX_TEXT_TOKENS].astype(token_dtype(len(tokenizer))),
         lengths=lengths.reshape(-1, 2).astype(np.uint16),
-        kinds=np.array([row.kind for row in rows.values()], dtype=np.uint8),
+        kinds=kinds,
         lines=lines,
         image_ids=image_ids,
         images=images.reshape(-1).astype(np.int32),

@@ -34,9 +34,12 @@ from vinvl.pretraining.triplets import (
     mask_tokens,
     mismatch,
 )
+from vinvl.pretraining.vivo import check_tag_words, tag_sets, tagged_rows
 from vinvl.run.errors import UserError
 
-VARIANTS = ("oscar", "mmf", "matched")
+VIVO = "vivo"  # tags alone, see `vinvl.pretraining.vivo`
+WITHOUT_CONTRAST = ("matched", VIVO)
+VARIANTS = ("oscar", "mmf", *WITHOUT_CONTRAST)
 
 
 class PretrainingDataset(Dataset[Draw]):
@@ -47,7 +50,8 @@ class PretrainingDataset(Dataset[Draw]):
 
     Variants: "oscar" makes one triplet of a row, which may be mismatched, with hidden tokens. "mmf" makes 2B of B rows:
     first the matched ones with hidden tokens and no label, then those that may be mismatched, with labels and nothing
-    hidden. "matched" makes only matched ones with hidden tokens, for training without contrast.
+    hidden. "matched" makes only matched ones with hidden tokens, for training without contrast. "vivo" makes of a row
+    its tags alone, some of them hidden, see `vinvl.pretraining.vivo`.
 
     Wrong texts come from the pool of the row (`Mixture.pools`), by the pool's own mode if it has one.
     """
@@ -63,6 +67,8 @@ class PretrainingDataset(Dataset[Draw]):
         seed: int,
         one_pass: bool,
         paired: bool = False,
+        tag_position: int = 0,
+        unk_token_id: int | None = None,
     ) -> None:
         """
         Args:
@@ -72,6 +78,7 @@ class PretrainingDataset(Dataset[Draw]):
             one_pass: take every row once, as evaluation does, whatever passes the corpora are given.
             paired: losses are means over each pool's rows of a batch, not over all of its rows, and their sum is
                 weighted: as published for a corpus and an extra one.
+            tag_position, unk_token_id: of the variant vivo, see `tag_sets`.
 
         Raises:
             UserError: mode 2 without questions, contrast over the rows of a single image, or pairs without a partner.
@@ -83,6 +90,7 @@ class PretrainingDataset(Dataset[Draw]):
         self.mask_probability = mask_probability
         self.vocab_size = vocab_size
         self.seed = seed
+        self.tag_position, self.unk_token_id = tag_position, unk_token_id
         sizes = np.diff(rows.mixture.starts)
         passes = np.array([1.0 if one_pass else share.passes for share in rows.mixture.shares])
         # A corpus that is not empty gives an item at least.
@@ -103,7 +111,7 @@ class PretrainingDataset(Dataset[Draw]):
             raise UserError(
                 f"data.paired=true takes rows of two corpora or more, and {wrong}: add rows, or leave it out."
             )
-        if not size or self.variant == "matched":
+        if not size or self.variant in WITHOUT_CONTRAST:
             return pool, options, None
         images, where = rows.images[pool.start : pool.end], "the split" if alone else f"{file}"
         if (images == images[0]).all():
@@ -158,6 +166,17 @@ class PretrainingDataset(Dataset[Draw]):
         generator = np.random.default_rng((self.seed, epoch, first))
         wanted = np.array([(draw.index, draw.epoch) for draw in items], dtype=np.int64)
         rows = self.row_of(wanted[:, 0], wanted[:, 1])
+        if self.variant == VIVO:
+            batch = tag_sets(
+                rows,
+                self.rows,
+                generator,
+                mask_probability=self.mask_probability,
+                position=self.tag_position,
+                words=self.vocab_size,
+                unk_token_id=self.unk_token_id,
+            )
+            return replace(batch, loss_weights=self._weights_of(rows))
         triplets = self._triplets(rows, generator)
         tokens = assemble_pairs(
             self.rows.texts(triplets.first_rows, np.zeros_like(triplets.first_rows)),
@@ -220,6 +239,10 @@ class PretrainingDataset(Dataset[Draw]):
         draws = draws._replace(rows=draws.rows + pool.start)  # answers are rows of the mixture already
         return mismatch(rows, draws, options, self.num_pair_classes, self.rows.image_of, self.rows.has_second)
 
+    def _weights_of(self, rows: np.ndarray) -> torch.Tensor | None:
+        """(n,) float32; None where all are 1."""
+        return None if self._weights is None else torch.from_numpy(self._weights[self.rows.mixture.corpus_of(rows)])
+
     def _triplets(self, rows: np.ndarray, generator: np.random.Generator) -> Triplets:
         if self.variant == "matched":
             return Triplets.matched(rows)
@@ -260,12 +283,13 @@ class PretrainingDataModule(RegionDataModule):
     use. A corpus with a mode of its own draws wrong texts from itself; those without draw from each other.
 
     Args:
-        variant: `oscar`, `mmf` or `matched`, see `PretrainingDataset`.
+        variant: `oscar`, `mmf`, `matched` or `vivo`, see `PretrainingDataset`.
         textb_sample_mode, texta_false_prob, mask_loss_for_unmatched: see `PairOptions`.
         mask_probability: share of the tokens that are hidden.
         index_workers: processes that index a corpus file.
         paired: every training batch has `batch_size` rows of each corpus of the list, which draw wrong texts from
             themselves, and the loss is the sum of each one's loss times its weight (published `extra_dataset_file`).
+        tag_position: of the variant vivo, the position of the first tag.
         corpus: `{from: YAML, to: FOLDER, validation_share: SHARE}`: the published corpus that the folder is made of
             where a split in use lies there, and it does not exist; see `make_published_corpus`.
         shared: see `RegionDataArguments`.
@@ -281,6 +305,7 @@ class PretrainingDataModule(RegionDataModule):
         mask_probability: float,
         index_workers: int,
         paired: bool = False,
+        tag_position: int = 0,
         corpus: Mapping[str, Any] | None = None,
         **shared: Unpack[RegionDataArguments],
     ) -> None:
@@ -291,11 +316,14 @@ class PretrainingDataModule(RegionDataModule):
             raise UserError(f"data.mask_probability is {mask_probability}: give a share from 0 to 1.")
         if shared["max_tokens"] < 4:
             raise UserError(f"data.max_tokens is {shared['max_tokens']}: a pair of texts takes 5 tokens at least.")
+        if tag_position < 0:
+            raise UserError(f"data.tag_position is {tag_position}: give the position of the first tag, from 0.")
         self.variant = variant
         self.pair_options = PairOptions(textb_sample_mode, texta_false_prob, mask_loss_for_unmatched)
         self.mask_probability = mask_probability
         self.index_workers = index_workers
         self.paired = paired
+        self.tag_position = tag_position
         self._tags_given = False  # by a corpus
         self.corpus = None if corpus is None else checked_entry(corpus, "data.corpus", ("from", "to"), (SHARE,))
 
@@ -317,7 +345,11 @@ class PretrainingDataModule(RegionDataModule):
         for entry in self.corpora_of(split):
             for file in entry.files:
                 corpus = ensure_index(file, self.tokenizer, self.index_workers)
-                self._check_tags(corpus)
+                if self.variant == VIVO:
+                    self._tags_given |= bool(corpus.facts.tags)
+                    check_tag_words(corpus, self.tokenizer)
+                else:
+                    self._check_tags(corpus)
                 shares.append(CorpusShare(corpus, *entry[1:]))
         return Mixture.of(shares)
 
@@ -326,8 +358,9 @@ class PretrainingDataModule(RegionDataModule):
         return records.positions_in(self.store)
 
     def make_dataset(self, records: Mixture, images: np.ndarray, stage: str) -> PretrainingDataset:
+        rows = CorpusRows(records, images, self.region_text)
         return PretrainingDataset(
-            CorpusRows(records, images, self.region_text),
+            tagged_rows(rows) if self.variant == VIVO else rows,
             options=self.pair_options,
             variant=self.variant,
             mask_probability=self.mask_probability,
@@ -335,6 +368,8 @@ class PretrainingDataModule(RegionDataModule):
             seed=self.seed,
             one_pass=stage != "train",
             paired=self.paired and stage == "train",
+            tag_position=self.tag_position,
+            unk_token_id=self.tokenizer.unk_token_id,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -354,6 +389,11 @@ class PretrainingDataModule(RegionDataModule):
 
     def _check_tags(self, corpus: Corpus) -> None:
         """Tags should be classes of the store, which all other tasks see; UserError if not one of them is."""
+        if alone := corpus.facts.kinds.get(RowKind.TAGS_ALONE.name.lower(), 0):
+            raise UserError(
+                f"{corpus.source} has {alone:,} rows of tags without a text: pass data.variant=vivo, which learns from "
+                "such, or give them texts."
+            )
         self._tags_given |= bool(corpus.facts.tags)
         given, classes = corpus.facts.tags, {name.lower() for name in self.store.label_map.classes}
         untagged = corpus.facts.kinds.get(RowKind.STORE_TAGS.name.lower(), 0)

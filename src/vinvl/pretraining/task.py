@@ -20,7 +20,7 @@ from vinvl.models.pretraining import (
     contrastive_losses,
     masked_token_losses,
 )
-from vinvl.pretraining.data import VARIANTS, PretrainingDataModule
+from vinvl.pretraining.data import VARIANTS, VIVO, WITHOUT_CONTRAST, PretrainingDataModule
 from vinvl.run.errors import UserError
 from vinvl.task import TaskArguments, VinVLTask
 
@@ -155,7 +155,7 @@ class PretrainingTask(VinVLTask):
 
     The data say by labels and masks which loss sees a row (`PretrainingDataset`): with data.variant=oscar, as in Oscar
     and Oscar+, both see each; with mmf, as in MMF, each loss has rows of its own, in one batch, for rows are
-    independent; with matched there is no contrast.
+    independent; with matched and vivo there is no contrast.
 
     The loss is the sum of the two means over the batch of a rank, as published; rows count by `Batch.loss_weights`.
     The headline, `mean_accuracy`, is the mean of the masked-token accuracy and the contrastive accuracy, both over the
@@ -167,8 +167,12 @@ class PretrainingTask(VinVLTask):
     headline = "mean_accuracy"
     model: VinVLForPreTraining
 
-    def __init__(self, *, variant: str, num_pair_classes: int, **shared: Unpack[TaskArguments]) -> None:
+    def __init__(
+        self, *, variant: str, num_pair_classes: int, match_tags: bool = True, **shared: Unpack[TaskArguments]
+    ) -> None:
         """`variant` and `num_pair_classes` are those of the data; `shared`: see `VinVLTask`.
+
+        match_tags: with the variant vivo, hidden tags are guessed as a set; False: in the order in which they stand.
 
         Raises:
             UserError: values that nobody published.
@@ -177,10 +181,11 @@ class PretrainingTask(VinVLTask):
             raise UserError(f"data.variant is {variant!r}; choose one of {', '.join(VARIANTS)}.")
         if num_pair_classes not in CONTRAST_CLASSES:
             raise UserError(f"The contrast has {num_pair_classes} classes; data make it 2 (Oscar) or 3 (Oscar+).")
-        own = {"variant": variant, "num_pair_classes": num_pair_classes}
+        own = {"variant": variant, "num_pair_classes": num_pair_classes, "match_tags": match_tags}
         shared["model_config"] = {**shared["model_config"], "num_labels": num_pair_classes}
         super().__init__(own, **shared)
         self.variant = variant
+        self.match_tags = match_tags and variant == VIVO
         self.class_names = CONTRAST_CLASSES[num_pair_classes]
         self.masked_tokens = GroupedAccuracy(len(TOKEN_KINDS))
         self.pairs = GroupedAccuracy(num_pair_classes)
@@ -207,11 +212,22 @@ class PretrainingTask(VinVLTask):
                 f"{len(self.class_names)}: pass data.texta_false_prob as it was in training."
             )
 
+    def positions_needed(self, datamodule: PretrainingDataModule) -> int:
+        """Those of the longest text, wherever tags without a text begin."""
+        begin = datamodule.tag_position if self.variant == VIVO else 0
+        return begin + super().positions_needed(datamodule)
+
     def guess(self, batch: Batch, row_weights: Tensor | None = None) -> PretrainingOutput:
         """The model's guesses and losses on a batch."""
-        hidden = {"masked_positions": batch.masked_positions, "masked_ids": batch.labels}
-        labels = self.pair_labels(batch)
-        output: PretrainingOutput = self.model(**batch.inputs(), **hidden, pair_labels=labels, row_weights=row_weights)
+        output: PretrainingOutput = self.model(
+            **batch.inputs(),
+            position_ids=batch.position_ids,
+            masked_positions=batch.masked_positions,
+            masked_ids=batch.labels,
+            pair_labels=self.pair_labels(batch),
+            row_weights=row_weights,
+            match_tags=self.match_tags,
+        )
         return output
 
     def pair_labels(self, batch: Batch) -> Tensor:
@@ -233,20 +249,19 @@ class PretrainingTask(VinVLTask):
         return masked + contrastive
 
     def evaluate_batch(self, batch: Batch) -> None:
-        assert batch.labels is not None
         output = self.guess(batch)
-        assert output.logits is not None and output.pair_logits is not None
+        assert output.logits is not None and output.pair_logits is not None and output.masked_ids is not None
         self._count(output, batch, self.masked_tokens, self.pairs)
-        self.masked_loss.update(masked_token_losses(output.logits, batch.labels))
+        self.masked_loss.update(masked_token_losses(output.logits, output.masked_ids))
         labels = self.pair_labels(batch)
         self.contrastive_loss.update(contrastive_losses(output.pair_logits, labels)[labels != NO_PAIR_LABEL])
 
     @torch.no_grad()
     def _count(self, output: PretrainingOutput, batch: Batch, tokens: GroupedAccuracy, pairs: GroupedAccuracy) -> None:
         words, classes, places = output.logits, output.pair_logits, output.masked_places
-        assert words is not None and classes is not None and places is not None and batch.labels is not None
+        assert words is not None and classes is not None and places is not None and output.masked_ids is not None
         kinds = batch.token_type_ids.flatten()[places]
-        tokens.update(torch.eq(words.argmax(dim=-1), batch.labels), kinds)
+        tokens.update(torch.eq(words.argmax(dim=-1), output.masked_ids), kinds)
         labels = self.pair_labels(batch)
         pairs.update(torch.eq(classes.argmax(dim=-1), labels), labels)
 
@@ -255,7 +270,7 @@ class PretrainingTask(VinVLTask):
         overall, groups = tokens.compute()
         named = {"masked_accuracy": overall}
         named |= {f"masked_accuracy/{name}": value for name, value in zip(TOKEN_KINDS, groups, strict=True)}
-        if self.variant == "matched":
+        if self.variant in WITHOUT_CONTRAST:
             return named
         overall, groups = pairs.compute()
         named["contrastive_accuracy"] = overall
