@@ -1,4 +1,4 @@
-"""VIVO by the doors: pre-trained, evaluated, killed and resumed, exported by published names; captions start from it."""
+"""VIVO by the doors: pre-trained, evaluated, killed and resumed, exported; captions start from it."""
 
 import signal
 from pathlib import Path
