@@ -134,7 +134,7 @@ def test_long_texts_are_cut_where_no_model_looks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ('{"image_id": 1}', "line 3 is no row .*`text`"),
+        ('{"image_id": 1}', "line 3 has no text, and no tags"),
         ('{"image_id": 1, "text": "  "}', "line 3 has an empty text"),
         ('{"text": "a dog"}', "line 3 is no row .*`image_id`"),
         ('{"image_id": 1, "text": "a dog", "tags": "cat"}', r"line 3 is no row .*`str` - at `\$\.tags`"),
