@@ -220,7 +220,7 @@ OTHER_TAGS = [{**GOOD, "tags": ["aardvark", "zebra"]}, {**GOOD, "tags": ["zebra"
 @pytest.mark.parametrize(
     ("rows", "settings", "sentence"),
     [
-        ([GOOD, {"image_id": 2}], {}, r"train\.jsonl line 2 is no row .*`text`"),
+        ([GOOD, {"image_id": 2}], {}, r"train\.jsonl line 2 has no text, and no tags"),
         ([], {}, r"train\.jsonl holds no rows"),
         (
             [GOOD, STRANGER], {"on_missing": "error"},
