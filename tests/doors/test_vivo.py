@@ -12,7 +12,6 @@ from tests.run.struck import Kill
 from tests.run.survival_runs import KILLED, PRETRAINING, assert_same_run, run, write_corpora
 from vinvl.run.checkpoint import read_checkpoint
 
-pytest.importorskip("scipy.optimize")
 pytestmark = pytest.mark.slow
 VIVO = ["experiment=demo_vivo", *TINY, "data.batch_size=8", "trainer.max_epochs=2", "data.num_workers=0"]
 

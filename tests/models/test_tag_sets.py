@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from vinvl.models import VinVLConfig, VinVLForPreTraining
 from vinvl.models.tag_sets import matched_tags, tag_set_loss
 
-pytest.importorskip("scipy.optimize")
 torch.set_num_threads(1)
 WORDS = 9
 

@@ -27,7 +27,6 @@ from vinvl.pretraining.data import PretrainingDataset
 from vinvl.pretraining.vivo import chosen
 from vinvl.run.errors import UserError
 
-pytest.importorskip("scipy.optimize")
 TAGS = (["cat"], ["dog", "tree"], ["pizza", "umbrella", "park", "ball", "traffic light"])
 
 
