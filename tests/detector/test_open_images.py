@@ -92,7 +92,7 @@ def test_pictures_with_their_boxes_then_those_without(folder: Path, capsys: pyte
 @pytest.mark.parametrize("block", [120, 200, 400])
 def test_blocks_may_end_within_a_picture(folder: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     whole = read(folder)[1]
-    monkeypatch.setattr(open_images, "BLOCK_BYTES", block)
+    monkeypatch.setattr("vinvl.data.open_images.BLOCK_BYTES", block)
     monkeypatch.setattr(open_images, "BLOCK", 1)
     for one, other in zip(whole, read(folder)[1], strict=True):
         assert one.image_id == other.image_id and one.boxes.tolist() == other.boxes.tolist()
