@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from tests.demo.samples import named, sampled, yes_no
-from vinvl.demo.files import TYPES, gqa_id, gqa_records, without_answers
+from vinvl.demo.gqa import TYPES, choices, gqa_id, gqa_records, scene_graphs, without_answers
 from vinvl.demo.questions import Question, ask, gqa_only_families, question_families
-from vinvl.demo.scene import COLOURS, SHAPES, Scene
+from vinvl.demo.scene import COLOURS, SHAPES, Scene, sample_scene
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,37 @@ def test_numbers_of_own_and_added_questions_do_not_meet() -> None:
     own = [Question(number=number, kind="existence", family="exists_shape", **common) for number in (0, 998)]
     added = [Question(number=number, kind="logical", family="exists_both", **common) for number in (0, 2)]
     counting = Question(number=3, kind="count", family="count_shape", **common)
-    records = gqa_records([*own, *added, counting])
+    records = gqa_records([*own, *added, counting], [sample_scene(300_001, np.random.default_rng(0))])
     assert list(records) == ["3000010000", "3000010998", "3000011000", "3000011002"]
     assert list(records) == [gqa_id(question) for question in (*own, *added)]
     assert list(without_answers(records)) == list(records)
+
+
+def test_what_the_official_metrics_need_is_true(scenes: list[Scene], gqa_only: list[Question]) -> None:
+    everything = [*ask(scenes, 10, np.random.default_rng(2), question_families()), *gqa_only]
+    records = cast(Any, gqa_records(everything, scenes))
+    offered, graphs = cast(Any, choices(everything, scenes)), cast(Any, scene_graphs(scenes))
+    assert records.keys() == offered.keys() and len(graphs) == len(scenes)
+    seen: Counter[str] = Counter()
+    for own_id, one in records.items():
+        assert one["answer"] in offered[own_id]["valid"] and one["answer"] in offered[own_id]["plausible"]
+        for other in one["entailed"]:
+            assert records[other]["answer"] == "yes" and records[other]["imageId"] == one["imageId"]
+        words = re.sub(r"[?,]", "", one["question"]).split()
+        for place, own_name in one["annotations"]["question"].items():
+            first, _, last = place.partition(":")
+            phrase = " ".join(words[int(first) : int(last or int(first) + 1)])
+            (thing,) = named(scenes[int(one["imageId"])], phrase)
+            box = graphs[one["imageId"]]["objects"][own_name]
+            assert (box["name"], box["attributes"][0]) == (thing.shape, thing.colour)
+            assert abs(box["x"] + box["w"] / 2 - thing.x) <= 1 and abs(box["y"] + box["h"] / 2 - thing.y) <= 1
+        for place, own_name in one["annotations"]["fullAnswer"].items():
+            box = graphs[one["imageId"]]["objects"][own_name]
+            assert one["fullAnswer"].split()[int(place)] in (box["name"], box["attributes"][0])
+        seen["implausible"] += len(offered[own_id]["plausible"]) < len(offered[own_id]["valid"])
+        seen.update(key for key, value in (*one["annotations"].items(), ("entailed", one["entailed"])) if value)
+        seen[f"steps {len(one['semantic'])}"] += 1
+    assert all(seen[key] > 100 for key in ("implausible", "question", "answer", "fullAnswer", "entailed"))
+    assert {"steps 1", "steps 2", "steps 3"} <= seen.keys()
+    hidden = without_answers(records)
+    assert all(not {"annotations", "entailed", "answer"} & one.keys() for one in hidden.values())

@@ -173,10 +173,18 @@ class TestGQA:
         # Balanced questions alone, by the official rule.
         assert found["accuracy"] != scores(tmp_path / "eval")["accuracy/overall"]
 
-    def test_without_the_files_there_is_what_questions_tell(self, gqa: tuple[Path, str]) -> None:
-        names = {name for name in scores(gqa[0]) if name.startswith("official/")}
-        assert {"official/accuracy", "official/distribution"} <= names
-        assert not names & {f"official/{name}" for name in ("validity", "plausibility", "grounding")}
+    def test_without_the_files_there_is_what_questions_tell(
+        self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path
+    ) -> None:
+        nothing = ["data.choices.testdev=none.json", "data.scene_graphs.testdev=none.json", "trainer.accelerator=cpu"]
+        run_in_process("evaluate", demo_data, tmp_path / "eval", checkpoint(gqa[0]), *nothing)
+        found, before = (
+            {n: x for n, x in scores(run).items() if "official/" in n} for run in (tmp_path / "eval", gqa[0])
+        )
+        of_files = {f"official/{name}" for name in ("validity", "plausibility", "grounding")}
+        assert {"official/accuracy", "official/distribution", "official/consistency"} <= found.keys()
+        assert found.keys() == before.keys() - of_files and of_files <= before.keys()
+        assert found == {name: before[name] for name in found}
 
     def test_official_files_that_are_wrong_are_told_before_the_evaluation(
         self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path

@@ -83,7 +83,7 @@ def test_a_row_does_not_depend_on_the_padding_of_its_batch(
     torch.testing.assert_close(logits, alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "packed"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "packed"])
 @torch.no_grad()
 def test_recorded_attention_is_that_of_the_plain_way(attention: str) -> None:
     """Of the first position in the last layer, and of nothing after it is asked for no more."""

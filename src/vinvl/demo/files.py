@@ -1,4 +1,4 @@
-"""What the files of a demo world hold: its content in the layouts of VQA v2, GQA, NLVR2, COCO, Karpathy and NoCaps."""
+"""What the files of a demo world hold: its content in the layouts of VQA v2, NLVR2, COCO, Karpathy and NoCaps."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from vinvl.demo.questions import Question, gqa_only_families, human_answers, most_common_answer
-from vinvl.demo.scene import ATTRIBUTES, CLASSES, COLOURS, SHAPES, Scene
+from vinvl.demo.questions import Question, human_answers, most_common_answer
+from vinvl.demo.scene import ATTRIBUTES, CLASSES, Scene
 from vinvl.demo.sentences import Statement, describe_shape
 
 Record = dict[str, object]
@@ -60,65 +60,6 @@ def vqa_files(questions: Sequence[Question], annotations: list[Record], split: s
     header = {"info": INFO, "data_type": "mscoco", "data_subtype": f"{split}2014", "license": LICENSE}
     entries = [{"image_id": one.image_id, "question": one.text, "question_id": question_id(one)} for one in questions]
     return {**header, "task_type": "Open-Ended", "questions": entries}, {**header, "annotations": annotations}
-
-
-# GQA: the world's own questions, without counting, and kinds that only GQA has.
-
-FIRST_GQA_ONLY_NUMBER = 1000  # above every number of the world's own questions
-_OF_TYPE = {  # GQA's structural and semantic type → families; counting is missing, as in GQA
-    ("verify", "obj"): "exists_shape exists_colour",
-    ("verify", "attr"): "is_colour",
-    ("verify", "rel"): "is_left is_right is_above is_below",
-    ("compare", "obj"): "more_shapes",
-    ("compare", "attr"): "larger",
-    ("query", "attr"): "colour_of",
-    ("query", "cat"): "shape_of",
-    ("query", "rel"): "shape_left shape_right shape_above shape_below",
-    ("query", "global"): "most_colour most_shape",
-    ("choose", "attr"): "choose_colour",
-    ("choose", "cat"): "choose_shape",
-    ("logical", "obj"): "exists_both exists_either",
-}
-TYPES = {family: types for types, families in _OF_TYPE.items() for family in families.split()}
-ANSWER_GROUPS = {"color": tuple(COLOURS), "shape": SHAPES}  # GQA's `groups.global`; null for yes and no
-_GQA_ONLY_NAMES = frozenset(family.name for family in gqa_only_families())
-
-
-def gqa_records(questions: Iterable[Question]) -> dict[str, Record]:
-    """Question id → record with all keys of GQA's balanced question files, but for questions that count."""
-    return {gqa_id(question): _gqa_record(question) for question in questions if question.family in TYPES}
-
-
-def without_answers(records: dict[str, Record]) -> dict[str, Record]:
-    """The records as GQA's submission file has them: nothing in them gives the answer."""
-    # The group names what kind of answer is right, so it goes as well.
-    hidden = {"answer", "fullAnswer", "groups"}
-    return {number: {key: one[key] for key in one if key not in hidden} for number, one in records.items()}
-
-
-def gqa_id(question: Question) -> str:
-    """A number as text: image id, then four digits that number the question within the picture."""
-    first = FIRST_GQA_ONLY_NUMBER if question.family in _GQA_ONLY_NAMES else 0
-    return str(question.image_id * 10_000 + first + question.number)
-
-
-def _gqa_record(question: Question) -> Record:
-    structural, semantic = TYPES[question.family]
-    group = next((name for name, words in ANSWER_GROUPS.items() if question.answer in words), None)
-    return {
-        "semantic": [],
-        "entailed": [],
-        "equivalent": [gqa_id(question)],
-        "question": question.text,
-        "imageId": str(question.image_id),
-        "isBalanced": True,
-        "groups": {"global": group, "local": question.family},
-        "answer": question.answer,
-        "semanticStr": "",
-        "annotations": {"answer": {}, "question": {}, "fullAnswer": {}},
-        "types": {"detailed": question.family, "semantic": semantic, "structural": structural},
-        "fullAnswer": f"the answer is {question.answer}",
-    }
 
 
 # NLVR2.

@@ -14,7 +14,7 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 
-from vinvl.demo import files, questions, scene, sentences
+from vinvl.demo import files, gqa, questions, scene, sentences
 from vinvl.demo.files import CaptionedImage, image_file_name
 from vinvl.demo.questions import Question
 from vinvl.demo.scene import CLASSES, Scene
@@ -26,7 +26,7 @@ from vinvl.run.lines import Pool
 
 MARKER = "demo_world.json"
 GENERATOR = "vinvl demo world"
-VERSION = 6  # raise it whenever the same seed would give other files
+VERSION = 7  # raise it whenever the same seed would give other files
 # Not part of the world, but made from it on the first training: answer vocabularies, the pre-training corpus, and the
 # annotations for a detector.
 MADE_LATER = frozenset({"answers.json", "gqa_answers.json", "pretraining", "detection"})
@@ -128,6 +128,12 @@ class DemoWorld:
     def gqa(self, split: str) -> Path:  # GQA question JSON with answers: test is GQA's testdev
         return self.folder / f"gqa_{GQA_SPLITS[split]}_balanced_questions.json"
 
+    def gqa_choices(self, split: str) -> Path:  # GQA's valid and plausible answers to each question
+        return self.folder / f"gqa_{GQA_SPLITS[split]}_choices.json"
+
+    def gqa_scene_graphs(self, split: str) -> Path:  # GQA's objects of each picture
+        return self.folder / f"gqa_{GQA_SPLITS[split]}_sceneGraphs.json"
+
     def pretraining_corpus(self, split: str) -> Path:  # JSONL; made on the first pre-training
         return self.folder / "pretraining" / f"{split}.jsonl"
 
@@ -139,8 +145,9 @@ class DemoWorld:
 
     def top_level_names(self) -> set[str]:
         """Names of all files and folders that may be in the folder of a demo world."""
-        files = (self.questions, self.annotations, self.store, self.captions, self.scenes, self.nlvr2, self.gqa)
-        names = {file(split).name for file in files for split in SPLITS}
+        files = (self.questions, self.annotations, self.store, self.captions, self.scenes, self.nlvr2)
+        of_gqa = (self.gqa, self.gqa_choices, self.gqa_scene_graphs)
+        names = {file(split).name for file in (*files, *of_gqa) for split in SPLITS}
         names |= {path.name for path in (self.gqa_submission, self.karpathy, self.nocaps_train, self.nocaps_val)}
         return names | {self.images.name, self.tokenizer.name, MARKER} | MADE_LATER
 
@@ -261,10 +268,12 @@ def _write_split(
     _write_json(world.captions(split), files.coco_captions(records, whole.captions))
     _write_json(world.scenes(split), {"scenes": [asdict(one) for one in whole.scenes]})
     everything = [*whole.questions, *whole.gqa_only]
-    of_gqa = files.gqa_records(everything)
+    of_gqa = gqa.gqa_records(everything, whole.scenes)
     _write_json(world.gqa(split), of_gqa)
+    _write_json(world.gqa_choices(split), gqa.choices(everything, whole.scenes))
+    _write_json(world.gqa_scene_graphs(split), gqa.scene_graphs(whole.scenes))
     if split == "test":
-        _write_json(world.gqa_submission, files.without_answers(of_gqa))
+        _write_json(world.gqa_submission, gqa.without_answers(of_gqa))
     # As many statements as there are pictures, so four times as many pairs.
     rng = np.random.default_rng([seed, FIRST_IMAGE_IDS[split], STATEMENT_STREAM])
     statements = sentences.state(whole.scenes, len(whole.scenes), rng)

@@ -127,6 +127,8 @@ class VinVLSelfAttention(BertSelfAttention):
         )
         if attention_record is not None:
             attention_record.append(weights)
+        if self.first_attended is not None and weights is not None:
+            self.first_attended.append(weights[:, :, 0].detach().float())
         return context, weights
 
     @staticmethod
@@ -374,7 +376,7 @@ class VinVLModel(BertPreTrainedModel):
     def recorded_attention(self) -> Iterator[list[Tensor]]:
         """What the first position attends to in the last layer, (B, heads, S) float32, of each batch within it.
 
-        Of forward passes with `only_first`, but those of "eager" attention, which returns its weights.
+        Of forward passes with `only_first`, and all of "eager" attention.
         """
         last: Any = self.encoder.layer[-1]
         recorded: list[Tensor] = []
