@@ -176,7 +176,11 @@ class TestGQA:
     def test_without_the_files_there_is_what_questions_tell(
         self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path
     ) -> None:
-        nothing = ["data.choices.testdev=none.json", "data.scene_graphs.testdev=none.json", "trainer.accelerator=cpu"]
+        nothing = [
+            "++data.choices.testdev=none.json",
+            "++data.scene_graphs.testdev=none.json",
+            "trainer.accelerator=cpu",
+        ]
         run_in_process("evaluate", demo_data, tmp_path / "eval", checkpoint(gqa[0]), *nothing)
         found, before = (
             {n: x for n, x in scores(run).items() if "official/" in n} for run in (tmp_path / "eval", gqa[0])
