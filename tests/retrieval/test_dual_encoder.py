@@ -115,7 +115,9 @@ def test_products_are_of_the_images_and_captions_of_a_fold(candidates: Retrieval
     assert cheap.what == vector_products(images.copy(), captions).what != vector_products(images + 1, captions).what
 
 
-def test_it_learns_to_choose_as_the_model(model: VinVLForAnswering, pairs: RetrievalPairs) -> None:
+def test_it_learns_to_choose_as_the_model(
+    model: VinVLForAnswering, pairs: RetrievalPairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scorer = PairScorer(model, pairs.region_text.special, 70, 64)
     before, state = model.state_dict(), torch.get_rng_state()
     kept = {name: tensor.clone() for name, tensor in before.items()}
@@ -140,6 +142,12 @@ def test_it_learns_to_choose_as_the_model(model: VinVLForAnswering, pairs: Retri
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in kept.items())
     again = trained(40).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in student.state_dict().items())
+    of_model = loss(student)
+    score = scorer.score
+    monkeypatch.setattr(scorer, "score", lambda *given: torch.zeros_like(score(*given)))
+    of_nobody = trained(40)
+    monkeypatch.undo()
+    assert of_model < 0.7 * loss(of_nobody)  # of a model that finds all pairs alike
 
 
 def test_the_loss_is_nothing_where_the_choices_are_the_same() -> None:
