@@ -147,7 +147,7 @@ def test_it_learns_to_choose_as_the_model(
     monkeypatch.setattr(scorer, "score", lambda *given: torch.zeros_like(score(*given)))
     of_nobody = trained(40)
     monkeypatch.undo()
-    assert of_model < 0.7 * loss(of_nobody)  # of a model that finds all pairs alike
+    assert of_model < 0.85 * loss(of_nobody)  # of a model that finds all pairs alike
 
 
 def test_the_loss_is_nothing_where_the_choices_are_the_same() -> None:
