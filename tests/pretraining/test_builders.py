@@ -82,6 +82,34 @@ def test_images_are_called_as_a_list_says(tmp_path: Path) -> None:
     assert [image for image, *_ in rows] == ["googlecc_x", "googlecc_y"]
 
 
+def test_an_address_goes_before_a_row_number(tmp_path: Path) -> None:
+    files = every_kind(tmp_path / "raw", [3, 4])["conceptual_captions"]
+    ids = write(tmp_path / "ids.tsv", "http://a.b/2.jpg?x=1\tby_address\n1\tby_row\n0\tfirst\n")
+    _, rows = made("conceptual_captions", files, tmp_path / "out", ids=ids)
+    assert [image for image, *_ in rows] == ["googlecc_first", "googlecc_by_address"]
+
+
+def test_one_full_stop_of_an_answer_is_dropped(tmp_path: Path) -> None:
+    qas = [
+        {"qa_id": n, "question": "where?", "answer": text} for n, text in enumerate(("In the U.S..", "Wait...", "."))
+    ]
+    done, rows = made("vg_qa", [write(tmp_path / "qa.json", [{"id": 1, "qas": qas}])], tmp_path / "out")
+    assert [answer for *_, answer in rows] == ["In the U.S.", "Wait.."] and done.left_out == {"without an answer": 1}
+
+
+def test_sentences_without_ids_are_numbered(tmp_path: Path) -> None:
+    said = {"split": "train", "filename": "5.jpg", "sentences": [{"raw": "one"}, {"raw": "two"}]}
+    made("flickr30k", [write(tmp_path / "dataset.json", {"images": [said]})], tmp_path / "out")
+    rows = rows_of(tmp_path / "out" / "train" / "flickr30k.jsonl")
+    assert [row["id"] for row in rows] == ["flickr30k_5#0", "flickr30k_5#1"]
+
+
+def test_lines_whose_keys_have_one_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vinvl.pretraining.builders.hash", lambda key: 1, raising=False)
+    table = LineTable(write(tmp_path / "one.tsv", "a\t1\n"), lambda line, place: line.decode().partition("\t")[0])
+    assert table.find("a") == b"a\t1\n" and table.find("b") is None
+
+
 def test_tags_from_a_file(tmp_path: Path) -> None:
     files = every_kind(tmp_path / "raw", [3, 4])["open_images"]
     tags = write(tmp_path / "tags.jsonl", '{"image_id": "3", "tags": ["Circle", " "], "text": "Circle"}\n')
