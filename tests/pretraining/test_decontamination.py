@@ -55,6 +55,7 @@ def test_every_name_has_its_own_key(name: str, prefix: str) -> None:
 
 def test_addresses() -> None:
     assert "flickr:4385058960" in keys_of_address("http://static.flickr.com/2723/4385058960_b0f291553e.jpg")
+    assert keys_of_address("http://a.b/4385058960_b0f291553e.jpg") == ["url:a.b/4385058960_b0f291553e.jpg"]
     assert "vg:51" in keys_of_address("https://cs.stanford.edu/people/rak248/VG_100K_2/51.jpg")
     assert "coco:7" in keys_of_address("http://images.cocodataset.org/val2017/000000000007.jpg")
     assert keys_of_address("https://www.a.b/51.jpg") == keys_of_address("http://a.b/51.jpg") == ["url:a.b/51.jpg"]
