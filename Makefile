@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-detector-recipe demo-images demo-features train evaluate predict test lint docs bench bench-gpu clean
+.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-detector-recipe demo-images demo-features demo-vivo train evaluate predict test lint docs bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,10 @@ demo: $(STAMP)  ## generate the demo world, train and evaluate VQA on it, print 
 demo-all: $(STAMP)  ## train every task briefly on the demo world, print one table
 	$(BIN)/python scripts/demo_all.py $(ARGS)
 
-demo-pretrain: $(STAMP)  ## pre-train on the demo world, fine-tune VQA with and without it, print one table
+demo-predemo-vivo: $(STAMP)  ## objects that no caption names, with and without VIVO pre-training, over three seeds: one table
+	$(BIN)/python scripts/demo_vivo.py $(ARGS)
+
+train: $(STAMP)  ## pre-train on the demo world, fine-tune VQA with and without it, print one table
 	$(BIN)/python -m vinvl.pretrain_finetune --multirun objective=none,three_way $(ARGS)
 
 demo-ablation: $(STAMP)  ## compare four pre-training objectives, with and without tags: pre-train, fine-tune, print one table

@@ -69,6 +69,27 @@ def test_fields_of_a_batch(tmp_path: Path) -> None:
     assert not torch.equal(other.input_ids, batch.input_ids)
 
 
+@pytest.mark.parametrize(("share", "most"), [(0.15, 15), (1.0, 15), (1.0, 7)])
+def test_hidden_tags_stand_as_words_of_captions(tmp_path: Path, share: float, most: int) -> None:
+    """In segment 0, at random places, without the tags that are not hidden; never beyond the longest text."""
+    module = data_of(tmp_path, tag_rows(), tags_as_words=True, mask_probability=share, max_tokens=most)
+    batch = module.datasets["train"].collate(draws(range(9)))
+    assert not batch.token_type_ids.any()
+    is_token, starts = batch.attention_mask[:, : batch.input_ids.shape[1]].bool(), set()
+    labels = batch.labels.split(batch.masked_positions.sum(dim=1).tolist())
+    for row, tags in enumerate(TAGS * 3):
+        there, count = plain(" ".join(tags))[: most - 1], len(labels[row])
+        assert count == max(round(share * len(there)), 1)
+        assert sorted(there) == sorted(labels[row].tolist()) if share == 1 else set(labels[row].tolist()) <= set(there)
+        assert is_token[row].tolist() == [True] * (count + 1) + [False] * (len(is_token[row]) - count - 1)
+        assert batch.masked_positions[row, :count].all() and batch.input_ids[row, count] == SPECIAL.sep_token_id
+        start = int(batch.position_ids[row, 0])
+        assert batch.position_ids[row, : count + 1].tolist() == list(range(start, start + count + 1))
+        assert start + count < most
+        starts.add(start)
+    assert len(starts) > 1
+
+
 @given(st.lists(st.integers(1, 14), min_size=1, max_size=5), st.floats(0, 1), st.integers(0, 100))
 def test_the_share_is_rounded_and_one_at_least(lengths: list[int], share: float, seed: int) -> None:
     maskable = np.arange(14) < np.array(lengths)[:, None]
@@ -90,6 +111,7 @@ def test_long_sets_are_cut_and_captions_play_no_part(tmp_path: Path) -> None:
     [
         ([{"image_id": 0, "text": "what?", "answer": "cat"}], {}, "no row has any"),
         (tag_rows(), {"use_tags": False}, r"data\.use_tags=false withholds"),
+        (tag_rows(), {"paired": True}, r"leave it out with data\.variant=vivo"),
         (tag_rows(), {"tag_position": -1}, r"data\.tag_position is -1"),
         (tag_rows(), {"variant": "oscar"}, "9 rows of tags without a text: pass data.variant=vivo"),
         ([{"image_id": 0, "tags": ["ᚠ", "ᚢ"]}], {}, "does not know 2 of 2 tags"),

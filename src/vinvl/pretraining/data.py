@@ -68,6 +68,7 @@ class PretrainingDataset(Dataset[Draw]):
         one_pass: bool,
         paired: bool = False,
         tag_position: int = 0,
+        tags_as_words: bool = False,
         unk_token_id: int | None = None,
     ) -> None:
         """
@@ -78,7 +79,7 @@ class PretrainingDataset(Dataset[Draw]):
             one_pass: take every row once, as evaluation does, whatever passes the corpora are given.
             paired: losses are means over each pool's rows of a batch, not over all of its rows, and their sum is
                 weighted: as published for a corpus and an extra one.
-            tag_position, unk_token_id: of the variant vivo, see `tag_sets`.
+            tag_position, tags_as_words, unk_token_id: of the variant vivo, see `tag_sets`.
 
         Raises:
             UserError: mode 2 without questions, contrast over the rows of a single image, or pairs without a partner.
@@ -90,7 +91,7 @@ class PretrainingDataset(Dataset[Draw]):
         self.mask_probability = mask_probability
         self.vocab_size = vocab_size
         self.seed = seed
-        self.tag_position, self.unk_token_id = tag_position, unk_token_id
+        self.tag_position, self.tags_as_words, self.unk_token_id = tag_position, tags_as_words, unk_token_id
         sizes = np.diff(rows.mixture.starts)
         passes = np.array([1.0 if one_pass else share.passes for share in rows.mixture.shares])
         # A corpus that is not empty gives an item at least.
@@ -173,6 +174,7 @@ class PretrainingDataset(Dataset[Draw]):
                 generator,
                 mask_probability=self.mask_probability,
                 position=self.tag_position,
+                as_words=self.tags_as_words,
                 words=self.vocab_size,
                 unk_token_id=self.unk_token_id,
             )
@@ -290,6 +292,7 @@ class PretrainingDataModule(RegionDataModule):
         paired: every training batch has `batch_size` rows of each corpus of the list, which draw wrong texts from
             themselves, and the loss is the sum of each one's loss times its weight (published `extra_dataset_file`).
         tag_position: of the variant vivo, the position of the first tag.
+        tags_as_words: of the variant vivo, hidden tags stand as a caption's hidden words, see `vinvl.pretraining.vivo`.
         corpus: `{from: YAML, to: FOLDER, validation_share: SHARE}`: the published corpus that the folder is made of
             where a split in use lies there, and it does not exist; see `make_published_corpus`.
         shared: see `RegionDataArguments`.
@@ -306,6 +309,7 @@ class PretrainingDataModule(RegionDataModule):
         index_workers: int,
         paired: bool = False,
         tag_position: int = 0,
+        tags_as_words: bool = False,
         corpus: Mapping[str, Any] | None = None,
         **shared: Unpack[RegionDataArguments],
     ) -> None:
@@ -316,6 +320,10 @@ class PretrainingDataModule(RegionDataModule):
             raise UserError(f"data.mask_probability is {mask_probability}: give a share from 0 to 1.")
         if shared["max_tokens"] < 4:
             raise UserError(f"data.max_tokens is {shared['max_tokens']}: a pair of texts takes 5 tokens at least.")
+        if paired and variant == VIVO:
+            raise UserError(
+                "data.paired=true sums the losses of corpora of texts; leave it out with data.variant=vivo."
+            )
         if tag_position < 0:
             raise UserError(f"data.tag_position is {tag_position}: give the position of the first tag, from 0.")
         self.variant = variant
@@ -323,7 +331,7 @@ class PretrainingDataModule(RegionDataModule):
         self.mask_probability = mask_probability
         self.index_workers = index_workers
         self.paired = paired
-        self.tag_position = tag_position
+        self.tag_position, self.tags_as_words = tag_position, tags_as_words
         self._tags_given = False  # by a corpus
         self.corpus = None if corpus is None else checked_entry(corpus, "data.corpus", ("from", "to"), (SHARE,))
 
@@ -369,6 +377,7 @@ class PretrainingDataModule(RegionDataModule):
             one_pass=stage != "train",
             paired=self.paired and stage == "train",
             tag_position=self.tag_position,
+            tags_as_words=self.tags_as_words,
             unk_token_id=self.tokenizer.unk_token_id,
         )
 

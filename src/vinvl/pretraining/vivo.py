@@ -4,6 +4,10 @@ What the encoder sees is `tags [SEP]` and the regions, as the captioning model s
 1, without [CLS], at the positions from `data.tag_position` on. Hidden tags are guessed as a set
 (`vinvl.models.tag_sets`).
 
+With `data.tags_as_words` (not published) hidden tags stand as a caption's hidden words will: in segment 0, at random
+places among the first `max_tokens` positions, and the other tags are left out. A small model, trained briefly,
+otherwise learns what is not among the shown tags, at tags' places alone, and takes nothing of it to captions.
+
 A tag of several pieces is as many tokens: each is hidden by itself, as the paper hides 15 % of the tokens, and each is
 matched by itself. Of an image's tokens the first `max_tokens - 1` are read, and at least one of them is hidden, so
 that every image has a loss; an image's only tag is guessed from its regions alone.
@@ -30,6 +34,7 @@ def tag_sets(
     *,
     mask_probability: float,
     position: int,
+    as_words: bool,
     words: int,
     unk_token_id: int | None,
 ) -> Batch:
@@ -38,6 +43,7 @@ def tag_sets(
     Args:
         mask_probability: the share of an image's tokens that is hidden, rounded, and at least one.
         position: of the first tag.
+        as_words: hidden tags stand as a caption's hidden words do, see the module.
         words: hidden tokens become random ones from 0 … words - 1.
         unk_token_id: what is never hidden, because guessing it teaches nothing.
     """
@@ -49,11 +55,18 @@ def tag_sets(
     true_ids = np.full(is_tag.shape, text.special.pad_token_id, dtype=np.int64)
     true_ids[is_tag] = tags.values[flat_ranges(tags.offsets[:-1], lengths)]
     true_ids[np.arange(len(rows)), lengths] = text.special.sep_token_id
+    hidden = chosen(is_tag & (true_ids != unk_token_id), generator.random(is_tag.shape), mask_probability)
+    starts = np.full(len(rows), position)
+    if as_words:
+        stays = hidden | (place == lengths[:, None])
+        order = np.argsort(~stays, axis=1, kind="stable")[:, : int(stays.sum(axis=1).max())]
+        true_ids, hidden, is_token = (np.take_along_axis(one, order, axis=1) for one in (true_ids, hidden, stays))
+        starts += generator.integers(0, text.limits.max_tokens + 1 - is_token.sum(axis=1))
     input_ids, masked = mask_tokens(
         true_ids,
-        chosen(is_tag & (true_ids != unk_token_id), generator.random(is_tag.shape), mask_probability),
-        generator.random(is_tag.shape),
-        generator.integers(0, words, is_tag.shape),
+        hidden,
+        generator.random(hidden.shape),
+        generator.integers(0, words, hidden.shape),
         text.special.mask_token_id,
         mask_probability=1.0,
     )
@@ -61,12 +74,12 @@ def tag_sets(
     attention_mask = np.concatenate([is_token, np.arange(regions.slots) < regions.stored[:, 1:]], axis=1)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
-        token_type_ids=torch.from_numpy(is_token.astype(np.int64)),
+        token_type_ids=torch.from_numpy((is_token & (not as_words)).astype(np.int64)),
         attention_mask=torch.from_numpy(attention_mask),
         regions=regions,
         labels=torch.from_numpy(true_ids[masked]),
         records=tuple({"index": row} for row in rows.tolist()),
-        position_ids=torch.from_numpy(np.where(is_token, position + place, 0)),
+        position_ids=torch.from_numpy(np.where(is_token, starts[:, None] + np.arange(is_token.shape[1]), 0)),
         masked_positions=torch.from_numpy(masked),
         layout=PackedLayout.of_mask(attention_mask, input_ids.shape[1]),
     )
