@@ -19,7 +19,7 @@ from vinvl.demo.files import NOVEL_SHAPE
 from vinvl.run.progress import print_results
 
 SEEDS = (1, 2, 3)
-FEW = ["trainer.max_epochs=-1", "trainer.max_steps=150", "optim.scheduler.warmup_steps=20"]
+FEW = ["trainer.max_epochs=1", "optim.scheduler.warmup_steps=20"]  # 153 updates
 WORDS = ["experiment=demo_pretraining", "data.variant=matched", "data.use_regions=false", "data.use_tags=false"]
 CAPTIONS = ["experiment=demo_nocaps", "decoding=caption", "decoding.num_beams=1", "data.use_tags=false"]
 CAPTIONS += ["task.options.freeze_embedding=true", "task.options.java_metrics=false", *FEW]
@@ -56,7 +56,7 @@ def cider(domain: str) -> Callable[[Path], float]:
 def table(folder: Path, seeds: tuple[int, ...] = SEEDS) -> list[tuple[str, ...]]:
     """A row per domain and one for the novel shape: means of the seeds without and with VIVO, and each seed's gain."""
     figures = [(domain, "CIDEr", cider(domain)) for domain in ("in-domain", "near-domain", "out-domain")]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for pictures, figure, measure in (*figures, ("all", f"F1 of “{NOVEL_SHAPE}”", novel_f1)):
         without, with_it = ([measure(folder / f"{way}_{seed}") for seed in seeds] for way in ("without", "with"))
         gains = [f"{after - before:+.2f}" for before, after in zip(without, with_it, strict=True)]

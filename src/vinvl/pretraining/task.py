@@ -261,6 +261,8 @@ class PretrainingTask(VinVLTask):
         words, classes, places = output.logits, output.pair_logits, output.masked_places
         assert words is not None and classes is not None and places is not None and output.masked_ids is not None
         kinds = batch.token_type_ids.flatten()[places]
+        if self.variant == VIVO:  # tags, also where captions' words stand
+            kinds = torch.ones_like(kinds)
         tokens.update(torch.eq(words.argmax(dim=-1), output.masked_ids), kinds)
         labels = self.pair_labels(batch)
         pairs.update(torch.eq(classes.argmax(dim=-1), labels), labels)
