@@ -120,6 +120,12 @@ def test_options_of_a_task_are_those_of_its_class() -> None:
     assert held_against("task.options.scst_samples=3", "train", "task=captioning") == "task.options.scst_samples=3"
 
 
+def test_a_split_may_have_official_files_that_no_configuration_names() -> None:
+    assert held_against("data.choices.mine=a.json", "train", "task=gqa") == "+data.choices.mine=a.json"
+    with pytest.raises(UserError, match=r"There is no data\.choice\.mine"):
+        held_against("data.choice.mine=a.json", "train", "task=gqa")
+
+
 @pytest.mark.parametrize(
     ("door", "words", "sentence"),
     [

@@ -25,15 +25,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory
 
-OPEN = (
-    "data.splits",
-    "callbacks",
-    "logger",
-    "plan",
-    "pretrain",
-    "finetune",
-    "stores",
-)  # sections whose names a person chooses
+# Sections whose names a person chooses.
+OF_SPLITS = ("data.splits", "data.choices", "data.scene_graphs")
+OPEN = (*OF_SPLITS, "callbacks", "logger", "plan", "pretrain", "finetune", "stores")
 MODEL_CONFIGS = ("model.config", "config")  # sections of fields of MODEL_CONFIG
 MODEL_CONFIG = "vinvl.models.config.VinVLConfig"
 OWN_FILES = ("config_path", "config_dir", "config_name", "experimental_rerun")  # Hydra's flags for other configurations
