@@ -27,10 +27,7 @@ demo: $(STAMP)  ## generate the demo world, train and evaluate VQA on it, print 
 demo-all: $(STAMP)  ## train every task briefly on the demo world, print one table
 	$(BIN)/python scripts/demo_all.py $(ARGS)
 
-demo-predemo-vivo: $(STAMP)  ## objects that no caption names, with and without VIVO pre-training, over three seeds: one table
-	$(BIN)/python scripts/demo_vivo.py $(ARGS)
-
-train: $(STAMP)  ## pre-train on the demo world, fine-tune VQA with and without it, print one table
+demo-pretrain: $(STAMP)  ## pre-train on the demo world, fine-tune VQA with and without it, print one table
 	$(BIN)/python -m vinvl.pretrain_finetune --multirun objective=none,three_way $(ARGS)
 
 demo-ablation: $(STAMP)  ## compare four pre-training objectives, with and without tags: pre-train, fine-tune, print one table
@@ -47,6 +44,9 @@ demo-images: $(STAMP)  ## pictures → that detector → features → VQA → a 
 
 demo-features: $(STAMP)  ## regions as rendered, of that detector and of a badly trained one, with and without pre-training: one table
 	$(BIN)/python scripts/demo_features.py $(ARGS)
+
+demo-vivo: $(STAMP)  ## objects that no caption names, with and without VIVO pre-training, over three seeds: one table
+	$(BIN)/python scripts/demo_vivo.py $(ARGS)
 
 train: $(STAMP)  ## python -m vinvl.train $(ARGS)
 	$(BIN)/python -m vinvl.train $(ARGS)
