@@ -38,7 +38,7 @@ def test_a_run_shows_an_example_and_ends_with_scores_checkpoints_and_logs(whole_
     files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     events = {name for name in files if name.startswith("tensorboard/events")}
     hydras = {".lock", "train.log", ".hydra/config.yaml", ".hydra/overrides.yaml"}  # the configuration once
-    saved = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "csv/metrics.csv", "results.json"}
+    saved = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "csv/metrics.csv", "results.json", "examples.parquet"}
     assert events and files == events | hydras | saved
 
 
