@@ -7,14 +7,12 @@ rendered from the objects themselves; those of the detector of `make demo-detect
 badly, for 60 updates. Detectors are trained if they are missing.
 """
 
-import argparse
-import sys
 from datetime import datetime
 from pathlib import Path
 
 from demo_detector import ensure_demo_detector, read_stamp
 from demo_images import extract
-from doors import call
+from doors import call, two_lists
 
 from vinvl.demo import DemoWorld
 from vinvl.run.folders import data_root
@@ -52,8 +50,4 @@ def main(overrides: list[str], of_detector: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="of python -m vinvl.pretrain_finetune")
-    parser.add_argument("--detector", nargs="*", default=[], help="overrides of python -m vinvl.train_detector")
-    arguments = parser.parse_args(sys.argv[1:])
-    main(arguments.overrides, arguments.detector)
+    main(*two_lists(__doc__, "pretrain_finetune"))

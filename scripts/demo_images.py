@@ -7,13 +7,11 @@ trained on its features and, beside that, on the regions that the demo world com
 objects themselves. One table says how good both are.
 """
 
-import argparse
-import sys
 from datetime import datetime
 from pathlib import Path
 
 from demo_detector import ensure_demo_detector, read_stamp
-from doors import call, scores_of
+from doors import call, scores_of, two_lists
 
 from vinvl.demo import DemoWorld
 from vinvl.detector.weights import read_settings
@@ -84,8 +82,4 @@ def main(overrides: list[str], detector_overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="of python -m vinvl.train")
-    parser.add_argument("--detector", nargs="*", default=[], help="overrides of python -m vinvl.train_detector")
-    arguments = parser.parse_args(sys.argv[1:])
-    main(arguments.overrides, arguments.detector)
+    main(*two_lists(__doc__, "train"))

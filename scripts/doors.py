@@ -1,5 +1,6 @@
 """The commands of vinvl as the demos call them: each in a process of its own, shown before it starts."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,6 +15,15 @@ def call(door: str, overrides: Sequence[str]) -> None:
     if (code := subprocess.run(command, check=False).returncode) != 0:
         print(f"error: vinvl.{door} failed; its own message stands above.", file=sys.stderr)
         sys.exit(code)
+
+
+def two_lists(about: str, first: str) -> tuple[list[str], list[str]]:
+    """Of this command line overrides of the `first` command and, after --detector, of a detector's training."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help=f"of python -m vinvl.{first}")
+    parser.add_argument("--detector", nargs="*", default=[], help="overrides of python -m vinvl.train_detector")
+    given = parser.parse_args(sys.argv[1:])
+    return given.overrides, given.detector
 
 
 def scores_of(run: Path) -> dict[str, float]:

@@ -9,33 +9,33 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import vinvl.examples
-from vinvl.examples import About, Example, read_examples, write_examples
+from vinvl.examples import AboutExamples, Outcome, read_examples, write_examples
 from vinvl.run.errors import UserError
 
-ABOUT = About("vqa", "val", "accuracy/overall", "best.ckpt", files=("q.json", "a.json"), left_out=3)
+ABOUT = AboutExamples("vqa", "val", "accuracy/overall", "best.ckpt", files=("q.json", "a.json"), left_out=3)
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 rows = st.builds(
-    Example, texts, texts, st.floats(0, 100), texts, texts, texts, st.lists(texts, max_size=3).map(tuple),
+    Outcome, texts, texts, st.floats(0, 100), texts, texts, texts, st.lists(texts, max_size=3).map(tuple),
     st.integers(-1, 9),
 )  # fmt: skip
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(rows, min_size=1, max_size=9, unique_by=lambda one: one.id))
-def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, examples: list[Example]) -> None:
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, examples: list[Outcome]) -> None:
     path = tmp_path_factory.mktemp("examples") / "examples.parquet"
     vinvl.examples.ROWS, before = 4, vinvl.examples.ROWS
     assert write_examples(path, iter(examples), ABOUT) == len(examples)
     vinvl.examples.ROWS = before
     read = read_examples(path)
     assert read.about == ABOUT
-    found = [Example(**{**row, "truth": tuple(row["truth"])}) for row in read.table.to_pylist()]
+    found = [Outcome(**{**row, "truth": tuple(row["truth"])}) for row in read.table.to_pylist()]
     assert found == examples
 
 
 def test_nothing_is_left_of_a_file_that_fails(tmp_path: Path) -> None:
     def examples() -> object:
-        yield Example("1", "1", 0.0)
+        yield Outcome("1", "1", 0.0)
         raise UserError("No.")
 
     with pytest.raises(UserError, match="No"):
@@ -53,27 +53,32 @@ def refusal(path: Path) -> str:
     ("examples", "told"),
     [
         (
-            [Example("7", "1", 0.0), Example("8", "1", 0.0), Example("7", "2", 1.0)],
+            [Outcome("7", "1", 0.0), Outcome("8", "1", 0.0), Outcome("7", "2", 1.0)],
             "in row 1 and again in row 3",
         ),
         ([], "holds no examples"),
-        ([Example("7", "1", float("nan"))], "rows without: score"),
-        ([Example("7", "1", -1e300)], "rows without: score"),
-        ([Example("7", "1", 1.0, truth=("a", None))], "rows without: truth"),  # type: ignore[arg-type]
-        ([Example("7", None, 1.0)], "rows without: image_id"),  # type: ignore[arg-type]
+        ([Outcome("7", "1", float("nan"))], "rows without: score"),
+        ([Outcome("7", "1", -1e300)], "rows without: score"),
+        ([Outcome("7", "1", 1.0, truth=("a", None))], "rows without: truth"),  # type: ignore[arg-type]
+        ([Outcome("7", None, 1.0)], "rows without: image_id"),  # type: ignore[arg-type]
     ],
 )
-def test_unusable(tmp_path: Path, examples: list[Example], told: str) -> None:
+def test_unusable(tmp_path: Path, examples: list[Outcome], told: str) -> None:
     path = tmp_path / "examples.parquet"
     write_examples(path, examples, ABOUT)
     assert told in refusal(path)
 
 
 def test_a_caption_may_be_called_as_its_image(tmp_path: Path) -> None:
-    examples = [Example("7", "7", 0.0, "image_to_text", rank=3), Example("7", "7", 0.0, "text_to_image", rank=3)]
-    write_examples(tmp_path / "a.parquet", examples, About("retrieval", "test", "recall_mean", "best.ckpt"))
+    examples = [
+        Outcome("7", "7", 0.0, "image_to_text", rank=3),
+        Outcome("7", "7", 0.0, "text_to_image", rank=3),
+    ]
+    write_examples(tmp_path / "a.parquet", examples, AboutExamples("retrieval", "test", "recall_mean", "best.ckpt"))
     assert len(read_examples(tmp_path / "a.parquet")) == 2
-    write_examples(tmp_path / "b.parquet", [examples[0], examples[0]], About("retrieval", "test", "recall_mean", "b"))
+    write_examples(
+        tmp_path / "b.parquet", [examples[0], examples[0]], AboutExamples("retrieval", "test", "recall_mean", "b")
+    )
     assert "(1 such repeats)" in refusal(tmp_path / "b.parquet")
 
 
@@ -84,7 +89,7 @@ def test_foreign_and_damaged_files(tmp_path: Path) -> None:
     assert "is damaged, or no Parquet file" in refusal(path)
     parquet.write_table(pa.table({"id": ["1"]}), path)
     assert "holds no examples of vinvl.evaluate" in refusal(path)
-    write_examples(path, [Example(str(number), "1", 0.0) for number in range(50)], ABOUT)
+    write_examples(path, [Outcome(str(number), "1", 0.0) for number in range(50)], ABOUT)
     whole = path.read_bytes()
     path.write_bytes(whole[:200] + whole[210:])
     assert "is damaged, or no Parquet file" in refusal(path) and "evaluate again" in refusal(path)
@@ -94,5 +99,5 @@ def test_foreign_and_damaged_files(tmp_path: Path) -> None:
             assert len(read_examples(path)) == 50
         except UserError as error:
             assert "examples.parquet" in str(error)
-    write_examples(path, [Example("1", "1", 0.0)], About("vqa", "val", "accuracy/overall", "x", format=2))
+    write_examples(path, [Outcome("1", "1", 0.0)], AboutExamples("vqa", "val", "accuracy/overall", "x", format=2))
     assert "has format 2, and this version reads 1" in refusal(path)

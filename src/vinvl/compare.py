@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec.structs import asdict
 
-from vinvl.comparison.figures import DRAWS, RIGHT_FROM, Comparison, Difference, compare
+from vinvl.comparison.figures import DRAWS, RIGHT_FROM, Difference, RunComparison, compare
 from vinvl.comparison.page import MOST, pictures_for, write_comparison
 from vinvl.comparison.pairing import Pairs, examples_of, paired
 from vinvl.run.door import Parser, run_command
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def rows_of(comparison: Comparison) -> list[tuple[str, ...]]:
+def rows_of(comparison: RunComparison) -> list[tuple[str, ...]]:
     """The table that a person sees."""
     rows, grouping = list[tuple[str, ...]](), ""
     for one in comparison.differences:
@@ -83,7 +83,7 @@ def span(one: Difference) -> str:
     return f"{one.low:+.2f}…{one.high:+.2f}"
 
 
-def notes(pairs: Pairs, comparison: Comparison) -> list[str]:
+def notes(pairs: Pairs, comparison: RunComparison) -> list[str]:
     """What there is to be said of a comparison, the answer first."""
     one, told = comparison.headline, list[str]()
     figure = f"A − B is {one.difference:+.2f}, with 95 % confidence within {span(one)}"

@@ -24,7 +24,7 @@ LARGEST = 1e9  # percent, of a score: a mean of such is a number
 RETRIEVAL = "retrieval"  # the task whose ids are unique within a direction only: a caption may be called as an image is
 
 
-class Example(NamedTuple):
+class Outcome(NamedTuple):
     """One evaluated thing. The mean of all scores is the headline figure, of retrieval the R@1 of each direction."""
 
     id: str  # question id, NLVR2 identifier, image id (captions), image or caption id (retrieval)
@@ -53,7 +53,7 @@ SCHEMA = pa.schema(
 )
 
 
-class About(msgspec.Struct, frozen=True):
+class AboutExamples(msgspec.Struct, frozen=True):
     """What a file of examples is of.
 
     Attributes:
@@ -76,10 +76,10 @@ class About(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The N rows of a file, in the order of the split's records; `table` has the columns of `Example`."""
+    """The N rows of a file, in the order of the split's records; `table` has the columns of `Outcome`."""
 
     path: Path
-    about: About
+    about: AboutExamples
     table: pa.Table
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ def answered_rows(
         yield from zip(numbers.astype(np.int64).tolist(), scores.tolist(), zip(*columns, strict=True), strict=True)
 
 
-def write_examples(path: Path, examples: Iterable[Example], about: About) -> int:
+def write_examples(path: Path, examples: Iterable[Outcome], about: AboutExamples) -> int:
     """Writes a file of examples, which is whole or not there; returns their number. Raises UserError if it cannot."""
     left, count = iter(examples), 0
     schema = SCHEMA.with_metadata({ABOUT: msgspec.json.encode(about)})
@@ -143,7 +143,7 @@ def read_examples(path: str | Path) -> Examples:
             said = (schema.metadata or {}).get(ABOUT)
             if said is None or not schema.equals(SCHEMA):
                 raise UserError(f"{path} holds no examples of vinvl.evaluate, which are in a file {EXAMPLES}.")
-            about, table = msgspec.json.decode(said, type=About), file.read()
+            about, table = msgspec.json.decode(said, type=AboutExamples), file.read()
         table.validate(full=True)
     except msgspec.DecodeError as error:
         raise UserError(f"{path} does not say what it is of ({error}): it is damaged; {again}.") from error

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vinvl.data.module import RegionDataModule, file_names, plain
-from vinvl.examples import EXAMPLES, About, write_examples
+from vinvl.examples import EXAMPLES, AboutExamples, write_examples
 from vinvl.restore import TASK_OF_DATA
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import write_json
@@ -49,7 +49,7 @@ def score_results(config: DictConfig) -> dict[str, float]:
     found: Scored = import_module(f"vinvl.{room[1]}.results").score(data, records, path, str(config.missing), **extra)
     tell(
         found,
-        About(room[1], split, found.headline, str(path), tuple(file_names(plain(data.split_files(split))))),
+        AboutExamples(room[1], split, found.headline, str(path), tuple(file_names(plain(data.split_files(split))))),
         config,
     )
     return found.scores
@@ -76,7 +76,7 @@ def refuse_other_task(given: Mapping[str, Any], room: str) -> None:
         )
 
 
-def tell(found: Scored, about: About, config: DictConfig) -> None:
+def tell(found: Scored, about: AboutExamples, config: DictConfig) -> None:
     """Writes what was found and prints the table of it."""
     folder = Path(config.paths.output_dir)
     written = {"split": about.split, "results": about.source, "headline": found.headline, "scores": found.scores}
@@ -86,4 +86,5 @@ def tell(found: Scored, about: About, config: DictConfig) -> None:
     print_results(
         f"{Path(about.source).name} on '{about.split}'", found.rows, {**files, "scored file": Path(about.source)}
     )
+    say(*([f"\n{found.text}"] if found.text else []))
     say(*found.told, error=True)

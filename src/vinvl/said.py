@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vinvl.data.table import RecordTable
-from vinvl.examples import Example
+from vinvl.examples import Outcome
 from vinvl.run.errors import UserError
 
 WRONG, LEAVE_OUT, REFUSE = MISSING = ("wrong", "leave_out", "refuse")
@@ -18,13 +18,14 @@ class Scored(NamedTuple):
     scores: dict[str, float]  # under the names that an evaluation of a checkpoint gives them
     headline: str
     rows: list[tuple[str, str]]  # for a person
-    examples: Iterable[Example]
+    examples: Iterable[Outcome]
     told: Sequence[str] = ()  # what is missing in the file, or foreign
     missing: int = 0
+    text: str = ""  # what an official script prints of it
 
 
 @dataclass(frozen=True)
-class Said:
+class Matched:
     """What was said of each record.
 
     Attributes:
@@ -51,7 +52,7 @@ def matched(
     path: Path,
     missing: str,
     absent: Any = "",
-) -> Said:
+) -> Matched:
     """Brings what a file says to the records that it says it of.
 
     Args:
@@ -92,7 +93,7 @@ def matched(
         how = "they count as wrong (missing=leave_out leaves them out)" if missing == WRONG else "they are left out"
         told.append(f"{share}; {how}.")
     kept = [place for place, value in enumerate(values) if missing == WRONG or value is not nothing]
-    return Said([absent if one is nothing else one for one in values], kept, told, frozenset(lacking))
+    return Matched([absent if one is nothing else one for one in values], kept, told, frozenset(lacking))
 
 
 def by_name(names: Iterable[Any]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from vinvl.data.batch import Batch
 from vinvl.data.module import RegionDataModule, file_names, plain
 from vinvl.data.words import Commonest
-from vinvl.examples import EXAMPLES, About, Example, write_examples
+from vinvl.examples import EXAMPLES, AboutExamples, Outcome, write_examples
 from vinvl.models.answering import answer_loss_per_example
 from vinvl.models.config import VinVLConfig
 from vinvl.models.weights import refuse_other_sizes
@@ -284,7 +284,7 @@ class VinVLTask(pl.LightningModule):
         """Writes what a run leaves of its best checkpoint: what it is, for a person → where it lies."""
         return {}
 
-    def examples(self) -> Iterable[Example] | None:
+    def examples(self) -> Iterable[Outcome] | None:
         """On rank 0, what the last test said of each record, in their order; None of a task that does not tell."""
         return None
 
@@ -299,7 +299,7 @@ class VinVLTask(pl.LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         files = tuple(file_names(plain(data.split_files(split))))
         task = type(self).__name__.removesuffix("Task").lower()
-        write_examples(path, found, About(task, split, self.headline, source, files, left_out))
+        write_examples(path, found, AboutExamples(task, split, self.headline, source, files, left_out))
         return {"examples" if name == EXAMPLES else f"examples of {split}": path}
 
     def write_predictions(self, predictions: Sequence[Any], folder: Path) -> dict[str, Path]:

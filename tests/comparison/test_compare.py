@@ -20,17 +20,17 @@ from vinvl.comparison.figures import Difference, compare
 from vinvl.comparison.page import bars
 from vinvl.comparison.pairing import examples_of, paired, sorted_codes
 from vinvl.data.table import Column
-from vinvl.examples import About, Example, write_examples
+from vinvl.examples import AboutExamples, Outcome, write_examples
 
-Change = Callable[[Example], Example]
+Change = Callable[[Outcome], Outcome]
 PICTURES = 60
 
 
-def vqa_examples(seed: int, more: float = 0.0) -> list[Example]:
+def vqa_examples(seed: int, more: float = 0.0) -> list[Outcome]:
     """Three questions a picture, right with a chance of one half, or more."""
     rng = np.random.default_rng(seed)
     return [
-        Example(
+        Outcome(
             f"{picture}{question}", str(picture), 100.0 * bool(rng.random() < 0.5 + more), f"is {question}", "Is it?",
             "yes", ("yes",) * 9 + ("no",), kind="yes/no" if question else "other",
         )
@@ -39,9 +39,9 @@ def vqa_examples(seed: int, more: float = 0.0) -> list[Example]:
     ]  # fmt: skip
 
 
-def written(path: Path, examples: Sequence[Example], task: str = "vqa", **about: Any) -> Path:
+def written(path: Path, examples: Sequence[Outcome], task: str = "vqa", **about: Any) -> Path:
     headline = {"vqa": "accuracy/overall", "captioning": "CIDEr", "retrieval": "recall_mean"}.get(task, "accuracy")
-    write_examples(path, examples, About(task, "val", headline, f"{path.stem}.ckpt", **about))
+    write_examples(path, examples, AboutExamples(task, "val", headline, f"{path.stem}.ckpt", **about))
     return path
 
 
@@ -119,7 +119,7 @@ def test_retrieval_has_six_recalls_and_their_mean(tmp_path: Path, capsys: pytest
     for name, model in zip("ab", ranks.tolist(), strict=True):
         ways = ["image_to_text"] * PICTURES + ["text_to_image"] * PICTURES
         examples = [
-            Example(str(i % PICTURES), str(i % PICTURES), 100.0 * (rank == 0), way, "a cat", "x", ("y",), rank)
+            Outcome(str(i % PICTURES), str(i % PICTURES), 100.0 * (rank == 0), way, "a cat", "x", ("y",), rank)
             for i, (rank, way) in enumerate(zip(model, ways, strict=True))
         ]
         paths.append(written(tmp_path / f"{name}.parquet", examples, "retrieval"))
@@ -145,7 +145,7 @@ def test_retrieval_has_six_recalls_and_their_mean(tmp_path: Path, capsys: pytest
 def test_a_query_without_a_match_is_never_recalled(tmp_path: Path) -> None:
     paths = []
     for name, rank in (("a", -1), ("b", 4)):
-        examples = [Example(str(i), str(i), 0.0, "image_to_text", rank=rank) for i in range(4)]
+        examples = [Outcome(str(i), str(i), 0.0, "image_to_text", rank=rank) for i in range(4)]
         paths.append(written(tmp_path / f"{name}.parquet", examples, "retrieval"))
     found = compare(paired(*map(examples_of, paths)), 100).differences
     assert [(one.first, one.second) for one in found[1:]] == [(0, 0), (0, 100), (0, 100)]
@@ -172,7 +172,7 @@ def test_captions_have_no_mcnemar_and_domains(tmp_path: Path) -> None:
     for name in "ab":
         values = rng.gamma(2, 40, PICTURES).tolist()
         examples = [
-            Example(str(i), str(i), value, ("in", "out")[i % 2], "", "a cat", ("a", "b"))
+            Outcome(str(i), str(i), value, ("in", "out")[i % 2], "", "a cat", ("a", "b"))
             for i, value in enumerate(values)
         ]
         paths.append(written(tmp_path / f"{name}.parquet", examples, "captioning"))
@@ -229,7 +229,7 @@ def test_a_page_of_many_has_the_largest_differences(tmp_path: Path, capsys: pyte
 def test_a_statement_of_nlvr2_has_two_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = []
     for name, score in (("a", 0.0), ("b", 100.0)):
-        examples = [Example("dev-1-0-0", "l r", score, "", "Both.", str(score > 0), ("True",))]
+        examples = [Outcome("dev-1-0-0", "l r", score, "", "Both.", str(score > 0), ("True",))]
         paths.append(written(tmp_path / f"{name}.parquet", examples, "nlvr2"))
     for side in "lr":
         Image.new("RGB", (8, 8)).save(tmp_path / f"{side}.png")
@@ -241,7 +241,7 @@ def test_a_statement_of_nlvr2_has_two_pictures(tmp_path: Path, capsys: pytest.Ca
 def test_statements_of_one_set_are_drawn_together(tmp_path: Path) -> None:
     ids = [f"dev-{number // 8}-{number // 2 % 4}-{number % 2}" for number in range(80)]
     for names, drawn in ((ids, (10, "sets of pictures")), ([*ids[:-1], "mine"], (40, "pictures"))):
-        examples = [Example(one, str(number // 2), 100.0 * (number % 3)) for number, one in enumerate(names)]
+        examples = [Outcome(one, str(number // 2), 100.0 * (number % 3)) for number, one in enumerate(names)]
         path = written(tmp_path / "a.parquet", examples, "nlvr2")
         found = compare(paired(examples_of(path), examples_of(path)), 100)
         assert (found.units, found.unit) == drawn
@@ -258,7 +258,7 @@ def test_bars_lie_on_a_common_scale_with_zero_in_the_middle() -> None:
 
 @pytest.mark.parametrize("pictures", [29, 30])
 def test_of_thirty_pictures_on_something_is_said(tmp_path: Path, pictures: int) -> None:
-    examples = [Example(str(i), str(i), 100.0) for i in range(pictures)]
+    examples = [Outcome(str(i), str(i), 100.0) for i in range(pictures)]
     path = written(tmp_path / "a.parquet", examples, "nlvr2")
     pairs = paired(examples_of(path), examples_of(path))
     assert ("too few to tell" in notes(pairs, compare(pairs, 100))[0]) == (pictures < 30)
@@ -270,7 +270,7 @@ def test_of_thirty_pictures_on_something_is_said(tmp_path: Path, pictures: int) 
 def test_other_splits_missing_and_foreign_ids(
     files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def other(change: Callable[[list[Example]], list[Example]], **about: Any) -> Path:
+    def other(change: Callable[[list[Outcome]], list[Outcome]], **about: Any) -> Path:
         return written(tmp_path / "other.parquet", change(vqa_examples(2)), **about)
 
     fewer = other(lambda found: found[:-2], left_out=2)
@@ -306,7 +306,7 @@ def test_other_tasks_and_values(files: tuple[Path, Path], tmp_path: Path, capsys
         "is of vqa (accuracy/overall) and" in told and "of gqa (accuracy): compare two evaluations of one task" in told
     )
     own = tmp_path / "own.parquet"
-    write_examples(own, vqa_examples(1), About("vqa", "val", "soft_score", "x"))
+    write_examples(own, vqa_examples(1), AboutExamples("vqa", "val", "soft_score", "x"))
     assert "is of vqa (accuracy/overall) and" in refused(capsys, files[0], own)
     assert "--draws=5 must be a whole number from 100 to 1,000,000" in refused(capsys, *files, "--draws", 5)
     assert "--draws=1000001 must be" in refused(capsys, *files, "--draws", 10**6 + 1)
@@ -326,7 +326,7 @@ def test_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert examples_of(tmp_path / "runs" / "old").path.parent.name == "old"
     for split in ("val", "test"):
         examples = vqa_examples(1)
-        write_examples(tmp_path / "both" / f"examples_{split}.parquet", examples, About("vqa", split, "x", "y"))
+        write_examples(tmp_path / "both" / f"examples_{split}.parquet", examples, AboutExamples("vqa", split, "x", "y"))
     told = refused(capsys, tmp_path / "both", tmp_path / "both")
     assert "several splits (examples_test.parquet, examples_val.parquet)" in told and "--split NAME" in told
     assert examples_of(tmp_path / "both", "val").path.name == "examples_val.parquet"

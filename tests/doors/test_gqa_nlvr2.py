@@ -18,7 +18,7 @@ from tests.door_in_process import (
     scores,
 )
 from tests.door_runs import ranks_succeed
-from vinvl.gqa.official import score_files
+from tests.gqa.scoring import score_files
 
 pytestmark = pytest.mark.slow
 

@@ -76,6 +76,7 @@ def test_an_answer_less_counts_as_wrong_and_is_told(world: Path, tmp_path: Path,
     every, part = (read_examples(tmp_path / name / "examples.parquet").table.to_pylist() for name in ("all", "part"))
     assert f"3 of {len(rows)} " in told and "they count as wrong (missing=leave_out leaves them out)" in told
     assert [row["score"] for row in part[:3]] == [0, 0, 0] and part[0]["answer"] == "" and part[3:] == every[3:]
+    assert ("Accuracy / structural type:" in told) == (task == "gqa")  # the official script's text
     lost = sum(row["score"] for row in every[:3]) / len(rows)
     assert scores(tmp_path / "part")[figure] == pytest.approx(whole - lost)
     assert json.loads((tmp_path / "part" / "results.json").read_text())["missing"] == 3

@@ -124,7 +124,7 @@ def test_files_that_end_badly_are_refused(tmp_path: Path, end: bytes) -> None:
 def test_missing_files_and_empty_folders(tmp_path: Path) -> None:
     assert "none.json does not exist; check the path" in refusal(read_gqa, [tmp_path / "none.json"])
     assert "is a folder without .json files" in refusal(read_gqa, [tmp_path])
-    assert "No GQA question file is named" in refusal(read_gqa, [])
+    assert "No file is named" in refusal(read_gqa, [])
     (tmp_path / "odd.json").mkdir()
     assert "odd.json cannot be read" in refusal(read_gqa, [tmp_path])
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.pretraining.raw import every_kind, karpathy, write
 from tests.pretraining.samples import TOKENIZER, store_of
-from vinvl.pretraining.builders import Annotation, LineTable, PersonsAnswer
+from vinvl.pretraining.builders import LineTable, PersonsAnswer, VqaAnnotation
 from vinvl.pretraining.command import main
 from vinvl.pretraining.corpus import ensure_index
 from vinvl.pretraining.making import KINDS, Made, make_corpus
@@ -150,10 +150,10 @@ def test_the_split_of_an_image_is_its_ids(tmp_path: Path) -> None:
 
 @given(st.lists(st.sampled_from(["yes", "no", "2"]), min_size=1, max_size=10))
 def test_the_answer_is_the_commonest(people: list[str]) -> None:
-    one = Annotation(1, 1, None, [PersonsAnswer(answer) for answer in people])
+    one = VqaAnnotation(1, 1, None, [PersonsAnswer(answer) for answer in people])
     counts = Counter(people)
     assert counts[one.answer()] == max(counts.values())
-    assert Annotation(1, 1, "maybe", one.answers).answer() == "maybe"
+    assert VqaAnnotation(1, 1, "maybe", one.answers).answer() == "maybe"
 
 
 @given(st.dictionaries(st.text("abc\u00e9\u2764", min_size=1, max_size=4), st.integers(), max_size=20))

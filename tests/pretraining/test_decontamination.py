@@ -18,6 +18,7 @@ from tests.pretraining.samples import write_lines
 from vinvl.demo.scene import render_scene, sample_scene
 from vinvl.pictures.likeness import Alike, bits_of, waves_of
 from vinvl.pretraining.command import main
+from vinvl.pretraining.decontamination import decontaminate
 from vinvl.pretraining.held_out import HeldOut, keys_of, keys_of_address, take_links, take_set
 from vinvl.run import values
 from vinvl.run.errors import UserError
@@ -135,6 +136,19 @@ def test_held_out_rows_are_left_out_and_listed(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert f"{one}: {len(dirty)} of {len(dirty) + len(CLEAN)} rows left out" in printed
     assert f"{len(HELD_OUT['coco']) * 2}" in next(line for line in printed.splitlines() if "dataset_coco.json" in line)
+
+
+def test_a_row_counts_in_every_set_and_a_number_of_nobodys_in_no_warning(tmp_path: Path) -> None:
+    held = HeldOut()
+    for form, name in (("coco", "dataset_coco.json"), ("ids", "own.txt")):
+        write(tmp_path / "own.txt", "coco_1\n")
+        sets(tmp_path)
+        take_set(held, f"{form}={tmp_path / name}")
+    rows = corpus(tmp_path / "one.jsonl", [{"image_id": "coco_1"}, {"image_id": "gqa_7"}, {"image_id": 7}])
+    counts = decontaminate({"one.jsonl": rows}, held, None)
+    assert sorted(name for name, _ in counts.found) == ["coco dataset_coco.json test", "ids own.txt"]
+    assert set(counts.found.values()) == {1} and counts.left_out == {str(rows): 1}
+    assert counts.of_visual_genome == 1
 
 
 def test_check_writes_nothing_and_fails(tmp_path: Path) -> None:

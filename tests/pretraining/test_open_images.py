@@ -47,6 +47,17 @@ def test_some_classes_alone_and_blocks_that_cut_an_image(tmp_path: Path, monkeyp
     assert tags(tmp_path / "out/train/open_images_tags.jsonl") == {"a1": ["Star"], "b2": ["Star"]}
 
 
+def test_lines_and_absent_labels_are_counted_over_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(csv_files, "BLOCK_BYTES", 64)
+    rows = [*ROWS * 3, *(f"d{number},v,/m/2,0" for number in range(5))]
+    assert command(tmp_path, HEAD + "\n".join(rows), "--validation-share", "0") == 0
+    assert "11 labels that are absent" in capsys.readouterr().out  # 2 of each ROWS, and 5
+    assert command(tmp_path, HEAD + "\n".join([*rows, "e5,v,/m/9,1"]), output="bad") == 1
+    assert f"line {len(rows) + 2}: LabelName '/m/9'" in capsys.readouterr().err
+
+
 def test_a_share_of_the_images_is_validation(tmp_path: Path) -> None:
     rows = "\n".join(f"{number:016x},v,/m/1,1" for number in range(300))
     assert command(tmp_path, HEAD + rows, "--validation-share", "0.1") == 0

@@ -20,7 +20,7 @@ from vinvl.captioning.java import evaluate_in_java
 from vinvl.captioning.scores import CaptionTexts, ImageId, evaluate_captions
 from vinvl.captioning.self_critical import CiderReward, SelfCritical, read_document_frequencies
 from vinvl.data.batch import Batch
-from vinvl.examples import Example
+from vinvl.examples import Outcome
 from vinvl.models.captioning import VinVLForCaptioning, seq2seq_attention_mask
 from vinvl.models.config import SpecialTokens
 from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions
@@ -256,7 +256,7 @@ class CaptioningTask(VinVLTask):
         doing = self.trainer.state.fn
         return data.datasets["predict" if doing == "predict" else "val" if doing in ("fit", "validate") else "test"]
 
-    def examples(self) -> Iterator[Example]:
+    def examples(self) -> Iterator[Outcome]:
         """The CIDEr of each image among all of the split, also where domains have figures of their own."""
         return caption_examples(self._evaluated().records, self._written)
 
@@ -327,13 +327,13 @@ def domains_of(records: CaptionRecords) -> dict[str, list[ImageId]]:
     }
 
 
-def caption_examples(records: CaptionRecords, written: Written) -> Iterator[Example]:
+def caption_examples(records: CaptionRecords, written: Written) -> Iterator[Outcome]:
     """What came of each image that has a caption: not so where only a part of the split was tested."""
     domains = records.get("domain") or repeat("")
     for image_id, domain, references in zip(records["image_id"], domains, records["captions"], strict=False):
         if image_id in written:
             text, score = written[image_id]
-            yield Example(str(image_id), str(image_id), score, domain, "", text, tuple(references))
+            yield Outcome(str(image_id), str(image_id), score, domain, "", text, tuple(references))
 
 
 def caption_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -67,7 +67,7 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """The headline figure first; then those of groups."""
 
     differences: tuple[Difference, ...]
@@ -111,7 +111,7 @@ def figures_of(pairs: Pairs) -> list[Figure]:
     return figures
 
 
-def compare(pairs: Pairs, draws: int = DRAWS, seed: int = 0) -> Comparison:
+def compare(pairs: Pairs, draws: int = DRAWS, seed: int = 0) -> RunComparison:
     """Compares all figures of two models; of retrieval also the mean of the recalls, which is its headline."""
     figures = figures_of(pairs)
     names, pictures, called = pairs.units()
@@ -138,7 +138,7 @@ def compare(pairs: Pairs, draws: int = DRAWS, seed: int = 0) -> Comparison:
         Difference(*name, *size, first, second, difference, low, high, p)
         for name, size, (first, second, difference, low, high, p) in zip(told, sizes, results, strict=True)
     ]
-    return Comparison(adjusted(found_of), mcnemar_of(pairs), len(names), called, draws, seed)
+    return RunComparison(adjusted(found_of), mcnemar_of(pairs), len(names), called, draws, seed)
 
 
 def adjusted(differences: Sequence[Difference]) -> tuple[Difference, ...]:

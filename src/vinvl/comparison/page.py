@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from vinvl.comparison.figures import GROUPINGS, OTHERS, Comparison, Difference
+from vinvl.comparison.figures import GROUPINGS, OTHERS, Difference, RunComparison
 from vinvl.comparison.pairing import Pairs
 from vinvl.examples import RETRIEVAL
 from vinvl.pages.pages import write_page
@@ -39,7 +39,7 @@ def parts_of(pairs: Pairs, image_id: str) -> list[str]:
 def write_comparison(
     path: Path,
     pairs: Pairs,
-    comparison: Comparison,
+    comparison: RunComparison,
     told: Sequence[str],
     *,
     pictures: Mapping[str, str] | None = None,

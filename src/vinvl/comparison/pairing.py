@@ -58,7 +58,7 @@ class Pairs:
 
     Attributes:
         first, second: their files.
-        one, other: their rows (N), with the columns of `Example`.
+        one, other: their rows (N), with the columns of `Outcome`.
         left_out: how many examples of the first, and of the second, have no partner.
     """
 

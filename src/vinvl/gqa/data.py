@@ -11,10 +11,10 @@ import numpy as np
 from vinvl.data.module import RegionDataArguments, RegionDataModule, file_names, plain
 from vinvl.data.table import RecordTable
 from vinvl.data.words import Commonest, commonest_answers
-from vinvl.gqa.files import json_parts, read_gqa
+from vinvl.gqa.files import read_gqa
 from vinvl.gqa.official import Official
 from vinvl.run.errors import UserError
-from vinvl.run.files import begins_a_list
+from vinvl.run.files import begins_a_list, json_parts
 from vinvl.run.values import shown
 from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary, read_answers, warn_of_other_splits
 from vinvl.vqa.data import AnsweringDataset, answering_dataset
@@ -93,7 +93,7 @@ class GQADataModule(RegionDataModule):
     def official(self, split: str) -> Official | None:
         """What GQA's official metrics of a split are computed of; None of questions of the published folder."""
         questions = self.question_files(split)
-        if any(begins_a_list(path) for path in json_parts(questions, "questions")):
+        if any(begins_a_list(path) for path in json_parts(questions)):
             return None
         named = (self.choices.get(split), self.scene_graphs.get(split) if self.limits.use_regions else None)
         choices, scenes = (path if path is not None and is_there(Path(path)) else None for path in named)

@@ -8,7 +8,7 @@ import msgspec
 
 from vinvl.data.table import TEXT, TEXTS, Form, RecordTable
 from vinvl.run.errors import UserError
-from vinvl.run.files import begins_a_list
+from vinvl.run.files import begins_a_list, json_parts
 from vinvl.run.values import FilledText, Id, checked_id, json_members, wrong_value
 from vinvl.vqa.published import answered, own_id_of, published_questions, tags_of
 
@@ -63,7 +63,7 @@ def read_gqa(
     Raises UserError, naming file and record (counted from 1), for files and records that are not as described, for
     question ids that occur twice and for a split of which only some questions have answers.
     """
-    files = json_parts(paths, "questions")
+    files = json_parts(paths)
     parts = []
     for file in files:
         if begins_a_list(file) and answers is not None:
@@ -71,23 +71,6 @@ def read_gqa(
         else:
             parts.append(RecordTable.of(GQA, _rows(file), file))
     return RecordTable.join(parts)
-
-
-def json_parts(paths: str | Path | Sequence[str | Path], holds: str) -> list[Path]:
-    """The files that are named; a folder stands for its *.json files in name order. UserError if there are none.
-
-    A missing NAME.json beside a folder NAME is that folder, as in GQA's own script. `holds` is what they hold.
-    """
-    files: list[Path] = []
-    for path in [Path(paths)] if isinstance(paths, str | Path) else map(Path, paths):
-        folder = path.with_suffix("") if path.suffix == ".json" and not path.exists() else path
-        found = sorted(folder.glob("*.json")) if folder.is_dir() else [path]
-        if not found:
-            raise UserError(f"{path} is a folder without .json files; give that of the {holds} of a GQA split.")
-        files += found
-    if not files:
-        raise UserError(f"No GQA {holds.removesuffix('s')} file is named; give at least one file or folder.")
-    return files
 
 
 def _published_rows(path: Path, answers: Sequence[str]) -> Iterator[tuple[Any, ...]]:

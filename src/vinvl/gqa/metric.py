@@ -59,7 +59,7 @@ class Choices(NamedTuple):
     plausible: frozenset[str]
 
 
-class Scored(NamedTuple):
+class PartScore(NamedTuple):
     """A breakdown's entry."""
 
     percent: float
@@ -77,7 +77,7 @@ class OfficialScores:
     """
 
     figures: dict[str, float]
-    breakdowns: dict[str, dict[str, Scored]]
+    breakdowns: dict[str, dict[str, PartScore]]
 
     def printed(self) -> str:
         """The text that the official script prints."""
@@ -158,14 +158,14 @@ def refuse_missing(there: Mapping[str, object], needed: Iterable[str], what: str
         raise UserError(f"There are no {what} for {len(missing):,} questions, the first {missing[0]!r}: {remedy}.")
 
 
-def _breakdowns(balanced: Mapping[str, OfficialQuestion], right: Mapping[str, bool]) -> dict[str, dict[str, Scored]]:
+def _breakdowns(balanced: Mapping[str, OfficialQuestion], right: Mapping[str, bool]) -> dict[str, dict[str, PartScore]]:
     counted: dict[str, dict[str, list[bool]]] = {kind: defaultdict(list) for kind in BREAKDOWNS}
     for key, one in balanced.items():
         keys = (one.structural, one.semantic, str(one.steps), str(one.words))
         for kind, value in zip(BREAKDOWNS, keys, strict=True):
             counted[kind][value].append(right[key])
     return {
-        kind: {value: Scored(100 * float(np.mean(seen)), len(seen)) for value, seen in of.items()}
+        kind: {value: PartScore(100 * float(np.mean(seen)), len(seen)) for value, seen in of.items()}
         for kind, of in counted.items()
     }
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Self, TypeVar
 import msgspec
 import numpy as np
 
-from vinvl.gqa.files import json_parts
 from vinvl.gqa.metric import (
     Choices,
     OfficialQuestion,
@@ -20,6 +19,7 @@ from vinvl.gqa.metric import (
     official_scores,
 )
 from vinvl.run.errors import UserError
+from vinvl.run.files import json_parts
 from vinvl.run.values import Id, json_items, json_members, wrong_value
 
 Paths = str | Path | Sequence[str | Path]
@@ -29,7 +29,7 @@ LARGEST = 1e9  # pixels, and what attention may be; JSON's readers also take NaN
 Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
 
 
-class Types(msgspec.Struct, gc=False):
+class OfficialTypes(msgspec.Struct, gc=False):
     structural: str | None = None
     semantic: str | None = None
     detailed: str | None = None
@@ -44,23 +44,23 @@ class Operation(msgspec.Struct, gc=False):
     argument: str = ""
 
 
-class Annotations(msgspec.Struct, gc=False):
+class NamedObjects(msgspec.Struct, gc=False):
     question: dict[str, Id] = {}
     fullAnswer: dict[str, Id] = {}  # noqa: N815
 
 
-class Question(msgspec.Struct, gc=False):
+class OfficialRecord(msgspec.Struct, gc=False):
     """A record of a question file with all that the metrics need; anything but the answer may be missing."""
 
     imageId: Id  # noqa: N815
     question: str
     answer: str
     isBalanced: bool = True  # noqa: N815
-    types: Types | None = None
+    types: OfficialTypes | None = None
     groups: Groups | None = None
     semantic: list[Operation] | None = None
     entailed: list[Id] | None = None
-    annotations: Annotations | None = None
+    annotations: NamedObjects | None = None
 
 
 class Options(msgspec.Struct, gc=False):
@@ -68,22 +68,17 @@ class Options(msgspec.Struct, gc=False):
     plausible: list[str]
 
 
-class SceneObject(msgspec.Struct, gc=False):
+class SceneGraphObject(msgspec.Struct, gc=False):
     x: Number
     y: Number
     w: Number
     h: Number
 
 
-class Scene(msgspec.Struct, gc=False):
+class SceneGraph(msgspec.Struct, gc=False):
     width: Annotated[float, msgspec.Meta(ge=1, le=LARGEST)]
     height: Annotated[float, msgspec.Meta(ge=1, le=LARGEST)]
-    objects: dict[str, SceneObject]
-
-
-class Prediction(msgspec.Struct, gc=False):
-    questionId: Id  # noqa: N815
-    prediction: str
+    objects: dict[str, SceneGraphObject]
 
 
 class Attention(msgspec.Struct, gc=False):
@@ -97,7 +92,7 @@ def members(paths: Paths, content: type[Content], called: str) -> Iterator[tuple
     Raises UserError for an id that comes twice, and as `json_members` does.
     """
     seen = set[str]()
-    for path in json_parts(paths, f"{called}s"):
+    for path in json_parts(paths):
         for number, (key, value) in enumerate(json_members(path, f"ids with their {called}s"), start=1):
             place = f"{path} record {number} ({called} {key})"
             if key in seen:
@@ -114,7 +109,7 @@ def listed(
 ) -> Iterator[tuple[str, Content, str]]:
     """The same of files that are lists of records, which say their ids themselves."""
     seen = set[str]()
-    for path in json_parts(paths, f"{called}s"):
+    for path in json_parts(paths):
         for number, one in enumerate(json_items(path, content, f"{called}s"), start=1):
             key, place = str(own_id(one)), f"{path} record {number} ({called} of question {own_id(one)})"
             if key in seen:
@@ -129,11 +124,11 @@ def read_official_questions(paths: Paths) -> OfficialQuestions:
     Raises UserError as `members` does.
     """
     balanced, others = dict[str, OfficialQuestion](), dict[str, str]()
-    for key, one, _ in members(paths, Question, "question"):
+    for key, one, _ in members(paths, OfficialRecord, "question"):
         if not one.isBalanced:
             others[key] = one.answer
             continue
-        types, groups, said = one.types or Types(), one.groups or Groups(), one.annotations or Annotations()
+        types, groups, said = one.types or OfficialTypes(), one.groups or Groups(), one.annotations or NamedObjects()
         balanced[key] = OfficialQuestion(
             answer=one.answer,
             image_id=str(one.imageId),
@@ -147,11 +142,6 @@ def read_official_questions(paths: Paths) -> OfficialQuestions:
             objects=tuple(map(str, [*said.question.values(), *said.fullAnswer.values()])),
         )
     return OfficialQuestions(balanced, others)
-
-
-def read_predictions(paths: Paths) -> dict[str, str]:
-    """Question id → answer of official result files, [{"questionId", "prediction"}]."""
-    return {key: one.prediction for key, one, _ in listed(paths, Prediction, "prediction", lambda one: one.questionId)}
 
 
 def read_choices(paths: Paths, needed: Mapping[str, object]) -> dict[str, Choices]:
@@ -169,7 +159,7 @@ def read_objects(paths: Paths, questions: OfficialQuestions) -> dict[str, np.nda
     Raises UserError if the scene graphs lack an image or an object that a question names.
     """
     images = {one.image_id for one in questions.balanced.values() if one.objects}
-    scenes = {key: (scene, place) for key, scene, place in members(paths, Scene, "image") if key in images}
+    scenes = {key: (scene, place) for key, scene, place in members(paths, SceneGraph, "image") if key in images}
     found = {}
     for key, one in questions.balanced.items():
         boxes = []
@@ -280,26 +270,3 @@ class Official:
         balanced = {key: one for key, one in self.asked.balanced.items() if key in predictions}
         answered = replace(self, asked=replace(self.asked, balanced=balanced))
         return answered.scores(predictions, grounding) if balanced else None
-
-
-def score_files(
-    questions: Paths,
-    predictions: Paths,
-    *,
-    choices: Paths | None = None,
-    scene_graphs: Paths | None = None,
-    attentions: Paths | None = None,
-    consistency: bool | None = None,
-) -> OfficialScores:
-    """The figures of a file of predictions, as `Official.scores`; predictions of other questions do not count.
-
-    Raises UserError also if no question is balanced, for the figures are of these.
-    """
-    official, grounding = Official.read(questions, choices, scene_graphs), None
-    if not official.asked.balanced:
-        raise UserError(f"{questions} has no balanced question, of which the figures are: give the balanced questions.")
-    if attentions is not None:
-        if official.objects is None:
-            raise UserError(f"{attentions} is attention, and what it should lie on is unknown: give the scene graphs.")
-        grounding = read_grounding(attentions, official.objects)
-    return official.scores(read_predictions(predictions), grounding, consistency)

@@ -1,6 +1,7 @@
 """GQA's result files, `[{"questionId", "prediction"}]`, with all that the official script says of them."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -10,11 +11,13 @@ from msgspec import UNSET, UnsetType
 from vinvl.data.table import RecordTable
 from vinvl.exact import CategoryAccuracy, Earned
 from vinvl.gqa.data import GQADataModule
+from vinvl.gqa.metric import OfficialScores
 from vinvl.gqa.official import Official, read_grounding
 from vinvl.gqa.task import PREFIX, GQATask, accuracy_rows, gqa_examples, typed_accuracy
 from vinvl.run.errors import UserError
+from vinvl.run.files import json_parts
 from vinvl.run.values import Id, decoded_records
-from vinvl.said import Said, Scored, by_name, matched, numbered
+from vinvl.said import Matched, Scored, by_name, matched, numbered
 from vinvl.vqa.results import Top
 
 
@@ -26,8 +29,12 @@ class Predicted(msgspec.Struct, gc=False):
 
 
 def read_predictions_given(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(place, question, answer) of each entry, of our predictions.jsonl too. Raises UserError for anything else."""
-    for file, number, one in decoded_records(path, msgspec.json.Decoder(Predicted)):
+    """(place, question, answer) of each entry, of our predictions.jsonl too; a folder stands for its parts.
+
+    Raises UserError for anything else.
+    """
+    decoder = msgspec.json.Decoder(Predicted)
+    for file, number, one in chain.from_iterable(decoded_records(part, decoder) for part in json_parts(path)):
         name = one.questionId if one.questionId is not UNSET else one.question_id
         answer = one.prediction if one.prediction is not UNSET else one.top[0].answer if one.top else UNSET
         if name is UNSET or answer is UNSET:
@@ -47,15 +54,17 @@ def score(data: GQADataModule, records: RecordTable, path: Path, missing: str, a
     answers = list(records["answer"])
     right = [said.values[place] == answers[place] for place in said.places]
     found = accuracies(records, said, right)
-    if official is not None:
-        found |= official_figures(official, records, said, attentions)
+    scores = None if official is None else official_scores_of(official, records, said, attentions)
+    if scores is not None:
+        found |= {f"{PREFIX}{name}": value for name, value in scores.flat().items()}
     texts, numbers = numbered(said.values, said.places)
     answered = np.stack([said.places, numbers, 100.0 * np.array(right)], axis=1)
     examples = gqa_examples(records, answered, texts)
-    return Scored(found, GQATask.headline, accuracy_rows(found), examples, said.told, said.missing)
+    text = "" if scores is None else scores.printed()
+    return Scored(found, GQATask.headline, accuracy_rows(found), examples, said.told, said.missing, text)
 
 
-def accuracies(records: RecordTable, said: Said, right: list[bool]) -> dict[str, float]:
+def accuracies(records: RecordTable, said: Matched, right: list[bool]) -> dict[str, float]:
     columns = [list(records.get(name) or [None] * len(records)) for name in ("structural", "semantic")]
     rows: list[Earned] = []
     for place, is_right in zip(said.places, right, strict=True):
@@ -65,9 +74,10 @@ def accuracies(records: RecordTable, said: Said, right: list[bool]) -> dict[str,
     return {f"accuracy/{name}": value.item() for name, value in accuracy.compute().items()}
 
 
-def official_figures(official: Official, records: RecordTable, said: Said, attentions: str | None) -> dict[str, float]:
+def official_scores_of(
+    official: Official, records: RecordTable, said: Matched, attentions: str | None
+) -> OfficialScores | None:
     ids = list(records["question_id"])
     predictions = {str(ids[place]): said.values[place] for place in said.places}
     grounding = None if attentions is None else read_grounding(attentions, official.objects or {})
-    found = official.scores_of_answered(predictions, grounding)
-    return {} if found is None else {f"{PREFIX}{name}": value for name, value in found.flat().items()}
+    return official.scores_of_answered(predictions, grounding)

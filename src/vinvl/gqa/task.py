@@ -11,7 +11,7 @@ from torch import Tensor
 from vinvl.data.batch import Batch
 from vinvl.data.table import RecordTable
 from vinvl.exact import OVERALL, AnswersSeen, CategoryAccuracy, Earned, ExactMean
-from vinvl.examples import Example, answered_rows
+from vinvl.examples import Outcome, answered_rows
 from vinvl.gqa.attention import region_attention, write_attention
 from vinvl.gqa.data import GQADataModule
 from vinvl.gqa.metric import OPEN_STRUCTURE, grounding_of
@@ -137,7 +137,7 @@ class GQATask(VinVLTask):
             scores |= self._official_scores(self._official)
         return scores | {"loss": self.evaluation_loss.compute().item()}
 
-    def examples(self) -> Iterator[Example]:
+    def examples(self) -> Iterator[Outcome]:
         """By structural and by semantic type."""
         records = self.trainer.datamodule.datasets["test"].records  # type: ignore[attr-defined]
         return gqa_examples(records, self._answered, self.answers)
@@ -156,12 +156,12 @@ def accuracy_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     return rows + [(f"  {name}", f"{x:.2f}") for name, x in official.items() if name.startswith(("steps/", "words/"))]
 
 
-def gqa_examples(records: RecordTable, answered: np.ndarray, answers: Sequence[str]) -> Iterator[Example]:
+def gqa_examples(records: RecordTable, answered: np.ndarray, answers: Sequence[str]) -> Iterator[Outcome]:
     """What came of each record, `answered` as `AnswersSeen` has it with numbers of these answers."""
     names = ["question_id", "image_id", "question", "structural", "semantic", "answer"]
     for number, score, told in answered_rows(records, answered, names):
         own_id, image, text, group, kind, truth = told
-        yield Example(str(own_id), str(image), score, group or "", text, answers[number], (truth,), kind=kind or "")
+        yield Outcome(str(own_id), str(image), score, group or "", text, answers[number], (truth,), kind=kind or "")
 
 
 def typed_accuracy(right: bool, structural: str | None, semantic: str | None) -> list[Earned]:

@@ -9,7 +9,6 @@ Shapes: M hidden tokens in the batch, V words, K hidden tokens of a row at most.
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 @torch.no_grad()
@@ -60,12 +59,3 @@ def assignment(p: np.ndarray) -> np.ndarray:
 
     columns: np.ndarray = linear_sum_assignment(p, maximize=True)[1]
     return columns
-
-
-def tag_set_loss(logits: Tensor, masked_ids: Tensor, rows: Tensor) -> Tensor:
-    """-log p of each hidden position for the token that `matched_tags` gives it, (M,) float32.
-
-    With one hidden token a row it is plain cross-entropy.
-    """
-    most = int(torch.bincount(rows).max()) if len(rows) else 0
-    return F.cross_entropy(logits.float(), matched_tags(logits, masked_ids, rows, most), reduction="none")

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from vinvl.data.batch import Batch
 from vinvl.data.table import RecordTable
 from vinvl.exact import AnswersSeen, ExactMean
-from vinvl.examples import Example, answered_rows
+from vinvl.examples import Outcome, answered_rows
 from vinvl.models.answering import VinVLForAnswering, VinVLForPairs
 from vinvl.nlvr2.data import NLVR2DataModule
 from vinvl.nlvr2.metric import PairAccuracy
@@ -70,7 +70,7 @@ class NLVR2Task(VinVLTask):
         figures = self.accuracy.compute() | {"loss": self.evaluation_loss.compute()}
         return {name: value.item() for name, value in figures.items()}
 
-    def examples(self) -> Iterator[Example]:
+    def examples(self) -> Iterator[Outcome]:
         """A statement's picture is its pair of pictures."""
         records = self.trainer.datamodule.datasets["test"].records  # type: ignore[attr-defined]
         return nlvr2_examples(records, self._answered)
@@ -105,10 +105,10 @@ def accuracy_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     return rows
 
 
-def nlvr2_examples(records: RecordTable, answered: np.ndarray) -> Iterator[Example]:
+def nlvr2_examples(records: RecordTable, answered: np.ndarray) -> Iterator[Outcome]:
     """What came of each statement, `answered` as `AnswersSeen` has it: 1 for True, 0 for False, -1 for neither."""
     names = ["identifier", "left_image_id", "right_image_id", "sentence", "label"]
     for verdict, score, told in answered_rows(records, answered, names):
         own_id, left, right, text, label = told
         said = "" if verdict < 0 else str(bool(verdict))
-        yield Example(str(own_id), f"{left} {right}", score, "", text, said, (str(label),))
+        yield Outcome(str(own_id), f"{left} {right}", score, "", text, said, (str(label),))

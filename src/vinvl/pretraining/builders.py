@@ -14,13 +14,13 @@ import msgspec
 import numpy as np
 
 from vinvl.run.errors import UserError
-from vinvl.run.files import begins_a_list, reading
+from vinvl.run.files import begins_a_list, json_parts, reading
 from vinvl.run.values import FilledText, Id, checked_id, decoded, json_items, json_listed, json_members, wrong_value
 
 KARPATHY_SPLITS = ("train", "restval")  # those that nobody is scored on
 
 
-class Found(NamedTuple):
+class FoundText(NamedTuple):
     """A caption, or a question with its answer, as a file has it."""
 
     place: str  # names the record, for messages
@@ -109,7 +109,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
 # COCO's captions and Flickr30k's, in files of their own or in Karpathy's splits.
 
 
-class Sentence(msgspec.Struct, gc=False):
+class KarpathySentence(msgspec.Struct, gc=False):
     raw: str
     sentid: Id | None = None
 
@@ -119,7 +119,7 @@ class CaptionImage(msgspec.Struct, gc=False):
     split: str | None = None
     filename: FilledText | None = None
     cocoid: Id | None = None
-    sentences: list[Sentence] | None = None
+    sentences: list[KarpathySentence] | None = None
 
 
 class CaptionOfImage(msgspec.Struct, gc=False):
@@ -128,13 +128,13 @@ class CaptionOfImage(msgspec.Struct, gc=False):
     caption: str
 
 
-def coco_captions(given: Given) -> Iterator[Found]:
+def coco_captions(given: Given) -> Iterator[FoundText]:
     """COCO's captions_*.json or Karpathy's dataset_coco.json; of the latter the splits that are asked for."""
     for path in given.files:
         yield from _captions_of(path, given)
 
 
-def _captions_of(path: Path, given: Given) -> Iterator[Found]:
+def _captions_of(path: Path, given: Given) -> Iterator[FoundText]:
     kinds = {"images": CaptionImage, "annotations": CaptionOfImage}
     listed, captioned, splits = set[Any](), dict[Any, int](), set[str]()
     number = 0
@@ -144,7 +144,7 @@ def _captions_of(path: Path, given: Given) -> Iterator[Found]:
         if key == "annotations":
             number += 1
             captioned.setdefault(one.image_id, number)
-            yield Found(f"{path} annotation {number}", one.image_id, one.caption, one.id)
+            yield FoundText(f"{path} annotation {number}", one.image_id, one.caption, one.id)
         elif one.sentences is None:
             listed.add(one.id)
         else:
@@ -165,7 +165,7 @@ def _refuse_splits(path: Path, wanted: Sequence[str] | None, there: set[str]) ->
         raise UserError(f"{path} has no split {min(unknown)!r}: {has}.")
 
 
-def _of_karpathy(one: CaptionImage, place: str, given: Given) -> Iterator[Found]:
+def _of_karpathy(one: CaptionImage, place: str, given: Given) -> Iterator[FoundText]:
     image_id = one.cocoid
     if image_id is None:
         image_id = PurePosixPath(str(checked_id(one.filename, f"{place}, which has no cocoid: filename"))).stem
@@ -175,14 +175,14 @@ def _of_karpathy(one: CaptionImage, place: str, given: Given) -> Iterator[Found]
         return
     for number, said in enumerate(sentences):
         own_id = f"{image_id}#{number}" if said.sentid is None else said.sentid
-        yield Found(f"{place}, sentence {number + 1}", image_id, said.raw, own_id)
+        yield FoundText(f"{place}, sentence {number + 1}", image_id, said.raw, own_id)
 
 
 _TOKEN = re.compile(r"(?P<name>[^\t#]+)#(?P<number>\d+)\t(?P<text>.*)")
 _CSV = re.compile(r"(?P<name>[^|]+?)\s*\|\s*(?P<number>\d+)\s*\|?(?P<text>.*)")  # one line of it lacks the second |
 
 
-def flickr30k(given: Given) -> Iterator[Found]:
+def flickr30k(given: Given) -> Iterator[FoundText]:
     """Karpathy's dataset_flickr30k.json, results_20130124.token or results.csv."""
     for path in given.files:
         if path.suffix.lower() == ".json":
@@ -199,7 +199,7 @@ def flickr30k(given: Given) -> Iterator[Found]:
                     f"{place} is no caption of Flickr30k: NAME.jpg#0, a tab and the text, or NAME.jpg|0|text."
                 )
             image_id = PurePosixPath(match["name"].strip()).stem
-            yield Found(place, image_id, match["text"], f"{image_id}#{match['number']}")
+            yield FoundText(place, image_id, match["text"], f"{image_id}#{match['number']}")
 
 
 # Captions of pictures in the web, which are called by the number of their row, or as a list says.
@@ -210,7 +210,7 @@ def read_ids(path: Path) -> LineTable:
     return LineTable(path, lambda line, place: columns_of(line, place, "a row number or an address and an image id")[0])
 
 
-def _from_the_web(rows: Iterator[tuple[str, str, str]], given: Given) -> Iterator[Found]:
+def _from_the_web(rows: Iterator[tuple[str, str, str]], given: Given) -> Iterator[FoundText]:
     """Of (place, caption, address)."""
     for number, (place, caption, url) in enumerate(rows):
         image_id: int | str = number
@@ -220,10 +220,10 @@ def _from_the_web(rows: Iterator[tuple[str, str, str]], given: Given) -> Iterato
                 given.left_out[f"of pictures that {given.ids.path} does not have"] += 1
                 continue
             image_id = columns_of(line, str(given.ids.path), "")[1]
-        yield Found(place, image_id, caption, number, url=url)
+        yield FoundText(place, image_id, caption, number, url=url)
 
 
-def conceptual_captions(given: Given) -> Iterator[Found]:
+def conceptual_captions(given: Given) -> Iterator[FoundText]:
     """Train_GCC-training.tsv: caption, tab, address."""
 
     def rows() -> Iterator[tuple[str, str, str]]:
@@ -237,7 +237,7 @@ def conceptual_captions(given: Given) -> Iterator[Found]:
     return _from_the_web(rows(), given)
 
 
-def sbu(given: Given) -> Iterator[Found]:
+def sbu(given: Given) -> Iterator[FoundText]:
     """sbu-captions-all.json, or …_urls.txt and …_captions.txt, whose lines belong together."""
     if len(given.files) == 1:
         listed = [_listed(given.files[0], "image_urls"), _listed(given.files[0], "captions")]
@@ -276,7 +276,7 @@ def _plain_lines(path: Path) -> Iterator[str]:
 # Questions, whose answer is the second text.
 
 
-class Question(msgspec.Struct, gc=False):
+class VqaQuestion(msgspec.Struct, gc=False):
     question_id: Id
     image_id: Id
     question: str
@@ -286,7 +286,7 @@ class PersonsAnswer(msgspec.Struct, gc=False):
     answer: str
 
 
-class Annotation(msgspec.Struct, gc=False):
+class VqaAnnotation(msgspec.Struct, gc=False):
     question_id: Id
     image_id: Id
     multiple_choice_answer: str | None = None
@@ -300,18 +300,18 @@ class Annotation(msgspec.Struct, gc=False):
         return said.most_common(1)[0][0] if said else ""
 
 
-def vqa(given: Given) -> Iterator[Found]:
+def vqa(given: Given) -> Iterator[FoundText]:
     """VQA's files, of each split its questions and then its annotations."""
     if len(given.files) % 2:
         raise UserError("vqa takes files in pairs: QUESTIONS ANNOTATIONS [QUESTIONS ANNOTATIONS …].")
     for questions, answered in zip(given.files[::2], given.files[1::2], strict=True):
         answers: dict[int | str, tuple[int | str, str]] = {}
         remedy = "give the annotations of VQA behind their questions"
-        for _, said in json_listed(answered, {"annotations": Annotation}, ["annotations"], remedy):
+        for _, said in json_listed(answered, {"annotations": VqaAnnotation}, ["annotations"], remedy):
             if said.question_id in answers:
                 raise UserError(f"{answered} answers question {said.question_id} more than once; get it again.")
             answers[said.question_id] = (said.image_id, said.answer())
-        asked = json_listed(questions, {"questions": Question}, ["questions"], "give the questions of VQA")
+        asked = json_listed(questions, {"questions": VqaQuestion}, ["questions"], "give the questions of VQA")
         for number, (_, one) in enumerate(asked, start=1):
             place = f"{questions} record {number}"
             image_id, answer = answers.pop(one.question_id, (None, ""))
@@ -321,7 +321,7 @@ def vqa(given: Given) -> Iterator[Found]:
                     f"{answered} has {wrong} question {one.question_id} about image {one.image_id} ({place}); "
                     "take both of one split, each once."
                 )
-            yield Found(place, one.image_id, one.question, one.question_id, answer)
+            yield FoundText(place, one.image_id, one.question, one.question_id, answer)
         if answers:
             raise UserError(
                 f"{answered} answers {len(answers):,} questions that {questions} does not hold, the first being "
@@ -335,18 +335,15 @@ class GqaQuestion(msgspec.Struct, gc=False):
     answer: str | None = None
 
 
-def gqa(given: Given) -> Iterator[Found]:
+def gqa(given: Given) -> Iterator[FoundText]:
     """GQA's question files; a folder stands for its .json files, as train_all_questions comes."""
-    files = [one for path in given.files for one in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
-    if not files:
-        raise UserError(f"{given.files[0]} is a folder without .json files; give the question files of GQA.")
-    for path in files:
+    for path in json_parts(given.files):
         for number, (own_id, value) in enumerate(json_members(path, "question ids with their questions"), start=1):
             try:
                 one = msgspec.convert(value, GqaQuestion)
             except msgspec.ValidationError as error:
                 raise wrong_value(error, f"{path} record {number} (question {own_id})") from None
-            yield Found(f"{path} record {number}", one.imageId, one.question, own_id, one.answer or "")
+            yield FoundText(f"{path} record {number}", one.imageId, one.question, own_id, one.answer or "")
 
 
 class VgQuestion(msgspec.Struct, gc=False):
@@ -355,18 +352,20 @@ class VgQuestion(msgspec.Struct, gc=False):
     qa_id: Id
 
 
-class VgImage(msgspec.Struct, gc=False):
+class VgQuestions(msgspec.Struct, gc=False):
     id: Id
     qas: list[VgQuestion]
 
 
-def vg_qa(given: Given) -> Iterator[Found]:
+def vg_qa(given: Given) -> Iterator[FoundText]:
     """Visual Genome's question_answers.json; of an answer the full stop at its end is dropped."""
     for path in given.files:
-        for number, image in enumerate(json_items(path, VgImage, "images with their questions"), start=1):
+        for number, image in enumerate(json_items(path, VgQuestions, "images with their questions"), start=1):
             for one in image.qas:
                 answer = one.answer.strip().removesuffix(".")
-                yield Found(f"{path} record {number}, question {one.qa_id}", image.id, one.question, one.qa_id, answer)
+                yield FoundText(
+                    f"{path} record {number}, question {one.qa_id}", image.id, one.question, one.qa_id, answer
+                )
 
 
 # Captions that a captioner wrote, of pictures that have none.
@@ -385,7 +384,7 @@ class Written(msgspec.Struct, gc=False):
 _WRITTEN = msgspec.json.Decoder(Written)
 
 
-def open_images(given: Given) -> Iterator[Found]:
+def open_images(given: Given) -> Iterator[FoundText]:
     """What vinvl.predict wrote about Open Images, or any other pictures; captions that only stand in are left out."""
     for path in given.files:
         if begins_a_list(path):
@@ -402,4 +401,4 @@ def open_images(given: Given) -> Iterator[Found]:
             if one.filled_in:
                 given.left_out["that stand in for images without regions"] += 1
                 continue
-            yield Found(place, image_id, caption, str(image_id))
+            yield FoundText(place, image_id, caption, str(image_id))

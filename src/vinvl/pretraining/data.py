@@ -28,7 +28,7 @@ from vinvl.pretraining.triplets import (
     Mixture,
     PairDraws,
     PairOptions,
-    Pool,
+    TextPool,
     Triplets,
     assemble_pairs,
     mask_tokens,
@@ -101,7 +101,7 @@ class PretrainingDataset(Dataset[Draw]):
         self._weights = None if (weights == 1).all() and not paired else weights
         self._pools = [self._pool(pool) for pool in rows.mixture.pools]
 
-    def _pool(self, pool: Pool) -> tuple[Pool, PairOptions, np.ndarray | None]:
+    def _pool(self, pool: TextPool) -> tuple[TextPool, PairOptions, np.ndarray | None]:
         """A pool with its options, and its questions (A,) where wrong second texts are answers; see the class."""
         mode, size, rows = pool.textb_sample_mode, pool.end - pool.start, self.rows
         options = self.options if mode is None else replace(self.options, textb_sample_mode=mode)

@@ -21,7 +21,7 @@ LEFT_OUT = "left_out.csv"
 COLUMNS = ("corpus", "line", "image_id", "set", "found_by", "image_of_the_set")
 
 
-class Row(msgspec.Struct, gc=False):
+class NamedRow(msgspec.Struct, gc=False):
     """What of a corpus row names its image."""
 
     image_id: Id
@@ -36,7 +36,7 @@ class Row(msgspec.Struct, gc=False):
         return keys + keys_of_address(self.url) if self.url else keys
 
 
-_ROW = msgspec.json.Decoder(Row)
+_ROW = msgspec.json.Decoder(NamedRow)
 
 
 class Counts(NamedTuple):
@@ -110,7 +110,7 @@ def _report(folder: Path, stack: ExitStack) -> Any:
     return report
 
 
-def _lines(path: Path) -> Iterator[tuple[int, tuple[bytes, Row]]]:
+def _lines(path: Path) -> Iterator[tuple[int, tuple[bytes, NamedRow]]]:
     return json_lines(path, lambda line, place: (line, decoded(line, _ROW, place)))
 
 

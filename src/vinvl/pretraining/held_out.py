@@ -145,13 +145,13 @@ class GqaImage(msgspec.Struct, gc=False):
     imageId: Id  # noqa: N815
 
 
-class Statement(msgspec.Struct, gc=False):
+class NamedPair(msgspec.Struct, gc=False):
     identifier: FilledText
     left_url: str | None = None
     right_url: str | None = None
 
 
-class Image(msgspec.Struct, gc=False):
+class ListedImage(msgspec.Struct, gc=False):
     """Of COCO, Karpathy's splits or NoCaps."""
 
     id: Id | None = None
@@ -183,16 +183,16 @@ def _gqa(path: Path, splits: Sequence[str]) -> Named:
 
 
 def _nlvr2(path: Path, splits: Sequence[str]) -> Named:
-    for _, one in decoded_lines(path, msgspec.json.Decoder(Statement)):
+    for _, one in decoded_lines(path, msgspec.json.Decoder(NamedPair)):
         pair = one.identifier.rpartition("-")[0]
         for side, url in enumerate((one.left_url, one.right_url)):
             name = f"{pair}-img{side}"
             yield "", name, keys_of(name) + (keys_of_address(url) if url else [])
 
 
-def _images(path: Path) -> Iterator[Image]:
+def _images(path: Path) -> Iterator[ListedImage]:
     kind = "a dataset_*.json of Karpathy's, or captions, instances or image infos of COCO or NoCaps"
-    kinds = {"images": Image, "annotations": PassedOver}
+    kinds = {"images": ListedImage, "annotations": PassedOver}
     return (one for key, one in json_listed(path, kinds, ["images"], f"give {kind}") if key == "images")
 
 
@@ -293,7 +293,7 @@ def take_set(held: HeldOut, given: str) -> Path | None:
 # One picture under several numbers.
 
 
-class VgImage(msgspec.Struct, gc=False):
+class ImageNumbers(msgspec.Struct, gc=False):
     """Of Visual Genome's image_data.json."""
 
     image_id: Id
@@ -303,7 +303,7 @@ class VgImage(msgspec.Struct, gc=False):
 
 def _linked(path: Path) -> Iterator[list[str]]:
     if begins_a_list(path):
-        for one in json_items(path, VgImage, "Visual Genome's images"):
+        for one in json_items(path, ImageNumbers, "Visual Genome's images"):
             ids = {"vg": one.image_id, "coco": one.coco_id, "flickr": one.flickr_id}
             yield [f"{whose}:{value}" for whose, value in ids.items() if value is not None]
     else:

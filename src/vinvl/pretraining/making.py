@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from vinvl.pretraining import builders
-from vinvl.pretraining.builders import Found, Given, LineTable
+from vinvl.pretraining.builders import FoundText, Given, LineTable
 from vinvl.pretraining.published import TRAIN, VALIDATION, share_of
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
@@ -25,7 +25,7 @@ from vinvl.run.values import Id, checked_id, checked_text, decoded
 class Kind(NamedTuple):
     """What can be read: what is given, by what, and what its image ids get in front."""
 
-    read: Callable[[Given], Iterator[Found]]
+    read: Callable[[Given], Iterator[FoundText]]
     prefix: str
     files: str
 
@@ -99,7 +99,7 @@ def make_corpus(
     given = Given([*map(Path, files)], None if splits is None else tuple(splits), lines, Counter())
     tag_lines = None if tags is None else LineTable(Path(tags), lambda line, place: str(_tags(line, place).image_id))
     prefix = KINDS[kind].prefix if prefix is None else prefix
-    images = _Images(None if store is None else RegionStore(store))
+    images = _ImageCounts(None if store is None else RegionStore(store))
     rows: Counter[Path] = Counter()
     own_ids = array("q")
     with ExitStack() as stack:
@@ -123,7 +123,7 @@ def make_corpus(
     return Made(dict(rows), images.count(), images.without_regions(), given.left_out)
 
 
-def _refuse_twins(own_ids: array[int], again: Iterator[Found], kind: str) -> None:
+def _refuse_twins(own_ids: array[int], again: Iterator[FoundText], kind: str) -> None:
     """Raises UserError where records have one id, of which `again` tells the name."""
     numbers, counts = np.unique(np.array(own_ids, dtype=np.int64), return_counts=True)
     if twins := set(numbers[counts > 1].tolist()):
@@ -158,7 +158,7 @@ def _tags(line: bytes, place: str) -> ImageTags:
 
 
 def _record(
-    one: Found, kind: str, prefix: str, tags: LineTable | None, left_out: Counter[str]
+    one: FoundText, kind: str, prefix: str, tags: LineTable | None, left_out: Counter[str]
 ) -> dict[str, Any] | None:
     """The corpus row, or None where it cannot be one, which is counted."""
     checked_id(one.image_id, f"{one.place}: the image id")
@@ -188,7 +188,7 @@ def _is_seen(text: str) -> bool:
     return any(character.isprintable() and not character.isspace() for character in text)
 
 
-class _Images:
+class _ImageCounts:
     """Counts different images, and those that a store lacks, by numbers of 64 bits."""
 
     def __init__(self, store: RegionStore | None) -> None:

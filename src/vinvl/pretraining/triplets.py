@@ -39,7 +39,7 @@ class CorpusShare(NamedTuple):
     pool: int = 0  # wrong texts are drawn from corpora of the same number, which stand beside each other
 
 
-class Pool(NamedTuple):
+class TextPool(NamedTuple):
     """Corpora that draw wrong texts from each other."""
 
     first_share: int
@@ -72,12 +72,12 @@ class Mixture:
         return np.array([0, *accumulate(len(s.corpus) if kept is None else len(kept) for s, kept in pairs)])
 
     @cached_property
-    def pools(self) -> list[Pool]:
+    def pools(self) -> list[TextPool]:
         """By their place among the rows."""
         numbers = [share.pool for share in self.shares]
         firsts = [place for place, number in enumerate(numbers) if not place or number != numbers[place - 1]]
         return [
-            Pool(first, int(self.starts[first]), int(self.starts[last]), self.shares[first].textb_sample_mode)
+            TextPool(first, int(self.starts[first]), int(self.starts[last]), self.shares[first].textb_sample_mode)
             for first, last in pairwise([*firsts, len(numbers)])
         ]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vinvl.captioning.files import CaptionRecords
-from vinvl.examples import Example
+from vinvl.examples import Outcome
 from vinvl.retrieval.data import Block, Fold, RetrievalDataModule
 from vinvl.retrieval.recall import FoldRanks, first_matches, fold_ranks
 from vinvl.retrieval.run import DESCRIPTION, ScoreFiles, candidates_digest
@@ -44,7 +44,7 @@ Blocks = list[tuple[Block, np.ndarray]]
 
 def examples_of(
     records: CaptionRecords, folds: list[Fold], ranks: list[FoldRanks], blocks: list[Blocks]
-) -> Iterator[Example]:
+) -> Iterator[Outcome]:
     for fold, of_fold, one in zip(folds, ranks, blocks, strict=True):
         yield from fold_examples(records, fold, of_fold, first_matches(fold, partial(list, one)))
 

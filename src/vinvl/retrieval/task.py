@@ -12,7 +12,7 @@ import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.captioning.files import CaptionRecords
-from vinvl.examples import Example
+from vinvl.examples import Outcome
 from vinvl.models.answering import VinVLForAnswering
 from vinvl.retrieval.data import (
     BY_DUAL_ENCODER,
@@ -260,7 +260,7 @@ class RetrievalTask(VinVLTask):
         names = [f"{way}/R@{k}" for way in DIRECTIONS for k in RECALL_AT]
         return {f"lost/{name}": of_all[name] - scores[name] for name in names}
 
-    def examples(self) -> Iterator[Example]:
+    def examples(self) -> Iterator[Outcome]:
         """Each image that looks for its captions, then each caption that looks for its image, fold by fold."""
         assert self._files is not None
         records = self._datamodule().candidates("test").records
@@ -314,7 +314,7 @@ def ranks_in(files: ScoreFiles) -> list[FoldRanks]:
 
 def fold_examples(
     records: CaptionRecords, fold: Fold, ranks: FoldRanks, matches: tuple[np.ndarray, np.ndarray]
-) -> Iterator[Example]:
+) -> Iterator[Outcome]:
     """What came out for each image and each caption of a fold, whose `first_matches` are given."""
     captions = [described(records, caption) for caption in fold.captions.tolist()]
     image_ids = [str(image_id) for image_id in records.image_ids[fold.images]]
@@ -322,10 +322,10 @@ def fold_examples(
         own = slice(*np.searchsorted(fold.owner, [image, image + 1]))
         truth = tuple(one["caption"] for one in captions[own])
         own_id, score = image_ids[image], 100.0 * (rank == 0)
-        yield Example(own_id, own_id, score, DIRECTIONS[0], "", captions[best]["caption"], truth, rank)
+        yield Outcome(own_id, own_id, score, DIRECTIONS[0], "", captions[best]["caption"], truth, rank)
     for one, rank, best in zip(captions, ranks.text_to_image.tolist(), matches[1].tolist(), strict=True):
         own_id, image_id, score = str(one["caption_id"]), one["image_id"], 100.0 * (rank == 0)
-        yield Example(own_id, image_id, score, DIRECTIONS[1], one["caption"], image_ids[best], (image_id,), rank)
+        yield Outcome(own_id, image_id, score, DIRECTIONS[1], one["caption"], image_ids[best], (image_id,), rank)
 
 
 def recall_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -108,6 +108,23 @@ def json_lines(path: str | Path, parse: Callable[[bytes, str], Any] = parse_json
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, parse(line.rstrip(), f"{path} line {number}")
+
+
+def json_parts(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files that are named; a folder stands for its *.json files in name order, as GQA's files come in parts.
+
+    A missing NAME.json beside a folder NAME is that folder, as in GQA's own script. UserError if there are none.
+    """
+    files: list[Path] = []
+    for path in [Path(paths)] if isinstance(paths, str | Path) else map(Path, paths):
+        folder = path.with_suffix("") if path.suffix == ".json" and not path.exists() else path
+        found = sorted(folder.glob("*.json")) if folder.is_dir() else [path]
+        if not found:
+            raise UserError(f"{path} is a folder without .json files: give the one that the files are in.")
+        files += found
+    if not files:
+        raise UserError("No file is named: give at least one file or folder.")
+    return files
 
 
 def begins_a_list(path: str | Path) -> bool:

@@ -12,7 +12,7 @@ from vinvl.data.table import RecordTable
 from vinvl.exact import OVERALL, CategoryAccuracy, Earned
 from vinvl.run.errors import UserError
 from vinvl.run.values import Id, decoded_records
-from vinvl.said import Said, Scored, by_name, matched, numbered
+from vinvl.said import Matched, Scored, by_name, matched, numbered
 from vinvl.vqa.accuracy import official_accuracy
 from vinvl.vqa.task import VQATask, accuracy_rows, vqa_examples
 
@@ -47,7 +47,7 @@ def score(data: Any, records: RecordTable, path: Path, missing: str) -> Scored:
     return (people_scored if "answers" in records else targets_scored)(records, said)
 
 
-def people_scored(records: RecordTable, said: Said) -> Scored:
+def people_scored(records: RecordTable, said: Matched) -> Scored:
     accuracy, rows, scores = CategoryAccuracy(), list[Earned](), list[float]()
     columns = [list(records.get(name) or [None] * len(records)) for name in ("answers", "answer_type", "question_type")]
     for place in said.places:
@@ -61,7 +61,7 @@ def people_scored(records: RecordTable, said: Said) -> Scored:
     return scored_with(records, said, found, accuracy_rows(found), scores)
 
 
-def targets_scored(records: RecordTable, said: Said) -> Scored:
+def targets_scored(records: RecordTable, said: Matched) -> Scored:
     targets = [
         dict(zip(*pair, strict=True)) for pair in zip(records["target_answers"], records["target_scores"], strict=True)
     ]
@@ -74,7 +74,7 @@ def targets_scored(records: RecordTable, said: Said) -> Scored:
 
 
 def scored_with(
-    records: RecordTable, said: Said, found: dict[str, float], rows: list[tuple[str, str]], scores: list[float]
+    records: RecordTable, said: Matched, found: dict[str, float], rows: list[tuple[str, str]], scores: list[float]
 ) -> Scored:
     answers, numbers = numbered(said.values, said.places)
     answered = np.stack([said.places, numbers, scores], axis=1)

@@ -14,7 +14,7 @@ from vinvl.data.batch import Batch
 from vinvl.data.table import RecordTable
 from vinvl.data.words import Commonest, commonest_for
 from vinvl.exact import OVERALL, AnswersSeen, CategoryAccuracy, ExactMean
-from vinvl.examples import Example, answered_rows
+from vinvl.examples import Outcome, answered_rows
 from vinvl.models.answering import VinVLForAnswering
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write
@@ -109,7 +109,7 @@ class VQATask(VinVLTask):
             scores |= {f"most_frequent_answer/{name}": value.item() for name, value in constant.items()}
         return scores | {"soft_score": self.soft_score.compute().item(), "loss": self.evaluation_loss.compute().item()}
 
-    def examples(self) -> Iterator[Example]:
+    def examples(self) -> Iterator[Outcome]:
         """The score is the official accuracy or, where people's answers are unknown, the target of the answer."""
         records = self.trainer.datamodule.datasets["test"].records  # type: ignore[attr-defined]
         return vqa_examples(records, self._answered, self.answers)
@@ -137,7 +137,7 @@ def accuracy_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     return [(what, f"{value:.2f}") for what, value in rows]
 
 
-def vqa_examples(records: RecordTable, answered: np.ndarray, answers: Sequence[str]) -> Iterator[Example]:
+def vqa_examples(records: RecordTable, answered: np.ndarray, answers: Sequence[str]) -> Iterator[Outcome]:
     """What came of each record, `answered` as `AnswersSeen` has it with numbers of these answers."""
     names = ["question_id", "image_id", "question", "question_type", "answer_type", "answers"]
     names += ["target_answers", "target_scores"]
@@ -145,7 +145,7 @@ def vqa_examples(records: RecordTable, answered: np.ndarray, answers: Sequence[s
         own_id, image, text, group, kind, people, targets, weights = told
         target = zip(targets or (), weights or (), strict=True)
         truth = people or [f"{answer} ({weight:.2f})" for answer, weight in target]
-        yield Example(str(own_id), str(image), score, group or "", text, answers[number], tuple(truth), kind=kind or "")
+        yield Outcome(str(own_id), str(image), score, group or "", text, answers[number], tuple(truth), kind=kind or "")
 
 
 # What the tasks share that choose one answer of a fixed vocabulary: VQA and GQA.
