@@ -99,8 +99,18 @@ class OpenedModel:
         names = ("train_split", "max_tokens", "max_regions", "use_tags", "use_regions")
         told = {"data": run_config.get("name"), "reader": data.get("_target_")}
         told |= {name: data.get(name) for name in names}
-        told |= {name: Path(str(data[name])).name for name in ("regions", "answers", "tokenizer") if data.get(name)}
+        places = {name: last_names(data.get(name)) for name in ("regions", "stores", "answers", "tokenizer")}
+        told |= {name: ", ".join(dict.fromkeys(names)) for name, names in places.items() if names}
         return {name: value for name, value in told.items() if value is not None}
+
+
+def last_names(paths: object) -> list[str]:
+    """The last names of paths, in lists and by split too; of a store {from: …, to: …} that is made, the store's."""
+    if isinstance(paths, Mapping):
+        return [name for key, one in paths.items() if key == "to" or "to" not in paths for name in last_names(one)]
+    if isinstance(paths, list):
+        return [name for one in paths for name in last_names(one)]
+    return [Path(paths).name] if isinstance(paths, str) else []
 
 
 def results_of(weights: Path) -> dict[str, Any]:

@@ -30,7 +30,9 @@ def checkpoint(tmp_path: Path) -> Path:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(25))]
     (words / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary))
     data = {
-        "_target_": "vinvl.gqa.data.GQADataModule", "tokenizer": str(words), "regions": "/secret/home/gqa.h5",
+        "_target_": "vinvl.gqa.data.GQADataModule", "tokenizer": str(words),
+        "regions": ["/secret/home/gqa.h5", {"from": "/secret/feats.pt", "to": "/secret/home/more.h5"}],
+        "stores": {"val": "/secret/home/gqa.h5"},
         "max_tokens": 20, "use_tags": False, "tags": "/secret/home/tags.json",
     }  # fmt: skip
     content = {
@@ -68,7 +70,8 @@ def test_what_is_written(checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     assert use["inputs"] == published_inputs("gqa") | {"max_tokens": 20, "use_tags": False, "tags": "tags.json"}
     card = (there / "README.md").read_text()
     assert "question answering on GQA" in card and "| accuracy | 64.25 |" in card and "`testdev`" in card
-    assert "- data: `my_gqa`" in card and "- regions: `gqa.h5`" in card and "secret" not in card
+    assert "- data: `my_gqa`" in card and "- regions: `gqa.h5, more.h5`\n- stores: `gqa.h5`" in card
+    assert "secret" not in card
 
 
 def test_with_a_task_and_the_other_format(checkpoint: Path, tmp_path: Path) -> None:

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from vinvl.detector.config import Architecture, DetectorConfig
 from vinvl.detector.detector import Detector
-from vinvl.models.weight_files import load_published_state_dict
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write
-from vinvl.run.tensor_files import load_tensor_file, plain_tensors
+from vinvl.run.tensor_files import load_tensor_file, plain_tensors, read_safetensors
 from vinvl.run.values import shown
 
 OUR_KEY = "vinvl_detector"
@@ -89,11 +88,11 @@ def read_detector_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, damaged, or holds no named tensors.
     """
+    if not Path(path).is_file():
+        raise UserError(f"There is no detector weight file {path}: give weights=FILE, such as vinvl_vg_x152c4.pth.")
     if Path(path).suffix == ".safetensors":
-        content: Any = load_published_state_dict(path)
+        content: Any = read_safetensors(path)
     else:
-        if not Path(path).is_file():
-            raise UserError(f"There is no detector weight file {path}: give weights=FILE, such as vinvl_vg_x152c4.pth.")
         content = _opened(path)
         if content is None:
             raise UserError(

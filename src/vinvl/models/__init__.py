@@ -1,6 +1,7 @@
 """The VinVL models in plain torch and transformers; they know nothing of training, data or Hydra.
 
-What is named here is read from its file when it is asked for, so that no task loads the heads of another.
+What is named here is read from its file when it is asked for, so that no task loads the heads of another. Only the
+encoder is there at once: transformers' AutoConfig and AutoModel know it from then on.
 """
 
 from importlib import import_module
@@ -44,3 +45,6 @@ def __getattr__(name: str) -> Any:
     if file is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{file}"), name)
+
+
+import_module(f"{__name__}.{ENCODER}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import BertConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
 from vinvl.models.packing import PACKED
@@ -112,6 +112,9 @@ class VinVLConfig(BertConfig):
                 f"The model's hidden_size {self.hidden_size} cannot be split over num_attention_heads "
                 f"{self.num_attention_heads}; choose a multiple."
             )
+
+
+AutoConfig.register(VinVLConfig.model_type, VinVLConfig, exist_ok=True)
 
 
 def refuse_wrong_fields(fields: Mapping[str, Any], owner: str) -> None:

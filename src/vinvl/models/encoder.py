@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import BertModel, BertPreTrainedModel, Cache
+from transformers import AutoModel, BertModel, BertPreTrainedModel, Cache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertSelfAttention
@@ -436,3 +436,6 @@ class VinVLModel(BertPreTrainedModel):
             hidden = layer(hidden, mask)
         pooled: Tensor = self.pooler(self._last_layer_at_first(hidden, attention_mask))
         return pooled
+
+
+AutoModel.register(VinVLConfig, VinVLModel, exist_ok=True)

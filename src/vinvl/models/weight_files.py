@@ -9,13 +9,11 @@ from typing import Any, Self
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vinvl.run.errors import UserError
 from vinvl.run.files import json_object
-from vinvl.run.tensor_files import load_tensor_file, plain_tensors
+from vinvl.run.tensor_files import load_tensor_file, plain_tensors, read_safetensors
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_INDEX_FILES = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
@@ -154,10 +152,7 @@ def load_published_state_dict(path: str | Path) -> dict[str, Tensor]:
     if path.name.endswith(".index.json"):
         return _of_shards(path)
     if path.suffix == ".safetensors":
-        try:
-            return plain_tensors(load_file(path), str(path))
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is not a sound safetensors file ({error}); copy or save it again.") from None
+        return read_safetensors(path)
     content = _unpickled(path)
     of_mmf = mmf_tensors(content)
     if of_mmf is not None:

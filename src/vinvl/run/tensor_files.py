@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vinvl.run.errors import UserError
@@ -43,6 +45,14 @@ def load_tensor_file(path: str | Path, *, mmap: bool = False, whole: bool = Fals
             for _ in range(5):
                 _refuse_deep_tuples(file)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file by name; UserError if it is damaged, or one is no plain tensor."""
+    try:
+        return plain_tensors(load_file(path), str(path))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a sound safetensors file ({error}); copy or save it again.") from None
 
 
 def plain_tensors(content: Mapping[Any, Any], place: str) -> dict[str, Tensor]:
