@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ ABOUT = AboutExamples("vqa", "val", "accuracy/overall", "best.ckpt", files=("q.j
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 rows = st.builds(
     Outcome, texts, texts, st.floats(0, 100), texts, texts, texts, st.lists(texts, max_size=3).map(tuple),
-    st.integers(-1, 9),
+    st.integers(-1, 9), best=st.just(("a", "b")), probabilities=st.tuples(st.floats(0, 1), st.floats(0, 1)),
 )  # fmt: skip
 
 
@@ -29,7 +30,8 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, examp
     vinvl.examples.ROWS = before
     read = read_examples(path)
     assert read.about == ABOUT
-    found = [Outcome(**{**row, "truth": tuple(row["truth"])}) for row in read.table.to_pylist()]
+    lists = ("truth", "best", "probabilities")
+    found = [Outcome(**row | {name: tuple(row[name]) for name in lists}) for row in read.table.to_pylist()]
     assert found == examples
 
 
@@ -61,6 +63,7 @@ def refusal(path: Path) -> str:
         ([Outcome("7", "1", -1e300)], "rows without: score"),
         ([Outcome("7", "1", 1.0, truth=("a", None))], "rows without: truth"),  # type: ignore[arg-type]
         ([Outcome("7", None, 1.0)], "rows without: image_id"),  # type: ignore[arg-type]
+        ([Outcome("7", "1", 1.0, best=("a", "b"), probabilities=(0.5,))], "rows without: probabilities"),
     ],
 )
 def test_unusable(tmp_path: Path, examples: list[Outcome], told: str) -> None:
@@ -99,5 +102,13 @@ def test_foreign_and_damaged_files(tmp_path: Path) -> None:
             assert len(read_examples(path)) == 50
         except UserError as error:
             assert "examples.parquet" in str(error)
-    write_examples(path, [Outcome("1", "1", 0.0)], AboutExamples("vqa", "val", "accuracy/overall", "x", format=2))
-    assert "has format 2, and this version reads 1" in refusal(path)
+    write_examples(path, [Outcome("1", "1", 0.0)], AboutExamples("vqa", "val", "accuracy/overall", "x", format=3))
+    assert "has format 3, and this version reads 2" in refusal(path)
+
+
+def test_a_file_of_format_1_has_no_best_answers(tmp_path: Path) -> None:
+    path = tmp_path / "examples.parquet"
+    write_examples(path, [Outcome("1", "7", 100.0, answer="a")], msgspec.structs.replace(ABOUT, format=1))
+    parquet.write_table(parquet.read_table(path).drop_columns(["best", "probabilities"]), path)
+    (row,) = read_examples(path).table.to_pylist()
+    assert (row["answer"], row["best"], row["probabilities"]) == ("a", [], [])

@@ -23,10 +23,11 @@ CAPTIONS = ["a cat", "a red bus on a street", "two dogs play", "a café at night
 def computed(rows: list[int], repeated: list[int]) -> dict[str, float]:
     """Each metric over some of six rows; rows of `repeated` are given again to those that count each once."""
     captions, ranks, pairs, typed = CaptionTexts(), RanksSeen(), PairAccuracy(), CategoryAccuracy()
-    score, mean, answers = SoftTargetScore(), ExactMean(), AnswersSeen()
+    score, mean, answers = SoftTargetScore(), ExactMean(), AnswersSeen(2)
     for row in [*rows, *repeated]:
         captions.update([row], [CAPTIONS[row]], [[CAPTIONS[row] + " there", CAPTIONS[(row + 1) % NUM_ROWS]]])
-        answers.update([{"index": row}], [row + 7], [row / 3])
+        best = torch.tensor([[row + 7, 1]]), torch.tensor([[0.5, row / 8]])
+        answers.update([{"index": row}], [row + 7], [row / 3], best)
         pairs.update([f"dev-{row // 2}-{row % 2}-0"], torch.tensor([row > 2]))
     for row in rows:
         ranks.update(np.array([row]))
@@ -44,8 +45,8 @@ def computed(rows: list[int], repeated: list[int]) -> dict[str, float]:
     found |= recall(ranks.compute().numpy())
     # Each once and in order, whoever has seen it, and however often.
     found |= {
-        f"answer {place}": 1000 * row + 100 * number + points
-        for place, (row, number, points) in enumerate(seen.tolist())
+        f"answer {place}": 1000 * row + 100 * number + points + sum(best)
+        for place, (row, number, points, *best) in enumerate(seen.tolist())
     }
     return found | {name: value.item() for name, value in results.items()}
 
@@ -65,7 +66,7 @@ def test_two_ranks_give_the_result_of_one(tmp_path: Path) -> None:
     mp.start_processes(run_rank, args=(str(tmp_path),), nprocs=NUM_RANKS, start_method="fork")
     expected = computed(list(range(NUM_ROWS)), [])
     assert len(expected) == 7 + 7 + 5 + NUM_ROWS + 2 + 1 + NUM_ROWS + 2
-    assert expected["answer 4"] == 4000 + 1100 + 4 / 3
+    assert expected["answer 4"] == 4000 + 1100 + 4 / 3 + (11 + 1 + 0.5 + 0.5)
     assert 0 < expected["CIDEr"] != expected["subset CIDEr"] > 0
     for rank in range(NUM_RANKS):
         assert torch.load(tmp_path / f"rank{rank}.pt") == [expected, expected]

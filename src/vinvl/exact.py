@@ -142,17 +142,36 @@ class ExactMean(Gathered):
 class AnswersSeen(Gathered):
     """Which records were answered, by which of the answers, and what that earned, whatever rank has seen them.
 
-    24 bytes a record, on the device. What else there is to say of a record is in its table, on every rank.
+    24 bytes a record and 16 for each of its best answers, on the device. What else there is to say of a record is in
+    its table, on every rank.
     """
 
     seen_type = torch.float64
 
-    def update(self, records: Sequence[Mapping[str, Any]], answers: Sequence[int], scores: Sequence[float]) -> None:
-        """Adds B records, whose "index" is their place in the split, the numbers of their answers, and their scores."""
+    def __init__(self, best: int = 0) -> None:
+        """`best`: how many of the best answers are kept too, K."""
+        super().__init__()
+        self.columns = 3 + 2 * best
+
+    def update(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        answers: Sequence[int],
+        scores: Sequence[float],
+        best: tuple[Tensor, ...] = (),
+    ) -> None:
+        """Adds B records, whose "index" is their place in the split, the numbers of their answers, and their scores.
+
+        `best`: numbers and probabilities (B, K) of the best answers (`best_choices`).
+        """
         rows = list(zip((record["index"] for record in records), answers, scores, strict=True))
-        self.seen.append(torch.tensor(rows, dtype=torch.float64).reshape(-1).to(self.device))
+        columns = [torch.tensor(rows, dtype=torch.float64).reshape(-1, 3), *(one.double().cpu() for one in best)]
+        self.seen.append(torch.cat(columns, dim=1).reshape(-1).to(self.device))
 
     def compute(self) -> np.ndarray:
-        """(N, 3) float64: place, number of the answer and score of each record, by place, each once."""
-        rows = dim_zero_cat(self.seen).cpu().numpy().reshape(-1, 3)
+        """(N, 3 + 2 K) float64, each record once, by place.
+
+        Its place, number of the answer and score, then the numbers of the K best answers and their probabilities.
+        """
+        rows = dim_zero_cat(self.seen).cpu().numpy().reshape(-1, self.columns)
         return rows[np.unique(rows[:, 0], return_index=True)[1]]

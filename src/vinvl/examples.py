@@ -17,7 +17,7 @@ from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, reading
 
 EXAMPLES = "examples.parquet"  # in the folder of a run
-FORMAT = 1
+FORMAT = 2  # before, the best answers were not told
 ABOUT = b"vinvl_examples"  # key of the schema's metadata
 ROWS = 1 << 16  # that are Python objects at a time
 LARGEST = 1e9  # percent, of a score: a mean of such is a number
@@ -36,6 +36,13 @@ class Outcome(NamedTuple):
     truth: tuple[str, ...] = ()  # people's answers, references, the label
     rank: int = -1  # retrieval: of the first true match, from 0; -1 elsewhere
     kind: str = ""  # another way to group: answer type of VQA, semantic type of GQA
+    best: tuple[str, ...] = ()  # the most probable answers, captions or ids of images, best first; () if not known
+    probabilities: tuple[float, ...] = ()  # of these
+
+    def with_best(self, best: Sequence[tuple[int, float]], answers: Sequence[str]) -> "Outcome":
+        """The same with the best of these answers, of which numbers and probabilities are given."""
+        named = tuple(answers[number] for number, _ in best)
+        return self._replace(best=named, probabilities=tuple(one for _, one in best))
 
 
 SCHEMA = pa.schema(
@@ -49,8 +56,12 @@ SCHEMA = pa.schema(
         ("truth", TEXTS),
         ("rank", pa.int64()),
         ("kind", TEXT),
+        ("best", TEXTS),
+        ("probabilities", pa.list_(pa.float64())),
     ]
 )
+BROUGHT_LATER = ("best", "probabilities")
+EARLIER = pa.schema([field for field in SCHEMA if field.name not in BROUGHT_LATER])  # of format 1
 
 
 class AboutExamples(msgspec.Struct, frozen=True):
@@ -99,17 +110,24 @@ class Examples:
 
 def answered_rows(
     records: RecordTable, answered: np.ndarray, names: Sequence[str]
-) -> Iterator[tuple[int, float, tuple[Any, ...]]]:
-    """Of each answered record (`AnswersSeen.compute`): number of the answer, score, and what the record says.
+) -> Iterator[tuple[int, float, tuple[Any, ...], list[tuple[int, float]]]]:
+    """Of each answered record (`AnswersSeen.compute`): number of the answer, score, what the record says, best answers.
 
-    That is in each of the columns `names`; None where the records have no such column.
+    It says something in each of the columns `names`; None where the records have no such column. Best answers are
+    numbers with their probabilities.
     """
     table = records.table.select([name for name in names if name in records])
     for start in range(0, len(answered), BLOCK):
-        places, numbers, scores = answered[start : start + BLOCK].T
+        rows = answered[start : start + BLOCK]
+        (places, numbers, scores), best = rows[:, :3].T, np.split(rows[:, 3:], 2, axis=1)
         block = table.take(pa.array(places.astype(np.int64)))
         columns = [block[name].to_pylist() if name in records else [None] * len(block) for name in names]
-        yield from zip(numbers.astype(np.int64).tolist(), scores.tolist(), zip(*columns, strict=True), strict=True)
+        ranked = [
+            list(zip(own, found, strict=True))
+            for own, found in zip(best[0].astype(np.int64).tolist(), best[1].tolist(), strict=True)
+        ]
+        told = zip(*columns, strict=True)
+        yield from zip(numbers.astype(np.int64).tolist(), scores.tolist(), told, ranked, strict=True)
 
 
 def write_examples(path: Path, examples: Iterable[Outcome], about: AboutExamples) -> int:
@@ -141,16 +159,18 @@ def read_examples(path: str | Path) -> Examples:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             said = (schema.metadata or {}).get(ABOUT)
-            if said is None or not schema.equals(SCHEMA):
+            if said is None or not (schema.equals(SCHEMA) or schema.equals(EARLIER)):
                 raise UserError(f"{path} holds no examples of vinvl.evaluate, which are in a file {EXAMPLES}.")
             about, table = msgspec.json.decode(said, type=AboutExamples), file.read()
+            for field in [SCHEMA.field(name) for name in BROUGHT_LATER if name not in schema.names]:
+                table = table.append_column(field, pa.array([[]] * len(table), field.type))
         table.validate(full=True)
     except msgspec.DecodeError as error:
         raise UserError(f"{path} does not say what it is of ({error}): it is damaged; {again}.") from error
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged, or no Parquet file ({reason}); {again}.") from error
-    if about.format != FORMAT:
+    if not 1 <= about.format <= FORMAT:
         raise UserError(f"{path} has format {about.format}, and this version reads {FORMAT}: {again}.")
     examples = Examples(path, about, table)
     refuse_unusable(examples)
@@ -163,8 +183,11 @@ def refuse_unusable(examples: Examples) -> None:
     if len(table) == 0:
         raise UserError(f"{path} holds no examples: nothing was scored.")
     empty = [name for name in table.column_names if table[name].null_count]
-    if pc.list_flatten(table["truth"]).null_count:
-        empty.append("truth")
+    lists = [name for name in table.column_names if pa.types.is_list(SCHEMA.field(name).type)]
+    empty += [name for name in lists if pc.list_flatten(table[name]).null_count]
+    lengths = [pc.list_value_length(table[name]) for name in BROUGHT_LATER]
+    if not empty and not lengths[0].equals(lengths[1]):
+        empty.append("probabilities")
     if "score" not in empty and not (np.abs(examples.numpy("score")) <= LARGEST).all():
         empty.append("score")
     if empty:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.door_in_process import (
@@ -106,6 +107,9 @@ class TestGQA:
             scored_alike(demo_data, tmp_path / name, tmp_path / "out" / name, gqa[0], "data=demo_gqa")
         top = lines_of(tmp_path / "out" / "predictions.jsonl")
         assert [line["top"][0]["answer"] for line in top] == [row["prediction"] for row in rows]
+        assert [row["best"] for row in told] == [[one["answer"] for one in line["top"]] for line in top]
+        found = [[one["score"] for one in line["top"]] for line in top]
+        np.testing.assert_allclose([row["probabilities"] for row in told], found, atol=1e-5)
 
     def test_a_split_without_answers_is_predicted_and_not_scored(
         self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path
@@ -249,6 +253,7 @@ class TestNLVR2:
         rows_of_it = examples(tmp_path / "eval")
         assert {row["id"]: row["answer"] for row in rows_of_it} == said and len(rows_of_it) == len(records)
         assert [row["truth"] for row in rows_of_it] == [[record["label"]] for record in records]
+        assert all(row["best"][0] == row["answer"] and sum(row["probabilities"]) > 0.999 for row in rows_of_it)
         if split == "test1":
             assert found == scores(nlvr2[0])
         else:  # what was learnt by heart shows that the figures tell right from wrong

@@ -209,9 +209,14 @@ def test_predictions_are_the_best_captions_and_images(
     (scored,) = {path.parent for path in of_all_pairs(run / "retrieval_scores")}
     own = ["data=demo_retrieval", "data.test_images=null", "data.block_images=2"]
     scored_alike(demo_data, tmp_path / "folder", scored, run, *own)
-    said = {(row["group"], row["id"]): row["answer"] for row in examples(run)}
-    assert all(said["image_to_text", one["image_id"]] == one["top"][0]["caption"] for one in images)
-    assert all(said["text_to_image", str(one["caption_id"])] == one["top"][0]["image_id"] for one in captions)
+    best = {(row["group"], row["id"]): (row["best"], row["probabilities"]) for row in examples(run)}
+    for way, name, records in (("image_to_text", "caption", images), ("text_to_image", "image_id", captions)):
+        for one in records:
+            own_id = str(one["image_id" if way == "image_to_text" else "caption_id"])
+            assert best[way, own_id] == (
+                [top[name] for top in one["top"][:5]],
+                [top["score"] for top in one["top"][:5]],
+            )
     first = sum(one["top"][0]["image_id"] == one["image_id"] for one in captions) / 30
     assert first * 100 == pytest.approx(scores(run)["text_to_image/R@1"])
     first = sum(image["top"][0]["image_id"] == image["image_id"] for image in images) / 6

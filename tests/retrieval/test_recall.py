@@ -69,8 +69,10 @@ def test_blocks_give_the_ranks_of_sorting_ties_included(counts: list[int], size:
     assert found.tolist() == np.take_along_axis(scores.T, expected, axis=1).tolist()
     first = images[np.arange(len(images)), 0] == fold.owner
     assert first.tolist() == (ranks.text_to_image == 0).tolist()
-    best = first_matches(fold, in_blocks(scores, size))
-    assert best[0].tolist() == best_columns(scores, 1)[:, 0].tolist() and best[1].tolist() == expected[:, 0].tolist()
+    first = first_matches(fold, in_blocks(scores, size), 3)
+    assert first.captions.tolist() == best_columns(scores, 3).tolist() and first.images.tolist() == expected.tolist()
+    np.testing.assert_array_equal(first.caption_scores, np.take_along_axis(scores, first.captions, axis=1))
+    np.testing.assert_array_equal(first.image_scores, np.take_along_axis(scores.T, first.images, axis=1))
 
 
 def test_scores_of_double_precision_are_not_rounded() -> None:
@@ -79,7 +81,7 @@ def test_scores_of_double_precision_are_not_rounded() -> None:
     scores = np.where(own == np.arange(2)[:, None], 0.7, 0.7 - 1e-12)
     ranks = fold_ranks(fold_of([2, 2]), in_blocks(scores, 1))
     assert ranks.image_to_text.tolist() == [0, 0] and ranks.text_to_image.tolist() == [0] * 4
-    assert first_matches(fold_of([2, 2]), in_blocks(scores, 1))[1].tolist() == own.tolist()
+    assert first_matches(fold_of([2, 2]), in_blocks(scores, 1)).images[:, 0].tolist() == own.tolist()
 
 
 def test_chance_is_what_random_orders_give() -> None:

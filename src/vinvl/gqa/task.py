@@ -16,9 +16,9 @@ from vinvl.gqa.attention import region_attention, write_attention
 from vinvl.gqa.data import GQADataModule
 from vinvl.gqa.metric import OPEN_STRUCTURE, grounding_of
 from vinvl.gqa.official import Official
-from vinvl.models.answering import VinVLForAnswering
+from vinvl.models.answering import VinVLForAnswering, best_choices
 from vinvl.task import TaskArguments, VinVLTask
-from vinvl.vqa.task import Prediction, baseline_row, best_answers, check_answers, filled_in, write_answers
+from vinvl.vqa.task import TOP_ANSWERS, Prediction, baseline_row, best_answers, check_answers, filled_in, write_answers
 
 PREFIX = "official/"
 OFFICIAL = {  # figures that are no accuracy, for a person
@@ -47,7 +47,7 @@ class GQATask(VinVLTask):
         self.answers = answers
         self.accuracy = CategoryAccuracy()
         self.most_frequent_accuracy = ExactMean()
-        self.answers_seen = AnswersSeen()
+        self.answers_seen = AnswersSeen(min(TOP_ANSWERS, len(answers)))
         self.grounding_seen = AnswersSeen()
         self.evaluation_loss = ExactMean()
         self._official: Official | None = None  # of the test split
@@ -98,13 +98,14 @@ class GQATask(VinVLTask):
         logits = self(batch) if objects is None else self._grounded(batch, objects)
         self.evaluation_loss.update(self.losses(logits, batch))
         rows: list[Earned] = []
-        numbers: list[int] = logits.argmax(dim=-1).tolist()
+        best = best_choices(logits, "ce", TOP_ANSWERS)
+        numbers: list[int] = best[0][:, 0].tolist()
         # By text: a right answer that the vocabulary has not is never matched, and counts as wrong.
         right = [self.answers[number] == one["answer"] for number, one in zip(numbers, batch.records, strict=True)]
         for is_right, one in zip(right, batch.records, strict=True):
             rows += typed_accuracy(is_right, one.get("structural"), one.get("semantic"))
         self.accuracy.update(rows)
-        self.answers_seen.update(batch.records, numbers, [100.0 * is_right for is_right in right])
+        self.answers_seen.update(batch.records, numbers, [100.0 * is_right for is_right in right], best)
         constant = self.commonest.get("")
         self.most_frequent_accuracy.update(torch.tensor([one["answer"] == constant for one in batch.records]) * 100.0)
 
@@ -159,9 +160,10 @@ def accuracy_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 def gqa_examples(records: RecordTable, answered: np.ndarray, answers: Sequence[str]) -> Iterator[Outcome]:
     """What came of each record, `answered` as `AnswersSeen` has it with numbers of these answers."""
     names = ["question_id", "image_id", "question", "structural", "semantic", "answer"]
-    for number, score, told in answered_rows(records, answered, names):
+    for number, score, told, best in answered_rows(records, answered, names):
         own_id, image, text, group, kind, truth = told
-        yield Outcome(str(own_id), str(image), score, group or "", text, answers[number], (truth,), kind=kind or "")
+        one = Outcome(str(own_id), str(image), score, group or "", text, answers[number], (truth,), kind=kind or "")
+        yield one.with_best(best, answers)
 
 
 def typed_accuracy(right: bool, structural: str | None, semantic: str | None) -> list[Earned]:

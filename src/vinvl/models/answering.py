@@ -143,6 +143,18 @@ def answer_loss_per_example(logits: Tensor, labels: Tensor, loss_type: str) -> T
     return -(labels * log_probabilities).sum(dim=-1)
 
 
+def best_choices(logits: Tensor, loss_type: str, count: int) -> tuple[Tensor, Tensor]:
+    """The numbers and probabilities, both (B, K), of the K = `count` best answers, or of all, best first.
+
+    Of logits (B, A) that were trained with `loss_type`: sigmoid probabilities with "bce", else those of the softmax.
+    """
+    logits = logits.float()
+    probabilities = torch.sigmoid(logits) if loss_type == "bce" else torch.softmax(logits, dim=-1)
+    # Ranked by logit: a sigmoid in half precision saturates at 1 long before the logits tie.
+    best = logits.topk(min(count, logits.shape[-1]), dim=-1).indices
+    return best, probabilities.gather(-1, best)
+
+
 def _check_labels(labels: Tensor, logits: Tensor, loss_type: str) -> None:
     if labels.shape != logits.shape:
         raise UserError(

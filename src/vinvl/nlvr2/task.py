@@ -11,12 +11,14 @@ from vinvl.data.batch import Batch
 from vinvl.data.table import RecordTable
 from vinvl.exact import AnswersSeen, ExactMean
 from vinvl.examples import Outcome, answered_rows
-from vinvl.models.answering import VinVLForAnswering, VinVLForPairs
+from vinvl.models.answering import VinVLForAnswering, VinVLForPairs, best_choices
 from vinvl.nlvr2.data import NLVR2DataModule
 from vinvl.nlvr2.metric import PairAccuracy
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write
 from vinvl.task import TaskArguments, VinVLTask
+
+VERDICTS = ("False", "True")
 
 
 class Judgement(NamedTuple):
@@ -43,7 +45,7 @@ class NLVR2Task(VinVLTask):
         shared["model_config"] = {**shared["model_config"], "num_labels": 2, "loss_type": "ce"}
         super().__init__({"one_sequence": one_sequence}, **shared)
         self.accuracy = PairAccuracy()
-        self.answers_seen = AnswersSeen()
+        self.answers_seen = AnswersSeen(len(VERDICTS))
         self.evaluation_loss = ExactMean()
 
     @classmethod
@@ -60,10 +62,11 @@ class NLVR2Task(VinVLTask):
         assert batch.labels is not None
         logits = self(batch)  # (B, 2)
         self.evaluation_loss.update(self.losses(logits, batch))
-        records, verdicts = batch.records[:: len(batch) // batch.num_items], logits.argmax(dim=-1)
+        records, best = batch.records[:: len(batch) // batch.num_items], best_choices(logits, "ce", len(VERDICTS))
+        verdicts = best[0][:, 0]
         right = verdicts == batch.labels  # (B,)
         self.accuracy.update([record["identifier"] for record in records], right)
-        self.answers_seen.update(records, verdicts.tolist(), (100.0 * right).tolist())
+        self.answers_seen.update(records, verdicts.tolist(), (100.0 * right).tolist(), best)
 
     def compute_scores(self) -> dict[str, float]:
         self._answered = self.answers_seen.compute()
@@ -108,7 +111,8 @@ def accuracy_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 def nlvr2_examples(records: RecordTable, answered: np.ndarray) -> Iterator[Outcome]:
     """What came of each statement, `answered` as `AnswersSeen` has it: 1 for True, 0 for False, -1 for neither."""
     names = ["identifier", "left_image_id", "right_image_id", "sentence", "label"]
-    for verdict, score, told in answered_rows(records, answered, names):
+    for verdict, score, told, best in answered_rows(records, answered, names):
         own_id, left, right, text, label = told
-        said = "" if verdict < 0 else str(bool(verdict))
-        yield Outcome(str(own_id), f"{left} {right}", score, "", text, said, (str(label),))
+        said = "" if verdict < 0 else VERDICTS[verdict]
+        one = Outcome(str(own_id), f"{left} {right}", score, "", text, said, (str(label),))
+        yield one.with_best(best, VERDICTS)

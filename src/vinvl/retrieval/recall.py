@@ -100,18 +100,20 @@ def best_columns(scores: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(scores, axis=1, kind="stable")[:, ::-1][:, :count]
 
 
-def first_matches(fold: Fold, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """The best caption of each image (I,) and the best image of each caption (C,), int64, in one pass."""
-    captions = np.zeros(len(fold.images), dtype=np.int64)
-    images = np.zeros(len(fold.captions), dtype=np.int64)
-    found = np.full(len(fold.captions), -np.inf)
-    for block, scores in blocks():
-        captions[block.start : block.stop] = scores.shape[1] - 1 - scores[:, ::-1].argmax(axis=1)  # the later of equals
-        best = len(scores) - 1 - scores[::-1].argmax(axis=0)
-        highest = np.take_along_axis(scores, best[None], axis=0)[0]
-        images = np.where(highest >= found, block.start + best, images)
-        found = np.maximum(found, highest)
-    return captions, images
+class FirstMatches(NamedTuple):
+    """The K best matches within a fold, best first, as positions in it, int64, with their scores, float."""
+
+    captions: np.ndarray  # (I, K) of each image
+    caption_scores: np.ndarray
+    images: np.ndarray  # (C, K) of each caption
+    image_scores: np.ndarray
+
+
+def first_matches(fold: Fold, blocks: Blocks, count: int = 5) -> FirstMatches:
+    """The `count` best captions of each image, and as many images of each caption, or all."""
+    best = [(one := best_columns(scores, count), np.take_along_axis(scores, one, axis=1)) for _, scores in blocks()]
+    captions, scores = (np.concatenate(part) for part in zip(*best, strict=True))
+    return FirstMatches(captions, scores, *best_images(fold, blocks, count))
 
 
 def best_images(fold: Fold, blocks: Blocks, count: int) -> tuple[np.ndarray, np.ndarray]:

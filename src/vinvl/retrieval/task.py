@@ -25,13 +25,24 @@ from vinvl.retrieval.data import (
 )
 from vinvl.retrieval.dual_encoder import distilled, read_dual_encoder, save_dual_encoder, vector_products, vectors_of
 from vinvl.retrieval.overlap import cheap_overlap
-from vinvl.retrieval.recall import RECALL_AT, FoldRanks, RanksSeen, chance, first_matches, fold_ranks, hard_rank, recall
+from vinvl.retrieval.recall import (
+    RECALL_AT,
+    FirstMatches,
+    FoldRanks,
+    RanksSeen,
+    chance,
+    first_matches,
+    fold_ranks,
+    hard_rank,
+    recall,
+)
 from vinvl.retrieval.run import (
     BestMatches,
     Matches,
     ScoreFiles,
     candidates_digest,
     described,
+    probabilities,
     scores_fingerprint,
     weights_digest,
 )
@@ -312,20 +323,25 @@ def ranks_in(files: ScoreFiles) -> list[FoldRanks]:
     return list(map(fold_ranks, files.folds, blocks))
 
 
-def fold_examples(
-    records: CaptionRecords, fold: Fold, ranks: FoldRanks, matches: tuple[np.ndarray, np.ndarray]
-) -> Iterator[Outcome]:
+def fold_examples(records: CaptionRecords, fold: Fold, ranks: FoldRanks, first: FirstMatches) -> Iterator[Outcome]:
     """What came out for each image and each caption of a fold, whose `first_matches` are given."""
     captions = [described(records, caption) for caption in fold.captions.tolist()]
     image_ids = [str(image_id) for image_id in records.image_ids[fold.images]]
-    for image, rank, best in zip(range(len(image_ids)), ranks.image_to_text.tolist(), matches[0].tolist(), strict=True):
+    for image, rank in enumerate(ranks.image_to_text.tolist()):
         own = slice(*np.searchsorted(fold.owner, [image, image + 1]))
         truth = tuple(one["caption"] for one in captions[own])
         own_id, score = image_ids[image], 100.0 * (rank == 0)
-        yield Outcome(own_id, own_id, score, DIRECTIONS[0], "", captions[best]["caption"], truth, rank)
-    for one, rank, best in zip(captions, ranks.text_to_image.tolist(), matches[1].tolist(), strict=True):
+        best = tuple(captions[place]["caption"] for place in first.captions[image].tolist())
+        found = tuple(probabilities(first.caption_scores[image]))
+        yield Outcome(own_id, own_id, score, DIRECTIONS[0], "", best[0], truth, rank, best=best, probabilities=found)
+    for place, (one, rank) in enumerate(zip(captions, ranks.text_to_image.tolist(), strict=True)):
         own_id, image_id, score = str(one["caption_id"]), one["image_id"], 100.0 * (rank == 0)
-        yield Outcome(own_id, image_id, score, DIRECTIONS[1], one["caption"], image_ids[best], (image_id,), rank)
+        best = tuple(image_ids[image] for image in first.images[place].tolist())
+        found = tuple(probabilities(first.image_scores[place]))
+        yield Outcome(
+            own_id, image_id, score, DIRECTIONS[1], one["caption"], best[0], (image_id,), rank, best=best,
+            probabilities=found,
+        )  # fmt: skip
 
 
 def recall_rows(scores: Mapping[str, float]) -> list[tuple[str, str]]:

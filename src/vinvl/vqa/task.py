@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vinvl.data.batch import Batch
@@ -15,7 +14,7 @@ from vinvl.data.table import RecordTable
 from vinvl.data.words import Commonest, commonest_for
 from vinvl.exact import OVERALL, AnswersSeen, CategoryAccuracy, ExactMean
 from vinvl.examples import Outcome, answered_rows
-from vinvl.models.answering import VinVLForAnswering
+from vinvl.models.answering import VinVLForAnswering, best_choices
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write
 from vinvl.task import TaskArguments, VinVLTask
@@ -41,7 +40,7 @@ class VQATask(VinVLTask):
         self.accuracy = CategoryAccuracy()
         self.most_frequent_accuracy = CategoryAccuracy()
         self.soft_score = SoftTargetScore()
-        self.answers_seen = AnswersSeen()
+        self.answers_seen = AnswersSeen(min(TOP_ANSWERS, len(answers)))
         self.evaluation_loss = ExactMean()
 
     @classmethod
@@ -83,8 +82,9 @@ class VQATask(VinVLTask):
         self.evaluation_loss.update(self.losses(logits, batch))
         self.soft_score.update(logits, batch.labels)
         ours, constant, scores = [], [], list[float]()
-        chosen = logits.argmax(dim=-1)  # (B,)
-        for number, one in zip(chosen.tolist(), batch.records, strict=True):
+        best = best_choices(logits, self.config.loss_type, TOP_ANSWERS)
+        chosen = best[0][:, 0].tolist()  # B of them
+        for number, one in zip(chosen, batch.records, strict=True):
             if "answers" not in one:  # of the published folder
                 continue
             asked = one["answers"], one["answer_type"]
@@ -93,8 +93,8 @@ class VQATask(VinVLTask):
             scores.append(100 * earned[0][2] / earned[0][1])
             constant += official_accuracy(self.commonest[""], *asked) if self.commonest else []
         if not scores:
-            scores = (100 * batch.labels.gather(1, chosen[:, None]).double()[:, 0]).tolist()
-        self.answers_seen.update(batch.records, chosen.tolist(), scores)
+            scores = (100 * batch.labels.gather(1, best[0][:, :1]).double()[:, 0]).tolist()
+        self.answers_seen.update(batch.records, chosen, scores, best)
         self.accuracy.update(ours)
         self.most_frequent_accuracy.update(constant)
 
@@ -141,11 +141,12 @@ def vqa_examples(records: RecordTable, answered: np.ndarray, answers: Sequence[s
     """What came of each record, `answered` as `AnswersSeen` has it with numbers of these answers."""
     names = ["question_id", "image_id", "question", "question_type", "answer_type", "answers"]
     names += ["target_answers", "target_scores"]
-    for number, score, told in answered_rows(records, answered, names):
+    for number, score, told, best in answered_rows(records, answered, names):
         own_id, image, text, group, kind, people, targets, weights = told
         target = zip(targets or (), weights or (), strict=True)
         truth = people or [f"{answer} ({weight:.2f})" for answer, weight in target]
-        yield Outcome(str(own_id), str(image), score, group or "", text, answers[number], tuple(truth), kind=kind or "")
+        one = Outcome(str(own_id), str(image), score, group or "", text, answers[number], tuple(truth), kind=kind or "")
+        yield one.with_best(best, answers)
 
 
 # What the tasks share that choose one answer of a fixed vocabulary: VQA and GQA.
@@ -186,11 +187,7 @@ def ranked_answers(
 
     Of logits (B, A) that were trained with `loss_type`, and the A answers.
     """
-    logits = logits.float()
-    probabilities = torch.sigmoid(logits) if loss_type == "bce" else torch.softmax(logits, dim=-1)
-    # Ranked by logit: a sigmoid in half precision saturates at 1 long before the logits tie.
-    best = logits.topk(min(count, len(answers)), dim=-1).indices
-    chosen = probabilities.gather(-1, best)
+    best, chosen = best_choices(logits, loss_type, count)
     return [
         (tuple(answers[i] for i in row), tuple(scores))
         for row, scores in zip(best.tolist(), chosen.tolist(), strict=True)
