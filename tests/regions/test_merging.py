@@ -58,6 +58,7 @@ def test_damage_to_a_shard_while_a_store_is_written_is_told_by_the_store(
     monkeypatch.setattr("vinvl.regions.writer.SHARD_BYTES", 1)
     writer = open_writer(tmp_path / "a.h5")
     writer.add(make_regions("1", 3, attributes=1))
+    writer._shards.finish()
     (path,) = tmp_path.glob(".a.h5.*/00000-00000.h5")
     with h5py.File(path, "r+") as file:
         file["features"][1, 1] = 7

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import itertools
 import os
 import re
 import signal
 import sys
+import threading
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
@@ -135,10 +137,11 @@ def test_a_disk_that_fills_up_is_told_and_nothing_is_finished(tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr("vinvl.regions.writer.SHARD_BYTES", 1)
         patch.setattr("vinvl.regions.writer.write_store_file", fail)
+        writer.add(make_regions("1", 1, attributes=1))  # its shard is written while others are added
         with pytest.raises(UserError, match="No space left"):
-            writer.add(make_regions("1", 1, attributes=1))
+            writer.add(make_regions("2", 1, attributes=1))
     with pytest.raises(UserError, match="has failed"):
-        writer.add(make_regions("2", 1, attributes=1))
+        writer.add(make_regions("3", 1, attributes=1))
     with pytest.raises(UserError, match="an earlier write failed"):
         writer.close()
     assert list(tmp_path.iterdir()) == []
@@ -283,6 +286,7 @@ def test_a_shard_is_finished_by_size_and_by_time(tmp_path: Path, monkeypatch: py
         for _ in range(5):
             writer.add(checked_image(image(3), ATTRIBUTES))
             now += 20
+        writer.finish()
         with_images = [read_header(path).num_images for path in shard_files(folder)]
         assert with_images == (expected if bytes_ != 10**9 or seconds != 60.0 else [4]), (bytes_, seconds)
 
@@ -454,3 +458,33 @@ def test_halves_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch, with_torch: 
         np.testing.assert_array_equal(made.view(np.uint16), given.astype(np.float16).view(np.uint16))
     with pytest.raises(UserError, match="features of region 1 are too large for float16"):
         finite(np.array([[1], [65520]], np.float32), "features", np.dtype(np.float16))
+
+
+@pytest.mark.parametrize("how", ["next", "close", "abort", "lost"])
+def test_images_are_taken_while_a_shard_is_written_and_its_failure_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    may_write, begun = threading.Event(), threading.Event()
+
+    def write(path: Path, *given: Any) -> None:
+        path.write_bytes(b"some")
+        begun.set()
+        assert may_write.wait(20)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(writer_module, "write_store_file", write)
+    monkeypatch.setattr(writer_module, "SHARD_BYTES", 1)
+    writer = open_writer(tmp_path / "a.h5")
+    writer.add(make_regions("1", 3, attributes=1))
+    assert begun.wait(20)  # and adding has returned
+    may_write.set()
+    if how in ("next", "close"):
+        with pytest.raises(UserError, match="make room"):
+            writer.add(make_regions("2", 3, attributes=1)) if how == "next" else writer.close()
+        writer.abort()
+    elif how == "abort":
+        writer.abort()
+    else:
+        del writer
+        gc.collect()
+    assert list(tmp_path.iterdir()) == []

@@ -248,37 +248,38 @@ def _array_layout(path: Path, file: h5py.File, name: str, file_bytes: int) -> Ar
             raise UserError(f"{path}: dataset {name} is stored as {dtype}, the layout wants {' or '.join(wanted)}.")
     if dataset.shape is None:
         raise UserError(f"{path}: dataset {name} is empty of shape; {_AGAIN}.")
-    offset = stored_at(path, dataset, name, file_bytes)
+    offset = stored_at(path, dataset.id, name, file_bytes)
     is_padded_text = name == "image_ids" and dataset.id.get_type().get_strpad() != h5py.h5t.STR_NULLPAD
     return ArrayLayout(dtype, dataset.shape, None if is_padded_text else offset)
 
 
-def stored_at(path: Path, dataset: h5py.Dataset, name: str, file_bytes: int) -> int | None:
+def stored_at(path: Path, dataset: h5py.h5d.DatasetID, name: str, file_bytes: int) -> int | None:
     """The byte where a contiguous array begins, None where only HDF5 can find its parts.
 
     Raises UserError for one that lies in other files, was not written whole or is cut off, and for one that would take
-    far more memory than the file has bytes.
+    far more memory than the file has bytes. A file may have an array for each image, so HDF5 is asked for little.
     """
-    plist = dataset.id.get_create_plist()
-    if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count() or dataset.id.get_type().committed():
+    plist, kind, shape = dataset.get_create_plist(), dataset.get_type(), dataset.shape
+    layout, size = plist.get_layout(), math.prod(shape) * kind.get_size()
+    if layout == h5py.h5d.VIRTUAL or plist.get_external_count() or kind.committed():
         raise UserError(
             f"{path}: the data of {name} lie elsewhere; a file must hold its arrays itself: write it again."
         )
     if any(plist.get_filter(number)[0] not in _FILTERS for number in range(plist.get_nfilters())):
         raise UserError(f"{path}: {name} is compressed in a way that is not read; write it with gzip, lzf or none.")
-    if plist.get_layout() != h5py.h5d.CONTIGUOUS:
-        stored = dataset.id.get_storage_size()
-        chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
-        if dataset.nbytes > _LARGEST_RATIO * stored or chunk > _LARGEST_CHUNK:
-            sizes = f"{dataset.nbytes:,} bytes, in chunks of {chunk:,}"
+    if layout != h5py.h5d.CONTIGUOUS:
+        stored = dataset.get_storage_size()
+        chunk = math.prod(plist.get_chunk() if layout == h5py.h5d.CHUNKED else ()) * kind.get_size()
+        if size > _LARGEST_RATIO * stored or chunk > _LARGEST_CHUNK:
+            sizes = f"{size:,} bytes, in chunks of {chunk:,}"
             raise UserError(f"{path}: {name} has {stored:,} bytes that claim to be {sizes}; write it again.")
         return None
-    if dataset.size == 0:
+    if size == 0:
         return None
-    offset = dataset.id.get_offset()
+    offset = dataset.get_offset()
     if offset is None:
         raise UserError(f"{path}: dataset {name} was declared but never written; write it again.")
-    if offset + dataset.nbytes > file_bytes:
+    if offset + size > file_bytes:
         raise UserError(f"{path}: dataset {name} reaches beyond the end of the file; copy or write it again.")
     return int(offset)
 

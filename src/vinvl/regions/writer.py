@@ -9,6 +9,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,9 @@ class ShardWriter:
         self._images: list[Checked] = []
         self._bytes = 0
         self._begun = time.monotonic()
+        # Whoever adds images goes on with the next while a shard is written: HDF5, zlib and the disk let them.
+        self._thread = ThreadPoolExecutor(1, "shards")
+        self._writing: Future[None] | None = None
 
     def add(self, image: Checked) -> None:
         """Takes a `checked_image` in. Raises OSError where the disk is full."""
@@ -119,24 +123,44 @@ class ShardWriter:
         self._images.append((key, {name: array.copy() for name, array in arrays.items()}))
         self._bytes += sum(array.nbytes for array in arrays.values())
         if self._bytes >= SHARD_BYTES or time.monotonic() - self._begun >= self._seconds:
-            self.flush()
+            self._begin_shard()
 
     def waiting(self) -> Waiting:
         """The images that are in no shard yet."""
         return Waiting(self._images)
 
     def flush(self) -> None:
-        """Finishes a shard of the images that wait."""
+        """Finishes a shard of the images that wait, and the one that is being written."""
+        self._begin_shard()
+        self.finish()
+
+    def finish(self) -> None:
+        """Waits for the shard that is being written. Raises OSError where the disk is full."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def let_go(self) -> None:
+        """Waits for the shard that is being written, whatever became of it."""
+        with suppress(OSError, UserError):
+            self.finish()
+
+    def _begin_shard(self) -> None:
         if not self._images:
             return
+        self.finish()
+        attributes = replace(self.attributes, provenance=self._note())
+        name = self._folder / f"{self._process:05d}-{self._number:05d}.h5"
+        self._writing = self._thread.submit(self._write, self.waiting(), attributes, name)
+        self._images, self._bytes, self._number = [], 0, self._number + 1
+
+    def _write(self, images: Waiting, attributes: StoreAttributes, name: Path) -> None:
         made = self._folder / f"{self._process:05d}{PARTIAL_SUFFIX}"
         try:
-            write_store_file(made, replace(self.attributes, provenance=self._note()), [self.waiting()])
-            name = self._folder / f"{self._process:05d}-{self._number:05d}.h5"
+            write_store_file(made, attributes, [images])
             put_in_place(made, name, durable=self._durable)
         finally:
             made.unlink(missing_ok=True)
-        self._images, self._bytes, self._number = [], 0, self._number + 1
 
 
 def shard_files(folder: Path, process: int | None = None) -> list[Path]:
@@ -352,11 +376,16 @@ class RegionStoreWriter:
         if unfinished is None:
             with failure_told(self.path, HOW_TO_GO_ON):
                 self._folder, descriptor = reserve_folder(self.path)
-            # Also runs when the writer is dropped without being closed, and when the interpreter exits.
-            self._remove: Callable[[], object] = weakref.finalize(self, _remove, self._folder, descriptor, os.getpid())
         else:
-            self._folder, self._remove = unfinished.folder, unfinished.discard
+            self._folder = unfinished.folder
         self._shards = ShardWriter(self._folder, 0, attributes, note, durable=False)
+        self._remove: Callable[[], object]
+        if unfinished is None:
+            # Also runs when the writer is dropped without being closed, and when the interpreter exits.
+            given = self._folder, descriptor, os.getpid(), self._shards
+            self._remove = weakref.finalize(self, _remove, *given)
+        else:
+            self._remove = unfinished.discard
         self._seen = {key for rows in self._finished() for key in rows.image_ids.tolist()}
 
     def __enter__(self) -> Self:
@@ -399,6 +428,7 @@ class RegionStoreWriter:
             if self._failed:
                 raise UserError(f"{self.path}: an earlier write failed, so the store cannot be finished.")
             with failure_told(self.path, HOW_TO_GO_ON):
+                self._shards.finish()
                 # What waits goes into the store straight from memory.
                 sources: list[Shard | Waiting] = [*self._finished(), self._shards.waiting()]
                 total = sum(len(source.sizes) for source in sources)
@@ -412,11 +442,13 @@ class RegionStoreWriter:
     def abort(self) -> None:
         """Drop all that was not finished; `path` is as it was before."""
         self._closed = True
+        self._shards.let_go()
         self._remove()
 
     def _leave(self, error: BaseException | None) -> None:
         """Drops the work, but for work that goes on and that a person or the system has stopped."""
         self._closed = True
+        self._shards.let_go()
         if isinstance(error, Exception) or not self._goes_on:
             self._remove()
 
@@ -429,9 +461,10 @@ class RegionStoreWriter:
         return shards
 
 
-def _remove(folder: Path, descriptor: int, owner: int) -> None:
+def _remove(folder: Path, descriptor: int, owner: int, shards: ShardWriter) -> None:
     """Removes a folder, in the process that made it, and lets go of its lock."""
     if os.getpid() == owner:
+        shards.let_go()
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
 

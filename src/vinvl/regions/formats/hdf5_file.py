@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from bisect import bisect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,8 @@ class Hdf5File:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: h5py.File | None = None
+        self._root: h5py.h5g.GroupID | None = None
+        self._bytes = 0
         self._blocks: dict[str, tuple[int, np.ndarray]] = {}
         self._stream: io.FileIO | None = None
         self._taken = Places()
@@ -76,6 +80,7 @@ class Hdf5File:
             if self._file is None:
                 self._file = open_hdf5(self.path)
                 check_end(self.path)
+                self._root, self._bytes = h5py.h5g.open(self._file.id, b"/"), self._file.id.get_filesize()
             yield self._file
         except UserError:
             raise
@@ -86,7 +91,8 @@ class Hdf5File:
     def names(self, group: str = "/", most: int | None = None) -> list[str]:
         """What lies in a group."""
         with self._reading() as file:
-            names = list(islice(self._member(file, group, h5py.Group) if group != "/" else file, most))
+            found = h5py.Group(self._member(group, h5py.h5g.GroupID)) if group != "/" else file
+            names = list(islice(found, most))
             if not all(isinstance(name, str) and name.isprintable() for name in names):
                 raise ValueError("names that are no text")
             return names
@@ -95,43 +101,45 @@ class Hdf5File:
         with self._reading() as file:
             return isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Group)
 
-    def _member(self, file: h5py.File, name: str, kind: type) -> Any:
-        found: Any = file
+    def _member(self, name: str, kind: type) -> Any:
+        """What lies there, as HDF5 itself has it: h5py's own objects take several times as long."""
+        found: Any = self._root
         for part in name.split("/"):
-            encoded = part.encode()  # h5py's own `get` takes several times as long
-            is_there = isinstance(found, h5py.Group) and found.id.links.exists(encoded)
-            if not is_there or found.id.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
+            encoded = part.encode()
+            is_there = isinstance(found, h5py.h5g.GroupID) and found.links.exists(encoded)
+            if not is_there or found.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
                 raise UserError(f"{self.path}: {name} is missing or a link elsewhere; get the file again.")
-            opened = h5py.h5o.open(found.id, encoded)
-            is_array = isinstance(opened, h5py.h5d.DatasetID)  # "readonly": one that keeps what it was asked for
-            found = h5py.Dataset(opened, readonly=True) if is_array else h5py.Group(opened)
+            found = h5py.h5o.open(found, encoded)
         if not isinstance(found, kind):
-            raise UserError(f"{self.path}: {name} is no {kind.__name__.lower()}; get the file again.")
+            what = "group" if kind is h5py.h5g.GroupID else "dataset"
+            raise UserError(f"{self.path}: {name} is no {what}; get the file again.")
         return found
 
     def dataset(self, name: str, kinds: str = "fiu") -> h5py.Dataset:
         """An array of numbers in the file itself. Raises UserError for anything else, and for one that is not whole."""
-        return self._placed(name, kinds)[0]
+        return h5py.Dataset(self._placed(name, kinds)[0], readonly=True)
 
-    def _placed(self, name: str, kinds: str = "fiu") -> tuple[h5py.Dataset, int | None]:
+    def _placed(self, name: str, kinds: str = "fiu") -> tuple[h5py.h5d.DatasetID, int | None]:
         """`dataset`, and the byte where it begins if it lies in one piece."""
-        with self._reading() as file:
-            dataset = self._member(file, name, h5py.Dataset)
-            dtype, of_file = dataset.dtype, dataset.id.get_type()
+        with self._reading():
+            dataset = self._member(name, h5py.h5d.DatasetID)
+            dtype, shape = dataset.dtype, dataset.shape
             is_text = kinds != "fiu" and h5py.check_string_dtype(dtype) is not None
-            plain = dtype.kind in kinds and of_file == h5py.h5t.py_create(dtype)
-            if dataset.shape is None or not (plain or is_text):
+            plain = dtype.kind in kinds and dataset.get_type() == _type_of(dtype)
+            has_shape = shape or dataset.get_space().get_simple_extent_type() != h5py.h5s.NULL
+            if not (has_shape and (plain or is_text)):
                 raise UserError(f"{self.path}: {name} is of {dtype}, expected plain numbers.")
-            start = stored_at(self.path, dataset, name, file.id.get_filesize())
-            if start is None and dataset.size and dataset.chunks:
-                parts = np.prod([-(-size // part) for size, part in zip(dataset.shape, dataset.chunks, strict=True)])
-                if dataset.id.get_num_chunks() != parts:
+            start = stored_at(self.path, dataset, name, self._bytes)
+            if start is None and 0 not in shape and (chunks := h5py.Dataset(dataset).chunks):
+                parts = np.prod([-(-size // part) for size, part in zip(shape, chunks, strict=True)])
+                if dataset.get_num_chunks() != parts:
                     raise UserError(f"{self.path}: parts of {name} were never written; get the file again.")
             return dataset, start
 
     def claimed(self, name: str) -> int:
         """The length of an array. Raises UserError where another that was read or claimed lies in the same place."""
-        dataset, start = self._placed(name)
+        found, start = self._placed(name)
+        dataset = h5py.Dataset(found, readonly=True)
         if start is not None:
             self._taken.claim(start, start + dataset.nbytes, name, self.path)
         return len(dataset)
@@ -139,12 +147,13 @@ class Hdf5File:
     def whole(self, name: str, most: int = MOST_BYTES) -> np.ndarray:
         """All of an array. Raises UserError if it is too large, or cannot be read."""
         dataset, start = self._placed(name)
-        shape, dtype, size = dataset.shape, dataset.dtype, dataset.nbytes
+        shape, dtype = dataset.shape, dataset.dtype
+        size = math.prod(shape) * dtype.itemsize
         if size > most:
             raise UserError(f"{self.path}: {name} has {size:,} bytes, more than the {most:,} that are read.")
         with self._reading():
             if start is None:
-                return np.asarray(dataset[()])
+                return np.asarray(h5py.Dataset(dataset)[()])
             self._taken.claim(start, start + size, name, self.path)
             numbers = np.empty(shape, dtype)  # read past HDF5, whose own reading takes as long again
             if os.preadv(self._descriptor(), [numbers.reshape(-1).view(np.uint8).data], start) != size:
@@ -182,6 +191,12 @@ class Hdf5File:
                 for value in np.asarray(part).reshape(len(part), -1)[:, 0].tolist():
                     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
                     yield str(checked_id(text, f"{self.path}: an id in {name}"))
+
+
+@cache
+def _type_of(dtype: np.dtype) -> h5py.h5t.TypeID:
+    """How HDF5 stores plain numbers of a type."""
+    return h5py.h5t.py_create(dtype)
 
 
 def rows_at_once(dataset: h5py.Dataset) -> int:
