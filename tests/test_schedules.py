@@ -118,7 +118,8 @@ def test_detectors_decay_weights_alone_and_biases_may_learn_faster() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2, bias=False))
     model[2].requires_grad_(False)
     weights, scales, biases = detector_parameter_groups(model, weight_decay=0.1, bias_lr_factor=2.0)
-    assert weights == {"params": [model[0].weight], "weight_decay": 0.1, "lr_factor": 1.0}
-    assert scales == {"params": [model[1].weight], "weight_decay": 0.0, "lr_factor": 1.0}
-    assert biases == {"params": [model[0].bias, model[1].bias], "weight_decay": 0.0, "lr_factor": 2.0}
+    assert weights == {"params": [model[0].weight], "weight_decay": 0.1, "lr_factor": 1.0, "name": "weights"}
+    assert scales == {"params": [model[1].weight], "weight_decay": 0.0, "lr_factor": 1.0, "name": "norms"}
+    both = [model[0].bias, model[1].bias]
+    assert biases == {"params": both, "weight_decay": 0.0, "lr_factor": 2.0, "name": "biases"}
     assert len(detector_parameter_groups(model[0], 0.1, 1.0)) == 2

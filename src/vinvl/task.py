@@ -49,7 +49,10 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (spared if any(part in name for part in undecayed) else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [
+        {"params": decayed, "weight_decay": weight_decay, "name": "decayed"},
+        {"params": spared, "weight_decay": 0.0, "name": "undecayed"},
+    ]
 
 
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
@@ -357,7 +360,18 @@ class VinVLTask(pl.LightningModule):
             group["lr"] *= group.get("lr_factor", 1.0)
         total_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = make_scheduler(self.make_scheduler, optimizer, total_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Logs the norm of all gradients before they are clipped, at the updates at which Lightning writes its log."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every == 0 or (self.trainer.global_step + 1) % every:
+            return
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
+            return  # a fused optimiser unscales them itself, later
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        self.log("train/gradient_norm", nn.utils.get_total_norm(gradients))
 
     def configure_gradient_clipping(
         self,

@@ -154,17 +154,12 @@ def test_auto_goes_on_in_its_own_folder_alone(demo_data: Path, tmp_path: Path) -
         assert resume_path(config) == own
 
 
-def test_a_run_folder_keeps_its_logs_and_loses_what_is_half_written(tmp_path: Path) -> None:
+def test_a_run_folder_loses_what_is_half_written(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "csv").mkdir()
     for name in ("last.ckpt", ".last.ckpt.partial", "notes.partial"):
         (tmp_path / "checkpoints" / name).touch()
-    for part in ("a", "b"):
-        (tmp_path / "csv" / "metrics.csv").write_text(part)
-        tidy_run_folder(tmp_path)
+    tidy_run_folder(tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last.ckpt", "notes.partial"]
-    assert [(tmp_path / "csv" / f"metrics.{number}.csv").read_text() for number in (1, 2)] == ["a", "b"]
-    assert not (tmp_path / "csv" / "metrics.csv").exists()
 
 
 def test_slurms_launcher_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

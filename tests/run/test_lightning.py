@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 import vinvl
 from vinvl.run.checkpoint import BestCheckpoint, evaluation_follows, save_now, update_finished
 
-PRIVATE = {"_data_fetcher", "_save_checkpoint", "_should_accumulate", "_should_check_val_fx"}
+PRIVATE = {"_batches_that_stepped", "_data_fetcher", "_save_checkpoint", "_should_accumulate", "_should_check_val_fx"}
 
 
 def private_names(folder: Path, pattern: str) -> dict[str, set[str]]:

@@ -210,8 +210,12 @@ def parameter_groups(detector: nn.Module, weight_decay: float, bias_lr_factor: f
     `lr_factor` of a group is multiplied with the optimiser's rate (the published BIAS_LR_FACTOR).
     """
     weights, scales, biases = (
-        {"params": [], "weight_decay": decay, "lr_factor": factor}
-        for decay, factor in ((weight_decay, 1.0), (0.0, 1.0), (0.0, bias_lr_factor))
+        {"params": [], "weight_decay": decay, "lr_factor": factor, "name": name}
+        for name, decay, factor in (
+            ("weights", weight_decay, 1.0),
+            ("norms", 0.0, 1.0),
+            ("biases", 0.0, bias_lr_factor),
+        )
     )
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:

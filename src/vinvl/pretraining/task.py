@@ -7,8 +7,6 @@ from typing import Any, NamedTuple, NoReturn, Unpack
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
-from torch.optim import Optimizer
 
 from vinvl.data.batch import Batch
 from vinvl.exact import ExactMean, GroupedAccuracy
@@ -311,14 +309,6 @@ class PretrainingTask(VinVLTask):
     def on_validation_end(self) -> None:
         """An evaluation's time is not training's."""
         self.pace.restart()
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Logs the norm of the gradients of all parameters before they are clipped."""
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
-            return  # a fused optimiser unscales them itself, later
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.log("train/gradient_norm", get_total_norm(gradients))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs pace and accuracies since the last reading, at the updates at which Lightning writes its log."""

@@ -7,9 +7,13 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ProgressBar, RichProgressBar
 
+from vinvl.run.checkpoint import best_score, logged_step
 from vinvl.run.errors import say
+from vinvl.run.loggers import CSVByStep, TensorBoard
+from vinvl.run.survival import recipe_of
 
 SHOWN = ("train/loss", "train/reward", "samples/s")
+BEST_SCORE = "val/best_score"
 SECONDS_BETWEEN_FIGURES = 1.0
 
 
@@ -40,6 +44,23 @@ class SamplesPerSecond(Callback):
             rate = self._samples / (now - self._since)
             pl_module.log("samples/s", rate, batch_size=len(batch))
             self._since, self._samples = now, 0
+
+
+class RunLogs(Callback):
+    """Logs go on where the run does, and say the best score so far; TensorBoard also by which hyper-parameters."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVByStep | TensorBoard):
+                logger.begin_at(trainer.global_step)
+            if isinstance(logger, TensorBoard):
+                logger.tell_recipe(recipe_of(getattr(pl_module, "run_config", {})), (BEST_SCORE, "test/score"))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or (best := best_score(trainer)) is None:
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics({BEST_SCORE: best}, step=logged_step(trainer))
 
 
 class StopEarly(EarlyStopping):

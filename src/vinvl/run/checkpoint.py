@@ -341,9 +341,24 @@ def validation(trainer: pl.Trainer, headline: str, split: str) -> dict[str, Any]
     return {"split": split, "figure": headline if name == "score" else name, "score": float(callback.best_model_score)}
 
 
+def best_score(trainer: pl.Trainer) -> float | None:
+    """The best score so far that checkpoints are chosen by, the evaluation that has just ended included."""
+    callback = _choosing(trainer)
+    if callback is None:
+        return None
+    found = (trainer.callback_metrics.get(str(callback.monitor)), callback.best_model_score)
+    scores = [float(one) for one in found if one is not None]
+    return (max if callback.mode == "max" else min)(scores) if scores else None
+
+
 def update_finished(trainer: pl.Trainer) -> bool:
     """Whether the batch that has just been trained on completed an update, with no gradients waiting for more."""
     return not trainer.fit_loop._should_accumulate()
+
+
+def logged_step(trainer: pl.Trainer) -> int:
+    """The number, from 0, under which Lightning logs what it logs now: that of the update that has just been made."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def evaluation_follows(trainer: pl.Trainer) -> bool:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -134,12 +133,6 @@ class RunFolder(Callback):
         """Of what Hydra has written, its own settings go: configuration and overrides tell the run."""
         if config.hydra.output_subdir is not None:
             (Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir / "hydra.yaml").unlink(missing_ok=True)
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """TensorBoard's logger writes a file of hyperparameters where there are none."""
-        for path in Path(config.hydra.runtime.output_dir).glob("*/hparams.yaml"):
-            if process_rank() == 0 and path.read_text(encoding="utf-8") == "{}\n":
-                path.unlink()
 
     def _take(self, config: DictConfig, key: str) -> None:
         if config.hydra.output_subdir is None or process_rank() > 0:  # Hydra writes nothing, or it is another's folder

@@ -3,7 +3,6 @@
 import signal
 import zlib
 from collections.abc import Iterator, Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +148,8 @@ HARMLESS = (  # how it is worked on, and what is scored afterwards
     "data.predict_split",
     "data.prepare",
 )
+LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.precision", "trainer.devices", "trainer.num_nodes")
+NO_PARAMETERS = ("data._target_", "data.splits", "data.stores", "data.regions", ORDER)
 NAMES_SHOWN = 4  # of the values in which two runs differ
 
 
@@ -173,6 +174,13 @@ def training_order(datamodule: Any, world_size: int) -> dict[str, int]:
     """
     lengths = np.ascontiguousarray(datamodule.datasets["train"].lengths(), dtype=np.int64)
     return {"ranks": world_size, "items": len(lengths), "lengths": zlib.crc32(lengths.data)}
+
+
+def recipe_of(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of a run by their keys: what it is made of and how long it lasts, without names of files."""
+    beside = (*HARMLESS, *NO_PARAMETERS)
+    found = {key: value for key, value in leaves(run_config) if _within(key, (*RECIPE, *LENGTH))}
+    return {key: value for key, value in found.items() if value is not None and not _within(key, beside)}
 
 
 def refuse_another_run(before: Mapping[str, Any], now: Mapping[str, Any], path: Path, instead: str) -> None:
@@ -216,12 +224,5 @@ def _same(before: object, now: object) -> bool:
 
 
 def tidy_run_folder(folder: Path) -> None:
-    """Before a run goes on in its folder: half-written checkpoints go, and the log of the time before is kept.
-
-    Lightning's CSV logger begins a new `metrics.csv` and deletes the old one; that is `metrics.1.csv` then, or 2, 3, …
-    """
+    """Before a run goes on in its folder: half-written checkpoints go."""
     remove_leftovers(folder / CHECKPOINTS, r".+\.ckpt")
-    log = folder / "csv" / "metrics.csv"
-    if log.is_file():
-        free = next(path for number in count(1) if not (path := log.with_name(f"metrics.{number}.csv")).exists())
-        log.rename(free)
