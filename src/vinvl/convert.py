@@ -3,25 +3,15 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.detector.conversion import ConversionSettings, convert_annotations
-from vinvl.detector.vocabulary import VocabularySettings, make_vocabulary
-from vinvl.extraction.provenance import section
-from vinvl.models.published import FORMATS, check_tokenizer, convert_model, model_card, write_oscar, write_transformers
-from vinvl.models.weights import answers_in
-from vinvl.opening import USE_FILE, OpenedModel, find_tokenizer, name_the_answers, rows_of_given
-from vinvl.pictures import ReadingOptions
-from vinvl.predictor.trained import only_task_of, record_of_use
-from vinvl.published import convert_published
-from vinvl.regions.formats.convert import run_conversion
-from vinvl.regions.formats.export import STORE_FORMATS, export_store
 from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import new_folder, refuse_existing, write_json
 from vinvl.run.options import task_as_a_value
+from vinvl.run.overrides import section
 
 
 def convert(config: DictConfig) -> Path:
@@ -36,6 +26,8 @@ def convert(config: DictConfig) -> Path:
 
 def convert_stores(config: DictConfig) -> Path:
     """The published folders → stores in `config.to`."""
+    from vinvl.published import convert_published
+
     stores = Path(config.paths.data_dir) / "published" if config.to is None else path_of(config.to)
     convert_published(path_of(config.published), stores)
     return stores
@@ -43,12 +35,17 @@ def convert_stores(config: DictConfig) -> Path:
 
 def convert_names(config: DictConfig) -> Path:
     """The names of the classes of several data sets → a folder `config.to` with one vocabulary of them."""
+    from vinvl.detector.vocabulary import VocabularySettings, make_vocabulary
+
     say(*make_vocabulary(VocabularySettings(**section(config, "vocabulary")), path_of(config.to)))
     return path_of(config.to)
 
 
 def convert_boxes(config: DictConfig) -> Path:
     """The annotations of a data set for detectors, as it is downloaded → the file `config.to`."""
+    from vinvl.detector.conversion import ConversionSettings, convert_annotations
+    from vinvl.pictures import ReadingOptions
+
     several, settings = OmegaConf.is_list(config.annotations), section(config, "data")
     sources = list(map(path_of, config.annotations if several else [config.annotations]))
     pictures = None if config.pictures is None else path_of(config.pictures)
@@ -59,6 +56,9 @@ def convert_boxes(config: DictConfig) -> Path:
 
 def convert_regions(config: DictConfig) -> Path:
     """Other people's region features → a store `config.to`, or a store → a folder in the format of others."""
+    from vinvl.regions.formats.convert import run_conversion
+    from vinvl.regions.formats.export import STORE_FORMATS, export_store
+
     source, target = path_of(config["from"]), path_of(config.to)
     if config.format in STORE_FORMATS:
         say(*export_store(source, target, config.format))
@@ -71,6 +71,12 @@ def convert_regions(config: DictConfig) -> Path:
 
 def convert_weights(config: DictConfig) -> Path:
     """Weights → a new folder `config.to`; says what became of every tensor."""
+    import torch
+
+    from vinvl.models.published import FORMATS, check_tokenizer, convert_model
+    from vinvl.opening import OpenedModel, find_tokenizer, name_the_answers, rows_of_given
+    from vinvl.predictor.trained import only_task_of
+
     target = path_of(config.to)
     if config.format not in FORMATS:
         raise UserError(f"format is {config.format!r}; choose one of {', '.join(FORMATS)}.")
@@ -86,20 +92,38 @@ def convert_weights(config: DictConfig) -> Path:
     check_tokenizer(model, tokenizer, name)
     task = task or only_task_of(model)
     with new_folder(target) as folder:
-        if config.format == "oscar":
-            write_oscar(model, tokenizer, folder, task)
-        else:
-            write_transformers(model, tokenizer, folder)
-            if (use := record_of_use(task, opened, report)) is not None:
-                write_json(folder / USE_FILE, use)
-        if (texts := answers_in(model.config.id2label)) is not None:
-            (folder / "answers.json").write_text(json.dumps(texts, ensure_ascii=False) + "\n", encoding="utf-8")
-        card = model_card(model, report, task=task, **opened.provenance())
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        (folder / "conversion.txt").write_text("\n".join(report.rows()) + "\n", encoding="utf-8")
+        write_model(folder, model, tokenizer, task, opened, report, as_oscar=config.format == "oscar")
     say(*str(report).split("\n"))
     say(f"{type(model).__name__} is in {target}; {target / 'conversion.txt'} lists every tensor")
     return target
+
+
+def write_model(
+    folder: Path, model: Any, tokenizer: Any, task: str | None, opened: Any, report: Any, *, as_oscar: bool
+) -> None:
+    """Weights, tokenizer, answers, model card and the list of tensors → a folder.
+
+    Args:
+        opened: the `OpenedModel` that it comes from.
+        report: what became of its tensors.
+        as_oscar: under the published names, not those of transformers.
+    """
+    from vinvl.models.published import model_card, write_oscar, write_transformers
+    from vinvl.models.weights import answers_in
+    from vinvl.opening import USE_FILE
+    from vinvl.predictor.trained import record_of_use
+
+    if as_oscar:
+        write_oscar(model, tokenizer, folder, task)
+    else:
+        write_transformers(model, tokenizer, folder)
+        if (use := record_of_use(task, opened, report)) is not None:
+            write_json(folder / USE_FILE, use)
+    if (texts := answers_in(model.config.id2label)) is not None:
+        (folder / "answers.json").write_text(json.dumps(texts, ensure_ascii=False) + "\n", encoding="utf-8")
+    card = model_card(model, report, task=task, **opened.provenance())
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "conversion.txt").write_text("\n".join(report.rows()) + "\n", encoding="utf-8")
 
 
 def path_of(given: object) -> Path:

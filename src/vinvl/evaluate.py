@@ -4,17 +4,15 @@
 `python -m vinvl.evaluate published=ROOT/TASK ckpt_path=FOLDER`: figures on a released data set beside those published.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.restore import Restored, restore
-from vinvl.results import refuse_mixed, score_results
-from vinvl.run.callbacks import progress
 from vinvl.run.door import door, enter, telling
 from vinvl.run.errors import say
 from vinvl.run.files import write_json
@@ -22,12 +20,18 @@ from vinvl.run.folders import NAMED_CHECKPOINTS
 from vinvl.run.options import open_sections, task_as_a_value
 from vinvl.run.overrides import command_overrides, given_values
 from vinvl.run.progress import print_results, report
-from vinvl.run.survival import StopAtOnce
 from vinvl.zoo import COLUMNS, compared, comparing, recipe_of, scorable_splits, zoo
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from vinvl.restore import Restored
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """A checkpoint's scores on `data.test_split`; results.json goes to `config.paths.output_dir`."""
+    from vinvl.results import refuse_mixed, score_results
+
     if config.published.compare is not None:
         return evaluate_published(config)
     refuse_mixed(given_values(command_overrides()))
@@ -48,7 +52,13 @@ def evaluate(config: DictConfig) -> dict[str, float]:
 
 def scored(config: DictConfig) -> Restored:
     """The checkpoint, evaluated on the test split: `task.scores`."""
-    pl.seed_everything(config.seed, verbose=False)
+    from pytorch_lightning import seed_everything
+
+    from vinvl.restore import restore
+    from vinvl.run.callbacks import progress
+    from vinvl.run.survival import StopAtOnce
+
+    seed_everything(config.seed, verbose=False)
     restored = restore(config, "test")
     restored.datamodule.setup("test")
     trainer: pl.Trainer = instantiate(

@@ -3,29 +3,24 @@
 Weights are run on the pictures of `data.test_split`; predictions are what somebody's detector said of them.
 """
 
+from __future__ import annotations
+
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.detector.config import TrainingSettings
-from vinvl.detector.data import DetectionDataModule
-from vinvl.detector.predictions import read_annotated, score_predictions
-from vinvl.detector.scores import DetectionScores, shown_rows
-from vinvl.detector.task import FROZEN, DetectorTask
-from vinvl.detector.weights import open_detector
-from vinvl.extraction.provenance import detector_config
-from vinvl.run.callbacks import progress
 from vinvl.run.door import door, enter, made
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import write_json
 from vinvl.run.overrides import command_overrides, given_values, refuse_unread_splits
 from vinvl.run.progress import print_results, report
-from vinvl.run.survival import StopAtOnce
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
 
 
 def evaluate_detector(config: DictConfig) -> dict[str, float]:
@@ -48,7 +43,17 @@ def evaluate_detector(config: DictConfig) -> dict[str, float]:
 
 def of_weights(config: DictConfig) -> dict[str, float]:
     """Runs a detector on the pictures, on as many devices as the trainer has."""
-    pl.seed_everything(config.seed, verbose=False)
+    from pytorch_lightning import seed_everything
+
+    from vinvl.detector.config import TrainingSettings
+    from vinvl.detector.data import DetectionDataModule
+    from vinvl.detector.task import FROZEN, DetectorTask
+    from vinvl.detector.weights import open_detector
+    from vinvl.extraction.provenance import detector_config
+    from vinvl.run.callbacks import progress
+    from vinvl.run.survival import StopAtOnce
+
+    seed_everything(config.seed, verbose=False)
     labels = None if config.labels is None else str(config.labels)
     opened = open_detector(str(config.weights), labels, partial(detector_config, config))
     if not opened.label_map.classes:
@@ -82,6 +87,11 @@ def of_weights(config: DictConfig) -> dict[str, float]:
 
 def of_predictions(config: DictConfig) -> dict[str, float]:
     """Compares a detector's files with the annotations; no picture is looked at."""
+    from vinvl.detector.data import DetectionDataModule
+    from vinvl.detector.predictions import read_annotated, score_predictions
+    from vinvl.detector.scores import DetectionScores, shown_rows
+    from vinvl.detector.task import DetectorTask
+
     data: Any = made(DetectionDataModule, config.data, "data")
     data.prepare_data()
     records, labels = read_annotated(data)

@@ -2,8 +2,17 @@
 
 import sys
 
-from vinvl.extraction.run import extract
+from omegaconf import DictConfig
+
 from vinvl.run.door import door, enter
+
+
+def extract(config: DictConfig) -> None:
+    """Composed configuration → the store at `config.output`; see `vinvl.extraction.run`."""
+    from vinvl.extraction import run
+
+    run.extract(config)
+
 
 main = door(extract, "extract")
 

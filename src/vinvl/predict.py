@@ -3,24 +3,29 @@
 About pictures: `python -m vinvl.predict ckpt_path=MODEL weights=detector.pth image=photo.jpg question="…"`.
 """
 
+from __future__ import annotations
+
+import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
-import torch.distributed
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vinvl.data.module import RegionDataModule
-from vinvl.predictor.command import ONLY_WITH_PICTURES, ask_about_pictures, picture_arguments
-from vinvl.restore import restore
-from vinvl.run.callbacks import progress
 from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
-from vinvl.run.options import open_sections, task_as_a_value
-from vinvl.run.survival import StopAtOnce
-from vinvl.task import VinVLTask
+from vinvl.run.options import IN_QUOTES, as_text, open_sections, task_as_a_value
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from vinvl.data.module import RegionDataModule
+    from vinvl.task import VinVLTask
+
+QUOTED = ("image", "question", "text", "weights", "labels", "features", "output")  # texts and file names
+ONLY_WITH_PICTURES = (*QUOTED[1:], "task_name")
+ITEM = re.compile(rf"\s*({IN_QUOTES.pattern}|[^,]+)\s*(?:,|$)")  # of a list
 
 
 def predict(config: DictConfig) -> list[Any]:
@@ -29,9 +34,17 @@ def predict(config: DictConfig) -> list[Any]:
     The files are in the order of the split's own file. With `image`, what the model says of pictures instead.
     """
     if config.image is not None:
+        from vinvl.predictor.command import ask_about_pictures
+
         return ask_about_pictures(config)
     _refuse_without_pictures(config)
-    pl.seed_everything(config.seed, verbose=False)
+    from pytorch_lightning import seed_everything
+
+    from vinvl.restore import restore
+    from vinvl.run.callbacks import progress
+    from vinvl.run.survival import StopAtOnce
+
+    seed_everything(config.seed, verbose=False)
     restored = restore(config, "predict")
     restored.datamodule.setup("predict")
     trainer: pl.Trainer = instantiate(
@@ -53,6 +66,30 @@ def predict(config: DictConfig) -> list[Any]:
     return predictions
 
 
+def picture_arguments(arguments: list[str]) -> list[str]:
+    """Command-line arguments of a call about pictures, so that Hydra takes texts as they are and leaves no run folder.
+
+    Others come back as they are. Commas, quotes and brackets in questions and file names mean something to Hydra.
+    """
+    if not any(argument.startswith("image=") for argument in arguments):
+        return arguments
+    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    quoted = [argument if sweep else _quoted(argument) for argument in arguments]
+    settings = {"hydra.run.dir": ".", "hydra.output_subdir": "null", "hydra/job_logging": "none"}
+    said = {argument.split("=", 1)[0] for argument in arguments}
+    return [*quoted, *(f"{key}={value}" for key, value in settings.items() if key not in said)]
+
+
+def _quoted(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if key not in QUOTED or not equals or value in ("", "null"):
+        return argument
+    if value.startswith("[") and value.endswith("]"):
+        items = (one.strip() for one in ITEM.findall(value[1:-1]))
+        return f"{key}=[{','.join(as_text(item) for item in items)}]"
+    return f"{key}={as_text(value)}"
+
+
 def _refuse_without_pictures(config: DictConfig) -> None:
     for key in ONLY_WITH_PICTURES:
         if config[key] is not None:
@@ -61,6 +98,8 @@ def _refuse_without_pictures(config: DictConfig) -> None:
 
 def gather(predictions: list[Any]) -> list[Any]:
     """The predictions of all ranks, on every rank."""
+    import torch.distributed
+
     if not torch.distributed.is_initialized():
         return predictions
     parts: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]

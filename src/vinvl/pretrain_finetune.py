@@ -9,11 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.regions import RegionStore
-from vinvl.regions.regions import BOX_NUMBERS
 from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import json_object, write_json
@@ -64,6 +61,11 @@ def of_features(config: DictConfig) -> list[str]:
     Raises UserError if there is no such store among `stores`, or one of these cannot be read: before the first stage,
     also where it is that of a later job. A store that lacks images of another is told.
     """
+    import numpy as np
+
+    from vinvl.regions import RegionStore
+    from vinvl.regions.regions import BOX_NUMBERS
+
     named = named_stores(config)
     if config.features is None:
         if named:

@@ -1,18 +1,21 @@
 """A page of pictures with their regions: `python -m vinvl.report store=features.h5 images=DIR`."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.pages.pages import report_regions
-from vinvl.pictures import PictureNames
 from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
 
 
 def report(config: DictConfig) -> Path:
     """Composed configuration → the page at `config.output`."""
+    from vinvl.pages.pages import report_regions
+    from vinvl.pictures import PictureNames
+
     store = OmegaConf.to_container(config.store) if OmegaConf.is_list(config.store) else str(config.store)
     if type(config.count) is not int or config.count < 1:
         raise UserError(f"count={config.count!r} must be a whole number from 1.")

@@ -19,8 +19,9 @@ from vinvl.regions.store import FeatureRecord, OtherFeatures
 from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError, say
 from vinvl.run.folders import config_directory, resolve_checkpoint
-from vinvl.run.options import leaves, parameters_of
+from vinvl.run.options import leaves
 from vinvl.run.overrides import command_overrides, given_splits, given_values, refuse_unread_splits, with_given
+from vinvl.run.signatures import parameters_of
 from vinvl.task import VinVLTask
 
 PREPARATIONS = (  # what a checkpoint's data may ask to be called
@@ -164,7 +165,7 @@ def data_config(config: DictConfig, run_config: dict[str, Any], given: Mapping[s
 
 def with_new_options(data: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint's data section with null for options that this command gives, and that later versions brought."""
-    taken = parameters_of(own_class(data.get("_target_"), "data", LightningDataModule)) or {}
+    taken = parameters_of(str(data.get("_target_"))) or {}
     names = (key.split(".")[1] for key in given if key.startswith("data."))
     return {**dict.fromkeys(name for name in names if name in taken), **data}
 

@@ -1,24 +1,22 @@
 """Train a model: `python -m vinvl.train [experiment=NAME] [overrides]`. Without overrides: the demo world."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger
 
-from vinvl.plan import plan, wants_plan
-from vinvl.run.checkpoint import best_checkpoint, load_into, read_checkpoint, validation
 from vinvl.run.door import door, enter, made, made_of_each
 from vinvl.run.errors import UserError, say
 from vinvl.run.overrides import command_overrides, given_values, refuse_unread_splits
 from vinvl.run.progress import report
-from vinvl.run.survival import ORDER, Stopped, resume_path, tidy_run_folder, training_order
-from vinvl.schedules import refuse_unfit
-from vinvl.task import VinVLTask
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from vinvl.task import VinVLTask
 
 
 def train(config: DictConfig) -> float | None:
@@ -26,6 +24,16 @@ def train(config: DictConfig) -> float | None:
 
     Returns the best checkpoint's score in validation, which is what a sweep should choose by; None if there is none.
     """
+    import pytorch_lightning as pl
+    import torch
+    from pytorch_lightning.callbacks import Callback
+    from pytorch_lightning.loggers import Logger
+
+    from vinvl.plan import plan, wants_plan
+    from vinvl.run.survival import ORDER, Stopped, resume_path, tidy_run_folder, training_order
+    from vinvl.schedules import refuse_unfit
+    from vinvl.task import VinVLTask
+
     planned = wants_plan(config)
     # First of all: what is missing is told before any work.
     run_config: Any = OmegaConf.to_container(config, resolve=True)
@@ -82,6 +90,8 @@ def fit_and_test(
     trainer: pl.Trainer, task: VinVLTask, datamodule: Any, resume_from: Path | None, config: DictConfig, tested: bool
 ) -> float | None:
     """Trains; scores the best checkpoint on the test split if `tested`; raises Stopped where a signal asks for it."""
+    from vinvl.run.checkpoint import best_checkpoint, load_into, read_checkpoint, validation
+
     trainer.fit(task, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     best = best_checkpoint(trainer)
     if best is not None:

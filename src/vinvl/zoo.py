@@ -1,5 +1,7 @@
 """What the authors released and reported (conf/_zoo.yaml), what is missing of it, and our figures beside theirs."""
 
+from __future__ import annotations
+
 import functools
 import os
 import re
@@ -7,15 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from vinvl.data.stores import StoreFile
-from vinvl.regions.formats.source import FEATURES_TSV, PREDICTIONS_TSV
 from vinvl.run.errors import UserError, say
 from vinvl.run.folders import config_directory
 from vinvl.run.options import IN_QUOTES, as_text
+
+if TYPE_CHECKING:
+    from vinvl.data.stores import StoreFile
 
 DATA_OF_FOLDER = {
     "vqa": "vqa2_published",
@@ -113,6 +116,8 @@ def files_of(data: Mapping[str, Any], split: str) -> Iterator[str]:
     Args:
         data: the composed section `data`, in plain types.
     """
+    from vinvl.data.stores import StoreFile
+
     yield from paths_in(data["splits"][split])
     tags = data.get("tags")
     yield from paths_in(tags.get(split) if isinstance(tags, Mapping) else tags)
@@ -130,6 +135,8 @@ def files_of(data: Mapping[str, Any], split: str) -> Iterator[str]:
 
 def made_of(file: StoreFile) -> list[str]:
     """The files that a store is made of; none where it is there."""
+    from vinvl.regions.formats.source import FEATURES_TSV, PREDICTIONS_TSV
+
     if file.source is None or Path(file.path).exists():
         return []
     features = Path(file.source) / FEATURES_TSV if Path(file.source).is_dir() else Path(file.source)

@@ -18,8 +18,8 @@ from tests.door_in_process import composed, refused_in_process
 from tests.door_runs import call, door_environment
 from tests.picture_samples import save, truncated
 from tests.predictor.samples import QUESTIONS, picture_paths
-from vinvl.predict import predict
-from vinvl.predictor.command import ids_of_pictures, picture_arguments, pictures_at
+from vinvl.predict import picture_arguments, predict
+from vinvl.predictor.command import ids_of_pictures, pictures_at
 from vinvl.regions import RegionStore
 from vinvl.run.errors import UserError
 from vinvl.run.options import IN_QUOTES

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import COLOUR_ORDER, MEAN
@@ -31,13 +31,6 @@ UNDECIDED = ("boxes_per_pass",)  # settings of a detector that change no result
 GIVEN, GIVEN_BOXES = "given", "given_boxes"  # what `boxes` are where a file gives them, and what tells of that file
 DIGITS = 12  # of a hash, as a person is shown it
 SHOWN = 3  # settings that differ
-
-
-def section(config: DictConfig, name: str) -> dict[str, Any]:
-    """A section in plain types."""
-    value = OmegaConf.to_container(config[name], resolve=True)
-    assert isinstance(value, Mapping)
-    return {str(key): item for key, item in value.items()}
 
 
 def detector_config(config: DictConfig, carried: DetectorConfig | None) -> DetectorConfig:

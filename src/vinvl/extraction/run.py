@@ -24,7 +24,7 @@ from vinvl.detector.weights import open_detector, sha256_of_file
 from vinvl.extraction.feed import FeedOptions, PictureBatch, PictureFeed
 from vinvl.extraction.given import GivenBoxes, given_boxes
 from vinvl.extraction.predictions import SavedPredictions
-from vinvl.extraction.provenance import Target, detector_config, detector_text, feature_settings, provenance, section
+from vinvl.extraction.provenance import Target, detector_config, detector_text, feature_settings, provenance
 from vinvl.pictures import PictureNames, Pictures, ReadingOptions, Unusable, find_pictures, told_of
 from vinvl.regions.layout import FEATURE_DTYPES, read_header
 from vinvl.regions.merging import shard_path
@@ -34,6 +34,7 @@ from vinvl.regions.writer import ShardWriter, checked_image, shard_files
 from vinvl.run.errors import UserError, printable, say
 from vinvl.run.files import atomic_write, failure_told
 from vinvl.run.folders import process_rank
+from vinvl.run.overrides import section
 from vinvl.run.progress import Show, progress
 from vinvl.run.signals import StopRequest
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, BertConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
+from transformers.models.bert.configuration_bert import BertConfig
 
 from vinvl.models.packing import PACKED
 from vinvl.run.errors import UserError

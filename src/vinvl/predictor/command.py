@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from vinvl.extraction.provenance import detector_config, section
+from vinvl.extraction.provenance import detector_config
 from vinvl.pictures import ReadingOptions, look_for, name_of, picture_size, pictures_of_store, told_of
 from vinvl.predictor.predictor import Answer, Caption, Predictor, load
 from vinvl.predictor.trained import Usage
@@ -23,36 +22,7 @@ from vinvl.regions.store import OtherFeatures, RegionStore
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
 from vinvl.run.folders import NAMED_CHECKPOINTS, resolve_checkpoint
-from vinvl.run.options import IN_QUOTES, as_text
-from vinvl.run.overrides import command_overrides, given_keys, given_values
-
-QUOTED = ("image", "question", "text", "weights", "labels", "features", "output")  # texts and file names
-ITEM = re.compile(rf"\s*({IN_QUOTES.pattern}|[^,]+)\s*(?:,|$)")  # of a list
-
-
-def picture_arguments(arguments: list[str]) -> list[str]:
-    """Command-line arguments of a call about pictures, so that Hydra takes texts as they are and leaves no run folder.
-
-    Others come back as they are. Commas, quotes and brackets in questions and file names mean something to Hydra.
-    """
-    if not any(argument.startswith("image=") for argument in arguments):
-        return arguments
-    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
-    quoted = [argument if sweep else _quoted(argument) for argument in arguments]
-    settings = {"hydra.run.dir": ".", "hydra.output_subdir": "null", "hydra/job_logging": "none"}
-    said = {argument.split("=", 1)[0] for argument in arguments}
-    return [*quoted, *(f"{key}={value}" for key, value in settings.items() if key not in said)]
-
-
-def _quoted(argument: str) -> str:
-    key, equals, value = argument.partition("=")
-    if key not in QUOTED or not equals or value in ("", "null"):
-        return argument
-    if value.startswith("[") and value.endswith("]"):
-        items = (one.strip() for one in ITEM.findall(value[1:-1]))
-        return f"{key}=[{','.join(as_text(item) for item in items)}]"
-    return f"{key}={as_text(value)}"
-
+from vinvl.run.overrides import command_overrides, given_keys, given_values, section
 
 # The configuration of `python -m vinvl.predict` → a predictor.
 
@@ -98,7 +68,6 @@ def _of(known: Mapping[str, str | None], value: object, key: str) -> str | None:
     return known[str(value)]
 
 
-ONLY_WITH_PICTURES = ("question", "text", "weights", "labels", "features", "output", "task_name")
 AT_ONCE = 32  # pictures, whose results are printed together
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import inspect
 import re
 import types
-import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -19,11 +17,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import ConfigCompositionException, HydraException
-from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory
+from vinvl.run.signatures import attributes_of, optional_parameters_of_class, parameters_of
 
 # Sections whose names a person chooses.
 OF_SPLITS = ("data.splits", "data.choices", "data.scene_graphs")
@@ -279,12 +277,9 @@ def known_names(node: DictConfig, section: str, base: DictConfig) -> set[str] | 
     if section in OPEN:
         return None
     if section in MODEL_CONFIGS:
-        kind = get_object(MODEL_CONFIG)  # now and not before: transformers takes its time
-        return names | {name for name in dir(kind()) if name[0] != "_" and not callable(getattr(kind, name, None))}
+        return names | attributes_of(MODEL_CONFIG)
     if section == "task.options":  # of the class whose `build` makes the task
-        task = getattr(_target(base.task), "__self__", None)
-        own = {} if task is None else inspect.signature(task).parameters
-        return names | {name for name, parameter in own.items() if parameter.default is not parameter.empty}
+        return names | optional_parameters_of_class(str(_target(base.task)))
     target = _target(node)
     if target is None:
         return names
@@ -387,41 +382,7 @@ def _hint(base: DictConfig, parts: list[str], depth: int, names: set[str]) -> st
     return f"; {f'{place} has' if place else 'there are'} {', '.join(own[:NAMES_SHOWN]) or 'no settings'}{more}."
 
 
-def _target(node: DictConfig) -> Any:
-    """What a section's `_target_` names; None if it names nothing that can be found."""
+def _target(node: DictConfig) -> str | None:
+    """The `_target_` of a section, None where it has none."""
     name = node.get("_target_") if "_target_" in node else None
-    try:
-        return get_object(name) if isinstance(name, str) else None
-    except Exception:  # Hydra raises ImportError, ValueError or its own; instantiating says it better
-        return None
-
-
-def parameters_of(target: Any) -> dict[str, Any] | None:
-    """The parameters of a callable with what they are annotated as; None if it takes any.
-
-    What a constructor passes on as `**options` is what the class that it extends takes.
-    """
-    names: dict[str, Any] = {}
-    is_class = isinstance(target, type)
-    own = [vars(one)["__init__"] for one in target.__mro__ if "__init__" in vars(one)] if is_class else [target]
-    for function in own:
-        try:
-            signature = inspect.signature(function)
-        except (TypeError, ValueError):
-            return None
-        try:
-            hints = typing.get_type_hints(function)
-        except Exception:  # an annotation that only a type checker can resolve
-            hints = {}
-        passes_on = False
-        for parameter in list(signature.parameters.values())[is_class:]:
-            hint = hints.get(parameter.name, Any)
-            if parameter.kind is not parameter.VAR_KEYWORD:
-                names.setdefault(parameter.name, hint)
-            elif get_origin(hint) is typing.Unpack:
-                names |= typing.get_type_hints(get_args(hint)[0])
-            else:
-                passes_on = True
-        if not passes_on:
-            return names
-    return None
+    return name if isinstance(name, str) else None

@@ -171,6 +171,13 @@ def given_keys(name: str, config: DictConfig, given: Mapping[str, Any]) -> dict[
     return _plain(config[name]) if name in given else {key: _plain(config[name][key]) for key in keys}
 
 
+def section(config: DictConfig, name: str) -> dict[str, Any]:
+    """A section in plain types."""
+    value = _plain(config[name])
+    assert isinstance(value, Mapping)
+    return {str(key): item for key, item in value.items()}
+
+
 def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
