@@ -58,6 +58,9 @@ class TagSource(Protocol):
     def text(self, image: int, max_regions: int) -> str:
         """The tags as people read them."""
 
+    def named(self, image: int, max_regions: int) -> list[tuple[str, int]]:
+        """Each tag with the number of its tokens, in the order of `encode`."""
+
 
 @dataclass(frozen=True)
 class TagChoice:
@@ -156,7 +159,11 @@ class NumberedTags:
         return np.array([lengths[self.kept(one, max_regions)].sum() for one in images.tolist()], dtype=np.int64)
 
     def text(self, image: int, max_regions: int) -> str:
-        return ", ".join(self.tag_tokens.names[number] for number in self.kept(image, max_regions))
+        return ", ".join(name for name, _ in self.named(image, max_regions))
+
+    def named(self, image: int, max_regions: int) -> list[tuple[str, int]]:
+        kept, lengths = self.kept(image, max_regions), self.tag_tokens.tokens.lengths()
+        return [(self.tag_tokens.names[number], int(lengths[number])) for number in kept]
 
 
 @dataclass(frozen=True)

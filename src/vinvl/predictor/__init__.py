@@ -2,6 +2,7 @@
 
 from vinvl.predictor.pictures import PictureRegions
 from vinvl.predictor.predictor import Answer, Caption, Predictor, load
+from vinvl.predictor.why import Attended
 from vinvl.regions.store import OtherFeatures
 
-__all__ = ["Answer", "Caption", "OtherFeatures", "PictureRegions", "Predictor", "load"]
+__all__ = ["Answer", "Attended", "Caption", "OtherFeatures", "PictureRegions", "Predictor", "load"]

@@ -78,10 +78,6 @@ def refuse_no_count(name: str, value: object) -> None:
         raise UserError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray
-"""A path, an image id, a Pillow image of any mode, or uint8 (H, W, 3) in the order red, green, blue or (H, W)."""
-
-
 def refuse_no_picture(image: object) -> None:
     """Raises UserError for what is neither a Pillow image nor an array of pixels, and for pictures without pixels."""
     pixels = True
@@ -129,12 +125,12 @@ class Taken:
         key: the same for the same picture within one call.
         name: for messages and results.
         image: its position in the store, its place (`vinvl.pictures.containers`), or what is in memory, Pillow's or
-            NumPy's, which stays as it is.
+            NumPy's, which stays as it is; its regions where they are known.
     """
 
     key: Hashable
     name: str
-    image: int | str | Image.Image | np.ndarray
+    image: int | str | Image.Image | np.ndarray | FoundRegions
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +179,9 @@ class Looking:
         Raises:
             UserError: it is not a `Picture`, none has that name, or there is no detector to look at it with.
         """
+        if isinstance(image, PictureRegions):
+            dim = image.regions.feature_layout[0]
+            return Taken(id(image), image.name, FoundRegions(image.regions, image.label_map, dim))
         if isinstance(image, str) and self.store is not None and image in self.store:
             return Taken(("id", image), image, self.store.index_of(image))
         if isinstance(image, str | os.PathLike):
@@ -215,7 +214,7 @@ class Looking:
 
         `kept` is what has been found in the call before; it gets what is found now, and keeps the last `KEPT`.
         """
-        wanted = {one.key: one for one in pictures if not isinstance(one.image, int)}
+        wanted = {one.key: one for one in pictures if not isinstance(one.image, int | FoundRegions)}
         new = [one for key, one in wanted.items() if key not in kept]
         kept |= {one.key: found for one, found in zip(new, self.regions(new), strict=True)}
         for key in wanted:
@@ -225,6 +224,8 @@ class Looking:
             if isinstance(one.image, int):
                 assert self.store is not None
                 places.append((self.store, one.image))
+            elif isinstance(one.image, FoundRegions):
+                places.append((one.image, 0))
             else:
                 places.append((kept[one.key], 0))
         for key in list(kept)[:-KEPT]:
@@ -246,7 +247,7 @@ class Looking:
             if isinstance(one.image, str):
                 sizes.append(picture_size(one.image, self.reading))
             else:
-                assert not isinstance(one.image, int)
+                assert not isinstance(one.image, int | FoundRegions)
                 rgb = rgb_of(one.image, self.reading, one.name)
                 sizes.append(rgb.size)
                 ready[number] = resized_pixels(rgb, config)
@@ -331,6 +332,11 @@ class PictureRegions:
         if len(self) > SHOWN:
             lines.append(f"  … and {len(self) - SHOWN} more")
         return "\n".join(map(printable, lines))
+
+
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray | PictureRegions
+"""A path, an image id, a Pillow image of any mode, uint8 (H, W, 3) in the order red, green, blue or (H, W), or the
+regions that a model has found in a picture before."""
 
 
 def _name(names: tuple[str, ...], kind: str, index: int) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +26,8 @@ from vinvl.extraction.provenance import trained_reading
 from vinvl.models.config import SpecialTokens
 from vinvl.models.constrained import Constraint
 from vinvl.models.generate import generate_captions
-from vinvl.nlvr2.data import Pair, collate_statements, statement_pair
+from vinvl.models.rollout import attention_rollout
+from vinvl.nlvr2.data import statement_pair
 from vinvl.pictures import ReadingOptions
 from vinvl.predictor.pictures import (
     Computing,
@@ -39,7 +43,8 @@ from vinvl.predictor.pictures import (
     store_for,
 )
 from vinvl.predictor.trained import TrainedModel, open_trained
-from vinvl.regions.regions import RegionSource
+from vinvl.predictor.why import Attended, attended_of
+from vinvl.regions.regions import LabelMap, RegionSource
 from vinvl.regions.store import RegionStore
 from vinvl.retrieval.data import MATCHED, collate_pairs, pair_example
 from vinvl.run.errors import UserError, printable
@@ -54,10 +59,13 @@ NEEDED = {  # method → the tasks of models that have it, and what is said to o
         ("retrieval", "nlvr2"),
         "score needs one that was trained for image-text retrieval or, for statements about two pictures, NLVR2",
     ),
+    "why": (("vqa", "gqa", "retrieval", "nlvr2"), "why needs one that answers questions or scores texts"),
 }
 Pictures = Sequence[Picture]
 Texts = Sequence[str]
 PicturePair = tuple[Picture, Picture]
+Examples = tuple[Example, ...]
+"""A text with its picture, or with each of its two."""
 Work = Callable[[list[Place], list[str]], Sequence[Any]]
 """Of some pictures the places of their regions, one after the other, and the texts → the results."""
 
@@ -102,10 +110,11 @@ class Predictor:
     """What a trained model says of pictures; `vinvl.load` makes it.
 
     Wherever a picture is asked for, it may be the id of an image in `features` (tried before a file of that name),
-    the path of a file, a Pillow image of any mode, or a NumPy array, uint8 (H, W, 3) in the order red, green, blue, or
-    (H, W). Wherever one picture or text is asked for, there may be many, in a list: the result is then a list. One
-    picture goes with all texts, one text with all pictures, and lists of one length belong together. Of many,
-    `WINDOW` are worked on at a time. A picture that comes again in a call is looked at once.
+    the path of a file, a Pillow image of any mode, a NumPy array, uint8 (H, W, 3) in the order red, green, blue, or
+    (H, W), or what `regions` has given of a picture, which is not looked at again. Wherever one picture or text is
+    asked for, there may be many, in a list: the result is then a list. One picture goes with all texts, one text with
+    all pictures, and lists of one length belong together. Of many, `WINDOW` are worked on at a time. A picture that
+    comes again in a call is looked at once.
 
     All methods raise UserError for what is not a picture or not a text, for a broken file, and for a model of another
     task.
@@ -128,8 +137,12 @@ class Predictor:
         if looking.store is not None:
             tags = tag_source(usage.tags_of_store, looking.store, tokenizer, choice)
             self._store_text = RegionText(looking.store, tags, usage.limits, self._special)
-        if looking.detector is not None:
-            self._tag_tokens = TagTokens.of_labels(looking.detector.label_map, tokenizer, choice)
+
+        @lru_cache(maxsize=2)  # a detector's, all over
+        def tag_tokens(labels: LabelMap) -> TagTokens:
+            return TagTokens.of_labels(labels, tokenizer, choice)
+
+        self._tag_tokens = tag_tokens
 
     @property
     def detector(self) -> Detector | None:
@@ -154,15 +167,12 @@ class Predictor:
         refuse_no_count("top", top)
         self._refuse_other_task("ask")
 
-        def answer(chosen: list[Example]) -> list[Answer]:
+        def answer(chosen: list[Examples]) -> list[Answer]:
             logits, loss_type = self._logits(self._collated(chosen)), self._model.config.loss_type
             ranked = ranked_answers(logits, self.trained.answers, loss_type, top)
             return [Answer(texts[0], scores[0], tuple(zip(texts, scores, strict=True))) for texts, scores in ranked]
 
-        def example(tokens: Any, placed: PlacedImage) -> Example:
-            return placed.region_text.example(tokens, placed.image)
-
-        return self._worked(image, question, "question", self._said(example, answer))
+        return self._worked(image, question, self._text_is, self._said(self._examples, answer))
 
     @overload
     def caption(self, image: Picture) -> Caption: ...  # type: ignore[overload-overlap]
@@ -176,7 +186,7 @@ class Predictor:
         usage, options = self._usage, self._usage.decoding_options
         shift = tag_shift(options, usage.max_caption_tokens)
 
-        def write(chosen: list[Example]) -> list[Caption]:
+        def write(chosen: list[Examples]) -> list[Caption]:
             batch, wanted = self._collated(chosen), None
             if self._constraints is not None:
                 wanted = [_constraints_of(self._constraints, record["placed"]) for record in batch.records]
@@ -185,8 +195,8 @@ class Predictor:
             found = n_best(written, lambda ids: caption_texts(self._tokenizer, ids))
             return [Caption(texts[0], scores[0], tuple(zip(texts, scores, strict=True))) for texts, scores in found]
 
-        def context(_: Any, placed: PlacedImage) -> Example:
-            return caption_context(placed, usage.caption_limits, {"placed": placed})
+        def context(_: Any, placed: PlacedImage) -> Examples:
+            return (caption_context(placed, usage.caption_limits, {"placed": placed}),)
 
         return self._worked(image, None, None, self._said(context, write))
 
@@ -205,21 +215,40 @@ class Predictor:
         left and the right one, or a list of such tuples.
         """
         self._refuse_other_task("score")
-        padding, device = self._special.pad_token_id, self._looking.computing.device
 
-        def judge(chosen: list[Pair]) -> list[float]:
-            return _probabilities(self._logits(collate_statements(chosen, padding).to(device)), TRUE)
+        def judge(chosen: list[Examples]) -> list[float]:
+            return _probabilities(self._logits(self._collated(chosen)), TRUE)
 
-        def match(chosen: list[Example]) -> list[float]:
-            batch = collate_pairs(chosen, padding, self._usage.attention_type).to(device)
-            pooled = self._model.bert(**batch.inputs(), only_first=True).pooler_output
+        def match(chosen: list[Examples]) -> list[float]:
+            pooled = self._model.bert(**self._collated(chosen).inputs(), only_first=True).pooler_output
             # Half precision would round many scores to the same number (see `PairScorer`).
             with torch.autocast(pooled.device.type, enabled=False):
                 return _probabilities(self._model.classifier(pooled.float()), MATCHED)
 
-        if self.trained.task == "nlvr2":
-            return self._worked(image, text, "statement", self._said(statement_pair, judge, two=True), two=True)
-        return self._worked(image, text, "text", self._said(pair_example, match))
+        work = judge if self.trained.task == "nlvr2" else match
+        return self._worked(image, text, self._text_is, self._said(self._examples, work))
+
+    @overload
+    def why(self, image: Picture, text: str) -> Attended: ...
+
+    @overload
+    def why(self, image: Any, text: Any) -> Any: ...
+
+    def why(self, image: Any, text: Any) -> Any:
+        """What the answer to a question, or the score of a text, was read from: an `Attended`, of many a list of them.
+
+        `image` and `text` are those of `ask` or `score`. Of a model for NLVR2 there are two, of the left and the right
+        picture, in a tuple.
+        """
+        self._refuse_other_task("why")
+
+        def look_back(chosen: list[Examples]) -> list[Any]:
+            batch = self._collated(chosen)
+            shares = attention_rollout(self._model.bert, **batch.inputs())
+            rows = attended_of(batch, shares, [record["placed"] for record in batch.records])
+            return list(zip(rows[::2], rows[1::2], strict=True)) if self._two else rows
+
+        return self._worked(image, text, self._text_is, self._said(self._examples, look_back))
 
     @overload
     def regions(self, image: Picture) -> PictureRegions: ...  # type: ignore[overload-overlap]
@@ -241,16 +270,26 @@ class Predictor:
         if self.trained.task not in tasks:
             raise UserError(f"{self.trained.name} is a model for {self.trained.task}: {needed}.")
 
-    def _worked(self, images: Any, texts: Any, text_is: str | None, work: Work, two: bool = False) -> Any:
+    @property
+    def _two(self) -> bool:
+        """Whether a text is about a tuple of two pictures."""
+        return self.trained.task == "nlvr2"
+
+    @property
+    def _text_is(self) -> str:
+        """What a text is called in messages."""
+        return {"retrieval": "text", "nlvr2": "statement"}.get(self.trained.task, "question")
+
+    def _worked(self, images: Any, texts: Any, text_is: str | None, work: Work) -> Any:
         """The results of all (image, text) in their order, no list if there is a single one.
 
         Args:
             text_is: what the text is called in messages; None if there is none.
-            two: whether each image is a tuple of two pictures.
 
         Raises:
             UserError: something that is not a picture or not a text, or a broken picture.
         """
+        two = self._two and text_is is not None
         pairs, single = paired(images, texts, lambda value: is_many(value) and not (two and isinstance(value, tuple)))
         pictures = [_both(image) if two else (image,) for image, _ in pairs]
         keys = [key_of(one[0]) for one in pictures]
@@ -264,18 +303,18 @@ class Predictor:
             results |= zip(window, work(self._looking.places(taken, kept), asked), strict=True)
         return results[0] if single else [results[index] for index in range(len(order))]
 
-    def _said(self, make: Callable[..., Any], work: Callable[[list[Any]], Sequence[Any]], two: bool = False) -> Work:
-        """What `work` says of batches of examples, each of which `make` puts together of a text's tokens and pictures.
+    def _said(self, make: Callable[..., Examples], work: Callable[[list[Examples]], Sequence[Any]]) -> Work:
+        """What `work` says of batches of examples, which `make` puts together of a text's tokens and its pictures.
 
         Examples of like length are worked on together, to pad little.
         """
 
-        def cost(example: Any) -> int:  # tokens and regions
-            return max(len(one.input_ids) + len(one.regions) for one in (example if two else [example]))
+        def cost(examples: Examples) -> int:  # tokens and regions
+            return max(len(one.input_ids) + len(one.regions) for one in examples)
 
         def say(places: list[Place], texts: list[str]) -> list[Any]:
             placed = [PlacedImage(self._text_of(source), index) for source, index in places]
-            tokens, pictures = encode_texts(self._tokenizer, texts), 2 if two else 1
+            tokens, pictures = encode_texts(self._tokenizer, texts), 2 if self._two else 1
             examples = [make(tokens[i], *placed[i * pictures : (i + 1) * pictures]) for i in range(len(texts))]
             order = sorted(range(len(examples)), key=lambda index: -cost(examples[index]))
             size, results = self._looking.computing.batch_size, dict[int, Any]()
@@ -287,8 +326,23 @@ class Predictor:
 
         return say
 
-    def _collated(self, examples: list[Example]) -> Batch:
-        return collate(examples, pad_token_id=self._special.pad_token_id).to(self._looking.computing.device)
+    def _examples(self, tokens: np.ndarray, *placed: PlacedImage) -> Examples:
+        """A text with its pictures as the model's task has them; their records say where the pictures are."""
+        if self.trained.task == "nlvr2":
+            made: Examples = statement_pair(tokens, *placed)
+        elif self.trained.task == "retrieval":
+            made = (pair_example(tokens, placed[0]),)
+        else:
+            made = (placed[0].region_text.example(tokens, placed[0].image),)
+        return tuple(replace(one, record={"placed": place}) for one, place in zip(made, placed, strict=True))
+
+    def _collated(self, examples: list[Examples]) -> Batch:
+        rows, padding = list(chain.from_iterable(examples)), self._special.pad_token_id
+        if self.trained.task == "retrieval":
+            batch = collate_pairs(rows, padding, self._usage.attention_type)
+        else:
+            batch = collate(rows, pad_token_id=padding)
+        return batch.to(self._looking.computing.device)
 
     def _logits(self, batch: Batch) -> Tensor:
         """(B, labels)"""
@@ -298,7 +352,8 @@ class Predictor:
         """What puts texts and the pictures of a source together."""
         if isinstance(source, RegionStore):
             return self._store_text
-        return RegionText(source, StoreTags(self._tag_tokens, source), self._usage.limits, self._special)
+        tags = StoreTags(self._tag_tokens(source.label_map), source)
+        return RegionText(source, tags, self._usage.limits, self._special)
 
 
 def _constraints_of(constraints: DetectedConstraints, placed: PlacedImage) -> list[Constraint]:
