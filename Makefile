@@ -85,6 +85,7 @@ bench: $(STAMP)  ## measure reads, conversion, extraction, steps, the feed, deco
 	$(BIN)/python benchmarks/pretraining_feed.py
 	$(BIN)/python benchmarks/tokenizing.py
 	$(BIN)/python benchmarks/corpus_memory.py
+	$(BIN)/python benchmarks/store_scale.py
 	$(BIN)/python benchmarks/caption_decoding.py
 	$(BIN)/python benchmarks/retrieval_scoring.py
 	$(BIN)/python benchmarks/ddp_step.py

@@ -17,10 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
-from made_data import made_regions
+from made_data import made_regions, write_sparse_store
 from pretraining_feed import make_tokenizer
 from vqa_feed import ANSWERS, datamodule_of, write_questions, write_store
 from vqa_step import NUM_ANSWERS, ROW
@@ -30,7 +29,7 @@ from vinvl.models import VinVLConfig, VinVLForAnswering, answer_loss
 from vinvl.task import parameter_groups
 
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "cost.png"
-REGIONS, ASKED_ABOUT = 36, 500
+ASKED_ABOUT = 500
 LENGTHS, BATCH_SIZES = (20, 40, 80, 120, 178), (1, 2, 4, 8, 16, 32)
 USUAL_LENGTH, USUAL_BATCH = 80, 8
 Curve = dict[int, float]
@@ -81,28 +80,6 @@ def step_costs(layers: int, device: torch.device) -> tuple[Curve, Curve]:
     return by_length, {size: rate(USUAL_LENGTH, size) for size in BATCH_SIZES}
 
 
-def write_sparse_store(path: Path, template: Path, images: int) -> None:
-    """A store of so many images of 36 regions, whose row arrays were never written."""
-    with h5py.File(template) as source, h5py.File(path, "w") as file:
-        file.attrs.update(source.attrs)
-        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        for name, dataset in source.items():
-            if name in ("offsets", "sizes", "image_ids"):
-                continue
-            shape = (images * REGIONS, *dataset.shape[1:])
-            if 0 in shape:
-                file.create_dataset(name, shape, dataset.dtype)
-                continue
-            h5py.h5d.create(file.id, name.encode(), dataset.id.get_type(), h5py.h5s.create_simple(shape), plan)
-        file.create_dataset("offsets", data=np.arange(images + 1, dtype=np.int64) * REGIONS)
-        file.create_dataset("sizes", data=np.tile(np.array([[640, 480]], dtype=np.int32), (images, 1)))
-        ids = np.arange(images).astype(bytes)
-        text = h5py.string_dtype("utf-8", ids.dtype.itemsize)
-        file.create_dataset("image_ids", data=ids.astype(text), dtype=text)
-
-
 def feed_costs(sizes: list[int], folder: Path) -> Curve:
     """Samples a second of one core that makes batches, by the number of images in the store."""
     write_store(folder / "template.h5", 2)
@@ -110,7 +87,7 @@ def feed_costs(sizes: list[int], folder: Path) -> Curve:
     (folder / "answers.json").write_text(json.dumps(ANSWERS))
     rates = {}
     for images in sizes:
-        write_sparse_store(folder / "regions.h5", folder / "template.h5", images)
+        write_sparse_store(folder / "regions.h5", folder / "template.h5", np.arange(images).astype(bytes))
         files = write_questions(folder, 10 * ASKED_ABOUT, ASKED_ABOUT, every=images // ASKED_ABOUT)
         data = datamodule_of(folder, files, batch_size=128, workers=0)
         data.setup("fit")
