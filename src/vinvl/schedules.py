@@ -16,7 +16,7 @@ from vinvl.run.errors import UserError
 SOME_STEPS = 1000
 
 
-def linear_schedule(optimizer: Optimizer, *, total_steps: int, warmup_steps: int, first_step: int) -> LambdaLR:
+def linear_schedule(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, first_step: int = 1) -> LambdaLR:
     """Linear warm-up, then (T − step) / (T − warmup_steps) down to 0 (Oscar's WarmupLinearSchedule).
 
     Args:
@@ -41,7 +41,7 @@ def cosine_schedule(optimizer: Optimizer, *, total_steps: int, warmup_steps: int
 
 
 def constant_schedule(
-    optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, first_step: int = 0
+    optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, first_step: int = 1
 ) -> LambdaLR:
     """Linear warm-up, then the configured rate (Oscar's WarmupConstantSchedule); arguments as for `linear_schedule`."""
     return _warmed_up(optimizer, warmup_steps, first_step, lambda step: 1.0)

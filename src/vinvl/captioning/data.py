@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from vinvl.captioning.published import read_published_split
 from vinvl.captioning.scores import no_words
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import PlacedImage, RegionText
-from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry, plain
+from vinvl.data.module import RegionDataModule, checked_entry, plain
 from vinvl.data.sampling import Draw
 from vinvl.data.text import RaggedTokens
 from vinvl.data.words import Commonest, regex_tokenize
@@ -257,6 +257,7 @@ def with_caption(context: Example, caption: np.ndarray, record: dict[str, Any]) 
 TRAINING_ITEMS = ("captions", "images")
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CaptioningDataModule(RegionDataModule):
     """Caption files, a RegionStore and a tokenizer → batches.
 
@@ -267,27 +268,26 @@ class CaptioningDataModule(RegionDataModule):
         training_items: `captions` with hidden words for cross-entropy, or `images` for self-critical training.
         max_caption_tokens, mask_probability, max_masked_tokens: see `CaptionLimits`.
         on_missing_captions: `error` or `skip` images without captions and blank captions.
-        shared: see `RegionDataArguments`.
+        the others: see `RegionDataModule`.
     """
 
-    def __init__(
-        self,
-        *,
-        training_items: str,
-        max_caption_tokens: int,
-        mask_probability: float,
-        max_masked_tokens: int,
-        on_missing_captions: str,
-        **shared: Unpack[RegionDataArguments],
-    ) -> None:
-        super().__init__(**shared)
-        if training_items not in TRAINING_ITEMS:
-            raise UserError(f"data.training_items is '{training_items}': choose one of {', '.join(TRAINING_ITEMS)}.")
-        self.training_items = training_items
+    training_items: str = "captions"
+    max_caption_tokens: int = 40
+    mask_probability: float = 0.15
+    max_masked_tokens: int = 3
+    on_missing_captions: str = "error"
+    max_tokens: int = 70
+    max_regions: int = 50
+    eval_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.training_items not in TRAINING_ITEMS:
+            choices = ", ".join(TRAINING_ITEMS)
+            raise UserError(f"data.training_items is '{self.training_items}': choose one of {choices}.")
         self.caption_limits = CaptionLimits(
-            max_caption_tokens, shared["max_tokens"], mask_probability, max_masked_tokens
+            self.max_caption_tokens, self.max_tokens, self.mask_probability, self.max_masked_tokens
         )
-        self.on_missing_captions = on_missing_captions
 
     def read_split(self, split: str) -> CaptionRecords:
         files = plain(self.split_files(split))
@@ -308,7 +308,7 @@ class CaptioningDataModule(RegionDataModule):
     ) -> CaptionDataset | CaptionedImageDataset:
         split = self.split_of[stage]
         match plain(self.split_files(split)):
-            case {"published": str(file)} if split in self.stores and Path(file).suffix == ".yaml":
+            case {"published": str(file)} if split in self.own_stores and Path(file).suffix == ".yaml":
                 self._tell_other_rows(records, images, split, file)
         contexts = CaptionedImageDataset(records, images, self.region_text, self.caption_limits)
         if stage != "train" or self.training_items == "images":

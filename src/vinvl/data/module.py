@@ -3,10 +3,10 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NotRequired, Protocol, Self, TypedDict, Unpack
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import Batch, Example
 from vinvl.data.inputs import InputLimits, RegionText
@@ -84,69 +83,40 @@ class RegionDataset(Protocol):
         """Lines that show a person one item; `words` decodes token ids."""
 
 
-class RegionDataArguments(TypedDict):
-    """What every datamodule takes; the keys of `conf/data/_regions.yaml`.
-
-    splits: split name → where its records lie; each datamodule says in which form.
-    regions: RegionStore file, folder or list of them; in place of a file also `{from: FEATURES, to: FILE, …}`, which is
-        made on first use; None if all splits have stores of their own.
-    stores: split → the store of its images, where that is another one: ids may be the same in several.
-    image_ids: a file of image ids of records with those of the store, where they differ (`image_id_table`).
-    tokenizer: transformers tokenizer folder or hub name.
-    tags: None for the classes in the store; another RegionStore or files for tags from elsewhere (`tag_source`);
-        "records" for what the records carry; or split → one of these.
-    tag_vocabulary, tag_form: which names become tags, see `TagChoice`.
-    train_split, val_split, test_split, predict_split: which of `splits` each stage reads.
-    max_tokens, max_regions, use_tags, use_regions: what the model sees of an example, see `InputLimits`.
-    on_missing: `error` or `skip` records whose image is not in the store.
-    batch_size, eval_batch_size: per device.
-    num_workers, pin_memory: of the loaders; page-locked batches travel to a GPU without the host waiting.
-    seed: of the order of the batches and of all that is drawn in an item.
-    prepare: called before anything is read; the demo generates its world here.
-    cache: keeps the features in the machine's shared memory ("ram") or on the device ("device"); None in their files.
-    token_cache: a folder that keeps the token ids of large splits; None: they are made at every start.
-    verify_regions: whether the store is read through at the start, to hold it against its checksums.
-    """
-
-    splits: Mapping[str, Any]
-    regions: Any
-    tokenizer: str
-    tags: Any
-    train_split: str
-    val_split: str
-    test_split: str
-    predict_split: str
-    max_tokens: int
-    max_regions: int
-    use_tags: bool
-    use_regions: bool
-    on_missing: str
-    batch_size: int
-    eval_batch_size: int
-    num_workers: int
-    pin_memory: bool
-    seed: int
-    prepare: Callable[[], object] | None
-    cache: NotRequired[str | None]
-    token_cache: NotRequired[str | None]
-    verify_regions: NotRequired[bool]
-    stores: NotRequired[Mapping[str, Any] | None]
-    image_ids: NotRequired[str | None]
-    tag_vocabulary: NotRequired[str | None]
-    tag_form: NotRequired[str]
-
-
 STAGES_OF = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class RegionDataModule(pl.LightningDataModule):
-    """Records of splits over a RegionStore → length-bucketed batches; arguments: see `RegionDataArguments`.
+    """Records of splits over a RegionStore → length-bucketed batches.
 
-    A dataset file adds `read_split` and `make_dataset`.
+    A dataset file adds `read_split` and `make_dataset`, and as fields what it is told besides. Defaults here and there
+    are those of the configuration, `conf/data`.
+
+    Args:
+        splits: split name → where its records lie; each datamodule says in which form.
+        regions: RegionStore file, folder or list of them; in place of a file also `{from: FEATURES, to: FILE, …}`,
+            which is made on first use; None if all splits have stores of their own.
+        stores: split → the store of its images, where that is another one: ids may be the same in several.
+        image_ids: a file of image ids of records with those of the store, where they differ (`image_id_table`).
+        tokenizer: transformers tokenizer folder or hub name; after `setup` what texts become, the tokenizer itself.
+        tags: None for the classes in the store; another RegionStore or files for tags from elsewhere (`tag_source`);
+            "records" for what the records carry; or split → one of these.
+        tag_vocabulary, tag_form: which names become tags, see `TagChoice`.
+        train_split, val_split, test_split, predict_split: which of `splits` each stage reads.
+        max_tokens, max_regions, use_tags, use_regions: what the model sees of an example, see `InputLimits`.
+        on_missing: `error` or `skip` records whose image is not in the store.
+        batch_size, eval_batch_size: per device.
+        num_workers, pin_memory: of the loaders; page-locked batches travel to a GPU without the host waiting.
+        seed: of the order of the batches and of all that is drawn in an item.
+        cache: keeps the features in the machine's shared memory ("ram") or on the device ("device"); None: in their
+            files.
+        verify_regions: whether the store is read through at the start, to hold it against its checksums.
+        token_cache: a folder that keeps the token ids of large splits; None: they are made at every start.
+        prepare: called before anything is read; the demo generates its world here.
 
     Attributes:
         datasets: stage (train, val, test, predict) → dataset, filled by `setup`.
-        tokenizer: what texts become; read by `setup`.
         store: the regions of the split that is being read; after `setup`, of the first that was.
         region_text: what puts texts and regions together, of the split that was read last.
         commonest: what the training split says most often, once it has been read.
@@ -154,39 +124,49 @@ class RegionDataModule(pl.LightningDataModule):
         left_out: of the split that is predicted, the records that on_missing=skip has left out; None if there are none.
     """
 
-    tokenizer: PreTrainedTokenizerBase
-    store: RegionStore
-    region_text: RegionText
+    splits: Mapping[str, Any]
+    regions: Any
+    stores: Mapping[str, Any] | None = None
+    image_ids: str | None = None
+    tokenizer: Any = "bert-base-uncased"
+    tags: Any = None
+    tag_vocabulary: str | None = None
+    tag_form: str = "class"
+    train_split: str = "train"
+    val_split: str = "val"
+    test_split: str = "val"
+    predict_split: str = "val"
+    max_tokens: int
+    max_regions: int
+    use_tags: bool = True
+    use_regions: bool = True
+    on_missing: str = "error"
+    batch_size: int = 32
+    eval_batch_size: int = 256
+    num_workers: int = 4
+    pin_memory: bool = True
+    seed: int = 88
+    cache: str | None = None
+    verify_regions: bool = False
+    token_cache: str | Path | None = None
+    prepare: Callable[[], object] | None = None
 
-    def __init__(self, **given: Unpack[RegionDataArguments]) -> None:
+    store: RegionStore = field(init=False)
+    region_text: RegionText = field(init=False)
+
+    def __post_init__(self) -> None:
         super().__init__()
-        if unknown := given.keys() - RegionDataArguments.__annotations__.keys():
-            raise TypeError(f"{type(self).__name__} takes no {min(unknown)}.")
-        self.cache = given.get("cache")
         if self.cache not in (None, RAM, DEVICE):
             raise UserError(f"data.cache={self.cache!r} is unknown: give {RAM}, {DEVICE} or null.")
-        token_cache = given.get("token_cache")
-        self.token_cache = None if token_cache is None else Path(token_cache)
-        self.verify_regions = given.get("verify_regions", False)
-        self.splits = given["splits"]
         self.split_of = {
-            "train": given["train_split"],
-            "val": given["val_split"],
-            "test": given["test_split"],
-            "predict": given["predict_split"],
-        }
-        self.regions, self.tags = plain(given["regions"]), plain(given["tags"])
-        self.stores: dict[str, Any] = plain(given.get("stores")) or {}
-        self.tag_choice = TagChoice.of(given.get("tag_vocabulary"), given.get("tag_form", "class"))
-        self.image_ids = given.get("image_ids")
-        self.tokenizer_name = given["tokenizer"]
-        self.limits = InputLimits(given["max_tokens"], given["max_regions"], given["use_tags"], given["use_regions"])
-        self.on_missing = given["on_missing"]
-        self.batch_size, self.eval_batch_size = given["batch_size"], given["eval_batch_size"]
-        self.num_workers = given["num_workers"]
-        self.pin_memory = given["pin_memory"] and torch.cuda.is_available()
-        self.seed = given["seed"]
-        self.prepare = given["prepare"]
+            "train": self.train_split, "val": self.val_split, "test": self.test_split, "predict": self.predict_split,
+        }  # fmt: skip
+        self.regions, self.tags = plain(self.regions), plain(self.tags)
+        self.own_stores: dict[str, Any] = plain(self.stores) or {}
+        self.tag_choice = TagChoice.of(self.tag_vocabulary, self.tag_form)
+        self.tokenizer_name = self.tokenizer
+        self.limits = InputLimits(self.max_tokens, self.max_regions, self.use_tags, self.use_regions)
+        self.pin_memory = self.pin_memory and torch.cuda.is_available()
         self.first_stage = "train"
         self.datasets: dict[str, RegionDataset] = {}
         self.commonest: Commonest = {}
@@ -217,7 +197,7 @@ class RegionDataModule(pl.LightningDataModule):
         Stores that are made on first use are made now. Without a stage the store is that of `first_stage`.
         """
         stages = STAGES_OF.get(stage or "fit", ())
-        if not hasattr(self, "tokenizer"):
+        if self.tokenizer is self.tokenizer_name:
             self.tokenizer = load_tokenizer(self.tokenizer_name)
             self.store = self.opened(self.split_of[stages[0] if stages else self.first_stage]).store
         first = self.store
@@ -231,8 +211,8 @@ class RegionDataModule(pl.LightningDataModule):
     def store_files(self, split: str) -> list[StoreFile]:
         """The files of the store that a split's images are in. Raises UserError if none is named."""
         own = f"data.stores.{split}"
-        if split in self.stores:
-            return StoreFile.listed(self.stores[split], own)
+        if split in self.own_stores:
+            return StoreFile.listed(self.own_stores[split], own)
         if self.regions is None:
             raise UserError(f"Neither {own} nor data.regions names a store for the images of split '{split}'.")
         return StoreFile.listed(self.regions, "data.regions")
@@ -350,7 +330,7 @@ class RegionDataModule(pl.LightningDataModule):
 
     def tokens_of(self, texts: Texts) -> RaggedTokens:
         """Token ids of each text, without special tokens; those of many texts come from the token cache."""
-        return cached_tokens(self.tokenizer, texts, self.token_cache)
+        return cached_tokens(self.tokenizer, texts, None if self.token_cache is None else Path(self.token_cache))
 
     def finish(self, stage: str) -> Callable[[Any], Any]:
         """What completes a batch of a stage: see `completed`."""

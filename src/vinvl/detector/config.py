@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta
@@ -132,7 +132,7 @@ class DetectorConfig:
         boxes_per_pass: regions that the C5 head takes at once; bounds memory and does not change the result.
     """
 
-    architecture: Architecture = field(default_factory=Architecture)
+    architecture: Architecture = Architecture()
     min_size: Count = 600
     max_size: Count = 1000
     pad_multiple: Count = 1

@@ -255,26 +255,26 @@ class DetectionDataModule(pl.LightningDataModule):
         self,
         *,
         splits: Mapping[str, Any],
-        detector: DetectorConfig,
-        label_map: str | None,
-        train_split: str,
-        val_split: str,
-        test_split: str,
-        empty_pictures: Literal["keep", "skip"],
-        bad_boxes: Literal["refuse", "clip"],
-        on_missing: Literal["error", "skip"],
+        detector: DetectorConfig = DetectorConfig(),  # noqa: B008, it is immutable
+        label_map: str | None = None,
+        train_split: str = "train",
+        val_split: str = "val",
+        test_split: str = "val",
+        empty_pictures: Literal["keep", "skip"] = "skip",
+        bad_boxes: Literal["refuse", "clip"] = "refuse",
+        on_missing: Literal["error", "skip"] = "error",
         unknown_classes: Literal["refuse", "drop"] = "refuse",
         unknown_attributes: Literal["refuse", "drop"] = "refuse",
         group_by: Literal["shape", "orientation"] = "shape",
-        flip_probability: float,
-        min_sizes: Sequence[int] | None,
+        flip_probability: float = 0.5,
+        min_sizes: Sequence[int] | None = None,
         max_size: int | None = None,
-        batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        pin_memory: bool,
-        seed: int,
-        prepare: Callable[[], object] | None,
+        batch_size: int = 2,
+        eval_batch_size: int = 4,
+        num_workers: int = 4,
+        pin_memory: bool = True,
+        seed: int = 88,
+        prepare: Callable[[], object] | None = None,
         reading: ReadingOptions = ReadingOptions(),  # noqa: B008, it is immutable
     ) -> None:
         """Raises UserError where an option is none of its choices.
@@ -291,7 +291,7 @@ class DetectionDataModule(pl.LightningDataModule):
             group_by: pictures of a training batch are of like "shape", or, as published, of one "orientation".
             flip_probability, min_sizes, max_size: see `Augmentation`; None for the detector's.
             batch_size, eval_batch_size: pictures, per device.
-            num_workers, pin_memory, seed, prepare: see `RegionDataArguments`.
+            num_workers, pin_memory, seed, prepare: see `RegionDataModule`.
         """
         super().__init__()
         self.splits = splits

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 
-from vinvl.data.module import RegionDataArguments, RegionDataModule, file_names, plain
+from vinvl.data.module import RegionDataModule, file_names, plain
 from vinvl.data.table import RecordTable
 from vinvl.data.words import Commonest, commonest_answers
 from vinvl.gqa.files import read_gqa
@@ -20,6 +21,7 @@ from vinvl.vqa.answers import AnswerTargets, AnswerVocabulary, read_answers, war
 from vinvl.vqa.data import AnsweringDataset, answering_dataset
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class GQADataModule(RegionDataModule):
     """Official question files, a RegionStore, a tokenizer and the closed answer vocabulary → batches.
 
@@ -31,24 +33,25 @@ class GQADataModule(RegionDataModule):
         answer_splits: the splits whose answers make up a vocabulary that is built.
         choices, scene_graphs: of GQA's official metrics, split → file, which need not be there.
         attention: whether predictions come with what they attended to.
-        shared: see `RegionDataArguments`.
+        the others: see `RegionDataModule`.
     """
 
-    def __init__(
-        self,
-        *,
-        answers: str,
-        answer_splits: Sequence[str],
-        choices: Mapping[str, str] | None = None,
-        scene_graphs: Mapping[str, str] | None = None,
-        attention: bool = False,
-        **shared: Unpack[RegionDataArguments],
-    ) -> None:
-        super().__init__(**shared)
-        self.choices, self.scene_graphs = by_split("choices", choices), by_split("scene_graphs", scene_graphs)
-        self.attention = attention
-        self.answers_path = Path(answers)
-        self.answer_splits = answer_splits
+    answers: str
+    answer_splits: Sequence[str] = ("train_balanced", "val")
+    choices: Mapping[str, str] | None = None
+    scene_graphs: Mapping[str, str] | None = None
+    attention: bool = False
+    train_split: str = "train_balanced"
+    test_split: str = "testdev"
+    predict_split: str = "submission"
+    max_tokens: int = 165
+    max_regions: int = 45
+    batch_size: int = 48
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._choices, self._scenes = by_split("choices", self.choices), by_split("scene_graphs", self.scene_graphs)
+        self.answers_path = Path(self.answers)
 
     def prepare_data(self) -> None:
         """Generates the demo world, and the answer vocabulary if its file is missing."""
@@ -95,7 +98,7 @@ class GQADataModule(RegionDataModule):
         questions = self.question_files(split)
         if any(begins_a_list(path) for path in json_parts(questions)):
             return None
-        named = (self.choices.get(split), self.scene_graphs.get(split) if self.limits.use_regions else None)
+        named = (self._choices.get(split), self._scenes.get(split) if self.limits.use_regions else None)
         choices, scenes = (path if path is not None and is_there(Path(path)) else None for path in named)
         return Official.read(questions, choices, scenes)
 

@@ -1,9 +1,8 @@
 """NLVR2: statements over two images, true or false."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Unpack
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
@@ -12,7 +11,7 @@ from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, class_labels, collate
 from vinvl.data.inputs import PlacedImage, RegionText
-from vinvl.data.module import RegionDataArguments, RegionDataModule, plain
+from vinvl.data.module import RegionDataModule, plain
 from vinvl.data.sampling import Draw
 from vinvl.data.table import RecordTable
 from vinvl.data.text import RaggedTokens, assemble_pair, truncated_lengths
@@ -127,13 +126,22 @@ def collate_statements(items: Sequence[Sequences], pad_token_id: int, labels: Te
     return replace(collate(rows, pad_token_id=pad_token_id, labels=labels), items=len(items))
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class NLVR2DataModule(RegionDataModule):
-    """Official JSON Lines, a RegionStore and a tokenizer → batches; a split is one file."""
+    """Official JSON Lines, a RegionStore and a tokenizer → batches; a split is one file.
 
-    def __init__(self, *, one_sequence: bool = False, **shared: Unpack[RegionDataArguments]) -> None:
-        """`one_sequence`: a statement is in one sequence with both images, not in one with each."""
-        super().__init__(**shared)
-        self.one_sequence = one_sequence
+    Args:
+        one_sequence: a statement is in one sequence with both images, not in one with each.
+        the others: see `RegionDataModule`.
+    """
+
+    one_sequence: bool = False
+    val_split: str = "dev"
+    test_split: str = "test1"
+    predict_split: str = "test1"
+    max_tokens: int = 55
+    max_regions: int = 40
+    use_tags: bool = False
 
     def read_split(self, split: str) -> RecordTable:
         files = plain(self.split_files(split))

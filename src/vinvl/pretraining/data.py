@@ -1,10 +1,10 @@
 """Pre-training batches: triplets, matched and mismatched, with hidden tokens; all of a batch is made at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from vinvl.data.batch import Batch, gather_regions
-from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry
+from vinvl.data.module import RegionDataModule, checked_entry
 from vinvl.data.sampling import Draw, training_loader
 from vinvl.data.text import load_tokenizer
 from vinvl.models.packing import PackedLayout
@@ -276,6 +276,7 @@ class PretrainingDataset(Dataset[Draw]):
 SHARE = "validation_share"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PretrainingDataModule(RegionDataModule):
     """Corpus files, a RegionStore and a tokenizer → batches.
 
@@ -295,45 +296,41 @@ class PretrainingDataModule(RegionDataModule):
         tags_as_words: of the variant vivo, hidden tags stand as a caption's hidden words, see `vinvl.pretraining.vivo`.
         corpus: `{from: YAML, to: FOLDER, validation_share: SHARE}`: the published corpus that the folder is made of
             where a split in use lies there, and it does not exist; see `make_published_corpus`.
-        shared: see `RegionDataArguments`.
+        the others: see `RegionDataModule`.
     """
 
-    def __init__(
-        self,
-        *,
-        variant: str,
-        textb_sample_mode: int,
-        texta_false_prob: float,
-        mask_loss_for_unmatched: bool,
-        mask_probability: float,
-        index_workers: int,
-        paired: bool = False,
-        tag_position: int = 0,
-        tags_as_words: bool = False,
-        corpus: Mapping[str, Any] | None = None,
-        **shared: Unpack[RegionDataArguments],
-    ) -> None:
-        super().__init__(**shared)
-        if variant not in VARIANTS:
-            raise UserError(f"data.variant is '{variant}': choose one of {', '.join(VARIANTS)}.")
-        if not 0 <= mask_probability <= 1:
-            raise UserError(f"data.mask_probability is {mask_probability}: give a share from 0 to 1.")
-        if shared["max_tokens"] < 4:
-            raise UserError(f"data.max_tokens is {shared['max_tokens']}: a pair of texts takes 5 tokens at least.")
-        if paired and variant == VIVO:
+    variant: str = "oscar"
+    textb_sample_mode: int = 1
+    texta_false_prob: float = 0.25
+    mask_loss_for_unmatched: bool = True
+    mask_probability: float = 0.15
+    index_workers: int = 4
+    paired: bool = False
+    tag_position: int = 0
+    tags_as_words: bool = False
+    corpus: Mapping[str, Any] | None = None
+    max_tokens: int = 35
+    max_regions: int = 50
+    on_missing: str = "skip"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in VARIANTS:
+            raise UserError(f"data.variant is '{self.variant}': choose one of {', '.join(VARIANTS)}.")
+        if not 0 <= self.mask_probability <= 1:
+            raise UserError(f"data.mask_probability is {self.mask_probability}: give a share from 0 to 1.")
+        if self.max_tokens < 4:
+            raise UserError(f"data.max_tokens is {self.max_tokens}: a pair of texts takes 5 tokens at least.")
+        if self.paired and self.variant == VIVO:
             raise UserError(
                 "data.paired=true sums the losses of corpora of texts; leave it out with data.variant=vivo."
             )
-        if tag_position < 0:
-            raise UserError(f"data.tag_position is {tag_position}: give the position of the first tag, from 0.")
-        self.variant = variant
-        self.pair_options = PairOptions(textb_sample_mode, texta_false_prob, mask_loss_for_unmatched)
-        self.mask_probability = mask_probability
-        self.index_workers = index_workers
-        self.paired = paired
-        self.tag_position, self.tags_as_words = tag_position, tags_as_words
+        if self.tag_position < 0:
+            raise UserError(f"data.tag_position is {self.tag_position}: give the position of the first tag, from 0.")
+        self.pair_options = PairOptions(self.textb_sample_mode, self.texta_false_prob, self.mask_loss_for_unmatched)
         self._tags_given = False  # by a corpus
-        self.corpus = None if corpus is None else checked_entry(corpus, "data.corpus", ("from", "to"), (SHARE,))
+        if self.corpus is not None:
+            self.corpus = checked_entry(self.corpus, "data.corpus", ("from", "to"), (SHARE,))
 
     def prepare_data(self) -> None:
         """Generates the demo corpus, converts the published one, and indexes files that have no current index."""

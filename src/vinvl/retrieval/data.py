@@ -6,9 +6,9 @@ Evaluation divides the images into folds and these into blocks; every image of a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -20,7 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from vinvl.captioning.files import CaptionRecords, OnMissingCaptions, read_caption_split
 from vinvl.data.batch import Batch, Example, ImageRegions, class_labels, collate
 from vinvl.data.inputs import PlacedImage, RegionText
-from vinvl.data.module import RegionDataArguments, RegionDataModule
+from vinvl.data.module import RegionDataModule
 from vinvl.data.sampling import Draw, loader, rank_and_world_size
 from vinvl.data.table import replaced
 from vinvl.data.text import RaggedTokens
@@ -312,6 +312,7 @@ BY_TAGS, BY_DUAL_ENCODER = "tags", "dual_encoder"
 CANDIDATES = {"1k": 1000, "5k": 5000}  # images in a fold, as results on COCO are reported
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class RetrievalDataModule(RegionDataModule):
     """Caption files, a RegionStore and a tokenizer → training pairs, and blocks of images to score with all captions.
 
@@ -338,61 +339,50 @@ class RetrievalDataModule(RegionDataModule):
             each caption with this many images, that have the highest cheap scores (`TwoStage`); None for all pairs.
         rerank_by: what gives cheap scores: tags (`overlap`), or dual_encoder, one distilled from the model in
             `rerank_steps` updates on the training split and kept beside the scores, or the file of such a one.
-        shared: see `RegionDataArguments`.
+        the others: see `RegionDataModule`.
 
     Attributes:
         finished: blocks whose scores are on the disk already; the task fills it before the loaders are made.
     """
 
-    def __init__(
-        self,
-        *,
-        captions_per_image: int | None,
-        attention_type: str,
-        on_missing_captions: OnMissingCaptions,
-        val_images: int | None,
-        val_fold_images: int,
-        val_hard_captions: str | None = None,
-        test_images: int | None,
-        test_candidates: str | int,
-        block_images: int,
-        scores_dir: str | None,
-        rerank_top: int | None = None,
-        rerank_by: str = BY_TAGS,
-        rerank_steps: int = 400,
-        **shared: Unpack[RegionDataArguments],
-    ) -> None:
-        super().__init__(**shared)
-        if attention_type not in ATTENTION_TYPES:
-            raise UserError(f"data.attention_type is '{attention_type}': pass one of {', '.join(ATTENTION_TYPES)}.")
-        if rerank_by not in (BY_TAGS, BY_DUAL_ENCODER) and not Path(str(rerank_by)).is_file():
+    captions_per_image: int | None = 5
+    attention_type: str = "CLR"
+    on_missing_captions: OnMissingCaptions = "error"
+    val_images: int | None = 1000
+    val_fold_images: int = 4
+    val_hard_captions: str | None = None
+    test_images: int | None = None
+    test_candidates: str | int = "all"
+    block_images: int = 8
+    scores_dir: str | None = None
+    rerank_top: int | None = None
+    rerank_by: str = BY_TAGS
+    rerank_steps: int = 400
+    max_tokens: int = 70
+    max_regions: int = 70
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attention_type not in ATTENTION_TYPES:
+            raise UserError(
+                f"data.attention_type is '{self.attention_type}': pass one of {', '.join(ATTENTION_TYPES)}."
+            )
+        if self.rerank_by not in (BY_TAGS, BY_DUAL_ENCODER) and not Path(str(self.rerank_by)).is_file():
             ways = f"{BY_TAGS}, {BY_DUAL_ENCODER} or a file"
-            raise UserError(f"data.rerank_by is '{rerank_by}', and there is no such file: pass {ways}.")
-        if rerank_top is not None and rerank_by == BY_TAGS and not self.limits.use_tags:
+            raise UserError(f"data.rerank_by is '{self.rerank_by}', and there is no such file: pass {ways}.")
+        if self.rerank_top is not None and self.rerank_by == BY_TAGS and not self.use_tags:
             raise UserError(f"data.rerank_by={BY_TAGS} needs data.use_tags=true: pass {BY_DUAL_ENCODER} instead.")
-        if rerank_top is not None and val_hard_captions is not None:
+        if self.rerank_top is not None and self.val_hard_captions is not None:
             raise UserError(
                 "data.rerank_top chooses the pairs to score, and data.val_hard_captions names them: leave one out."
             )
-        least = {"max_tokens": (self.limits.max_tokens, LEAST_TOKENS), "block_images": (block_images, 1)}
-        least |= {"val_fold_images": (val_fold_images, 1), "rerank_steps": (rerank_steps, 1)}
-        optional = {"captions_per_image": captions_per_image, "val_images": val_images, "test_images": test_images}
-        optional |= {"rerank_top": rerank_top}
-        least |= {name: (size, 1) for name, size in optional.items() if size is not None}
-        for name, (size, smallest) in least.items():
+        least = {"max_tokens": LEAST_TOKENS, "block_images": 1, "val_fold_images": 1, "rerank_steps": 1}
+        optional = ("captions_per_image", "val_images", "test_images", "rerank_top")
+        least |= {name: 1 for name in optional if getattr(self, name) is not None}
+        for name, smallest in least.items():
+            size = getattr(self, name)
             if type(size) is not int or size < smallest:
                 raise UserError(f"data.{name} is {size}: give a number of {smallest} or more.")
-        self.captions_per_image = captions_per_image
-        self.attention_type = attention_type
-        self.on_missing_captions: OnMissingCaptions = on_missing_captions
-        self.val_images = val_images
-        self.val_fold_images = val_fold_images
-        self.val_hard_captions = val_hard_captions
-        self.test_images = test_images
-        self.test_candidates = test_candidates
-        self.block_images = block_images
-        self.scores_dir = scores_dir
-        self.rerank_top, self.rerank_by, self.rerank_steps = rerank_top, rerank_by, rerank_steps
         self.finished: frozenset[int] = frozenset()
 
     def read_split(self, split: str) -> CaptionRecords:

@@ -1,11 +1,11 @@
 """Questions with one of a vocabulary's answers as items: VQA with soft targets, GQA with one right answer."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from vinvl.data.batch import Batch, Example, collate, soft_targets
 from vinvl.data.inputs import RegionText
-from vinvl.data.module import RegionDataArguments, RegionDataModule, checked_entry, file_names, plain
+from vinvl.data.module import RegionDataModule, checked_entry, file_names, plain
 from vinvl.data.sampling import Draw
 from vinvl.data.table import RecordTable
 from vinvl.data.text import RaggedTokens
@@ -87,6 +87,7 @@ class AnsweringDataset(Dataset[Example]):
         ]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class VQADataModule(RegionDataModule):
     """Question and annotation files, a RegionStore, a tokenizer and an answer vocabulary → batches.
 
@@ -102,25 +103,22 @@ class VQADataModule(RegionDataModule):
         answer_splits: the splits whose answers make up a vocabulary that is built; the training split without any.
         min_answer_count: how often an answer must be a training question's answer to enter the vocabulary.
         target_rule: `leave_one_out` (0.3, 0.6, 0.9, 1 for 1, 2, 3, 4 people) or `count/3` (min(n / 3, 1)).
-        shared: see `RegionDataArguments`.
+        the others: see `RegionDataModule`.
     """
 
-    def __init__(
-        self,
-        *,
-        answers: str,
-        min_answer_count: int,
-        target_rule: str,
-        answer_splits: Sequence[str] | None = None,
-        **shared: Unpack[RegionDataArguments],
-    ) -> None:
-        super().__init__(**shared)
-        if target_rule not in TARGET_RULES:
-            raise UserError(f"data.target_rule={target_rule!r} is no rule: give {' or '.join(TARGET_RULES)}.")
-        self.answers_path = Path(answers)
-        self.answer_splits = list(answer_splits or [self.split_of["train"]])
-        self.min_answer_count = min_answer_count
-        self.target_rule = target_rule
+    answers: str
+    answer_splits: Sequence[str] | None = None
+    min_answer_count: int = 9
+    target_rule: str = "leave_one_out"
+    max_tokens: int = 128
+    max_regions: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_rule not in TARGET_RULES:
+            raise UserError(f"data.target_rule={self.target_rule!r} is no rule: give {' or '.join(TARGET_RULES)}.")
+        self.answers_path = Path(self.answers)
+        self.answered = list(self.answer_splits or [self.train_split])
 
     def prepare_data(self) -> None:
         """Generates what can be generated: the demo world, and the answer vocabulary if its file is missing."""
@@ -129,7 +127,7 @@ class VQADataModule(RegionDataModule):
             return
         people: list[Iterable[Sequence[str]]] = []
         choices: list[Iterable[str]] = []
-        for split in self.answer_splits:
+        for split in self.answered:
             records = self.read_split(split)
             if "answers" not in records:
                 raise UserError(
@@ -144,7 +142,7 @@ class VQADataModule(RegionDataModule):
     @property
     def built_from(self) -> dict[str, Any]:
         """What a vocabulary of this configuration is built from."""
-        files = {split: file_names(plain(self.split_files(split))) for split in self.answer_splits}
+        files = {split: file_names(plain(self.split_files(split))) for split in self.answered}
         return {"splits": files, "min_answer_count": self.min_answer_count}
 
     @cached_property
