@@ -174,7 +174,15 @@ def made(kind: type, section: Any, key: str, **given: Any) -> Any:
     """
     if not OmegaConf.is_dict(section):
         raise UserError(f"{key} is {section}, and it must be a section of settings with a _target_.")
-    return of_kind(kind, instantiate(section, **given), key)
+    # Hydra would take an object that is a dataclass, as our data modules are, for a configuration.
+    found = instantiate(section, _partial_=True) if given else instantiate(section)
+    if given and callable(found):
+        try:
+            found = found(**given)
+        except Exception as error:
+            told = f"Error in call to target '{section.get('_target_')}':\n{error!r}\nfull_key: {key}"
+            raise InstantiationException(told) from error
+    return of_kind(kind, found, key)
 
 
 def made_of_each(kind: type, section: DictConfig | None, key: str) -> list[Any]:
