@@ -31,7 +31,7 @@ GROUPS = {  # names with an underscore are what choices have in common, no choic
     if folder.is_dir()
 }
 # Composed elsewhere.
-NO_CHOICE_OF_ITS_OWN = {"hydra", "paths", "objective", "detector", "detection_data", "detection_recipe"}
+NO_CHOICE_OF_ITS_OWN = {"download", "hydra", "paths", "objective", "detector", "detection_data", "detection_recipe"}
 EXPERIMENTS = GROUPS["experiment"]
 DOORS = ("train", "evaluate", "predict")
 # What one must say of one's own data, and the base of all VQA datasets, before they are whole.

@@ -35,7 +35,7 @@ DOORS = (
     "evaluate_detector",
 )
 DOOR = re.compile(rf"^(?:python|torchrun .*?) ?-m vinvl\.({'|'.join(DOORS)})\b(.*)$")
-PARSED = ("vinvl.regions", "vinvl.pretraining.corpus", "vinvl.compare")  # by argparse
+PARSED = ("vinvl.regions", "vinvl.pretraining.corpus", "vinvl.compare", "vinvl.download")  # by argparse
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
     ("run",),
     ("regions", "models"),
     ("data",),
-    ("pictures", "opening", "schedules", "exact", "zoo", "examples"),
+    ("pictures", "opening", "schedules", "exact", "zoo", "examples", "downloads"),
     ("said",),
     ("task",),
     ("vqa", "gqa", "nlvr2", "retrieval", "captioning", "pretraining", "detector"),
@@ -34,6 +34,7 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
         "convert",
         "report",
         "compare",
+        "download",
         "vinvl",
     ),
 )

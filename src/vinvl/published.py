@@ -4,7 +4,6 @@ What lies where, and what is made of it, is said by conf/data/*_published.yaml a
 """
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from omegaconf import OmegaConf
 from vinvl.data.stores import StoreFile
 from vinvl.pretraining.published import make_published_corpus, read_settings
 from vinvl.run.errors import UserError, say
+from vinvl.run.files import free_room
 from vinvl.run.folders import config_directory
 from vinvl.run.published import published_file
 from vinvl.zoo import DATA_OF_FOLDER, chosen, cost_of, files_of, made_of, what_to_get, zoo
@@ -76,7 +76,10 @@ def convert_published(folder: Path, stores: Path) -> list[Path]:
     if absent := [data.name for data in looked if not data.there]:
         say(f"nothing in {root} for {', '.join(absent)}: no such runs", error=True)
     sizes = [_bytes_of(source) for data in found for source in data.to_make.values()]
-    needed, free = sum(sizes) + max(sizes, default=0), _free(stores)  # the largest twice, while its shards are merged
+    needed, free = (
+        sum(sizes) + max(sizes, default=0),
+        free_room(stores),
+    )  # the largest twice, while its shards are merged
     say(f"room: {needed / 1e9:,.2f} GB needed in {stores}, {free / 1e9:,.2f} GB free", error=True)
     if needed > free:
         raise UserError(
@@ -141,8 +144,3 @@ def _bytes_of(source: Path) -> int:
     files = [source] if source.is_file() else [path for path in source.iterdir() if path.is_file()]
     features = [path for path in files if "predictions" not in path.name]
     return int(ROOM * sum(path.stat().st_size * KEPT.get(path.suffix, KEPT_OF_TSV) for path in features))
-
-
-def _free(folder: Path) -> int:
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    return shutil.disk_usage(there).free

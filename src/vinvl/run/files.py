@@ -292,6 +292,12 @@ def is_open_file(path: Path, descriptor: int) -> bool:
     return False
 
 
+def free_room(folder: Path) -> int:
+    """How many bytes are free where a folder is, or will be."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
+
+
 def system_error(error: BaseException | None) -> OSError | None:
     """The operating system's error behind an exception: torch reports a failed write as an error of its own."""
     return cause_of_kind(error, OSError)
