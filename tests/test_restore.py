@@ -113,12 +113,12 @@ def test_what_is_given_replaces_what_is_there(words: list[str], key: str, expect
 @pytest.mark.parametrize(
     ("word", "words"),
     [
-        ("data.prepare.sed=1", "has no 'prepare.sed': did you mean seed"),
-        ("++data.prepare={sed: 1}", "has no 'prepare.sed': did you mean seed"),
+        ("data.prepare.sed=1", "has no 'prepare.sed'; did you mean data.prepare.seed?"),
+        ("++data.prepare={sed: 1}", "has no 'prepare.sed'; did you mean data.prepare.seed?"),
         ("data.regions.2=x.h5", "has no 'regions.2'"),
         ("data.batch_size.x=1", "has no 'batch_size.x'"),
-        ("data.split.own=x", "has no 'split.own': did you mean splits"),
-        ("++data.bath_size=3", "has no 'bath_size': did you mean batch_size"),
+        ("data.split.own=x", "has no 'split.own'; did you mean data.splits.own?"),
+        ("++data.bath_size=3", "has no 'bath_size'; did you mean data.batch_size?"),
         ("~data.splits.test", "nothing can be taken away"),
     ],
 )

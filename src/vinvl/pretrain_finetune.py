@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.run.door import door, enter
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import json_object, write_json
 from vinvl.run.folders import AUTO, how_to_go_on
+from vinvl.run.options import checked_arguments
 from vinvl.run.overrides import as_overrides, as_value, command_overrides, given_values, replaces, replacing
 from vinvl.run.progress import results_summary
 from vinvl.run.signals import INTERRUPTED, START_AGAIN, run_passing_signals_on
@@ -39,6 +41,8 @@ def pretrain_finetune(config: DictConfig) -> float:
     folder = Path(config.paths.output_dir)
     shared = [f"data.use_tags={str(bool(config.tags)).lower()}", f"seed={config.seed}", *of_features(config)]
     whole = replaced_keys(given_values(command_overrides()))
+    for stage in STAGES:
+        check_stage(stage, as_overrides(config[stage], whole[stage]))
     summary: dict[str, float] = {}
     start: list[str] = []
     if config.objective.pretrain:
@@ -53,6 +57,17 @@ def pretrain_finetune(config: DictConfig) -> float:
     summary |= figures("finetuning", results)
     write_json(folder / "results.json", {"summary": summary, "finetuning": results})
     return list(summary.values())[-1]
+
+
+def check_stage(stage: str, overrides: list[str]) -> None:
+    """Raises UserError for what `vinvl.train` would refuse of a stage: before the first, also of the second."""
+    at_work, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        checked_arguments("train", overrides)
+    except UserError as error:
+        raise UserError(f"{stage}, whose keys are those of vinvl.train: {error}") from None
+    finally:
+        GlobalHydra.instance().hydra = at_work
 
 
 def of_features(config: DictConfig) -> list[str]:

@@ -42,6 +42,8 @@ def train(config: DictConfig) -> float | None:
         torch.set_num_threads(config.torch_threads)
     pl.seed_everything(config.seed, verbose=False)
     refuse_unread_splits(given_values(command_overrides()), config.data)
+    callbacks = made_of_each(Callback, config.callbacks, "callbacks")
+    loggers = made_of_each(Logger, config.logger, "logger")
     datamodule: Any = made(pl.LightningDataModule, config.data, "data")
     datamodule.prepare_data()
     datamodule.setup("fit")
@@ -50,8 +52,6 @@ def train(config: DictConfig) -> float | None:
     if planned:
         plan(config, task, datamodule)
         return None
-    callbacks = made_of_each(Callback, config.callbacks, "callbacks")
-    loggers = made_of_each(Logger, config.logger, "logger")
     trainer: pl.Trainer = made(pl.Trainer, config.trainer, "trainer", callbacks=callbacks, logger=loggers)
     refuse_unfit(task, trainer)
     task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}

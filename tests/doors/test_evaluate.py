@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import TINY_DEMO
 from tests.door_in_process import checkpoint, refused_in_process, run_in_process, scored_alike
-from tests.door_runs import ranks_succeed, succeed
+from tests.door_runs import call_door, ranks_succeed
 from vinvl.compare import main as compare_main
 from vinvl.data.words import commonest_for
 from vinvl.run.checkpoint import read_checkpoint
@@ -43,7 +43,7 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
-    run = folder / "runs" / "demo_vqa" / "chosen"  # among the runs of its name, so that ckpt_path=best finds it
+    run = folder / "runs" / "my_experiment" / "chosen"  # among the runs, so that ckpt_path=best finds it
     run_in_process("train", demo_data, run, *TINY_DEMO, "data.num_workers=0")
     return Trained(folder, demo_data, run)
 
@@ -64,8 +64,10 @@ def test_evaluate_repeats_the_scores_that_training_ended_with(trained: Trained) 
     assert own["checkpoint"] == str(trained.run / "checkpoints" / "best.ckpt")
 
 
-def test_evaluate_best_of_the_newest_run_on_another_split(trained: Trained) -> None:
-    succeed(trained.folder, trained.data, "evaluate", "ckpt_path=best", "data.test_split=val", "hydra.run.dir=on_val")
+def test_evaluate_without_a_checkpoint_scores_the_newest_run_of_any_name_and_says_which(trained: Trained) -> None:
+    told = call_door(trained.folder, trained.data, "evaluate", "data.test_split=val", "hydra.run.dir=on_val")
+    assert told.returncode == 0, told.stderr
+    assert "The newest run that has a best checkpoint: runs/my_experiment/chosen/checkpoints/best.ckpt" in told.stderr
     on_val, on_test = trained.results("on_val"), trained.results(str(trained.run))
     assert on_val["split"] == "val"
     assert Path(on_val["checkpoint"]).name == "best.ckpt"

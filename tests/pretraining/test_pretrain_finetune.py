@@ -95,6 +95,15 @@ def test_without_an_objective_there_is_one_stage(
     assert not any(word.startswith("model.init=/") for word in told[0]) and "data.use_tags=false" in told[0]
 
 
+def test_a_misspelt_key_of_the_second_stage_is_told_before_the_first(tmp_path: Path) -> None:
+    told = r"finetune, .*: There is no trainer.max_epoch; did you mean trainer.max_epochs"
+    with (
+        composed("pretrain_finetune", tmp_path, tmp_path, "+finetune.trainer.max_epoch=3") as config,
+        pytest.raises(UserError, match=told),
+    ):
+        pretrain_finetune.pretrain_finetune(config)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["two_way_answers", "two_way_captions", "three_way_answers", "two_way_oscar"])
 def test_every_objective_trains(objective: str, demo_data: Path, tmp_path: Path) -> None:

@@ -339,3 +339,5 @@ def test_the_command_compares(first: RegionStore, tmp_path: Path, capsys: pytest
         assert main(unread) == 1
         (sentence,) = capsys.readouterr().err.splitlines()
         assert sentence.startswith("error: ") and r"\x1b[31m" in sentence and sentence.isprintable()
+    for wrong, meant in ((["comprae", "a", "b"], "compare"), (["compare", "a", "b", "--imgaes=3"], "--images")):
+        assert main(wrong) == 1 and f"; did you mean {meant}?" in capsys.readouterr().err

@@ -25,9 +25,9 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def checkpoint(folder: Path, run: str, which: str, age: int = 0) -> Path:
-    """An (empty) checkpoint in a run, `age` seconds old."""
-    path = folder / "demo" / run / "checkpoints" / f"{which}.ckpt"
+def checkpoint(folder: Path, run: str, which: str, age: int = 0, name: str = "demo") -> Path:
+    """An (empty) checkpoint in a run of a name, `age` seconds old."""
+    path = folder / name / run / "checkpoints" / f"{which}.ckpt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     os.utime(path, (1_000_000_000 - age, 1_000_000_000 - age))
@@ -68,6 +68,21 @@ def test_going_on_happens_in_the_folder_of_the_newest_checkpoint(
         monkeypatch.setenv("RANK", rank)
         assert Path(runs.run_directory(str(tmp_path), "demo", which)) == tmp_path / "demo" / "one"
     assert Path(runs.run_directory(str(tmp_path), "demo", None)) == tmp_path / "demo" / "ranks" / "rank-2"
+
+
+def test_without_a_name_the_newest_run_of_all_is_found_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path, "old", "best", age=20)
+    job = checkpoint(tmp_path, "today/0", "best", age=5, name="multirun")
+    assert runs.resolve_checkpoint("best", str(tmp_path), None) == job
+    assert f"The newest run that has a best checkpoint: {job}" in capsys.readouterr().err
+    newest = checkpoint(tmp_path, "new", "best", age=1, name="other")
+    assert runs.resolve_checkpoint("best", str(tmp_path), None) == newest
+    runs.resolve_checkpoint("best", str(tmp_path), "demo")
+    assert capsys.readouterr().err.count("The newest") == 1
+    with pytest.raises(UserError, match=r"no run under \S+ has a checkpoints/last.ckpt; give a file\."):
+        runs.resolve_checkpoint("last", str(tmp_path), None)
 
 
 def test_auto_names_the_same_folder_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

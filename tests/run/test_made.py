@@ -53,10 +53,16 @@ def test_targets_of_another_kind() -> None:
     config = OmegaConf.create({"data": {"_target_": "builtins.dict"}, "callbacks": {"one": {"a": 1}, "two": None}})
     with pytest.raises(UserError, match=r"data\._target_ makes a dict, and a Trainer is needed"):
         made(Trainer, config.data, "data")
-    for part, told in ((config.callbacks, "makes a DictConfig"), ({"one": 3}, "is 3, and it must be a section")):
-        with pytest.raises(UserError, match=rf"callbacks.one\S* {told}"):
+    best = {"_target_": "pytorch_lightning.callbacks.Callback"}
+    for part, told in (
+        (config.callbacks, r"There is no callbacks\.one in the configuration; it needs a callbacks\.one\._target_"),
+        ({"best": best, "bset": {"mode": "max"}}, r"There is no callbacks\.bset .* did you mean callbacks\.best\?"),
+        ({"one": 3}, r"callbacks\.one is 3, and it must be a section"),
+        ({"one": {"_target_": "builtins.dict"}}, r"callbacks\.one\._target_ makes a dict, and a Callback is needed"),
+    ):
+        with pytest.raises(UserError, match=told):
             made_of_each(Callback, OmegaConf.create(part), "callbacks")
-    config.callbacks.one = {"_target_": "pytorch_lightning.callbacks.Callback"}
+    config.callbacks.one = best
     assert len(made_of_each(Callback, config.callbacks, "callbacks")) == 1
 
 

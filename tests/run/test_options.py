@@ -36,13 +36,20 @@ def held_against(word: str, door: str, *choices: str) -> str:
     ("door", "word", "sentence"),
     [
         ("convert", "features.class_ofset=1", "There is no features.class_ofset; did you mean features.class_offset?"),
-        ("extract", "reading.exif=apply", "There is no reading.exif; reading has "),
+        ("extract", "reading.exif=apply", "There is no reading.exif; did you mean reading.exif_orientation?"),
+        ("extract", "reading.colours=3", "There is no reading.colours; reading has "),
         ("extract", "detector.min_sizes=600", "did you mean detector.min_size?"),
         ("report", "coutn=3", "There is no coutn; did you mean count?"),
         ("train", "data.foo=1", "There is no data.foo; data has "),
         ("train", "trainer.max_epoch=3", "did you mean trainer.max_epochs?"),
         ("train", "max_epochs=3", "There is no max_epochs; did you mean trainer.max_epochs?"),
         ("train", "typo=1", "There is no typo; there are callbacks, "),
+        ("train", "experimnt=vqa2_base", "There is no experimnt; did you mean experiment?"),
+        ("train", "exp=vqa2_base", "There is no exp; did you mean experiment?"),
+        ("train", "hydra/swepper=optuna", "There is no hydra/swepper; did you mean hydra/sweeper?"),
+        ("train", "hydra.swep.dir=x", "There is no hydra.swep.dir; did you mean hydra.sweep.dir?"),
+        ("predict", "qestion=why", "There is no qestion; did you mean question?"),
+        ("evaluate_detector", "wieghts=x", "There is no wieghts; did you mean weights?"),
         ("train", "model.config.hiden_size=3", "did you mean model.config.hidden_size?"),
         ("train", "optim.optimizer.lrr=1", "did you mean optim.optimizer.lr?"),
         ("train", "callbacks.best.monitr=x", "did you mean callbacks.best.monitor?"),
@@ -105,6 +112,7 @@ def test_a_value_of_another_type(door: str, word: str, kind: str) -> None:
         ("train", "name=123", "name=123"),
         ("train", "torch_threads=null", "torch_threads=null"),
         ("train", "~logger.tensorboard", "~logger.tensorboard"),
+        ("train", "hydra.job.env_set.A=b", "+hydra.job.env_set.A=b"),
         ("pretrain_finetune", "pretrain.trainer.max_epochs=3", "+pretrain.trainer.max_epochs=3"),
         ("train_detector", "data.min_sizes=[480,600]", "data.min_sizes=[480,600]"),
         ("convert", "from=123", "from=123"),
@@ -136,6 +144,7 @@ def test_a_split_may_have_official_files_that_no_configuration_names() -> None:
         ("train", ["trainer"], "trainer cannot be read: give KEY=VALUE"),
         ("train", ["data.splits.train={jsonl:"], "cannot be read"),
         ("train", ["seed=1,2"], "for a run of each add --multirun"),
+        ("train", ["-m", "optim.optimizer.lr=interval(1e-4,1e-3)"], "is to be searched: add hydra/sweeper=optuna"),
         ("train", ["objective=none"], "vinvl.train leaves nothing of that kind to choose"),
         ("evaluate", ["data=vqa2", "data.foo=1"], "There is no data.foo"),
     ],
@@ -232,7 +241,7 @@ def test_a_place_that_cannot_be_written(at_the_door: Callable[..., str], tmp_pat
     [
         ("train", ["data.regions=${nowhere}"], "Interpolation key 'nowhere' not found"),
         ("train", ["data._target_=vinvl.data.Nothing"], "vinvl.data.Nothing"),
-        ("train", ["hydra.run.dirr=x"], "Key 'dirr'"),
+        ("train", ["hydra.run.dirr=x"], "did you mean hydra.run.dir?"),
         ("convert", ["from=x", "to=o.h5", "+features.class_ofset=1"], "did you mean features.class_offset?"),
     ],
 )
@@ -251,7 +260,8 @@ def test_a_key_that_is_taken_away_may_be_given_anew() -> None:
     ("word", "sentence"),
     [
         ("logger=null", "logger=null is no choice: choose one of default, "),
-        ("--fo\x1bo", r"unrecognized arguments: --fo\x1bo; "),
+        ("--\x1bfo", r"unrecognized arguments: --\x1bfo. Options are given as KEY=VALUE"),
+        ("--multirn", "unrecognized arguments: --multirn; did you mean --multirun? Options are"),
     ],
 )
 def test_what_hydra_and_argparse_would_tell_in_their_way(word: str, sentence: str) -> None:

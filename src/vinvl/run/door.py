@@ -1,5 +1,6 @@
 """The way into a door, `python -m vinvl.NAME`; what its configuration makes; how errors and signals reach a person."""
 
+import difflib
 import errno
 import logging
 import os
@@ -25,7 +26,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from vinvl.run.errors import UserError, cause_of_kind, causes, escaped_warnings, printable, say, sentence_of
 from vinvl.run.files import NO_ROOM, system_error
 from vinvl.run.folders import FAILURE, config_directory, next_step, process_rank, register_resolvers
-from vinvl.run.options import checked_arguments, leaves
+from vinvl.run.options import checked_arguments, leaves, parser_told
 from vinvl.run.overrides import replacing
 from vinvl.run.signals import Interrupted, stopping_at_once
 
@@ -104,7 +105,7 @@ class Parser(ArgumentParser):
     """Tells what is wrong with the command line of a door without Hydra as all else is told that is wrong."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.prog} --help lists the options.")
+        raise UserError(f"{parser_told(message, self)} {self.prog} --help lists the options.")
 
 
 def run_command(run: Callable[[], int]) -> int:
@@ -191,6 +192,12 @@ def made_of_each(kind: type, section: DictConfig | None, key: str) -> list[Any]:
         return []
     if not OmegaConf.is_dict(section):
         raise UserError(f"{key} is no dictionary: give each of its parts a name, {key}.NAME.")
+    for name, part in section.items():
+        if OmegaConf.is_dict(part) and "_target_" not in part:
+            whole = [str(other) for other, one in section.items() if OmegaConf.is_dict(one) and "_target_" in one]
+            near = difflib.get_close_matches(str(name), whole, n=1)
+            meant = f"did you mean {key}.{near[0]}? A new one needs" if near else "it needs"
+            raise UserError(f"There is no {key}.{name!s} in the configuration; {meant} a {key}.{name!s}._target_.")
     return [made(kind, part, f"{key}.{name!s}") for name, part in section.items() if part is not None]
 
 

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from vinvl.run.errors import UserError, printable
+from vinvl.run.errors import UserError, printable, say
 from vinvl.run.files import lock
 from vinvl.run.published import published_file
 
@@ -65,21 +65,31 @@ def run_directory(runs_dir: str, name: str, ckpt_path: str | None) -> str:
     return str(runs / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}")
 
 
-def newest_checkpoint(runs_dir: Path, name: str, which: str) -> Path | None:
-    """The newest `last` or `best` checkpoint among the runs of a name, None if there is none."""
-    found = (runs_dir / name).glob(f"*/{CHECKPOINTS}/{which}.ckpt")
+def newest_checkpoint(runs_dir: Path, name: str | None, which: str) -> Path | None:
+    """The newest `last` or `best` checkpoint among the runs of a name, None if there is none.
+
+    Without a name, among all runs, the jobs of sweeps and the stages of `vinvl.pretrain_finetune` too.
+    """
+    places = ["*/*", "*/*/*"] if name is None else [f"{name}/*"]
+    found = [path for place in places for path in runs_dir.glob(f"{place}/{CHECKPOINTS}/{which}.ckpt")]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def resolve_checkpoint(ckpt_path: str, runs_dir: str, name: str) -> Path:
-    """`last`, `best` or a file → the file. Raises UserError if there is no such checkpoint."""
+def resolve_checkpoint(ckpt_path: str, runs_dir: str, name: str | None) -> Path:
+    """`last`, `best` or a file → the file; says which where no run was named. UserError if there is no such checkpoint.
+
+    `name`: of the runs that are looked through; None for all.
+    """
     if ckpt_path in NAMED_CHECKPOINTS:
         found = newest_checkpoint(Path(runs_dir), name, ckpt_path)
         if found is None:
+            remedy = "" if name is None else ", or name=NAME of a run that has one"
             raise UserError(
-                f"ckpt_path={ckpt_path}: no run under {Path(runs_dir) / name} has a {CHECKPOINTS}/{ckpt_path}.ckpt; "
-                "give a file, or name=NAME of a run that has one."
+                f"ckpt_path={ckpt_path}: no run under {Path(runs_dir) / (name or '')} has a "
+                f"{CHECKPOINTS}/{ckpt_path}.ckpt; give a file{remedy}."
             )
+        if name is None and process_rank() == 0:
+            say(f"The newest run that has a {ckpt_path} checkpoint: {found}", error=True)
         return found
     if not Path(ckpt_path).is_file():
         raise UserError(f"The checkpoint {ckpt_path} does not exist: give ckpt_path=FILE, or ckpt_path=last.")

@@ -6,7 +6,9 @@ import difflib
 import importlib.util
 import re
 import types
+from argparse import ArgumentParser
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -25,7 +27,8 @@ from vinvl.run.signatures import attributes_of, optional_parameters_of_class, pa
 
 # Sections whose names a person chooses.
 OF_SPLITS = ("data.splits", "data.choices", "data.scene_graphs")
-OPEN = (*OF_SPLITS, "callbacks", "logger", "plan", "pretrain", "finetune", "stores")
+HYDRAS_OPEN = ("hydra.job.env_set", "hydra.sweeper.params", "hydra.callbacks")
+OPEN = (*OF_SPLITS, *HYDRAS_OPEN, "callbacks", "logger", "plan", "pretrain", "finetune", "stores")
 MODEL_CONFIGS = ("model.config", "config")  # sections of fields of MODEL_CONFIG
 MODEL_CONFIG = "vinvl.models.config.VinVLConfig"
 OWN_FILES = ("config_path", "config_dir", "config_name", "experimental_rerun")  # Hydra's flags for other configurations
@@ -77,7 +80,7 @@ def checked_arguments(name: str, arguments: Sequence[str], restored: Sequence[st
     require_launcher(arguments)
     arguments = sorted(arguments, key=lambda word: word not in MULTIRUN)  # argparse wants flags first, or last
     parser = get_args_parser()
-    parser.error = _refuse_flags  # type: ignore[method-assign]
+    parser.error = partial(_refuse_flags, parser)  # type: ignore[method-assign]
     flags = parser.parse_args(arguments)
     words = {word: readable(word, bool(flags.multirun)) for word in flags.overrides}
     if not words or any(getattr(flags, flag, None) for flag in OWN_FILES):
@@ -94,10 +97,11 @@ def checked_arguments(name: str, arguments: Sequence[str], restored: Sequence[st
         bases = _bases(name, choosing)
     chosen = {one.key_or_group for one in choosing}
     deleted = {one.key_or_group for one in parsed if one.is_delete()}
-    elsewhere = ("hydra.", *(f"{section}." for section in restored if section not in chosen))
+    elsewhere = tuple(f"{section}." for section in restored if section not in chosen)
     for word, one in zip(words, parsed, strict=True):
-        of_plan = name == "train" and one.key_or_group.partition(".")[0] == "plan"  # which no configuration has
-        if one not in choosing and not one.key_or_group.startswith(elsewhere) and not of_plan:
+        if name == "train" and one.key_or_group.partition(".")[0] == "plan":  # which no configuration has
+            words[word] = f"+{words[word].lstrip('+')}"
+        elif one not in choosing and not one.key_or_group.startswith(elsewhere):
             words[word] = checked(one, bases, deleted)
     return [words.get(word, word) for word in arguments]
 
@@ -112,8 +116,20 @@ def require_launcher(arguments: Sequence[str]) -> None:
         )
 
 
-def _refuse_flags(message: str) -> NoReturn:
-    raise UserError(f"{message}; options are given as KEY=VALUE, and --help shows them.")
+def _refuse_flags(parser: ArgumentParser, message: str) -> NoReturn:
+    raise UserError(f"{parser_told(message, parser)} Options are given as KEY=VALUE, and --help shows them.")
+
+
+def parser_told(message: str, parser: ArgumentParser) -> str:
+    """What argparse has against a command line, in a sentence with the name that may have been meant."""
+    wrong = re.search(r"(?:unrecognized arguments: |invalid choice: ')([\w-]+)", message)
+    actions = list(parser._actions)
+    for action in actions:  # what is left over is told by the parser above the one that it was meant for
+        if isinstance(action.choices, Mapping):
+            actions += [own for one in action.choices.values() for own in getattr(one, "_actions", ())]
+    known = sorted({str(name) for action in actions for name in (*action.option_strings, *(action.choices or ()))})
+    near = difflib.get_close_matches(wrong[1], known, n=1) if wrong else []
+    return f"{message}; did you mean {near[0]}?" if near else f"{message}."
 
 
 def as_text(value: str) -> str:
@@ -218,6 +234,8 @@ def checked(override: Override, bases: Sequence[DictConfig], deleted: Collection
         UserError: the option is unknown, or it does not take the value.
     """
     given, key = str(override.input_line), override.key_or_group
+    if override.is_interval_sweep() and all("BasicSweeper" in str(base.hydra.sweeper._target_) for base in bases):
+        raise UserError(f"{given} is to be searched: add hydra/sweeper=optuna, or give single values, {key}=A,B.")
     problems = [problem_of(override, base) for base in bases]
     if None not in problems:
         raise UserError(str(problems[0]))
@@ -257,7 +275,7 @@ def unknown(base: DictConfig, key: str) -> str | None:
             return None
         if not isinstance(node, DictConfig):
             return f"There is no {key}: {section} is {'a list' if isinstance(node, ListConfig) else repr(node)}."
-        names = known_names(node, section, base)
+        names = known_names(node, section, base) if section else {*map(str, node), *_groups(base)}
         if names is not None and part not in names:
             return f"There is no {key}{_hint(base, parts, depth, names)}"
         if part not in list(node) or depth + 1 == len(parts):
@@ -368,7 +386,7 @@ def found(node: Any, parts: Sequence[str]) -> bool:
 def _hint(base: DictConfig, parts: list[str], depth: int, names: set[str]) -> str:
     """What may have been meant by a key whose part at `depth` is unknown."""
     own = sorted(names - OF_HYDRA)
-    for near in difflib.get_close_matches(parts[depth], own):
+    for near in difflib.get_close_matches(parts[depth], own) or [name for name in own if name.startswith(parts[depth])]:
         meant = [*parts[:depth], near, *parts[depth + 1 :]]
         if depth + 1 == len(parts) or found(base, meant):
             return f"; did you mean {'.'.join(meant)}?"
@@ -376,10 +394,15 @@ def _hint(base: DictConfig, parts: list[str], depth: int, names: set[str]) -> st
     elsewhere = [key for key in everywhere if key.rpartition(".")[2] == parts[-1] and not key.startswith("hydra.")]
     if elsewhere:
         return f"; did you mean {min(elsewhere, key=len)}?"
-    more = f" and {len(own) - NAMES_SHOWN} more" if len(own) > NAMES_SHOWN else ""
     place = ".".join(parts[:depth])
-    own = [name for name in own if place or name != "hydra"]
+    own = [name for name in own if place or not name.startswith("hydra")]
+    more = f" and {len(own) - NAMES_SHOWN} more" if len(own) > NAMES_SHOWN else ""
     return f"; {f'{place} has' if place else 'there are'} {', '.join(own[:NAMES_SHOWN]) or 'no settings'}{more}."
+
+
+def _groups(base: DictConfig) -> list[str]:
+    """The groups of files that the configuration leaves to choose."""
+    return [str(name).partition("@")[0] for name in OmegaConf.select(base, "hydra.runtime.choices") or ()]
 
 
 def _target(node: DictConfig) -> str | None:

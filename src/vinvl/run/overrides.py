@@ -161,7 +161,7 @@ def with_given(
             raise UserError(f"{key}: nothing can be taken away from {owner}; pass {key[1:]}=null, or {name}=NAME.")
         if key.startswith(f"{name}.") and (key, value) != (FILES, None):  # which makes room for splits that follow
             for inner in _settings(key, value):
-                _put(changed, inner.split(".")[1:], _plain(OmegaConf.select(config, inner)), owner)
+                _put(changed, inner.split("."), _plain(OmegaConf.select(config, inner)), owner)
     return changed
 
 
@@ -194,26 +194,29 @@ def _settings(key: str, value: object) -> Iterator[str]:
 def _put(section: Any, names: Sequence[str], value: object, owner: str) -> None:
     """Sets a value within nested dicts and lists; below a key of `GROWING` it may be new.
 
-    Raises UserError if there is no such place; `owner` names the section in it.
+    `names` are the parts of a key, the section's own first. Raises UserError if there is no such place; `owner` names
+    the section in it.
     """
-    *parents, last = names
-    grows = names[0] in GROWING
+    _, *parents, last = names
+    grows = names[1] in GROWING
     node = section
-    for name in parents:
+    for depth, name in enumerate(parents, 1):
         if grows and isinstance(node, dict) and (node is not section or name in node) and node.get(name) is None:
             node[name] = {}
-        node = _child(node, name, names, owner)
+        node = _child(node, depth, names, owner)
     if not (isinstance(node, dict) and grows and parents):
-        _child(node, last, names, owner)
+        _child(node, len(names) - 1, names, owner)
     node[int(last) if isinstance(node, list) else last] = value
 
 
-def _child(node: Any, name: str, names: Sequence[str], owner: str) -> Any:
+def _child(node: Any, depth: int, names: Sequence[str], owner: str) -> Any:
+    name = names[depth]
     if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
         return node[int(name)]
     if isinstance(node, dict) and name in node:
         return node[name]
     known = sorted(map(str, node)) if isinstance(node, dict) else []
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f": did you mean {close[0]}?" if close else f"; it has {', '.join(known)}." if known else "."
-    raise UserError(f"{owner} has no '{'.'.join(names)}'{hint}")
+    meant = ".".join([*names[:depth], *close, *names[depth + 1 :]])
+    hint = f"; did you mean {meant}?" if close else f"; it has {', '.join(known)}." if known else "."
+    raise UserError(f"{owner} has no '{'.'.join(names[1:])}'{hint}")
