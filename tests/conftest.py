@@ -3,7 +3,7 @@
 import gc
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from tests import golden
 from tests.door_runs import call, door_environment
+from tests.hub_server import Hub, running_hub
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded at test time
@@ -109,3 +110,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if unread:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         print(f"\nNo test reads {len(unread)} parts of tests/data/golden:", *unread, sep="\n  ")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hugging Face hub without repositories, which this process asks for models by name."""
+    with running_hub(tmp_path / "hub", monkeypatch) as hub:
+        yield hub

@@ -15,7 +15,9 @@ from vinvl.models import MODEL_OF_TASK, model_of_task
 from vinvl.models.answering import VinVLForAnswering
 from vinvl.models.config import VinVLConfig
 from vinvl.models.weight_files import (
+    ANSWER_FILES,
     TRAINING_CHECKPOINT,
+    USE_FILE,
     CheckpointFiles,
     Weights,
     find_checkpoint,
@@ -26,13 +28,12 @@ from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.files import json_object, read_json
 from vinvl.run.folders import CHECKPOINTS
-from vinvl.vqa.answers import PICKLES, AnswerVocabulary, read_head_answers
+from vinvl.vqa.answers import AnswerVocabulary, read_head_answers
 
 logger = logging.getLogger(__name__)
 
 # What a checkpoint of ours, or a folder that `vinvl.convert` has made, says besides its tensors.
 
-USE_FILE = "vinvl.json"  # in a model folder: its task, how it is used, how the features were made it was trained on
 DETECTOR_TASK = "vinvl.detector.task.DetectorTask"  # whose checkpoints are the business of vinvl.train_detector
 
 
@@ -57,7 +58,7 @@ class OpenedModel:
         Raises UserError if there is no such model, or what it says is damaged.
         """
         places = (Path(name).expanduser() / CHECKPOINTS / f"{which}.ckpt" for which in ("best", "last"))
-        files = find_checkpoint(next((path for path in places if path.is_file()), name))
+        files = find_checkpoint(next((path for path in places if os.path.isfile(path)), name))
         if files.weights.suffix == TRAINING_CHECKPOINT and files.config:
             ours = read_checkpoint(files.weights)
             del ours["state_dict"]  # read again where it is needed: two copies would not fit where one does
@@ -138,9 +139,6 @@ def class_of_task(checkpoint: Mapping[str, Any], path: Path) -> str:
 
 
 # The texts of the answers that an answering model chooses between.
-
-ANSWER_FILES = ("answers.json", *(f"*{kind}{suffix}" for kind in ("label2ans", "ans2label") for suffix in PICKLES))
-"""Files beside the weights of an answering model, as we or Oscar's authors write them."""
 
 
 def known_answers(files: CheckpointFiles, size: int) -> list[str] | None:
@@ -314,8 +312,6 @@ def _named_by_run(checkpoint: Mapping[str, Any]) -> str | None:
 def _find(name: str | None, files: CheckpointFiles) -> tuple[str, PreTrainedTokenizerBase]:
     if name is None:
         name = _named_by_run(files.training)
-    if name is None and not Path(files.name).expanduser().exists():
-        name = files.name  # of a model on the hub, only the weights have been downloaded
     if name is None and not any((files.weights.parent / one).is_file() for one in (*TOKENIZER_FILES, VOCABULARY)):
         raise UserError(
             f"{files.name} has no tokenizer: pass tokenizer=bert-base-uncased, or the folder of the one that "

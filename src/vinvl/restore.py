@@ -14,11 +14,13 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.module import RegionDataModule
+from vinvl.models.weight_files import find_checkpoint, pinned
 from vinvl.opening import DETECTOR_TASK, OpenedModel, class_of_task, find_tokenizer, rows_of_given, words_of
 from vinvl.regions.store import FeatureRecord, OtherFeatures
 from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError, say
 from vinvl.run.folders import config_directory, resolve_checkpoint
+from vinvl.run.hub import may_be_name
 from vinvl.run.options import leaves
 from vinvl.run.overrides import command_overrides, given_splits, given_values, refuse_unread_splits, with_given
 from vinvl.run.signatures import parameters_of
@@ -45,13 +47,17 @@ class Restored:
 def restore(config: DictConfig, stage: str) -> Restored:
     """The task of `config.ckpt_path` with its data, of which `stage`, `test` or `predict`, is to be read.
 
-    A folder is a model folder, of ours or a published one, which names no data: this command does.
+    A folder, or NAMESPACE/NAME on the Hugging Face hub, is a model, of ours or a published one, which names no data:
+    this command does.
 
     Warns with OtherFeatures if the features are not those that it was trained on, as far as is known. Raises UserError
     if there is no such checkpoint, its data do not fit it, or a split is given that would not be read.
     """
-    if Path(str(config.ckpt_path)).expanduser().is_dir():
-        return restore_model_folder(config, stage, Path(str(config.ckpt_path)).expanduser())
+    folder = Path(str(config.ckpt_path)).expanduser()
+    if not folder.exists() and folder.parts[1:] and may_be_name(str(config.ckpt_path)):
+        folder = find_checkpoint(str(config.ckpt_path)).weights.parent
+    if folder.is_dir():
+        return restore_model_folder(config, stage, folder)
     path = resolve_checkpoint(config.ckpt_path, config.paths.runs_dir, config.name)
     checkpoint = read_checkpoint(path)
     kind = task_class(checkpoint, path, stage)
@@ -121,6 +127,19 @@ def restore_model_folder(config: DictConfig, stage: str, folder: Path) -> Restor
     task.check_datamodule(datamodule)
     say(*str(report).split("\n"))
     return Restored(task=task, datamodule=datamodule, data=data, path=folder)
+
+
+def pin_start(config: DictConfig) -> None:
+    """Gives the names on the hub that a composed run starts from their commit, for the records of the run.
+
+    Raises UserError as `find_checkpoint` and `find_weights`.
+    """
+    from vinvl.detector.weights import find_weights  # which text models do not need
+
+    if isinstance(init := (config.get("model") or {}).get("init"), str):
+        config.model.init = pinned(init)
+    if isinstance(init := (config.get("start") or {}).get("init"), str):
+        config.start.init = find_weights(init)[1] or init
 
 
 def task_class(checkpoint: dict[str, Any], path: Path, stage: str = "predict") -> type[VinVLTask]:

@@ -30,11 +30,13 @@ def train(config: DictConfig) -> float | None:
     from pytorch_lightning.loggers import Logger
 
     from vinvl.plan import plan, wants_plan
+    from vinvl.restore import pin_start
     from vinvl.run.survival import ORDER, Stopped, resume_path, tidy_run_folder, training_order
     from vinvl.schedules import refuse_unfit
     from vinvl.task import VinVLTask
 
     planned = wants_plan(config)
+    pin_start(config)
     # First of all: what is missing is told before any work.
     run_config: Any = OmegaConf.to_container(config, resolve=True)
     resume_from = resume_path(config)

@@ -62,7 +62,7 @@ def test_pairs_never_pass_the_limit_and_keep_their_segments(first: int, second: 
 
 
 def test_missing_tokenizer_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"No tokenizer could be loaded from .*nowhere.*data\.tokenizer"):
+    with pytest.raises(UserError, match=r"There is no tokenizer folder .*nowhere: give one that exists, or a name"):
         load_tokenizer(tmp_path / "nowhere")
 
 

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining, BertModel
 
+from tests.hub_server import Hub
 from tests.models.samples import SIZES, initialise_with_report
 from vinvl.models import VinVLConfig, VinVLForAnswering, VinVLModel, initialise
+from vinvl.models.weight_files import model_files, pinned
 from vinvl.run.errors import UserError
 
 
@@ -214,25 +216,30 @@ def test_a_shard_index_cannot_point_out_of_its_folder(folders: dict[str, Path], 
         initialise(VinVLModel, config(), tmp_path)
 
 
-def test_a_name_that_is_not_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="'nobody/no-such-bert' is not a folder here"):
-        initialise(VinVLModel, config(), "nobody/no-such-bert")
-    with pytest.raises(UserError, match="'not a name!' is not a folder here"):
-        initialise(VinVLModel, config(), "not a name!")
-
-
-def test_a_name_on_the_hub(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.errors import EntryNotFoundError
-
-    folder = as_published(folders["vinvl"], tmp_path / "oscar")
-
-    def downloaded(name: str, file_name: str) -> str:
-        assert name == "someone/oscar"
-        if not (folder / file_name).is_file():
-            raise EntryNotFoundError(f"404: no {file_name}")
-        return str(folder / file_name)
-
-    monkeypatch.setattr("vinvl.models.weight_files.hf_hub_download", downloaded)
+def test_a_name_on_the_hub(folders: dict[str, Path], tmp_path: Path, hub: Hub) -> None:
+    there = hub.add("someone/oscar", as_published(folders["vinvl"], tmp_path / "oscar"))
+    name = f"someone/oscar@{there.refs['main']}"
     _, report = initialise_with_report(VinVLForAnswering, config(), "someone/oscar")
-    assert report.source == "someone/oscar" and len(report.loaded) == 45
+    assert report.source == name and len(report.loaded) == 45
+    assert pinned("someone/oscar") == name and pinned(None) is None and pinned(str(tmp_path)) == str(tmp_path)
+    hub.asked.clear()
+    with pytest.raises(UserError, match="There is no model folder not a name!: give one that exists"):
+        initialise(VinVLModel, config(), "not a name!")
+    assert not hub.asked
+
+
+def test_only_the_files_of_a_model_are_got() -> None:
+    whole = [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "vocab.txt",
+        "vinvl.json",
+    ]
+    assert model_files(whole) == ["config.json", "vinvl.json", "vocab.txt", "model.safetensors"]
+    shards = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    split = ["pytorch_model.bin.index.json", *shards, "x_label2ans.pkl"]
+    assert model_files(split) == ["x_label2ans.pkl", *shards, "pytorch_model.bin.index.json"]
+    assert model_files(["config.json", "vocab.txt"]) == []

@@ -13,9 +13,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertConfig, BertForPreTraining, BertTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, BertConfig, BertForPreTraining, PreTrainedModel
 
 from tests import golden
+from tests.hub_server import Hub
 from tests.models.samples import SIZES, initialise_with_report
 from vinvl.convert import convert
 from vinvl.data.text import load_tokenizer
@@ -379,7 +380,7 @@ def test_a_full_disk_leaves_nothing_behind(
         raise RuntimeError("[enforce fail at inline_container.cc:595] . unexpected pos 64 vs 0: file write failed")
 
     if failing == "card":
-        monkeypatch.setattr("vinvl.convert.model_card", full)
+        monkeypatch.setattr("vinvl.models.published.model_card", full)
     elif output == "oscar":
         monkeypatch.setattr("vinvl.models.published.torch.save", full_in_torch)
     else:
@@ -395,7 +396,7 @@ def test_a_full_disk_leaves_nothing_behind(
         (["task=vqq"], "no task 'vqq' to convert for"),
         (["format=onnx"], "format is 'onnx'"),
         (["task=captioning"], "no head for this task"),
-        (["tokenizer=/nowhere/at/all"], "No tokenizer could be loaded"),
+        (["tokenizer=/nowhere/at/all"], "There is no tokenizer folder /nowhere/at/all"),
     ],
 )
 def test_commands_that_are_refused(overrides: list[str], sentence: str, start: Path, tmp_path: Path) -> None:
@@ -426,15 +427,8 @@ def test_published_weights_get_the_texts_of_their_answers(tmp_path: Path) -> Non
     assert not (tmp_path / "more").exists()
 
 
-def test_a_model_on_the_hub_brings_its_own_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = saved(BertForPreTraining(BertConfig(**SIZES)), tmp_path / "bert")
-    asked = []
-
-    def load(name: str) -> Any:
-        asked.append(name)
-        return BertTokenizer.from_pretrained(folder)
-
-    monkeypatch.setattr("vinvl.models.weight_files.hf_hub_download", lambda _, file_name: str(folder / file_name))
-    monkeypatch.setattr("vinvl.opening.load_tokenizer", load)
+def test_a_model_on_the_hub_brings_its_own_tokenizer(tmp_path: Path, hub: Hub) -> None:
+    bert = hub.add("someone/bert", saved(BertForPreTraining(BertConfig(**SIZES)), tmp_path / "bert"))
     there = run(Path("someone/bert"), tmp_path / "out")
-    assert asked == ["someone/bert"] and "converted from `someone/bert`" in (there / "README.md").read_text()
+    assert f"converted from `someone/bert@{bert.refs['main']}`" in (there / "README.md").read_text()
+    assert load_tokenizer(there).get_vocab() == load_tokenizer(tmp_path / "bert").get_vocab()

@@ -23,11 +23,11 @@ import tokenizers
 from pytorch_lightning.utilities import rank_zero_warn
 from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
 
 from vinvl.data.table import Column, is_as_written, map_batch, plain_numbers, write_batch
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, json_object, lock, system_error
+from vinvl.run.hub import fetch, tokenizer_files
 from vinvl.run.progress import progress
 
 NEEDED_TOKENS = ("cls_token", "sep_token", "pad_token", "mask_token")
@@ -43,15 +43,18 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
     """A transformers tokenizer from a folder or a hub name. Code that comes with it is never run, nor asked for.
 
     Raises:
-        UserError: nothing loadable is there, it needs code of its own, or it lacks [CLS], [SEP], [PAD] or [MASK].
+        UserError: nothing loadable is there, it needs code of its own, or it lacks [CLS], [SEP], [PAD] or [MASK]; or,
+            of a name on the hub, as `vinvl.run.hub.fetch`.
     """
-    name = str(name_or_folder)
+    folder = Path(name_or_folder).expanduser()
+    if not os.path.isdir(folder):  # which may be a name that is too long for a file's
+        folder = fetch(name_or_folder, "tokenizer folder", "tokenizer.json or vocab.txt", tokenizer_files).folder
 
     def load() -> PreTrainedTokenizerBase:
         # Only what these two say of its kind is taken over: other values of a config.json may fill the memory.
-        model, own = (_said_in(name, file) for file in ("config.json", "tokenizer_config.json"))
+        model, own = (_said_in(folder, file) for file in ("config.json", "tokenizer_config.json"))
         # The published folders have a vocabulary, and nothing that tells whose it is.
-        kind = model.get("model_type", None if own or not _is_there(name, "vocab.txt") else "bert")
+        kind = model.get("model_type", None if own or not (folder / "vocab.txt").is_file() else "bert")
         config = AutoConfig.for_model(kind) if isinstance(kind, str) and kind in CONFIG_MAPPING else PreTrainedConfig()
         for said in (model, own):
             class_name = said.get("tokenizer_class")
@@ -61,25 +64,17 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
         if "fast_tokenizer_files" in own:
             raise ValueError("it names another file than tokenizer.json")
         # Rules could make a text grow until it fills the memory.
-        rules = json.dumps(_said_in(name, "tokenizer.json").get("normalizer"), ensure_ascii=False)
+        rules = json.dumps(_said_in(folder, "tokenizer.json").get("normalizer"), ensure_ascii=False)
         if (inserted := len("".join(INSERTED.findall(rules)))) > MOST_INSERTED:
             raise ValueError(f"its rules insert {inserted:,} characters, {MOST_INSERTED} may be")
-        return AutoTokenizer.from_pretrained(name, config=config, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
 
-    return opened_tokenizer(load, name)
-
-
-def _said_in(name: str, file: str) -> dict[str, Any]:
-    """The content of a JSON file in a folder or on the hub; {} if there is none."""
-    path = _is_there(name, file)
-    return {} if path is None else json_object(Path(path))
+    return opened_tokenizer(load, str(name_or_folder))
 
 
-def _is_there(name: str, file: str) -> str | None:
-    """The path of a file in a folder or, once it is fetched, of the hub; None if there is none."""
-    silent = ("missing_entries", "gated_repo", "connection_errors")
-    path: str | None = cached_file(name, file, **{f"_raise_exceptions_for_{one}": False for one in silent})
-    return path
+def _said_in(folder: Path, file: str) -> dict[str, Any]:
+    """The content of a JSON file in a folder; {} if there is none."""
+    return json_object(folder / file) if (folder / file).is_file() else {}
 
 
 def opened_tokenizer(load: Callable[[], PreTrainedTokenizerBase], name: str) -> PreTrainedTokenizerBase:

@@ -19,6 +19,7 @@ from vinvl.detector.vocabulary import ClassMap, map_of_names, name_maps
 from vinvl.detector.weights import (
     COMPUTED,
     LoadingReport,
+    find_weights,
     labels_beside,
     read_detector_weights,
     read_settings,
@@ -128,9 +129,9 @@ def load_what_fits(
 
     Args:
         detector: with frozen batch norm.
-        path: a detector's weight file, ours or a published one, or that of a residual network for whole pictures, whose
-            stages 1 to 4 are those of the detector: with torchvision's names (conv1, layer1.0.conv1, …), or the .pkl of
-            Caffe2 that Detectron published, such as X-152-32x8d-IN5k.pkl.
+        path: a detector's weight file, ours or a published one, also by a name on the hub (`find_weights`); or that of
+            a residual network for whole pictures, whose stages 1 to 4 are those of the detector: with torchvision's
+            names (conv1, layer1.0.conv1, …), or the .pkl of Caffe2 that Detectron published (X-152-32x8d-IN5k.pkl).
         labels: what the detector's rows stand for.
         their_labels: what the file's rows stand for: a file that `name_maps` reads; "by_index": the same as ours, as
             far as there are as many; "anew": these layers are left as they are. None: what a file of ours says, or the
@@ -144,6 +145,7 @@ def load_what_fits(
     """
     if colours not in (BGR, RGB):
         raise UserError(f"init_colours={colours!r} is unknown: give {BGR} or {RGB}.")
+    path, hub_name = find_weights(path)
     tensors = caffe2_tensors(path) if Path(path).suffix == CAFFE2 else read_detector_weights(path)
     wanted = {name: tensor for name, tensor in detector.state_dict().items() if name != COMPUTED}
     matched = sources_of(wanted, tensors)
@@ -169,7 +171,7 @@ def load_what_fits(
         state[STEM] = _taking_bgr(state[STEM])
     detector.load_state_dict(state, strict=False)
     return LoadingReport(
-        source=str(path),
+        source=hub_name or str(path),
         loaded=tuple(name for name in wanted if name in state),
         unused=tuple(
             name for name in unused_of(matched, tensors) if not name.endswith(("num_batches_tracked", COMPUTED))

@@ -7,8 +7,9 @@ published files reads these; `vinvl_detector` holds the settings as plain values
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from vinvl.detector.detector import Detector
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write
+from vinvl.run.hub import fetch
 from vinvl.run.tensor_files import load_tensor_file, plain_tensors, read_safetensors
 from vinvl.run.values import shown
 
@@ -29,6 +31,7 @@ PARALLEL_PREFIX = "module."  # of every name in a file saved from a data-paralle
 SHARED = ("attribute.feature_extractor.", "roi_heads.box.feature_extractor.")  # two names of one module
 COMPUTED = "rpn.anchor_generator.cell_anchors.0"  # follows from the architecture if it is not in the file
 PUBLISHED_LABELS = "VG-SGG-dicts-vgoi6-clipped.json"
+PUBLISHED_WEIGHTS, OUR_WEIGHTS = "vinvl_vg_x152c4.pth", "detector.pth"
 OTHER_LABELS = {1849: "vgcocooiobjects_v1_class2ind.json", 366: "train.labelmap.tsv"}
 NO_LABELS = "none"
 NAMES_SHOWN = 4
@@ -310,6 +313,7 @@ class OpenedDetector:
     label_map: LabelMap
     weights: Path
     report: LoadingReport
+    hub_name: str | None = None  # NAME@COMMIT, of a detector on the Hugging Face hub
 
 
 def open_detector(
@@ -322,7 +326,8 @@ def open_detector(
     """The detector of a weight file, ready for use.
 
     Args:
-        weights: a published file such as vinvl_vg_x152c4.pth, or one that `vinvl.train_detector` has written.
+        weights: a published file such as vinvl_vg_x152c4.pth, or one that `vinvl.train_detector` has written, or the
+            name of a repository on the Hugging Face hub that holds one (`find_weights`).
         labels: its label map; "none" does without names; None takes the one within the weight file, or the published
             one if it is beside it.
         configure: settings in, settings out: it gets those that the file carries, None for a published file. Left out,
@@ -332,7 +337,7 @@ def open_detector(
     Raises:
         UserError: a file is missing, damaged, or does not fit the other.
     """
-    weights = Path(weights).expanduser()
+    weights, hub_name = find_weights(weights)
     own = read_settings(weights)
     found = own.config if own else None
     config = configure(found) if configure else found or DetectorConfig()
@@ -353,7 +358,31 @@ def open_detector(
     detector.requires_grad_(False)
     if compile:
         detector.compile_networks(dynamic=True)
-    return OpenedDetector(detector, label_map, weights, report)
+    return OpenedDetector(detector, label_map, weights, report, hub_name)
+
+
+def find_weights(given: str | Path) -> tuple[Path, str | None]:
+    """The detector's weight file that a path or a name on the Hugging Face hub stands for; of the latter NAME@COMMIT.
+
+    Raises UserError if there is none, or as `vinvl.run.hub.fetch`.
+    """
+    path = Path(given).expanduser()
+    if os.path.exists(path):
+        return path, None
+    found = fetch(
+        given, "detector weight file", f"{PUBLISHED_WEIGHTS}, {OUR_WEIGHTS} or one other .pth", detector_files
+    )
+    return found.folder / detector_files(os.listdir(found.folder))[-1], found.name
+
+
+def detector_files(names: Sequence[str]) -> list[str]:
+    """Of a repository's files the published label maps and, at the end, the weights; none if it is unclear which."""
+    others = [name for name in names if name.endswith(".pth")]
+    weights = next((name for name in (PUBLISHED_WEIGHTS, OUR_WEIGHTS) if name in names), None)
+    if weights is None and len(others) != 1:
+        return []
+    labels = [name for name in (PUBLISHED_LABELS, *OTHER_LABELS.values()) if name in names]
+    return [*labels, weights or others[0]]
 
 
 def sha256_of_file(path: str | Path) -> str:

@@ -96,10 +96,11 @@ def detector_text(settings: Mapping[str, Any]) -> str:
     return f"AttrRCNN X{layers}-C4, {weights}, {which}, {settings['colour_order']}, settings {digest[:DIGITS]}"
 
 
-def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, and what else is worth knowing: versions and the day."""
+def provenance(settings: Mapping[str, Any], weights_from: str | None = None) -> dict[str, Any]:
+    """The settings, and what else is worth knowing: of weights on the hub NAME@COMMIT, versions and the day."""
     versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-    return {**settings, "versions": versions, "made": f"{datetime.now():%Y-%m-%d}"}
+    origin = {} if weights_from is None else {"weights_from": weights_from}
+    return {**settings, **origin, "versions": versions, "made": f"{datetime.now():%Y-%m-%d}"}
 
 
 def _version(package: str) -> str:
@@ -156,12 +157,16 @@ class Target:
     Attributes:
         path: of the store.
         settings: all that its features follow from, in plain types.
+        weights_from: where the detector is on the Hugging Face hub, for the record.
         unfinished: what is done and not in the store yet.
         earlier: the finished store at `path` if it was made with these settings, to which pictures may be added.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], *, overwrite: bool, weights_from: str | None = None
+    ) -> None:
         self.path, self.settings, self.unfinished = path, settings, Unfinished(path)
+        self.weights_from = weights_from
         if path.is_dir():
             raise UserError(f"output={path} is a folder: name a file to write, such as features.h5.")
         begun = self.unfinished.settings()

@@ -270,7 +270,7 @@ def extract(config: DictConfig) -> None:
         settings["predictions"] = fields = list(map(str, config.prediction_fields))
         predictions = SavedPredictions(shard_path(saved_in, index, count), tuple(fields), opened.label_map)
     path = shard_path(Path(str(config.output)).expanduser(), index, count)
-    target = Target(path, settings, overwrite=bool(config.overwrite))
+    target = Target(path, settings, overwrite=bool(config.overwrite), weights_from=opened.hub_name)
     attributes = StoreAttributes(
         feature_dim=detector.architecture.c5_channels,
         feature_dtype=np.dtype(config.dtype).newbyteorder("<"),
@@ -350,7 +350,7 @@ def write(pictures: Pictures, target: Target, attributes: StoreAttributes, unusa
     if unfinished.shards():
         if earlier is not None:
             earlier.require_sound(contents=True)  # or its damage would get a checksum that says it is whole
-        attributes = replace(attributes, provenance=provenance(target.settings))
+        attributes = replace(attributes, provenance=provenance(target.settings, target.weights_from))
         unfinished.finish(attributes, pictures.ids, earlier.sources if earlier else [])
         return
     unfinished.discard()

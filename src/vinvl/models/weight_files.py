@@ -1,22 +1,30 @@
 """Find and open other people's weight files: a folder, a single file, or a name on the Hugging Face hub."""
 
+import os
 import re
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
 from vinvl.run.errors import UserError
 from vinvl.run.files import json_object
+from vinvl.run.hub import fetch, may_be_name, tokenizer_files
 from vinvl.run.tensor_files import load_tensor_file, plain_tensors, read_safetensors
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_INDEX_FILES = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
+USE_FILE = "vinvl.json"  # in a model folder: its task, how it is used, how the features were made it was trained on
+# Of an answering model, as we or Oscar's authors write them.
+ANSWER_FILES = (
+    "answers.json",
+    *(f"*{kind}{end}" for kind in ("label2ans", "ans2label") for end in (".pkl", ".pickle")),
+)
 TRAINING_CHECKPOINT = ".ckpt"
 LONGEST_NAME = 100  # of a shard
 OBJECTS_SHOWN = 5  # of a file that holds more than tensors
@@ -75,6 +83,7 @@ class CheckpointFiles:
     weights: Path
     config: dict[str, Any]  # its config.json, {} if it has none; of a training checkpoint of ours its `model_config`
     training: dict[str, Any] = field(default_factory=dict)  # of such a one "hyper_parameters" and "vinvl"
+    on_hub: bool = False  # then `name` is NAME@COMMIT
 
 
 @dataclass(frozen=True)
@@ -114,27 +123,45 @@ def find_checkpoint(init: str | Path) -> CheckpointFiles:
     Args:
         init: a folder with config.json and weights (model.safetensors or pytorch_model.bin, whole or in shards), one
             weight file, a training checkpoint (.ckpt) that `vinvl.train` or MMF wrote, or the name of a model on the
-            Hugging Face hub, which is downloaded once and then cached (the environment variable HF_HUB_OFFLINE=1 allows
-            only cached ones).
+            Hugging Face hub, NAME or NAME@REVISION (`vinvl.run.hub.fetch`).
 
     Raises:
         UserError: there is no such folder, file or model, or it holds no weights.
     """
     path = Path(init).expanduser()
-    if path.is_file() and path.suffix == TRAINING_CHECKPOINT:
+    is_file = os.path.isfile(path)  # Path's own would raise for a name that is too long
+    if is_file and path.suffix == TRAINING_CHECKPOINT:
         training = _training_records(path)
         return CheckpointFiles(str(init), path, training.get("hyper_parameters", {}).get("model_config", {}), training)
-    if path.is_file():
+    if is_file:
         return CheckpointFiles(str(init), path, _read_json(path.parent / "config.json"))
-    if path.is_dir():
+    if os.path.isdir(path):
         for name in WEIGHT_FILES + WEIGHT_INDEX_FILES:
             if (path / name).is_file():
                 return CheckpointFiles(str(init), path / name, _read_json(path / "config.json"))
         inside = ", ".join(sorted(one.name for one in path.iterdir())[:NAMES_SHOWN]) or "nothing"
         raise UserError(f"{path} holds no weights; it needs a file {' or '.join(WEIGHT_FILES)}, and it holds {inside}.")
-    if isinstance(init, Path) or path.is_absolute() or init.startswith((".", "~")) or init.count("/") > 1:
-        raise UserError(f"There is no model folder {path}; give one that exists or a name on the Hugging Face hub.")
-    return _download(init)
+    fetched = fetch(init, "model folder", " or ".join(WEIGHT_FILES), model_files)
+    return replace(find_checkpoint(fetched.folder), name=fetched.name, on_hub=True)
+
+
+def pinned(init: str | None) -> str | None:
+    """The name on the hub with its commit, so that a run says what it has started from; anything else as it is."""
+    if init is None or os.path.exists(Path(init).expanduser()) or not may_be_name(init):
+        return init
+    return find_checkpoint(init).name
+
+
+def model_files(names: Sequence[str]) -> list[str]:
+    """The files of a model among those of a repository, its weights once and at the end; none without weights."""
+    weights = next((name for name in WEIGHT_FILES + WEIGHT_INDEX_FILES if name in names), None)
+    if weights is None:
+        return []
+    stem, _, suffix = weights.removesuffix(".index.json").rpartition(".")
+    shards = [name for name in names if weights in WEIGHT_INDEX_FILES and fnmatch(name, f"{stem}-*-of-*.{suffix}")]
+    beside = [name for name in names if name == USE_FILE or any(fnmatch(name, one) for one in ANSWER_FILES)]
+    config = [name for name in names if name == "config.json"]
+    return list(dict.fromkeys([*config, *beside, *tokenizer_files(names), *shards, weights]))
 
 
 def load_published_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -215,22 +242,6 @@ def _refuse_foreign_training(path: Path, content: Any) -> None:
     configured = isinstance(parameters, dict) and isinstance(parameters.get("model_config"), dict)
     if not configured or not isinstance(content.get("state_dict"), dict):
         raise UserError(f"{path} is not a training checkpoint of vinvl.train: give one, or a model folder.")
-
-
-def _download(name: str) -> CheckpointFiles:
-    missing = ""
-    for file_name in WEIGHT_FILES:
-        try:
-            config = _read_json(Path(hf_hub_download(name, "config.json")))
-            return CheckpointFiles(name, Path(hf_hub_download(name, file_name)), config)
-        except (EntryNotFoundError, OSError, ValueError, RuntimeError) as error:  # of the hub's client
-            missing = str(error).strip().split("\n")[0].strip().rstrip(".") or type(error).__name__
-            if not isinstance(error, EntryNotFoundError):
-                break  # otherwise this file does not exist (or is not cached); the next may
-    raise UserError(
-        f"{name!r} is not a folder here and is not available from the Hugging Face hub ({missing}); check the name "
-        "or give the path of a model folder."
-    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.detector import padded_size, resized_pixels
-from vinvl.detector.weights import OpenedDetector, open_detector, sha256_of_file
+from vinvl.detector.weights import OpenedDetector, find_weights, open_detector, sha256_of_file
 from vinvl.extraction.feed import alike
 from vinvl.extraction.provenance import trained_config, unlike_detector
 from vinvl.extraction.run import store_regions
@@ -357,7 +357,7 @@ def detector_for(
     reading: ReadingOptions,
 ) -> OpenedDetector:
     """The detector as the model's features want it. Warns where it makes others."""
-    path, record, usage = Path(weights).expanduser(), trained.features, trained.usage
+    (path, hub_name), record, usage = find_weights(weights), trained.features, trained.usage
     sha256 = ""
     if "weights_sha256" in record.provenance:
         with suppress(OSError):  # of a file that cannot be read the detector's loading says why
@@ -369,7 +369,7 @@ def detector_for(
             return config
         return config(known) if config is not None else known or DetectorConfig()
 
-    opened = open_detector(path, labels, configure)
+    opened = open_detector(hub_name or path, labels, configure)
     _check_dimension(trained, opened.detector.config.architecture.c5_channels, f"The detector {path} makes")
     _warn(unlike_detector(record, opened, sha256, reading))
     if usage is not None and usage.use_tags and not opened.label_map.classes:

@@ -152,7 +152,7 @@ class Predictor:
 
     def __repr__(self) -> str:
         detector, store = self._looking.detector, self._looking.store
-        sources = [] if detector is None else [f"detector={str(detector.weights)!r}"]
+        sources = [] if detector is None else [f"detector={(detector.hub_name or str(detector.weights))!r}"]
         sources += [] if store is None else [f"features={store!r}"]
         return f"Predictor({', '.join([repr(self.trained.name), f'task={self.trained.task!r}', *sources])})"
 
@@ -444,8 +444,10 @@ def load(
 
     Args:
         model: a checkpoint of `vinvl.train` (.ckpt), a run's folder (its best checkpoint, else its last), a folder
-            of `vinvl.convert`, a published Oscar or MMF checkpoint, or a name on the Hugging Face hub.
-        detector, labels: weight file that pictures are looked at with, and its label map; see `open_detector`.
+            of `vinvl.convert`, a published Oscar or MMF checkpoint, or a name on the Hugging Face hub: NAME or
+            NAME@REVISION, such as michelecafagna26/vinvl-base-image-captioning.
+        detector, labels: weight file that pictures are looked at with, or the name of a repository that holds one, such
+            as michelecafagna26/vinvl_vg_x152c4, and its label map; see `open_detector`.
         detector_config: how it is used, or a function from what is known of that (None if nothing is) to it. None: as
             for the features that the model was trained on, where these weights have made them; else as the weight file
             says; else as in the published demo.

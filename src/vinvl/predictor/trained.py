@@ -208,7 +208,7 @@ class TrainedModel:
     """A model in evaluation mode, on the CPU, with what its use needs.
 
     Attributes:
-        name: as it was given.
+        name: as it was given; of a model on the Hugging Face hub NAME@COMMIT.
         task: a key of `MODEL_OF_TASK`.
         model: of the class that the task has.
         features: how the features were made that it was trained on, as far as is known.
@@ -241,8 +241,9 @@ def open_trained(
     Nothing that a file says is called; its settings are checked. Arguments as `load` has them. Raises UserError if
     there is no such model, it is damaged, or something that it needs is not known.
     """
-    place, opened = str(name), OpenedModel.of(name)
+    opened = OpenedModel.of(name)
     files = opened.files
+    place = files.name if files.on_hub else str(name)
     task = task or opened.task
     model, report = convert_model(files, task, None, lambda size: rows_of_given(answers, files, size, new_ones=False))
     model.requires_grad_(False)

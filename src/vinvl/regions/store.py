@@ -276,9 +276,12 @@ class FeatureRecord(msgspec.Struct, frozen=True):
         )
 
 
+BESIDE_SETTINGS = ("weights_from", "versions", "made")  # of what a store says of its features
+
+
 def settings_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in what a store says of its features (`vinvl.extraction.provenance`)."""
-    return {name: value for name, value in provenance.items() if name not in ("versions", "made")}
+    return {name: value for name, value in provenance.items() if name not in BESIDE_SETTINGS}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
