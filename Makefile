@@ -4,22 +4,26 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+CONSTRAINTS ?= constraints-cpu.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-all demo-pretrain demo-ablation demo-detector demo-detector-recipe demo-images demo-features demo-vivo train evaluate predict test lint docs bench bench-gpu clean
+.PHONY: help venv hooks demo demo-all demo-pretrain demo-ablation demo-detector demo-detector-recipe demo-images demo-features demo-vivo train evaluate predict test lint docs bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Overrides go in ARGS, e.g. make train ARGS='data.use_tags=false trainer.max_epochs=3'."
 
-$(STAMP): setup.cfg pyproject.toml constraints-cpu.txt
+$(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: vinvl needs Python 3.11 or later and $(PYTHON) is older: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt --editable '.[test,lint,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[test,lint,docs]'
 	@touch $@
 
 venv: $(STAMP)  ## create .venv with everything installed (CPU build of torch)
+
+hooks: $(STAMP)  ## check what lint checks before each commit (pre-commit)
+	$(BIN)/pre-commit install
 
 demo: $(STAMP)  ## generate the demo world, train and evaluate VQA on it, print the result table
 	$(BIN)/python scripts/demo.py $(ARGS)
@@ -89,7 +93,7 @@ bench: $(STAMP)  ## measure reads, conversion, extraction, steps, the feed, deco
 	$(BIN)/python benchmarks/caption_decoding.py
 	$(BIN)/python benchmarks/retrieval_scoring.py
 	$(BIN)/python benchmarks/ddp_step.py
-	$(BIN)/python -m pip install --quiet --constraint constraints-cpu.txt matplotlib
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) matplotlib
 	$(BIN)/python benchmarks/cost_scaling.py
 
 # On a machine with a GPU whose own torch is installed; PYTHON names it, e.g. make bench-gpu PYTHON=python.

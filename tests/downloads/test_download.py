@@ -205,7 +205,7 @@ def test_room_is_looked_for_before_anything_is_asked(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = listed(tmp_path, {"url": f"{server.url}/f.zip", "makes": ["f"], "bytes": 6 * 10**9})
-    monkeypatch.setattr("vinvl.download.free_room", lambda folder: 10**10)
+    monkeypatch.setattr("vinvl.downloads.plan.free_room", lambda folder: 10**10)
     told = refused(capsys, name, "--to", str(tmp_path / "data"))
     assert "has 10.00 GB free, and 12.00 GB are needed" in told and server.asked == []
     server.files["/g"] = Served(CONTENT)

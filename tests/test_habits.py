@@ -1,0 +1,94 @@
+"""The files for who works on this code: hooks, workflow, issue templates and CONTRIBUTING say what is so."""
+
+import re
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+MAKEFILE = (ROOT / "Makefile").read_text()
+SETUP = ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+FORMS = sorted(path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.stem != "config")
+
+
+def made(command: str) -> None:
+    """Checks that a `make` command names targets, variables and files that there are."""
+    first, *words = command.split()
+    assert first == "make"
+    for word in words:
+        name, is_set, value = word.strip("\"'").partition("=")
+        assert re.search(rf"^{name} \?=" if is_set else rf"^{name}:", MAKEFILE, re.MULTILINE), word
+        assert name != "CONSTRAINTS" or (ROOT / value).is_file(), word
+
+
+def floors() -> dict[str, str]:
+    """The oldest releases that are admitted, of what the file of floors pins."""
+    wanted = dict(line.split(">=") for line in SETUP["options"]["install_requires"].split() if ">=" in line)
+    lines = (ROOT / "constraints-floors.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pinned == {name: wanted[name] + ".0" * (2 - wanted[name].count(".")) for name in pinned}
+    return pinned
+
+
+def test_the_workflow_runs_what_ci_runs_on_every_supported_python() -> None:
+    jobs = WORKFLOW["jobs"]
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    for command in (command for run in commands.values() for command in run):
+        made(command)
+    in_ci = re.findall(r"^make (\w+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert commands["test"] == [f"make {' '.join(in_ci)}"] and floors().keys() == {"torch", "transformers"}
+    assert any("CONSTRAINTS=constraints-floors.txt" in command for command in commands["floors"])
+    pythons = jobs["test"]["strategy"]["matrix"]["python"]
+    oldest = SETUP["options"]["python_requires"].removeprefix(">=")
+    assert pythons == ["3.11", "3.12", "3.13"] and pythons[0] == oldest
+    setups = [step["with"] for job in jobs.values() for step in job["steps"] if "setup-python" in step.get("uses", "")]
+    assert setups[1]["python-version"] == oldest  # where the floors are tried
+    for setup in setups:
+        assert all((ROOT / path).is_file() for path in setup["cache-dependency-path"].split())
+
+
+def test_hooks_are_what_lint_runs_with_the_tools_of_the_environment() -> None:
+    (local,) = HOOKS["repos"]
+    assert local["repo"] == "local"
+    lint = MAKEFILE.split("\nlint:")[1].split("\n\n")[0]
+    extras = SETUP["options.extras_require"]
+    installed = {re.split("[<>=]", line)[0] for line in (extras["lint"] + extras["docs"]).split()}
+    for hook in local["hooks"]:
+        tool, *words = hook["entry"].removeprefix(".venv/bin/").split()
+        assert tool in installed and hook["language"] == "system"
+        assert " ".join([f"$(BIN)/{tool}", *(word for word in words if word != "--force-exclude")]) in lint
+    assert lint.count("$(BIN)/") == len(local["hooks"]) == len({hook["entry"] for hook in local["hooks"]})
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)
+def test_forms_ask_for_what_vinvl_info_prints(form: Path) -> None:
+    content: dict[str, Any] = yaml.safe_load(form.read_text())
+    assert content["name"] and content["description"] and "vinvl info" in form.read_text()
+    kinds = {"textarea", "input", "dropdown", "checkboxes", "markdown"}
+    ids = [field["id"] for field in content["body"]]
+    assert len(set(ids)) == len(ids) and len(FORMS) >= 2
+    for field in content["body"]:
+        assert field["type"] in kinds and field["attributes"]["label"]
+
+
+def test_contributing_names_what_there_is() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    block = re.search("```bash\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    for line in block[1].splitlines():
+        made(re.sub('ARGS="[^"]*"', 'ARGS=""', line.partition("#")[0].strip()))
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.MULTILINE)
+        assert not anchor or anchor in [heading.lower().replace(" ", "-") for heading in headings], link
+    for path in re.findall(r"`((?:src|tests|conf|docs)/[\w./]+)`", text):
+        assert "NAME" in path or (ROOT / path).exists(), path
+    rooms = (ROOT / "tests" / "test_rooms.py").read_text()
+    assert "MOST_LINES, MOST_OF_A_FUNCTION = 480, 60" in rooms and "480 lines, functions at most 60" in text
+    assert "(CONTRIBUTING.md)" in (ROOT / "README.md").read_text()
