@@ -19,7 +19,7 @@ from vinvl.run.files import write_json
 from vinvl.run.folders import NAMED_CHECKPOINTS
 from vinvl.run.options import open_sections, task_as_a_value
 from vinvl.run.overrides import command_overrides, given_values
-from vinvl.run.progress import print_results, report
+from vinvl.run.progress import part_of, print_results, report
 from vinvl.zoo import COLUMNS, compared, comparing, recipe_of, scorable_splits, zoo
 
 if TYPE_CHECKING:
@@ -104,8 +104,11 @@ def tell_published(config: DictConfig, results: dict[str, Restored], *, only: bo
         notes.append(f"{', '.join(waiting)}: needs the server, for which there is python -m {command}")
     if any("†" in (one.figure or "") for one in rows):
         notes.append("† quoted from memory of the paper, unchecked")
+    trainers = {split: one.task.trainer for split, one in results.items()}
     left_out = {split: one.datamodule.skipped[split] for split, one in results.items()}
     notes += [f"{count:,} records of {split} without regions, not scored" for split, count in left_out.items() if count]
+    parts = {split: part_of(tester.num_test_batches, tester.test_dataloaders) for split, tester in trainers.items()}
+    notes += [f"{split}: {part} only" for split, part in parts.items() if part is not None]
     table = {"recipe": recipe, "rows": [one.plain() for one in rows], "notes": notes}
     told = {"split": next(iter(results)), "checkpoint": str(first.path), "headline": first.task.headline}
     write_json(output / "results.json", told | {"scores": first.task.scores, "scores_of": scores, "published": table})

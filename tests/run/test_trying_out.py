@@ -1,6 +1,7 @@
 """Lightning's settings for trying things out, in every task; what a run hands to a sweep and keeps in results.json."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,14 @@ def test_a_fast_run_of_everything_saves_nothing(demo_data: Path, tmp_path: Path)
     assert json.loads((tmp_path / "run/results.json").read_text())["checkpoint"] is None
 
 
-def test_a_sweep_is_handed_the_best_score_in_validation(demo_data: Path, tmp_path: Path) -> None:
+def test_a_sweep_is_handed_the_best_score_in_validation(
+    demo_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = [*TINY, "data.num_workers=0", "trainer.limit_train_batches=2", "trainer.limit_test_batches=2"]
+    given += ["trainer.limit_val_batches=1"]
     with composed("train", demo_data, tmp_path / "0", *given) as config:
         score = train(config)
+    printed = capsys.readouterr().out
     (state,) = [
         state
         for key, state in read_checkpoint(tmp_path / "0/checkpoints/best.ckpt")["callbacks"].items()
@@ -79,7 +84,12 @@ def test_a_sweep_is_handed_the_best_score_in_validation(demo_data: Path, tmp_pat
     ]
     assert score == float(state["best_model_score"])
     results = json.loads((tmp_path / "0/results.json").read_text())
+    part = results["validation"].pop("part")
+    assert re.fullmatch(r"1 of \d+ batches", part) and f"accuracy/overall, {part} only" in printed
     assert results["validation"] == {"split": "val", "figure": "accuracy/overall", "score": score}
+    assert (
+        re.fullmatch(r"2 of \d+ batches", results["part"]) and f"Results on 'test', {results['part']} only" in printed
+    )
     (tmp_path / "0/.hydra/overrides.yaml").write_text("[]")
     test = results["scores"]["accuracy/overall"]
     (found,) = job_rows(tmp_path)

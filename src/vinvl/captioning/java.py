@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from vinvl.captioning.scores import ImageId, refuse_without_references, score_words
 from vinvl.run.errors import UserError
@@ -43,16 +44,28 @@ def why_unavailable(spice: bool = False) -> str | None:
 
 @contextmanager
 def _running(name: str) -> Iterator[None]:
-    """Gives Java its options; what cannot run or fails within it is one sentence that names the program."""
+    """Gives Java its options; what cannot run or fails within it is one sentence that names the program.
+
+    What Java tells of itself, as that it has picked up options, is shown only if it was the last before a failure.
+    """
     if (problem := why_unavailable(spice=name == "SPICE")) is not None:
         raise UserError(problem)
     before = os.environ.get("JDK_JAVA_OPTIONS")
     os.environ["JDK_JAVA_OPTIONS"] = f"{before or ''} {_OPTIONS}".strip()
+    errors = os.dup(2)
     try:
-        yield
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
-        raise UserError(f"{name} stopped without a result ({type(error).__name__}: {error}).") from None
+        with TemporaryFile() as told:
+            os.dup2(told.fileno(), 2)
+            try:
+                yield
+            except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+                told.seek(0)
+                last = told.read().decode(errors="replace").strip().split("\n")[-1]
+                reason = f"{type(error).__name__}: {error}" + (f"; {last}" if last else "")
+                raise UserError(f"{name} stopped without a result ({reason}).") from None
     finally:
+        os.dup2(errors, 2)
+        os.close(errors)
         del os.environ["JDK_JAVA_OPTIONS"]
         if before is not None:
             os.environ["JDK_JAVA_OPTIONS"] = before

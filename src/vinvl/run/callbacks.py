@@ -2,17 +2,23 @@
 
 import sys
 import time
+from collections import deque
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ProgressBar, RichProgressBar
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ProgressBar
+from torch import Tensor
 
 from vinvl.run.checkpoint import best_score, logged_step
 from vinvl.run.errors import say
 from vinvl.run.loggers import CSVByStep, TensorBoard
+from vinvl.run.progress import LiveLine, duration
 from vinvl.run.survival import recipe_of
 
-SHOWN = ("train/loss", "train/reward", "samples/s")
+MEANS = ("loss", "reward")  # of what is logged as train/…
+SMOOTHED = 50  # batches
+PACE = "samples/s"
 BEST_SCORE = "val/best_score"
 SECONDS_BETWEEN_FIGURES = 1.0
 
@@ -42,7 +48,7 @@ class SamplesPerSecond(Callback):
         if (batch_idx + 1) % self.every_n_steps == 0:
             now = time.perf_counter()
             rate = self._samples / (now - self._since)
-            pl_module.log("samples/s", rate, batch_size=len(batch))
+            pl_module.log(PACE, rate, batch_size=len(batch))
             self._since, self._samples = now, 0
 
 
@@ -87,55 +93,107 @@ class StopEarly(EarlyStopping):
                 )
 
 
-def training_figures(trainer: pl.Trainer) -> dict[str, float]:
-    """What a person looks at in training. Waits for the device, which `prog_bar=True` would do after every batch."""
-    found = trainer.callback_metrics
-    return {name: float(found[name]) for name in SHOWN if name in found}
+class RunProgress(ProgressBar):
+    """A line for each evaluation and, if `live`, one that moves while the run works.
 
+    The loss shown is a mean: that of one batch tells little. Nothing waits for the device but once a second.
+    """
 
-class MovingProgress(RichProgressBar):
-    """A moving bar for a terminal, whose figures are those of a second ago at the most."""
-
-    def __init__(self) -> None:
+    def __init__(self, *, live: bool = False) -> None:
         super().__init__()
-        self._figures: dict[str, float] = {}
-        self._read = 0.0
+        self.live = live
+        self._recent: dict[str, deque[Tensor]] = {name: deque(maxlen=SMOOTHED) for name in MEANS}
+        self._told: list[str] = []  # as the figures were a second ago at the most
+        self._read = self._started = 0.0
+        self._line: LiveLine | None = None
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        now = time.perf_counter()
-        if trainer.training and now - self._read >= SECONDS_BETWEEN_FIGURES:
-            self._figures, self._read = training_figures(trainer), now
-        figures: dict[str, Any] = {**super().get_metrics(trainer, pl_module), **self._figures}
-        return figures
+    def disable(self) -> None:
+        """Called on ranks other than 0."""
+        self.live = False
 
-
-class LineProgress(ProgressBar):
-    """One line per evaluation, for logs and pipes where a moving bar is noise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._started = 0.0
+    def figures(self, trainer: pl.Trainer) -> list[str]:
+        """What a person looks at in training, each with its name."""
+        logged = trainer.callback_metrics
+        found = {f"mean {name}": torch.stack(list(values)).mean() for name, values in self._recent.items() if values}
+        found |= {name: value for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}  # type: ignore[misc]
+        told = [f"{name} {float(value):.4g}" for name, value in found.items()]
+        return [*told, *([f"{float(logged[PACE]):.3g} {PACE}"] if PACE in logged else [])]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
-        if not trainer.is_global_zero:
-            return
-        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
-        say(f"Training {parameters:,} parameters for {trainer.estimated_stepping_batches:,} updates.")
+        if trainer.is_global_zero:
+            parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+            say(f"Training {parameters:,} parameters for {trainer.estimated_stepping_batches:,} updates.")
+            say(f"The loss shown is the mean of the last {SMOOTHED} batches.")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._show(epoch_of(trainer), 0, trainer.num_training_batches)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        logged = trainer.callback_metrics
+        for name, values in self._recent.items():
+            if (found := logged.get(f"train/{name}")) is not None:
+                values.append(found.detach())
+        if self._line is not None:
+            now = time.perf_counter()
+            if now - self._read >= SECONDS_BETWEEN_FIGURES:
+                self._told, self._read = self.figures(trainer), now
+            self._line.move(batch_idx + 1, self._told)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        where = f"{epoch_of(trainer)}, evaluating" if trainer.state.fn == "fit" else "evaluating"
+        self._show(where, 0, sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._move()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
-        shown: dict[str, Any] = {**self.get_metrics(trainer, pl_module), **training_figures(trainer)}
-        shown.pop("v_num", None)
-        figures = "  ".join(f"{name} {value:.4g}" for name, value in sorted(shown.items()))
-        begin = f"epoch {trainer.current_epoch + 1}  update {trainer.global_step}"
-        say(f"{begin}  {figures}  {time.perf_counter() - self._started:.0f} s")
+        self._told, self._read = self.figures(trainer), time.perf_counter()
+        seconds = duration(time.perf_counter() - self._started)
+        say("  ".join([epoch_of(trainer), f"update {trainer.global_step:,}", *self._told, seconds]))
+        self._show(epoch_of(trainer), int(trainer.fit_loop.batch_idx + 1), trainer.num_training_batches)
 
-    def disable(self) -> None:
-        """Called on ranks other than 0, which print nothing anyway."""
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._told = []
+        self._show("testing", 0, sum(trainer.num_test_batches))
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        self._move()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._show("predicting", 0, sum(trainer.num_predict_batches))
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        self._move()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._line is not None:
+            self._line.stop()
+            self._line = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "")
+
+    def _show(self, what: str, done: int, total: float) -> None:
+        if self.live:
+            self._line = self._line or LiveLine()
+            self._line.show(what, done, total, self._told)
+
+    def _move(self) -> None:
+        if self._line is not None:
+            self._line.move(None, self._told)
+
+
+def epoch_of(trainer: pl.Trainer) -> str:
+    """The epoch that is trained, from 1."""
+    last = trainer.max_epochs
+    return f"epoch {trainer.current_epoch + 1}" + (f" of {last}" if last is not None and last > 0 else "")
 
 
 def progress() -> Callback:
-    """A moving bar on a terminal, one line per evaluation elsewhere."""
-    return MovingProgress() if sys.stdout.isatty() else LineProgress()
+    """One line that moves on a terminal; elsewhere, where that is noise, a line per evaluation only."""
+    return RunProgress(live=sys.stdout.isatty())

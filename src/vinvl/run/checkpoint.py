@@ -22,6 +22,7 @@ from vinvl.run.errors import UserError, say
 from vinvl.run.files import NO_ROOM, atomic_write, refuse_half_characters, system_error
 from vinvl.run.folders import how_to_go_on
 from vinvl.run.moved import with_new_names
+from vinvl.run.progress import part_of
 from vinvl.run.restricted_pickle import inspect_plain
 from vinvl.run.tensor_files import load_tensor_file, plain_tensors
 
@@ -319,7 +320,12 @@ def best_checkpoint(trainer: pl.Trainer) -> str | None:
     callback, path = _choosing(trainer), ""
     if callback is not None and trainer.is_global_zero:
         path = callback.best_model_path
-        if path and not getattr(callback, "is_here", True):
+        if not path and callback.best_model_score is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            say(
+                "There was no evaluation in training, so what follows is of the last weights. There is one with more "
+                "trainer.max_epochs or max_steps, a smaller val_check_interval, or limit_val_batches above 0."
+            )
+        elif path and not getattr(callback, "is_here", True):
             score = float(callback.best_model_score or 0)
             say(
                 f"No file of the best evaluation so far ({callback.monitor} {score:.4g}) is at hand, and none came "
@@ -330,7 +336,8 @@ def best_checkpoint(trainer: pl.Trainer) -> str | None:
 
 
 def validation(trainer: pl.Trainer, headline: str, split: str) -> dict[str, Any] | None:
-    """What the best checkpoint was chosen by, for results.json: `split`, `figure` (its name among the scores), `score`.
+    """What the best checkpoint was chosen by, for results.json: `split`, `figure` (its name among the scores), `score`,
+    and `part`, where that was not measured on the whole split (`part_of`).
 
     None if nothing was evaluated.
     """
@@ -338,7 +345,9 @@ def validation(trainer: pl.Trainer, headline: str, split: str) -> dict[str, Any]
     if callback is None or callback.best_model_score is None:
         return None
     name = str(callback.monitor).removeprefix("val/")
-    return {"split": split, "figure": headline if name == "score" else name, "score": float(callback.best_model_score)}
+    found = {"split": split, "figure": headline if name == "score" else name, "score": float(callback.best_model_score)}
+    part = part_of(trainer.num_val_batches, trainer.val_dataloaders)
+    return found if part is None else {**found, "part": part}
 
 
 def best_score(trainer: pl.Trainer) -> float | None:

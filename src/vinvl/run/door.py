@@ -23,7 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from vinvl.run.errors import UserError, cause_of_kind, causes, escaped_warnings, printable, say, sentence_of
+from vinvl.run.errors import UserError, cause_of_kind, causes, escaped_warnings, note, printable, say, sentence_of
 from vinvl.run.files import NO_ROOM, system_error
 from vinvl.run.folders import FAILURE, config_directory, next_step, process_rank, register_resolvers
 from vinvl.run.options import checked_arguments, leaves, parser_told
@@ -34,13 +34,13 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 OF_HYDRA = re.compile(  # files in a run's folder that are Hydra's, a launched rank's, or the lock
     r"(train|train_detector|evaluate|evaluate_detector|predict|pretrain_finetune)(_ddp_process_\d+)?\.log|\.lock"
 )
-NO_NEWS = (  # warnings of Lightning's about what is so on purpose
+NO_NEWS = (  # warnings of Lightning's about what is so on purpose, or said in our words
     ".*does not have many workers.*",
     ".*sync_dist=True.*",
     ".*custom batch sampler.*for prediction.*",
     ".*smaller than the logging interval.*",
-    ".*isinstance.treespec, LeafSpec.*",
-    ".*Previous log files in this directory.*",  # they are renamed
+    ".*could not find the monitored key.*",  # `vinvl.run.checkpoint.best_checkpoint`
+    ".*Checkpoint directory .* exists and is not empty.*",
 )
 Result = TypeVar("Result")
 
@@ -86,6 +86,8 @@ def run_door(run: Callable[[DictConfig], Result], config: DictConfig) -> Result 
     """
     for message in NO_NEWS:
         warnings.filterwarnings("ignore", message=message)
+    for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # for programmers
+        warnings.filterwarnings("ignore", category=kind, module=r"(?!vinvl\.)")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     folder = Path(config.paths.output_dir)
     try:
@@ -97,6 +99,8 @@ def run_door(run: Callable[[DictConfig], Result], config: DictConfig) -> Result 
             say(left.code, error=True)
             (folder / FAILURE).write_text(str(left.code).removeprefix("error: ") + "\n", encoding="utf-8")
             return None
+        if failed:
+            note(str(left.code))
         remove_empty_run(folder)
         raise
 

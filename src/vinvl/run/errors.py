@@ -1,13 +1,17 @@
 """What people are meant to read: the one exception of that kind, and the one place that writes to the terminal."""
 
+import logging
 import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 Cause = TypeVar("Cause", bound=BaseException)
+PACKAGE = Path(__file__).resolve().parents[1]
+LOG = "vinvl_said"  # the logger of what the terminal shows
 
 # What a terminal obeys or a reader is deceived by: control characters (the C1 block too), marks that turn the direction
 # of writing, separators of lines, and halves of surrogate pairs, which cannot be written at all.
@@ -38,7 +42,17 @@ def say(*lines: object, error: bool = False) -> None:
 
     `error`: to the standard error, not to the standard output.
     """
-    print("\n".join(printable(str(line)) for line in lines), file=sys.stderr if error else sys.stdout, flush=True)
+    told = [printable(str(line)) for line in lines]
+    print("\n".join(told), file=sys.stderr if error else sys.stdout, flush=True)
+    note(*told)
+
+
+def note(*lines: str) -> None:
+    """Adds lines to the log file of the run, if there is one (conf/hydra/_log.yaml), and not to the terminal."""
+    logger = logging.getLogger(LOG)
+    logger.propagate = False  # what is said is said already
+    for line in lines:
+        logger.info(line)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -67,10 +81,14 @@ def sentence_of(error: BaseException) -> str | None:
 
 @contextmanager
 def escaped_warnings() -> Iterator[None]:
-    """Within it warnings are printed on one line and escaped, as all else that a door prints."""
-    formatted = warnings.formatwarning
-    warnings.formatwarning = lambda *told, **more: printable(formatted(*told, **more).rstrip("\n")) + "\n"
+    """Within it warnings are said on one line, as all else that a door prints; ours without their place in the code."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+        place = "warning" if PACKAGE in Path(filename).parents else f"{filename}:{lineno}"
+        say(f"{place}: {message}", error=True)
+
+    shown, warnings.showwarning = warnings.showwarning, show  # type: ignore[assignment]
     try:
         yield
     finally:
-        warnings.formatwarning = formatted
+        warnings.showwarning = shown

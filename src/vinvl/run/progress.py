@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import sys
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -33,17 +34,32 @@ def print_results(
 
     `columns` names the columns of the rows; no header is shown where all names are empty.
     """
-    console = Console()
     table = Table(title=Text(printable(title)), title_justify="left", show_header=any(columns))
     for number, name in enumerate(columns):
         table.add_column(Text(printable(name)), justify="right" if number else "left")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    console.print(table)
+    text = io.StringIO()
+    Console(file=text, width=Console().width).print(table)
+    say(*(line.rstrip() for line in text.getvalue().splitlines()) if rows else [title])
     width = max([17, *map(len, files)])
     for what, path in files.items():
         # Not through rich: it would wrap long paths, and a wrapped path cannot be copied.
         say(f"{what + ':':<{width}} {path}")
+
+
+def part_of(batches: int | float | Sequence[int | float], loaders: Any) -> str | None:
+    """What of a split a trainer reads, as "2 of 57 batches" of its rank; None if that is all of it.
+
+    Args:
+        batches: the trainer's `num_val_batches` or `num_test_batches`.
+        loaders: its `val_dataloaders` or `test_dataloaders`, one or several.
+    """
+    if loaders is None:
+        return None
+    done = sum(batches) if isinstance(batches, Sequence) else batches
+    whole = sum(map(len, loaders)) if isinstance(loaders, list | tuple) else len(loaders)
+    return None if done >= whole else f"{done:,} of {whole:,} batches"
 
 
 def report(
@@ -66,10 +82,13 @@ def report(
         files: what else there is.
         left_out: records of the split that are not among those scored, because they have no regions.
     """
-    results = output_dir / "results.json"
+    results, trainer = output_dir / "results.json", task.trainer
+    if split is not None and not sum(trainer.num_test_batches):  # trainer.limit_test_batches=0
+        split = None
+    part = None if split is None else part_of(trainer.num_test_batches, trainer.test_dataloaders)
     scores, rows = ({}, []) if split is None else (task.scores, task.result_rows())
     content = {"split": split, "checkpoint": checkpoint, "headline": task.headline, "scores": scores}
-    told = {"validation": chosen_by, "left_out": left_out}
+    told = {"part": part, "validation": chosen_by, "left_out": left_out}
     write_json(results, content | {name: value for name, value in told.items() if value})
     examples = {} if split is None else task.write_examples(output_dir, split, str(checkpoint), left_out)
     shown = {"run folder": output_dir, **(files or {}), "results": results, **examples}
@@ -78,8 +97,14 @@ def report(
     if left_out:
         rows.append(("records without regions, not scored", f"{left_out:,}"))
     if chosen_by:
-        rows.append((f"chosen on '{chosen_by['split']}' by {chosen_by['figure']}", f"{chosen_by['score']:.2f}"))
-    print_results(f"Results on '{split}'" if split is not None else "Trained", rows, shown)
+        what = with_part(f"chosen on '{chosen_by['split']}' by {chosen_by['figure']}", chosen_by.get("part"))
+        rows.append((what, f"{chosen_by['score']:.2f}"))
+    print_results("Trained" if split is None else with_part(f"Results on '{split}'", part), rows, shown)
+
+
+def with_part(what: str, part: str | None) -> str:
+    """What was measured, and on which part of a split (`part_of`) if not on all of it."""
+    return what if part is None else f"{what}, {part} only"
 
 
 LINE_SECONDS = 30.0  # between two lines in a log
@@ -132,6 +157,55 @@ def progress_lines(
             say(f"{_told(unit, total, now, speed)}, {left} left{note}", error=error)
 
     return show
+
+
+class LiveLine:
+    """The one line of a terminal that moves: what is worked on, how far it is, and figures as far as there is room."""
+
+    BAR = 10  # columns that it has at the least
+    SECONDS = 0.1  # between two movements
+
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console()
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[told]}"))
+        self._bar = Progress(*columns, console=console, transient=True, expand=True)
+        self._task: TaskID | None = None
+        self._moved = 0.0
+        self._begin: tuple[float, int] | None = None  # when the first movement was, and what was done by then
+
+    def show(self, what: str, done: int, total: float, figures: Sequence[str]) -> None:
+        """Begins with another work, of which `done` of `total` is done."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        known = total if math.isfinite(total) else None
+        self._what, self._done, self._total, self._begin = what, done, known, None
+        self._task = self._bar.add_task(what, total=known, told="")
+        self._tell(figures)
+        self._bar.start()
+
+    def move(self, done: int | None, figures: Sequence[str]) -> None:
+        """Now `done` is done, or one more than before."""
+        self._done = self._done + 1 if done is None else done
+        self._begin = self._begin or (time.perf_counter(), self._done)
+        if time.perf_counter() - self._moved >= self.SECONDS or self._done == self._total:
+            self._tell(figures)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+    def _tell(self, figures: Sequence[str]) -> None:
+        assert self._task is not None
+        self._moved = time.perf_counter()
+        since, before = self._begin or (self._moved, self._done)
+        parts = [f"{self._done:,}" if self._total is None else f"{self._done:,}/{self._total:,}"]
+        if self._total is not None and self._done > before:
+            left = (self._total - self._done) * (self._moved - since) / (self._done - before)
+            parts.append(f"{duration(left)} left")
+        room = self._bar.console.width - len(self._what) - self.BAR - 2
+        for part in figures:
+            if len("  ".join([*parts, part])) <= room:
+                parts.append(part)
+        self._bar.update(self._task, completed=self._done, told="  ".join(parts))
 
 
 def duration(seconds: float) -> str:
