@@ -53,16 +53,16 @@ def write_store(path: Path, images: int) -> None:
             )
 
 
-def write_questions(folder: Path, questions: int, images: int, every: int = 1) -> dict[str, str]:
+def write_questions(folder: Path, questions: int, images: int, every: int = 1, first: int = 0) -> dict[str, str]:
     """The official files of a split: about 8 words a question, ten answers of three kinds.
 
-    They are asked about so many images, of which the store holds `every` times as many.
+    They are asked about so many images, of which the store holds `every` times as many; `first` is the lowest id.
     """
     generator = np.random.default_rng(1)
     asked, annotated = [], []
     for number in range(questions):
         words = generator.integers(0, len(WORDS), int(np.clip(generator.normal(8, 2.2), 3, 20)))
-        entry = {"question_id": number, "image_id": number % images * every}
+        entry = {"question_id": first * 1000 + number, "image_id": first + number % images * every}
         asked.append(entry | {"question": " ".join(WORDS[word] for word in words)})
         three = generator.integers(0, len(ANSWERS), 3)
         given = [ANSWERS[three[place]] for place in (0, 0, 0, 0, 0, 1, 1, 1, 2, 2)]
