@@ -249,9 +249,10 @@ class AnswerTargets:
         pairs, counts = np.unique(asked[known] * len(vocabulary) + given[known], return_counts=True)
         questions, ids = np.divmod(pairs, len(vocabulary))  # (ΣK,)
         offsets = np.searchsorted(questions, np.arange(len(people) + 1)).astype(np.int64)
-        cases, case_of = np.unique(np.stack([counts, people[questions]]), axis=1, return_inverse=True)  # few differ
-        scores = np.array([_score(count, asked, rule) for count, asked in cases.T.tolist()], dtype=np.float32)
-        return cls(vocabulary.answers, ids, scores[case_of.reshape(-1)], offsets)
+        most = int(people.max(initial=0)) + 1
+        cases, case_of = np.unique(counts * most + people[questions], return_inverse=True)  # few differ
+        scores = np.array([_score(case // most, case % most, rule) for case in cases.tolist()], dtype=np.float32)
+        return cls(vocabulary.answers, ids, scores[case_of], offsets)
 
     @classmethod
     def of_scores(cls, answers: Column, scores: Column, vocabulary: AnswerVocabulary) -> Self:
