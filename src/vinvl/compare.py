@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from msgspec.structs import asdict
+from msgspec import to_builtins
 
-from vinvl.comparison.figures import DRAWS, RIGHT_FROM, Difference, RunComparison, compare
+from vinvl.comparison.figures import DRAWS, Difference, RunComparison, compare
 from vinvl.comparison.page import MOST, pictures_for, write_comparison
-from vinvl.comparison.pairing import Pairs, examples_of, paired
+from vinvl.comparison.pairing import Pairs, paired
+from vinvl.examples import RIGHT_FROM, examples_of
 from vinvl.run.door import Parser, run_command
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import write_json
@@ -57,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     told = notes(pairs, comparison)
     page, results = output / "compare.html", output / "compare.json"
     shown, differing = write_comparison(page, pairs, comparison, told, pictures=pictures, most=options.most)
-    about = {name: {"file": str(one.path), **asdict(one.about)} for name, one in (("A", first), ("B", second))}
+    about = {name: {"file": str(one.path), **to_builtins(one.about)} for name, one in (("A", first), ("B", second))}
     write_json(results, {"task": pairs.task, "examples": len(pairs), **about, **comparison.plain(), "notes": told})
     files = {"A": first.path, "B": second.path, "results": results, f"page ({shown:,} of {differing:,})": page}
     print_results(f"A and B on {pairs.task}, split '{first.about.split}'", rows_of(comparison), files, COLUMNS)

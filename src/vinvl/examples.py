@@ -13,15 +13,26 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from vinvl.data.table import BLOCK, TEXT, TEXTS, RecordTable, first_repeat
+from vinvl.regions.layout import View
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, reading
 
 EXAMPLES = "examples.parquet"  # in the folder of a run
+SPLITS = "examples_*.parquet"  # of an evaluation of several splits
 FORMAT = 2  # before, the best answers were not told
 ABOUT = b"vinvl_examples"  # key of the schema's metadata
 ROWS = 1 << 16  # that are Python objects at a time
 LARGEST = 1e9  # percent, of a score: a mean of such is a number
 RETRIEVAL = "retrieval"  # the task whose ids are unique within a direction only: a caption may be called as an image is
+
+
+RIGHT_FROM = 50.0  # not published: of VQA's fractional accuracy, what two or more of ten people said
+GROUPINGS = {  # column → what it is for a person, the coarser first
+    "vqa": {"kind": "answer type", "group": "question type"},
+    "gqa": {"group": "structural type", "kind": "semantic type"},
+    "captioning": {"group": "domain"},
+}
+OTHERS = {"group": "group", "kind": "kind"}
 
 
 class Outcome(NamedTuple):
@@ -74,6 +85,8 @@ class AboutExamples(msgspec.Struct, frozen=True):
         source: the checkpoint, or the file of results, that was scored.
         files: names of the split's files.
         left_out: records of the split that were not scored, because they have no regions; they are no rows.
+        regions: the files of the store of its images, with how each is read.
+        stored_as: image id → that of the store, where it is another one.
     """
 
     task: str
@@ -82,6 +95,8 @@ class AboutExamples(msgspec.Struct, frozen=True):
     source: str
     files: tuple[str, ...] = ()
     left_out: int = 0
+    regions: tuple[tuple[str, View], ...] = ()
+    stored_as: dict[str, str] = {}
     format: int = FORMAT
 
 
@@ -198,3 +213,43 @@ def refuse_unusable(examples: Examples) -> None:
             f"{path} has the id {table['id'][second].as_py()!r} in row {first + 1} and again in row {second + 1} "
             f"({count:,} such repeats): each example must be there once."
         )
+
+
+def examples_of(place: str | Path, split: str | None = None) -> Examples:
+    """The examples of a file, of a run's folder, or of the newest run in a folder of runs.
+
+    `split`: which, where an evaluation has scored several. Raises UserError if there are none, several, or those of
+    another split.
+    """
+    found = read_examples(_file_of(Path(place).expanduser(), split))
+    if split is not None and found.about.split != split:
+        raise UserError(
+            f"{found.path} is of split '{found.about.split}', and split {split} is asked for: leave that out."
+        )
+    return found
+
+
+def _file_of(path: Path, split: str | None) -> Path:
+    if not path.is_dir():
+        return path
+    names = [EXAMPLES, SPLITS] if split is None else [EXAMPLES, f"examples_{split}.parquet"]
+    found = sorted(one for name in names for one in path.glob(name))
+    if not found:
+        runs = [one for name in names for one in path.glob(f"*/{name}")]
+        newest = max(runs, key=lambda one: one.stat().st_mtime, default=None)
+        found = [] if newest is None else [one for one in runs if one.parent == newest.parent]
+    if not found:
+        raise UserError(
+            f"{path} has no {EXAMPLES}: give the folder of an evaluation, or evaluate again with "
+            "python -m vinvl.evaluate, which writes it."
+        )
+    if len(found) > 1:
+        listed = ", ".join(one.name for one in sorted(found))
+        told = f"{found[0].parent} has the examples of several splits ({listed})"
+        raise UserError(f"{told}: give one of these files, or say which split (--split NAME, or split=NAME).")
+    return found[0]
+
+
+def parts_of(task: str, image_id: str) -> list[str]:
+    """The pictures of an example; NLVR2 has two."""
+    return image_id.split(" ") if task == "nlvr2" else [image_id]

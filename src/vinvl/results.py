@@ -47,11 +47,9 @@ def score_results(config: DictConfig) -> dict[str, float]:
     extra: dict[str, Any] = {"attentions": config.attentions} if room[1] == "gqa" else {}
     extra |= {"java": bool(config.java_metrics)} if room[1] == "captioning" else {}
     found: Scored = import_module(f"vinvl.{room[1]}.results").score(data, records, path, str(config.missing), **extra)
-    tell(
-        found,
-        AboutExamples(room[1], split, found.headline, str(path), tuple(file_names(plain(data.split_files(split))))),
-        config,
-    )
+    files = tuple(file_names(plain(data.split_files(split))))
+    about = AboutExamples(room[1], split, found.headline, str(path), files, regions=data.named_stores(split))
+    tell(found, about, config)
     return found.scores
 
 

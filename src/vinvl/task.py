@@ -302,7 +302,9 @@ class VinVLTask(pl.LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         files = tuple(file_names(plain(data.split_files(split))))
         task = type(self).__name__.removesuffix("Task").lower()
-        write_examples(path, found, AboutExamples(task, split, self.headline, source, files, left_out))
+        stores, renamed = data.named_stores(split), data.renamed_images(split)
+        about = AboutExamples(task, split, self.headline, source, files, left_out, stores, renamed)
+        write_examples(path, found, about)
         return {"examples" if name == EXAMPLES else f"examples of {split}": path}
 
     def write_predictions(self, predictions: Sequence[Any], folder: Path) -> dict[str, Path]:

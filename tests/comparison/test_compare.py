@@ -18,9 +18,9 @@ from tests.door_runs import call, door_environment
 from vinvl.compare import main, notes, rows_of
 from vinvl.comparison.figures import Difference, compare
 from vinvl.comparison.page import bars
-from vinvl.comparison.pairing import examples_of, paired, sorted_codes
+from vinvl.comparison.pairing import paired, sorted_codes
 from vinvl.data.table import Column
-from vinvl.examples import AboutExamples, Outcome, write_examples
+from vinvl.examples import AboutExamples, Outcome, examples_of, write_examples
 
 Change = Callable[[Outcome], Outcome]
 PICTURES = 60
@@ -311,7 +311,7 @@ def test_other_tasks_and_values(files: tuple[Path, Path], tmp_path: Path, capsys
     assert "--draws=5 must be a whole number from 100 to 1,000,000" in refused(capsys, *files, "--draws", 5)
     assert "--draws=1000001 must be" in refused(capsys, *files, "--draws", 10**6 + 1)
     assert "--most=0 must be" in refused(capsys, *files, "--most", 0)
-    assert "the following arguments are required: B; python -m vinvl.compare --help" in refused(capsys, files[0])
+    assert "the following arguments are required: B. python -m vinvl.compare --help lists" in refused(capsys, files[0])
     assert "none does not exist" in refused(capsys, *files, "--images", tmp_path / "none")
     (tmp_path / "file").write_text("")
     assert "cannot be" in refused(capsys, *files, "--output", tmp_path / "file" / "out", "--draws", 100)
@@ -332,7 +332,7 @@ def test_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert examples_of(tmp_path / "both", "val").path.name == "examples_val.parquet"
     assert examples_of(tmp_path / "runs", "val").path.parent.name == "new"
     for one in (tmp_path / "runs", tmp_path / "both" / "examples_val.parquet"):
-        assert "is of split 'val', and --split test is given" in refused(capsys, one, one, "--split", "test")
+        assert "is of split 'val', and split test is asked for" in refused(capsys, one, one, "--split", "test")
 
 
 def test_as_a_user_calls_it(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_regions_without_classes_have_numbers(tmp_path: Path) -> None:
     report_regions(tmp_path / "f.h5", tmp_path / "r.html")
     text = page(tmp_path).text
     assert "#0#1#2" in "".join(text.split()) and "number 1" in text and "number 0" not in text
-    assert (tmp_path / "r.html").read_text().count('<span class="score"></span>') == 4  # none is stored
+    assert (tmp_path / "r.html").read_text().count('<td class="score"></td>') == 4  # none is stored
 
 
 def test_without_pictures_boxes_are_drawn_on_grey(tmp_path: Path) -> None:

@@ -17,17 +17,10 @@ from vinvl.comparison.statistics import (
     sign_flips,
     sums_by_picture,
 )
-from vinvl.examples import RETRIEVAL
+from vinvl.examples import GROUPINGS, OTHERS, RETRIEVAL, RIGHT_FROM
 
 DRAWS = 10_000
 RECALL_AT = (1, 5, 10)
-RIGHT_FROM = 50.0  # not published: of VQA's fractional accuracy, what two or more of ten people said
-GROUPINGS = {  # column → what it is for a person, the coarser first
-    "vqa": {"kind": "answer type", "group": "question type"},
-    "gqa": {"group": "structural type", "kind": "semantic type"},
-    "captioning": {"group": "domain"},
-}
-OTHERS = {"group": "group", "kind": "kind"}
 
 
 class Figure(NamedTuple):

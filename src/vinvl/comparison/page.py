@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from vinvl.comparison.figures import GROUPINGS, OTHERS, Difference, RunComparison
+from vinvl.comparison.figures import Difference, RunComparison
 from vinvl.comparison.pairing import Pairs
-from vinvl.examples import RETRIEVAL
+from vinvl.examples import GROUPINGS, OTHERS, RETRIEVAL, parts_of
 from vinvl.pages.pages import write_page
 from vinvl.pictures import pictures_of
 from vinvl.run.errors import UserError
@@ -23,17 +23,12 @@ LONGEST = 600  # characters of a text
 def pictures_for(pairs: Pairs, source: str | Path) -> tuple[dict[str, str], str]:
     """Image id → file of its picture, and by which rule they were found. UserError if there are none, or no files."""
     whole = pairs.one["image_id"].unique().to_pylist()
-    ids = sorted({part for one in whole for part in parts_of(pairs, one)})
+    ids = sorted({part for one in whole for part in parts_of(pairs.task, one)})
     match = pictures_of(ids, "the split", source)
     packed = next((place for place in match.places.values() if "\0" in place), None)
     if packed is not None:
         raise UserError(f"{source} has its pictures in an archive, and the page only links to files: unpack it first.")
     return {ids[index]: place for index, place in match.places.items()}, match.told
-
-
-def parts_of(pairs: Pairs, image_id: str) -> list[str]:
-    """The pictures of an example; NLVR2 has two."""
-    return image_id.split(" ") if pairs.task == "nlvr2" else [image_id]
 
 
 def write_comparison(
@@ -96,7 +91,7 @@ def rows_of(pairs: Pairs, places: np.ndarray, links: Mapping[str, str]) -> list[
     rows = [
         {
             "id": here["id"],
-            "pictures": [links[part] for part in parts_of(pairs, here["image_id"]) if part in links],
+            "pictures": [links[part] for part in parts_of(pairs.task, here["image_id"]) if part in links],
             "image": here["image_id"],
             "group": here["group"],
             "kind": here["kind"],

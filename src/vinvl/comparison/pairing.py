@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,45 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vinvl.data.table import Column, replaced
-from vinvl.examples import EXAMPLES, Examples, read_examples
+from vinvl.examples import Examples
 from vinvl.run.errors import UserError
 from vinvl.run.values import shown
 
-SPLITS = "examples_*.parquet"  # of an evaluation of several splits
 SET = re.compile(r"(.+-\d+)-\d+-\d+")  # an official identifier of NLVR2
-
-
-def examples_of(place: str | Path, split: str | None = None) -> Examples:
-    """The examples of a file, of a run's folder, or of the newest run in a folder of runs.
-
-    `split`: which, where an evaluation has scored several. Raises UserError if there are none, several, or those of
-    another split.
-    """
-    found = read_examples(_file_of(Path(place).expanduser(), split))
-    if split is not None and found.about.split != split:
-        raise UserError(f"{found.path} is of split '{found.about.split}', and --split {split} is given: leave it out.")
-    return found
-
-
-def _file_of(path: Path, split: str | None) -> Path:
-    if not path.is_dir():
-        return path
-    names = [EXAMPLES, SPLITS] if split is None else [EXAMPLES, f"examples_{split}.parquet"]
-    found = sorted(one for name in names for one in path.glob(name))
-    if not found:
-        runs = [one for name in names for one in path.glob(f"*/{name}")]
-        newest = max(runs, key=lambda one: one.stat().st_mtime, default=None)
-        found = [] if newest is None else [one for one in runs if one.parent == newest.parent]
-    if not found:
-        raise UserError(
-            f"{path} has no {EXAMPLES}: give the folder of an evaluation, or evaluate again with "
-            "python -m vinvl.evaluate, which writes it."
-        )
-    if len(found) > 1:
-        listed = ", ".join(one.name for one in sorted(found))
-        told = f"{found[0].parent} has the examples of several splits ({listed})"
-        raise UserError(f"{told}: give one of these files, or pass --split NAME.")
-    return found[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -313,6 +313,19 @@ class RegionDataModule(pl.LightningDataModule):
                 raise UserError(f"{wrong}{records.describe(first)}; add it, or pass data.on_missing=skip.")
         return positions_in(self.store, np.array(own)).reshape(np.shape(records.image_ids))
 
+    def named_stores(self, split: str) -> tuple[tuple[str, View], ...]:
+        """The paths of the files of a split's store, with how each is read; () if none is named."""
+        if split not in self.own_stores and self.regions is None:
+            return ()
+        return tuple((str(Path(one.path).expanduser().resolve()), one.view) for one in self.store_files(split))
+
+    def renamed_images(self, split: str) -> dict[str, str]:
+        """Image ids of a split that was read → those of the store, where they are others."""
+        records, images = self._read[split]
+        own, stored = np.ravel(records.image_ids), self.opened(split).store.image_ids[np.ravel(images)]
+        differ = own != stored
+        return dict(zip(own[differ].tolist(), stored[differ].tolist(), strict=True))
+
     def commonest_of(self, records: Any) -> Commonest:
         """What the records of the training split say most often, where a dataset knows of such; see `Commonest`."""
         return {}

@@ -6,8 +6,6 @@ features are sane.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,30 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image
 
-from vinvl.pictures import (
-    EXIF_APPLY,
-    EXIF_IGNORE,
-    PILLOWS_LIMIT,
-    PictureNames,
-    ReadingOptions,
-    picture_size,
-    pictures_of_store,
-    read_picture,
-)
-from vinvl.regions.regions import LabelMap, Regions
+from vinvl.pages.drawn import as_source, drawn, name_of_class, readings_of
+from vinvl.pictures import PILLOWS_LIMIT, PictureNames, pictures_of_store
+from vinvl.regions.regions import Regions
 from vinvl.regions.store import RegionStore
-from vinvl.run.errors import UserError
 from vinvl.run.files import write_text_atomically
 
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
-LONGEST_SIDE = 640  # pixels of the pictures in the page of regions
 TOLD = (  # of a provenance, what a person looks at first
     "weights", "weights_sha256", "nms_filter", "boxes", "given_boxes", "score_threshold", "min_boxes", "max_boxes",
     "min_size", "max_size", "pad_multiple", "colour_order", "exif_orientation", "precision", "made",
 )  # fmt: skip
-ATTRIBUTES_SHOWN = 3
 LEAST_BOXES = 10  # what published pipelines keep of any image, however unsure they are
 SURE = 0.2  # the published score threshold
 PAIRS = 200  # regions of which features are compared
@@ -56,7 +42,7 @@ class CaptionedPicture:
 
     @property
     def source(self) -> str:
-        return _source(MEDIA_TYPES[self.picture.suffix.lower()], self.picture.read_bytes())
+        return as_source(MEDIA_TYPES[self.picture.suffix.lower()], self.picture.read_bytes())
 
 
 class Sign(NamedTuple):
@@ -115,20 +101,23 @@ def report_regions(
     made = store.provenance
     found = None if images is None else pictures_of_store(store, images, names)
     places = None if found is None else found.places
-    said = made.get("exif_orientation")  # else as published, or unturned where only that fits
-    turnings = (said,) if said in (EXIF_APPLY, EXIF_IGNORE) else (EXIF_APPLY, EXIF_IGNORE)
-    readings = [ReadingOptions(turning, max_pixels=max_pixels) for turning in turnings]  # type: ignore[arg-type]
+    readings = readings_of(store, max_pixels)
     if ids is not None:
         wanted = [store.index_of(image_id) for image_id in ids]
     else:
         candidates = np.arange(len(store)) if places is None else np.array(sorted(places), dtype=np.int64)
         wanted = sorted(np.random.default_rng(seed).permutation(candidates)[:count].tolist())
+
+    def shown(index: int) -> dict[str, Any]:
+        regions, path = store.at(index), None if places is None else places.get(index, "")
+        return drawn(regions.image_id, path, readings, regions, store.label_map)
+
     more = f" and {len(store.headers) - 3} more" if len(store.headers) > 3 else ""
     write_page(
         output,
         "regions.html",
         title=f"Regions of {', '.join(header.path.name for header in store.headers[:3])}{more}",
-        pictures=[_shown(store.at(index), index, places, readings, store.label_map) for index in wanted],
+        pictures=[shown(index) for index in wanted],
         summary=summarise(store, seed=seed),
         detector=store.detector,
         told={name: _short(made[name]) for name in TOLD if name in made},
@@ -136,76 +125,9 @@ def report_regions(
     return len(wanted), "" if found is None else found.told
 
 
-def _shown(
-    regions: Regions, index: int, places: dict[int, str] | None, readings: Sequence[ReadingOptions], labels: LabelMap
-) -> dict[str, Any]:
-    """What the page says of an image."""
-    picture, note = _picture(regions, None if places is None else places.get(index, ""), readings)
-    small = (picture or Image.new("RGB", (regions.width, regions.height), "#e8e8e8")).convert("RGB")
-    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=85)
-    return {
-        "id": regions.image_id,
-        "width": regions.width,
-        "height": regions.height,
-        "note": note,
-        "source": _source("image/jpeg", file.getvalue()),
-        "regions": [_region(regions, number, labels) for number in range(len(regions))],
-    }
-
-
-def _picture(regions: Regions, path: str | None, readings: Sequence[ReadingOptions]) -> tuple[Image.Image | None, str]:
-    """The picture of an image, if there is one, and what is odd about it."""
-    if not path:
-        return None, "" if path is None else "its picture is not among the images"
-    size = (regions.width, regions.height)
-    try:
-        reading = next((one for one in readings if picture_size(path, one) == size), readings[0])
-        picture = read_picture(path, reading)
-    except UserError as error:
-        return None, str(error)
-    if picture.size == size:
-        return picture, ""
-    why = "it is another picture, or another size of it"
-    if picture.size == size[::-1]:
-        why = "it was turned on the way (EXIF orientation)"
-    told = f"the store says {size[0]} × {size[1]} pixels, the picture has {picture.width} × {picture.height}"
-    return picture, f"{told}: {why}"
-
-
-def _region(regions: Regions, number: int, labels: LabelMap) -> dict[str, Any]:
-    x1, y1, x2, y2 = regions.boxes[number].tolist()
-    scored = zip(regions.attributes[number].tolist(), regions.attribute_scores[number].tolist(), strict=True)
-    index = int(regions.classes[number])
-    attributes = [(_name(labels.attributes, attribute), score) for attribute, score in scored if score > 0]
-    return {
-        "number": number,
-        "tag": _name(labels.classes, index) if index or labels.classes else f"#{number}",  # of no class: its own number
-        "score": float(regions.class_scores[number]),
-        "attributes": attributes[:ATTRIBUTES_SHOWN],
-        "x": x1,
-        "y": y1,
-        "width": max(0.0, x2 - x1),
-        "height": max(0.0, y2 - y1),
-        "area": (x2 - x1) * (y2 - y1),
-        # Colours that differ from those of the regions before: by the golden angle around the circle of hues.
-        "colour": f"hsl({number * 137.5 % 360:.0f} 85% 45%)",
-    }
-
-
-def _name(names: Sequence[str], index: int) -> str:
-    return names[index] if index < len(names) else f"number {index}"
-
-
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:12] + "…"
-
-
-def _source(media_type: str, content: bytes) -> str:
-    """Bytes as the value of an `src`."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 # Figures of a store by which a person sees whether its features are sane.
@@ -292,5 +214,5 @@ def _sticks_out(regions: Regions) -> float:
 
 def _commonest(counts: Counter[int], names: Sequence[str], most: int) -> tuple[tuple[str, float], ...]:
     total = max(1, sum(counts.values()))
-    named = [(_name(names, index), count / total) for index, count in counts.most_common(most + 1) if index]
+    named = [(name_of_class(names, index), count / total) for index, count in counts.most_common(most + 1) if index]
     return tuple(named[:most])
