@@ -177,6 +177,8 @@ def test_another_size_or_hash_is_taken_where_a_person_says_so(
 ) -> None:
     server.files["/f"] = Served(CONTENT, sized=False)
     name = listed(tmp_path, {"url": f"{server.url}/f", "bytes": 3, "hash": digest(b"abc")})
+    assert "another file, of more than 3 bytes" in refused(capsys, name, "--to", str(tmp_path / "data"))
+    server.files["/f"].content = b"ab"
     assert "another file, not of 3 bytes" in refused(capsys, name, "--to", str(tmp_path / "data"))
     assert below(tmp_path / "data") == []
     assert main([name, "--to", str(tmp_path / "data"), "--unchecked"]) == 0

@@ -26,12 +26,9 @@ READ_BY = sorted({choice for data in LISTS.values() for choice in data.read_by})
 def put(choice: str) -> set[Path]:
     """Where the lists of a choice put files and folders, or say what makes them."""
     lists = [data for data in LISTS.values() if choice in data.read_by]
-    files = [
-        (DATA / (file.to or part.to), file) for data in lists for part in data.parts.values() for file in part.files
-    ]
-    made = {place for folder, file in files for place in (folder, *file.targets(folder)) if folder.parent != DATA} | {
-        target for folder, file in files for target in file.targets(folder)
-    }
+    parts = [(DATA / part.to, part) for data in lists for part in data.parts.values()]
+    made = {target for to, part in parts for file in part.files for target in file.targets(DATA / (file.to or part.to))}
+    made |= {to for to, _ in parts if to.parent != DATA}  # detector/objects365, and not all of coco
     return made | {DATA / place for data in lists for place in data.then}
 
 
@@ -91,6 +88,7 @@ def test_names_and_parts() -> None:
     assert names == {"coco": ["captions"], "gqa": ["metrics"], "nlvr2": ["statements", "pictures"]}
     patches = LISTS["objects365"].parts["pictures"].files
     assert [patches[0].name, patches[50].makes] == ["patch0.tar.gz", ["patch50"]] and len(patches) == 51
+    assert [patches[15].to, patches[16].to] == [f"detector/objects365/images/{version}" for version in ("v1", "v2")]
     for words, told in (
         ("vqa22", "There is no data set 'vqa22' to download: did you mean vqa2?"),
         ("../paths/default", "There is no data set '..' to download: there are coco,"),

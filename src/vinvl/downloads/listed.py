@@ -27,7 +27,7 @@ class ListedFile(Struct, frozen=True, forbid_unknown_fields=True):
     bytes: its size, and `hash` ("sha256:…", "md5:…"), where somebody has published them.
     about_gb: a rough size, for the plan alone.
     folder: the URL is a folder of Azure's storage, `https://ACCOUNT/CONTAINER/FOLDER`, whose files its server lists.
-    count: how many such files there are: {n} in url and makes is 0, 1, 2 …
+    numbers: first and last of such files, whose number is {n} in url and makes.
     pictures_of: a JSON file of `to` with COCO's `images`, whose `coco_url` are the files; `named` is their folder.
     """
 
@@ -40,7 +40,7 @@ class ListedFile(Struct, frozen=True, forbid_unknown_fields=True):
     about_gb: float | None = None
     by_hand: str | None = None
     folder: bool = False
-    count: int | None = None
+    numbers: tuple[int, int] | None = None
     pictures_of: str | None = None
 
     @property
@@ -59,13 +59,14 @@ class ListedFile(Struct, frozen=True, forbid_unknown_fields=True):
 
     def each(self) -> list["ListedFile"]:
         """The files that it stands for."""
-        if self.count is None:
+        if self.numbers is None:
             return [self]
+        first, last = self.numbers
         numbered = [
             ([url.replace("{n}", str(n)) for url in self.urls], [name.replace("{n}", str(n)) for name in self.makes])
-            for n in range(self.count)
+            for n in range(first, last + 1)
         ]
-        return [msgspec.structs.replace(self, url=urls, makes=makes, count=None) for urls, makes in numbered]
+        return [msgspec.structs.replace(self, url=urls, makes=makes, numbers=None) for urls, makes in numbered]
 
 
 class ListedPart(Struct, frozen=True, forbid_unknown_fields=True):

@@ -67,7 +67,8 @@ def check_room(chosen: Chosen, data_folder: Path, keep: bool) -> None:
                 stay.append(size if file.makes else max(size - there, 0))
                 pass_by.append(max(size - there, 0) if file.makes else 0)
     needed, free = sum(stay) + (sum(pass_by) if keep else max(pass_by, default=0)), free_room(data_folder)
-    say(f"room: {needed / 1e9:,.2f} GB needed for what has a known size, {free / 1e9:,.2f} GB free in {data_folder}")
+    told = f"{needed / 1e9:,.2f} GB needed for what has a known size" if needed else "no size is known"
+    say(f"room: {told}, {free / 1e9:,.2f} GB free in {data_folder}")
     if needed > free:
         raise UserError(
             f"{data_folder} has {free / 1e9:,.2f} GB free, and {needed / 1e9:,.2f} GB are needed: make room, pass --to "

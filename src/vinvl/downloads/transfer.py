@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import sleep
@@ -13,7 +13,7 @@ import requests
 
 from vinvl.run.errors import UserError
 from vinvl.run.files import failure_told, free_room
-from vinvl.run.progress import progress
+from vinvl.run.progress import Show, progress
 
 TRIES = 5  # in a row that bring nothing
 UNREACHABLE_TRIES = 2  # where not even the first word of an answer comes
@@ -45,23 +45,26 @@ class Transfer:
     part: Path
     size: int | None = None
     resumed: bool = field(default=False, init=False)
+    _show: Show | None = field(default=None, init=False)
 
     def __call__(self, url: str, output_file: str, _pooch: Any, check_only: bool | None = False) -> None:
         """As pooch calls it; raises NotHadError, and UserError where the disk is full."""
         fruitless = 0
-        while True:
-            before, answered = self._bytes(), True
-            try:
-                self._receive(url)
-                break
-            except (requests.RequestException, CutOffError) as error:
-                if "CERTIFICATE" in str(error).upper():
-                    raise NotHadError(f"is not to be trusted ({_told(error)})") from error
-                answered = not isinstance(error, requests.ConnectionError | requests.ConnectTimeout)
-                fruitless = 0 if self._bytes() > before else fruitless + 1
-                if fruitless >= (TRIES if answered or before else UNREACHABLE_TRIES):
-                    raise NotHadError(f"is cut off or not reached ({_told(error)})") from error
-                sleep(min(2**fruitless, 30) if fruitless else 0)
+        with ExitStack() as bars:
+            while True:
+                before = self._bytes()
+                try:
+                    self._receive(url, bars)
+                    break
+                except (requests.RequestException, CutOffError) as error:
+                    if "CERTIFICATE" in str(error).upper():
+                        raise NotHadError(f"is not to be trusted ({_told(error)})") from error
+                    answered = not isinstance(error, requests.ConnectionError | requests.ConnectTimeout)
+                    fruitless = 0 if self._bytes() > before else fruitless + 1
+                    if fruitless >= (TRIES if answered or before else UNREACHABLE_TRIES):
+                        raise NotHadError(f"is cut off or not reached ({_told(error)})") from error
+                    sleep(min(2**fruitless, 30) if fruitless else 0)
+        self._show = None
         os.replace(self.part, output_file)
         self._notes.unlink(missing_ok=True)
 
@@ -76,8 +79,8 @@ class Transfer:
     def _bytes(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
-    def _receive(self, url: str) -> None:
-        """Receives as much as comes. Raises what `requests` does, CutOffError, NotHadError or UserError."""
+    def _receive(self, url: str, bars: ExitStack) -> None:
+        """Receives as much as comes, and shows it in a bar. Raises what `requests` does and what this file has."""
         notes = self._read_notes(url)
         have = self._bytes() if notes else 0
         headers = {"Accept-Encoding": "identity"}
@@ -101,15 +104,19 @@ class Transfer:
             with open(self.part, "r+b" if start else "wb") as file:
                 with self._writing():
                     self._notes.write_text(json.dumps(notes), encoding="utf-8")
-                    file.truncate(start)
                     file.seek(start)
-                with progress("MB", (total or 0) / 1e6, start / 1e6) as show:
-                    for piece in answer.iter_content(PIECE):
-                        with self._writing():
-                            file.write(piece)
-                            file.flush()
-                        if total:
-                            show(file.tell() / 1e6)
+                if total and self._show is None:
+                    self._show = bars.enter_context(progress("MB", total / 1e6, start / 1e6))
+                most = self.size or total
+                for piece in answer.iter_content(PIECE):
+                    if most is not None and file.tell() + len(piece) > most:
+                        self._forget()
+                        raise NotHadError(f"has another file, of more than {most:,} bytes")
+                    with self._writing():
+                        file.write(piece)
+                        file.flush()
+                    if self._show:
+                        self._show(file.tell() / 1e6)
                 with self._writing():
                     os.fsync(file.fileno())
         if total is not None and self._bytes() != total:
