@@ -14,9 +14,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.detector.samples import SMALL, SMALL_WEIGHTS, recorded, recorded_json, small_detector, small_images
+from tests.hub_server import Hub
 from vinvl.detector import Architecture, Detector, DetectorConfig, load_detector
 from vinvl.detector.starting import load_what_fits
-from vinvl.detector.weights import match_names, open_detector, read_label_map, read_settings, save_detector
+from vinvl.detector.weights import (
+    PUBLISHED_LABELS,
+    PUBLISHED_WEIGHTS,
+    detector_files,
+    find_weights,
+    labels_beside,
+    match_names,
+    open_detector,
+    read_label_map,
+    read_settings,
+    save_detector,
+)
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 
@@ -268,3 +280,13 @@ def test_other_label_maps_are_refused(tmp_path: Path, text: str, sentence: str) 
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=f"{re.escape(str(path))}.*{sentence}"):
         read_label_map(path, SMALL.architecture)
+
+
+def test_a_repository_of_weights_with_their_label_map(hub: Hub) -> None:
+    published = {PUBLISHED_LABELS: b"{}", PUBLISHED_WEIGHTS: b"w", "README.md": b"", "other.pth": b""}
+    commit = hub.add("michelecafagna26/vinvl_vg_x152c4", published).refs["main"]
+    path, name = find_weights("michelecafagna26/vinvl_vg_x152c4")
+    assert name == f"michelecafagna26/vinvl_vg_x152c4@{commit}" and path.read_bytes() == b"w"
+    assert sorted(one.name for one in path.parent.iterdir()) == [PUBLISHED_LABELS, PUBLISHED_WEIGHTS]
+    assert labels_beside(path, 1595).is_file() and find_weights(path) == (path, None)
+    assert detector_files(["one.pth"]) == ["one.pth"] and detector_files(["one.pth", "two.pth"]) == []

@@ -1,5 +1,6 @@
 """Models and detectors by name on the Hugging Face hub, as the doors and `vinvl.load` take them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def test_a_model_and_a_detector_by_name(
     assert found.ask(picture, "what is red?").answer in printed
 
 
+def test_a_published_captioning_model(hub: Hub, folder: Path, own_runs: dict[str, Path], tmp_path: Path) -> None:
+    converted = [f"weights={own_runs['captioning']}", f"to={tmp_path / 'oscar'}", "format=oscar"]
+    with composed("convert", tmp_path, tmp_path / "run", *converted) as config:
+        convert(config)
+    published = {
+        name: (tmp_path / "oscar" / name).read_bytes() for name in ("config.json", "pytorch_model.bin", "vocab.txt")
+    }
+    hub.add("michelecafagna26/vinvl-base-image-captioning", {**published, "training_args.bin": b"not wanted"})
+    hub.add("michelecafagna26/vinvl_vg_x152c4", {"vinvl_vg_x152c4.pth": (folder / "detector.pth").read_bytes()})
+    model = vinvl.load(
+        "michelecafagna26/vinvl-base-image-captioning", detector="michelecafagna26/vinvl_vg_x152c4", device="cpu",
+        decoding={"max_length": 9}, inputs={"max_caption_tokens": 12, "max_tokens": 20},
+    )  # fmt: skip
+    assert model.caption(str(next(iter(picture_paths(folder).values())))).text
+    assert model.trained.task == "captioning" and "training_args.bin" not in hub.downloads()
+
+
 def test_features_say_where_their_detector_is_from(hub: Hub, folder: Path, tmp_path: Path) -> None:
     commit = hub.add("someone/detector", {"detector.pth": (folder / "detector.pth").read_bytes()}).refs["main"]
     given = [f"images={folder / 'pictures'}", "labels=null", "detector.min_size=24", "detector.max_size=40"]
@@ -63,6 +81,20 @@ def test_a_run_says_which_commit_it_began_from(
     best = train_on(folder / "features.h5", "vqa", demo_data, tmp_path / "run", "model.init=someone/model")
     config = read_checkpoint(best)["vinvl"]["run_config"]
     assert config["model"]["init"] == config["task"]["init"] == name
+    lines, regions = tmp_path / "run.jsonl", folder / "features.h5"
+    given = [
+        f"data.splits={{train:{lines},val:{lines},predict:{lines}}}",
+        f"data.regions={regions}",
+        "data.test_split=val",
+    ]
+    given += [
+        "ckpt_path=someone/model",
+        "data=vqa_jsonl",
+        "data.num_workers=0",
+        f"data.answers={tmp_path}/model/answers.json",
+    ]
+    run_in_process("evaluate", demo_data, tmp_path / "scored", *given, "trainer.accelerator=cpu")
+    assert name.partition("@")[2] in json.loads((tmp_path / "scored" / "results.json").read_text())["checkpoint"]
 
 
 @pytest.mark.parametrize("given", ["none.pth", "nowhere/at/all", "./model"])

@@ -211,9 +211,14 @@ SENTENCES = {
 }
 
 
+PIPELINES = {"vqa": "visual-question-answering", "gqa": "visual-question-answering", "captioning": "image-to-text"}
+"""The hub's names of tasks, where it has one."""
+
+
 CARD = """---
+library_name: vinvl
 tags: [vinvl, oscar, vision-language]
----
+{pipeline}---
 
 # {name}
 
@@ -230,7 +235,8 @@ from vinvl.models import {name}
 model = {name}.from_pretrained("FOLDER").eval()
 ```
 
-`python -m vinvl.train model.init=FOLDER data.tokenizer=FOLDER` continues from it.
+FOLDER is this folder, or the name of this repository. {use}`python -m vinvl.train model.init=FOLDER
+data.tokenizer=FOLDER` continues from it.
 
 ## Data
 
@@ -258,8 +264,11 @@ def model_card(
     table = [f"| {name} | {value:.4g} |" for name, value in (scores or {}).items()]
     if table:
         table = [f"On `{split}`:", "", "| metric | value |", "| --- | --- |", *table]
+    used = task in MODEL_OF_TASK and task not in ("pretraining", "encoder")
     return CARD.format(
         name=type(model).__name__,
+        pipeline=f"pipeline_tag: {PIPELINES[task]}\n" if task in PIPELINES else "",
+        use='`vinvl.load("FOLDER", detector=…)` asks it about pictures. ' if used else "",
         what=SENTENCES.get(task or "", "a task that its checkpoint does not name"),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         config=model.config,
