@@ -5,10 +5,10 @@ import tarfile
 import zipfile
 
 
-def zip_of(files: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
+def zip_of(files: dict[str, bytes], links: dict[str, str] | None = None, *, packed: bool = False) -> bytes:
     """A zip of names and contents, and of links and where they lead."""
     made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
         for name, target in (links or {}).items():

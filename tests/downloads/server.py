@@ -37,6 +37,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = dict[str, Served]()
         self.asked = list[tuple[str, str]]()
+        self.begun = list[int]()  # the first byte of what was sent
 
     @property
     def url(self) -> str:
@@ -64,8 +65,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted and served.ranges else 0
-        if self.headers.get("If-Range") not in (None, served.mark):
+        condition = self.headers.get("If-Range")
+        if condition is not None and (condition != served.mark or condition.startswith("W/")):  # a weak one never holds
             start = 0
+        self.server.begun.append(start)
         if start and start >= len(served.content):
             self.send_response(416)
             self.send_header("Content-Length", "0")
