@@ -156,7 +156,8 @@ def test_mirrors_are_tried_in_order_and_the_others_of_a_list_do_not_wait(
         "Known to be a test.",
     )  # fmt: skip
     assert all(reason in told for reason in reasons), told
-    assert below(tmp_path / "data") == ["set/g"]
+    assert [path.name for path in (tmp_path / "data" / "set").iterdir()] == ["g"]
+    assert [path for path, _ in server.asked].count("/other/f") == 1
     assert main([listed(tmp_path, {"url": urls, **wanted}), "--to", str(tmp_path / "data")]) == 0
     assert below(tmp_path / "data") == ["set/f", "set/g"]
 

@@ -149,8 +149,6 @@ def _download_folder(work: Path) -> Iterator[Path]:
     try:
         if lock(descriptor) is False:
             raise UserError(f"Another process is downloading into {work}: wait for it, or stop it first.")
-        for left in work.glob("tmp*"):  # pooch's, of a killed process
-            left.unlink()
         yield work
     finally:
         with suppress(OSError):  # what is in it is for the next time
