@@ -108,6 +108,8 @@ class VinVLConfig(BertConfig):
         self.cls_hidden_scale = cls_hidden_scale
         self.cls_hidden_layers = cls_hidden_layers
         self.loss_type = canonical_loss_type(loss_type)
+        if self.hidden_size is None or self.num_attention_heads is None:  # which transformers 5.0 takes
+            raise UserError("The model's configuration cannot be used (hidden_size or num_attention_heads is null).")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"The model's hidden_size {self.hidden_size} cannot be split over num_attention_heads "
