@@ -111,6 +111,16 @@ class TestGQA:
         found = [[one["score"] for one in line["top"]] for line in top]
         np.testing.assert_allclose([row["probabilities"] for row in told], found, atol=1e-5)
 
+    def test_the_page_of_a_run_has_boxes_of_its_store_and_curves(
+        self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path
+    ) -> None:
+        given = [f"run={gqa[0]}", f"images={demo_data}/demo/images", f"output={tmp_path}/page.html", "count=3"]
+        printed = run_in_process("report", demo_data, tmp_path / "report", *given)
+        assert "page.html: 3 examples" in printed and "Boxes are not drawn" not in printed
+        page = (tmp_path / "page.html").read_text()
+        assert page.count("<figure") == 3 and page.count("data:image/jpeg") == 3 and page.count("<rect") >= 3
+        assert page.count('<td class="bar"') == 3 * 5 and "score in validation" in page and "_target_: vinvl" in page
+
     def test_a_split_without_answers_is_predicted_and_not_scored(
         self, gqa: tuple[Path, str], demo_data: Path, tmp_path: Path
     ) -> None:

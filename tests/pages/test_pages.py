@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -226,3 +227,12 @@ def test_the_door(tmp_path: Path) -> None:
     assert "none.h5 cannot be opened" in refused_in_process("report", tmp_path, tmp_path / "run", "store=none.h5")
     assert "count=0 must be" in refused_in_process("report", tmp_path, tmp_path / "run", place, "count=0")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "run") == ["f.h5", "f.html", "p"]
+
+
+def test_of_names_at_one_place_the_best_is_shown_and_the_others_when_they_are_pointed_at(tmp_path: Path) -> None:
+    three, apart = regions("a", 3), regions("b", 2, (200, 150))
+    three.class_scores[:] = (0.1, 0.9, 0.5)
+    apart.boxes[1] += 100
+    report_regions(store(tmp_path, three, apart), tmp_path / "r.html")
+    names = re.findall(r'<span class="name( covered)?" data-region="(\d)"', (tmp_path / "r.html").read_text())
+    assert names == [(" covered", "0"), ("", "1"), (" covered", "2"), ("", "0"), ("", "1")]

@@ -27,6 +27,7 @@ def run_folder(folder: Path, task: str, examples: list[Outcome], **about: Any) -
     folder.mkdir(parents=True)
     scores = {"loss": 0.5, headline: 61.2}
     told = {"split": "val", "checkpoint": "x/checkpoints/best.ckpt", "headline": headline, "scores": scores}
+    told["part"] = "2 of 57 batches"
     (folder / "results.json").write_text(json.dumps(told))
     write_examples(folder / "examples.parquet", examples, AboutExamples(task, "val", headline, "best.ckpt", **about))
     return folder
@@ -68,7 +69,8 @@ def test_a_question_has_its_picture_boxes_people_and_the_best_answers(tmp_path: 
     save(tmp_path / "p" / "0.png")
     reader, printed = page_of(tmp_path, f"run={run}", f"images={tmp_path}/p", "count=4")
     assert "1 of 8 images of the split have a picture" in printed and "page.html: 4 examples" in printed
-    assert "The whole split has 2 right, 6 wrong; here are 4 of them." in reader.text
+    assert "The examples are 2 right, 6 wrong; here are 4 of them." in reader.text
+    assert "of a part of the split: 2 of 57 batches only" in reader.text
     assert "Is it red? yes ✓ 75.0 % no ✓ 25.0 % people yes × 9 no right · accuracy 100 · yes/no" in reader.text
     assert reader.tags.count("rect") == 4 * 3 and "cat 0.50 red 0.90" in reader.text
     assert "its picture is not among the images" in reader.text
@@ -199,7 +201,8 @@ def test_the_newest_run_is_taken_and_what_is_none_is_refused(tmp_path: Path) -> 
     assert "is no folder of a run, and holds none" in refused(f"run={tmp_path}/empty")
     for time, name in enumerate(("old", "new")):
         run = run_folder(tmp_path / "runs" / "vqa" / name, "vqa", asked())
-        os.utime(run, (0, 1000 + time))
+        for path in run.iterdir():
+            os.utime(path, (0, 1000 + time))
     for place in ("last", f"{tmp_path}/runs/vqa", f"{tmp_path}/runs/vqa/new/examples.parquet"):
         _, printed = page_of(tmp_path, f"run={place}", f"paths.runs_dir={tmp_path}/runs")
         assert f"Run: {tmp_path}/runs/vqa/new" in printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,24 +71,29 @@ def find_run(place: str, runs_dir: Path) -> Path:
     """The folder of a run. Raises UserError if there is none."""
     path = Path(place).expanduser()
     if place == NEWEST and not path.exists():
-        return _newest(runs_dir, "*/*", f"run=last: no run under {runs_dir} has left anything to look at")
+        return _newest(runs_dir, ("*/*", "*/*/*"), f"run=last: no run under {runs_dir} has left anything to look at")
     if not path.exists():
         raise UserError(f"run={place} does not exist: give the folder of a run, or run=last for the newest.")
     if path.is_file():
         return path.parent
-    return path if _is_run(path) else _newest(path, "*", f"{path} is no folder of a run, and holds none")
+    return path if _is_run(path) else _newest(path, ("*",), f"{path} is no folder of a run, and holds none")
 
 
-def _newest(folder: Path, pattern: str, none: str) -> Path:
-    found = [one for one in folder.glob(pattern) if _is_run(one)]
+def _newest(folder: Path, patterns: Sequence[str], none: str) -> Path:
+    found = [one for pattern in patterns for one in folder.glob(pattern) if _is_run(one)]
     if not found:
         raise UserError(f"{none}: give the folder of a run of vinvl.train or vinvl.evaluate, with a {RESULTS}.")
-    return max(found, key=lambda one: one.stat().st_mtime)
+    return max(found, key=_last_written)
 
 
 def _is_run(folder: Path) -> bool:
-    there = (EXAMPLES, SPLITS, RESULTS, *METRICS)
-    return folder.is_dir() and any(any(folder.glob(name)) for name in there)
+    return folder.is_dir() and _last_written(folder) > 0
+
+
+def _last_written(folder: Path) -> float:
+    """When a run has last written something to look at; 0 if it has not."""
+    there = [one for name in (EXAMPLES, SPLITS, RESULTS, *METRICS) for one in folder.glob(name)]
+    return max((one.stat().st_mtime for one in there), default=0)
 
 
 def _results(folder: Path) -> dict[str, Any]:
