@@ -76,7 +76,7 @@ def test_every_door_command_composes(name: str, overrides: list[str]) -> None:
     if sweep:
         # The launcher of SLURM is a package of its own.
         overrides = [
-            re.sub(r"range\((\d+),\d+\)", r"\1", one).split(",")[0]
+            re.sub(r"(?:range|interval)\(([\w.-]+),[\w.-]+\)", r"\1", one).split(",")[0]
             for one in overrides
             if not one.startswith("hydra/launcher=")
         ]
@@ -92,6 +92,7 @@ def test_every_door_command_composes(name: str, overrides: list[str]) -> None:
         key, _, value = override.partition("=")
         if "." in key:
             found = str(OmegaConf.select(config, key)).replace("'", "")  # around the texts of a list or dictionary
+            value = str(float(value)) if re.fullmatch(r"\d+e-?\d+", value) else value
             assert found.lower() == " ".join(value.strip("'").split()).lower(), override
 
 

@@ -19,7 +19,7 @@ from vinvl.run.files import write_json
 from vinvl.run.folders import NAMED_CHECKPOINTS
 from vinvl.run.options import open_sections, task_as_a_value
 from vinvl.run.overrides import command_overrides, given_values
-from vinvl.run.progress import part_of, print_results, report
+from vinvl.run.progress import part_of, print_results, profiler, report
 from vinvl.zoo import COLUMNS, compared, comparing, recipe_of, scorable_splits, zoo
 
 if TYPE_CHECKING:
@@ -61,9 +61,8 @@ def scored(config: DictConfig) -> Restored:
     seed_everything(config.seed, verbose=False)
     restored = restore(config, "test")
     restored.datamodule.setup("test")
-    trainer: pl.Trainer = instantiate(
-        config.trainer, callbacks=[progress(), StopAtOnce()], logger=False, enable_checkpointing=False
-    )
+    own = {"callbacks": [progress(), StopAtOnce()], "profiler": profiler(config)}
+    trainer: pl.Trainer = instantiate(config.trainer, **own, logger=False, enable_checkpointing=False)
     trainer.test(restored.task, datamodule=restored.datamodule, verbose=False)
     return restored
 

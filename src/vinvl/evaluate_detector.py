@@ -17,7 +17,7 @@ from vinvl.run.door import door, enter, made
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import write_json
 from vinvl.run.overrides import command_overrides, given_values, refuse_unread_splits
-from vinvl.run.progress import print_results, report
+from vinvl.run.progress import print_results, profiler, report
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -73,9 +73,8 @@ def of_weights(config: DictConfig) -> dict[str, float]:
     data.prepare_data()
     task.check_datamodule(data)
     data.setup("test")
-    trainer: pl.Trainer = instantiate(
-        config.trainer, callbacks=[progress(), StopAtOnce()], logger=False, enable_checkpointing=False
-    )
+    own = {"callbacks": [progress(), StopAtOnce()], "profiler": profiler(config)}
+    trainer: pl.Trainer = instantiate(config.trainer, **own, logger=False, enable_checkpointing=False)
     if trainer.is_global_zero:
         say(opened.report)
     trainer.test(task, datamodule=data, verbose=False)

@@ -38,6 +38,9 @@ def wants_plan(config: DictConfig) -> bool:
         raise UserError(f"plan is {asked!r}: pass +plan=true.")
     if asked and config.ckpt_path is not None:
         raise UserError("A plan is of a whole run: leave ckpt_path out.")
+    cut = next((flag for flag in ("fast_dev_run", "overfit_batches") if config.trainer.get(flag)), None)
+    if asked and cut is not None:
+        raise UserError(f"A plan is of a whole run: leave trainer.{cut} out.")
     return asked
 
 

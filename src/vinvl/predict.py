@@ -42,14 +42,14 @@ def predict(config: DictConfig) -> list[Any]:
 
     from vinvl.restore import restore
     from vinvl.run.callbacks import progress
+    from vinvl.run.progress import profiler
     from vinvl.run.survival import StopAtOnce
 
     seed_everything(config.seed, verbose=False)
     restored = restore(config, "predict")
     restored.datamodule.setup("predict")
-    trainer: pl.Trainer = instantiate(
-        config.trainer, callbacks=[progress(), StopAtOnce()], logger=False, enable_checkpointing=False
-    )
+    own = {"callbacks": [progress(), StopAtOnce()], "profiler": profiler(config)}
+    trainer: pl.Trainer = instantiate(config.trainer, **own, logger=False, enable_checkpointing=False)
     batches = trainer.predict(restored.task, datamodule=restored.datamodule) or []
     predictions = in_file_order(gather([prediction for batch in batches for prediction in batch]))
     predictions, filled_in = with_left_out(predictions, restored.task, restored.datamodule)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from vinvl.run.door import door, enter, made, made_of_each
 from vinvl.run.errors import UserError, say
 from vinvl.run.overrides import command_overrides, given_values, refuse_unread_splits
-from vinvl.run.progress import report
+from vinvl.run.progress import profiler, report
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -36,6 +36,8 @@ def train(config: DictConfig) -> float | None:
     from vinvl.task import VinVLTask
 
     planned = wants_plan(config)
+    if not str(config.optimized_metric).startswith("val/"):
+        raise UserError(f"optimized_metric={config.optimized_metric} is no figure of the validation: give val/score.")
     pin_start(config)
     # First of all: what is missing is told before any work.
     run_config: Any = OmegaConf.to_container(config, resolve=True)
@@ -54,7 +56,8 @@ def train(config: DictConfig) -> float | None:
     if planned:
         plan(config, task, datamodule)
         return None
-    trainer: pl.Trainer = made(pl.Trainer, config.trainer, "trainer", callbacks=callbacks, logger=loggers)
+    own = {"callbacks": callbacks, "logger": loggers, "profiler": profiler(config)}
+    trainer: pl.Trainer = made(pl.Trainer, config.trainer, "trainer", **own)
     refuse_unfit(task, trainer)
     task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}
     if resume_from is not None:

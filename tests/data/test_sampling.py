@@ -77,10 +77,10 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert list(first) != list(again)
 
 
-@pytest.mark.parametrize(("asked", "count"), [(2, 2), (0.5, 4), (100, 8)])
-def test_the_same_batches_every_epoch_where_a_run_is_to_overfit(asked: float, count: int) -> None:
-    """Down to what is drawn in an item, and wherever in an epoch a run goes on."""
-    one = sampler(size=50, batch_size=7)
+@pytest.mark.parametrize(("asked", "count", "ranks"), [(2, 2, 1), (2, 2, 2), (0.5, 4, 1), (100, 8, 1), (1.0, 8, 2)])
+def test_the_same_batches_every_epoch_where_a_run_is_to_overfit(asked: float, count: int, ranks: int) -> None:
+    """Down to what is drawn in an item, and wherever in an epoch a run goes on; on each rank its own."""
+    one = sampler(size=50 * ranks, batch_size=7, rank=ranks - 1, world_size=ranks)
     assert len(one) == 8
     trainer: Any = SimpleNamespace(overfit_batches=asked)
     expected = [indices(batch) for batch in one][:count]

@@ -14,7 +14,7 @@ from vinvl.data.sampling import BatchLoader
 from vinvl.pretraining.task import PretrainingTask
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
-from vinvl.run.options import leaves, require_launcher
+from vinvl.run.options import leaves, require_plugins
 from vinvl.run.survival import differences, resume_path, tidy_run_folder
 
 PRETRAINING = ["task=pretraining", *TINY, "data.num_workers=0", "trainer.max_epochs=-1", "test_after_fit=false"]
@@ -162,9 +162,12 @@ def test_a_run_folder_loses_what_is_half_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last.ckpt", "notes.partial"]
 
 
-def test_slurms_launcher_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_launcher(["--multirun", "hydra/launcher=basic", "seed=1,2"])
+def test_plugins_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_plugins(["--multirun", "hydra/launcher=basic", "seed=1,2"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"hydra/launcher=slurm needs .*pip install 'vinvl\[slurm\]'"):
-        require_launcher(["--multirun", "hydra/launcher=slurm", "seed=1,2"])
-    require_launcher(["--multirun", "seed=1,2"])
+        require_plugins(["--multirun", "hydra/launcher=slurm", "seed=1,2"])
+    for search in ("hydra/sweeper=optuna", "+hparams_search=optuna"):
+        with pytest.raises(UserError, match=r"needs hydra-optuna-sweeper.*pip install 'vinvl\[sweep\]'"):
+            require_plugins([search])
+    require_plugins(["--multirun", "seed=1,2"])

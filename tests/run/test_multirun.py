@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.conftest import TINY_DEMO, Door
 from vinvl.run.errors import UserError
 from vinvl.run.progress import MultirunTable, comparison, grid, job_rows, results_summary
 
+STAGES = ("train", "val", "test")
 SCORES = {"headline": "accuracy", "scores": {"loss": 1.0, "accuracy": 61.5}}
 
 
@@ -116,13 +118,14 @@ def test_without_any_figure_there_is_no_grid(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_makes_a_run_for_each_value_and_goes_on_after_one_has_failed(door: Door, tmp_path: Path) -> None:
-    short = [*TINY_DEMO, "trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+    short = [*TINY_DEMO, "trainer.max_epochs=1", *(f"trainer.limit_{stage}_batches=1" for stage in STAGES)]
     result = door("train", "--multirun", "data.target_rule=none,count/3,leave_one_out", *short)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 2 and "'none' is no rule" in lines[0] and lines[1].startswith("error: failed: 0;")
     (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
     table = list(csv.reader((sweep / "multirun.csv").open()))
+    assert table[0][2:] == ["test accuracy/overall", "val accuracy/overall", "gain over job 0"]
     assert table[1][:3] == ["0", "none", "no result"] and table[2][1] == "count/3" and float(table[2][2]) >= 0
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1", "2"]
     jobs = [sweep / name for name in ("1", "2")]
@@ -141,3 +144,44 @@ def test_a_damaged_result_file_is_named(tmp_path: Path, content: str) -> None:
 def test_a_sweep_without_jobs_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     MultirunTable().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
+SEARCHED = [
+    *TINY_DEMO, "data.num_workers=0", "trainer.max_epochs=1", "hydra.sweeper.n_trials=2",
+    *(f"trainer.limit_{stage}_batches=2" for stage in STAGES), "optim.optimizer.lr=interval(1e-4,1e-3)",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "best"),
+    [
+        (["--multirun", "hydra/sweeper=optuna", "optimized_metric=val/loss"], max),
+        (["hparams_search=optuna", "optimized_metric=val/loss", "callbacks.best.mode=min"], min),
+    ],
+    ids=["a sweeper", "a search"],
+)
+def test_optuna_finds_the_best_of_the_validation(
+    door: Door, tmp_path: Path, words: list[str], best: Callable[..., float]
+) -> None:
+    """By the loss, which no two jobs share; the greatest counts, unless the least is asked for."""
+    result = door("train", *SEARCHED, *words)
+    assert result.returncode == 0 and "alembic" not in result.stdout, result.stdout + result.stderr
+    (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
+    with (sweep / "multirun.csv").open() as file:
+        jobs = list(csv.DictReader(file))
+    found = OmegaConf.load(sweep / "optimization_results.yaml")
+    scores = [json.loads((sweep / job / "results.json").read_text())["validation"]["score"] for job in ("0", "1")]
+    assert scores[0] != scores[1] and found.best_value == best(scores)
+    chosen = jobs[scores.index(found.best_value)]
+    assert float(chosen["optim.optimizer.lr"]) == found.best_params["optim.optimizer.lr"]
+    assert chosen["val loss"] == f"{found.best_value:.2f}" and float(chosen["test accuracy/overall"]) >= 0
+    assert f"Best value: {found.best_value}" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_search_whose_jobs_all_fail_says_so(door: Door) -> None:
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "data.target_rule=choice(no,none)"]
+    sentences = [line for line in door("train", "-m", *TINY_DEMO, *words).stderr.splitlines() if "error: " in line]
+    assert len(sentences) == 2 and "is no rule" in sentences[0]
+    assert sentences[1].startswith("error: No job of the search has a score: error.txt in the folder of each says what")

@@ -17,7 +17,7 @@ from vinvl import convert, evaluate, extract, pretrain_finetune, train, train_de
 from vinvl.run.door import enter
 from vinvl.run.errors import UserError
 from vinvl.run.folders import config_directory, register_resolvers
-from vinvl.run.options import as_text, checked, checked_arguments, fits, readable
+from vinvl.run.options import THE_BEST, as_text, checked, checked_arguments, fits, readable
 
 
 @cache
@@ -78,6 +78,7 @@ def test_an_option_that_nobody_knows(plus: str, door: str, word: str, sentence: 
         ("train", "data.batch_size=x", "give a whole number."),
         ("train", "data.use_tags=yes", "give true or false."),
         ("train", "seed=abc", "give a whole number."),
+        ("train", "tags=one", "give a list."),
         ("train", "seed={}", "give a whole number."),
         ("train", "data.pin_memory={}", "data.pin_memory={…} does not fit: give true or false."),
         ("train", "trainer.max_epochs=1.0", "trainer.max_epochs=1.0 does not fit"),
@@ -161,6 +162,19 @@ def test_command_lines_that_can() -> None:
     found = checked_arguments("train", ["+experiment=vqa2_base", "+plan=true", "-m", "seed=1,2"])
     assert found == ["-m", "experiment=vqa2_base", "+plan=true", "seed=1,2"]
     assert checked_arguments("evaluate", ["++data.foo=1"], ("data",)) == ["++data.foo=1"]  # vinvl.restore knows
+    assert checked_arguments("train", ["plan=true"]) == ["+plan=true"]
+
+
+def test_a_search_is_for_the_greatest_score() -> None:
+    register_resolvers()
+    words = ["-m", "hydra/sweeper=optuna", "optim.optimizer.lr=interval(1e-4,1e-3)"]
+    assert checked_arguments("train", words) == [*words, THE_BEST]
+    directed = [*words, "hydra.sweeper.direction=minimize"]
+    assert checked_arguments("train", directed) == directed
+    search = base("train", "hparams_search=optuna", "callbacks.best.mode=min", THE_BEST).hydra
+    assert (search.mode.name, search.sweeper.direction, search.sweeper.n_jobs) == ("MULTIRUN", "minimize", 1)
+    for door, chosen in (("train", "hparams_search=optuna"), ("pretrain_finetune", "hydra/sweeper=optuna")):
+        assert base(door, chosen, THE_BEST).hydra.sweeper.direction == "maximize"
 
 
 # --- names that mean something to Hydra ---

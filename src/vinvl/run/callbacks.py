@@ -60,7 +60,9 @@ class RunLogs(Callback):
             if isinstance(logger, CSVByStep | TensorBoard):
                 logger.begin_at(trainer.global_step)
             if isinstance(logger, TensorBoard):
-                logger.tell_recipe(recipe_of(getattr(pl_module, "run_config", {})), (BEST_SCORE, "test/score"))
+                told = getattr(pl_module, "run_config", {})
+                words = {name: told[name] for name in ("tags", "notes") if told.get(name)}
+                logger.tell_recipe({**recipe_of(told), **words}, (BEST_SCORE, "test/score"))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or (best := best_score(trainer)) is None:

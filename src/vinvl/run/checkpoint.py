@@ -4,6 +4,7 @@ This is the one file that needs private members of Lightning, all of them at its
 `ModelCheckpoint._save_checkpoint`.
 """
 
+import difflib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -234,6 +235,14 @@ class BestCheckpoint(ModelCheckpoint):
         found = self._best_so_far(trainer.ckpt_path) if trainer.is_global_zero else ({}, False)
         saved, self.is_here = trainer.strategy.broadcast(found)
         self._adopt(saved, trainer.strategy.root_device)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        figures = [name for name in trainer.callback_metrics if name.startswith("val/")]
+        if self.monitor is not None and self.monitor not in trainer.callback_metrics and not trainer.sanity_checking:
+            near = difflib.get_close_matches(self.monitor, figures, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(figures)}."
+            raise UserError(f"optimized_metric={self.monitor} is no figure of this validation; {meant}")
+        super().on_validation_end(trainer, pl_module)
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         if filepath == self.best_model_path:

@@ -69,6 +69,7 @@ def enter(main: Callable[[], object], name: str, arguments: Sequence[str], resto
         restored: sections that a checkpoint brings, unless the command chooses one; `vinvl.restore` checks them.
     """
     logging.raiseExceptions = False  # a log that finds no room is no reason for tracebacks between the lines
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # tells of its plugins when Optuna is imported
     sys.excepthook = _print_escaped
     in_full = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # so that errors come here, and not as Hydra prints them
@@ -245,6 +246,8 @@ def sentence_of_fault(
             return f"{place} cannot be written ({one.strerror}): make room, then {_next_step(config)}."
         if isinstance(one, OSError) and one.errno == errno.ENAMETOOLONG:
             return f"No file can have the name {str(one.filename)[:60]!r}…, which is too long: give another."
+        if isinstance(one, ValueError) and str(one).startswith("No trials are completed"):  # Optuna, at the end
+            return f"No job of the search has a score: {FAILURE} in the folder of each says what went wrong."
         if isinstance(one, ValueError) and NO_NAME.search(str(one)):
             return f"A file is given a name that no file can have ({one}): give another."
     if (sentence := _of_configuration(error, config)) is not None:

@@ -33,8 +33,15 @@ MODEL_CONFIGS = ("model.config", "config")  # sections of fields of MODEL_CONFIG
 MODEL_CONFIG = "vinvl.models.config.VinVLConfig"
 OWN_FILES = ("config_path", "config_dir", "config_name", "experimental_rerun")  # Hydra's flags for other configurations
 MULTIRUN = ("-m", "--multirun")
+SWEEPING = r"\+?hparams_search=|hydra\.mode=MULTIRUN"  # the same without it
 OF_HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-SUBMITIT_LAUNCHERS = tuple(f"hydra/launcher={name}" for name in ("slurm", "submitit_slurm", "submitit_local"))
+PLUGINS = {  # of Hydra: what a command asks for, the module, the package, the extra
+    r"hydra/launcher=(slurm|submitit_\w+)": ("hydra_submitit_launcher", "hydra-submitit-launcher", "slurm"),
+    r"hydra/sweeper=optuna|hparams_search=.+": ("hydra_optuna_sweeper", "hydra-optuna-sweeper", "sweep"),
+}
+# Hydra's minimises unless it is told otherwise, and would find the worst score.
+SEARCHES_FOR = "hydra.sweeper.direction"
+THE_BEST = f"{SEARCHES_FOR}='${{oc.select:callbacks.best.mode,max}}imize'"
 PLAIN = re.compile(r"[\w./\-]*")  # means to Hydra what it means to a person
 IN_QUOTES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 NAMES_SHOWN = 20
@@ -77,12 +84,13 @@ def checked_arguments(name: str, arguments: Sequence[str], restored: Sequence[st
 
     Raises UserError if one cannot be read, chooses what does not exist, is an unknown option, or of the wrong type.
     """
-    require_launcher(arguments)
+    require_plugins(arguments)
     arguments = sorted(arguments, key=lambda word: word not in MULTIRUN)  # argparse wants flags first, or last
     parser = get_args_parser()
     parser.error = partial(_refuse_flags, parser)  # type: ignore[method-assign]
     flags = parser.parse_args(arguments)
-    words = {word: readable(word, bool(flags.multirun)) for word in flags.overrides}
+    sweeping = bool(flags.multirun) or any(re.match(SWEEPING, word) for word in arguments)
+    words = {word: readable(word, sweeping) for word in flags.overrides}
     if not words or any(getattr(flags, flag, None) for flag in OWN_FILES):
         return [words.get(word, word) for word in arguments]
     with initialize_config_dir(config_dir=config_directory(), version_base="1.3", job_name=name):
@@ -103,17 +111,18 @@ def checked_arguments(name: str, arguments: Sequence[str], restored: Sequence[st
             words[word] = f"+{words[word].lstrip('+')}"
         elif one not in choosing and not one.key_or_group.startswith(elsewhere):
             words[word] = checked(one, bases, deleted)
-    return [words.get(word, word) for word in arguments]
+    searching = any("direction" in base.hydra.sweeper for base in bases)
+    directed = any(one.key_or_group == SEARCHES_FOR for one in parsed)
+    return [*(words.get(word, word) for word in arguments), *([THE_BEST] if searching and not directed else [])]
 
 
-def require_launcher(arguments: Sequence[str]) -> None:
-    """Raises UserError for a command that asks for SLURM's launcher where its package is not installed."""
-    asked = [argument for argument in arguments if argument in SUBMITIT_LAUNCHERS]
+def require_plugins(arguments: Sequence[str]) -> None:
+    """Raises UserError for a command that asks for a plugin of Hydra's whose package is not installed."""
     plugins = importlib.util.find_spec("hydra_plugins")
-    if asked and (plugins is None or importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None):
-        raise UserError(
-            f"{asked[0]} needs hydra-submitit-launcher, which is not installed: pip install 'vinvl[slurm]'."
-        )
+    for asked, (module, package, extra) in PLUGINS.items():
+        word = next((one for one in arguments if re.fullmatch(asked, one.lstrip("+"))), None)
+        if word and (plugins is None or importlib.util.find_spec(f"hydra_plugins.{module}") is None):
+            raise UserError(f"{word} needs {package}, which is not installed: pip install 'vinvl[{extra}]'.")
 
 
 def _refuse_flags(parser: ArgumentParser, message: str) -> NoReturn:
@@ -321,7 +330,7 @@ def unfit(base: DictConfig, key: str, value: Any) -> str | None:
     told = brackets or {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
     if isinstance(before, dict) and before and wanted is Any and section not in OPEN and not of_section:
         return f"{key}={told} is one value, and {key} is a section: pass {key}.{next(iter(before))}=VALUE."
-    if wanted is Any and type(before) in (bool, int, float) and value is not None:
+    if wanted is Any and value is not None and (type(before) in (bool, int, float) or before == []):
         wanted = type(before)
     if fits(value, wanted):
         return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -89,9 +90,11 @@ def report(
     scores, rows = ({}, []) if split is None else (task.scores, task.result_rows())
     content = {"split": split, "checkpoint": checkpoint, "headline": task.headline, "scores": scores}
     told = {"part": part, "validation": chosen_by, "left_out": left_out}
+    told |= {name: task.run_config.get(name) for name in ("tags", "notes")}
     write_json(results, content | {name: value for name, value in told.items() if value})
     examples = {} if split is None else task.write_examples(output_dir, split, str(checkpoint), left_out)
     shown = {"run folder": output_dir, **(files or {}), "results": results, **examples}
+    shown |= {f"{PROFILE} of {path.stem.split('-')[0]}": path for path in sorted(output_dir.glob(f"*-{PROFILE}.txt"))}
     if checkpoint is not None:
         shown["best checkpoint"] = Path(checkpoint)
     if left_out:
@@ -105,6 +108,23 @@ def report(
 def with_part(what: str, part: str | None) -> str:
     """What was measured, and on which part of a split (`part_of`) if not on all of it."""
     return what if part is None else f"{what}, {part} only"
+
+
+PROFILE = "profile"  # in the names of the files that say where time went
+
+
+def profiler(config: DictConfig) -> Any:
+    """What `trainer.profiler` means, with its tables in files of the run's folder.
+
+    A profiler that is only named tells them to a log of Lightning's, which the doors keep quiet.
+    """
+    from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+
+    asked: Any = config.trainer.get("profiler")
+    named = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    if not isinstance(asked, str) or asked not in named:
+        return instantiate(asked) if OmegaConf.is_config(asked) else asked
+    return named[asked](dirpath=config.paths.output_dir, filename=PROFILE)
 
 
 LINE_SECONDS = 30.0  # between two lines in a log
