@@ -5,14 +5,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 import vinvl
+from tests.detector.samples import small_detector
 from tests.door_in_process import composed, run_in_process
-from tests.extraction.samples import run_extract
+from tests.extraction.samples import LABELS, run_extract
 from tests.hub_server import Hub
 from tests.predictor.samples import picture_paths, train_on
 from vinvl.convert import convert
-from vinvl.regions import RegionStore
+from vinvl.detector.starting import load_what_fits
+from vinvl.regions import LabelMap, RegionStore
+from vinvl.restore import pin_start
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
 
@@ -95,6 +99,18 @@ def test_a_run_says_which_commit_it_began_from(
     ]
     run_in_process("evaluate", demo_data, tmp_path / "scored", *given, "trainer.accelerator=cpu")
     assert name.partition("@")[2] in json.loads((tmp_path / "scored" / "results.json").read_text())["checkpoint"]
+
+
+def test_what_a_detector_starts_from_by_name(hub: Hub, folder: Path) -> None:
+    name = f"a/d@{hub.add('a/d', {'detector.pth': (folder / 'detector.pth').read_bytes()}).refs['main']}"
+    config = OmegaConf.create({"model": {"init": None}, "start": {"init": "a/d"}})
+    pin_start(config)
+    assert config == {"model": {"init": None}, "start": {"init": name}}
+    labels = LabelMap.from_json(json.dumps(LABELS))
+    assert load_what_fits(small_detector(), "a/d", labels).source == name
+    config.start.init = str(folder / "detector.pth")
+    pin_start(config)
+    assert config.start.init == str(folder / "detector.pth")
 
 
 @pytest.mark.parametrize("given", ["none.pth", "nowhere/at/all", "./model"])

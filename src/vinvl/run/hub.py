@@ -188,8 +188,6 @@ def _reason(error: BaseException) -> str:
 
 def _download(repository: str, commit: str, sizes: Mapping[str, int], cache: Path) -> None:
     """Gets files into the cache, in their order; what has come whole is not asked for again. Raises UserError."""
-    from huggingface_hub import hf_hub_download
-
     from vinvl.run.folders import process_rank
     from vinvl.run.progress import progress
 
@@ -206,9 +204,23 @@ def _download(repository: str, commit: str, sizes: Mapping[str, int], cache: Pat
 
         for name in sizes:
             try:
-                hf_hub_download(repository, name, revision=commit, etag_timeout=ANSWER_SECONDS, tqdm_class=_bar(add))
+                _get(repository, name, commit, _bar(add))
             except Exception as error:  # see `_listing`
                 raise _broken(error, repository, commit, cache) from error
+
+
+def _get(repository: str, name: str, commit: str, bar: Any) -> None:
+    """Downloads a file; where the connection breaks once more, which older clients give up at."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for last in (False, True):
+        try:
+            hf_hub_download(repository, name, revision=commit, etag_timeout=ANSWER_SECONDS, tqdm_class=bar)
+            return
+        except Exception as error:
+            if last or isinstance(error, OSError | HfHubHTTPError):
+                raise
 
 
 def _broken(error: Exception, repository: str, commit: str, cache: Path) -> UserError:
