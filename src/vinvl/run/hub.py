@@ -3,6 +3,7 @@
 The cache, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN are those of `huggingface_hub`, which downloads.
 """
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -72,6 +73,8 @@ def fetch(given: str | Path, what: str, needs: str, choose: Choose) -> HubFiles:
         UserError: it can be no name; there is no such repository or revision, it is not open to everybody, has nothing
             to choose, or is not in the cache while the hub is out of reach; a download broke off or found no room.
     """
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)  # they tell every request to whoever listens to INFO
     if not may_be_name(given):
         raise UserError(
             f"There is no {what} {given}: give one that exists, or a name on the Hugging Face hub (NAME[@REVISION])."
