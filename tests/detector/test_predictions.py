@@ -139,14 +139,19 @@ def test_a_picture_of_another_size_and_a_broken_line_are_refused(tmp_path: Path)
         ([], "Give weights=FILE, a detector's, or predictions=FILE"),
         (["weights=a.pth", "predictions=b.tsv"], "one of them"),
         (["weights=a.pth", "predictions_on_true_boxes=b.tsv"], "goes with predictions=FILE"),
-        (["weights=nowhere.pth", "labels=none"], "no detector weight file nowhere.pth"),
-        (["predictions=nowhere.tsv"], "nowhere.tsv does not exist"),
-        (["predictions=nowhere.tsv", "unknown_names=keep"], "unknown_names=keep is unknown"),
-        (["predictions=nowhere.tsv", "more_scores=[gqa]"], "more_scores has 'gqa'"),
+        (["weights=nowhere.pth", "labels=none"], "weights=nowhere.pth does not exist"),
+        (["predictions=nowhere.tsv"], "predictions=nowhere.tsv does not exist"),
+        (["predictions=b.tsv", "unknown_names=keep"], "unknown_names=keep is unknown"),
+        (["predictions=b.tsv", "more_scores=[gqa]"], "more_scores has 'gqa'"),
         (["predictions=nowhere.tsv", "data.splits.train.annotations=x.json"], ""),
     ],
 )
-def test_what_the_command_cannot_mean_is_refused(tmp_path: Path, overrides: list[str], words: str) -> None:
+def test_what_the_command_cannot_mean_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.pth", "b.tsv"):
+        Path(name).touch()
     given = [*annotated(tmp_path), *overrides]
     assert words in refused_in_process("evaluate_detector", tmp_path, tmp_path / "run", *given)
 
@@ -173,5 +178,7 @@ def test_lines_are_numbered_with_blank_ones(tmp_path: Path) -> None:
 
 
 def test_a_missing_annotation_file_is_asked_for(tmp_path: Path) -> None:
-    sentence = refused_in_process("evaluate_detector", tmp_path, tmp_path / "run", *DATA, "predictions=x.tsv")
+    (tmp_path / "x.tsv").touch()
+    given = f"predictions={tmp_path / 'x.tsv'}"
+    sentence = refused_in_process("evaluate_detector", tmp_path, tmp_path / "run", *DATA, given)
     assert "data.splits.val.annotations must be given: pass data.splits.val.annotations=VALUE" in sentence

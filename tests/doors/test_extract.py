@@ -139,7 +139,7 @@ def a_file(folder: Path) -> str:
     [
         (lambda f: f"images={f / 'none'}", ["none does not exist"]),
         (lambda f: f"images={f / 'empty'}", ["holds no pictures"]),
-        (lambda f: f"weights={f / 'none.pth'}", ["no detector weight file"]),
+        (lambda f: f"weights={f / 'none.pth'}", ["none.pth does not exist"]),
         (other_weights, ["other.pth lacks", "another architecture"]),
         (lambda f: "detector.architecture.num_classes=90 labels=none", ["cls_score", "81", "90"]),
         (other_labels, ["few.json names 2 classes", "81"]),

@@ -96,7 +96,7 @@ def test_what_does_not_belong_together(
         ("vqa2", "nlvr2", ["vqa", "does not exist"]),
         ("gqa", "vqa", ["gqa", "does not exist"]),
         ("nlvr2", "GQA", ["nlvr2", "does not exist"]),
-        ("coco_retrieval", "nocaps", ["image_features/coco_X152C4*", "stands for no folder of features"]),
+        ("coco_retrieval", "nocaps", ["train_captions.pt", "does not exist"]),
         ("coco_captions", "nocaps", ["coco_caption", "does not exist"]),
     ],
 )

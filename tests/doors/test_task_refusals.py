@@ -153,7 +153,7 @@ def test_images_only_cannot_be_trained_on_or_scored(refused: Refused, tmp_path: 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["+data.splits.own=nowhere.json", "data.train_split=own"], r"data\.splits\.own is .*: give \{karpathy: FILE"),
+        (["+data.splits.own=nowhere", "data.train_split=own"], r"data\.splits\.own is .*: give \{karpathy: FILE"),
         (["+data.splits.own={coco:[a]}", "data.train_split=own"], r"data\.splits\.own is .*: give \{karpathy: FILE"),
         (["data.on_missing_captions=maybe"], "choose error or skip"),
         (["data.training_items=words"], "choose one of captions, images"),

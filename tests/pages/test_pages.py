@@ -224,7 +224,7 @@ def test_the_door(tmp_path: Path) -> None:
     place = f"store={tmp_path / 'f.h5'}"
     printed = run_in_process("report", tmp_path, tmp_path / "run", place, f"images={tmp_path}/p")
     assert "f.html: 1 pictures" in printed and "1 of 1 images of " in printed and "by id.rule=stem" in printed
-    assert "none.h5 cannot be opened" in refused_in_process("report", tmp_path, tmp_path / "run", "store=none.h5")
+    assert "store=none.h5 does not exist" in refused_in_process("report", tmp_path, tmp_path / "run", "store=none.h5")
     assert "count=0 must be" in refused_in_process("report", tmp_path, tmp_path / "run", place, "count=0")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "run") == ["f.h5", "f.html", "p"]
 

@@ -93,8 +93,11 @@ def test_other_words_stay_as_they_are() -> None:
     ],
 )
 def test_two_forms_at_once_and_other_forms_are_refused(
-    demo_data: Path, tmp_path: Path, chosen: str, extra: str, words: str
+    demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, extra: str, words: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.json", "own.jsonl", "a.json", "b.json", "a.jsonl"):
+        Path(name).touch()
     sentence = refused_in_process("train", demo_data, tmp_path / "run", *TINY, chosen, *replacing([extra]))
     assert words in sentence and "data.splits." in sentence
 

@@ -26,8 +26,9 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from vinvl.run.errors import UserError, cause_of_kind, causes, escaped_warnings, note, printable, say, sentence_of
 from vinvl.run.files import NO_ROOM, system_error
 from vinvl.run.folders import FAILURE, config_directory, next_step, process_rank, register_resolvers
+from vinvl.run.missing import refuse_missing
 from vinvl.run.options import checked_arguments, leaves, parser_told
-from vinvl.run.overrides import replacing
+from vinvl.run.overrides import command_overrides, given_values, replacing
 from vinvl.run.signals import Interrupted, stopping_at_once
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -93,6 +94,7 @@ def run_door(run: Callable[[DictConfig], Result], config: DictConfig) -> Result 
     folder = Path(config.paths.output_dir)
     try:
         with telling(config):
+            refuse_missing(config, given_values(command_overrides()))
             return run(config)
     except SystemExit as left:
         failed = isinstance(left.code, str)
