@@ -7,7 +7,7 @@ ARGS ?=
 CONSTRAINTS ?= constraints-cpu.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv hooks demo demo-all demo-pretrain demo-ablation demo-detector demo-detector-recipe demo-images demo-features demo-vivo train evaluate predict test lint docs bench bench-gpu clean
+.PHONY: help venv hooks demo demo-all demo-pretrain demo-ablation demo-detector demo-detector-recipe demo-images demo-features demo-vivo app test-app train evaluate predict test lint docs bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,17 @@ demo-features: $(STAMP)  ## regions as rendered, of that detector and of a badly
 
 demo-vivo: $(STAMP)  ## objects that no caption names, with and without VIVO pre-training, over three seeds: one table
 	$(BIN)/python scripts/demo_vivo.py $(ARGS)
+
+# What the page needs beyond the environment is installed when it is first wanted.
+$(VENV)/.installed-app: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt --editable '.[app,app-test]'
+	@touch $@
+
+app: $(VENV)/.installed-app  ## after make demo-images: the page in the browser to ask the demo's pictures
+	$(BIN)/python scripts/demo_app.py $(ARGS)
+
+test-app: $(VENV)/.installed-app  ## test that page in a real Chromium, which must be installed
+	VINVL_TEST_APP=1 $(BIN)/python -m pytest tests/app $(ARGS)
 
 train: $(STAMP)  ## python -m vinvl.train $(ARGS)
 	$(BIN)/python -m vinvl.train $(ARGS)

@@ -31,14 +31,18 @@ def extract(world: DemoWorld, weights: Path, store: Path) -> None:
     call("extract", [*where, "batch_size=16", r"id.pattern='0*(\d+)$'"])  # 000000100001.png is image 100001
 
 
-def train_both(store: Path, weights: Path, folder: Path, overrides: list[str]) -> tuple[Path, Path]:
-    """The runs of VQA on the detector's regions and on those that come with the world."""
+def on_regions(store: Path, weights: Path) -> list[str]:
+    """Overrides of a training on the regions that the detector of these weights has found."""
     settings = read_settings(weights)
     assert settings is not None  # written by our own training
     size = settings.config.architecture.c5_channels + BOX_NUMBERS
+    return [f"data.regions={store}", f"model.config.img_feature_dim={size}"]
+
+
+def train_both(store: Path, weights: Path, folder: Path, overrides: list[str]) -> tuple[Path, Path]:
+    """The runs of VQA on the detector's regions and on those that come with the world."""
     runs = folder / "detectors_regions", folder / "rendered_regions"
-    of_detector = [f"data.regions={store}", f"model.config.img_feature_dim={size}"]
-    for run, regions in zip(runs, (of_detector, []), strict=True):
+    for run, regions in zip(runs, (on_regions(store, weights), []), strict=True):
         call("train", [f"hydra.run.dir={run}", *regions, *overrides])
     return runs
 

@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import TINY_MODEL, TINY_WORLD
+from vinvl.app import app
 from vinvl.evaluate import evaluate
 from vinvl.evaluate_detector import evaluate_detector
 from vinvl.examples import Outcome, read_examples
@@ -40,6 +41,7 @@ DOORS: dict[str, Callable[[DictConfig], object]] = {
     "evaluate_detector": evaluate_detector,
     "extract": extract,
     "report": report,
+    "app": app,
 }
 WORLD = [f"data.prepare.{name}={value}" for name, value in TINY_WORLD.items()]
 TINY = [*WORLD, "data.batch_size=16", "trainer.accelerator=cpu", "trainer.max_epochs=1", *TINY_MODEL]

@@ -16,6 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from vinvl.app import models_and_detector
 from vinvl.regions import RegionStore
 from vinvl.run.folders import config_directory, register_resolvers
 from vinvl.run.options import open_sections, task_as_a_value
@@ -33,6 +34,7 @@ DOORS = (
     "convert",
     "train_detector",
     "evaluate_detector",
+    "app",
 )
 DOOR = re.compile(rf"^(?:python|torchrun .*?) ?-m vinvl\.({'|'.join(DOORS)})\b(.*)$")
 PARSED = ("vinvl.regions", "vinvl.pretraining.corpus", "vinvl.compare", "vinvl.download")  # by argparse
@@ -83,6 +85,7 @@ def test_every_door_command_composes(name: str, overrides: list[str]) -> None:
     words = comparing(overrides) if name == "evaluate" else overrides
     composed = open_sections(words) if name in ("evaluate", "predict") else words
     composed = task_as_a_value(composed) if name == "convert" else composed
+    composed = models_and_detector(composed) if name == "app" else composed
     composed = [f"+{word}" if word.startswith("stores.") else word for word in composed]  # as the door itself does
     with initialize_config_dir(config_directory(), version_base="1.3"):
         config = compose(name, composed, return_hydra_config=True)

@@ -21,7 +21,7 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
     ("vqa", "gqa", "nlvr2", "retrieval", "captioning", "pretraining", "detector"),
     ("extraction", "pages", "demo"),
     ("predictor", "comparison"),
-    ("restore", "plan", "published"),
+    ("restore", "plan", "published", "asking"),
     ("results",),
     (
         "train",
@@ -34,6 +34,7 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
         "convert",
         "report",
         "compare",
+        "app",
         "download",
         "vinvl",
     ),

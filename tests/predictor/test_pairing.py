@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vinvl.predictor.predictor import checked_text, paired
+from vinvl.predictor.pairing import checked_text, paired
 from vinvl.run.errors import UserError
 
 ARRAY, IMAGE = np.zeros((2, 2), dtype=np.uint8), Image.new("L", (2, 2))

@@ -65,9 +65,14 @@ class RegionSummary(NamedTuple):
 
 def write_page(path: Path, template: str, **content: Any) -> None:
     """Writes a page, of pages/TEMPLATE, completely or not at all; UserError if the file cannot be written."""
+    write_text_atomically(path, rendered(template, **content))
+
+
+def rendered(template: str, **content: Any) -> str:
+    """The text that pages/TEMPLATE makes of its content, everything in which is escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
     pages = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    write_text_atomically(path, pages.get_template(template).render(content))
+    return pages.get_template(template).render(content)
 
 
 def report_regions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -41,9 +41,8 @@ def predictor_of(config: DictConfig) -> Predictor:
     others = {key: data.pop(key) for key in ("tokenizer", "answers") if f"data.{key}" in given}
     if "data" in given:  # a whole section, with settings that have nothing to do with pictures
         data = {field.name: data[field.name] for field in fields(Usage) if field.name in data}
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", OtherFeatures)
-        model = load(
+    with warnings_told():
+        return load(
             name,
             detector=None if config.weights is None else str(config.weights),
             labels=None if config.labels is None else str(config.labels),
@@ -57,9 +56,16 @@ def predictor_of(config: DictConfig) -> Predictor:
             dtype=str(_of(DTYPES, config.trainer.precision, "trainer.precision")),
             **others,
         )
+
+
+@contextmanager
+def warnings_told() -> Iterator[None]:
+    """Within it warnings of features that are not those of a model's training are printed as a door prints its own."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", OtherFeatures)
+        yield
     for sentence in (one.message for one in told if issubclass(one.category, OtherFeatures)):
         say(f"warning: {sentence}", error=True)
-    return model
 
 
 def _of(known: Mapping[str, str | None], value: object, key: str) -> str | None:

@@ -173,6 +173,16 @@ class Looking:
     computing: Computing
     feature_dtype: torch.dtype
 
+    def finds_as(self, other: Looking) -> bool:
+        """Whether both find the same regions in every picture: with one file of weights, used in one way."""
+        if self.detector is None or other.detector is None:
+            return False
+        mine, theirs = (
+            (one.weights, one.label_map, one.detector.config, looking.reading, looking.computing, looking.feature_dtype)
+            for one, looking in ((self.detector, self), (other.detector, other))
+        )
+        return mine == theirs
+
     def take(self, image: Any) -> Taken:
         """A picture; if it is in memory it must not change during the call.
 

@@ -29,6 +29,7 @@ from vinvl.models.generate import generate_captions
 from vinvl.models.rollout import attention_rollout
 from vinvl.nlvr2.data import statement_pair
 from vinvl.pictures import ReadingOptions
+from vinvl.predictor.pairing import both_of, checked_text, is_many, paired
 from vinvl.predictor.pictures import (
     Computing,
     Configure,
@@ -149,6 +150,21 @@ class Predictor:
         """What looks at pictures; its `detect` takes boxes too, and gives every class of a region. None for none."""
         opened = self._looking.detector
         return None if opened is None else opened.detector
+
+    @property
+    def reading(self) -> ReadingOptions:
+        """How picture files become pixels."""
+        return self._looking.reading
+
+    def share_detector(self, other: Predictor) -> bool:
+        """Uses another model's detector for its own if both find the same regions in every picture; whether they do.
+
+        What `regions` of the one gives may then stand for a picture with the other too.
+        """
+        alike = self._looking.finds_as(other._looking)
+        if alike:
+            self._looking = replace(self._looking, detector=other._looking.detector)
+        return alike
 
     def __repr__(self) -> str:
         detector, store = self._looking.detector, self._looking.store
@@ -291,7 +307,7 @@ class Predictor:
         """
         two = self._two and text_is is not None
         pairs, single = paired(images, texts, lambda value: is_many(value) and not (two and isinstance(value, tuple)))
-        pictures = [_both(image) if two else (image,) for image, _ in pairs]
+        pictures = [both_of(image) if two else (image,) for image, _ in pairs]
         keys = [key_of(one[0]) for one in pictures]
         firsts = {key: index for index, key in reversed(list(enumerate(keys)))}
         order = sorted(range(len(keys)), key=lambda index: firsts[keys[index]])  # of one that comes again, all at once
@@ -369,53 +385,6 @@ def _probabilities(logits: Tensor, label: int) -> list[float]:
     """The softmax probability of one label in each row."""
     values: list[float] = logits.float().softmax(dim=-1)[:, label].tolist()
     return values
-
-
-# One picture or many, with one text or many: which belong together.
-
-
-def is_many(value: object) -> bool:
-    """Whether this is a list or the like, and neither a text nor a picture."""
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def paired(
-    images: Any, texts: Any, image_is_many: Callable[[object], bool] = is_many
-) -> tuple[list[tuple[Any, Any]], bool]:
-    """(image, text) each, and whether there is a single one, so that the result is no list.
-
-    One picture goes with all texts, one text with all pictures, and lists of one length belong together; UserError for
-    lists of different length. `image_is_many` tells one picture from a list of them.
-    """
-    many_images, many_texts = image_is_many(images), is_many(texts)
-    if many_images and many_texts and len(images) != len(texts):
-        raise UserError(
-            f"There are {len(images):,} pictures and {len(texts):,} texts: give as many of the one as of the other, or "
-            "a single one for all."
-        )
-    images = images if many_images else [images] * (len(texts) if many_texts else 1)
-    texts = texts if many_texts else [texts] * len(images)
-    return list(zip(images, texts, strict=True)), not (many_images or many_texts)
-
-
-def checked_text(text: object, what: str) -> str:
-    """A question, statement or caption. Raises UserError if it is not a text, or blank."""
-    if not isinstance(text, str):
-        raise UserError(f"The {what} is a {type(text).__name__}: give a text.")
-    if not text.strip():
-        raise UserError(f"The {what} is blank: give a text.")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f"The {what} {ascii(text)[:60]} is not valid Unicode text.") from None
-    return text
-
-
-def _both(image: Any) -> tuple[Any, Any]:
-    """The two pictures that a statement is about. Raises UserError for anything but a tuple of two."""
-    if not isinstance(image, tuple) or len(image) != 2:
-        raise UserError("A statement is about two pictures: give a tuple of the left and the right one.")
-    return image
 
 
 def load(

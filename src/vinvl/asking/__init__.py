@@ -1,0 +1,1 @@
+"""A page in the browser to ask pictures: `python -m vinvl.app`."""
