@@ -16,7 +16,7 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
     ("regions", "models"),
     ("data",),
     ("pictures", "opening", "schedules", "exact", "zoo", "examples", "downloads"),
-    ("said",),
+    ("said", "panels"),
     ("task",),
     ("vqa", "gqa", "nlvr2", "retrieval", "captioning", "pretraining", "detector"),
     ("extraction", "pages", "demo"),

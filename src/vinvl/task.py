@@ -23,6 +23,7 @@ from vinvl.models.answering import answer_loss_per_example
 from vinvl.models.config import VinVLConfig
 from vinvl.models.weights import refuse_other_sizes
 from vinvl.opening import Words, refuse_other_words, start_model, words_of, words_of_run
+from vinvl.panels import PictureOf, Shown, shown_outcomes
 from vinvl.regions.regions import BOX_NUMBERS
 from vinvl.regions.store import FeatureRecord
 from vinvl.run.checkpoint import OUR_KEY, load_into, read_checkpoint
@@ -287,9 +288,20 @@ class VinVLTask(pl.LightningModule):
         """Writes what a run leaves of its best checkpoint: what it is, for a person → where it lies."""
         return {}
 
+    def evaluated(self) -> Any:
+        """The dataset of the evaluation that is made, or has just been made."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        doing = self.trainer.state.fn
+        return data.datasets["predict" if doing == "predict" else "val" if doing in ("fit", "validate") else "test"]
+
     def examples(self) -> Iterable[Outcome] | None:
-        """On rank 0, what the last test said of each record, in their order; None of a task that does not tell."""
+        """On rank 0, what the last evaluation said of each record, in their order; None if the task does not tell."""
         return None
+
+    def shown_examples(self, count: int, picture_of: PictureOf) -> list[Shown]:
+        """On rank 0, the first examples of the last evaluation in training, with their pictures, for a person."""
+        found = self.examples()
+        return [] if found is None else shown_outcomes(found, count, self.evaluated().region_text.store, picture_of)
 
     def write_examples(
         self, folder: Path, split: str, source: str, left_out: int = 0, name: str = EXAMPLES

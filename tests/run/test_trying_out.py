@@ -13,7 +13,9 @@ import torch
 
 from tests.detector.runs import TINY as TINY_DETECTOR
 from tests.door_in_process import CAPTIONING, TINY, composed, refused_in_process, run_in_process
+from tests.run.test_loggers import events
 from vinvl.detector.task import DetectorTask
+from vinvl.panels import PANEL
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.progress import job_rows
 from vinvl.task import VinVLTask
@@ -61,6 +63,12 @@ def test_the_same_batches_every_epoch_in_every_task(
     door = "train_detector" if task == "detection" else "train"
     printed = run_in_process(door, demo_data, tmp_path / "run", *TASKS[task], *TWO_EPOCHS, "+trainer.overfit_batches=2")
     assert "trainer.overfit_batches=2: each epoch has the same batches" in printed
+    shown = events(tmp_path / "run/tensorboard")
+    assert (
+        {one.step for one in shown.Images(PANEL)}
+        == {one.step for one in shown.Tensors(f"{PANEL}/text_summary")}
+        == {1, 3}
+    )
     one, two, three, four = (tensors for place, tensors in seen if place == "training")
     assert len(seen) == (4 if task == "retrieval" else 8)  # as many of the validation split; retrieval counts its own
     assert one and all(torch.equal(a, b) for a, b in zip(one + two, three + four, strict=True))

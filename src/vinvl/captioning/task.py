@@ -211,7 +211,7 @@ class CaptioningTask(VinVLTask):
     def write_captions(self, batch: Batch, options: DecodingOptions, constrained: bool) -> GeneratedCaptions:
         constraints = None
         if constrained and self._constraints is not None:
-            store = self._evaluated().region_text.store
+            store = self.evaluated().region_text.store
             constraints = self._constraints([record["stored_as"] for record in batch.records], store)
         return generate_captions(
             self.model, self.context(batch), options, special=self.special, constraints=constraints
@@ -226,7 +226,7 @@ class CaptioningTask(VinVLTask):
 
     def compute_scores(self) -> dict[str, float]:
         captions, references = self.caption_texts.compute()
-        domains = domains_of(self._evaluated().records)
+        domains = domains_of(self.evaluated().records)
         scores, self._written, _ = caption_scores(captions, references, domains, java=False)
         if self.java_metrics and self.trainer.state.fn != "fit":
             on_one_rank: Any = evaluate_in_java(captions, references) if self.trainer.is_global_zero else None
@@ -250,15 +250,9 @@ class CaptioningTask(VinVLTask):
         if told is not None:
             rank_zero_warn(told)
 
-    def _evaluated(self) -> Any:
-        """The dataset that captions are written for."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        doing = self.trainer.state.fn
-        return data.datasets["predict" if doing == "predict" else "val" if doing in ("fit", "validate") else "test"]
-
     def examples(self) -> Iterator[Outcome]:
         """The CIDEr of each image among all of the split, also where domains have figures of their own."""
-        return caption_examples(self._evaluated().records, self._written)
+        return caption_examples(self.evaluated().records, self._written)
 
     def result_rows(self) -> list[tuple[str, str]]:
         return caption_rows(self.scores)

@@ -1,6 +1,7 @@
 """Training the detector: what it starts from, the losses, average precision, and a weight file at the end."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vinvl.detector.average_precision import LAST_PIXEL, FoundBoxes
+from vinvl.detector.average_precision import LAST_PIXEL, FoundBoxes, TrueBoxes, overlaps
 from vinvl.detector.config import DetectorConfig, TrainingSettings
 from vinvl.detector.data import DetectionBatch, DetectionDataModule
 from vinvl.detector.detector import DetectedRegions, Detector, normalised, pad_batch
@@ -25,6 +26,7 @@ from vinvl.detector.starting import (
     train_batch_norm,
 )
 from vinvl.detector.weights import checked_settings, refuse_unlike, save_detector
+from vinvl.panels import MOST, Frame, PictureOf, Shown
 from vinvl.pictures import EXIF_IGNORE
 from vinvl.regions.regions import LabelMap
 from vinvl.run.checkpoint import load_into
@@ -103,6 +105,7 @@ class DetectorTask(VinVLTask):
         self.training_settings = training
         self.bias_lr_factor = bias_lr_factor
         self.scoring = DetectionScores(self.labels, more_scores)
+        self._first: list[tuple[Tensor, tuple[int, int], FoundBoxes, TrueBoxes]] = []  # of an evaluation
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path, **own: Any) -> Self:
@@ -149,9 +152,11 @@ class DetectorTask(VinVLTask):
 
     def evaluate_batch(self, batch: DetectionBatch) -> None:  # type: ignore[override]
         pictures, sizes, truths = batch.pictures(), list(batch.original_sizes), batch.truths
-        detected = self.detector.detect_pixels(pictures, sizes)
-        for index, found, truth in zip(batch.indices, map(found_boxes, detected), truths, strict=True):
+        detected = list(map(found_boxes, self.detector.detect_pixels(pictures, sizes)))
+        for index, found, truth in zip(batch.indices, detected, truths, strict=True):
             self.scoring.update(index, found, truth)
+        if len(self._first) < MOST:
+            self._first += zip(pictures, sizes, detected, truths, strict=True)
         if self.scoring.wants_true_boxes:
             corners = [truth.boxes[~truth.crowd] - LAST_PIXEL for truth in truths]
             given = [np.concatenate([one[:, :2], np.maximum(one[:, :2], one[:, 2:])], axis=1) for one in corners]
@@ -161,6 +166,29 @@ class DetectorTask(VinVLTask):
         if self.scoring.proposals:
             for boxes, truth in zip(self._proposals(batch), truths, strict=True):
                 self.scoring.update_proposals(boxes, truth)
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._first = []
+
+    def shown_examples(self, count: int, picture_of: PictureOf) -> list[Shown]:
+        """Resized pictures of the first batches with the best boxes found, as many as there are true ones.
+
+        The score is the share of these that a box of their class overlaps by half.
+        """
+        from PIL import Image
+
+        told = []
+        for pixels, (width, height), found, truth in self._first[:count]:
+            picture, classes = Image.fromarray(pixels.cpu().numpy()), self.labels.classes
+            best = found.scores.argsort()[::-1][: max(len(truth.labels), 1)]  # as many as there are
+            names, true = ([classes[one] for one in some.tolist()] for some in (found.labels[best], truth.labels))
+            lies = overlaps(found.boxes[best], truth.boxes, truth.crowd) >= 0.5
+            hit = (lies & (found.labels[best][:, None] == truth.labels)).any(axis=0)
+            score = 100 * float(hit.mean()) if true else math.nan
+            frame = Frame(width, height, found.boxes[best], names, picture)
+            told.append(Shown("", ", ".join(sorted(names)), ", ".join(sorted(true)), score, (frame,)))
+        return told
 
     @torch.no_grad()
     def _proposals(self, batch: DetectionBatch) -> list[np.ndarray]:

@@ -140,7 +140,7 @@ class GQATask(VinVLTask):
 
     def examples(self) -> Iterator[Outcome]:
         """By structural and by semantic type."""
-        records = self.trainer.datamodule.datasets["test"].records  # type: ignore[attr-defined]
+        records = self.evaluated().records
         return gqa_examples(records, self._answered, self.answers)
 
     def result_rows(self) -> list[tuple[str, str]]:

@@ -75,7 +75,7 @@ class NLVR2Task(VinVLTask):
 
     def examples(self) -> Iterator[Outcome]:
         """A statement's picture is its pair of pictures."""
-        records = self.trainer.datamodule.datasets["test"].records  # type: ignore[attr-defined]
+        records = self.evaluated().records
         return nlvr2_examples(records, self._answered)
 
     def result_rows(self) -> list[tuple[str, str]]:

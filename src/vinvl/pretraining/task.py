@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from vinvl.models.pretraining import (
     contrastive_losses,
     masked_token_losses,
 )
+from vinvl.panels import MOST, PictureOf, Shown, frame_of
 from vinvl.pretraining.data import VARIANTS, VIVO, WITHOUT_CONTRAST, PretrainingDataModule
 from vinvl.run.errors import UserError
 from vinvl.task import TaskArguments, VinVLTask
@@ -148,6 +150,30 @@ TOKEN_KINDS = ("text", "tags")  # token_type_ids 0 and 1; the answers of questio
 CONTRAST_CLASSES = {2: ("matched", "mismatched"), 3: ("matched", "wrong_second_text", "wrong_first_text")}
 
 
+class FirstGuesses(NamedTuple):
+    """The guesses of one of the first batches of an evaluation, on the host, to be shown to a person."""
+
+    rows: list[int]  # of the corpus, B
+    ids: Tensor  # (B, L) tokens, some of them hidden
+    real: Tensor  # (B, L) bool
+    row_of: Tensor  # (M,) of each hidden token
+    guessed: Tensor  # (M,)
+    hidden: Tensor  # (M,)
+
+    @classmethod
+    def of(cls, output: PretrainingOutput, batch: Batch) -> "FirstGuesses":
+        assert output.logits is not None and output.masked_places is not None and output.masked_ids is not None
+        ids = batch.input_ids
+        found = ids, batch.attention_mask[:, : ids.shape[1]].bool(), output.masked_places // ids.shape[1]
+        told = *found, output.logits.argmax(dim=-1), output.masked_ids
+        return cls([int(record["index"]) for record in batch.records], *(one.cpu() for one in told))
+
+    def of_row(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The tokens of a row, those guessed and those hidden."""
+        mine = self.row_of == number
+        return self.ids[number][self.real[number]], self.guessed[mine], self.hidden[mine]
+
+
 class PretrainingTask(VinVLTask):
     """VinVLForPreTraining; scores are accuracies in percent and the two losses.
 
@@ -193,6 +219,7 @@ class PretrainingTask(VinVLTask):
         self.train_pairs = GroupedAccuracy(num_pair_classes)
         self.pace = TrainingPace(StepCosts.of(self.config))
         self.peak: float | None = None
+        self._first: list[FirstGuesses] = []  # of an evaluation
         self._last_reading = 0  # update at which the training figures were logged
 
     @classmethod
@@ -249,6 +276,8 @@ class PretrainingTask(VinVLTask):
     def evaluate_batch(self, batch: Batch) -> None:
         output = self.guess(batch)
         assert output.logits is not None and output.pair_logits is not None and output.masked_ids is not None
+        if sum(len(one.rows) for one in self._first) < MOST:
+            self._first.append(FirstGuesses.of(output, batch))
         self._count(output, batch, self.masked_tokens, self.pairs)
         self.masked_loss.update(masked_token_losses(output.logits, output.masked_ids))
         labels = self.pair_labels(batch)
@@ -284,6 +313,24 @@ class PretrainingTask(VinVLTask):
         parts = [scores[name] for name in ("masked_accuracy", "contrastive_accuracy") if name in scores]
         losses = [scores[name] for name in ("masked_loss", "contrastive_loss") if name in scores]
         return {self.headline: sum(parts) / max(len(parts), 1), "loss": sum(losses), **scores}
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._first = []
+
+    def shown_examples(self, count: int, picture_of: PictureOf) -> list[Shown]:
+        """Rows of the first batches, their hidden tokens as guessed and as they are."""
+        data, rows = self.trainer.datamodule, self.evaluated().rows  # type: ignore[attr-defined]
+        words, store = data.tokenizer.convert_ids_to_tokens, rows.region_text.store
+        found = []
+        for first, number in [(one, number) for one in self._first for number in range(len(one.rows))][:count]:
+            text, guessed, hidden = first.of_row(number)
+            said = [" ".join(words(ids.tolist())) for ids in (text, guessed, hidden)]
+            right = 100 * torch.eq(guessed, hidden).double().mean().item()  # nan: none is hidden
+            place = int(rows.image_of(np.array([first.rows[number]]))[0])
+            frames = (frame_of(store, place, picture_of(store, place)),) if place >= 0 else ()
+            found.append(Shown(said[0], said[1], said[2], right, frames))
+        return found
 
     def result_rows(self) -> list[tuple[str, str]]:
         rows = [

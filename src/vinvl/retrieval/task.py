@@ -82,6 +82,7 @@ class RetrievalTask(VinVLTask):
         self._scorer: PairScorer
         self._score: Callable[[ScoringBlock, np.ndarray], np.ndarray]  # images with captions of the records
         self._folds: list[Fold] = []
+        self._first_fold: np.ndarray | None = None  # scores of its images with its captions, in validation
         self._ranks: list[FoldRanks] = []  # of the folds, after a test
         self._files: ScoreFiles | None = None  # in test and prediction
         self._two_stage: TwoStage | None = None  # there, with data.rerank_top
@@ -223,6 +224,8 @@ class RetrievalTask(VinVLTask):
             ranks = fold_ranks(fold, lambda: [(Block(batch.number, 0, len(fold.images)), scores)])
             self.image_to_text.update(ranks.image_to_text)
             self.text_to_image.update(ranks.text_to_image)
+            if batch.number == 0:
+                self._first_fold = scores
 
     def evaluate_batch(self, batch: Any) -> None:
         """Scores a block of the test candidates onto the disk; one that comes empty is there already."""
@@ -272,8 +275,17 @@ class RetrievalTask(VinVLTask):
         return {f"lost/{name}": of_all[name] - scores[name] for name in names}
 
     def examples(self) -> Iterator[Outcome]:
-        """Each image that looks for its captions, then each caption that looks for its image, fold by fold."""
-        assert self._files is not None
+        """Each image that looks for its captions, then each caption that looks for its image, fold by fold.
+
+        Of an evaluation in training those of the first fold.
+        """
+        if self._files is None:
+            if (scores := self._first_fold) is not None:
+                fold, records = self._folds[0], self._datamodule().candidates("val").records
+                whole = [(Block(0, 0, len(fold.images)), scores)]
+                ranks, first = fold_ranks(fold, lambda: whole), first_matches(fold, lambda: whole)
+                yield from fold_examples(records, fold, ranks, first)
+            return
         records = self._datamodule().candidates("test").records
         for number, (fold, ranks) in enumerate(zip(self._folds, self._ranks, strict=True)):
             matches = first_matches(fold, partial(self._files.blocks_of, number))

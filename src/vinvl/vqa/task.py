@@ -111,7 +111,7 @@ class VQATask(VinVLTask):
 
     def examples(self) -> Iterator[Outcome]:
         """The score is the official accuracy or, where people's answers are unknown, the target of the answer."""
-        records = self.trainer.datamodule.datasets["test"].records  # type: ignore[attr-defined]
+        records = self.evaluated().records
         return vqa_examples(records, self._answered, self.answers)
 
     def result_rows(self) -> list[tuple[str, str]]:
