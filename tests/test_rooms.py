@@ -36,6 +36,8 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
         "compare",
         "app",
         "download",
+        "info",
+        "__main__",
         "vinvl",
     ),
 )

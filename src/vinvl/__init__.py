@@ -20,6 +20,10 @@ if sys.argv[:1] == ["-m"]:  # so while Python looks for `python -m vinvl.NAME`, 
     end_at_once()
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """`load` and `Predictor`, once they are asked for: what they need takes seconds to import."""
     if name in ("load", "Predictor"):

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import re
+import select
 import sys
 import traceback
 import warnings
@@ -31,6 +32,9 @@ from vinvl.run.options import checked_arguments, leaves, parser_told
 from vinvl.run.overrides import command_overrides, given_values, replacing
 from vinvl.run.signals import Interrupted, stopping_at_once
 
+CPU_BUILD = "on a machine without CUDA: pip install torch --index-url https://download.pytorch.org/whl/cpu"
+NO_TORCH = re.compile(r"No module named 'torch'|lib(torch|c10|cud|cublas|nccl|nv)[\w.-]*: cannot open")
+END_OF_PIPE = 141  # what shells expect of a process that a closed pipe has ended
 FULL_ERROR = "HYDRA_FULL_ERROR"
 OF_HYDRA = re.compile(  # files in a run's folder that are Hydra's, a launched rank's, or the lock
     r"(train|train_detector|evaluate|evaluate_detector|predict|pretrain_finetune)(_ddp_process_\d+)?\.log|\.lock"
@@ -139,7 +143,10 @@ def telling(config: DictConfig | None = None, otherwise: str | None = None, *, i
     with escaped_warnings(), stopping_at_once():
         try:
             yield
+            sys.stdout.flush()
         except (Exception, Interrupted) as error:
+            if cause_of_kind(error, BrokenPipeError) is not None and _nobody_reads():
+                sys.exit(END_OF_PIPE)
             if (stopped := cause_of_kind(error, Interrupted)) is not None:
                 if process_rank() == 0:
                     say(f"{stopped}; {_next_step(config)}.", error=True)
@@ -148,6 +155,20 @@ def telling(config: DictConfig | None = None, otherwise: str | None = None, *, i
             if sentence is None:
                 raise
             sys.exit(f"error: {printable(sentence)}")
+
+
+def _nobody_reads() -> bool:
+    """Whether whoever read what this process prints has gone, as `| head` does; then all else is printed to nobody."""
+    try:
+        pipe = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file
+        return False
+    poll = select.poll()
+    poll.register(pipe, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), pipe)
+    return True
 
 
 def remove_empty_run(folder: Path) -> None:
@@ -243,6 +264,8 @@ def sentence_of_fault(
         if (sentence := _of_lost_process(told, config)) is not None:
             return sentence
     for one in found:
+        if isinstance(one, ImportError | OSError) and NO_TORCH.search(str(one)):
+            return f"torch cannot be imported ({_first_line(one)}); {CPU_BUILD}."
         if isinstance(one, OSError) and one.errno in NO_ROOM:
             place = one.filename or ("the run folder" if config is None else config.paths.output_dir)
             return f"{place} cannot be written ({one.strerror}): make room, then {_next_step(config)}."

@@ -112,6 +112,10 @@ def register_resolvers() -> None:
     resolvers: dict[str, Any] = {"data_root": data_root, "run_dir": run_directory, "required": refuse_missing}
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"vinvl.{name}", resolver, use_cache=True, replace=True)
+    from vinvl.run.console import door_choices, door_header
+
+    OmegaConf.register_new_resolver("vinvl.door_header", door_header, replace=True)
+    OmegaConf.register_new_resolver("vinvl.door_choices", door_choices, replace=True)
     OmegaConf.register_new_resolver("vinvl.published", published_file, replace=True)
 
 
