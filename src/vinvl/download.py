@@ -51,6 +51,9 @@ def _run(options: argparse.Namespace) -> int:
         names = [word.partition("/")[0] for word in options.names] or listed_names()
         show_list({name: read_list(name) for name in dict.fromkeys(names)})
         return 0
+    for place in options.mirrors:
+        if not place.startswith(("http://", "https://")) and not Path(place).expanduser().is_dir():
+            raise UserError(f"--from {place} is no folder: give one, or a URL that begins with http:// or https://.")
     data_folder = Path(options.to or data_root()).expanduser()
     chosen = list(chosen_parts(options.names))
     show_plan(chosen, data_folder, files=options.plan)

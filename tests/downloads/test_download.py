@@ -269,6 +269,7 @@ def test_what_is_had_by_hand(server: Server, tmp_path: Path, capsys: pytest.Capt
     own.mkdir()
     told = refused(capsys, name, "--to", str(to))
     assert "p.zip: Fill in the form." in told and f"Put it into {to}/set, or pass --from FOLDER" in told
+    assert "--from nowhere is no folder" in refused(capsys, name, "--to", str(to), "--from", "nowhere")
     (own / "p.zip").write_bytes(archive[:-1])
     told = refused(capsys, name, "--to", str(to), "--from", str(own))
     assert f"{own}/p.zip is not the file with sha256:" in told and "--unchecked" in told
