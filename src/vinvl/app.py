@@ -25,8 +25,9 @@ def app(config: DictConfig) -> None:
 
 
 def models_and_detector(arguments: list[str]) -> list[str]:
-    """Command-line arguments, `model=` as `models=` and `detector=` as `weights=`: Hydra has groups of these names."""
-    return [re.sub("^model=", "models=", re.sub("^detector=", "weights=", one)) for one in arguments]
+    """Command-line arguments, `model=` as `models=` and so on: Hydra has groups of files of these names."""
+    groups = {"model=": "models=", "detector=": "weights=", "task=": "task_name="}
+    return [re.sub("^(model|detector|task)=", lambda found: groups[found[0]], one) for one in arguments]
 
 
 main = door(app, "app")

@@ -1,6 +1,7 @@
 """The page of `vinvl.app`, served by the door as a user starts it, and a real Chromium that looks at it."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -14,11 +15,19 @@ from typing import Any
 from urllib.parse import urlparse
 
 import pytest
+import torch
 
+from tests.detector.samples import SMALL, small_detector
 from tests.door_runs import ON_CPU, door_environment
 from tests.predictor.conftest import folder, own_runs
+from vinvl.detector.weights import save_detector
+from vinvl.models import VinVLConfig
+from vinvl.models.answering import VinVLForPairs
+from vinvl.regions import LabelMap
 
 __all__ = ["folder", "own_runs"]  # fixtures of the predictor's tests
+HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{3}}"
+KINDS = {"label_to_idx": SMALL.architecture.num_classes, "attribute_to_idx": SMALL.architecture.num_attributes}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -111,6 +120,28 @@ def served(
         f"detector={folder / 'detector.pth'}", f"examples={folder / 'pictures'}", "most_examples=3",
         "max_pixels=1000000", "most_megabytes=2",
     )  # fmt: skip
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+@pytest.fixture(scope="session")
+def statements(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The page of an untrained model for statements about two pictures, whose detector has hostile names."""
+    folder = tmp_path_factory.mktemp("statements")
+    labels = {kind: {f"{HOSTILE} {i}": i for i in range(1, count)} for kind, count in KINDS.items()}
+    save_detector(folder / "detector.pth", small_detector(), LabelMap.from_json(json.dumps(labels)))
+    config = VinVLConfig(
+        vocab_size=2000, hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16,
+        img_feature_dim=SMALL.architecture.c5_channels + 6, num_labels=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    VinVLForPairs(config).save_pretrained(folder / "model")
+    shutil.copytree(demo_data / "demo" / "tokenizer", folder / "model", dirs_exist_ok=True)
+    running = Served(
+        folder / "app", demo_data, f"model={folder / 'model'}", f"detector={folder / 'detector.pth'}", "task=nlvr2"
+    )
     try:
         yield running
     finally:

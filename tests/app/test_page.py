@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.app.conftest import Looked, Served
+from tests.app.conftest import HOSTILE, Looked, Served
 from tests.picture_samples import gradient, save
 from tests.predictor.samples import picture_paths
 
@@ -159,3 +159,29 @@ def test_examples_are_pictures_too_and_a_phone_shows_everything(
     page.screenshot(path=tmp_path / "phone.png", full_page=True)
     assert looked.errors == [] and looked.hosts() == {"127.0.0.1"}
     page.close()
+
+
+def test_two_pictures_hostile_names_and_the_end(chromium, statements: Served, folder: Path, tmp_path: Path) -> None:
+    looked = Looked(chromium, statements.address, 390)
+    page = looked.page
+    page.on("dialog", lambda dialog: looked.errors.append(f"a script ran: {dialog.message}"))
+    pictures = list(picture_paths(folder).values())
+    hostile = tmp_path / "<b>${1} long name long name long name long name.png"
+    hostile.write_bytes(pictures[0].read_bytes())
+    page.get_by_label("Sentence about both pictures").fill("both are red")
+    looked.give(hostile)
+    page.wait_for_selector(".vinvl.regions svg rect")
+    page.get_by_role("button", name="Score it").click()
+    page.wait_for_selector("text=judges statements about two pictures: give the second one too.")
+    page.locator("input[type=file]").nth(1).set_input_files(pictures[1])
+    page.wait_for_function("document.querySelectorAll('.vinvl.regions').length == 2")
+    page.get_by_role("button", name="Score it").click()
+    page.wait_for_selector("text=true of both pictures")
+    assert page.locator(".vinvl.scores .why svg").count() == 2
+    assert page.locator("img[src=x]").count() == 0 and page.locator("td.tag").first.inner_text().startswith(HOSTILE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert looked.errors == [] and looked.hosts() == {"127.0.0.1"}
+    page.close()
+    assert statements.uploads() == []
+    assert statements.end() == 130 and list(statements.temporary.glob("vinvl-app-*")) == []
+    assert list((statements.folder / "cwd").iterdir()) == [] and "Traceback" not in statements.printed()

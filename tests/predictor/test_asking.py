@@ -117,4 +117,4 @@ def test_without_gradio_the_command_says_what_to_install(
 
 
 def test_the_words_model_and_detector_are_no_groups_here() -> None:
-    assert models_and_detector(["model=a", "detector=b", "port=1"]) == ["models=a", "weights=b", "port=1"]
+    assert models_and_detector(["model=a", "detector=b", "task=c"]) == ["models=a", "weights=b", "task_name=c"]

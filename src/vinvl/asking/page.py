@@ -126,7 +126,7 @@ def page_of(gr: Any, models: Sequence[Predictor], examples: Sequence[ExamplePict
 
 def _slot(gr: Any, side: str, thumbnails: list[Any]) -> tuple[Any, Any, Any, Any]:
     """The upload of a picture, the examples if there are any, what is known of the picture, and where it is shown."""
-    upload = gr.File(label=f"{side}: drop a file here, or click", height=120, elem_classes="upload")
+    upload = gr.File(label=side, height=120, elem_classes="upload")
     gallery = None
     if thumbnails:
         gallery = gr.Gallery(
