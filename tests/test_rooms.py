@@ -15,7 +15,7 @@ LAYERS = (  # a room imports those above it in this list, and none beside it
     ("run",),
     ("regions", "models"),
     ("data",),
-    ("pictures", "opening", "schedules", "exact", "zoo", "examples", "downloads"),
+    ("pictures", "opening", "schedules", "exact", "zoo", "examples", "downloads", "composing"),
     ("said", "panels"),
     ("task",),
     ("vqa", "gqa", "nlvr2", "retrieval", "captioning", "pretraining", "detector"),
@@ -46,6 +46,7 @@ EXCEPTIONS = {
     ("opening", "vqa"),  # the answers of a model's head
     ("retrieval", "captioning"),  # its captions
     ("train_detector", "train"),
+    ("vinvl", "train"),  # which is called by that name
 }
 
 

@@ -22,12 +22,22 @@ from vinvl.models.weight_files import (
     Weights,
     find_checkpoint,
 )
-from vinvl.models.weights import NEW, AnswerRows, answers_in, initialise, initialise_from, output_layer
+from vinvl.models.weights import (
+    NEW,
+    AnswerRows,
+    answers_in,
+    encoder_is_there,
+    encoder_sizes,
+    initialise,
+    initialise_from,
+    output_layer,
+)
 from vinvl.regions.store import FeatureRecord
 from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.files import json_object, read_json
 from vinvl.run.folders import CHECKPOINTS
+from vinvl.run.values import OF_THE_ENCODER
 from vinvl.vqa.answers import AnswerVocabulary, read_head_answers
 
 logger = logging.getLogger(__name__)
@@ -344,11 +354,15 @@ def tokenizer_of_vocabulary(path: Path) -> PreTrainedTokenizerBase:
 ANEW = "none"  # model.init_answers: a new head
 
 
+FOLLOWED = (*OF_THE_ENCODER, "use_img_layernorm", "img_layer_norm_eps")  # by a model, the weights that it starts from
+
+
 def start_model(
     model_class: type[PreTrainedModel],
-    config: VinVLConfig,
+    fields: Mapping[str, Any],
     init: str | None,
     *,
+    data: Mapping[str, Any],
     answers: Sequence[str] | None,
     init_answers: str | None,
     words: Words | None,
@@ -356,6 +370,7 @@ def start_model(
     """`models.initialise` for a task: an answer head is matched by the texts of its answers, and words are compared.
 
     Args:
+        fields: of a `VinVLConfig`. Of an encoder's size, those left out are as in `init`, or else as in `data`.
         answers: those of the task's head, by row; None if it chooses no answers.
         init_answers: a file with those of the checkpoint's head, if it does not state them, or "none".
         words: of the run's tokenizer, if it is known.
@@ -364,11 +379,13 @@ def start_model(
         UserError: as `initialise`; or the checkpoint has other words, or a head of as many answers without names.
     """
     if init is None:
-        return initialise(model_class, config, None)
+        return initialise(model_class, VinVLConfig(**{**data, **fields}), None)
     files = find_checkpoint(init)
     if words is not None:
         refuse_other_words(known_words(files), words, files.name, "data.tokenizer")
     weights = Weights.of(files)
+    encoder_is_there(weights)
+    config = VinVLConfig(**{**data, **encoder_sizes(weights), **fields})
     size = next((len(weights.found[name]) for name in output_layer(weights.found)), 0)  # 0: it has no such head
     rows = _rows(files, size, answers, init_answers) if model_class is VinVLForAnswering else None
     model, report = initialise_from(model_class, config, weights, answers=rows)

@@ -79,7 +79,6 @@ def restore(config: DictConfig, stage: str) -> Restored:
 
 
 TASK_OF_DATA = re.compile(r"vinvl\.(\w+)\.data")
-NO_FIELDS = {"transformers_version", "architectures", "model_type", "id2label", "label2id", "dtype"}
 
 
 def restore_model_folder(config: DictConfig, stage: str, folder: Path) -> Restored:
@@ -115,9 +114,8 @@ def restore_model_folder(config: DictConfig, stage: str, folder: Path) -> Restor
             f"{folder} chooses between {model.config.num_labels:,} answers and {answers} lists "
             f"{len(decided['answers']):,}: pass data.answers=FILE, the vocabulary that it was trained with."
         )
-    fields = {name: value for name, value in model.config.to_dict().items() if name not in NO_FIELDS}
     given_options: Any = OmegaConf.to_container(options, resolve=True)
-    task = kind(**decided, **given_options, model_config=fields, words=words_of(datamodule.tokenizer))
+    task = kind(**decided, **given_options, model_config=model.config, init=None, words=words_of(datamodule.tokenizer))
     if type(task.model) is not type(model):
         raise UserError(
             f"{folder} is read as a {type(model).__name__}, and for these data there is to be a "

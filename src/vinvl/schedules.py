@@ -3,10 +3,12 @@
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -79,6 +81,31 @@ def _warmed_up(
         return step / warmup_steps if step < warmup_steps else afterwards(step)
 
     return LambdaLR(optimizer, factor)
+
+
+# Oscar's fine-tuning, conf/optim/adamw_linear.yaml.
+ADAMW = partial(torch.optim.AdamW, lr=5.0e-5, betas=(0.9, 0.999), eps=1.0e-8, fused=True)
+LINEAR = partial(linear_schedule, warmup_steps=0, first_step=1)
+
+# Which parameters decay.
+
+
+UNDECAYED = ("bias", "LayerNorm.weight")  # Oscar's rule; it goes by name, so run_nlvr.py decays the norm in its head
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, undecayed: Sequence[str] = UNDECAYED
+) -> list[dict[str, Any]]:
+    """Two groups, with weight decay and without: of the parameters whose names contain one of `undecayed`."""
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (spared if any(part in name for part in undecayed) else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay, "name": "decayed"},
+        {"params": spared, "weight_decay": 0.0, "name": "undecayed"},
+    ]
 
 
 # What the configuration gives for them, before a run and in it.

@@ -3,8 +3,9 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Required, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 import pytorch_lightning as pl
 import torch
@@ -20,9 +21,9 @@ from vinvl.data.module import RegionDataModule, file_names, plain
 from vinvl.data.words import Commonest
 from vinvl.examples import EXAMPLES, AboutExamples, Outcome, write_examples
 from vinvl.models.answering import answer_loss_per_example
-from vinvl.models.config import VinVLConfig
+from vinvl.models.config import VinVLConfig, plain_fields
 from vinvl.models.weights import refuse_other_sizes
-from vinvl.opening import Words, refuse_other_words, start_model, words_of, words_of_run
+from vinvl.opening import FOLLOWED, Words, refuse_other_words, start_model, words_of, words_of_run
 from vinvl.panels import PictureOf, Shown, shown_outcomes
 from vinvl.regions.regions import BOX_NUMBERS
 from vinvl.regions.store import FeatureRecord
@@ -30,30 +31,16 @@ from vinvl.run.checkpoint import OUR_KEY, load_into, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.survival import refuse_another_run
 from vinvl.run.values import shown
-from vinvl.schedules import make_optimizer, make_scheduler
+from vinvl.schedules import ADAMW, LINEAR, UNDECAYED, make_optimizer, make_scheduler, parameter_groups
 
 RESUMED = {"callbacks": dict, "loops": dict, "optimizer_states": list, "lr_schedulers": list, "global_step": int}
 MOST_BATCHES = 2**31  # of a run: each has a seed of its own, see `VinVLTask.on_train_batch_start`
 
-# Which parameters decay.
 
-
-UNDECAYED = ("bias", "LayerNorm.weight")  # Oscar's rule; it goes by name, so run_nlvr.py decays the norm in its head
-
-
-def parameter_groups(
-    model: nn.Module, weight_decay: float, undecayed: Sequence[str] = UNDECAYED
-) -> list[dict[str, Any]]:
-    """Two groups, with weight decay and without: of the parameters whose names contain one of `undecayed`."""
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (spared if any(part in name for part in undecayed) else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay, "name": "decayed"},
-        {"params": spared, "weight_decay": 0.0, "name": "undecayed"},
-    ]
+def sizes_of_data(datamodule: RegionDataModule) -> dict[str, Any]:
+    """Fields of a model's configuration as the data have them."""
+    width = datamodule.store.feature_dim + BOX_NUMBERS
+    return {"vocab_size": len(datamodule.tokenizer), "img_feature_dim": width}
 
 
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
@@ -78,18 +65,29 @@ class Start(Recipe, total=False):
     gradient_checkpointing: bool
 
 
-class TaskArguments(Start, total=False):
-    """What the constructor of every task of the transformer takes besides its own; see `VinVLTask`."""
-
-    model_config: Required[dict[str, Any]]
-    words: Words | None
-
-
+@dataclass(kw_only=True, eq=False, repr=False)
 class VinVLTask(pl.LightningModule):
     """A model with its loss, metrics and recipe. A task file adds what is marked abstract here.
 
+    Args:
+        datamodule: the data that it is made for: read now, if they have not been, they say what classes there are; None
+            where the other arguments say all, as for a checkpoint.
+        model_config: a `VinVLConfig` or some of its fields. What it does not say, of sizes and the kind of encoder, is
+            as in `init`, and what that does not say as in the data.
+        init: weights to start from (`start_model`); None for random ones.
+        init_answers: a file with the answers of the head there, where it does not say them; "none": a new head.
+        words: of the tokenizer that the task is trained with.
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        optimizer: parameter groups → optimiser; None where the task is only evaluated.
+        scheduler: (optimiser, total_steps=) → schedule, stepped after each update.
+        weight_decay: of the decayed parameter group.
+        undecayed: parts of the names of the parameters that do not decay.
+        seed: of dropout; see `on_train_batch_start`.
+
+    Raises UserError if the data do not fit.
+
     Class attributes of a task file:
-        model_class: the model; it is built from a `VinVLConfig`. An instance may choose another before it is built.
+        model_class: the model; it is built from a `VinVLConfig`. A task without one makes a model of its own.
         datamodule_class: the data that the task understands.
         filled_with: what `filled_in` predicts, for a person.
         not_logged: what is in the names of figures that are too many for a curve each; results.json has them.
@@ -98,98 +96,98 @@ class VinVLTask(pl.LightningModule):
 
     Attributes:
         model: the pure torch model; everything Lightning knows stays outside it.
-        run_config: the composed configuration of the run in plain types, carried in checkpoints, so that
-            `vinvl.evaluate` and `vinvl.predict` see the data as training did.
+        run_config: the composed configuration of the run in plain types, or what is known of it, carried in
+            checkpoints, so that `vinvl.evaluate` and `vinvl.predict` see the data as training did.
         features: how the features of its data were made, carried in checkpoints too.
         commonest: what the training split says most often, carried too; {} where that is not known.
         scores: the figures of the last evaluation, by name.
         started_from: what became of the tensors of the weights that training starts from, if a person is to be told.
     """
 
-    model_class: type[PreTrainedModel]
+    model_class: ClassVar[type[PreTrainedModel] | None] = None
     datamodule_class: ClassVar[type[pl.LightningDataModule]]
     headline: ClassVar[str]
     filled_with: ClassVar[str] = "what the training split says most often"
     not_logged: ClassVar[str] = "question_type"
     start_again: ClassVar[str] = "model.init={path}"
-    started_from: str = ""
 
-    def __init__(
-        self,
-        own: Mapping[str, Any],
-        *,
-        model_config: dict[str, Any] | None = None,
-        init: str | None = None,
-        init_answers: str | None = None,
-        words: Words | None = None,
-        gradient_checkpointing: bool = False,
-        optimizer: MakeOptimizer | None = None,
-        scheduler: MakeScheduler | None = None,
-        weight_decay: float = 0.0,
-        undecayed: Sequence[str] = UNDECAYED,
-        seed: int = 0,
-    ) -> None:
-        """
-        Args:
-            own: the task's own constructor arguments in plain types, to be carried in checkpoints.
-            model_config: fields of `VinVLConfig`, in plain types; None of a task that makes a model of its own.
-            init: weights to start from (`start_model`); None for random ones.
-            init_answers: a file with the answers of the head there, where it does not say them; "none": a new head.
-            words: of the tokenizer that the task is trained with.
-            gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
-            optimizer: parameter groups → optimiser; None where the task is only evaluated.
-            scheduler: (optimiser, total_steps=) → schedule, stepped after each update.
-            weight_decay: of the decayed parameter group.
-            undecayed: parts of the names of the parameters that do not decay.
-            seed: of dropout; see `on_train_batch_start`.
-        """
+    datamodule: InitVar[Any] = field(default=None, kw_only=False)
+    model_config: Mapping[str, Any] | VinVLConfig | None = None
+    init: str | None = "bert-base-uncased"
+    init_answers: str | None = None
+    words: Words | None = None
+    gradient_checkpointing: bool = False
+    optimizer: MakeOptimizer | None = ADAMW
+    scheduler: MakeScheduler | None = LINEAR
+    weight_decay: float = 0.05
+    undecayed: Sequence[str] = UNDECAYED
+    seed: int = 88
+    started_from: str = field(default="", init=False)
+
+    def __post_init__(self, datamodule: RegionDataModule | None) -> None:
         super().__init__()
-        self.words = words
-        if model_config is not None:
-            config, answers = VinVLConfig(**model_config), own.get("answers")
-            self.model = start_model(
-                self.model_class, config, init, answers=answers, init_answers=init_answers, words=words
-            )
-            if gradient_checkpointing:
-                self.model.gradient_checkpointing_enable()
-            self.config: VinVLConfig = self.model.config  # type: ignore[assignment]
-            # A checkpoint that brought its own image projection has decided about the layer norm.
-            followed = {name: getattr(self.config, name) for name in ("use_img_layernorm", "img_layer_norm_eps")}
-            own = {"model_config": {**model_config, **followed}, **own}
-        self.save_hyperparameters({**own}, logger=False)
-        self.make_optimizer = optimizer
-        self.make_scheduler = scheduler
-        self.weight_decay, self.undecayed = weight_decay, undecayed
-        self.seed = seed
+        if datamodule is not None:
+            self.check_data_class(datamodule)
+            if not datamodule.datasets:
+                datamodule.prepare_data()
+                datamodule.setup("fit")
+            self.words = words_of(datamodule.tokenizer)
+            for name, value in self.arguments_from(datamodule).items():
+                setattr(self, name, value)
+        carried = self.own_arguments()
+        if (model_class := self.chosen_model_class()) is not None:
+            carried["model_config"] = self._start(model_class, datamodule)
+        self.save_hyperparameters(carried, logger=False)
+        self.make_optimizer, self.make_scheduler = self.optimizer, self.scheduler
         self.batches_seen = 0
-        self.run_config: dict[str, Any] = {}
+        self.run_config: dict[str, Any] = {} if datamodule is None else {"data": datamodule.settings()}
         self.features = FeatureRecord()
         self.commonest: Commonest = {}
         self.scores: dict[str, float] = {}
+        self.add_metrics()
+        if datamodule is not None:
+            self.check_datamodule(datamodule)
+
+    def _start(self, model_class: type[PreTrainedModel], datamodule: RegionDataModule | None) -> dict[str, Any]:
+        """Makes the model; what a checkpoint carries of its configuration."""
+        given = plain_fields(self.model_config or {}) | self.decided()
+        data = {} if datamodule is None else sizes_of_data(datamodule)
+        self.model = start_model(
+            model_class, given, self.init, data=data, answers=getattr(self, "answers", None),
+            init_answers=self.init_answers, words=self.words,
+        )  # fmt: skip
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.config: VinVLConfig = self.model.config  # type: ignore[assignment]
+        return given | {name: getattr(self.config, name) for name in FOLLOWED}
+
+    def add_metrics(self) -> None:
+        """Adds what the task has besides its model, which is there."""
+
+    def chosen_model_class(self) -> type[PreTrainedModel] | None:
+        """`model_class`, unless what the task was told asks for another."""
+        return self.model_class
+
+    def decided(self) -> dict[str, Any]:
+        """Fields of the model's configuration that the task decides."""
+        return {}
+
+    def own_arguments(self) -> dict[str, Any]:
+        """The task's own constructor arguments in plain types, to be carried in checkpoints."""
+        own = [one.name for one in fields(self) if one.init and one.name not in SHARED]
+        return {name: getattr(self, name) for name in own}
 
     @classmethod
     def build(
         cls,
-        *,
         datamodule: RegionDataModule,
-        model: dict[str, Any],
+        *,
+        model: Mapping[str, Any],
         options: Mapping[str, Any],
         **start: Unpack[Start],
     ) -> Self:
-        """The task for a datamodule that has been set up; UserError if the data do not fit it.
-
-        `options` are the task's own settings, by name; for the others see the constructor.
-        """
-        cls.check_data_class(datamodule)
-        task = cls(
-            **cls.arguments_from(datamodule),
-            **options,
-            model_config={**model, "vocab_size": model["vocab_size"] or len(datamodule.tokenizer)},
-            words=words_of(datamodule.tokenizer),
-            **start,
-        )
-        task.check_datamodule(datamodule)
-        return task
+        """The constructor as `conf/task` names what it takes: `options` are the task's own settings."""
+        return cls(datamodule, model_config=model, **options, **start)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path, **own: Any) -> Self:
@@ -199,13 +197,11 @@ class VinVLTask(pl.LightningModule):
         not fit the model that the checkpoint describes.
         """
         given = {**checkpoint["hyper_parameters"], **own}
-        if not isinstance(given.get("model_config"), dict) or given.keys() & (
-            TaskArguments.__annotations__.keys() - {"model_config"}
-        ):
+        if not isinstance(given.get("model_config"), dict) or given.keys() & (SHARED - {"model_config"}):
             raise UserError(f"{path} describes no model, or more than one: it is damaged or from another program.")
         refuse_other_sizes(given["model_config"], checkpoint["state_dict"], path)
         try:
-            task = cls(**given, words=words_of_run(checkpoint))
+            task = cls(**given, words=words_of_run(checkpoint), init=None)
         except (TypeError, ValueError, KeyError, AttributeError) as error:  # values of kinds that nobody has checked
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} describes a model that cannot be built ({reason}): it is damaged.") from error
@@ -214,6 +210,11 @@ class VinVLTask(pl.LightningModule):
         if isinstance(carried, dict) and all(isinstance(text, str) for entry in carried.items() for text in entry):
             task.commonest = carried
         return task
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **own: Any) -> Self:
+        """`from_checkpoint` of a file, as Lightning calls it; its other arguments are not needed."""
+        return cls.from_checkpoint(read_checkpoint(Path(checkpoint_path)), checkpoint_path, **own)
 
     @classmethod
     def arguments_from(cls, datamodule: Any) -> dict[str, Any]:
@@ -456,3 +457,6 @@ class VinVLTask(pl.LightningModule):
         refuse_another_run(self.as_now(ours["run_config"]), self.run_config, path, instead)
         refuse_other_words(words_of_run(checkpoint), self.words or {}, str(path), "data.tokenizer")
         load_into(self, checkpoint, path)
+
+
+SHARED = {"datamodule", *(one.name for one in fields(VinVLTask))}  # constructor arguments of every task

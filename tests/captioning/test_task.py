@@ -19,7 +19,9 @@ from vinvl.captioning.task import CaptioningTask, as_number, caption_attention_m
 from vinvl.data.batch import Batch
 from vinvl.models.decoding import DecodingOptions
 from vinvl.regions import LabelMap, RegionStore, RegionStoreWriter
+from vinvl.run import door
 from vinvl.run.errors import UserError
+from vinvl.task import VinVLTask
 
 MASK = "[MASK]"
 
@@ -30,7 +32,7 @@ def made(demo_data: Path, folder: Path, *overrides: str) -> tuple[CaptioningTask
         datamodule = instantiate(config.data)
         datamodule.prepare_data()
         datamodule.setup("fit")
-        return instantiate(config.task, datamodule=datamodule), datamodule
+        return door.made(VinVLTask, config.task, "task", datamodule=datamodule), datamodule
 
 
 def two_epochs(demo_data: Path, folder: Path, workers: int) -> list[Batch]:
@@ -104,8 +106,8 @@ def test_tags_stand_after_the_longest_caption_there_may_be(
 def test_evaluations_during_training_search_with_beams_of_their_own(demo_data: Path, tmp_path: Path) -> None:
     given = ["decoding=constrained", "decoding.length_penalty=0.5", "task.options.validation_beams=3"]
     task, _ = made(demo_data, tmp_path, *given)
-    assert task.decoding == DecodingOptions(num_beams=2, length_penalty=0.5)
-    assert task.validation_decoding == replace(task.decoding, num_beams=3)
+    assert task.search == DecodingOptions(num_beams=2, length_penalty=0.5)
+    assert task.validation_search == replace(task.search, num_beams=3)
     assert task.constraint_options == ConstraintOptions()
 
 

@@ -96,7 +96,7 @@ def test_decoding_overrides_go_on_top_of_the_decoding_of_the_run(
     with composed("evaluate", demo_data, tmp_path / "none", checkpoint(trained[0]), *given) as config:
         task = restore(config, "test").task
     assert isinstance(task, CaptioningTask)
-    assert task.decoding == DecodingOptions(num_beams=3, length_penalty=0.6) != DecodingOptions(num_beams=2)
+    assert task.search == DecodingOptions(num_beams=3, length_penalty=0.6) != DecodingOptions(num_beams=2)
     exactly = ["decoding.min_length=8", "decoding.max_length=8"]
     rows, _ = predicted(demo_data, trained[0], tmp_path / "exactly", *exactly)
     assert all(1 <= len(row["caption"].split()) <= 6 for row in rows)  # [CLS] and [SEP] are two of the eight

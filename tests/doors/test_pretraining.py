@@ -22,7 +22,9 @@ from tests.pretraining.raw import every_kind
 from vinvl.pretraining.command import main
 from vinvl.pretraining.making import KINDS
 from vinvl.pretraining.task import PretrainingTask
+from vinvl.run import door
 from vinvl.run.errors import UserError
+from vinvl.task import VinVLTask
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +35,7 @@ def made(demo_data: Path, folder: Path, *overrides: str) -> tuple[PretrainingTas
         datamodule = instantiate(config.data)
         datamodule.prepare_data()
         datamodule.setup("fit")
-        return instantiate(config.task, datamodule=datamodule), datamodule
+        return door.made(VinVLTask, config.task, "task", datamodule=datamodule), datamodule
 
 
 def test_the_data_decide_variant_and_classes(demo_data: Path, tmp_path: Path) -> None:

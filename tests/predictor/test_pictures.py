@@ -188,7 +188,7 @@ class TestRefusals:
             (Image.new("F", (4, 4)), "floating-point"),
             (b"photo.jpg", "A bytes is not a picture"),
             ((path for path in ["a.jpg"]), "A generator is not a picture: give"),
-            (42, "A int is not a picture, and image ids are text"),
+            (42, r"neither an image of RegionStore.*ids are like 'picture_0001', nor a picture file"),
             (None, "A NoneType is not a picture"),
             ({"a.jpg": 1}, "A dict is not a picture"),
             (Path("nowhere.jpg"), r"There is no picture nowhere\.jpg"),

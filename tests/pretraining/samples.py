@@ -123,7 +123,7 @@ def task_of(
     torch.manual_seed(0)
     settings.setdefault("optimizer", lambda groups: torch.optim.SGD(groups, lr=learning_rate, momentum=0.9))
     settings.setdefault("scheduler", lambda optimizer, total_steps: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0))
-    return PretrainingTask(variant=variant, num_pair_classes=classes, model_config=dict(sizes), **settings)
+    return PretrainingTask(variant=variant, num_pair_classes=classes, model_config=sizes, **{"init": None, **settings})
 
 
 def triplets(size: int, seed: int = 0, hidden_share: float = 0.3, classes: int = 3) -> Batch:

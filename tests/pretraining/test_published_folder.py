@@ -175,7 +175,7 @@ def test_the_loss_of_the_released_weights(folder: Path, monkeypatch: pytest.Monk
         pair_labels=torch.from_numpy(rows["is_next"] * rows["is_img_match"]),
     )
     model, _ = convert_model(OpenedModel.of(WEIGHTS).files, "pretraining", {}, lambda size: None)
-    task = PretrainingTask(**PretrainingTask.arguments_from(module), model_config=model.config.to_dict())
+    task = PretrainingTask(**PretrainingTask.arguments_from(module), model_config=model.config, init=None)
     task.model.load_state_dict(model.state_dict())
     task.eval()
     with torch.inference_mode():

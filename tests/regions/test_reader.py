@@ -79,8 +79,10 @@ def test_what_a_store_does_not_hold_is_told(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path} has no image '391895'; it holds 2 images, ids like '262148'."
     for unknown in ("", "2621489", "26214", "9\0", "\ud800", "x" * 1000):
         assert unknown not in store
-    with pytest.raises(UserError, match="image ids are text, not int; pass '9'"):
-        store[9]  # type: ignore[index]
+    assert store[9].image_id == store[np.int64(9)].image_id == "9" and 262148 in store and 8 not in store  # type: ignore
+    for other in (True, 9.0, b"9", None):
+        with pytest.raises(UserError, match=f"text or whole numbers, not {type(other).__name__}"):
+            store[other]  # type: ignore[index]
     for index in (-1, 2):
         with pytest.raises(UserError, match=f"no image at index {index}; it holds 2 images"):
             store.at(index)

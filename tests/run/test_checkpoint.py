@@ -113,7 +113,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    task = VQATask(answers=["yes", "no", "left"], model_config=SIZES)
+    task = VQATask(answers=["yes", "no", "left"], model_config=SIZES, init=None)
     return OURS | {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
 
 

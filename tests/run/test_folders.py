@@ -1,7 +1,6 @@
 """Where runs and checkpoints lie, how an error reaches a person, and what a failed run leaves."""
 
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -191,12 +190,8 @@ def test_a_door_prints_sentences_and_warnings_escaped_and_keeps_other_tracebacks
     def warn_and_refuse(_: object) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
-            warnings.showwarning = plainly
             warnings.warn("skipped \x1b[31m\nimage\u202e", stacklevel=1)
         raise UserError("split '\x1b]0;me\x07' is unknown.")
-
-    def plainly(message: object, category: type[Warning], file: str, line: int, *_: object) -> None:
-        sys.stderr.write(warnings.formatwarning(message, category, file, line))  # as Python itself does
 
     with pytest.raises(SystemExit) as left:
         run_door(warn_and_refuse, config)

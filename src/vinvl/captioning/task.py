@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -27,7 +27,7 @@ from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCapt
 from vinvl.models.generate import generate_captions
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
-from vinvl.task import TaskArguments, VinVLTask
+from vinvl.task import VinVLTask
 
 
 def tag_shift(decoding: DecodingOptions, max_caption_tokens: int) -> int:
@@ -72,6 +72,7 @@ def n_best(
         yield tuple(texts(ids[:count])), tuple(scores[:count].tolist())
 
 
+DECODING = {"num_beams": 5}  # what conf/decoding/caption.yaml says otherwise than `DecodingOptions`
 CONSTRAINED = ("test", "predict")  # stages whose captions may have to name what was detected
 SHOWN = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 
@@ -86,63 +87,54 @@ class Caption(NamedTuple):
     filled_in: bool = False  # without the model
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CaptioningTask(VinVLTask):
-    """VinVLForCaptioning; scores are the COCO caption metrics in percent (CIDEr is the COCO server's, CIDEr-D)."""
+    """VinVLForCaptioning; scores are the COCO caption metrics in percent (CIDEr is the COCO server's, CIDEr-D).
+
+    Args:
+        decoding: fields of `DecodingOptions`, and under "constraints" of `ConstraintOptions` or None; None: five beams.
+        label_smoothing, drop_worst_ratio: see `masked_word_loss`.
+        drop_worst_after: batches seen before the worst words are dropped.
+        freeze_embedding: keep the word embeddings as they are.
+        validation_beams: beams of the evaluations during training, which are never constrained.
+        scst_samples, scst_baseline: see `SelfCritical`.
+        scst_document_frequencies: see `read_document_frequencies`; None: those of the training captions.
+        java_metrics: METEOR and SPICE at test, where Java is present.
+        the others: see `VinVLTask`.
+
+    Raises:
+        UserError: values that could not be trained or decoded with, before anything has been trained.
+    """
 
     model_class = VinVLForCaptioning
     datamodule_class = CaptioningDataModule
     headline = "CIDEr"
-    model: VinVLForCaptioning
 
-    def __init__(
-        self,
-        *,
-        decoding: Mapping[str, Any],
-        label_smoothing: float = 0.0,
-        drop_worst_ratio: float = 0.0,
-        drop_worst_after: int = 0,
-        freeze_embedding: bool = False,
-        validation_beams: int = 1,
-        scst_samples: int = 5,
-        scst_baseline: str = "greedy",
-        scst_document_frequencies: str | None = None,
-        java_metrics: bool = True,
-        **shared: Unpack[TaskArguments],
-    ) -> None:
-        """
-        Args:
-            decoding: fields of `DecodingOptions`, and under "constraints" of `ConstraintOptions` or None.
-            label_smoothing, drop_worst_ratio: see `masked_word_loss`.
-            drop_worst_after: batches seen before the worst words are dropped.
-            freeze_embedding: keep the word embeddings as they are.
-            validation_beams: beams of the evaluations during training, which are never constrained.
-            scst_samples, scst_baseline: see `SelfCritical`.
-            scst_document_frequencies: see `read_document_frequencies`; None: those of the training captions.
-            java_metrics: METEOR and SPICE at test, where Java is present.
-            shared: see `VinVLTask`.
+    decoding: Mapping[str, Any] | None = None
+    label_smoothing: float = 0.0
+    drop_worst_ratio: float = 0.0
+    drop_worst_after: int = 0
+    freeze_embedding: bool = False
+    validation_beams: int = 1
+    scst_samples: int = 5
+    scst_baseline: str = "greedy"
+    scst_document_frequencies: str | None = None
+    java_metrics: bool = True
+    model: VinVLForCaptioning = field(init=False)
 
-        Raises:
-            UserError: values that could not be trained or decoded with, before anything has been trained.
-        """
-        for name, share in (("label_smoothing", label_smoothing), ("drop_worst_ratio", drop_worst_ratio)):
-            if not 0 <= share < 1:
+    def __post_init__(self, datamodule: CaptioningDataModule | None) -> None:
+        for name in ("label_smoothing", "drop_worst_ratio"):
+            if not 0 <= (share := getattr(self, name)) < 1:
                 raise UserError(f"task.options.{name} is {share}; give a share from 0 up to, but not including, 1.")
-        own = {
-            "decoding": dict(decoding), "label_smoothing": label_smoothing, "drop_worst_ratio": drop_worst_ratio,
-            "drop_worst_after": drop_worst_after, "freeze_embedding": freeze_embedding,
-            "validation_beams": validation_beams, "scst_samples": scst_samples, "scst_baseline": scst_baseline,
-            "scst_document_frequencies": scst_document_frequencies, "java_metrics": java_metrics,
-        }  # fmt: skip
-        super().__init__(own, **shared)
-        self.decoding, self.constraint_options = _search(decoding)
-        self.validation_decoding = replace(self.decoding, num_beams=validation_beams, num_return_sequences=1)
-        self.label_smoothing = label_smoothing
-        self.drop_worst_ratio = drop_worst_ratio
-        self.drop_worst_after = drop_worst_after
-        self.self_critical = SelfCritical(scst_samples, scst_baseline, self.decoding.max_length)
-        self.document_frequencies = scst_document_frequencies
-        self.java_metrics = java_metrics
-        if freeze_embedding:
+        decoding = DECODING if self.decoding is None else self.decoding
+        self.search, self.constraint_options = _search(decoding)
+        self.decoding = {**asdict(self.search), "constraints": decoding.get("constraints")}
+        self.validation_search = replace(self.search, num_beams=self.validation_beams, num_return_sequences=1)
+        self.self_critical = SelfCritical(self.scst_samples, self.scst_baseline, self.search.max_length)
+        super().__post_init__(datamodule)
+
+    def add_metrics(self) -> None:
+        if self.freeze_embedding:
             self.model.freeze_word_embeddings()
         self.caption_texts = CaptionTexts()
         self._reward: CiderReward | None = None
@@ -153,10 +145,10 @@ class CaptioningTask(VinVLTask):
         super().check_datamodule(datamodule)
         self.tokenizer = datamodule.tokenizer
         self.special = SpecialTokens.of(datamodule.tokenizer)
-        self.tag_shift = tag_shift(self.decoding, datamodule.caption_limits.max_caption_tokens)
+        self.tag_shift = tag_shift(self.search, datamodule.caption_limits.max_caption_tokens)
         if self.constraint_options is not None:
             self._constraints = DetectedConstraints(
-                self.constraint_options, None, self.tokenizer, self.decoding.max_length
+                self.constraint_options, None, self.tokenizer, self.search.max_length
             )
             read: dict[str, Any] = datamodule.datasets
             for dataset in (read[stage] for stage in CONSTRAINED if stage in read):
@@ -164,13 +156,13 @@ class CaptioningTask(VinVLTask):
         if datamodule.training_items == "images" and "train" in datamodule.datasets:
             training: Any = datamodule.datasets["train"]
             references = {i: training.records.captions_of(n) for n, i in enumerate(training.records["image_id"])}
-            counted = self.document_frequencies
+            counted = self.scst_document_frequencies
             known = None if counted is None else read_document_frequencies(counted)
             self._reward = CiderReward(self._as_written(references), known=known)
 
     def positions_needed(self, datamodule: CaptioningDataModule) -> int:
         """Those of caption and tags, as training reads them or, if longer, as captions are written."""
-        return positions_needed(datamodule.caption_limits, self.decoding)
+        return positions_needed(datamodule.caption_limits, self.search)
 
     def _as_written(self, references: Mapping[str, Sequence[str]]) -> dict[int | str, list[str]]:
         """References as the model would write them, lower case and with its blanks, so that words can match."""
@@ -219,7 +211,7 @@ class CaptioningTask(VinVLTask):
 
     def evaluate_batch(self, batch: Batch) -> None:
         training = self.trainer.state.fn == "fit"
-        options = self.validation_decoding if training else self.decoding
+        options = self.validation_search if training else self.search
         best = self.write_captions(batch, options, constrained=not training).ids[:, 0]
         image_ids = [record["image_id"] for record in batch.records]
         self.caption_texts.update(image_ids, self.texts(best), [record["references"] for record in batch.records])
@@ -259,7 +251,7 @@ class CaptioningTask(VinVLTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Caption]:
         """The captions of each image."""
-        written = self.write_captions(batch, self.decoding, constrained=True)
+        written = self.write_captions(batch, self.search, constrained=True)
         return [
             Caption(record["index"], record["image_id"], texts, scores)
             for record, (texts, scores) in zip(batch.records, n_best(written, self.texts), strict=True)

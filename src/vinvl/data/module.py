@@ -3,11 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import msgspec
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -36,6 +37,7 @@ from vinvl.models.config import SpecialTokens
 from vinvl.regions.layout import View
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, printable
+from vinvl.run.values import paths_as_text
 
 # What a data module and the file of a dataset expect of each other.
 
@@ -161,6 +163,8 @@ class RegionDataModule(pl.LightningDataModule):
         self.split_of = {
             "train": self.train_split, "val": self.val_split, "test": self.test_split, "predict": self.predict_split,
         }  # fmt: skip
+        for name in ("splits", "regions", "stores", "tokenizer", "tags"):
+            setattr(self, name, paths_as_text(getattr(self, name)))
         self.regions, self.tags = plain(self.regions), plain(self.tags)
         self.own_stores: dict[str, Any] = plain(self.stores) or {}
         self.tag_choice = TagChoice.of(self.tag_vocabulary, self.tag_form)
@@ -174,6 +178,18 @@ class RegionDataModule(pl.LightningDataModule):
         self.left_out: LeftOut | None = None
         self._opened: dict[tuple[tuple[str, View], ...], OpenStore] = {}  # by the files of the store
         self._read: dict[str, tuple[Any, np.ndarray]] = {}  # split → see `_records_of`
+
+    def settings(self) -> dict[str, Any]:
+        """What it was told, but for `prepare`, in plain types: a configuration's data section, for checkpoints."""
+        kind = type(self)
+        told = {one.name: plain(getattr(self, one.name)) for one in fields(self) if one.init}
+        told |= {
+            "_target_": f"{kind.__module__}.{kind.__qualname__}",
+            "tokenizer": self.tokenizer_name,
+            "prepare": None,
+        }
+        settings: dict[str, Any] = msgspec.to_builtins(told, enc_hook=str)
+        return settings
 
     @abstractmethod
     def read_split(self, split: str) -> Records:

@@ -4,8 +4,9 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -32,10 +33,11 @@ from vinvl.regions.regions import LabelMap
 from vinvl.run.checkpoint import load_into
 from vinvl.run.errors import UserError
 from vinvl.run.values import shown
-from vinvl.task import Recipe, VinVLTask
+from vinvl.task import MakeOptimizer, MakeScheduler, VinVLTask
 
 FROZEN, TRAINED = "frozen", "trained"
 WEIGHTS = "detector.pth"  # what a run makes, in its folder
+SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9)  # conf/detection_recipe/_base.yaml
 KEPT = ("config", "label_map", "batch_norm", "scoring_threshold")  # arguments that checkpoints carry
 
 
@@ -56,16 +58,19 @@ class DetectorTask(VinVLTask):
         *,
         config: Mapping[str, Any],
         label_map: str,
-        training: TrainingSettings,
-        batch_norm: str,
-        frozen_stages: int,
+        training: TrainingSettings = TrainingSettings(),  # noqa: B008, it is immutable
+        batch_norm: str = FROZEN,
+        frozen_stages: int = 2,
         init: str | None = None,
         init_colours: str = BGR,
         init_labels: str | None = None,
         scoring_threshold: float = 0.05,
         more_scores: Sequence[str] = (),
-        bias_lr_factor: float = 1.0,
-        **recipe: Unpack[Recipe],
+        bias_lr_factor: float = 2.0,
+        optimizer: MakeOptimizer | None = SGD,
+        scheduler: MakeScheduler | None = None,
+        weight_decay: float = 1.0e-4,
+        seed: int = 88,
     ) -> None:
         """Raises UserError for settings that contradict each other, or weights that do not fit.
 
@@ -81,10 +86,12 @@ class DetectorTask(VinVLTask):
                 worth looking at, would cut the precision curves off.
             more_scores: what is scored besides COCO's mAP, see `DetectionScores`.
             bias_lr_factor: how much faster biases learn.
-            recipe: see `VinVLTask`; the seed is also that of random weights and of what is drawn in each step.
+            optimizer, scheduler, weight_decay, seed: see `VinVLTask`; the seed is also of random weights and of what is
+                drawn in each step.
         """
         carried = (dict(config), label_map, batch_norm, scoring_threshold)
-        super().__init__(dict(zip(KEPT, carried, strict=True)), **recipe)
+        self._carried = dict(zip(KEPT, carried, strict=True))
+        super().__init__(optimizer=optimizer, scheduler=scheduler, weight_decay=weight_decay, seed=seed)
         if batch_norm not in (FROZEN, TRAINED):
             raise UserError(f"batch_norm={batch_norm!r} is unknown: give {FROZEN} or {TRAINED}.")
         if batch_norm == TRAINED and frozen_stages > 0:
@@ -107,6 +114,9 @@ class DetectorTask(VinVLTask):
         self.scoring = DetectionScores(self.labels, more_scores)
         self._first: list[tuple[Tensor, tuple[int, int], FoundBoxes, TrueBoxes]] = []  # of an evaluation
 
+    def own_arguments(self) -> dict[str, Any]:
+        return self._carried
+
     @classmethod
     def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path, **own: Any) -> Self:
         """The detector as a checkpoint of ours holds it, for evaluation, in which all is scored that can be."""
@@ -127,7 +137,7 @@ class DetectorTask(VinVLTask):
         return task
 
     @classmethod
-    def build(cls, *, datamodule: Any, **settings: Any) -> Self:
+    def build(cls, datamodule: Any, **settings: Any) -> Self:
         """The task for a data module that has been set up, which says how many classes and attributes there are."""
         cls.check_data_class(datamodule)
         labels = datamodule.label_map

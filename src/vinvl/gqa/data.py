@@ -36,7 +36,7 @@ class GQADataModule(RegionDataModule):
         the others: see `RegionDataModule`.
     """
 
-    answers: str
+    answers: str | Path
     answer_splits: Sequence[str] = ("train_balanced", "val")
     choices: Mapping[str, str] | None = None
     scene_graphs: Mapping[str, str] | None = None

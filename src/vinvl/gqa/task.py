@@ -1,8 +1,9 @@
 """GQA: choose the one right answer of a closed vocabulary, by cross-entropy."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from vinvl.gqa.data import GQADataModule
 from vinvl.gqa.metric import OPEN_STRUCTURE, grounding_of
 from vinvl.gqa.official import Official
 from vinvl.models.answering import VinVLForAnswering, best_choices
-from vinvl.task import TaskArguments, VinVLTask
+from vinvl.task import VinVLTask
 from vinvl.vqa.task import TOP_ANSWERS, Prediction, baseline_row, best_answers, check_answers, filled_in, write_answers
 
 PREFIX = "official/"
@@ -30,27 +31,33 @@ OFFICIAL = {  # figures that are no accuracy, for a person
 }
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class GQATask(VinVLTask):
     """VinVLForAnswering with cross-entropy; accuracy overall and by structural and semantic type.
 
     At test also GQA's official metrics of the balanced questions, `official/…`, where their files are there.
+
+    Args:
+        answers: the answer vocabulary, A texts; with `datamodule` that of the data.
+        the others: see `VinVLTask`.
     """
 
     model_class = VinVLForAnswering
     datamodule_class = GQADataModule
     headline = "accuracy/overall"
 
-    def __init__(self, *, answers: list[str], **shared: Unpack[TaskArguments]) -> None:
-        """`answers`: the answer vocabulary, A texts. `shared`: see `VinVLTask`."""
-        shared["model_config"] = {**shared["model_config"], "num_labels": len(answers), "loss_type": "ce"}
-        super().__init__({"answers": answers}, **shared)
-        self.answers = answers
+    answers: Sequence[str] = ()
+
+    def add_metrics(self) -> None:
         self.accuracy = CategoryAccuracy()
         self.most_frequent_accuracy = ExactMean()
-        self.answers_seen = AnswersSeen(min(TOP_ANSWERS, len(answers)))
+        self.answers_seen = AnswersSeen(min(TOP_ANSWERS, len(self.answers)))
         self.grounding_seen = AnswersSeen()
         self.evaluation_loss = ExactMean()
         self._official: Official | None = None  # of the test split
+
+    def decided(self) -> dict[str, Any]:
+        return {"num_labels": len(self.answers), "loss_type": "ce"}
 
     @classmethod
     def arguments_from(cls, datamodule: GQADataModule) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformers.models.bert.configuration_bert import BertConfig
 
 from vinvl.models.packing import PACKED
 from vinvl.run.errors import UserError
+from vinvl.run.values import OF_THE_ENCODER
 
 # More is no model of anybody's, and takes for ever to build.
 MOST = {
@@ -140,3 +141,18 @@ def canonical_loss_type(name: str) -> str:
     if canonical not in LOSS_TYPES:
         raise UserError(f"The model's loss_type is {name!r}; choose one of {', '.join(LOSS_TYPES)}.")
     return canonical
+
+
+OF_TRANSFORMERS = {"transformers_version", "architectures", "model_type", "id2label", "label2id", "dtype"}
+
+
+def plain_fields(config: Mapping[str, Any] | VinVLConfig) -> dict[str, Any]:
+    """The fields that a configuration, or somebody, gives of one: those of an encoder's size only where they say it."""
+    given = config
+    if isinstance(config, VinVLConfig):  # which does not save how it attends
+        given = config.to_dict() | {"attn_implementation": config._attn_implementation}
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in OF_TRANSFORMERS and (value is not None or name not in OF_THE_ENCODER)
+    }

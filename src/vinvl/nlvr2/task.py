@@ -1,8 +1,9 @@
 """NLVR2: is a statement true of two images, whose pooled vectors, or that of a sequence with both, are judged."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -16,7 +17,7 @@ from vinvl.nlvr2.data import NLVR2DataModule
 from vinvl.nlvr2.metric import PairAccuracy
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write
-from vinvl.task import TaskArguments, VinVLTask
+from vinvl.task import VinVLTask
 
 VERDICTS = ("False", "True")
 
@@ -29,24 +30,32 @@ class Judgement(NamedTuple):
     true: bool
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class NLVR2Task(VinVLTask):
     """Accuracy and consistency of VinVLForPairs (num_choice 2, use_pair of the published code), or of
     VinVLForAnswering for data of one sequence (without use_pair).
+
+    Args:
+        one_sequence: see `NLVR2DataModule`; with `datamodule` that of the data.
+        the others: see `VinVLTask`.
     """
 
-    model_class: type[PreTrainedModel] = VinVLForPairs
+    model_class = VinVLForPairs
     datamodule_class = NLVR2DataModule
     headline = "accuracy"
 
-    def __init__(self, *, one_sequence: bool = False, **shared: Unpack[TaskArguments]) -> None:
-        """`one_sequence`: see `NLVR2DataModule`. `shared`: see `VinVLTask`."""
-        if one_sequence:
-            self.model_class = VinVLForAnswering
-        shared["model_config"] = {**shared["model_config"], "num_labels": 2, "loss_type": "ce"}
-        super().__init__({"one_sequence": one_sequence}, **shared)
+    one_sequence: bool = False
+
+    def add_metrics(self) -> None:
         self.accuracy = PairAccuracy()
         self.answers_seen = AnswersSeen(len(VERDICTS))
         self.evaluation_loss = ExactMean()
+
+    def chosen_model_class(self) -> type[PreTrainedModel]:
+        return VinVLForAnswering if self.one_sequence else VinVLForPairs
+
+    def decided(self) -> dict[str, Any]:
+        return {"num_labels": 2, "loss_type": "ce"}
 
     @classmethod
     def arguments_from(cls, datamodule: Any) -> dict[str, Any]:

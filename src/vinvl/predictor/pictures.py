@@ -24,7 +24,7 @@ from vinvl.extraction.provenance import trained_config, unlike_detector
 from vinvl.extraction.run import store_regions
 from vinvl.pictures import ReadingOptions, damage, name_of, picture_size, read_picture, rgb_picture
 from vinvl.predictor.trained import TrainedModel
-from vinvl.regions.regions import BOX_NUMBERS, LabelMap, Regions, RegionSource
+from vinvl.regions.regions import BOX_NUMBERS, LabelMap, Regions, RegionSource, is_number
 from vinvl.regions.store import OtherFeatures, RegionStore
 from vinvl.run.errors import UserError, printable
 
@@ -91,7 +91,7 @@ def refuse_no_picture(image: object) -> None:
     elif isinstance(image, Image.Image):
         pixels, what = image.width * image.height > 0, f"A picture of {image.width} × {image.height} pixels"
     else:
-        ids = ", and image ids are text" if isinstance(image, int) else ""
+        ids = ", and there are no features that it could be the id of an image in" if is_number(image) else ""
         raise UserError(
             f"A {type(image).__name__} is not a picture{ids}: give a path, a Pillow image, a NumPy array or the id of "
             "an image in features."
@@ -114,7 +114,7 @@ def rgb_of(image: Image.Image | np.ndarray, reading: ReadingOptions, name: str) 
 
 def key_of(image: object) -> Hashable:
     """Tells pictures apart while the caller holds them: text by its content, objects by which they are."""
-    return str(image) if isinstance(image, str | os.PathLike) else id(image)
+    return str(image) if isinstance(image, str | os.PathLike) or is_number(image) else id(image)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +192,8 @@ class Looking:
         if isinstance(image, PictureRegions):
             dim = image.regions.feature_layout[0]
             return Taken(id(image), image.name, FoundRegions(image.regions, image.label_map, dim))
+        if self.store is not None and is_number(image):
+            image = str(image)
         if isinstance(image, str) and self.store is not None and image in self.store:
             return Taken(("id", image), image, self.store.index_of(image))
         if isinstance(image, str | os.PathLike):
@@ -344,9 +346,9 @@ class PictureRegions:
         return "\n".join(map(printable, lines))
 
 
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray | PictureRegions
-"""A path, an image id, a Pillow image of any mode, uint8 (H, W, 3) in the order red, green, blue or (H, W), or the
-regions that a model has found in a picture before."""
+Picture = str | int | os.PathLike[str] | Image.Image | np.ndarray | PictureRegions
+"""A path, the id of an image, which may be a number, a Pillow image of any mode, uint8 (H, W, 3) in the order red,
+green and blue or (H, W), or the regions that a model has found in a picture before."""
 
 
 def _name(names: tuple[str, ...], kind: str, index: int) -> str:

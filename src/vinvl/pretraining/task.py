@@ -3,7 +3,8 @@
 import re
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, Unpack
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from vinvl.models.pretraining import (
 from vinvl.panels import MOST, PictureOf, Shown, frame_of
 from vinvl.pretraining.data import VARIANTS, VIVO, WITHOUT_CONTRAST, PretrainingDataModule
 from vinvl.run.errors import UserError
-from vinvl.task import TaskArguments, VinVLTask
+from vinvl.task import VinVLTask
 
 # What a pre-training step computes, and what a device could: the two sides of model FLOPs utilisation.
 #
@@ -174,6 +175,7 @@ class FirstGuesses(NamedTuple):
         return self.ids[number][self.real[number]], self.guessed[mine], self.hidden[mine]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PretrainingTask(VinVLTask):
     """VinVLForPreTraining; scores are accuracies in percent and the two losses.
 
@@ -184,43 +186,43 @@ class PretrainingTask(VinVLTask):
     The loss is the sum of the two means over the batch of a rank, as published; rows count by `Batch.loss_weights`.
     The headline, `mean_accuracy`, is the mean of the masked-token accuracy and the contrastive accuracy, both over the
     whole split; without contrast it is only the masked-token accuracy.
+
+    Args:
+        variant, num_pair_classes: of the data, which say them where `datamodule` is given.
+        match_tags: with the variant vivo, hidden tags are guessed as a set; False: in the order in which they stand.
+        the others: see `VinVLTask`.
     """
 
     model_class = VinVLForPreTraining
     datamodule_class = PretrainingDataModule
     headline = "mean_accuracy"
-    model: VinVLForPreTraining
+    model: VinVLForPreTraining = field(init=False)
 
-    def __init__(
-        self, *, variant: str, num_pair_classes: int, match_tags: bool = True, **shared: Unpack[TaskArguments]
-    ) -> None:
-        """`variant` and `num_pair_classes` are those of the data; `shared`: see `VinVLTask`.
+    variant: str = "oscar"
+    num_pair_classes: int = 3
+    match_tags: bool = True
 
-        match_tags: with the variant vivo, hidden tags are guessed as a set; False: in the order in which they stand.
-
-        Raises:
-            UserError: values that nobody published.
-        """
-        if variant not in VARIANTS:
-            raise UserError(f"data.variant is {variant!r}; choose one of {', '.join(VARIANTS)}.")
-        if num_pair_classes not in CONTRAST_CLASSES:
-            raise UserError(f"The contrast has {num_pair_classes} classes; data make it 2 (Oscar) or 3 (Oscar+).")
-        own = {"variant": variant, "num_pair_classes": num_pair_classes, "match_tags": match_tags}
-        shared["model_config"] = {**shared["model_config"], "num_labels": num_pair_classes}
-        super().__init__(own, **shared)
-        self.variant = variant
-        self.match_tags = match_tags and variant == VIVO
-        self.class_names = CONTRAST_CLASSES[num_pair_classes]
+    def add_metrics(self) -> None:
+        self.sets_of_tags = self.match_tags and self.variant == VIVO
+        self.class_names = CONTRAST_CLASSES[self.num_pair_classes]
         self.masked_tokens = GroupedAccuracy(len(TOKEN_KINDS))
-        self.pairs = GroupedAccuracy(num_pair_classes)
+        self.pairs = GroupedAccuracy(self.num_pair_classes)
         self.masked_loss = ExactMean()
         self.contrastive_loss = ExactMean()
         self.train_masked_tokens = GroupedAccuracy(len(TOKEN_KINDS))
-        self.train_pairs = GroupedAccuracy(num_pair_classes)
+        self.train_pairs = GroupedAccuracy(self.num_pair_classes)
         self.pace = TrainingPace(StepCosts.of(self.config))
         self.peak: float | None = None
         self._first: list[FirstGuesses] = []  # of an evaluation
         self._last_reading = 0  # update at which the training figures were logged
+
+    def decided(self) -> dict[str, Any]:
+        """Raises UserError for a contrast that nobody published."""
+        if self.variant not in VARIANTS:
+            raise UserError(f"data.variant is {self.variant!r}; choose one of {', '.join(VARIANTS)}.")
+        if self.num_pair_classes not in CONTRAST_CLASSES:
+            raise UserError(f"The contrast has {self.num_pair_classes} classes; data make it 2 (Oscar) or 3 (Oscar+).")
+        return {"num_labels": self.num_pair_classes}
 
     @classmethod
     def arguments_from(cls, datamodule: PretrainingDataModule) -> dict[str, Any]:
@@ -251,7 +253,7 @@ class PretrainingTask(VinVLTask):
             masked_ids=batch.labels,
             pair_labels=self.pair_labels(batch),
             row_weights=row_weights,
-            match_tags=self.match_tags,
+            match_tags=self.sets_of_tags,
         )
         return output
 

@@ -338,11 +338,18 @@ def out_of_bounds(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.any((boxes < -BOX_TOLERANCE * edges) | (boxes > (1 + BOX_TOLERANCE) * edges), axis=1)
 
 
+def is_number(image_id: object) -> bool:
+    """Whether an image is named by a whole number, which stands for its digits."""
+    return isinstance(image_id, int | np.integer) and not isinstance(image_id, bool)
+
+
 def encoded_id(image_id: object) -> bytes:
-    """The UTF-8 bytes of an image id. Raises UserError if it is no text, empty, too long or holds NUL."""
+    """The UTF-8 bytes of an image id. Raises UserError if it is no text or number, empty, too long or holds NUL."""
+    if is_number(image_id):
+        image_id = str(image_id)
     if not isinstance(image_id, str):
         kind = type(image_id).__name__
-        raise UserError(f"image id {image_id!r} is of type {kind}; image ids are text: pass str(id).")
+        raise UserError(f"image id {image_id!r} is of type {kind}; image ids are text or whole numbers.")
     try:
         encoded = image_id.encode("utf-8")
     except UnicodeEncodeError:

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from vinvl.regions.layout import AS_IT_IS, ShardHeader, View, parsed_json, read_headers
-from vinvl.regions.regions import Regions, StoreAttributes
+from vinvl.regions.regions import Regions, StoreAttributes, is_number
 from vinvl.regions.shard import IdLookup, Shard, problems
 from vinvl.run.errors import UserError
 
@@ -137,20 +137,22 @@ class RegionStore:
     def _lookup(self) -> IdLookup:
         return IdLookup(self.encoded_ids)
 
-    def _find(self, image_id: str) -> int:
+    def _find(self, image_id: str | int) -> int:
         """The index of an image, or -1."""
+        if is_number(image_id):
+            image_id = str(image_id)
         if not isinstance(image_id, str):
-            raise UserError(f"{self._name}: image ids are text, not {type(image_id).__name__}; pass {str(image_id)!r}.")
+            raise UserError(f"{self._name}: image ids are text or whole numbers, not {type(image_id).__name__}.")
         return self._lookup.find(image_id)
 
-    def __contains__(self, image_id: str) -> bool:
+    def __contains__(self, image_id: str | int) -> bool:
         return self._find(image_id) >= 0
 
-    def __getitem__(self, image_id: str) -> Regions:
+    def __getitem__(self, image_id: str | int) -> Regions:
         """The regions of an image. Raises UserError if the store does not hold it."""
         return self.at(self.index_of(image_id))
 
-    def index_of(self, image_id: str) -> int:
+    def index_of(self, image_id: str | int) -> int:
         """The index of an image, 0 <= index < N. Raises UserError if the store does not hold it."""
         index = self._find(image_id)
         if index < 0:

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
@@ -51,13 +51,14 @@ from vinvl.retrieval.two_stage import Cheap, TwoStage
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
 from vinvl.run.progress import progress_lines
-from vinvl.task import TaskArguments, VinVLTask
+from vinvl.task import VinVLTask
 
 SCORES = "retrieval_scores"  # folder beside the checkpoints
 Result = TypeVar("Result")
 DIRECTIONS = ("image_to_text", "text_to_image")
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class RetrievalTask(VinVLTask):
     """VinVLForAnswering with the two classes mismatched and matched; recall at 1, 5 and 10 in both directions.
 
@@ -71,11 +72,7 @@ class RetrievalTask(VinVLTask):
     headline = "recall_mean"
     filled_with = "the first candidates, as the file has them"
 
-    def __init__(self, **shared: Unpack[TaskArguments]) -> None:
-        """`shared`: see `VinVLTask`."""
-        own = {"num_labels": 2, "loss_type": "ce", "classifier": "linear"}
-        shared["model_config"] = {**shared["model_config"], **own}
-        super().__init__({}, **shared)
+    def add_metrics(self) -> None:
         self.image_to_text = RanksSeen()
         self.text_to_image = RanksSeen()
         self.run_folder: Path | None = None
@@ -88,6 +85,9 @@ class RetrievalTask(VinVLTask):
         self._two_stage: TwoStage | None = None  # there, with data.rerank_top
         self._all_scored: ScoreFiles | None = None  # where the scores of all pairs would be, then
         self._scored: Callable[[int], None] | None = None  # on rank 0, told of each block
+
+    def decided(self) -> dict[str, Any]:
+        return {"num_labels": 2, "loss_type": "ce", "classifier": "linear"}
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict[str, Any], path: str | Path, **own: Any) -> Self:

@@ -154,20 +154,32 @@ class RunFolder(Callback):
         before, HydraConfig.instance().cfg = HydraConfig.instance().cfg, config  # type: ignore[assignment]
         folder = Path(str(OmegaConf.select(config, key)))
         HydraConfig.instance().cfg = before
-        is_new = not folder.exists()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-            if lock(self._lock, inherited=False) is False:
-                told = "wait for it, or stop it first, or pass another place with"
-                sys.exit(printable(f"error: Another process is at work in {folder}: {told} {key}=FOLDER."))
-            os.write(self._lock, bytes(ROOM))
-            os.ftruncate(self._lock, 0)
-        except OSError as error:
-            if is_new:
-                with suppress(OSError):
-                    (folder / LOCK).unlink(missing_ok=True)
-                    folder.rmdir()
-            reason = f"{folder} cannot be written ({error.strerror or error})"
-            told = "make room, check the permissions, or pass another place with"
-            sys.exit(printable(f"error: {reason}: {told} {key}=FOLDER."))
+            self._lock = take_folder(folder, key)
+        except UserError as error:
+            sys.exit(printable(f"error: {error}"))
+
+
+def take_folder(folder: Path, key: str) -> int:
+    """Makes the folder of a run and locks it, as long as what is returned, a file descriptor, is open.
+
+    Raises UserError, naming the `key` that chooses folders, if another process has it, or it cannot be written.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        if lock(held, inherited=False) is False:
+            told = "wait for it, or stop it first, or pass another place with"
+            raise UserError(f"Another process is at work in {folder}: {told} {key}=FOLDER.")
+        os.write(held, bytes(ROOM))
+        os.ftruncate(held, 0)
+    except OSError as error:
+        if is_new:
+            with suppress(OSError):
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+        reason = f"{folder} cannot be written ({error.strerror or error})"
+        told = "make room, check the permissions, or pass another place with"
+        raise UserError(f"{reason}: {told} {key}=FOLDER.") from None
+    return held

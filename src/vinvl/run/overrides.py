@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.run.errors import UserError
+from vinvl.run.values import IMAGE_WIDTH, OF_THE_ENCODER
 
 STAGE = r"((pretrain|finetune)\.)?"  # of vinvl.pretrain_finetune
 SPLITS = re.compile(rf"{STAGE}data\.splits(\..+)?")  # dicts that name files in one of several forms
@@ -59,6 +60,23 @@ def given_values(overrides: Sequence[str]) -> dict[str, Any]:
     """What overrides give, by key, in their order; the last word counts, and what is taken away has the key `~KEY`."""
     read = filter(None, map(_parsed, overrides))
     return {f"~{one.key_or_group}" if one.type == OverrideType.DEL else one.key_or_group: one.value() for one in read}
+
+
+def leave_sizes_open(config: DictConfig, given: Mapping[str, Any]) -> None:
+    """Makes room for what the data, and weights to start from, say of a model's size where the command does not.
+
+    The width of features is the store's, and where the command names `model.init` all else is as in those weights;
+    what is left open is null.
+
+    Args:
+        given: `given_values`.
+    """
+    if "model" not in config:
+        return
+    names = OF_THE_ENCODER if given.get("model.init") is not None else (IMAGE_WIDTH,)
+    for name in names:
+        if name in config.model.config and not {f"model.config.{name}", "model.config"} & given.keys():
+            config.model.config[name] = None
 
 
 def refuse_unread_splits(given: Mapping[str, Any], data: Mapping[str, Any]) -> None:

@@ -42,6 +42,8 @@ def optional_parameters_of_class(name: str) -> set[str]:
     """Of a class's constructor, or that of the class whose `build` is named, the parameters that have defaults."""
     owner, _, last = name.rpartition(".")
     found = definition(owner if last in BUILDERS else name)
+    if found is not None and _is_dataclass(found.node):
+        return {one.target.id for one in _declared(found) if isinstance(one.target, ast.Name) and one.value is not None}
     constructor = None if found is None else _constructor(found)
     if constructor is None or not isinstance(constructor.node, Function):
         return set()
@@ -183,7 +185,8 @@ def _named(module: str, expression: ast.expr) -> Found | None:
 
 def _of_class(found: Found) -> dict[str, Any] | None:
     own = list(_lineage(found))
-    if any(_is_dataclass(one.node) for one in own):
+    making = next((one for one in own if _is_dataclass(one.node) or _own_constructor(one) is not None), None)
+    if making is not None and _is_dataclass(making.node):
         fields = [one for each in reversed(own) for one in _fields(each)]
         return {name: _annotation(module, written) for module, name, written in fields}
     return _of_functions([one for each in own for one in [_own_constructor(each)] if one is not None], bound=True)
@@ -230,10 +233,20 @@ def _constructor(found: Found) -> Found | None:
 
 def _fields(found: Found) -> list[tuple[str, str, ast.expr]]:
     """(module, name, annotation) of what the body of a class declares."""
-    assert isinstance(found.node, ast.ClassDef)
-    declared = [one for one in found.node.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)]
-    kept = [one for one in declared if "ClassVar" not in ast.unparse(one.annotation)]
+    kept = _declared(found)
     return [(found.module, one.target.id, one.annotation) for one in kept if isinstance(one.target, ast.Name)]
+
+
+def _declared(found: Found) -> list[ast.AnnAssign]:
+    """The declarations in the body of a class that its constructor takes, where it is a dataclass."""
+    assert isinstance(found.node, ast.ClassDef)
+    declared = [one for one in found.node.body if isinstance(one, ast.AnnAssign)]
+    return [
+        one
+        for one in declared
+        if "ClassVar" not in ast.unparse(one.annotation)
+        and not (one.value is not None and "init=False" in ast.unparse(one.value))
+    ]
 
 
 def _is_method(function: Function) -> bool:

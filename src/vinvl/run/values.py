@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from os import PathLike, fspath
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -14,6 +15,22 @@ import msgspec
 
 from vinvl.run.errors import UserError
 from vinvl.run.files import begins_a_list, json_lines, parse_json, read_bytes, reading, refuse_half_characters
+
+IMAGE_WIDTH = "img_feature_dim"
+OF_THE_ENCODER = (  # fields of a model's configuration that weights to start from say of themselves
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "max_position_embeddings", "type_vocab_size", "layer_norm_eps", IMAGE_WIDTH,
+)  # fmt: skip
+
+
+def paths_as_text(given: Any) -> Any:
+    """The names of files, in lists and dicts too, as texts where they are paths."""
+    if isinstance(given, PathLike):
+        return fspath(given)
+    if isinstance(given, dict):
+        return {key: paths_as_text(value) for key, value in given.items()}
+    return [paths_as_text(one) for one in given] if isinstance(given, list | tuple) else given
+
 
 MAX_ID_LENGTH = 256
 

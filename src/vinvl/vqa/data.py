@@ -106,7 +106,7 @@ class VQADataModule(RegionDataModule):
         the others: see `RegionDataModule`.
     """
 
-    answers: str
+    answers: str | Path
     answer_splits: Sequence[str] | None = None
     min_answer_count: int = 9
     target_rule: str = "leave_one_out"

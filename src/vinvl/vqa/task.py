@@ -3,8 +3,9 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -17,31 +18,38 @@ from vinvl.examples import Outcome, answered_rows
 from vinvl.models.answering import VinVLForAnswering, best_choices
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write
-from vinvl.task import TaskArguments, VinVLTask
+from vinvl.task import VinVLTask
 from vinvl.vqa.accuracy import QUESTION_TYPE, SoftTargetScore, official_accuracy
 from vinvl.vqa.data import VQADataModule
 
 TOP_ANSWERS = 5
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class VQATask(VinVLTask):
-    """VinVLForAnswering with the official accuracy."""
+    """VinVLForAnswering with the official accuracy.
+
+    Args:
+        answers: the answer vocabulary, A texts; with `datamodule` that of the data.
+        the others: see `VinVLTask`.
+    """
 
     model_class = VinVLForAnswering
     datamodule_class = VQADataModule
     headline = "accuracy/overall"
 
-    def __init__(self, *, answers: list[str], **shared: Unpack[TaskArguments]) -> None:
-        """`answers`: the answer vocabulary, A texts. `shared`: see `VinVLTask`."""
-        shared["model_config"] = {**shared["model_config"], "num_labels": len(answers)}
-        super().__init__({"answers": answers}, **shared)
-        self.answers = answers
+    answers: Sequence[str] = ()
+
+    def add_metrics(self) -> None:
         self.train_score = SoftTargetScore()
         self.accuracy = CategoryAccuracy()
         self.most_frequent_accuracy = CategoryAccuracy()
         self.soft_score = SoftTargetScore()
-        self.answers_seen = AnswersSeen(min(TOP_ANSWERS, len(answers)))
+        self.answers_seen = AnswersSeen(min(TOP_ANSWERS, len(self.answers)))
         self.evaluation_loss = ExactMean()
+
+    def decided(self) -> dict[str, Any]:
+        return {"num_labels": len(self.answers)}
 
     @classmethod
     def arguments_from(cls, datamodule: VQADataModule) -> dict[str, Any]:
