@@ -25,17 +25,21 @@ def records(folder: Path) -> CaptionRecords:
     return read_coco_captions(coco_file(folder, images, [annotation(n, n) for n in range(3)]))
 
 
-def places(folder: Path, ids: list[str], **more: Any) -> list[int]:
-    store = RegionStore(write(folder / "store.h5", [make_regions(one, 1) for one in ids]))
+def module_of(folder: Path, ids: list[str], **more: Any) -> CaptioningDataModule:
+    path = write(folder / "store.h5", [make_regions(one, 1) for one in ids])
     module = CaptioningDataModule(
-        splits={}, regions=None, tokenizer="", tags=None,
+        splits={}, regions=str(path), tokenizer="", tags=None,
         train_split="", val_split="", test_split="", predict_split="", max_tokens=9, max_regions=9,
         use_tags=True, use_regions=True, on_missing="error", on_missing_captions="error",
         batch_size=2, eval_batch_size=2, num_workers=0, pin_memory=False, seed=1, prepare=None,
         training_items="captions", mask_probability=0.15, max_masked_tokens=3, max_caption_tokens=5, **more,
     )  # fmt: skip
-    module.store = store
-    return [int(place) for place in np.ravel(module.places_of(records(folder)))]
+    module.store = RegionStore(path)
+    return module
+
+
+def places(folder: Path, ids: list[str], **more: Any) -> list[int]:
+    return [int(place) for place in np.ravel(module_of(folder, ids, **more).places_of(records(folder)))]
 
 
 @pytest.mark.parametrize("ids", [OPEN_IDS, [f"{one}.jpg" for one in OPEN_IDS], ["0", "1", "2"]])
@@ -50,3 +54,10 @@ def test_a_number_of_coco_is_not_taken_for_one_of_nocaps(tmp_path: Path) -> None
 def test_a_table_of_ids_counts_first(tmp_path: Path) -> None:
     (tmp_path / "table.tsv").write_text("0\ta\n1\tb\n2\tc\n")
     assert places(tmp_path, ["c", "b", "a", *OPEN_IDS], image_ids=str(tmp_path / "table.tsv")) == [2, 1, 0]
+
+
+def test_of_images_that_the_store_calls_otherwise_its_names_are_told(tmp_path: Path) -> None:
+    for ids, expected in (([*OPEN_IDS, "7"], dict(zip("012", OPEN_IDS, strict=True))), (["2", "1", "0"], {})):
+        module, read = module_of(tmp_path, ids), records(tmp_path)
+        module._read["val"] = (read, module.places_of(read))
+        assert module.renamed_images("val") == expected
