@@ -327,13 +327,15 @@ class CaptioningDataModule(RegionDataModule):
         if len(left := np.setdiff1d(np.arange(len(self.store)), images)):
             rank_zero_warn(
                 f"{self.store!r} has features of {len(left):,} images without a record in split '{split}' ({file}), "
-                f"the first in row {left[0] + 1}, '{self.store.at(int(left[0])).image_id}': they are not read."
+                f"the first in row {left[0] + 1}, '{self.store.at(int(left[0])).image_id}': they are not read; if they "
+                "should be, give the split's file with them."
             )
         if len(other := np.flatnonzero(np.diff(images) < 0)):
             first = int(other[0]) + 1
             rank_zero_warn(
                 f"{self.store!r} has images in another order than split '{split}': {records.describe(first)} has the "
-                f"features of row {images[first] + 1}. They are joined by id; the published code joins them by row."
+                f"features of row {images[first] + 1}. They are joined by id, so nothing need be done; the published "
+                "code joins them by row."
             )
 
     def check_scorable(self, stage: str) -> None:

@@ -330,4 +330,7 @@ def checked_handling(on_missing_captions: str) -> OnMissingCaptions:
 def tell_skipped(records: CaptionRecords, split: str) -> None:
     """Warns of what a reader has left out."""
     if records.skipped:
-        rank_zero_warn(f"data.on_missing_captions=skip: split '{split}' goes without {records.skipped}.")
+        rank_zero_warn(
+            f"data.on_missing_captions=skip: split '{split}' goes without {records.skipped}; "
+            "mend the file to have them."
+        )

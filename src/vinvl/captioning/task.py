@@ -240,7 +240,8 @@ class CaptioningTask(VinVLTask):
         dropped, without_regions = cast(Tensor, self.trainer.strategy.reduce(counts, reduce_op="sum")).tolist()
         told = self._constraints.describe_losses(dropped, without_regions)
         if told is not None:
-            rank_zero_warn(told)
+            remedy = "pass a greater decoding.max_length, or decoding.constraints.regions=FILE that has them"
+            rank_zero_warn(f"{told}: {remedy}.")
 
     def examples(self) -> Iterator[Outcome]:
         """The CIDEr of each image among all of the split, also where domains have figures of their own."""

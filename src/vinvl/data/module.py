@@ -257,7 +257,10 @@ class RegionDataModule(pl.LightningDataModule):
             remedy = "pass data.use_tags=false, or data.tags=FILE for tags from elsewhere"
             self.warn_of_no_tags(f"{tags.store!r} has no names of classes, so its images have no tags: {remedy}.")
         if isinstance(tags, GivenTags) and (missing := tags.without(images)):
-            rank_zero_warn(f"{given} gives no tags to {missing:,} of the images of split '{split}'.")
+            rank_zero_warn(
+                f"{given} gives no tags to {missing:,} of the images of split '{split}': add them, or pass "
+                "data.use_tags=false to train and score all without."
+            )
         return tags
 
     def warn_of_no_tags(self, sentence: str) -> None:
@@ -309,7 +312,7 @@ class RegionDataModule(pl.LightningDataModule):
             )
         rank_zero_warn(
             f"data.on_missing=skip: left out {missing:,} of {len(records):,} records whose images are not in "
-            f"{store!r}, the first being {records.describe(first)}."
+            f"{store!r}, the first being {records.describe(first)}; extract these images to have them."
         )
         if stage == "predict":
             self.left_out = LeftOut(records.select(~present), np.flatnonzero(~present), np.flatnonzero(present))

@@ -196,7 +196,10 @@ def found_by_name(store: RegionStore, records: Any, places: np.ndarray) -> np.nd
             if count > before or (column == OPEN_IMAGES and count and not by):
                 by, best = column, found
         if by:
-            rank_zero_warn(f"The images of {records['file'][0]}s are looked up in {store!r} by {by}.")
+            rank_zero_warn(
+                f"The images of {records['file'][0]}s are looked up in {store!r} by {by}; "
+                "if they have other names there, pass data.image_ids=FILE."
+            )
             break
     return best
 

@@ -336,7 +336,9 @@ class DetectionDataModule(pl.LightningDataModule):
         file = self.label_map_file
         given = read_label_map(file) if file is not None and Path(file).is_file() else labels
         if (given.classes[1:], given.attributes[1:]) != (labels.classes[1:], labels.attributes[1:]):
-            rank_zero_warn(f"data.label_map={file} has other names than {source}, by whose own it is scored.")
+            rank_zero_warn(
+                f"data.label_map={file} has other names than {source}, by whose own it is scored: leave it out."
+            )
         self._label_map, self._labels_of = labels, source
 
     @property

@@ -442,5 +442,5 @@ def _check_boxes(boxes: np.ndarray, owners: np.ndarray, left: int, records: Pict
     if outside.any() or lost:
         rank_zero_warn(
             f"data.bad_boxes=clip: {path} has {int(outside.sum()):,} boxes, of {total}, that reach out of "
-            f"their image; {lost:,} of all have no area within it and are left out."
+            f"their image; {lost:,} of all have no area within it and are left out: mend them to have them all."
         )

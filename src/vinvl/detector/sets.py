@@ -320,7 +320,7 @@ def _refuse_missing(records: PictureRecords, number: int, present: np.ndarray, o
     )
     if options.on_missing == "error" or missing == stop - start:
         raise UserError(f"{sentence}: give the folder that file names start from, or pass data.on_missing=skip.")
-    rank_zero_warn(f"data.on_missing=skip: {sentence}; they are left out.")
+    rank_zero_warn(f"data.on_missing=skip: {sentence}; they are left out until the folder has them.")
 
 
 def look_at_some(records: PictureRecords, rows: np.ndarray, reading: ReadingOptions) -> list[str]:

@@ -167,5 +167,6 @@ class NLVR2DataModule(RegionDataModule):
             rank_zero_warn(
                 f"Split '{self.split_of[stage]}': consistency is not computed, for {records.describe(own[0])} does not "
                 "tell by its identifier which statements are one sentence about several pairs of pictures "
-                f"({len(own):,} of {len(records):,} do not read split-set-pair-sentence, dev-308-1-0)."
+                f"({len(own):,} of {len(records):,} do not read split-set-pair-sentence, dev-308-1-0): "
+                "name them so to have it."
             )

@@ -418,7 +418,7 @@ class PretrainingDataModule(RegionDataModule):
             )
         rank_zero_warn(
             f"{corpus.source}: {len(unknown):,} of its {len(given):,} tag names are no classes of {self.store!r}, "
-            f"such as '{unknown[0]}'."
+            f"such as '{unknown[0]}': if they are all to be, pass data.regions=STORE of the detector that named them."
         )
 
     def corpora_of(self, split: str) -> list[CorpusEntry]:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
@@ -154,7 +154,7 @@ CONTRAST_CLASSES = {2: ("matched", "mismatched"), 3: ("matched", "wrong_second_t
 class FirstGuesses(NamedTuple):
     """The guesses of one of the first batches of an evaluation, on the host, to be shown to a person."""
 
-    rows: list[int]  # of the corpus, B
+    records: Sequence[Mapping[str, Any]]  # B, whose "index" is their row of the corpus
     ids: Tensor  # (B, L) tokens, some of them hidden
     real: Tensor  # (B, L) bool
     row_of: Tensor  # (M,) of each hidden token
@@ -167,7 +167,7 @@ class FirstGuesses(NamedTuple):
         ids = batch.input_ids
         found = ids, batch.attention_mask[:, : ids.shape[1]].bool(), output.masked_places // ids.shape[1]
         told = *found, output.logits.argmax(dim=-1), output.masked_ids
-        return cls([int(record["index"]) for record in batch.records], *(one.cpu() for one in told))
+        return cls(batch.records, *(one.cpu() for one in told))
 
     def of_row(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """The tokens of a row, those guessed and those hidden."""
@@ -278,7 +278,7 @@ class PretrainingTask(VinVLTask):
     def evaluate_batch(self, batch: Batch) -> None:
         output = self.guess(batch)
         assert output.logits is not None and output.pair_logits is not None and output.masked_ids is not None
-        if sum(len(one.rows) for one in self._first) < MOST:
+        if sum(len(one.ids) for one in self._first) < MOST:
             self._first.append(FirstGuesses.of(output, batch))
         self._count(output, batch, self.masked_tokens, self.pairs)
         self.masked_loss.update(masked_token_losses(output.logits, output.masked_ids))
@@ -325,11 +325,11 @@ class PretrainingTask(VinVLTask):
         data, rows = self.trainer.datamodule, self.evaluated().rows  # type: ignore[attr-defined]
         words, store = data.tokenizer.convert_ids_to_tokens, rows.region_text.store
         found = []
-        for first, number in [(one, number) for one in self._first for number in range(len(one.rows))][:count]:
+        for first, number in [(one, number) for one in self._first for number in range(len(one.ids))][:count]:
             text, guessed, hidden = first.of_row(number)
             said = [" ".join(words(ids.tolist())) for ids in (text, guessed, hidden)]
             right = 100 * torch.eq(guessed, hidden).double().mean().item()  # nan: none is hidden
-            place = int(rows.image_of(np.array([first.rows[number]]))[0])
+            place = int(rows.image_of(np.array([first.records[number]["index"]]))[0])
             frames = (frame_of(store, place, picture_of(store, place)),) if place >= 0 else ()
             found.append(Shown(said[0], said[1], said[2], right, frames))
         return found

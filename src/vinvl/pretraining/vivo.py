@@ -111,7 +111,8 @@ def tagged_rows(rows: CorpusRows) -> CorpusRows:
         )
     count = int((~tagged).sum())
     rank_zero_warn(
-        f"data.variant=vivo: {count:,} of {len(rows):,} rows have no tags and are left out, such as {first}."
+        f"data.variant=vivo: {count:,} of {len(rows):,} rows have no tags and are left out, such as {first}; "
+        "give them tags in the corpus to have them."
     )
     return CorpusRows(rows.mixture.select(tagged), rows.images[tagged], rows.region_text)
 
@@ -132,4 +133,4 @@ def check_tag_words(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> None:
     told += shown(names[strange[0]])
     if len(strange) == len(names):
         raise UserError(f"{told}; give tags in its language and letters.")
-    rank_zero_warn(f"{told}; what it does not know of them is never hidden.")
+    rank_zero_warn(f"{told}; what it does not know of them is never hidden; give them other words to have it.")

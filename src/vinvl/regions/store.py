@@ -274,7 +274,7 @@ class FeatureRecord(msgspec.Struct, frozen=True):
             return None
         return (
             f"The model was trained on features of {self.detector!r}, and {store!r} has those of {own.detector!r}: "
-            "unless these are two names of one thing, answers will be worse."
+            "unless these are two names of one thing, answers will be worse: use features of the former."
         )
 
 

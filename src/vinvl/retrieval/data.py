@@ -452,7 +452,7 @@ class RetrievalDataModule(RegionDataModule):
             )
         if given % size:
             left = f"the last {given % size} of {given} images of split '{split}' make no whole fold and are left out"
-            rank_zero_warn(f"data.test_candidates={wanted}: {left}.")
+            rank_zero_warn(f"data.test_candidates={wanted}: {left}; pass data.test_candidates=all to score all.")
         return folds_of(images, size, offsets)
 
     def blocks(self, stage: str, folds: list[Fold]) -> list[Block]:

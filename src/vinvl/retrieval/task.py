@@ -135,7 +135,10 @@ class RetrievalTask(VinVLTask):
             pairs = list(map(self._two_stage.pairs, blocks))
         if self.trainer.is_global_zero:
             if bad:
-                rank_zero_warn(f"{folder}: {len(bad)} damaged or foreign files are scored again, the first {bad[0]}.")
+                rank_zero_warn(
+                    f"{folder}: {len(bad)} damaged or foreign files, the first {bad[0]}, are scored again: "
+                    "nothing is lost."
+                )
             count = f"{sum(pairs):,} pairs" if self._two_stage is None else self._two_stage.describe()
             say(f"Scoring {describe_folds(folds)}: {count} in {len(pairs):,} blocks.")
             if data.finished:

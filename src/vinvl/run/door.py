@@ -94,7 +94,8 @@ def run_door(run: Callable[[DictConfig], Result], config: DictConfig) -> Result 
         warnings.filterwarnings("ignore", message=message)
     for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):  # for programmers
         warnings.filterwarnings("ignore", category=kind, module=r"(?!vinvl\.)")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     folder = Path(config.paths.output_dir)
     try:
         with telling(config):

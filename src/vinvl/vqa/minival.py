@@ -31,7 +31,10 @@ def some_images(records: RecordTable, entry: Mapping[str, Any], place: str) -> R
         )
     names, codes = records["image_id"].categories()
     if len(names) <= count:
-        rank_zero_warn(f"{place} has {given[0]} {count:,}, and there are {len(names):,} images: that is all of them.")
+        rank_zero_warn(
+            f"{place} has {given[0]} {count:,}, and there are {len(names):,} images: that is all of them; "
+            "give a smaller number for a part."
+        )
     ranked = sorted(range(len(names)), key=lambda code: sha256(str(names[code]).encode()).digest())
     chosen = np.isin(codes, ranked[:count])
     return records.select(chosen if given[0] == "only_images" else ~chosen)

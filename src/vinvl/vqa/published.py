@@ -121,5 +121,8 @@ def answered(rows: Iterator[tuple[Any, ...]], path: str | Path, column: int = 6)
     bare = sum(row[column] is None for row in listed)
     if not 0 < bare < len(listed):
         return iter(listed)
-    rank_zero_warn(f"{path}: {bare:,} of {len(listed):,} questions have no answer in the vocabulary and are left out.")
+    rank_zero_warn(
+        f"{path}: {bare:,} of {len(listed):,} questions have no answer in the vocabulary and are left out; "
+        "a data.answers=FILE with more answers has more of them."
+    )
     return (row for row in listed if row[column] is not None)
