@@ -14,6 +14,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.module import RegionDataModule
+from vinvl.data.text import find_tokenizer_folder
 from vinvl.models.weight_files import find_checkpoint, pinned
 from vinvl.opening import DETECTOR_TASK, OpenedModel, class_of_task, find_tokenizer, rows_of_given, words_of
 from vinvl.regions.store import FeatureRecord, OtherFeatures
@@ -128,9 +129,9 @@ def restore_model_folder(config: DictConfig, stage: str, folder: Path) -> Restor
 
 
 def pin_start(config: DictConfig) -> None:
-    """Gives the names on the hub that a composed run starts from their commit, for the records of the run.
+    """Gives the names on the hub that a run, whose data are read, starts from their commit, for its records.
 
-    Raises UserError as `find_checkpoint` and `find_weights`.
+    Its checkpoints then open their tokenizer without asking the hub. Raises UserError as `vinvl.run.hub.fetch`.
     """
     from vinvl.detector.weights import find_weights  # which text models do not need
 
@@ -138,6 +139,8 @@ def pin_start(config: DictConfig) -> None:
         config.model.init = pinned(init)
     if isinstance(init := (config.get("start") or {}).get("init"), str):
         config.start.init = find_weights(init)[1] or init
+    if isinstance(name := (config.get("data") or {}).get("tokenizer"), str):
+        config.data.tokenizer = find_tokenizer_folder(name)[1] or name
 
 
 def task_class(checkpoint: dict[str, Any], path: Path, stage: str = "predict") -> type[VinVLTask]:

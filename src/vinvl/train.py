@@ -77,9 +77,7 @@ def training(config: DictConfig) -> TrainedRun:
     planned = wants_plan(config)
     if not str(config.optimized_metric).startswith("val/"):
         raise UserError(f"optimized_metric={config.optimized_metric} is no figure of the validation: give val/score.")
-    pin_start(config)
-    # First of all: what is missing is told before any work.
-    run_config: Any = OmegaConf.to_container(config, resolve=True)
+    OmegaConf.to_container(config, resolve=True)  # first of all: what is missing is told before any work
     resume_from = resume_path(config)
     if config.torch_threads is not None:
         torch.set_num_threads(config.torch_threads)
@@ -90,6 +88,7 @@ def training(config: DictConfig) -> TrainedRun:
     datamodule.prepare_data()
     datamodule.setup("fit")
     tested = config.test_after_fit and has_test_split(datamodule)
+    pin_start(config)
     task: Any = made(VinVLTask, config.task, "task", datamodule=datamodule)
     if planned:
         plan(config, task, datamodule)
@@ -97,6 +96,7 @@ def training(config: DictConfig) -> TrainedRun:
     own = {"callbacks": callbacks, "logger": loggers, "profiler": profiler(config)}
     trainer: pl.Trainer = made(pl.Trainer, config.trainer, "trainer", **own)
     refuse_unfit(task, trainer)
+    run_config: Any = OmegaConf.to_container(config, resolve=True)
     sized = fill_sizes(run_config, task)
     task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}
     if resume_from is not None:

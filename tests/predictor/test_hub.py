@@ -19,6 +19,7 @@ from vinvl.regions import LabelMap, RegionStore
 from vinvl.restore import pin_start
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
+from vinvl.run.survival import differences
 
 
 def upload(hub: Hub, folder: Path, run: Path, there: Path) -> tuple[str, str]:
@@ -101,11 +102,14 @@ def test_a_run_says_which_commit_it_began_from(
     assert name.partition("@")[2] in json.loads((tmp_path / "scored" / "results.json").read_text())["checkpoint"]
 
 
-def test_what_a_detector_starts_from_by_name(hub: Hub, folder: Path) -> None:
+def test_what_a_run_starts_from_by_name(hub: Hub, folder: Path) -> None:
     name = f"a/d@{hub.add('a/d', {'detector.pth': (folder / 'detector.pth').read_bytes()}).refs['main']}"
-    config = OmegaConf.create({"model": {"init": None}, "start": {"init": "a/d"}})
+    words = hub.add("a/words", {"vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"}).refs["main"]
+    data = {"tokenizer": "a/words"}
+    config = OmegaConf.create({"model": {"init": None}, "start": {"init": "a/d"}, "data": data})
     pin_start(config)
-    assert config == {"model": {"init": None}, "start": {"init": name}}
+    assert config == {"model": {"init": None}, "start": {"init": name}, "data": {"tokenizer": f"a/words@{words}"}}
+    assert not [*differences({"data": data}, OmegaConf.to_container(config))]  # a run goes on when the hub has moved on
     labels = LabelMap.from_json(json.dumps(LABELS))
     assert load_what_fits(small_detector(), "a/d", labels).source == name
     config.start.init = str(folder / "detector.pth")

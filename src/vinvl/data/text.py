@@ -46,9 +46,7 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
         UserError: nothing loadable is there, it needs code of its own, or it lacks [CLS], [SEP], [PAD] or [MASK]; or,
             of a name on the hub, as `vinvl.run.hub.fetch`.
     """
-    folder = Path(name_or_folder).expanduser()
-    if not os.path.isdir(folder):  # which may be a name that is too long for a file's
-        folder = fetch(name_or_folder, "tokenizer folder", "tokenizer.json or vocab.txt", tokenizer_files).folder
+    folder, _ = find_tokenizer_folder(name_or_folder)
 
     def load() -> PreTrainedTokenizerBase:
         # Only what these two say of its kind is taken over: other values of a config.json may fill the memory.
@@ -70,6 +68,15 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
 
     return opened_tokenizer(load, str(name_or_folder))
+
+
+def find_tokenizer_folder(given: str | Path) -> tuple[Path, str | None]:
+    """The folder that a path or a name on the hub stands for; of the latter NAME@COMMIT. UserError as `fetch`."""
+    folder = Path(given).expanduser()
+    if os.path.isdir(folder):  # Path's own would raise for a name that is too long
+        return folder, None
+    found = fetch(given, "tokenizer folder", "tokenizer.json or vocab.txt", tokenizer_files)
+    return found.folder, found.name
 
 
 def _said_in(folder: Path, file: str) -> dict[str, Any]:

@@ -204,8 +204,9 @@ def refuse_another_run(before: Mapping[str, Any], now: Mapping[str, Any], path: 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(key, value then, value now) of all that makes these run configurations those of two different runs.
 
-    A file of the same name in another place counts as the same: `training_order` tells whether its examples are. A key
-    that only one of them has is passed over, because another version of vinvl may have added it.
+    A file of the same name in another place counts as the same: `training_order` tells whether its examples are, and a
+    tokenizer's words are compared; so does another @REVISION on the hub. A key that only one of them has is passed
+    over, because another version of vinvl may have added it.
     """
     then, current = dict(leaves(before)), dict(leaves(now))
     for key, value in current.items():
@@ -219,7 +220,7 @@ def _within(key: str, sections: tuple[str, ...]) -> bool:
 
 def _same(before: object, now: object) -> bool:
     if isinstance(before, str) and isinstance(now, str):
-        return Path(before).name == Path(now).name
+        return Path(before).name.partition("@")[0] == Path(now).name.partition("@")[0]
     return before == now
 
 
