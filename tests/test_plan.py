@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tests.door_in_process import TINY, refused_in_process, run_in_process
-from vinvl import train
 from vinvl.plan import number_of_devices, plan, run_length, size
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
@@ -61,7 +60,7 @@ def test_the_plan_of_a_run_and_the_run(demo_data: Path, tmp_path: Path, monkeypa
     given += ["trainer.limit_val_batches=4", "test_after_fit=false"]
     run_in_process("train", demo_data, tmp_path / "run", *given)  # which makes the corpora too
     before, plans = files_of(demo_data), list[dict[str, float]]()
-    monkeypatch.setattr(train, "plan", lambda *asked: plans.append(plan(*asked)))
+    monkeypatch.setattr("vinvl.plan.plan", lambda *asked: plans.append(plan(*asked)))
     printed = run_in_process("train", demo_data, tmp_path / "plan", *given, "+plan=true")
     for word in ("samples/s of a device", "FLOPs", "measured", "evaluation", "memory", "checkpoint", "region store"):
         assert word in printed
@@ -87,6 +86,7 @@ def test_the_plan_of_a_run_and_the_run(demo_data: Path, tmp_path: Path, monkeypa
     [
         (["task=vqa", "+plan=true", "ckpt_path=last"], "leave ckpt_path out"),
         (["task=vqa", "+plan=soon"], "plan is 'soon'"),
+        (["task=vqa", "+plan=true", "debug=overfit"], "A plan is of a whole run: leave trainer.overfit_batches out."),
         (["task=vqa", "+plan.devices=3"], "plan=true"),
     ],
 )

@@ -128,6 +128,7 @@ def test_lightnings_flags_do_what_they_say(demo_data: Path, tmp_path: Path, monk
         assert "run_training_batch" in (run / "fit-profile.txt").read_text() and f"{run}/{stage}-profile.txt" in printed
     told = json.loads((run / "results.json").read_text())
     assert told["tags"] == ["tried", "out"] and told["notes"] == "a first try"
+    assert b"a first try" in next((run / "tensorboard").glob("events.*")).read_bytes()
 
 
 def test_a_figure_of_the_test_is_never_chosen_by(demo_data: Path, tmp_path: Path) -> None:
