@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.app.conftest import HOSTILE, Looked, Served
+from tests.conftest import refusal
+from tests.door_runs import call_door
 from tests.picture_samples import gradient, save
 from tests.predictor.samples import picture_paths
 
@@ -185,3 +187,13 @@ def test_two_pictures_hostile_names_and_the_end(chromium, statements: Served, fo
     assert statements.uploads() == []
     assert statements.end() == 130 and list(statements.temporary.glob("vinvl-app-*")) == []
     assert list((statements.folder / "cwd").iterdir()) == [] and "Traceback" not in statements.printed()
+
+
+def test_a_port_that_is_taken_is_refused(
+    served: Served, folder: Path, own_runs: dict[str, Path], demo_data: Path
+) -> None:
+    port = served.address.rstrip("/").rpartition(":")[2]
+    result = call_door(
+        folder, demo_data, "app", f"model={own_runs['vqa']}", f"detector={folder / 'detector.pth'}", f"port={port}"
+    )
+    assert f"No page can be served at host=127.0.0.1 port={port}" in refusal(result)

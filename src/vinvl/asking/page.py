@@ -63,7 +63,8 @@ def serve(
             )
         except OSError:
             raise UserError(
-                f"Port {port} of {host} cannot be used: pass another, or port=null for one that is free."
+                f"No page can be served at host={host} port={'null' if port is None else port}: pass another port, "
+                "null for one that is free, and for host an address of this machine."
             ) from None
         try:
             say(f"Open {address} in a browser. Ctrl-C ends it.")
