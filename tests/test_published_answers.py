@@ -387,7 +387,7 @@ def test_all_features_are_converted_at_once(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_too_little_room_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vinvl.published.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr("vinvl.run.files.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match=r"has 0\.00 GB free, and the stores take .* GB: pass to=FOLDER"):
         convert_published(REPLICA / "nlvr2", tmp_path / "stores")
     assert not (tmp_path / "stores").exists()
