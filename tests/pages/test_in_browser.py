@@ -68,10 +68,10 @@ def test_boxes_are_chosen_by_score_and_pointed_at_from_the_list(browser: Any, tm
     assert page.evaluate(f"{lists}.scrollHeight > {lists}.clientHeight")
     page.hover("tr[data-region='1']")
     assert "on" in page.get_attribute("rect[data-region='1']", "class") and page.is_visible(".name[data-region='1']")
-    page.fill("#least", "0.5")
-    assert visible(page, "rect") == visible(page, "tr[data-region]") == 16 and page.inner_text("#shown") == "0.50"
+    page.fill(".least", "0.5")
+    assert visible(page, "rect") == visible(page, "tr[data-region]") == 16 and page.inner_text(".least + b") == "0.50"
     page.hover("h1")
-    page.uncheck("#names")
+    page.uncheck(".named")
     assert visible(page, ".name") == 0
 
 
