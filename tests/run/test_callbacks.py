@@ -30,7 +30,7 @@ def test_figures_are_means_and_read_once_a_second(monkeypatch: pytest.MonkeyPatc
     trainer: Any = SimpleNamespace(callback_metrics=metrics, progress_bar_metrics={"val/score": 3.0, "v_num": 1})
     shown, line, nothing = RunProgress(), Line(), Any
     shown._line = line  # type: ignore[assignment]
-    for seconds, loss, mean in [(1.1, 2.0, 2.0), (0.9, 1.0, 2.0), (0.2, 1.5, 1.5), (0.3, 9.0, 1.5)]:
+    for seconds, loss, mean in [(1.1, 2.0, 2.0), (0.9, 1.0, 2.0), (0.2, 6.0, 3.0), (0.3, 9.0, 3.0)]:
         metrics["train/loss"] = torch.tensor(loss)
         now[0] += seconds
         shown.on_train_batch_end(trainer, nothing, nothing, nothing, 0)  # type: ignore[arg-type]
