@@ -133,8 +133,9 @@ class TestForms:
         image = image.convert("I") if mode == "I" else image
         if "A" in mode:
             image.putalpha(gradient(64, 48).convert("L"))
-        suffix = "tif" if mode in ("CMYK", "YCbCr", "I") else "png"
-        path = save(tmp_path / f"picture.{suffix}", image)
+        suffix = "tif" if mode in ("CMYK", "I") else "png"
+        # Pillow 12.3 cannot read its own TIFF of YCbCr.
+        path = save(tmp_path / f"picture.{suffix}", image.convert("RGB") if mode == "YCbCr" else image)
         assert_same_regions(model.regions(image), model.regions(path))
 
     def test_grey_arrays(self, model: vinvl.Predictor, tmp_path: Path) -> None:
