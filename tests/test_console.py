@@ -13,6 +13,7 @@ from tests.door_in_process import run_in_process
 from tests.test_rooms import LAYERS
 from vinvl import info
 from vinvl.__main__ import DOORS, main
+from vinvl.opening import OpenedModel
 from vinvl.run.console import all_doors, completions
 from vinvl.run.folders import register_resolvers
 
@@ -101,3 +102,15 @@ def test_a_torch_without_its_libraries_is_told_how_to_get_another() -> None:
 
     sentence = sentence_of_fault(OSError("libcudart.so.12: cannot open shared object file: No such file or directory"))
     assert sentence is not None and "download.pytorch.org/whl/cpu" in sentence
+
+
+def test_a_folder_of_runs_stands_for_its_newest_run(demo_data: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("first", "second")):
+        run_in_process(
+            "train", demo_data, tmp_path / "runs" / name, *TINY_DEMO, "trainer.max_steps=1", "test_after_fit=false"
+        )
+        for path in (tmp_path / "runs" / name / "checkpoints").iterdir():
+            os.utime(path, (number, number))
+    files = OpenedModel.of(tmp_path / "runs").files
+    assert files.weights.parents[1].name == "second"
+    assert OpenedModel.of(tmp_path / "runs" / "first").files.weights.parents[1].name == "first"

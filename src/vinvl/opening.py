@@ -36,7 +36,7 @@ from vinvl.regions.store import FeatureRecord
 from vinvl.run.checkpoint import OUR_KEY, read_checkpoint
 from vinvl.run.errors import UserError
 from vinvl.run.files import json_object, read_json
-from vinvl.run.folders import CHECKPOINTS
+from vinvl.run.folders import CHECKPOINTS, NAMED_CHECKPOINTS, newest_checkpoint
 from vinvl.run.values import OF_THE_ENCODER
 from vinvl.vqa.answers import AnswerVocabulary, read_head_answers
 
@@ -65,9 +65,19 @@ class OpenedModel:
     def of(cls, name: str | Path) -> Self:
         """What lies in a run's folder (its best checkpoint, else its last), or wherever `find_checkpoint` finds it.
 
+        Of a folder of runs, such as runs/NAME, the newest run counts.
+
         Raises UserError if there is no such model, or what it says is damaged.
         """
-        places = (Path(name).expanduser() / CHECKPOINTS / f"{which}.ckpt" for which in ("best", "last"))
+        folder = Path(name).expanduser()
+        runs = (newest_checkpoint(folder.parent, folder.name, which) for which in NAMED_CHECKPOINTS)
+        newest = max((path for path in runs if path is not None), key=lambda path: path.stat().st_mtime, default=None)
+        places = [
+            run / CHECKPOINTS / f"{which}.ckpt"
+            for run in (folder, newest and newest.parents[1])
+            if run
+            for which in ("best", "last")
+        ]
         files = find_checkpoint(next((path for path in places if os.path.isfile(path)), name))
         if files.weights.suffix == TRAINING_CHECKPOINT and files.config:
             ours = read_checkpoint(files.weights)

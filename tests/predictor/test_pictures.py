@@ -15,6 +15,7 @@ from tests.predictor.samples import QUESTIONS, USED_AS, close, picture_paths
 from vinvl.predictor import PictureRegions
 from vinvl.predictor import pictures as finding
 from vinvl.predictor import predictor as working
+from vinvl.predictor.pictures import pixels_of
 from vinvl.regions import RegionStore
 from vinvl.run.errors import UserError
 
@@ -180,12 +181,16 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("image", "sentence"),
         [
-            (np.zeros((4, 4, 3), dtype=np.float32), r"An array of float32 \(4, 4, 3\) is not a picture"),
+            (
+                np.full((4, 4, 3), 2, dtype=np.float32),
+                "An array of float32 from 2 to 2 is not a picture: give fractions",
+            ),
+            (np.full((4, 4), np.nan), "from nan to nan"),
             (np.zeros((4, 4, 4), dtype=np.uint8), "give uint8"),
             (np.zeros((2, 4, 4, 3), dtype=np.uint8), "give uint8"),
             (np.zeros(4, dtype=np.uint8), "give uint8"),
             (np.zeros((0, 4, 3), dtype=np.uint8), "nothing to see"),
-            (torch.zeros(4, 4, 3, dtype=torch.uint8), "A Tensor is not a picture"),
+            (torch.zeros(2, 3, 4, 4), "give uint8"),
             (Image.new("F", (4, 4)), "floating-point"),
             (b"photo.jpg", "A bytes is not a picture"),
             ((path for path in ["a.jpg"]), "A generator is not a picture: give"),
@@ -283,3 +288,12 @@ def test_the_settings_of_the_features_may_be_overridden_and_then_it_warns(
     assert 3 <= len(model.regions(picture_paths(folder)["picture_0000"])) <= 5
     with pytest.warns(vinvl.predictor.OtherFeatures, match="score_threshold was 0.2 and is 0.9"):
         vinvl.load(own_runs["vqa"], detector_config=replace(USED_AS, score_threshold=0.9), **given)
+
+
+def test_tensors_and_fractions_are_the_pixels_that_they_mean() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    colours_first = torch.from_numpy(pixels).permute(2, 0, 1)
+    fractions = pixels.astype(np.float32) / 255
+    for given in (pixels, colours_first, torch.from_numpy(pixels), fractions, torch.from_numpy(fractions)):
+        np.testing.assert_array_equal(pixels_of(given), pixels)
+    assert pixels_of(torch.ones(1, 5, 7)).shape == (5, 7) and pixels_of("photo.jpg") == "photo.jpg"

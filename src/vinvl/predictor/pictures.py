@@ -78,6 +78,29 @@ def refuse_no_count(name: str, value: object) -> None:
         raise UserError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
+def pixels_of(image: Any) -> Any:
+    """A tensor or array as the uint8 array (H, W, 3) or (H, W) that it means; anything else as it is.
+
+    Colours may come first, as torch has them, and fractions run from 0 to 1. Raises UserError for other fractions.
+    """
+    if isinstance(image, Tensor):
+        image = (image.detach().float() if image.is_floating_point() else image.detach()).cpu().numpy()
+    if not isinstance(image, np.ndarray):
+        return image
+    if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
+        image = np.moveaxis(image, 0, -1)
+    if image.shape[2:] == (1,):
+        image = image[:, :, 0]
+    if not np.issubdtype(image.dtype, np.floating):
+        return image
+    if image.size and not (image.min() >= 0 and image.max() <= 1):
+        raise UserError(
+            f"An array of {image.dtype} from {image.min():g} to {image.max():g} is not a picture: give fractions from "
+            "0 to 1, or uint8 from 0 to 255."
+        )
+    return np.rint(image * 255).astype(np.uint8)
+
+
 def refuse_no_picture(image: object) -> None:
     """Raises UserError for what is neither a Pillow image nor an array of pixels, and for pictures without pixels."""
     pixels = True
@@ -200,8 +223,9 @@ class Looking:
             place = image if isinstance(image, str) and "\0" in image else str(self._file(image))
             taken = Taken(place, name_of(place), place)
         else:
-            refuse_no_picture(image)
-            taken = Taken(id(image), str(getattr(image, "filename", "") or "the picture"), image)
+            pixels = pixels_of(image)
+            refuse_no_picture(pixels)
+            taken = Taken(id(image), str(getattr(image, "filename", "") or "the picture"), pixels)
         if self.detector is None:
             instead = "" if self.store is None else ", or give the id of an image in features"
             raise UserError(
@@ -319,6 +343,11 @@ class PictureRegions:
         """R names"""
         return tuple(_name(self.label_map.classes, "class", index) for index in self.regions.classes.tolist())
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """R names: those of the classes, which a model reads as the picture's tags"""
+        return self.classes
+
     @cached_property
     def attributes(self) -> tuple[tuple[tuple[str, float], ...], ...]:
         """Of each region the names and scores of its attributes, surest first."""
@@ -346,9 +375,10 @@ class PictureRegions:
         return "\n".join(map(printable, lines))
 
 
-Picture = str | int | os.PathLike[str] | Image.Image | np.ndarray | PictureRegions
-"""A path, the id of an image, which may be a number, a Pillow image of any mode, uint8 (H, W, 3) in the order red,
-green and blue or (H, W), or the regions that a model has found in a picture before."""
+Picture = str | int | os.PathLike[str] | Image.Image | np.ndarray | Tensor | PictureRegions
+"""A path, the id of an image, which may be a number, a Pillow image of any mode, an array or tensor (H, W, 3),
+(3, H, W) or (H, W), red, green and blue, uint8 or fractions from 0 to 1, or the regions that a model has found in a
+picture before."""
 
 
 def _name(names: tuple[str, ...], kind: str, index: int) -> str:

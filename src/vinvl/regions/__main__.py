@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -133,10 +134,10 @@ class Comparison:
         return [
             ("images in both", f"{self.shared:,}, {self.images:,} of them looked at"),
             ("regions", f"{self.regions[0]:,} and {self.regions[1]:,}"),
-            (f"same boxes (IoU {SAME_BOX})", f"{100 * self.same_box:.1f} % of the first's"),
-            ("same tags in these", "a store has no tags" if self.same_tag is None else f"{100 * self.same_tag:.1f} %"),
-            ("cosine of features", f"{self.cosine[0]:.4f} on average, 95 % above {self.cosine[1]:.4f}"),
-            ("ratio of norms", f"{self.norm_ratio:.4f}"),
+            (f"same boxes (IoU {SAME_BOX})", _percent(self.same_box, " of the first's")),
+            ("same tags in these", "a store has no tags" if self.same_tag is None else _percent(self.same_tag)),
+            ("cosine of features", _figure(self.cosine[0], f" on average, 95 % above {self.cosine[1]:.4f}")),
+            ("ratio of norms", _figure(self.norm_ratio, ", the second's to the first's")),
             ("images of another size", f"{self.other_sizes:,}"),
             ("this says", self.verdict),
         ]
@@ -198,6 +199,14 @@ def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     shared = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
     areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second)]
     return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
+
+
+def _percent(share: float, words: str = "") -> str:
+    return "nothing to compare" if math.isnan(share) else f"{100 * share:.1f} %{words}"
+
+
+def _figure(value: float, words: str) -> str:
+    return "nothing to compare" if math.isnan(value) else f"{value:.4f}{words}"
 
 
 def _mean(values: np.ndarray) -> float:

@@ -370,3 +370,12 @@ def _read_manifest(path: Path) -> list[ShardEntry]:
                 f"{names} a link out of its folder; name the .h5 files one by one, or link the whole folder."
             )
     return shards
+
+
+def refuse_shares(boxes: np.ndarray, width: int, height: int) -> None:
+    """Raises UserError for boxes in shares of the image, where pixels are expected: all from 0 to 1, not all whole."""
+    if boxes.size and min(width, height) > 2 and boxes.min() >= 0 and 0 < boxes.max() <= 1 and (boxes % 1).any():
+        raise UserError(
+            f"boxes run from {boxes.min():g} to {boxes.max():g} in {width} × {height} pixels, so they are shares: "
+            "multiply x by the width and y by the height of the image."
+        )

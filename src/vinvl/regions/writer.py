@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from vinvl.regions.layout import FEATURE_DTYPES, ShardEntry, read_header, write_manifest
+from vinvl.regions.layout import FEATURE_DTYPES, ShardEntry, read_header, refuse_shares, write_manifest
 from vinvl.regions.merging import Waiting, write_store_file
 from vinvl.regions.regions import NO_NAMES, ROW_ARRAYS, LabelMap, Regions, StoreAttributes, encoded_id, finite
 from vinvl.regions.shard import IdLookup, Shard, problems
@@ -67,6 +67,7 @@ def checked_image(regions: Regions, attributes: StoreAttributes) -> Checked:
                 fits = False
             if not fits:
                 raise UserError(f"{name} is {value!r}, a positive number of pixels was expected.")
+        refuse_shares(arrays["boxes"], regions.width, regions.height)
         return key, arrays | {"sizes": np.array([(regions.width, regions.height)], dtype="<i4")}
     except UserError as error:
         raise UserError(f"image {regions.image_id!r}: {error}") from None
