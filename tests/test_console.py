@@ -74,9 +74,9 @@ def test_bash_completes(tmp_path: Path) -> None:
 
 
 def test_help_of_a_door_is_its_own_and_a_reader_may_leave(tmp_path: Path) -> None:
-    whole = shell(tmp_path, "vinvl extract --help")
-    assert "python -m vinvl.extract images=DIR" in whole.stdout and "vinvl.train" not in whole.stdout, whole.stderr
-    assert "detector: demo, x152c4" in whole.stdout and "objective" not in whole.stdout
+    whole = shell(tmp_path, "vinvl train_detector --help")
+    assert "python -m vinvl.train_detector " in whole.stdout and "vinvl.train " not in whole.stdout, whole.stderr
+    assert "detection_data: coco2017, " in whole.stdout and "objective" not in whole.stdout
     assert ", _" not in whole.stdout and ": _" not in whole.stdout
     cut = shell(tmp_path, "vinvl train --help | true; echo ${PIPESTATUS[0]}")
     assert (cut.stderr, cut.stdout) == ("", "141\n")
