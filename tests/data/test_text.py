@@ -165,3 +165,11 @@ def test_texts_that_cannot_be_encoded() -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
     with pytest.raises(UserError, match=r"cannot encode one of the texts \(Onig: .*retry-limit"):
         encode_texts(tokenizer, ["a" * 60 + " dog"])
+
+
+def test_a_vocabulary_that_says_nothing_is_lower_case(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    assert load_tokenizer(tmp_path)("A Man")["input_ids"] == [2, 5, 6, 3]
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": false}')
+    assert load_tokenizer(tmp_path)("A Man")["input_ids"] == [2, 1, 1, 3]

@@ -65,7 +65,10 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
         rules = json.dumps(_said_in(folder, "tokenizer.json").get("normalizer"), ensure_ascii=False)
         if (inserted := len("".join(INSERTED.findall(rules)))) > MOST_INSERTED:
             raise ValueError(f"its rules insert {inserted:,} characters, {MOST_INSERTED} may be")
-        return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
+        # A vocabulary that does not say is lower-case; BERT's tokenizer of transformers 5.0 would take it for cased.
+        unsaid = kind == "bert" and "do_lower_case" not in own and not (folder / "tokenizer.json").is_file()
+        cased = {"do_lower_case": True} if unsaid else {}
+        return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False, **cased)
 
     return opened_tokenizer(load, str(name_or_folder))
 
