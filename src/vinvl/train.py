@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -85,34 +86,48 @@ def training(config: DictConfig) -> TrainedRun:
     callbacks = made_of_each(Callback, config.callbacks, "callbacks")
     loggers = made_of_each(Logger, config.logger, "logger")
     datamodule: Any = made(pl.LightningDataModule, config.data, "data")
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    tested = config.test_after_fit and has_test_split(datamodule)
-    pin_start(config)
-    task: Any = made(VinVLTask, config.task, "task", datamodule=datamodule)
-    if planned:
-        plan(config, task, datamodule)
-        return TrainedRun(Path(config.paths.output_dir))
-    own = {"callbacks": callbacks, "logger": loggers, "profiler": profiler(config)}
-    trainer: pl.Trainer = made(pl.Trainer, config.trainer, "trainer", **own)
-    refuse_unfit(task, trainer)
-    run_config: Any = OmegaConf.to_container(config, resolve=True)
-    sized = fill_sizes(run_config, task)
-    task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}
-    if resume_from is not None:
-        task.check_resumable(resume_from)
-    if config.get("compile") and config.compile.enabled:
-        task.model.base_model.compile_layers(
-            backend=config.compile.backend, dynamic=config.compile.dynamic, mode=config.compile.mode
-        )
-    if trainer.is_global_zero:
-        tidy_run_folder(Path(config.paths.output_dir))
-        say_what_is_cut_short(trainer)
-        if sized:
-            told = f"{task.config.num_hidden_layers} layers of {task.config.hidden_size}"
-            say(f"The sizes of the model are those of {config.model.init}: {told}.")
-        say(*filter(None, [task.started_from]), *datamodule.example_text("train").split("\n"))
+    with no_answers_left(datamodule):
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        tested = config.test_after_fit and has_test_split(datamodule)
+        pin_start(config)
+        task: Any = made(VinVLTask, config.task, "task", datamodule=datamodule)
+        if planned:
+            plan(config, task, datamodule)
+            return TrainedRun(Path(config.paths.output_dir))
+        own = {"callbacks": callbacks, "logger": loggers, "profiler": profiler(config)}
+        trainer: pl.Trainer = made(pl.Trainer, config.trainer, "trainer", **own)
+        refuse_unfit(task, trainer)
+        run_config: Any = OmegaConf.to_container(config, resolve=True)
+        sized = fill_sizes(run_config, task)
+        task.run_config = {**run_config, ORDER: training_order(datamodule, trainer.world_size)}
+        if resume_from is not None:
+            task.check_resumable(resume_from)
+        if config.get("compile") and config.compile.enabled:
+            task.model.base_model.compile_layers(
+                backend=config.compile.backend, dynamic=config.compile.dynamic, mode=config.compile.mode
+            )
+        if trainer.is_global_zero:
+            tidy_run_folder(Path(config.paths.output_dir))
+            say_what_is_cut_short(trainer)
+            if sized:
+                told = f"{task.config.num_hidden_layers} layers of {task.config.hidden_size}"
+                say(f"The sizes of the model are those of {config.model.init}: {told}.")
+            say(*filter(None, [task.started_from]), *datamodule.example_text("train").split("\n"))
     return fit_and_test(trainer, task, datamodule, resume_from, config, tested)
+
+
+@contextmanager
+def no_answers_left(datamodule: Any) -> Iterator[None]:
+    """Within it a run that is refused leaves no answer vocabulary behind that it has built."""
+    path: Path | None = getattr(datamodule, "answers_path", None)
+    existed = path is None or path.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed and path is not None and process_rank() == 0:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def fill_sizes(run_config: dict[str, Any], task: VinVLTask) -> bool:

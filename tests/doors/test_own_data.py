@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TINY_MODEL
-from tests.door_in_process import checkpoint, examples, run_in_process
+from tests.door_in_process import checkpoint, examples, refused_in_process, run_in_process
 from tests.door_runs import succeed
 
 pytestmark = pytest.mark.slow
@@ -72,6 +72,18 @@ def test_own_data_train_and_evaluate(own: OwnData) -> None:
     assert json.loads((own.run / "answers.json").read_text())  # built from the training answers
     succeed(own.folder, own.data, "evaluate", "ckpt_path=best", "name=mine", "hydra.run.dir=evaluated")
     assert own.read("evaluated/results.json")["scores"] == training["scores"]
+
+
+def test_a_run_that_is_refused_leaves_no_answers(own: OwnData, tmp_path: Path) -> None:
+    world, built = own.data / "demo", tmp_path / "answers.json"
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "config.json").write_text("{}")
+    sentence = refused_in_process(
+        "train", own.data, tmp_path / "run", "data=vqa_jsonl", f"data.splits.train={own.folder / 'train.jsonl'}",
+        f"data.splits.val={own.folder / 'val.jsonl'}", f"data.regions=[{world / 'train.h5'},{world / 'val.h5'}]",
+        f"data.tokenizer={world / 'tokenizer'}", f"data.answers={built}", f"model.init={tmp_path / 'weights'}",
+    )  # fmt: skip
+    assert "weights" in sentence and not built.exists()
 
 
 def test_own_questions_without_answers_are_predicted(own: OwnData, monkeypatch: pytest.MonkeyPatch) -> None:
