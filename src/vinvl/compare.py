@@ -24,10 +24,11 @@ FEW = 30  # pictures; of fewer a percentile interval is too narrow
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 after an error."""
-    return run_command(lambda: _run(_parser().parse_args(arguments)))
+    return run_command(lambda: _run(command_line().parse_args(arguments)))
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Its options, which completion reads too."""
     parser = Parser(
         prog="python -m vinvl.compare",
         description="Compare two evaluations of one split: differences with intervals, tests, and a page of the "

@@ -14,10 +14,11 @@ from vinvl.run.folders import data_root
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 after an error."""
-    return run_command(lambda: _run(_parser().parse_args(arguments)))
+    return run_command(lambda: _run(command_line().parse_args(arguments)))
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Its options, which completion reads too."""
     parser = Parser(
         prog="python -m vinvl.download",
         description="Download data sets to where their configuration expects them. What was cut off or killed goes on "

@@ -23,10 +23,11 @@ EXTRAS |= {"hydra-submitit-launcher": "slurm"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 after an error."""
-    return run_command(lambda: _run(_parser().parse_args(arguments)))
+    return run_command(lambda: _run(command_line().parse_args(arguments)))
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Its options, which completion reads too."""
     parser = Parser(
         prog="python -m vinvl.info",
         description="Versions and devices, for an issue; of files, what they hold: a region store, a checkpoint of a "

@@ -165,9 +165,9 @@ def as_folder(start: Path, folder: Path, **config: Any) -> Path:
 
 def begun(init: Path, answers: list[str] | None, **more: Any) -> Any:
     """A task's model that starts from `init`."""
-    config = VinVLConfig(**{**SIZES, "num_labels": len(answers or [0, 1]), **more.pop("config", {})})
-    given: dict[str, Any] = {"init_answers": None, "words": None, **more}
-    return start_model(VinVLForAnswering, config, str(init), answers=answers, **given)
+    fields = {**SIZES, "num_labels": len(answers or [0, 1]), **more.pop("config", {})}
+    given: dict[str, Any] = {"init_answers": None, "words": None, "data": {}, **more}
+    return start_model(VinVLForAnswering, fields, str(init), answers=answers, **given)
 
 
 class TestHeads:

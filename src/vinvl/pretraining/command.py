@@ -45,13 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 after an error or if problems were found."""
 
     def run() -> int:
-        options = vars(_parser().parse_args(arguments))
+        options = vars(command_line().parse_args(arguments))
         return int(options.pop("run")(**options))
 
     return run_command(run)
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Its options, which completion reads too."""
     parser = Parser(
         prog="python -m vinvl.pretraining.corpus", description="Make and index a corpus, or look at an index."
     )

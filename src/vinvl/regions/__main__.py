@@ -21,7 +21,7 @@ from vinvl.run.errors import UserError, say
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 1 after an error or if problems were found."""
-    return run_command(lambda: _run(_parser().parse_args(arguments)))
+    return run_command(lambda: _run(command_line().parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -44,7 +44,8 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Its options, which completion reads too."""
     parser = Parser(
         prog="python -m vinvl.regions", description="Look at stores of region features, check or join them."
     )

@@ -83,7 +83,7 @@ def completions(line: str, doors: Mapping[str, bool]) -> list[str]:
 def _options(name: str, before: list[str]) -> Iterator[str]:
     """Options and commands of a door without Hydra."""
     module = import_module({"regions": "vinvl.regions.__main__"}.get(name, f"vinvl.{name}"))
-    parser = module._parser()
+    parser = module.command_line()
     for word in ["", *before]:
         commands = [one.choices for one in parser._actions if isinstance(one.choices, dict)]
         if word and commands and word in commands[0]:
