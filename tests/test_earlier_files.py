@@ -53,8 +53,9 @@ def close(value: Any) -> Any:
 @pytest.mark.parametrize("task", [*PREDICTED, "pretraining"])
 def test_a_checkpoint_scores_and_predicts_as_it_did(task: str, demo_data: Path, tmp_path: Path) -> None:
     folder = EARLIER / task
-    given = [f"ckpt_path={folder / 'best.ckpt'}", "trainer.accelerator=cpu"]
+    given, before = [f"ckpt_path={folder / 'best.ckpt'}", "trainer.accelerator=cpu"], sorted(folder.rglob("*"))
     run_in_process("evaluate", demo_data, tmp_path / "scored", *given)
+    assert sorted(folder.rglob("*")) == before  # retrieval goes on with the scores of then
     expected, found = content(folder / "expected.json")["scores"], scores(tmp_path / "scored")
     assert {name: found[name] for name in expected} == close(expected)  # later versions compute more
     if task in PREDICTED:

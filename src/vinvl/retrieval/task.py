@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from vinvl.captioning.files import CaptionRecords
 from vinvl.examples import Outcome
 from vinvl.models.answering import VinVLForAnswering
+from vinvl.models.config import VinVLConfig
 from vinvl.retrieval.data import (
     BY_DUAL_ENCODER,
     BY_TAGS,
@@ -54,6 +55,7 @@ from vinvl.run.progress import progress_lines
 from vinvl.task import VinVLTask
 
 SCORES = "retrieval_scores"  # folder beside the checkpoints
+UNSAID = ("hidden_act", "type_vocab_size", "layer_norm_eps")  # fields that checkpoints have only since lately
 Result = TypeVar("Result")
 DIRECTIONS = ("image_to_text", "text_to_image")
 
@@ -192,8 +194,9 @@ class RetrievalTask(VinVLTask):
 
     def _settings(self, data: RetrievalDataModule) -> dict[str, Any]:
         """What the scores depend on besides weights and candidates."""
+        usual, fields = VinVLConfig(), dict(self.hparams["model_config"])
         return {
-            "model": dict(self.hparams["model_config"]),
+            "model": {one: said for one, said in fields.items() if one not in UNSAID or said != getattr(usual, one)},
             **asdict(data.limits),
             "attention_type": data.attention_type,
             "precision": str(self.trainer.precision),
