@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vinvl.examples import Outcome
-from vinvl.panels import CELL, ExamplePanels, Frame, Shown, markdown, places_in, sheet, shown_outcomes
+from vinvl.panels import CELL, ExamplePanels, PanelFrame, Shown, markdown, places_in, sheet, shown_outcomes
 from vinvl.regions import RegionStore
 
 
@@ -46,7 +46,9 @@ def test_the_first_examples_of_different_images(store: RegionStore) -> None:
 def test_a_sheet_has_boxes_where_they_are() -> None:
     """A box of half the picture, on an empty frame and on a picture, beside one outside of it all."""
     boxes = np.array([[0.0, 0.0, 50.0, 60.0], [-500.0, 90.0, 1e9, 2e9]])
-    frames = [Frame(100, 60, boxes, ["cat", "\x1b[31m猫"], picture) for picture in (None, Image.new("L", (10, 6), 255))]
+    frames = [
+        PanelFrame(100, 60, boxes, ["cat", "\x1b[31m猫"], picture) for picture in (None, Image.new("L", (10, 6), 255))
+    ]
     whole = sheet(
         [Shown("x" * 500, "a", "", 0.0, (frames[0],)), Shown("", "", "", 0.0, (frames[1],)), Shown("", "b", "b", 1)]
     )

@@ -28,7 +28,7 @@ COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
 PANEL = "val/examples"
 
 
-class Frame(NamedTuple):
+class PanelFrame(NamedTuple):
     """A picture of an example, or the empty frame of one that is not at hand."""
 
     width: int  # pixels that the boxes are in
@@ -45,7 +45,7 @@ class Shown(NamedTuple):
     answer: str
     truth: str
     score: float
-    frames: tuple[Frame, ...] = ()
+    frames: tuple[PanelFrame, ...] = ()
 
 
 PictureOf = Callable[[RegionStore, int], "Image.Image | None"]
@@ -77,11 +77,11 @@ def places_in(store: RegionStore, image_id: str) -> Iterator[int]:
             return
 
 
-def frame_of(store: RegionStore, place: int, picture: Image.Image | None) -> Frame:
+def frame_of(store: RegionStore, place: int, picture: Image.Image | None) -> PanelFrame:
     """The regions of a store's image."""
     regions, classes = store.at(place), store.label_map.classes
     names = [classes[one] if one < len(classes) else str(one) for one in regions.classes[:NAMED].tolist()]
-    return Frame(regions.width, regions.height, regions.boxes[:NAMED], names, picture)
+    return PanelFrame(regions.width, regions.height, regions.boxes[:NAMED], names, picture)
 
 
 def table(shown: Sequence[Shown]) -> list[tuple[str, str, str, str]]:
@@ -124,7 +124,7 @@ def sheet(shown: Sequence[Shown]) -> Image.Image:
     return whole
 
 
-def drawn(frame: Frame, room: tuple[int, int]) -> Image.Image:
+def drawn(frame: PanelFrame, room: tuple[int, int]) -> Image.Image:
     """A picture with its boxes and their names, as large as there is room."""
     from PIL import Image, ImageDraw, ImageFont
 

@@ -27,7 +27,7 @@ from vinvl.detector.starting import (
     train_batch_norm,
 )
 from vinvl.detector.weights import checked_settings, refuse_unlike, save_detector
-from vinvl.panels import MOST, Frame, PictureOf, Shown
+from vinvl.panels import MOST, PanelFrame, PictureOf, Shown
 from vinvl.pictures import EXIF_IGNORE
 from vinvl.regions.regions import LabelMap
 from vinvl.run.checkpoint import load_into
@@ -196,7 +196,7 @@ class DetectorTask(VinVLTask):
             lies = overlaps(found.boxes[best], truth.boxes, truth.crowd) >= 0.5
             hit = (lies & (found.labels[best][:, None] == truth.labels)).any(axis=0)
             score = 100 * float(hit.mean()) if true else math.nan
-            frame = Frame(width, height, found.boxes[best], names, picture)
+            frame = PanelFrame(width, height, found.boxes[best], names, picture)
             told.append(Shown("", ", ".join(sorted(names)), ", ".join(sorted(true)), score, (frame,)))
         return told
 

@@ -31,7 +31,7 @@ WAYS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 TRUTHS = {"vqa": "people", "captioning": "people", "nlvr2": "label", RETRIEVAL: "true"}
 
 
-class Seen(NamedTuple):
+class WhereSeen(NamedTuple):
     """Where the images of examples are to be seen, as far as that is known.
 
     Attributes:
@@ -53,7 +53,7 @@ class Seen(NamedTuple):
         stores: Sequence[str] | None,
         images: str | None,
         names: PictureNames | None = None,
-    ) -> Seen:
+    ) -> WhereSeen:
         """Regions in these stores, or in those that the examples name, and pictures in the source `images`.
 
         Raises UserError for what is given and cannot be read; stores that are only named may have gone.
@@ -106,7 +106,7 @@ def report_run(
 
     Args:
         output: the HTML file.
-        stores, images, names: see `Seen.of`; None: the stores of the run, no pictures.
+        stores, images, names: see `WhereSeen.of`; None: the stores of the run, no pictures.
         ids: of examples or of images, whose examples are shown; None draws some.
         count: how many are drawn, as many of each outcome as there are.
         seed: of the drawing.
@@ -117,7 +117,7 @@ def report_run(
     """
     told, cards, found = tuple[str, ...](), list[dict[str, Any]](), run.examples
     if found is not None:
-        seen = Seen.of(found, stores, images, names)
+        seen = WhereSeen.of(found, stores, images, names)
         codes, told = outcomes(found), seen.told
         places = chosen(codes, count, seed) if ids is None else asked_for(found, ids)
         rows = found.table.take(places).to_pylist()
@@ -205,7 +205,7 @@ def asked_for(examples: Examples, ids: Sequence[str]) -> np.ndarray:
 
 
 def _card(
-    row: Mapping[str, Any], kinds: Sequence[str], code: int, task: str, seen: Seen, max_pixels: int
+    row: Mapping[str, Any], kinds: Sequence[str], code: int, task: str, seen: WhereSeen, max_pixels: int
 ) -> dict[str, Any]:
     """What the page says of an example."""
     true = set(map(str.casefold, row["truth"]))

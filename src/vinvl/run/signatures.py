@@ -17,7 +17,7 @@ Definition = Function | ast.ClassDef | ast.Assign | ast.AnnAssign
 BUILDERS = ("build",)  # class methods whose class decides about options
 
 
-class Found(NamedTuple):
+class FoundDefinition(NamedTuple):
     """A definition, and the module whose names it uses."""
 
     module: str
@@ -73,7 +73,7 @@ def attributes_of(name: str) -> set[str]:
 # Where a name is defined.
 
 
-def definition(name: str) -> Found | None:
+def definition(name: str) -> FoundDefinition | None:
     """The definition that a dotted name such as "pytorch_lightning.Trainer" leads to, through imports of it."""
     parts = name.split(".")
     for depth in range(len(parts) - 1, 0, -1):
@@ -138,28 +138,28 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
             yield from _statements([*statement.body, *statement.orelse])
 
 
-def _in_module(module: str, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> Found | None:
+def _in_module(module: str, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> FoundDefinition | None:
     found = _names(module).get(name)
     if isinstance(found, tuple):
         source, original = found
         if (source, original) in seen or not original:
             return None
         return _in_module(source, original, seen | {(source, original)})
-    return None if found is None else Found(module, found)
+    return None if found is None else FoundDefinition(module, found)
 
 
-def _in_class(found: Found, name: str) -> Found | None:
+def _in_class(found: FoundDefinition, name: str) -> FoundDefinition | None:
     if not isinstance(found.node, ast.ClassDef):
         return None
     for one in _lineage(found):
         assert isinstance(one.node, ast.ClassDef)
         for statement in one.node.body:
             if isinstance(statement, Function) and statement.name == name:
-                return Found(one.module, statement)
+                return FoundDefinition(one.module, statement)
     return None
 
 
-def _lineage(found: Found) -> Iterator[Found]:
+def _lineage(found: FoundDefinition) -> Iterator[FoundDefinition]:
     """A class and those that it extends, as far as their sources are there, the nearest first."""
     yield found
     for base in found.node.bases if isinstance(found.node, ast.ClassDef) else ():
@@ -168,7 +168,7 @@ def _lineage(found: Found) -> Iterator[Found]:
             yield from _lineage(extended)
 
 
-def _named(module: str, expression: ast.expr) -> Found | None:
+def _named(module: str, expression: ast.expr) -> FoundDefinition | None:
     """What a name or a dotted name in a module stands for."""
     if isinstance(expression, ast.Subscript):
         return _named(module, expression.value)
@@ -183,7 +183,7 @@ def _named(module: str, expression: ast.expr) -> Found | None:
 # What it takes.
 
 
-def _of_class(found: Found) -> dict[str, Any] | None:
+def _of_class(found: FoundDefinition) -> dict[str, Any] | None:
     own = list(_lineage(found))
     making = next((one for one in own if _is_dataclass(one.node) or _own_constructor(one) is not None), None)
     if making is not None and _is_dataclass(making.node):
@@ -192,7 +192,7 @@ def _of_class(found: Found) -> dict[str, Any] | None:
     return _of_functions([one for each in own for one in [_own_constructor(each)] if one is not None], bound=True)
 
 
-def _of_functions(functions: Sequence[Found], *, bound: bool) -> dict[str, Any] | None:
+def _of_functions(functions: Sequence[FoundDefinition], *, bound: bool) -> dict[str, Any] | None:
     """The parameters of a function, and as long as each passes on what it does not name, of those after it."""
     names: dict[str, Any] = {}
     for found in functions:
@@ -219,25 +219,25 @@ def _arguments(function: Function) -> list[tuple[ast.arg, bool]]:
     return found + [(one, default is not None) for one, default in zip(told.kwonlyargs, told.kw_defaults, strict=True)]
 
 
-def _own_constructor(found: Found) -> Found | None:
+def _own_constructor(found: FoundDefinition) -> FoundDefinition | None:
     assert isinstance(found.node, ast.ClassDef)
     own = [one for one in found.node.body if isinstance(one, Function) and one.name == "__init__"]
-    return Found(found.module, own[0]) if own else None
+    return FoundDefinition(found.module, own[0]) if own else None
 
 
-def _constructor(found: Found) -> Found | None:
+def _constructor(found: FoundDefinition) -> FoundDefinition | None:
     if not isinstance(found.node, ast.ClassDef):
         return None
     return next((one for each in _lineage(found) if (one := _own_constructor(each)) is not None), None)
 
 
-def _fields(found: Found) -> list[tuple[str, str, ast.expr]]:
+def _fields(found: FoundDefinition) -> list[tuple[str, str, ast.expr]]:
     """(module, name, annotation) of what the body of a class declares."""
     kept = _declared(found)
     return [(found.module, one.target.id, one.annotation) for one in kept if isinstance(one.target, ast.Name)]
 
 
-def _declared(found: Found) -> list[ast.AnnAssign]:
+def _declared(found: FoundDefinition) -> list[ast.AnnAssign]:
     """The declarations in the body of a class that its constructor takes, where it is a dataclass."""
     assert isinstance(found.node, ast.ClassDef)
     declared = [one for one in found.node.body if isinstance(one, ast.AnnAssign)]
