@@ -13,13 +13,16 @@ from vinvl.run.errors import UserError
 
 def app(config: DictConfig) -> None:
     """Composed configuration → the page, served until the process is told to end."""
-    from vinvl.asking.given import examples_of, models_of
-    from vinvl.asking.page import serve
-
+    if not config.models or config.weights is None:
+        missing = "detector=FILE" if config.models else "model=RUN, or model=[RUN,RUN] for several side by side"
+        raise UserError(f"Pass {missing}: the page asks trained models, about what a detector sees in a picture.")
     for key, least in (("most_examples", 0), ("most_megabytes", 1), ("max_pixels", 1), ("port", 1)):
         free = key == "port" and config.port is None
         if not free and (type(config[key]) is not int or config[key] < least):
             raise UserError(f"{key}={config[key]!r} must be a whole number from {least}.")
+    from vinvl.asking.given import examples_of, models_of
+    from vinvl.asking.page import serve
+
     examples = examples_of(config)
     serve(models_of(config), examples, host=str(config.host), port=config.port, most_megabytes=config.most_megabytes)
 

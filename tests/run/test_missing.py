@@ -52,6 +52,11 @@ ASKED = {
     ],
     "evaluate_detector": [("weights=nowhere.pth", "weights=nowhere.pth does not exist"), ("--help", "")],
     "pretrain_finetune": [("tag=false", "did you mean tags?"), ("--help", "")],
+    "app": [
+        ("", "Pass model=RUN"),
+        ("model=[./nowhere,x] detector=x.pth", "model=./nowhere does not exist"),
+        ("--help", ""),
+    ],
     "compare": [("a b", "a does not exist"), ("--help", "")],
     "regions": [("info nowhere.h5", "nowhere.h5 cannot be opened"), ("--help", "")],
 }

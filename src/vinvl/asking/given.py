@@ -32,10 +32,7 @@ def models_of(config: DictConfig) -> list[Predictor]:
 
     Raises UserError if none is given, one cannot be opened, or one cannot be asked anything.
     """
-    names = [] if config.models is None else _listed(config.models)
-    if not names or config.weights is None:
-        missing = "model=RUN, or model=[RUN,RUN] for several side by side" if not names else "detector=FILE"
-        raise UserError(f"Pass {missing}: the page asks trained models, about what a detector sees in a picture.")
+    names = _listed(config.models)
     each = {key: _for_each(config, key, len(names)) for key in ("task_name", "answers", "tokenizer")}
     models = list[Predictor]()
     for number, name in enumerate(names):

@@ -26,7 +26,7 @@ FILES = {  # keys of doors that name what is read → what to do
     "pictures": "check the path",
     "published": "give the folder that holds the release",
 }
-MODELS = ("weights", "model.init", "start.init")  # files, folders or names on the hub
+MODELS = ("models", "weights", "model.init", "start.init")  # files, folders or names on the hub
 NO_FILES = ("none", "by_index")
 SUFFIXES = {".json", ".jsonl", ".tsv", ".csv", ".txt", ".yaml", ".pkl", ".pt", ".pth", ".h5", ".arrow", ".zip", ".ckpt"}
 SUFFIXES |= {".bin", ".safetensors"}
@@ -50,9 +50,12 @@ def refuse_missing(config: DictConfig, given: Mapping[str, Any]) -> None:
             if path not in NO_FILES and not _exists(path):
                 raise UserError(f"{key}={path} does not exist: {hint}.")
     for key in () if goes_on else MODELS:
-        value = OmegaConf.select(config, key)
-        if isinstance(value, str) and looks_like_a_path(value) and not _exists(value):
-            raise UserError(f"{key}={value} does not exist: give a file, a folder or a name on the Hugging Face hub.")
+        for value in _texts(OmegaConf.select(config, key)):
+            if looks_like_a_path(value) and not _exists(value):
+                said = {"models": "model", "weights": "detector"}.get(key, key) if "models" in config else key
+                raise UserError(
+                    f"{said}={value} does not exist: give a file, a folder or a name on the Hugging Face hub."
+                )
     if OmegaConf.is_dict(config.get("data")) and "splits" in config.data:
         _refuse_missing_data(config, given)
 
