@@ -27,7 +27,7 @@ MASK = 4
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the stores are made on first use, beside the tokenizer."""
     folder = tmp_path_factory.mktemp("stores")
-    BertTokenizer(str(REPLICA / "vocabulary/vocab.txt")).save_pretrained(folder / "words")
+    BertTokenizer(str(REPLICA / "vocabulary/vocab.txt"), do_lower_case=True).save_pretrained(folder / "words")
     return folder
 
 

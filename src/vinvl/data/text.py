@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -34,6 +34,7 @@ NEEDED_TOKENS = ("cls_token", "sep_token", "pad_token", "mask_token")
 INSERTED = re.compile(r'"(?:content|prepend)": "((?:[^"\\]|\\.)*)"')  # by rules of a tokenizer.json
 MOST_INSERTED = 8  # characters; published rules insert up to 5, and each may double a text
 LARGEST_ID = 2**24  # there are published vocabularies of 2^18
+NO_NUMBERS = "its vocabulary has numbers that no model has"
 # Names in a tokenizer_config.json; "AutoTokenizer" and what is no tokenizer would be asked to load the folder too.
 TOKENIZER_CLASSES = re.compile(r"(?!Auto)\w*Tokenizer(Fast)?|TokenizersBackend|PythonBackend")
 ENCODE_CHUNK = 10_000  # texts handed to the tokenizer at once: bounds the memory of its Python lists
@@ -62,7 +63,9 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
         if "fast_tokenizer_files" in own:
             raise ValueError("it names another file than tokenizer.json")
         # Rules could make a text grow until it fills the memory.
-        rules = json.dumps(_said_in(folder, "tokenizer.json").get("normalizer"), ensure_ascii=False)
+        ready = _said_in(folder, "tokenizer.json")
+        _refuse_numbers(ready)
+        rules = json.dumps(ready.get("normalizer"), ensure_ascii=False)
         if (inserted := len("".join(INSERTED.findall(rules)))) > MOST_INSERTED:
             raise ValueError(f"its rules insert {inserted:,} characters, {MOST_INSERTED} may be")
         # A vocabulary that does not say is lower-case; BERT's tokenizer of transformers 5.0 would take it for cased.
@@ -71,6 +74,15 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False, **cased)
 
     return opened_tokenizer(load, str(name_or_folder))
+
+
+def _refuse_numbers(ready: Mapping[str, Any]) -> None:
+    """ValueError for a vocabulary with numbers for which transformers 5.0 would fill the memory."""
+    model = ready.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    numbers = vocabulary.values() if isinstance(vocabulary, dict) else ()
+    if not all(isinstance(number, int) and 0 <= number < LARGEST_ID for number in numbers):
+        raise ValueError(NO_NUMBERS)
 
 
 def find_tokenizer_folder(given: str | Path) -> tuple[Path, str | None]:
@@ -103,7 +115,7 @@ def opened_tokenizer(load: Callable[[], PreTrainedTokenizerBase], name: str) -> 
         if not missing and not all(word is None or word in vocabulary for word in special):
             raise ValueError("its special tokens are not in its vocabulary")
         if not all(0 <= number < LARGEST_ID for number in vocabulary.values()):
-            raise ValueError("its vocabulary has numbers that no model has")
+            raise ValueError(NO_NUMBERS)
         _encoder(tokenizer)(["a \u16a0 token"])  # one of which is in no vocabulary
     except BaseException as error:  # transformers raises many unrelated types
         reason = _reason(error)
