@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from vinvl.composing import own_run
 from vinvl.run.door import door, enter, made, made_of_each
 from vinvl.run.errors import UserError, say
-from vinvl.run.folders import process_rank
+from vinvl.run.folders import CHECKPOINTS, process_rank
 from vinvl.run.overrides import command_overrides, given_values, leave_sizes_open, refuse_unread_splits
 from vinvl.run.progress import profiler, report
 from vinvl.run.values import OF_THE_ENCODER
@@ -86,7 +86,7 @@ def training(config: DictConfig) -> TrainedRun:
     callbacks = made_of_each(Callback, config.callbacks, "callbacks")
     loggers = made_of_each(Logger, config.logger, "logger")
     datamodule: Any = made(pl.LightningDataModule, config.data, "data")
-    with no_answers_left(datamodule):
+    with no_answers_left(datamodule, Path(config.paths.output_dir)):
         datamodule.prepare_data()
         datamodule.setup("fit")
         tested = config.test_after_fit and has_test_split(datamodule)
@@ -114,18 +114,18 @@ def training(config: DictConfig) -> TrainedRun:
                 told = f"{task.config.num_hidden_layers} layers of {task.config.hidden_size}"
                 say(f"The sizes of the model are those of {config.model.init}: {told}.")
             say(*filter(None, [task.started_from]), *datamodule.example_text("train").split("\n"))
-    return fit_and_test(trainer, task, datamodule, resume_from, config, tested)
+        return fit_and_test(trainer, task, datamodule, resume_from, config, tested)
 
 
 @contextmanager
-def no_answers_left(datamodule: Any) -> Iterator[None]:
-    """Within it a run that is refused leaves no answer vocabulary behind that it has built."""
+def no_answers_left(datamodule: Any, folder: Path) -> Iterator[None]:
+    """Within it a run that fails before its first checkpoint leaves no answer vocabulary behind that it has built."""
     path: Path | None = getattr(datamodule, "answers_path", None)
     existed = path is None or path.exists()
     try:
         yield
     except BaseException:
-        if not existed and path is not None and process_rank() == 0:
+        if not existed and path is not None and process_rank() == 0 and not any((folder / CHECKPOINTS).glob("*.ckpt")):
             path.unlink(missing_ok=True)
         raise
 

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import TINY_MODEL
 from tests.door_in_process import checkpoint, examples, refused_in_process, run_in_process
 from tests.door_runs import succeed
+from vinvl.run.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +24,10 @@ def own_lines(world: Path, split: str) -> list[dict[str, Any]]:
         {"image_id": one["image_id"], "question": one["question"], "answers": answers[one["question_id"]]}
         for one in questions
     ]
+
+
+def failing(*_: Any) -> None:
+    raise UserError("This failed in training.")
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -74,16 +79,24 @@ def test_own_data_train_and_evaluate(own: OwnData) -> None:
     assert own.read("evaluated/results.json")["scores"] == training["scores"]
 
 
-def test_a_run_that_is_refused_leaves_no_answers(own: OwnData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_a_run_that_fails_leaves_no_answers(
+    when: str, own: OwnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world, built = own.data / "demo", tmp_path / "answers.json"
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "config.json").write_text("{}")
+    given, expected = [f"model.init={tmp_path / 'weights'}"], "weights"
+    if when == "within":
+        given, expected = [*TINY_MODEL, "trainer.accelerator=cpu", "data.num_workers=0"], "in training"
+        given += ["logger.csv=null", "logger.tensorboard=null", "callbacks.learning_rate=null"]
+        monkeypatch.setattr("vinvl.task.VinVLTask.on_train_batch_start", failing)
     sentence = refused_in_process(
         "train", own.data, tmp_path / "run", "data=vqa_jsonl", f"data.splits.train={own.folder / 'train.jsonl'}",
         f"data.splits.val={own.folder / 'val.jsonl'}", f"data.regions=[{world / 'train.h5'},{world / 'val.h5'}]",
-        f"data.tokenizer={world / 'tokenizer'}", f"data.answers={built}", f"model.init={tmp_path / 'weights'}",
+        f"data.tokenizer={world / 'tokenizer'}", f"data.answers={built}", *given,
     )  # fmt: skip
-    assert "weights" in sentence and not built.exists()
+    assert expected in sentence and not built.exists()
 
 
 def test_own_questions_without_answers_are_predicted(own: OwnData, monkeypatch: pytest.MonkeyPatch) -> None:
