@@ -54,7 +54,7 @@ demo-vivo: $(STAMP)  ## objects that no caption names, with and without VIVO pre
 
 # What the page needs beyond the environment is installed when it is first wanted.
 $(VENV)/.installed-app: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt --editable '.[app,app-test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[app,app-test]'
 	@touch $@
 
 app: $(VENV)/.installed-app  ## after make demo-images: the page in the browser to ask the demo's pictures

@@ -49,10 +49,11 @@ def test_the_workflow_runs_what_ci_runs_on_every_supported_python() -> None:
     pythons = jobs["test"]["strategy"]["matrix"]["python"]
     oldest = SETUP["options"]["python_requires"].removeprefix(">=")
     assert pythons == ["3.11", "3.12", "3.13"] and pythons[0] == oldest
+    said = re.findall(r"^Programming Language :: Python :: (\d+\.\d+)$", SETUP["metadata"]["classifiers"], re.MULTILINE)
+    assert said == pythons
     setups = [step["with"] for job in jobs.values() for step in job["steps"] if "setup-python" in step.get("uses", "")]
-    assert setups[1]["python-version"] == oldest and jobs["app"]["container"].startswith(
-        f"python:{oldest}-"
-    )  # where the floors are tried
+    assert setups[1]["python-version"] == oldest  # where the floors are tried
+    assert jobs["app"]["container"].startswith(f"python:{oldest}-")
     for setup in setups:
         assert all((ROOT / path).is_file() for path in setup["cache-dependency-path"].split())
 
