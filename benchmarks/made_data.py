@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -29,6 +31,56 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def matrix_rate(device: torch.device) -> float:
+    """FLOP/s of large matrix products: of bfloat16 on a GPU, of float32 on a CPU."""
+    size, dtype, times = (8192, torch.bfloat16, 20) if device.type == "cuda" else (1024, torch.float32, 5)
+    left, right = torch.randn(2, size, size, device=device, dtype=dtype)
+    torch.mm(left, right)
+    return 2 * size**3 / min(timed(lambda: torch.mm(left, right), device) for _ in range(times))
+
+
+# What a loader's batches cost. Processor time, so that other programs on the machine do not count.
+
+FEED_TITLES = (
+    f"{'workers':>7}{'samples/s by clock':>20}{'µs a sample: makers':>21}{'main thread':>13}{'main process':>14}"
+    "   MB own + shared, each maker"
+)
+ROUNDS = 2  # the first warms up
+
+
+def cpu_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(process: int) -> tuple[int, int]:
+    """Megabytes that a process has for itself, and that it shares with others: forked pages, mapped files."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
+    found = {line.split(":")[0]: int(line.split()[1]) // 1024 for line in lines}
+    return found["Private_Clean"] + found["Private_Dirty"], found["Shared_Clean"] + found["Shared_Dirty"]
+
+
+def print_feed(loader: Any, workers: int) -> None:
+    """A row of `FEED_TITLES`: a pass over a loader whose persistent workers have made one before.
+
+    "makers" are all workers together; "main process" is the training process with all of its threads. Without workers
+    the latter makes the batches.
+    """
+    makers: list[int] = []
+    for _ in range(ROUNDS):
+        before, start = sum(map(cpu_seconds, makers)), time.perf_counter()
+        thread, process, samples = time.thread_time(), time.process_time(), 0
+        for batch in loader:
+            samples += len(batch)
+        seconds = time.perf_counter() - start
+        own = time.thread_time() - thread, time.process_time() - process
+        makers = [worker.pid for worker in loader._iterator._workers] if workers else []
+        made = sum(map(cpu_seconds, makers)) - before
+    each = "".join(f"{1e6 * one / samples:>{width}.1f}" for one, width in zip((made, *own), (21, 13, 14), strict=True))
+    held = ", ".join("{} + {}".format(*memory(process)) for process in makers or [os.getpid()])
+    print(f"{workers:>7}{samples / seconds:>20,.0f}{each}   {held}", flush=True)
 
 
 def made_regions(count: int, feature_dim: int, rng: np.random.Generator) -> Regions:

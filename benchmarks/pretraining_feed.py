@@ -1,10 +1,12 @@
-"""Pre-training samples a second on one core: batches of `PretrainingDataset` against the same made row by row.
+"""Pre-training samples: what batches cost the processes that make them, and the one that trains on them.
 
-Makes a store of random features and a corpus with tags in a temporary folder, then makes batches in this process, in a
-shuffled order, from files that are in the page cache. The row-by-row maker draws, cuts and hides tokens of one sample
-at a time in Python, as the published code does, and then collates; both copy the same regions.
+    python benchmarks/pretraining_feed.py [--rows 20000] [--workers 0 1 2] [--paired] [--cache ram]
 
-    python benchmarks/pretraining_feed.py --rows 20000
+Makes a store of random features and a corpus with tags in a temporary folder, then takes batches, in the order of
+training and from files that are in the page cache, out of the loader of `PretrainingDataModule`, with so many workers:
+draws of wrong texts, hidden tokens and regions are in them. Then batches of `PretrainingDataset` are made in this
+process against the same made row by row: that draws, cuts and hides tokens of one sample at a time in Python, as the
+published code does, and then collates; both copy the same regions.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from made_data import FEED_TITLES, print_feed
 from store_reads import write_images
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -28,13 +32,9 @@ from transformers import PreTrainedTokenizerFast
 from vinvl.data.batch import Batch, Example, collate
 from vinvl.data.inputs import InputLimits, RegionText
 from vinvl.data.sampling import Draw, LengthBucketBatchSampler
-from vinvl.data.tags import tag_source
 from vinvl.data.text import assemble_pair
-from vinvl.models.config import SpecialTokens
 from vinvl.pretraining.corpus import ensure_index
-from vinvl.pretraining.data import PretrainingDataset
-from vinvl.pretraining.triplets import CorpusRows, CorpusShare, Mixture, PairOptions
-from vinvl.regions import RegionStore
+from vinvl.pretraining.data import PretrainingDataModule, PretrainingDataset
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(f"w{number}" for number in range(2000))
@@ -64,25 +64,40 @@ def write_corpus(path: Path, rows: int, images: int, tags: tuple[int, int] = TAG
             file.write(json.dumps(row) + "\n")
 
 
-def make_dataset(folder: Path, store: Path, rows: int, images: int, tags: tuple[int, int] = TAGS) -> PretrainingDataset:
+def make_data(folder: Path, *, rows: int, images: int, regions: int = 36, **told: Any) -> PretrainingDataModule:
+    """Training data over a made store and corpus in the folder; with `paired` over two of them.
+
+    Args:
+        regions: of an image, on average.
+        told: `tags` of `write_corpus`; the others are of `PretrainingDataModule`.
+    """
+    store, files = folder / "store.h5", [folder / "corpus.jsonl"]
+    write_images(store, images, regions, 2048)
+    write_corpus(files[0], rows, images, told.pop("tags", TAGS))
+    if told.get("paired"):
+        files.append(folder / "other.jsonl")
+        write_corpus(files[1], rows // 2, images)
     tokenizer = make_tokenizer()
-    write_corpus(folder / "corpus.jsonl", rows, images, tags)
+    tokenizer.save_pretrained(folder / "tokenizer")
     begin = time.perf_counter()
-    corpus = ensure_index(folder / "corpus.jsonl", tokenizer)
+    ensure_index(files[0], tokenizer)
     print(f"indexed {rows / (time.perf_counter() - begin):,.0f} rows/s on one core")
-    regions = RegionStore(store)
-    special = SpecialTokens.of(tokenizer)
-    text = RegionText(regions, tag_source(None, regions, tokenizer), InputLimits(35, 50), special)
-    mixture = Mixture.of([CorpusShare(corpus)])
-    return PretrainingDataset(
-        CorpusRows(mixture, mixture.positions_in(regions), text),
-        options=PairOptions(1, 0.25, True),
-        variant="oscar",
-        mask_probability=0.15,
-        vocab_size=len(tokenizer),
-        seed=0,
-        one_pass=False,
+    data = PretrainingDataModule(
+        splits={"train": [str(file) for file in files]},
+        val_split="train",
+        regions=str(store),
+        tokenizer=str(folder / "tokenizer"),
+        index_workers=1,
+        **{"seed": 0, "num_workers": 0, **told},
     )
+    data.setup("fit")
+    return data
+
+
+def dataset_of(data: PretrainingDataModule) -> PretrainingDataset:
+    dataset = data.datasets["train"]
+    assert isinstance(dataset, PretrainingDataset)
+    return dataset
 
 
 def row_by_row(dataset: PretrainingDataset, draws: Sequence[Draw]) -> Batch:
@@ -137,13 +152,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=500, help="images in the store (default: 500)")
     parser.add_argument("--regions", type=int, default=36, help="mean number of regions an image (default: 36)")
     parser.add_argument("--batch-size", type=int, default=128, help="(default: 128)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="of the loader (default: 0 1 2)")
+    parser.add_argument("--paired", action="store_true", help="two corpora, each with texts of its own")
+    parser.add_argument("--cache", help="data.cache")
     parser.add_argument("--batches", type=int, default=40, help="batches of a pass (default: 40)")
     parser.add_argument("--passes", type=int, default=3, help="the best of so many passes is shown (default: 3)")
     options = parser.parse_args(arguments)
+    told = {"batch_size": options.batch_size, "cache": options.cache, "paired": options.paired}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_images(folder / "store.h5", options.images, options.regions, 2048)
-        dataset = make_dataset(folder, folder / "store.h5", options.rows, options.images)
+        data = make_data(folder, rows=options.rows, images=options.images, regions=options.regions, **told)
+        print(FEED_TITLES)
+        for workers in options.workers:
+            data.num_workers = workers
+            print_feed(data.train_dataloader(), workers)
+        dataset = dataset_of(data)
         batches = list(LengthBucketBatchSampler(dataset.lengths(), options.batch_size, seed=0))[: options.batches]
         makers: dict[str, Callable[[Sequence[Draw]], Batch]] = {
             "whole batches": dataset.collate,

@@ -4,21 +4,19 @@
 
 Makes a store of random half-precision features, about 36 regions an image, and questions with ten answers each in the
 files of VQA v2 in a temporary folder, then makes batches with `VQADataModule` in the order of training, from files that
-are in the page cache. Rates are by the CPU time of the processes that make batches, so that other programs do not
-count, and by the clock; memory is what a process has for itself, and what it shares with others.
+are in the page cache. `made_data.print_feed` tells what is shown.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from made_data import FEED_TITLES, print_feed
 from pretraining_feed import WORDS, make_tokenizer
 
 from vinvl.regions import LabelMap, Regions, RegionStoreWriter
@@ -26,7 +24,6 @@ from vinvl.vqa.data import VQADataModule
 
 ANSWERS = tuple(f"answer{number}" for number in range(3129))
 CLASSES, DIMENSION = WORDS[:1594], 2048
-ROUNDS = 2  # of each way; the first warms up
 
 
 def write_store(path: Path, images: int) -> None:
@@ -104,41 +101,6 @@ def datamodule_of(folder: Path, files: dict[str, str], batch_size: int, workers:
     )
 
 
-def children() -> list[int]:
-    return [int(text) for text in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-
-
-def cpu_seconds(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def memory(process: int) -> tuple[int, int]:
-    """Megabytes that a process has for itself, and that it shares with others: forked pages, mapped files."""
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
-    found = {line.split(":")[0]: int(line.split()[1]) // 1024 for line in lines}
-    return found["Private_Clean"] + found["Private_Dirty"], found["Shared_Clean"] + found["Shared_Dirty"]
-
-
-def measure(data: VQADataModule, workers: int) -> None:
-    """One pass that warms up and one that counts, printed as a row."""
-    loader = data.train_dataloader()
-    for _ in range(ROUNDS):
-        start, cpu, own = time.perf_counter(), 0.0, time.process_time()
-        before = {process: cpu_seconds(process) for process in children()}
-        samples = 0
-        for batch in loader:
-            samples += len(batch)
-        seconds = time.perf_counter() - start
-        makers = [process for process in children() if process in before] if workers else []
-        cpu = (
-            sum(cpu_seconds(process) - before[process] for process in makers) if workers else time.process_time() - own
-        )
-    per_core = f"{samples / cpu:,.0f}" if cpu > 0 else "–"
-    held = ", ".join("{} + {}".format(*memory(process)) for process in makers) or "{} + {}".format(*memory(os.getpid()))
-    print(f"{workers:>7}{samples / seconds:>18,.0f}{per_core:>24}   {held}", flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=20_000)
@@ -152,11 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files = write_questions(folder, options.questions, options.images)
         make_tokenizer().save_pretrained(folder / "tokenizer")
         (folder / "answers.json").write_text(json.dumps(ANSWERS))
-        print(f"{'workers':>7}{'samples/s by clock':>18}{'samples/s a maker core':>24}   MB own + shared, each maker")
+        print(FEED_TITLES)
         for workers in options.workers:
             data = datamodule_of(folder, files, options.batch_size, workers)
             data.setup("fit")
-            measure(data, workers)
+            print_feed(data.train_dataloader(), workers)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from made_data import made_regions, timed, whole_layers
+from made_data import made_regions, matrix_rate, timed, whole_layers
 from torch import Tensor, nn
 from transformers import VisualBertConfig, VisualBertForQuestionAnswering
 
@@ -178,14 +178,6 @@ def step(way: Way, batch: Batch, device: torch.device, forward_alone: bool) -> N
 def steps(way: Way, batches: list[Batch], device: torch.device, forward_alone: bool) -> None:
     for batch in batches:
         step(way, batch, device, forward_alone)
-
-
-def matrix_rate(device: torch.device) -> float:
-    """FLOP/s of large bfloat16 matrix products."""
-    left, right = torch.randn(2, 8192, 8192, device=device, dtype=torch.bfloat16)
-    torch.mm(left, right)
-    seconds = min(timed(lambda: torch.mm(left, right), device) for _ in range(20))
-    return 2 * 8192**3 / seconds
 
 
 def main() -> None:

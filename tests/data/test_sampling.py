@@ -2,6 +2,8 @@
 
 from collections import Counter
 from itertools import islice
+from threading import Event, current_thread, main_thread
+from threading import enumerate as enumerate_threads
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vinvl.data.sampling import Draw, EvaluationBatchSampler, LengthBucketBatchSampler, repeated_batches
+from vinvl.data.sampling import (
+    Draw,
+    EvaluationBatchSampler,
+    LengthBucketBatchSampler,
+    finished_ahead,
+    repeated_batches,
+)
 from vinvl.run.errors import UserError
 
 sizes = st.integers(1, 300)
@@ -134,3 +142,25 @@ def test_what_is_drawn_in_an_item_changes_with_seed_epoch_and_item_alone() -> No
     assert {draw.epoch for batch in whole for draw in batch} == {0}
     whole.position = len(whole)
     assert {draw.epoch for batch in whole for draw in batch} == {1}
+
+
+def test_a_batch_of_a_worker_is_finished_in_a_thread_while_the_one_before_it_is_in_use() -> None:
+    second_is_done = Event()
+
+    def finish(batch: int) -> int:
+        assert current_thread() is not main_thread()
+        if batch == 1:
+            second_is_done.set()
+        if batch == 3:
+            raise UserError("batch 3 is damaged")
+        return -batch
+
+    found = finished_ahead(iter(range(5)), finish)
+    assert next(found) == 0 and second_is_done.wait(10)
+    assert [next(found), next(found)] == [-1, -2]
+    with pytest.raises(UserError, match="batch 3"):
+        next(found)
+    unfinished = finished_ahead(iter(range(5)), lambda batch: batch)
+    assert next(unfinished) == 0
+    unfinished.close()  # as where training stops within an epoch
+    assert not any(thread.name.startswith("batches") for thread in enumerate_threads())

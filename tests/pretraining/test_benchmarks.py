@@ -29,17 +29,15 @@ def benchmarks() -> Iterator[Any]:
 def step(benchmarks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One layer of the base size over a small made corpus."""
     steps, feed = benchmarks
-    folder = tmp_path_factory.mktemp("made")
-    steps.write_images(folder / "store.h5", 10, 36, 2048)
-    dataset = feed.make_dataset(folder, folder / "store.h5", rows=40, images=10, tags=(10, 30))
-    made = steps.Step(dataset, 1, torch.device("cpu"))
+    data = feed.make_data(tmp_path_factory.mktemp("made"), rows=40, images=10, tags=(10, 30), batch_size=4)
+    made = steps.Step(data, 1, torch.device("cpu"))
     made.model.eval()
     return made
 
 
 def test_all_ways_have_the_same_loss(benchmarks: Any, step: Any) -> None:
     steps, feed = benchmarks
-    batch = step.dataset.collate([feed.Draw(0, index) for index in (3, 1, 30)])
+    batch = feed.dataset_of(step.data).collate([feed.Draw(0, index) for index in (3, 1, 30)])
     wide = steps.pad_to_limits(batch)
     assert wide.attention_mask.shape == (3, 85) and wide.region_features.shape[1] == 50
     assert wide.attention_mask.sum() == batch.attention_mask.sum()
@@ -54,22 +52,40 @@ def test_all_ways_have_the_same_loss(benchmarks: Any, step: Any) -> None:
 def test_a_row_made_alone_is_like_one_of_a_batch(benchmarks: Any, step: Any) -> None:
     _, feed = benchmarks
     draws = [feed.Draw(0, index) for index in range(40)]
-    alone, ours = feed.row_by_row(step.dataset, draws), step.dataset.collate(draws)
+    dataset = feed.dataset_of(step.data)
+    alone, ours = feed.row_by_row(dataset, draws), dataset.collate(draws)
     assert torch.equal(alone.region_features, ours.region_features)
     assert alone.input_ids.shape == ours.input_ids.shape
     shares = [batch.masked_positions.float().mean().item() for batch in (alone, ours)]
     assert shares[0] == pytest.approx(shares[1], rel=0.3)
 
 
+def test_a_turn_counts_its_own_steps_alone(benchmarks: Any, step: Any) -> None:
+    steps, _ = benchmarks
+    turns = steps.Turns(steps.endless(step.data))
+    turns.take(step, steps.WAYS[0], untimed=1, timed_steps=2)
+    assert turns.samples == 8 and 0 < turns.taking < turns.seconds
+    assert 8 * 40 < turns.slots <= 8 * 85
+    share = turns.flops / turns.slots / steps.StepCosts.of(step.model.config).per_token
+    assert 0.9 < share < 1.3  # regions and words cost something too, padding nothing
+
+
 @pytest.mark.slow
 def test_they_run(benchmarks: Any, capsys: pytest.CaptureFixture[str]) -> None:
     steps, feed = benchmarks
     threads = torch.get_num_threads()
+    small = ["--layers", "1", "--batch-size", "2", "--rounds", "1", "--turns", "1", "--threads", "1", "--rows", "40"]
+    small += ["--ways", "0", "3"]
     try:
-        steps.main(["--layers", "1", "--batch-size", "2", "--rounds", "1", "--threads", "1", "--device", "cpu"])
+        steps.main([*small, "--images", "10", "--workers", "1", "--device", "cpu"])
     finally:
         torch.set_num_threads(threads)
     printed = capsys.readouterr().out
-    assert all(way.title in printed for way in steps.WAYS) and "1.00 times as long as ours" in printed
-    feed.main(["--rows", "200", "--images", "10", "--batches", "2", "--passes", "1", "--batch-size", "16"])
-    assert capsys.readouterr().out.count("samples/s") == 4
+    titles = [way.title for way in steps.WAYS if f"\n{way.title} " in printed]
+    assert titles == ["ours", "published way"] and "1 data workers" in printed
+    sizes = ["--rows", "200", "--images", "10", "--batches", "2", "--passes", "1", "--batch-size", "16"]
+    feed.main([*sizes, "--workers", "0", "1", "--paired"])
+    lines = capsys.readouterr().out.splitlines()
+    rates = [line.split() for line in lines if line.split()[0] in "01"]
+    assert [float(rate[2]) > 0 for rate in rates] == [False, True], lines  # makers' time, without and with a worker
+    assert sum(line.startswith(("whole batches", "row by row")) for line in lines) == 4

@@ -11,12 +11,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import get_worker_info
 
+from tests.data.test_batch import assert_same
 from tests.pretraining.samples import SIZES, datamodule, mixed_rows, plain_forward, store_of, task_of, write_lines
 from tests.pretraining.samples import triplets as made_batch
 from tests.regions.samples import make_regions, write
+from vinvl.data.batch import Batch
 from vinvl.data.sampling import Draw, LengthBucketBatchSampler, PairedBatchSampler
-from vinvl.pretraining.data import PretrainingDataModule
+from vinvl.pretraining.data import PretrainingDataModule, PretrainingDataset
 from vinvl.pretraining.triplets import ANSWER, SECOND_TEXT
 from vinvl.run.errors import UserError
 
@@ -57,6 +60,27 @@ def test_every_batch_has_rows_of_both_and_each_goes_round_at_its_own_pace(tmp_pa
     assert sorted(extra[:4]) == sorted(extra[4:8]) == [2, 6, 6, 6]
     seen = [record["index"] - 30 for batch in batches[:4] for record in batch.records if record["index"] >= 30]
     assert sorted(seen) == list(range(20))
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_workers_make_the_same_batches_and_all_that_is_drawn_in_them(
+    paired: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collate, wanted = PretrainingDataset.collate, False
+
+    def collated(self: PretrainingDataset, items: Sequence[Draw]) -> Batch:
+        assert (get_worker_info() is not None) == wanted, "a batch was made elsewhere"
+        return collate(self, items)
+
+    monkeypatch.setattr(PretrainingDataset, "collate", collated)
+    data, made = split_corpus(tmp_path, batch_size=6, paired=paired), []
+    for data.num_workers in (0, 2):
+        wanted = data.num_workers > 0
+        loader: Any = data.train_dataloader()
+        made.append([*loader, *loader])
+    assert len(made[0]) == (10 if paired else 18)
+    for one, other in zip(*made, strict=True):
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("paired", [True, False])

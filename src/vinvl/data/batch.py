@@ -113,7 +113,7 @@ class BatchRegions:
         flat = rows.flatten(0, 1)
         stored = np.tile([-1, rows.shape[1]], (len(rows), 1))
         features, geometry = flat[:, :-BOX_NUMBERS], flat[:, -BOX_NUMBERS:].float()
-        return cls(features, geometry, torch.arange(len(flat)), stored, rows.shape[1])
+        return cls(features, geometry, torch.arange(len(flat), device=flat.device), stored, rows.shape[1])
 
     @property
     def counts(self) -> np.ndarray:

@@ -5,6 +5,7 @@ already seen is needed to continue after a kill.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -187,6 +188,9 @@ class EvaluationBatchSampler(Sampler[list[Draw]]):
 class BatchLoader(DataLoader[Any]):
     """A DataLoader that finishes each batch in the training process, and counts those of a training run.
 
+    Batches of data workers are finished in a thread of their own, one ahead of the one that is in use: what is read
+    from files there would make the thread wait that starts a device's work.
+
     Lightning saves the count with its loops. What a run goes on from is the count of its task, which all checkpoints
     have; the two can only differ in a damaged one.
     """
@@ -197,12 +201,15 @@ class BatchLoader(DataLoader[Any]):
         super().__init__(dataset, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return map(self._given, super().__iter__())
+        batches: Iterator[Any] = super().__iter__()
+        if self.finish is not None:
+            batches = finished_ahead(batches, self.finish) if self.num_workers else map(self.finish, batches)
+        return map(self._given, batches)
 
     def _given(self, batch: Any) -> Any:
         if isinstance(self.batch_sampler, LengthBucketBatchSampler):
             self.batch_sampler.position += 1
-        return batch if self.finish is None else self.finish(batch)
+        return batch
 
     def state_dict(self) -> dict[str, int]:
         """Batches given so far, which is not how many the workers are ahead."""
@@ -216,6 +223,18 @@ class BatchLoader(DataLoader[Any]):
                 f"ckpt_path names a checkpoint of {seen} training batches whose data go on at {shown(said)}: it is "
                 "damaged; begin a new run from its weights."
             )
+
+
+def finished_ahead(batches: Iterator[Any], finish: Callable[[Any], Any]) -> Iterator[Any]:
+    """Finished batches, each finished in a thread while the one before it is used."""
+    with ThreadPoolExecutor(1, "batches") as thread:
+        ahead: Future[Any] | None = None
+        for batch in batches:
+            before, ahead = ahead, thread.submit(finish, batch)
+            if before is not None:
+                yield before.result()
+        if ahead is not None:
+            yield ahead.result()
 
 
 def training_loader(
