@@ -113,7 +113,9 @@ bench-gpu:  ## the same on a GPU, at sizes that fill it
 	$(PYTHON) benchmarks/vqa_step.py --batch-size 1024 --steps 10 --ways padded,ours --compile
 	TORCHINDUCTOR_CPP_WRAPPER=1 $(PYTHON) benchmarks/vqa_step.py --batch-size 128 --steps 20 --ways padded,ours --compile
 	$(PYTHON) benchmarks/vqa_step.py --batch-size 512 --steps 10 --forward --ways padded_float32,padded,ours
-	$(PYTHON) benchmarks/pretraining_step.py --batch-size 256 --rounds 3
+	$(PYTHON) benchmarks/pretraining_step.py --batch-size 256 --rounds 20 --rows 40000 --workers 8
+	$(PYTHON) benchmarks/pretraining_step.py --batch-size 1024 --rounds 40 --rows 250000 --images 5000 --workers 8 --ways 0 --compile
+	$(PYTHON) benchmarks/pretraining_feed.py --rows 100000 --images 5000 --batch-size 1024 --workers 1 4 8
 	$(PYTHON) benchmarks/retrieval_scoring.py --images 16 --captions 1000 --rows 256 --block 8
 	$(PYTHON) benchmarks/caption_decoding.py --images 64 --rounds 1
 	$(PYTHON) benchmarks/vqa_feed.py --workers 0 1 2 4 8

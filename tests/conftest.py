@@ -88,6 +88,33 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
+# Tests are quick: judged by the time of the processor, of the process and of those that it started and waited for, as a
+# clock also counts what others do. It is told and fails nothing, for there are slower machines.
+
+LONGEST = 20.0  # seconds of a test that is not marked `slow`
+TOO_LONG = "processor_seconds"  # as it travels from workers of pytest-xdist
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    begin = sum(os.times()[:4])
+    try:
+        yield
+    finally:
+        spent = sum(os.times()[:4]) - begin
+        if spent > LONGEST and item.get_closest_marker("slow") is None:
+            item.user_properties.append((TOO_LONG, spent))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [one for kind in ("passed", "failed") for one in terminalreporter.getreports(kind) if one.when == "call"]
+    found = [(spent, one.nodeid) for one in reports for name, spent in one.user_properties if name == TOO_LONG]
+    if found:
+        terminalreporter.section(f"Shorten these, or mark them slow: {len(found)} tests of more than {LONGEST:.0f} s")
+    for spent, test in sorted(found, reverse=True):
+        terminalreporter.write_line(f"{spent:.0f} s of the processor: {test}")
+
+
 READ_BY_WORKERS = "golden_read"
 
 

@@ -1,12 +1,17 @@
 """The files for who works on this code: hooks, workflow, issue templates and CONTRIBUTING say what is so."""
 
 import re
+import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+
+from tests import conftest
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -97,3 +102,23 @@ def test_contributing_names_what_there_is() -> None:
     rooms = (ROOT / "tests" / "test_rooms.py").read_text()
     assert "MOST_LINES, MOST_OF_A_FUNCTION = 480, 60" in rooms and "480 lines, functions at most 60" in text
     assert "(CONTRIBUTING.md)" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("marked", "rounds"), [(None, 10**7), (True, 10**7), (None, 1)])
+def test_a_long_test_is_told_of_unless_it_is_marked_slow(
+    marked: bool | None, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item: Any = SimpleNamespace(user_properties=[], get_closest_marker=lambda name: marked if name == "slow" else None)
+    with monkeypatch.context() as shorter:
+        shorter.setattr(conftest, "LONGEST", 0.1)
+        call = conftest.pytest_runtest_call(item)
+        next(call)
+        subprocess.run([sys.executable, "-ISc", f"for _ in range({rounds}): pass"], check=True)
+        assert next(call, "over") == "over"
+    report = SimpleNamespace(when="call", nodeid="test_it", user_properties=item.user_properties)
+    told: list[str] = []
+    reporter: Any = SimpleNamespace(
+        getreports=lambda kind: [report] if kind == "passed" else [], section=told.append, write_line=told.append
+    )
+    conftest.pytest_terminal_summary(reporter)
+    assert len(told) == (0 if marked or rounds == 1 else 2) and all(line.endswith("test_it") for line in told[1:])
