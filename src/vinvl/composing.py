@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vinvl.run.door import NO_NEWS, remove_empty_run, sentence_of_fault
 from vinvl.run.errors import UserError, sentence_of
 from vinvl.run.folders import config_directory, process_rank, register_resolvers, take_folder
+from vinvl.run.machine import refuse_unsuited
 from vinvl.run.options import checked_arguments, leaves
 from vinvl.run.overrides import given_values, leave_sizes_open, refuse_unread_splits, replacing
 
@@ -84,6 +85,7 @@ def own_run(config: DictConfig | Mapping[str, Any]) -> Iterator[DictConfig]:
         for message in NO_NEWS:
             warnings.filterwarnings("ignore", message=message)
         logger.setLevel(logging.WARNING)
+        refuse_unsuited(own)
         try:
             yield own
         finally:

@@ -56,12 +56,13 @@ def scored(config: DictConfig) -> Restored:
 
     from vinvl.restore import restore
     from vinvl.run.callbacks import progress
+    from vinvl.run.memory import FittingBatch
     from vinvl.run.survival import StopAtOnce
 
     seed_everything(config.seed, verbose=False)
     restored = restore(config, "test")
     restored.datamodule.setup("test")
-    own = {"callbacks": [progress(), StopAtOnce()], "profiler": profiler(config)}
+    own = {"callbacks": [progress(), StopAtOnce(), FittingBatch()], "profiler": profiler(config)}
     trainer: pl.Trainer = instantiate(config.trainer, **own, logger=False, enable_checkpointing=False)
     trainer.test(restored.task, datamodule=restored.datamodule, verbose=False)
     return restored

@@ -51,6 +51,7 @@ def of_weights(config: DictConfig) -> dict[str, float]:
     from vinvl.detector.weights import open_detector
     from vinvl.extraction.provenance import detector_config
     from vinvl.run.callbacks import progress
+    from vinvl.run.memory import FittingBatch
     from vinvl.run.survival import StopAtOnce
 
     seed_everything(config.seed, verbose=False)
@@ -73,7 +74,7 @@ def of_weights(config: DictConfig) -> dict[str, float]:
     data.prepare_data()
     task.check_datamodule(data)
     data.setup("test")
-    own = {"callbacks": [progress(), StopAtOnce()], "profiler": profiler(config)}
+    own = {"callbacks": [progress(), StopAtOnce(), FittingBatch()], "profiler": profiler(config)}
     trainer: pl.Trainer = instantiate(config.trainer, **own, logger=False, enable_checkpointing=False)
     if trainer.is_global_zero:
         say(opened.report)

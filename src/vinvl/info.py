@@ -15,6 +15,7 @@ from vinvl.run.door import CPU_BUILD, Parser, run_command
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import json_object
 from vinvl.run.folders import CHECKPOINTS, config_directory, data_root
+from vinvl.run.machine import cores
 
 PACKAGES = ("torch", "pytorch-lightning", "transformers", "tokenizers", "hydra-core", "h5py", "numpy", "pyarrow")
 EXTRAS = {"gradio": "app", "pycocoevalcap": "captions", "wandb": "logging", "hydra-optuna-sweeper": "sweep"}
@@ -60,7 +61,7 @@ def machine() -> Iterator[tuple[str, str]]:
     yield from ((name, found) for name in PACKAGES if (found := _version(name)) is not None)
     extras = {extra: name for name, extra in EXTRAS.items() if _version(name) is not None}
     yield "extras", ", ".join(f"{extra} ({name} {_version(name)})" for extra, name in extras.items()) or "none"
-    yield "CPU", f"{os.cpu_count()} cores"
+    yield "CPU", f"{os.cpu_count()} cores, {cores()} of them for this process"
     yield from devices()
     yield "configurations", config_directory()
     yield "data folder", data_root()

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vinvl.data.module import RegionDataModule
 from vinvl.run.door import made, remove_empty_run
 from vinvl.run.errors import UserError
+from vinvl.run.machine import devices_of_a_node
 from vinvl.run.progress import duration, print_results
 from vinvl.schedules import refuse_unfit
 from vinvl.task import VinVLTask
@@ -209,13 +210,8 @@ def _one_device(settings: DictConfig, watch: Stopwatch) -> pl.Trainer:
 
 
 def number_of_devices(settings: Any) -> int:
-    """Devices on all nodes as the trainer's settings have it; "auto" is all of this machine's accelerators, or 1."""
-    devices, nodes = settings.get("devices", 1), int(settings.get("num_nodes", 1))
-    if devices in ("auto", -1, "-1"):
-        return max(torch.accelerator.device_count(), 1) * nodes
-    if isinstance(devices, str) and "," in devices:
-        devices = devices.strip(",").split(",")
-    return nodes * (int(devices) if isinstance(devices, int | str) else len(devices))
+    """Devices on all nodes as the trainer's settings have it."""
+    return int(settings.get("num_nodes", 1)) * devices_of_a_node(settings)
 
 
 def run_length(settings: Any, of_a_pass: int) -> tuple[int, int, int]:

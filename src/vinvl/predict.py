@@ -42,13 +42,14 @@ def predict(config: DictConfig) -> list[Any]:
 
     from vinvl.restore import restore
     from vinvl.run.callbacks import progress
+    from vinvl.run.memory import FittingBatch
     from vinvl.run.progress import profiler
     from vinvl.run.survival import StopAtOnce
 
     seed_everything(config.seed, verbose=False)
     restored = restore(config, "predict")
     restored.datamodule.setup("predict")
-    own = {"callbacks": [progress(), StopAtOnce()], "profiler": profiler(config)}
+    own = {"callbacks": [progress(), StopAtOnce(), FittingBatch()], "profiler": profiler(config)}
     trainer: pl.Trainer = instantiate(config.trainer, **own, logger=False, enable_checkpointing=False)
     batches = trainer.predict(restored.task, datamodule=restored.datamodule) or []
     predictions = in_file_order(gather([prediction for batch in batches for prediction in batch]))

@@ -3,7 +3,6 @@
 What lies where, and what is made of it, is said by conf/data/*_published.yaml alone.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from vinvl.pretraining.published import make_published_corpus, read_settings
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import free_room
 from vinvl.run.folders import config_directory
+from vinvl.run.machine import cores
 from vinvl.run.published import published_file
 from vinvl.zoo import DATA_OF_FOLDER, chosen, cost_of, files_of, made_of, what_to_get, zoo
 
@@ -90,8 +90,7 @@ def convert_published(folder: Path, stores: Path) -> list[Path]:
     for store in made.values():
         store.make()
     for one in filter(None, (data.corpus for data in found)):
-        workers = os.cpu_count() or 1
-        make_published_corpus(Path(one["from"]), Path(one["to"]), one["validation_share"], workers)
+        make_published_corpus(Path(one["from"]), Path(one["to"]), one["validation_share"], cores())
         made[one["to"]] = one
     say(f"{len(made)} stores are in {stores}; data=…_published reads them with published.stores={stores}")
     return [Path(path) for path in made]

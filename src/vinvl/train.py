@@ -71,6 +71,7 @@ def training(config: DictConfig) -> TrainedRun:
 
     from vinvl.plan import plan, wants_plan
     from vinvl.restore import pin_start
+    from vinvl.run.memory import FittingBatch
     from vinvl.run.survival import ORDER, resume_path, tidy_run_folder, training_order
     from vinvl.schedules import refuse_unfit
     from vinvl.task import VinVLTask
@@ -95,7 +96,7 @@ def training(config: DictConfig) -> TrainedRun:
         if planned:
             plan(config, task, datamodule)
             return TrainedRun(Path(config.paths.output_dir))
-        own = {"callbacks": callbacks, "logger": loggers, "profiler": profiler(config)}
+        own = {"callbacks": [*callbacks, FittingBatch()], "logger": loggers, "profiler": profiler(config)}
         trainer: pl.Trainer = made(pl.Trainer, config.trainer, "trainer", **own)
         refuse_unfit(task, trainer)
         run_config: Any = OmegaConf.to_container(config, resolve=True)

@@ -7,7 +7,7 @@ already seen is needed to continue after a kill.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Sampler
 
 from vinvl.run.errors import UserError
+from vinvl.run.machine import workers_here
 from vinvl.run.values import shown
 
 LEAST_EVALUATION_BATCHES = 64  # so that each of up to 64 ranks has one, without the batches depending on the ranks
@@ -211,6 +212,18 @@ class BatchLoader(DataLoader[Any]):
             self.batch_sampler.position += 1
         return batch
 
+    def items_of(self, number: int) -> list[Any]:
+        """What is asked of the dataset for the batch of a number in evaluation, in training for the one given last."""
+        sampler: Any = self.batch_sampler
+        if isinstance(sampler, LengthBucketBatchSampler):
+            return sampler.batch_at(sampler.position - 1)
+        return next(islice(iter(sampler), number, None))
+
+    def made_of(self, items: list[Any]) -> Any:
+        """A batch made on the spot."""
+        batch = self.collate_fn([self.dataset[item] for item in items])
+        return batch if self.finish is None else self.finish(batch)
+
     def state_dict(self) -> dict[str, int]:
         """Batches given so far, which is not how many the workers are ahead."""
         assert isinstance(self.batch_sampler, LengthBucketBatchSampler)
@@ -271,14 +284,15 @@ def loader(
     data: Any, dataset: Any, batches: Any, finish: Callable[[Any], Any] | None = None, *, persistent: bool = True
 ) -> BatchLoader:
     """The batches of a sampler. Workers stay for the next epoch, or, if not `persistent`, are started for each."""
+    workers = workers_here(data.num_workers, "data.num_workers")
     return BatchLoader(
         dataset,
         finish,
         batch_sampler=batches,
-        num_workers=data.num_workers,
+        num_workers=workers,
         collate_fn=dataset.collate,
         pin_memory=data.pin_memory,
-        persistent_workers=persistent and data.num_workers > 0,
+        persistent_workers=persistent and workers > 0,
     )
 
 

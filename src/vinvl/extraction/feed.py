@@ -20,6 +20,7 @@ from vinvl.detector.detector import padded_size, resized_pixels
 from vinvl.extraction.given import GivenBoxes
 from vinvl.pictures import Pictures, ReadingOptions, Unusable, name_of, picture_size, read_picture
 from vinvl.run.errors import UserError
+from vinvl.run.machine import workers_here
 from vinvl.run.values import check_fields
 
 WINDOW = 512  # pictures whose sizes are looked at together, to make batches of those that are alike
@@ -99,7 +100,7 @@ class PictureFeed:
     pin_memory: bool = False
 
     def __iter__(self) -> Iterator[PictureBatch]:
-        workers = self.options.workers
+        workers = workers_here(self.options.workers, "workers")
         loader: DataLoader[PictureBatch] = DataLoader(
             replace(self, done=bool),  # type: ignore[arg-type]  # workers ask for single batches alone
             sampler=self.batches(),

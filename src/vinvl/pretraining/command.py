@@ -1,6 +1,5 @@
 """`python -m vinvl.pretraining.corpus convert|make|decontaminate|build|info|verify`: corpora and their indices."""
 
-import os
 import sys
 import time
 from argparse import RawDescriptionHelpFormatter
@@ -18,6 +17,7 @@ from vinvl.pretraining.published import TRAIN, VALIDATION, convert_published_cor
 from vinvl.run.door import Parser, run_command
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import refuse_existing
+from vinvl.run.machine import cores
 from vinvl.run.progress import print_results
 
 CONVERT = "the published Oscar+ corpus (yaml and TSV files) → a JSONL for each of its datasets"
@@ -80,7 +80,7 @@ def command_line() -> Parser:
     build.add_argument("--tokenizer", default="bert-base-uncased", help="folder or hub name (default: %(default)s)")
     for command, run in ((convert, _convert), (build, _build)):
         processes = "processes (default: %(default)s)"
-        command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help=processes)
+        command.add_argument("--workers", type=int, default=cores(), help=processes)
         command.set_defaults(run=run)
     for name, look, text in (
         ("info", _info, "print what an index holds"),
@@ -132,7 +132,7 @@ def _add_decontaminate(commands: Any) -> None:
         help="the corpora's, to compare with those of pictures=FOLDER",
     )
     add("--bits", type=int, default=6, help="of 64 that pictures may differ in, 0 to 16 (default: %(default)s)")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that read pictures (default: %(default)s)")
+    add("--workers", type=int, default=cores(), help="processes that read pictures (default: %(default)s)")
     where = command.add_mutually_exclusive_group(required=True)
     where.add_argument("--output", metavar="FOLDER", help=f"new: the corpora, and {LEFT_OUT}")
     where.add_argument("--check", action="store_true", help="write nothing; exit code 1 if something is found")

@@ -3,9 +3,11 @@
 import difflib
 import errno
 import logging
+import math
 import os
 import re
 import select
+import shutil
 import sys
 import traceback
 import warnings
@@ -24,9 +26,21 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from vinvl.run.errors import UserError, cause_of_kind, causes, escaped_warnings, note, printable, say, sentence_of
+from vinvl.run.errors import (
+    OF_WORKERS,
+    UserError,
+    cause_of_kind,
+    causes,
+    escaped_warnings,
+    note,
+    out_of_memory,
+    printable,
+    say,
+    sentence_of,
+)
 from vinvl.run.files import NO_ROOM, system_error
 from vinvl.run.folders import FAILURE, config_directory, next_step, process_rank, register_resolvers
+from vinvl.run.machine import refuse_unsuited
 from vinvl.run.missing import refuse_missing
 from vinvl.run.options import checked_arguments, leaves, parser_told
 from vinvl.run.overrides import command_overrides, given_values, replacing
@@ -34,6 +48,7 @@ from vinvl.run.signals import Interrupted, stopping_at_once
 
 CPU_BUILD = "on a machine without CUDA: pip install torch --index-url https://download.pytorch.org/whl/cpu"
 NO_TORCH = re.compile(r"No module named 'torch'|lib(torch|c10|cud|cublas|nccl|nv)[\w.-]*: cannot open")
+COMPILERS = ("torch._dynamo", "torch._inductor", "triton.compiler", "triton.runtime")
 END_OF_PIPE = 141  # what shells expect of a process that a closed pipe has ended
 FULL_ERROR = "HYDRA_FULL_ERROR"
 OF_HYDRA = re.compile(  # files in a run's folder that are Hydra's, a launched rank's, or the lock
@@ -100,6 +115,7 @@ def run_door(run: Callable[[DictConfig], Result], config: DictConfig) -> Result 
     try:
         with telling(config):
             refuse_missing(config, given_values(command_overrides()))
+            refuse_unsuited(config)
             return run(config)
     except SystemExit as left:
         failed = isinstance(left.code, str)
@@ -242,6 +258,8 @@ def of_kind(kind: type, found: Any, key: str) -> Any:
 NO_NAME = re.compile("embedded null (byte|character)|has an empty name|surrogates not allowed")
 LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)? .*(?:killed by signal|exited unexpectedly)")
 BY_SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
+NO_SHARED_MEMORY = re.compile(r"(?:unable to|could not|failed to) .*(?:shared memory|</?torch_)", re.I)
+LEAST_SHARED_MEMORY = 1e6  # bytes; with less there is no room for semaphores
 LOST_RANK = re.compile(
     r"Connection (?:closed by peer|reset by peer|was likely closed)|Broken pipe|remote process exited", re.I
 )
@@ -265,9 +283,15 @@ def sentence_of_fault(
         if (sentence := _of_lost_process(told, config)) is not None:
             return sentence
     for one in found:
+        if out_of_memory(one):
+            return _of_memory(one, config)
+        if type(one).__module__.startswith(COMPILERS):
+            return f"torch's compiler failed ({_first_line(one)[:200]}): {_uncompiled(config)}."
         if isinstance(one, ImportError | OSError) and NO_TORCH.search(str(one)):
             return f"torch cannot be imported ({_first_line(one)}); {CPU_BUILD}."
         if isinstance(one, OSError) and one.errno in NO_ROOM:
+            if config is not None and one.filename is None and _shared_memory("free") < LEAST_SHARED_MEMORY:
+                return _of_shared_memory(config)
             place = one.filename or ("the run folder" if config is None else config.paths.output_dir)
             return f"{place} cannot be written ({one.strerror}): make room, then {_next_step(config)}."
         if isinstance(one, OSError) and one.errno == errno.ENAMETOOLONG:
@@ -288,8 +312,45 @@ def _next_step(config: DictConfig | None) -> str:
     return "give the same command again" if config is None else next_step(config.paths.output_dir)
 
 
+def _shared_memory(which: str) -> float:
+    """Bytes of the memory that processes share: "total", or "free"."""
+    return float(getattr(shutil.disk_usage("/dev/shm"), which)) if os.path.isdir("/dev/shm") else math.inf
+
+
+def _of_shared_memory(config: DictConfig) -> str:
+    key, room = "data.num_workers" if "data" in config else "workers", _shared_memory("total") / 1e6
+    return (
+        f"The shared memory that data workers pass batches through, /dev/shm, has room for {room:,.1f} MB in all, which "
+        f"is too little: give the container more (docker run --shm-size=8g), or pass {key}=0, and {_next_step(config)}."
+    )
+
+
+def _of_memory(error: BaseException, config: DictConfig | None) -> str:
+    """What a batch that did not fit has as a note (`vinvl.run.memory`); else what there is to make smaller."""
+    if notes := getattr(error, "__notes__", None):
+        return str(notes[-1])
+    room = re.search(r"allocate ([\d.,]+ ?\w+)", str(error))
+    smaller = "give this process more of it, or fewer workers"
+    if config is not None and "trainer" in config:
+        own = "data.batch_size" if "test_after_fit" in config else "data.eval_batch_size"
+        smaller = f"pass a smaller {'batch_size' if 'batch_size' in config else own}"
+        smaller += ", or fewer data.num_workers" if OF_WORKERS in str(error) else ""
+    return f"Memory does not suffice{f' for {room[1]} more' if room else ''}: {smaller}, and {_next_step(config)}."
+
+
+def _uncompiled(config: DictConfig | None) -> str:
+    """What to pass for nothing to be compiled."""
+    attention = None if config is None else OmegaConf.select(config, "model.attention", throw_on_missing=False)
+    own = {"flex_attention": "model.attention=auto"}.get(
+        str(attention), "compile.enabled=false, of vinvl.extract compile=false"
+    )
+    return f"pass {own}"
+
+
 def _of_lost_process(told: str, config: DictConfig) -> str | None:
     """A data worker, or another process of a distributed run, is no more, as PyTorch tells it."""
+    if NO_SHARED_MEMORY.search(told) is not None:
+        return _of_shared_memory(config)
     if LOST_WORKER.search(told) is not None:
         key = "data.num_workers" if "data" in config else "workers"
         by = BY_SIGNAL.search(told)
@@ -297,7 +358,8 @@ def _of_lost_process(told: str, config: DictConfig) -> str | None:
         cut = " or because a file that it reads was cut short" if signal == "Bus error" else ""
         return (
             f"A data worker was ended from outside{signal and f' ({signal})'}, perhaps for lack of memory, also of "
-            f"shared memory (/dev/shm){cut}: pass a smaller {key}, or 0, and {_next_step(config)}."
+            f"shared memory (/dev/shm; docker run --shm-size=8g){cut}: pass a smaller {key}, or 0, and "
+            f"{_next_step(config)}."
         )
     if LOST_RANK.search(told) is None:
         return None

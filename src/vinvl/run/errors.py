@@ -67,6 +67,15 @@ def cause_of_kind(error: BaseException | None, kind: type[Cause]) -> Cause | Non
     return next((cause for cause in causes(error) if isinstance(cause, kind)), None)
 
 
+OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED|bad_alloc", re.I)
+OF_WORKERS = "DataLoader worker"  # in what PyTorch says of an error that one of them has raised
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was no room for a tensor or an array, as torch, NumPy and Python tell it."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(OF_MEMORY.search(str(error))))
+
+
 def sentence_of(error: BaseException) -> str | None:
     """The sentence of the `UserError` at the root of an exception, None if there is none.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from vinvl.regions.layout import MANIFEST_NAME, open_hdf5
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 from vinvl.run.files import reading
+from vinvl.run.machine import cores, workers_here
 
 # Which format of features a file or folder has, told by its content rather than by its name.
 
@@ -249,8 +249,9 @@ class Source:
 
     @property
     def workers(self) -> int:
-        given = self.options.workers if self.options.workers is not None else os.cpu_count() or 1
-        return 1 if self.total_bytes < SMALL else given
+        if self.total_bytes < SMALL:
+            return 1
+        return cores() if self.options.workers is None else workers_here(self.options.workers, "features.workers")
 
     def open(self) -> tuple[Iterator[Found], LabelMap]:
         """Images in the order of the source, and the names of their classes and attributes.
