@@ -335,10 +335,9 @@ def unfit(base: DictConfig, key: str, value: Any) -> str | None:
     if fits(value, wanted):
         return None
     words = list(dict.fromkeys(_alternatives(wanted)))
-    if near := difflib.get_close_matches(told, words, n=1):
-        return f"{key}={told} does not fit; did you mean {near[0]}?"
     kind = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "a section of settings"
-    return f"{key}={told} does not fit: give {kind}."
+    near = difflib.get_close_matches(told, words, n=1)
+    return f"{key}={told} does not fit: {f'did you mean {near[0]}? Give' if near else 'give'} {kind}."
 
 
 def fits(value: Any, wanted: Any) -> bool:
