@@ -321,7 +321,8 @@ def _of_shared_memory(config: DictConfig) -> str:
     key, room = "data.num_workers" if "data" in config else "workers", _shared_memory("total") / 1e6
     return (
         f"The shared memory that data workers pass batches through, /dev/shm, has room for {room:,.1f} MB in all, "
-        f"which is too little: give the container more (docker run --shm-size=8g), or pass {key}=0, and {_next_step(config)}."
+        f"which is too little: give the container more (docker run --shm-size=8g), or pass {key}=0, and "
+        f"{_next_step(config)}."
     )
 
 
