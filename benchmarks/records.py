@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,16 @@ from typing import Any
 import numpy as np
 
 
-def write_captions(folder: Path, captions: int, images: int) -> None:
-    """Karpathy's file, its captions spread evenly over the images."""
+def write_captions(folder: Path, captions: int, images: int | Mapping[str, int]) -> None:
+    """Karpathy's file, its captions spread evenly over the images: of training, or of each split so many."""
     draw = random.Random(0)
     entries: list[dict[str, Any]] = []
+    splits = [
+        split
+        for split, count in (images if isinstance(images, Mapping) else {"train": images}).items()
+        for _ in range(count)
+    ]
+    images = len(splits)
     for image in range(images):
         own = range(captions * image // images, captions * (image + 1) // images)
         raw = [" ".join(f"word{draw.randrange(9999)}" for _ in range(10)) for _ in own]
@@ -38,7 +44,7 @@ def write_captions(folder: Path, captions: int, images: int) -> None:
         ]
         name = f"COCO_train2014_{image:012d}.jpg"
         entries.append(
-            {"filepath": "train2014", "sentids": [*own], "filename": name, "imgid": image, "split": "train"}
+            {"filepath": "train2014", "sentids": [*own], "filename": name, "imgid": image, "split": splits[image]}
             | {"sentences": sentences, "cocoid": image}
         )
     (folder / "dataset_coco.json").write_text(json.dumps({"images": entries, "dataset": "coco"}))

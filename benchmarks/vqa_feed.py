@@ -63,7 +63,9 @@ def write_questions(folder: Path, questions: int, images: int, every: int = 1, f
         asked.append(entry | {"question": " ".join(WORDS[word] for word in words)})
         three = generator.integers(0, len(ANSWERS), 3)
         given = [ANSWERS[three[place]] for place in (0, 0, 0, 0, 0, 1, 1, 1, 2, 2)]
-        answers = [{"answer": text, "answer_id": place + 1} for place, text in enumerate(given)]
+        answers = [
+            {"answer": text, "answer_confidence": "yes", "answer_id": place + 1} for place, text in enumerate(given)
+        ]
         annotated.append(
             entry
             | {"answers": answers, "answer_type": "other", "question_type": "what", "multiple_choice_answer": given[0]}

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests import golden
+from vinvl.data import text
+from vinvl.data.table import Column
 from vinvl.data.text import assemble_pair, encode_texts, load_tokenizer, truncated_lengths
 from vinvl.run.errors import UserError
 
@@ -70,6 +72,59 @@ def test_encoding_keeps_empty_texts_in_their_place() -> None:
     tokens = encode_texts(golden_tokenizer(), ["the dog", "", "a cat"])
     assert tokens.lengths().tolist() == [2, 0, 2]
     assert tokens.joined(np.array([2, 1, 0, 2])).tolist() == [*tokens[2], *tokens[0], *tokens[2]]
+
+
+def by_transformers(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return encoded
+
+
+def with_rule(name: str, rule: object) -> PreTrainedTokenizerFast:
+    tokenizer = golden_tokenizer()
+    setattr(tokenizer.backend_tokenizer, name, rule)
+    return tokenizer
+
+
+def with_token(**options: bool) -> PreTrainedTokenizerFast:
+    tokenizer = golden_tokenizer()
+    tokenizer.backend_tokenizer.add_tokens([AddedToken("a cat", normalized=False, **options)])
+    return tokenizer
+
+
+TOKENIZERS = {
+    "BERT's": golden_tokenizer(),
+    "a token with a blank": with_token(),
+    "no rules": with_rule("pre_tokenizer", None),
+    "other rules": with_rule("normalizer", normalizers.Replace("the dog", "cat")),
+}
+PIECES = ["the dog", "a cat", "a", " ", "\t", "\u0301", "\u4e2d", "[SEP]", "x\u3000y", "\u0130"]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(deadline=None, max_examples=30)
+@given(texts=st.lists(st.lists(st.sampled_from(PIECES) | st.characters(exclude_categories=("Cs",))).map("".join)))
+def test_many_texts_have_the_tokens_that_each_has_alone(name: str, texts: list[str]) -> None:
+    tokenizer = TOKENIZERS[name]
+    texts += ["the dog  a cat", ""]
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(text, "LEAST_BY_WORDS", 1)
+        changed.setattr(text, "ENCODE_CHUNK", 1)  # five texts at once
+        for given_ in (texts, Column.of(texts)):
+            found = encode_texts(tokenizer, given_)
+            assert [row.tolist() for row in found] == by_transformers(tokenizer, texts)
+
+
+def test_of_many_texts_each_word_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    make = text._encoder
+
+    def listening(tokenizer: PreTrainedTokenizerFast) -> Any:
+        encode = make(tokenizer)
+        return lambda texts: asked.extend(texts) or encode(texts)
+
+    monkeypatch.setattr(text, "_encoder", listening)
+    encode_texts(golden_tokenizer(), ["the dog", "the cat", "a cat"] * text.LEAST_BY_WORDS)
+    assert asked == ["the", "dog", "cat", "a"]
 
 
 def tokenizer_folder(folder: Path, **tokenizer_config: object) -> Path:

@@ -25,6 +25,7 @@ from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes, read_json
 from vinvl.run.values import Id, decoded, wrong_value
 
+BLOCK_IMAGES = 1 << 14  # whose tags are counted at once
 RECORDS = "records"  # data.tags: those that the records of a split carry
 TagForm = Literal["class", "attribute+class"]
 
@@ -155,8 +156,13 @@ class NumberedTags:
         return self.tag_tokens.tokens.joined(self.kept(image, max_regions))
 
     def counts(self, images: np.ndarray, max_regions: int) -> np.ndarray:
-        lengths = self.tag_tokens.tokens.lengths()
-        return np.array([lengths[self.kept(one, max_regions)].sum() for one in images.tolist()], dtype=np.int64)
+        lengths = np.where(self.tag_tokens.kept, self.tag_tokens.tokens.lengths(), 0)
+        totals = [np.zeros(0, dtype=np.int64)]
+        for start in range(0, len(images), BLOCK_IMAGES):
+            names = [self.numbers(one, max_regions) for one in images[start : start + BLOCK_IMAGES].tolist()]
+            sums = np.insert(np.cumsum(lengths[np.concatenate(names)]), 0, 0)
+            totals.append(np.diff(sums[np.insert(np.cumsum([len(one) for one in names]), 0, 0)]))
+        return np.concatenate(totals)
 
     def text(self, image: int, max_regions: int) -> str:
         return ", ".join(name for name, _ in self.named(image, max_regions))
@@ -291,8 +297,10 @@ def _refuse_strangers(known: bool, source: str, store: RegionStore) -> None:
 
 def positions_in(store: RegionStore, image_ids: np.ndarray) -> np.ndarray:
     """Where images are in a store, int64 in the shape of their ids, which are text or numbers; -1 for none."""
-    found = [store.index_of(one) if one in store else -1 for one in map(str, np.ravel(image_ids))]
-    return np.array(found, dtype=np.int64).reshape(np.shape(image_ids))
+    wanted = list(map(str, np.ravel(image_ids).tolist()))
+    places = {one: store.index_of(one) if one in store else -1 for one in dict.fromkeys(wanted)}  # each once
+    found = np.fromiter(map(places.__getitem__, wanted), dtype=np.int64, count=len(wanted))
+    return found.reshape(np.shape(image_ids))
 
 
 # Files of tags: (place in the file, image id, tags) of each image.

@@ -38,6 +38,7 @@ NO_NUMBERS = "its vocabulary has numbers that no model has"
 # Names in a tokenizer_config.json; "AutoTokenizer" and what is no tokenizer would be asked to load the folder too.
 TOKENIZER_CLASSES = re.compile(r"(?!Auto)\w*Tokenizer(Fast)?|TokenizersBackend|PythonBackend")
 ENCODE_CHUNK = 10_000  # texts handed to the tokenizer at once: bounds the memory of its Python lists
+LEAST_BY_WORDS = 1_000  # of fewer texts it is not worth looking at the tokenizer's rules
 
 
 def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
@@ -148,6 +149,13 @@ class RaggedTokens:
     offsets: np.ndarray  # (N + 1,) int64
 
     @classmethod
+    def of(cls, texts: Sequence[Sequence[int]]) -> RaggedTokens:
+        """Texts whose tokens are given."""
+        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        values = np.fromiter(chain.from_iterable(texts), dtype=np.int32, count=int(lengths.sum()))
+        return cls.of_lengths(values, lengths)
+
+    @classmethod
     def of_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> RaggedTokens:
         """Texts of these lengths (N,), one after the other."""
         return cls(values, np.insert(np.cumsum(lengths, dtype=np.int64), 0, 0))
@@ -182,20 +190,40 @@ def encode_texts(
     tokenizer: PreTrainedTokenizerBase, texts: Texts, tell: Callable[[int], None] | None = None
 ) -> RaggedTokens:
     """Token ids of each text, without special tokens and without truncation; `tell` hears how many are done."""
-    encode = _encoder(tokenizer)
-    values, lengths = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)]
-    for start in range(0, len(texts), ENCODE_CHUNK):
-        chunk = list(texts[start : start + ENCODE_CHUNK])
+    encode, by_words = _encoder(tokenizer), len(texts) >= LEAST_BY_WORDS and _stand_apart(tokenizer)
+    parts, size = [RaggedTokens.of([])], ENCODE_CHUNK * (5 if by_words else 1)
+    for start in range(0, len(texts), size):
+        chunk = list(texts[start : start + size])
         try:
-            encoded = encode(chunk)
+            parts.append(_encode_words(encode, chunk) if by_words else RaggedTokens.of(encode(chunk)))
         except BaseException as error:  # a word without a number and no [UNK], half of a character, an endless search
             raise UserError(f"The tokenizer cannot encode one of the texts ({_reason(error)}).") from error
-        lengths.append(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
-        total = int(lengths[-1].sum())
-        values.append(np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=total))
         if tell is not None:
             tell(start + len(chunk))
-    return RaggedTokens.of_lengths(np.concatenate(values), np.concatenate(lengths))
+    lengths = np.concatenate([part.lengths() for part in parts])
+    return RaggedTokens.of_lengths(np.concatenate([part.values for part in parts]), lengths)
+
+
+def _stand_apart(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokens of a text are those of its parts between blanks, one after the other, as BERT's are.
+
+    Its normaliser and rules for words look at nothing across a blank, and models at one word; an added token could.
+    """
+    own = _plain_backend(tokenizer)
+    rules = {} if own is None else json.loads(own.to_str())
+    kinds = [(rules.get(name) or {}).get("type") for name in ("normalizer", "pre_tokenizer")]
+    return kinds == ["BertNormalizer", "BertPreTokenizer"] and not any(
+        " " in one["content"] or one["normalized"] or one["lstrip"] or one["rstrip"] for one in rules["added_tokens"]
+    )
+
+
+def _encode_words(encode: Callable[[list[str]], list[list[int]]], texts: list[str]) -> RaggedTokens:
+    """Token ids of texts whose parts between blanks stand apart: each different part is encoded once."""
+    parts = Column(pc.split_pattern(Column.of(texts).values, " "))
+    words, codes = parts.flat().categories()
+    tokens = RaggedTokens.of(encode(words))
+    ends = np.insert(np.cumsum(tokens.lengths()[codes]), 0, 0)
+    return RaggedTokens(tokens.joined(codes), ends[parts.starts()])
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:

@@ -3,10 +3,12 @@
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import regex
 
+from vinvl.data.table import Column
 from vinvl.data.text import Texts
 
 # Han, kana and what Unicode breaks by dictionary (Thai, Lao, Khmer, Myanmar): scripts without blanks between words.
@@ -25,11 +27,13 @@ def regex_tokenize(texts: Sequence[str]) -> list[list[str]]:
     0.09 of CIDEr. Letters are those of every script; if a script puts no blanks between words (Chinese, Japanese,
     Thai, Khmer), each letter with its marks counts as a word. Two ways to encode a letter are one.
     """
-    return [_WORD.findall(text.lower() if text.isascii() else _plain(text)) for text in texts]
+    return [_WORD.findall(_lowered(text)) for text in texts]
 
 
-def _plain(text: str) -> str:
+def _lowered(text: str) -> str:
     """Lower case, one encoding of each letter, nothing unseen, and one sign for the apostrophe."""
+    if text.isascii():
+        return text.lower()
     lowered = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
     return _UNSEEN.sub("", unicodedata.normalize("NFKC", lowered))
 
@@ -58,9 +62,11 @@ def commonest_answers(questions: Texts, best: np.ndarray, answers: Sequence[str]
     if len(known) == 0:
         return {}
     counts: dict[str, Counter[int]] = defaultdict(Counter)
-    for index in known[:: -(-len(known) // MOST_QUESTIONS)].tolist():
-        for beginning in beginnings(questions[index]):
-            counts[beginning][int(best[index])] += 1
+    chosen = known[:: -(-len(known) // MOST_QUESTIONS)]
+    asked = questions.take(chosen) if isinstance(questions, Column) else [questions[index] for index in chosen]
+    for question, answer in zip(asked, best[chosen].tolist(), strict=True):
+        for beginning in beginnings(question):
+            counts[beginning][answer] += 1
     found = {
         words: answers[min(count, key=lambda number: (-count[number], number))]
         for words, count in counts.items()
@@ -71,7 +77,7 @@ def commonest_answers(questions: Texts, best: np.ndarray, answers: Sequence[str]
 
 def beginnings(question: str) -> list[str]:
     """The first words of a question, most first: ["how many", "how"]."""
-    words = regex_tokenize([question[:BEGINNING]])[0][:FIRST_WORDS]
+    words = [word.group() for word in islice(_WORD.finditer(_lowered(question[:BEGINNING])), FIRST_WORDS)]
     return [" ".join(words[:number]) for number in range(len(words), 0, -1)]
 
 
