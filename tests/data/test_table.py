@@ -1,6 +1,8 @@
 """Records as Arrow tables: what was put in comes out, in blocks, joined, pickled and selected."""
 
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vinvl.data import table
-from vinvl.data.table import IDS, TEXT, TEXTS, Column, Form, RecordTable
+from vinvl.data.table import IDS, TEXT, TEXTS, Column, Form, RecordTable, kept_records
 from vinvl.run.errors import UserError
 
 FORM = Form(
@@ -90,3 +92,86 @@ def test_refusals(given_: list[tuple], sentence: str, monkeypatch: pytest.Monkey
     with pytest.raises(UserError) as error:
         RecordTable.of(FORM, given_, "a.json")
     assert sentence in str(error.value)
+
+
+# Records of large files, kept from one start to the next.
+
+
+def notes(folder: Path) -> list[Path]:
+    files = [folder / "a.json", folder / "b.json"]
+    for file in files:
+        file.write_text(f"of {file.name}")
+    return files
+
+
+def reading(files: list[Path]) -> RecordTable:
+    given_ = rows(5, 3, words=("\u00e9", ""), file=f"{files[0]} record")
+    return RecordTable.of(FORM, [*given_, ("b.json line", 9, 8, "n1", ["b"], "own")], files[0])
+
+
+def unread() -> RecordTable:
+    pytest.fail("read again")
+
+
+def test_large_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, folder = notes(tmp_path), tmp_path / "cache"
+    records = kept_records(FORM, files, folder, lambda: reading(files))
+    assert not folder.exists()  # the files are small
+    monkeypatch.setattr(table, "LEAST_BYTES", 1)
+    kept_records(FORM, files, folder, lambda: reading(files))
+    again = kept_records(FORM, files, folder, unread)
+    assert again.table.equals(records.table, check_metadata=True) and again.form is FORM
+    assert [again.describe(row) for row in range(3)] == [records.describe(row) for row in range(3)]
+    assert RecordTable.join([again, again.select(np.zeros(3, dtype=bool))]).row(2) == records.row(2)
+    assert kept_records(FORM, files, None, lambda: reading(files)).table.equals(records.table)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "other bytes": lambda folder: (folder / "b.json").write_text("of b.jso2"),
+    "another program": lambda folder: (folder / "source" / "room" / "more.py").touch(),
+    "empty": lambda folder: cache_of(folder).write_bytes(b""),
+    "cut": lambda folder: cache_of(folder).write_bytes(cache_of(folder).read_bytes()[:-9]),
+    "a bit": lambda folder: cache_of(folder).write_bytes(cache_of(folder).read_bytes().replace(b"own", b"oWn")),
+}
+
+
+def cache_of(folder: Path) -> Path:
+    (path,) = (folder / "cache").glob("records_*.arrow")
+    return path
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_damaged_or_of_something_else_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    (tmp_path / "source" / "room").mkdir(parents=True)
+    monkeypatch.setattr(table, "__file__", str(tmp_path / "source" / "room" / "table.py"))
+    monkeypatch.setattr(table, "LEAST_BYTES", 1)
+    files, read = notes(tmp_path), list[int]()
+
+    def reader() -> RecordTable:
+        read.append(1)
+        return reading(files)
+
+    records = [kept_records(FORM, files, tmp_path / "cache", reader)]
+    before = cache_of(tmp_path).stat().st_ino
+    CHANGES[change](tmp_path)
+    records += [kept_records(FORM, files, tmp_path / "cache", reader) for _ in range(2)]
+    assert len(read) == 2 and cache_of(tmp_path).stat().st_ino != before
+    assert records[1].table.equals(records[0].table) and records[2].table.equals(records[0].table)
+
+
+def test_other_files_of_the_same_bytes_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "LEAST_BYTES", 1)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        files = notes(tmp_path / name)
+        found = kept_records(FORM, files, tmp_path / "cache", lambda files=files: reading(files))  # type: ignore[misc]
+        assert found.place(0) == f"{tmp_path / name / 'a.json'} record 1"
+
+
+def test_a_folder_that_cannot_be_written_to_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "LEAST_BYTES", 1)
+    files = notes(tmp_path)
+    for _ in range(2):
+        assert len(kept_records(FORM, files, tmp_path / "a.json", lambda: reading(files))) == 3

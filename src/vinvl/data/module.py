@@ -114,7 +114,7 @@ class RegionDataModule(pl.LightningDataModule):
         cache: keeps the features in the machine's shared memory ("ram") or on the device ("device"); None: in their
             files.
         verify_regions: whether the store is read through at the start, to hold it against its checksums.
-        token_cache: a folder that keeps the token ids of large splits; None: they are made at every start.
+        token_cache: a folder that keeps token ids of large splits, records of large files; None: made at every start.
         prepare: called before anything is read; the demo generates its world here.
 
     Attributes:

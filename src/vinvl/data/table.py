@@ -5,7 +5,8 @@ blocks of bytes.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 from pyarrow import ipc
 
 from vinvl.run.errors import UserError
+from vinvl.run.files import atomic_write, reading
 from vinvl.run.values import MAX_ID_LENGTH
 
 ID, TEXT, IDS, TEXTS = pa.int64(), pa.string(), pa.list_(pa.int64()), pa.list_(pa.string())
@@ -313,6 +315,60 @@ def map_batch(path: Path) -> pa.RecordBatch:
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from error
     return batch
+
+
+# Records of large files, which take seconds to read, are kept as such a file.
+
+LEAST_BYTES = 1 << 25  # files of fewer are read faster than a person notices
+
+
+def kept_records(
+    form: Form, files: Sequence[str | Path], folder: str | Path | None, read: Callable[[], RecordTable]
+) -> RecordTable:
+    """What `read` makes of files, from `folder` where this very code has read these very bytes before.
+
+    A file there that is damaged, or of other bytes or code, is replaced. One that cannot be written is not.
+    """
+    if folder is None or sum(os.path.getsize(file) for file in files if os.path.isfile(file)) < LEAST_BYTES:
+        return read()
+    made_of = _digest_of(files)
+    names = hashlib.sha256("\0".join(map(str, files)).encode(errors="surrogateescape")).hexdigest()
+    path = Path(folder) / f"records_{names[:24]}.arrow"
+    with suppress(OSError, ValueError):
+        batch = map_batch(path)
+        known = {"file", "number", *form.columns}.issuperset(batch.schema.names)
+        if known and about_of(batch.schema) == made_of and is_as_written(batch):
+            return RecordTable(pa.Table.from_batches([batch]).replace_schema_metadata(None), form)
+    records = read()
+    with suppress(UserError, OSError, ValueError):
+        columns = _as_stored(records.table)
+        with atomic_write(path, "wb") as file:
+            write_batch(file, columns, made_of)
+    return records
+
+
+def _digest_of(files: Sequence[str | Path]) -> bytes:
+    """A word that changes with the names and bytes of files, and with this program."""
+    digest = hashlib.sha256()
+    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
+    for file in (*files, *sources):
+        with reading(file), open(file, "rb") as opened:
+            digest.update(f"{file}\0".encode(errors="surrogateescape"))
+            digest.update(hashlib.file_digest(opened, hashlib.sha256).digest())
+    return digest.hexdigest().encode()
+
+
+def _as_stored(table: pa.Table) -> dict[str, pa.Array]:
+    """The columns with the very bytes that they have in a file, which leaves out what says nothing.
+
+    Raises ValueError where they are too long for one batch.
+    """
+    sink = pa.BufferOutputStream()
+    with ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    with ipc.open_stream(sink.getvalue()) as reader:
+        (batch,) = reader
+    return dict(zip(table.column_names, batch.columns, strict=True))
 
 
 def plain_numbers(array: pa.Array) -> np.ndarray:

@@ -3,16 +3,16 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vinvl.data.module import RegionDataModule, file_names, plain
-from vinvl.data.table import RecordTable
+from vinvl.data.table import RecordTable, kept_records
 from vinvl.data.words import Commonest, commonest_answers
-from vinvl.gqa.files import read_gqa
+from vinvl.gqa.files import GQA, read_gqa
 from vinvl.gqa.official import Official
 from vinvl.run.errors import UserError
 from vinvl.run.files import begins_a_list, json_parts
@@ -91,7 +91,11 @@ class GQADataModule(RegionDataModule):
         return listed
 
     def read_split(self, split: str) -> RecordTable:
-        return read_gqa(self.question_files(split), lambda: read_answers(self.answers_path))
+        files = json_parts(self.question_files(split))
+        read = partial(read_gqa, files, lambda: read_answers(self.answers_path))
+        if any(begins_a_list(file) for file in files):  # of the published folder, with answers of another file
+            return read()
+        return kept_records(GQA, files, self.token_cache, read)
 
     def official(self, split: str) -> Official | None:
         """What GQA's official metrics of a split are computed of; None of questions of the published folder."""

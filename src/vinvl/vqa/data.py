@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from vinvl.data.batch import Batch, Example, collate, soft_targets
 from vinvl.data.inputs import RegionText
 from vinvl.data.module import RegionDataModule, checked_entry, file_names, plain
 from vinvl.data.sampling import Draw
-from vinvl.data.table import RecordTable
+from vinvl.data.table import RecordTable, kept_records
 from vinvl.data.text import RaggedTokens
 from vinvl.data.words import Commonest, commonest_answers
 from vinvl.regions.formats.rows import check_pattern
 from vinvl.run.errors import UserError
 from vinvl.run.files import begins_a_list
 from vinvl.vqa.answers import TARGET_RULES, AnswerTargets, AnswerVocabulary, read_answers, warn_of_other_splits
-from vinvl.vqa.files import read_official, read_own
+from vinvl.vqa.files import VQA, read_official, read_own
 from vinvl.vqa.minival import IMAGE_COUNTS, some_images
 from vinvl.vqa.published import read_published_questions, with_targets
 
@@ -183,7 +183,9 @@ class VQADataModule(RegionDataModule):
         if not begins_a_list(file):
             if pattern is not None:
                 raise UserError(f"{place} has the id_pattern {pattern!r}, which is for VizWiz's files: {file} is none.")
-            return read_official(file, entry.get("annotations"))
+            annotations = entry.get("annotations")
+            files = [file] if annotations is None else [file, annotations]
+            return kept_records(VQA, files, self.token_cache, partial(read_official, file, annotations))
         if "annotations" in entry:
             raise UserError(
                 f"{place} has annotations, and {file} is a list of questions with their answers: leave it out."
