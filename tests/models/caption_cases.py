@@ -19,10 +19,10 @@ from vinvl.models.decoding import (
     CaptionContext,
     DecodingOptions,
     GeneratedCaptions,
-    WordStepper,
     adjusted_logits,
     sampling_logits,
 )
+from vinvl.models.word_steps import StepGraphs, WordStepper
 
 RECORDED_SWITCHES = (  # of the recording's training or data, not of the model
     "img_feature_type",
@@ -135,8 +135,9 @@ class ReencodingStepper:
     """Every step encodes caption, tags and regions from scratch, for each caption: slow, but plainly right."""
 
     def __init__(
-        self, model: VinVLForCaptioning, context: CaptionContext, options: DecodingOptions, special: SpecialTokens
-    ) -> None:
+        self, model: VinVLForCaptioning, context: CaptionContext, options: DecodingOptions, special: SpecialTokens,
+        captions: int = 1, graphs: StepGraphs | None = None,
+    ) -> None:  # fmt: skip
         self._model, self._context, self._options, self._special = model, context, options, special
 
     def next_logits(self, captions: Tensor) -> Tensor:
@@ -164,6 +165,9 @@ class ReencodingStepper:
 
     def choose(self, parents: Tensor) -> None:
         """It remembers no captions."""
+
+    def remaining(self, is_open: Tensor) -> Tensor:
+        return is_open.nonzero().squeeze(1)
 
     def keep_images(self, images: Tensor) -> None:
         self._context = self._context.select(images)

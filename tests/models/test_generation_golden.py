@@ -25,8 +25,9 @@ from tests.models.caption_cases import (
 from tests.models.samples import assert_gradients
 from vinvl.captioning.task import caption_texts
 from vinvl.models.constrained import Constraint, constraint_from_words, constraint_words, transition_table
-from vinvl.models.decoding import DecodingOptions, GeneratedCaptions, WordStepper
+from vinvl.models.decoding import DecodingOptions, GeneratedCaptions
 from vinvl.models.generate import NBestLists, generate_captions
+from vinvl.models.word_steps import WordStepper
 
 torch.set_num_threads(1)
 

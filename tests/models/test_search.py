@@ -14,11 +14,11 @@ from vinvl.models.decoding import (
     CaptionContext,
     DecodingOptions,
     GeneratedCaptions,
-    WordStepper,
     adjusted_logits,
     sampling_logits,
 )
 from vinvl.models.generate import generate_captions
+from vinvl.models.word_steps import WordStepper
 from vinvl.run.errors import UserError
 
 torch.set_num_threads(1)

@@ -17,9 +17,9 @@ from vinvl.models.decoding import (
     CaptionContext,
     DecodingOptions,
     GeneratedCaptions,
-    WordStepper,
     pick_captions,
 )
+from vinvl.models.word_steps import WordStepper
 from vinvl.run.errors import UserError
 
 MAX_CONSTRAINTS = 6  # every subset of the constraints is a state: 64 of them already
@@ -155,7 +155,8 @@ def constrained_beam_search(
     for images in groups.values():
         chosen = torch.tensor(images, device=device)
         group = [machines[image] for image in images]
-        stepper = WordStepper(model, context.select(chosen), options, special)
+        captions = len(group[0].states) * options.num_beams
+        stepper = WordStepper(model, context.select(chosen), options, special, captions)
         found, sums = _search(stepper, _Transitions(group, device), options, special)
         ids[chosen, 0], log_probs[chosen, 0], met[chosen] = _select(found, sums, group, options, special)
     is_end = ids == special.sep_token_id

@@ -1,21 +1,17 @@
-"""Decoding word by word: its options and results, and the logits of the next word of captions that share a context.
+"""Decoding word by word: its options, its results, what captions are about, and the logits that the options make.
 
-Shapes: B images, N captions per image, P words so far, T tag tokens, R regions, C = T + R, H hidden size, V words.
+Shapes: B images, N captions per image, P words so far, T tag tokens, R regions, C = T + R, V words.
 """
 
 import math
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from msgspec import Meta
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import DynamicCache
 
-from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.config import SpecialTokens
-from vinvl.models.encoder import as_bias
 from vinvl.run.errors import UserError
 from vinvl.run.values import check_fields
 
@@ -137,123 +133,6 @@ class CaptionContext:
     def select(self, images: Tensor) -> "CaptionContext":
         """The images of these numbers, (n,) int64, in their order; numbers may repeat."""
         return CaptionContext(**{field.name: getattr(self, field.name)[images] for field in fields(self)})
-
-
-# Keys and values of a layer: of the context (B, heads, C, H / heads), of captions (B, N, heads, P, H / heads).
-KeysValues = tuple[Tensor, Tensor]
-
-
-def _picked(layers: tuple[KeysValues, ...], index: Any) -> tuple[KeysValues, ...]:
-    return tuple((keys[index], values[index]) for keys, values in layers)
-
-
-def encode_context(model: VinVLForCaptioning, context: CaptionContext) -> tuple[KeysValues, ...]:
-    """Encode tags and regions, once per image: they attend to no caption, so no word will ever change them.
-
-    Raises:
-        UserError: region rows of another width, or training with gradient checkpointing, which keeps no memory.
-    """
-    mask, config = context.mask, model.config
-    if mask.shape[1] == 0:
-        sizes = (len(mask), config.num_attention_heads, 0, config.hidden_size // config.num_attention_heads)
-        nothing = model.bert.embeddings.word_embeddings.weight.new_zeros(sizes)
-        return ((nothing, nothing),) * config.num_hidden_layers
-    cache = DynamicCache()
-    model.bert(
-        context.tag_ids,
-        token_type_ids=context.tag_token_type_ids,
-        # The three-dimensional form is the one that is safe for an image with neither tags nor regions.
-        attention_mask=mask[:, None, :].expand(-1, mask.shape[1], -1),
-        region_features=context.region_features,
-        position_ids=context.tag_position_ids,
-        past_key_values=cache,
-    )
-    layers: list[Any] = list(cache.layers)
-    return tuple((layer.keys, layer.values) for layer in layers)
-
-
-class WordStepper:
-    """Captions of B images under construction, N of each image; N may change from step to step.
-
-    Tags and regions are encoded once. Each step feeds the last word and a [MASK], whose logits are those of the next
-    word and which is then forgotten. Nothing is written in place, so that gradients flow through any number of steps,
-    and the context is never copied: all captions of an image read one set of keys and values.
-    """
-
-    def __init__(
-        self, model: VinVLForCaptioning, context: CaptionContext, options: DecodingOptions, special: SpecialTokens
-    ) -> None:
-        self._model, self._options, self._special = model, options, special
-        self._context = encode_context(model, context)
-        self._is_real = context.mask
-        self._words: tuple[KeysValues, ...] | None = None
-
-    def next_logits(self, captions: Tensor) -> Tensor:
-        """Logits (B, N, V) float32 of the word after captions (B, N, P), which are one word longer than before."""
-        words, length = captions[..., -1], captions.shape[-1]
-        new = torch.stack([words, torch.full_like(words, self._special.mask_token_id)], dim=-1).flatten(0, 1)
-        positions = torch.arange(length - 1, length + 1, device=words.device)
-        embedded = self._model.bert.embeddings(input_ids=new, position_ids=positions[None].expand(len(new), -1))
-        hidden = embedded.unflatten(0, words.shape)  # (B, N, 2, H)
-        seen = torch.ones(2, length + 1, dtype=torch.bool, device=words.device)
-        seen[0, -1] = False  # the word does not see the mask after it
-        of_context = as_bias(self._is_real, hidden.dtype)[:, None, None, None, :].expand(-1, -1, -1, 2, -1)
-        of_caption = as_bias(seen, hidden.dtype).expand(len(hidden), 1, 1, -1, -1)
-        bias = torch.cat([of_context, of_caption], dim=-1)  # (B, 1, 1, 2, C + P + 1)
-        kept: list[KeysValues] = []
-        layer: Any  # a BertLayer
-        for index, layer in enumerate(self._model.bert.encoder.layer):
-            earlier = None if self._words is None else self._words[index]
-            attended, keys_values = _attend(layer.attention.self, hidden, self._context[index], earlier, bias)
-            hidden = layer.feed_forward_chunk(layer.attention.output(attended, hidden))
-            kept.append(keys_values)
-        self._words = _picked(tuple(kept), (..., slice(-1), slice(None)))
-        logits = self._model.cls.predictions(hidden[:, :, 1]).float()
-        return adjusted_logits(logits, captions, self._options, self._special.sep_token_id)
-
-    def choose(self, parents: Tensor) -> None:
-        """Continue with captions `parents` (B, n) int64, numbers within each image; they may repeat or be left out."""
-        assert self._words is not None
-        self._words = _picked(self._words, (torch.arange(len(parents), device=parents.device)[:, None], parents))
-
-    def keep_images(self, images: Tensor) -> None:
-        """Go on with the images of these numbers, (b,) int64, only."""
-        self._context, self._is_real = _picked(self._context, images), self._is_real[images]
-        self._words = None if self._words is None else _picked(self._words, images)
-
-
-def _attend(
-    attention: Any, hidden: Tensor, context: KeysValues, earlier: KeysValues | None, bias: Tensor
-) -> tuple[Tensor, KeysValues]:
-    """One layer's self-attention, before its output projection: one softmax over the context and the own caption.
-
-    Scores over the context come from one product per image, with the N·Q queries of its captions as rows; those over
-    the captions from one product per caption. Only the scores are joined. `hidden` is (B, N, Q, H).
-    """
-    images, captions, new = hidden.shape[:3]
-    heads, size = attention.num_attention_heads, attention.attention_head_size
-    context_keys, context_values = context
-
-    def split(states: Tensor) -> Tensor:  # (B, N, Q, H) → (B, N, heads, Q, H / heads)
-        return states.view(images, captions, new, heads, size).transpose(2, 3)
-
-    query, keys, values = (split(part(hidden)) for part in (attention.query, attention.key, attention.value))
-    query = query / math.sqrt(size)
-    if earlier is not None:
-        keys, values = torch.cat([earlier[0], keys], dim=3), torch.cat([earlier[1], values], dim=3)
-
-    by_image = query.transpose(1, 2).reshape(images, heads, captions * new, size)
-    on_context = (by_image @ context_keys.transpose(-1, -2)).view(images, heads, captions, new, -1).transpose(1, 2)
-    on_caption = query @ keys.transpose(-1, -2)  # (B, N, heads, Q, P + Q)
-    scores = torch.cat([on_context, on_caption], dim=-1) + bias
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
-    weights = F.dropout(weights, attention.dropout.p, attention.training)
-
-    length = context_keys.shape[2]
-    for_context = weights[..., :length].transpose(1, 2).reshape(images, heads, captions * new, length)
-    from_context = (for_context @ context_values).view(images, heads, captions, new, size).transpose(1, 2)
-    attended = from_context + weights[..., length:] @ values  # (B, N, heads, Q, H / heads)
-    return attended.transpose(2, 3).reshape(images, captions, new, heads * size), (keys, values)
 
 
 def adjusted_logits(logits: Tensor, ids: Tensor, options: DecodingOptions, end_token_id: int) -> Tensor:

@@ -13,11 +13,11 @@ from vinvl.models.decoding import (
     CaptionContext,
     DecodingOptions,
     GeneratedCaptions,
-    WordStepper,
     finish,
     pick_captions,
     sampling_logits,
 )
+from vinvl.models.word_steps import StepGraphs, WordStepper
 from vinvl.run.errors import UserError
 
 CANDIDATES_PER_BEAM = 2  # each beam ends at most once per step, so this many leave every beam open
@@ -31,6 +31,7 @@ def generate_captions(
     special: SpecialTokens,
     constraints: Sequence[Sequence[Constraint]] | None = None,
     generator: torch.Generator | None = None,
+    graphs: StepGraphs | None = None,
 ) -> GeneratedCaptions:
     """Write captions as `options` say; constrained beam search where constraints are given.
 
@@ -42,6 +43,8 @@ def generate_captions(
         context: tags and regions of B images; tag positions start at max(40, max_length) in published models.
         constraints: for each image the constraints that its caption should meet; may be empty for some.
         generator: draws the samples; torch's own if not given. It must be on the model's device.
+        graphs: for steps of fixed shapes, which is faster on a GPU; keep it for further calls. Constrained search,
+            training and autograd do without.
 
     Raises:
         UserError: options that do not fit the model, the vocabulary or the constraints.
@@ -58,8 +61,8 @@ def generate_captions(
         machines = [constraint_machine(given) for given in constraints]
         return constrained_beam_search(model, context, machines, options, special)
     if options.num_beams > 1:
-        return beam_search(model, context, options, special)
-    return decode_stepwise(model, context, options, special, generator)
+        return beam_search(model, context, options, special, graphs)
+    return decode_stepwise(model, context, options, special, generator, graphs)
 
 
 def _check_constraints(
@@ -146,15 +149,19 @@ class NBestLists:
 
 @torch.no_grad()
 def beam_search(
-    model: VinVLForCaptioning, context: CaptionContext, options: DecodingOptions, special: SpecialTokens
+    model: VinVLForCaptioning,
+    context: CaptionContext,
+    options: DecodingOptions,
+    special: SpecialTokens,
+    graphs: StepGraphs | None,
 ) -> GeneratedCaptions:
     """The published beam search: 2 · `num_beams` candidates per step, of which those that end enter an n-best list.
 
     A candidate that ends counts only if it ranks before the `num_beams`-th open one. At the greatest length every
-    candidate ends. Images that are done are dropped from the batch.
+    candidate ends. Images that are done are dropped from the batch, or go on without effect (`WordStepper.remaining`).
     """
-    stepper, device = WordStepper(model, context, options, special), context.device
-    images, beams, size = len(context), options.num_beams, options.max_length
+    images, beams, size, device = len(context), options.num_beams, options.max_length, context.device
+    stepper = WordStepper(model, context, options, special, beams, graphs)
     active = torch.arange(images, device=device)
     ids = torch.full((images, 1, size), special.pad_token_id, device=device)  # beams are alike: one stands for all
     ids[..., 0] = special.cls_token_id
@@ -173,8 +180,7 @@ def beam_search(
         open_before = (~is_ended).cumsum(dim=1) - (~is_ended).long()
         is_done = lists.is_done(active, best[:, 0])
         lists.add(active, candidates, best, is_ended & (open_before < beams) & ~is_done[:, None], length)
-        still = (~is_done).nonzero().squeeze(1)
-        if is_last or len(still) == 0:
+        if is_last or len(still := stepper.remaining(~is_done)) == 0:
             break
 
         chosen = is_ended.long().argsort(dim=1, stable=True)[:, :beams]  # the best open candidates
@@ -192,14 +198,16 @@ def decode_stepwise(
     options: DecodingOptions,
     special: SpecialTokens,
     generator: torch.Generator | None,
+    graphs: StepGraphs | None,
 ) -> GeneratedCaptions:
     """`options.num_return_sequences` captions of each image, by the best word or, with `options.sample`, a drawn one.
 
     Under autograd, gradients flow from `log_probs` to the model. Images whose captions have all ended are dropped
-    from the batch. The draws of a batch come from one generator, so they depend on what else is in the batch.
+    from the batch, or go on without effect (`WordStepper.remaining`). The draws of a batch come from one generator, so
+    they depend on what else is in the batch.
     """
-    stepper, device = WordStepper(model, context, options, special), context.device
-    images, captions, size = len(context), options.num_return_sequences, options.max_length
+    images, captions, size, device = len(context), options.num_return_sequences, options.max_length, context.device
+    stepper = WordStepper(model, context, options, special, captions, graphs)
     ids = torch.full((images, captions, size), special.pad_token_id, device=device)
     ids[..., 0] = special.cls_token_id
     sums = torch.zeros(images, captions, device=device)
@@ -211,7 +219,8 @@ def decode_stepwise(
         if options.sample:
             logits = sampling_logits(logits, options)
             shares = logits.detach().softmax(dim=-1)
-            words = torch.multinomial(shares.flatten(0, 1), num_samples=1, generator=generator).view(shares.shape[:-1])
+            # What torch.multinomial draws, which would make the host wait for its check of the shares.
+            words = (shares / torch.empty_like(shares).exponential_(generator=generator)).argmax(dim=-1)
         else:
             words = logits.detach().argmax(dim=-1)
         chosen = logits.log_softmax(dim=-1).gather(-1, words[..., None]).squeeze(-1)
@@ -223,8 +232,7 @@ def decode_stepwise(
         lengths[active] += was_open
         is_open[active] = was_open & (words != special.sep_token_id)
 
-        still = is_open[active].any(dim=1).nonzero().squeeze(1)
-        if len(still) == 0 or length + 1 == size:
+        if length + 1 == size or len(still := stepper.remaining(is_open[active].any(dim=1))) == 0:
             break
         if len(still) < len(active):
             stepper.keep_images(still)
