@@ -117,7 +117,8 @@ bench-gpu:  ## the same on a GPU, at sizes that fill it
 	$(PYTHON) benchmarks/pretraining_step.py --batch-size 1024 --rounds 40 --rows 250000 --images 5000 --workers 8 --ways 0 --compile
 	$(PYTHON) benchmarks/pretraining_feed.py --rows 100000 --images 5000 --batch-size 1024 --workers 1 4 8
 	$(PYTHON) benchmarks/retrieval_scoring.py --images 16 --captions 1000 --rows 256 --block 8
-	$(PYTHON) benchmarks/caption_decoding.py --images 64 --rounds 1
+	$(PYTHON) benchmarks/caption_decoding.py --images 64 --rounds 3 --precision float32 --searches beam sample train
+	$(PYTHON) benchmarks/caption_decoding.py --images 64 --rounds 3 --precision bfloat16 --searches beam sample train
 	$(PYTHON) benchmarks/vqa_feed.py --workers 0 1 2 4 8
 	$(PYTHON) benchmarks/extraction.py --batch-size 8 --pictures 32 --half
 	$(PYTHON) benchmarks/detector_step.py --device cuda --pictures 2 --steps 10 --half

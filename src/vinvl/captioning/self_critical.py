@@ -11,8 +11,9 @@ from torch import Tensor
 from vinvl.captioning.scores import MAX_N, Cider, DocumentFrequencies, ImageId
 from vinvl.models.captioning import VinVLForCaptioning
 from vinvl.models.config import SpecialTokens
-from vinvl.models.decoding import CaptionContext, DecodingOptions
+from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions
 from vinvl.models.generate import generate_captions
+from vinvl.models.word_steps import StepGraphs
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes
 from vinvl.run.restricted_pickle import load_restricted
@@ -144,22 +145,26 @@ class SelfCritical:
         image_ids: Sequence[str],
         special: SpecialTokens,
         texts: Callable[[Tensor], list[str]],
+        graphs: StepGraphs | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The loss of B images, a scalar, and the mean reward of their samples.
 
-        Captions are sampled in training mode, with dropout, as published. `texts` decodes (C, length) token ids.
+        Captions are sampled in training mode, with dropout, as published. `texts` decodes (C, length) token ids. All
+        that a GPU has to write is started before it is waited for; with `graphs` for the greedy captions.
         """
         count = self.sampling.num_return_sequences
-        sampled = generate_captions(model, context, self.sampling, special=special)
-        rewards = reward([i for i in image_ids for _ in range(count)], texts(sampled.ids.flatten(0, 1)))
-        if self.baseline == "sample":
-            baseline = mean_of_others_baseline(rewards, count)
-        else:
+        sampled = generate_captions(model, context, self.sampling, special=special, graphs=graphs)
+        written: GeneratedCaptions | None = None
+        if self.baseline == "greedy":
             model.eval()
             try:
                 with torch.no_grad():
-                    written = generate_captions(model, context, self.greedy, special=special)
+                    written = generate_captions(model, context, self.greedy, special=special, graphs=graphs)
             finally:
                 model.train()
+        rewards = reward([i for i in image_ids for _ in range(count)], texts(sampled.ids.flatten(0, 1)))
+        if written is None:
+            baseline = mean_of_others_baseline(rewards, count)
+        else:
             baseline = reward(list(image_ids), texts(written.ids[:, 0])).repeat_interleave(count)
         return scst_loss(sampled.log_probs.flatten(), rewards, baseline), rewards.mean()

@@ -25,6 +25,7 @@ from vinvl.models.captioning import VinVLForCaptioning, seq2seq_attention_mask
 from vinvl.models.config import SpecialTokens
 from vinvl.models.decoding import CaptionContext, DecodingOptions, GeneratedCaptions
 from vinvl.models.generate import generate_captions
+from vinvl.models.word_steps import StepGraphs
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
 from vinvl.task import VinVLTask
@@ -100,6 +101,7 @@ class CaptioningTask(VinVLTask):
         scst_samples, scst_baseline: see `SelfCritical`.
         scst_document_frequencies: see `read_document_frequencies`; None: those of the training captions.
         java_metrics: METEOR and SPICE at test, where Java is present.
+        cuda_graphs: decode by CUDA graphs on a GPU, where no gradients are needed (`StepGraphs`).
         the others: see `VinVLTask`.
 
     Raises:
@@ -120,6 +122,7 @@ class CaptioningTask(VinVLTask):
     scst_baseline: str = "greedy"
     scst_document_frequencies: str | None = None
     java_metrics: bool = True
+    cuda_graphs: bool = True
     model: VinVLForCaptioning = field(init=False)
 
     def __post_init__(self, datamodule: CaptioningDataModule | None) -> None:
@@ -131,6 +134,7 @@ class CaptioningTask(VinVLTask):
         self.decoding = {**asdict(self.search), "constraints": decoding.get("constraints")}
         self.validation_search = replace(self.search, num_beams=self.validation_beams, num_return_sequences=1)
         self.self_critical = SelfCritical(self.scst_samples, self.scst_baseline, self.search.max_length)
+        self._graphs = StepGraphs()
         super().__post_init__(datamodule)
 
     def add_metrics(self) -> None:
@@ -175,7 +179,7 @@ class CaptioningTask(VinVLTask):
         if self._reward is not None:
             image_ids = [record["image_id"] for record in batch.records]
             critical_loss, reward = self.self_critical.loss(
-                self._reward, self.model, self.context(batch), image_ids, self.special, self.texts
+                self._reward, self.model, self.context(batch), image_ids, self.special, self.texts, self.graphs
             )
             self.log("train/reward", reward, batch_size=len(batch))
             return critical_loss
@@ -195,6 +199,10 @@ class CaptioningTask(VinVLTask):
         """The tags and regions of a batch of images."""
         return context_of(batch, self.tag_shift)
 
+    @property
+    def graphs(self) -> StepGraphs | None:
+        return self._graphs if self.cuda_graphs and self.device.type == "cuda" else None
+
     def texts(self, ids: Tensor) -> list[str]:
         """Captions (C, length) as texts."""
         return caption_texts(self.tokenizer, ids)
@@ -206,7 +214,12 @@ class CaptioningTask(VinVLTask):
             store = self.evaluated().region_text.store
             constraints = self._constraints([record["stored_as"] for record in batch.records], store)
         return generate_captions(
-            self.model, self.context(batch), options, special=self.special, constraints=constraints
+            self.model,
+            self.context(batch),
+            options,
+            special=self.special,
+            constraints=constraints,
+            graphs=self.graphs,
         )
 
     def evaluate_batch(self, batch: Batch) -> None:

@@ -235,7 +235,7 @@ class VinVLModel(BertPreTrainedModel):
         """Compiles the layers, by torch.compile's arguments; parameters and their names stay what they are.
 
         The first layer is compiled and the others run its code, which takes a fraction of the time that the whole
-        encoder would take. Decoding with past keys and values is not compiled, as it has new lengths at every step.
+        encoder would take. Decoding of captions is not compiled; on a GPU its steps are CUDA graphs (`StepGraphs`).
         """
         self._run_layer, self._run_layer_at_first = (
             torch.compile(run, backend=backend, dynamic=dynamic, mode=mode) for run in (run_layer, run_layer_at_first)

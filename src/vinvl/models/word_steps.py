@@ -29,8 +29,10 @@ def encode_context(model: VinVLForCaptioning, context: CaptionContext) -> tuple[
     """
     mask, config = context.mask, model.config
     if mask.shape[1] == 0:
-        sizes = (len(mask), config.num_attention_heads, 0, config.hidden_size // config.num_attention_heads)
-        nothing = model.bert.embeddings.word_embeddings.weight.new_zeros(sizes)
+        first: Any = model.bert.encoder.layer[0]
+        # Projected, so that the dtype is that of keys, also under autocast.
+        none = model.bert.embeddings.word_embeddings.weight.new_zeros(len(mask), 0, config.hidden_size)
+        nothing = first.attention.self.key(none).unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2)
         return ((nothing, nothing),) * config.num_hidden_layers
     cache = DynamicCache()
     model.bert(
@@ -78,14 +80,15 @@ class Step:
         self.memory = [None if torch.is_grad_enabled() else keys.new_zeros(size) for _ in context]
 
     def take(self, context: tuple[KeysValues, ...], is_real: Tensor) -> None:
-        """Begin with another context, of at most the size of this one."""
+        """Begin with another context, of at most the size of this one.
+
+        Sources stay: captions begin alike, in whose slots ever, and choosing sets those of all that follows.
+        """
         for kept, given in zip(self.context, context, strict=True):
             for ours, theirs in zip(kept, given, strict=True):
                 ours[: theirs.shape[0], :, : theirs.shape[2]] = theirs
         self.is_real.zero_()
         self.is_real[: is_real.shape[0], : is_real.shape[1]] = is_real
-        if self.sources is not None:
-            self.sources.copy_(_own_slots(self.words, self.sources.shape[2]))
 
     def logits(self, upto: int) -> Tensor:
         """(B, n, V) float32 of the next words, by the first `upto` slots, those after the [MASK]'s being masked."""
@@ -256,7 +259,7 @@ class WordStepper:
         if self._drops:
             return is_open.nonzero().squeeze(1)
         before, told = self._asked, is_open.any().to("cpu", non_blocking=True)
-        self._asked = told, torch.cuda.current_stream().record_event() if is_open.is_cuda else None
+        self._asked = told, torch.cuda.current_stream(is_open.device).record_event() if is_open.is_cuda else None
         if before is None:
             return torch.arange(len(is_open), device=is_open.device)
         if before[1] is not None:

@@ -137,6 +137,7 @@ RECIPE = (  # what a run is made of: with another value it would be another run
 HARMLESS = (  # how it is worked on, and what is scored afterwards
     "model.config.attn_implementation",  # what model.attention says
     "task.options.java_metrics",
+    "task.options.cuda_graphs",
     "data.num_workers",
     "data.index_workers",
     "data.pin_memory",
