@@ -103,7 +103,7 @@ def one_batch(
 
     pixels, original_sizes = watch("decode, resize", read)
     c4, sizes = watch("backbone", backbone)
-    proposals = watch("RPN, its NMS", lambda: detector.propose(c4, sizes))
+    proposals = watch("RPN, its NMS", lambda: detector.propose(c4, sizes).boxes)
     maps, vectors = watch("RoIAlign, C5 head", regions)
     selections = watch("classes, NMS", lambda: detector.classify(vectors, proposals, sizes))
     of_images = zip(vectors.split([len(one) for one in proposals]), selections, strict=True)

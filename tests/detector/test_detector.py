@@ -81,9 +81,8 @@ def assert_proposals(
     detector: Detector, c4: Tensor, sizes: list[tuple[int, int]], expected: Mapping[str, Tensor]
 ) -> None:
     """The same set of boxes, each with its objectness."""
-    logits, deltas, anchors = detector.rpn(c4)
-    for index, size in enumerate(sizes):
-        boxes, objectness = detector.rpn.propose(logits[index], deltas[index], anchors, size, detector.config)
+    proposed = detector.propose(c4, sizes)
+    for index, (boxes, objectness) in enumerate(zip(proposed.boxes, proposed.objectness, strict=True)):
         theirs = expected[f"rpn{index}.proposals"]
         distance = (boxes[:, None] - theirs).abs().amax(dim=-1)
         assert boxes.shape == theirs.shape

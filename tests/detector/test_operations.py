@@ -25,8 +25,9 @@ from vinvl.detector.boxes import (
     nms,
     nms_within_classes,
 )
-from vinvl.detector.detector import pad_batch, resized_size, select_attributes, select_regions
+from vinvl.detector.detector import pad_batch, resized_size
 from vinvl.detector.networks import FrozenBatchNorm2d
+from vinvl.detector.selection import select_attributes, select_regions
 
 OPS = recorded("ops")
 

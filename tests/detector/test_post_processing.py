@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tests import golden
 from tests.detector.samples import small_config, small_detector, small_images
 from vinvl.detector import Architecture, Detector, DetectorConfig
-from vinvl.detector.detector import Selection, checked_boxes, select_regions
+from vinvl.detector.detector import checked_boxes
+from vinvl.detector.selection import Selection, select_regions
 from vinvl.run.errors import UserError
 
 FACTS = golden.facts("detector_training/cases")

@@ -85,7 +85,9 @@ def test_nothing_is_measured_where_all_is_done(folder: Path, monkeypatch: pytest
 @pytest.mark.parametrize("workers", [0, 2])
 def test_pixels_are_the_network_s_input(folder: Path, workers: int) -> None:
     seen = []
-    for batch in feed(folder, batch_size=3, workers=workers):
+    *batches, last = feed(folder, batch_size=3, workers=workers)
+    assert len(last) == 0
+    for batch in batches:
         assert len({tuple(pixels.shape) for pixels in batch.pixels}) == 1
         for image_id, pixels, size in zip(batch.ids, batch.pixels, batch.original_sizes, strict=True):
             image = gradient(60 + 20 * (int(image_id) % 3), 50)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +28,15 @@ def full_precision(like: Tensor) -> torch.autocast:
     return torch.autocast(like.device.type, enabled=False)
 
 
+def beside(like: Tensor, values: Sequence[float]) -> Tensor:
+    """Numbers (n,) in the type and on the device of a tensor, which `new_tensor` would wait for."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
 def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Boxes (..., 4) moved into an image of (height, width): x in [0, width - 1], y in [0, height - 1]."""
     height, width = image_size
-    largest = boxes.new_tensor([width - 1, height - 1, width - 1, height - 1])
+    largest = beside(boxes, [width - 1, height - 1, width - 1, height - 1])
     return torch.minimum(boxes.clamp(min=0), largest)
 
 
@@ -53,13 +60,13 @@ def encode(targets: Tensor, references: Tensor, weights: CoderWeights) -> Tensor
     target_centre, target_size = _centre_and_size(targets)
     shift = (target_centre - reference_centre) / reference_size
     scale = torch.log(target_size / reference_size)
-    return torch.cat([shift, scale], dim=-1) * targets.new_tensor(weights)
+    return torch.cat([shift, scale], dim=-1) * beside(targets, weights)
 
 
 def decode(deltas: Tensor, references: Tensor, weights: CoderWeights) -> Tensor:
     """Reference boxes (..., 4) moved by deltas (..., 4), which broadcast: `encode` undone, with a largest scale."""
     centre, size = _centre_and_size(references)
-    shift, log_scale = (deltas / deltas.new_tensor(weights)).split(2, dim=-1)
+    shift, log_scale = (deltas / beside(deltas, weights)).split(2, dim=-1)
     centre = shift * size + centre
     half = 0.5 * torch.exp(log_scale.clamp(max=LARGEST_LOG_SCALE)) * size
     return torch.cat([centre - half, centre + half - 1], dim=-1)
@@ -174,8 +181,21 @@ def cell_anchors(sizes: Sequence[int], ratios: Sequence[float]) -> Tensor:
 # Greedy suppression keeps a box unless an earlier *kept* box overlaps it. Asking that of all boxes at once, again and
 # again until the answer stays, ends in the greedy answer: after n rounds the first n boxes are right.
 
+#
+# The host may look for that, or stay ahead of the device: then there are so many rounds as nearly always suffice, and
+# all shapes are those of the most that may be kept. Whether they did suffice is told beside the result, for later.
+
 BLOCK = 1024  # boxes compared at once by `nms`
+ROUNDS = 24  # where nobody looks whether they suffice; crowds of made boxes took 10 at most
 PAIRS_AT_ONCE = 2**23  # overlaps held at once by `nms_within_classes`
+
+
+class Kept(NamedTuple):
+    """What suppression keeps of each of B lists of N boxes."""
+
+    places: Tensor  # (B, limit or N if that is less) int64, in the list; N behind the last one
+    counts: Tensor  # (B,) int64
+    settled: Tensor  # (B,) bool, False if there were too few rounds: then the others are wrong
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int | None = None) -> Tensor:
@@ -186,15 +206,35 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int | None = Non
         limit: how many to keep at most; boxes beyond are not looked at.
     """
     order = scores.argsort(descending=True, stable=True)
-    limit = len(order) if limit is None else limit
-    kept = order[:0]
-    for block in order.split(BLOCK):
-        free = block[~(iou(boxes[kept], boxes[block]) > threshold).any(dim=0)]
-        overlapping = iou(boxes[free], boxes[free]) > threshold
-        kept = torch.cat([kept, free[_greedy(overlapping, torch.ones_like(free, dtype=torch.bool))]])
-        if len(kept) >= limit:
+    kept = nms_of_sorted(boxes[order][None], threshold, len(order) if limit is None else limit)
+    return order[kept.places[0, : int(kept.counts)]]
+
+
+def nms_of_sorted(boxes: Tensor, threshold: float, limit: int, waiting: bool = True) -> Kept:
+    """The same of boxes (B, N, 4) that are sorted; see `nms`.
+
+    waiting: whether the host may wait for the device, and so look at no more boxes than it must.
+    """
+    batch, number = boxes.shape[:2]
+    kept = torch.zeros(batch, 0, dtype=torch.int64, device=boxes.device)
+    keep, counts = kept.bool(), kept.sum(dim=1)
+    settled = counts == 0
+    for own in boxes.split(BLOCK, dim=1):
+        suppressed = (iou(at_places(boxes, kept), own) > threshold) & (kept < number)[..., None]
+        chosen, done = greedy(iou(own, own) > threshold, ~suppressed.any(dim=1), waiting)
+        settled &= done | (counts >= limit)
+        keep = torch.cat([keep, chosen], dim=1)
+        counts = keep.sum(dim=1)
+        places = torch.arange(keep.shape[1], device=boxes.device)
+        kept = torch.where(keep, places, number).sort(dim=1).values[:, :limit]
+        if waiting and bool((counts >= limit).all()):
             break
-    return kept[:limit]
+    return Kept(kept, counts.clamp(max=limit), settled)
+
+
+def at_places(rows: Tensor, places: Tensor) -> Tensor:
+    """(B, K, D) of rows (B, N, D) and places (B, K); some row, where a place is behind the last one."""
+    return rows.gather(1, places.clamp(max=rows.shape[1] - 1)[..., None].expand(-1, -1, rows.shape[2]))
 
 
 def nms_within_classes(boxes: Tensor, scores: Tensor, threshold: float, floor: float = 0.0) -> Tensor:
@@ -216,20 +256,22 @@ def nms_within_classes(boxes: Tensor, scores: Tensor, threshold: float, floor: f
         order = scores[:, part].argsort(dim=0, descending=True, stable=True)[:most].T  # (c, K)
         own = boxes[order, part[:, None] if boxes.shape[1] > 1 else 0]  # (c, K, 4)
         ranked = torch.arange(most, device=scores.device) < counts[part][:, None]  # (c, K), padding False
-        survives[order, part[:, None]] = _greedy(iou(own, own) > threshold, ranked)
+        survives[order, part[:, None]] = greedy(iou(own, own) > threshold, ranked)[0]
     return survives
 
 
-def _greedy(overlapping: Tensor, candidates: Tensor) -> Tensor:
-    """The greedy choice, bool (..., K), from candidates (..., K) by descending score and their overlaps (..., K, K)."""
+def greedy(overlapping: Tensor, candidates: Tensor, waiting: bool = True) -> tuple[Tensor, Tensor]:
+    """The greedy choice, bool (..., K), from candidates (..., K) by descending score and their overlaps (..., K, K).
+
+    And bool (...), whether it is that: always where the host is `waiting` for it.
+    """
     suppresses = overlapping.triu(diagonal=1)  # [i, j]: i comes before j and overlaps it
-    keep = candidates
-    while True:
-        suppressed = (suppresses & keep.unsqueeze(-1)).any(dim=-2)
-        remaining = candidates & ~suppressed
-        if torch.equal(remaining, keep):
-            return keep
-        keep = remaining
+    before = keep = candidates
+    for _ in count() if waiting else range(ROUNDS):
+        before, keep = keep, candidates & ~(suppresses & keep.unsqueeze(-1)).any(dim=-2)
+        if waiting and torch.equal(before, keep):
+            break
+    return keep, (before == keep).all(dim=-1)
 
 
 # RoIAlign as one weighted sum of map cells for each bin.
@@ -252,6 +294,7 @@ class BoxBins:
     column_weights: Tensor
     first_cell: Tensor  # (n,) int64, where the map of each box's image begins among the cells of all maps
     width: int  # of a map
+    waiting: bool = True  # whether cells of no weight are left out, for which the host waits until they are known
 
     def every_second(self) -> BoxBins:
         """Every second bin in both directions, from the first on."""
@@ -266,49 +309,62 @@ class BoxBins:
         rows = self.rows * self.width + self.first_cell[:, None, None]
         cells = rows[:, :, None, :, None] + self.columns[:, None, :, None, :]  # (n, bins, bins, rows, columns)
         weights = self.row_weights[:, :, None, :, None] * self.column_weights[:, None, :, None, :]
-        counting = weights > 0
-        in_bin = counting.flatten(3).sum(dim=3).flatten()
-        pooled = functional.embedding_bag(
-            cells[counting],
-            features.permute(0, 2, 3, 1).reshape(-1, channels),
-            in_bin.cumsum(0) - in_bin,
-            mode="sum",
-            per_sample_weights=weights[counting].to(features.dtype),
-        )
+        starts = None
+        if self.waiting:
+            counting = weights > 0
+            in_bin = counting.flatten(3).sum(dim=3).flatten()
+            cells, weights, starts = cells[counting], weights[counting], in_bin.cumsum(0) - in_bin
+        else:
+            cells, weights = (one.flatten(3).flatten(0, 2) for one in (cells, weights))
+        table, weights = features.permute(0, 2, 3, 1).reshape(-1, channels), weights.to(features.dtype)
+        pooled = functional.embedding_bag(cells, table, starts, mode="sum", per_sample_weights=weights)
         return pooled.view(count, bins, bins, channels).permute(0, 3, 1, 2)
 
 
-def box_bins(boxes: Tensor, images: Tensor, features: Tensor, bins: int = BINS, scale: float = 1 / STRIDE) -> BoxBins:
+def box_bins(
+    boxes: Tensor, images: Tensor, features: Tensor, bins: int = BINS, scale: float = 1 / STRIDE, waiting: bool = True
+) -> BoxBins:
     """The bins, so many in each direction, of boxes (n, 4) in pixels on maps of the size of `features` (B, C, H, W).
 
-    `images` (n,) int64: which map of the batch each box is on; `scale`: cells of the map per pixel.
+    Args:
+        images: (n,) int64, which map of the batch each box is on.
+        scale: cells of the map per pixel.
+        waiting: whether the host may wait for the device; if not, boxes must not be larger than a map.
     """
     height, width = features.shape[2:]
-    rows, columns = (_cells(boxes[:, i], boxes[:, i + 2], side, bins, scale) for i, side in ((1, height), (0, width)))
-    return BoxBins(*rows, *columns, images * (height * width), width)
+    rows, columns = (
+        _cells(boxes[:, i], boxes[:, i + 2], side, bins, scale, waiting) for i, side in ((1, height), (0, width))
+    )
+    return BoxBins(*rows, *columns, images * (height * width), width, waiting)
 
 
-def _cells(start: Tensor, end: Tensor, cells: int, bins: int, scale: float) -> tuple[Tensor, Tensor]:
+def _cells(start: Tensor, end: Tensor, cells: int, bins: int, scale: float, waiting: bool) -> tuple[Tensor, Tensor]:
     """Which cells of one axis count in each bin of a box, and how much: (n, bins, most) int64 and float32.
 
     Cells that count are neighbours; if there are fewer than the most, the weights of the others are 0.
     """
-    weights = _bin_weights(start, end, cells, bins, scale)
+    most = math.ceil(cells / bins)  # samples in a bin of a box as large as the map, at most a cell from each other
+    weights = _bin_weights(start, end, cells, bins, scale, None if waiting else most)
     if len(weights) == 0:
         return torch.zeros(weights.shape, dtype=torch.int64, device=weights.device), weights
     counts = weights > 0
-    most = max(1, int(counts.sum(dim=2).max()))
+    most = max(1, int(counts.sum(dim=2).max())) if waiting else min(cells, most + 2)
     first = counts.to(torch.uint8).argmax(dim=2).clamp(max=cells - most)
     index = first[..., None] + torch.arange(most, device=start.device)
     return index, weights.gather(2, index)
 
 
-def _bin_weights(start: Tensor, end: Tensor, cells: int, bins: int, scale: float) -> Tensor:
-    """How much each cell of one axis counts in each bin of a box, (n, bins, cells); `start`, `end`: (n,) pixels."""
+def _bin_weights(start: Tensor, end: Tensor, cells: int, bins: int, scale: float, most: int | None = None) -> Tensor:
+    """How much each cell of one axis counts in each bin of a box, (n, bins, cells); `start`, `end`: (n,) pixels.
+
+    most: samples that a bin may have; None asks the device for it.
+    """
     start, end = start.float() * scale, end.float() * scale
     size = ((end - start).clamp(min=1) / bins)[:, None, None]  # of a bin, in cells
     samples = size.ceil()  # in a bin
-    sample = torch.arange(int(samples.max()) if len(start) else 0, device=start.device)
+    if most is None:
+        most = int(samples.max()) if len(start) else 0
+    sample = torch.arange(most, device=start.device)
     bin_index = torch.arange(bins, device=start.device)[:, None]
     place = start[:, None, None] + bin_index * size + (sample + 0.5) * size / samples  # (n, bins, samples)
     counts = (sample < samples) & (place >= -1) & (place <= cells)

@@ -1,15 +1,23 @@
 """The detector: pictures in, regions with features, classes and attributes out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vinvl.detector.boxes import BOX_HEAD_WEIGHTS, clip, decode, full_precision, nms, nms_within_classes
+from vinvl.detector.boxes import (
+    BOX_HEAD_WEIGHTS,
+    beside,
+    clip,
+    decode,
+    full_precision,
+)
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.networks import (
     RPN,
@@ -17,10 +25,12 @@ from vinvl.detector.networks import (
     Backbone,
     BoxPredictor,
     Head,
+    Proposals,
     RegionFeatures,
     RegionMaps,
     RoIHeads,
 )
+from vinvl.detector.selection import Selection, given_regions, select_attributes, select_regions
 from vinvl.run.errors import UserError
 
 ImageSize = tuple[int, int]
@@ -47,6 +57,28 @@ class DetectedRegions:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def on_host(self) -> DetectedRegions:
+        """The same in the host's memory, once the device has got so far: this does not wait (see `HostCopy`)."""
+        tensors = {one.name: value for one in fields(self) if isinstance(value := getattr(self, one.name), Tensor)}
+        copies: dict[str, Any] = {name: tensor.to("cpu", non_blocking=True) for name, tensor in tensors.items()}
+        return replace(self, **copies)
+
+
+class HostCopy:
+    """A tensor on its way to the host. Reading it waits for what was asked of the device until now, nothing later."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor.to("cpu", non_blocking=True)
+        self._arrived: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def read(self) -> Tensor:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensor
 
 
 # From a picture to the network's input, exactly as the published extractor does it.
@@ -84,7 +116,8 @@ def resized_pixels(image: Image.Image, config: DetectorConfig) -> Tensor:
 
 def normalised(pixels: Tensor) -> Tensor:
     """Float32 (3, height, width), blue-green-red less the mean, of `resized_pixels`, on their device."""
-    return (pixels.flip(-1).float() - pixels.new_tensor(MEAN, dtype=torch.float32)).permute(2, 0, 1).contiguous()
+    numbers = pixels.flip(-1).float()
+    return (numbers - beside(numbers, MEAN)).permute(2, 0, 1).contiguous()
 
 
 def pad_batch(images: list[Tensor], multiple: int = 1) -> tuple[Tensor, list[ImageSize]]:
@@ -98,108 +131,6 @@ def pad_batch(images: list[Tensor], multiple: int = 1) -> tuple[Tensor, list[Ima
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     return batch, sizes
-
-
-# Which regions and attributes of an image are kept.
-
-
-HALVINGS = 10  # of the score threshold, with nms_filter=0, for an image with too few regions
-
-
-class Selection(NamedTuple):
-    """The kept regions of an image in their order: n each."""
-
-    proposals: Tensor  # (n,) int64, which of the image's proposals
-    labels: Tensor  # (n,) int64, class from 1
-    scores: Tensor  # (n,) float32, probability of that class
-    boxes: Tensor  # (n, 4) float32, pixels of the network's input
-    probabilities: Tensor  # (N, C) float32, of all proposals
-    class_boxes: Tensor  # (N, C, 4), of all proposals for each class, or (N, 1, 4), the same for all
-
-
-def select_regions(probabilities: Tensor, boxes: Tensor, config: DetectorConfig) -> Selection:
-    """The regions of one image: all above the score threshold, but at least min_boxes and at most max_boxes.
-
-    Args:
-        probabilities: (N, C) of each proposal's classes, background first.
-        boxes: (N, C, 4), a box for every class, or (N, 1, 4), the same for all.
-    """
-    if config.nms_filter == 0:
-        return _selected(*_surviving_classes(probabilities, boxes, config), probabilities, boxes)
-    if config.nms_filter == 1:
-        scores, labels = _best_surviving_class(probabilities, boxes, config)
-        order = scores.argsort(descending=True, stable=True)
-        order = order[: int((scores > 0).sum())]
-    else:
-        scores, labels = probabilities[:, 1:].max(dim=1)
-        order = nms(boxes[:, 0], scores, config.agnostic_nms_threshold, limit=config.max_boxes)
-    enough = int((scores[order] >= config.score_threshold).sum())
-    chosen = order[: min(max(enough, config.min_boxes), config.max_boxes)]
-    return _selected(chosen, labels[chosen] + 1, probabilities, boxes)
-
-
-def given_regions(probabilities: Tensor, boxes: Tensor) -> Selection:
-    """All of the boxes, in their order, each of its best class, as the published FORCE_BOXES; as `select_regions`."""
-    labels = probabilities[:, 1:].argmax(dim=1) + 1
-    return _selected(torch.arange(len(labels), device=labels.device), labels, probabilities, boxes)
-
-
-def _selected(proposals: Tensor, labels: Tensor, probabilities: Tensor, boxes: Tensor) -> Selection:
-    own = boxes[proposals, labels if boxes.shape[1] > 1 else 0]
-    return Selection(proposals, labels, probabilities[proposals, labels], own, probabilities, boxes)
-
-
-def _surviving_classes(probabilities: Tensor, boxes: Tensor, config: DetectorConfig) -> tuple[Tensor, Tensor]:
-    """Proposals and their classes, (n,) each, by class, then descending score; a proposal may have several.
-
-    Of all that are above the threshold and survive the suppression within their class, those that score no less than
-    the max_boxes-th best. The threshold is halved, ten times at most, while there are fewer than min_boxes.
-    """
-    foreground, threshold = probabilities[:, 1:], config.score_threshold
-    own_boxes = boxes[:, 1:] if boxes.shape[1] > 1 else boxes
-    for _ in range(1 + HALVINGS):
-        survives = nms_within_classes(own_boxes, foreground, config.agnostic_nms_threshold, threshold)
-        survives &= foreground > threshold
-        if int(survives.sum()) >= config.min_boxes:
-            break
-        threshold /= 2
-    classes, proposals = survives.T.nonzero(as_tuple=True)
-    scores = foreground[proposals, classes]
-    if len(scores) > config.max_boxes:
-        enough = scores >= scores.topk(config.max_boxes).values[-1]
-        classes, proposals, scores = classes[enough], proposals[enough], scores[enough]
-    order = scores.argsort(descending=True, stable=True)
-    order = order[classes[order].argsort(stable=True)]
-    return proposals[order], classes[order] + 1
-
-
-def _best_surviving_class(probabilities: Tensor, boxes: Tensor, config: DetectorConfig) -> tuple[Tensor, Tensor]:
-    """Score (0: none) and index among the foreground classes, (N,) each, of each proposal's best class that survived.
-
-    Most of the many classes of a proposal have scores that cannot matter; they are looked at only where better ones do
-    not make up the fewest boxes wanted. Scores below the last floor are 0, the others are those of a full search.
-    """
-    foreground = probabilities[:, 1:]
-    own_boxes = boxes[:, 1:] if boxes.shape[1] > 1 else boxes
-    for floor in (config.score_threshold, config.score_threshold / 10, 0.0):
-        survives = nms_within_classes(own_boxes, foreground, config.class_nms_threshold, floor)
-        scores, labels = (foreground * survives).max(dim=1)
-        if int((scores > 0).sum()) >= config.min_boxes:
-            break
-    return scores, labels
-
-
-def select_attributes(logits: Tensor, config: DetectorConfig) -> tuple[Tensor, Tensor]:
-    """Attribute indices, int64, and probabilities (n, attributes_per_box), by descending probability.
-
-    Entries of probability 0 stand for no attribute; their index means nothing. Where the detector knows fewer
-    attributes than attributes_per_box, there are as many columns as it knows. `logits`: (n, A), "no attribute" first.
-    """
-    probabilities = logits.float().softmax(dim=1)
-    probabilities[:, 0] = 0
-    probabilities = probabilities.masked_fill(probabilities <= config.attribute_threshold, 0)
-    scores, labels = probabilities.topk(min(config.attributes_per_box, logits.shape[1]), dim=1)
-    return labels, scores
 
 
 class Detector(nn.Module):
@@ -262,10 +193,31 @@ class Detector(nn.Module):
         every_class: bool = False,
     ) -> list[DetectedRegions]:
         """The same of pictures from `resized_pixels`, on any device; `original_sizes`: (width, height) before that."""
-        images = [normalised(one.to(self.device, non_blocking=True)) for one in pixels]
-        batch, sizes = pad_batch(images, self.config.pad_multiple)
         given = None if boxes is None else checked_boxes(boxes, len(pixels))
-        return self(batch, sizes, original_sizes, given, every_class=every_class)
+        return self(*self._input(pixels), original_sizes, given, every_class=every_class)
+
+    @torch.no_grad()
+    def detect_ahead(
+        self,
+        pixels: list[Tensor],
+        original_sizes: list[ImageSize],
+        boxes: Sequence[Any] | None = None,
+        *,
+        every_class: bool = False,
+    ) -> Iterator[list[DetectedRegions] | None]:
+        """`detect_pixels` for a host that is to stay ahead of its device: None, and then the regions.
+
+        None comes when nearly everything has been asked of the device, without waiting for it. What follows waits until
+        it has come so far, for the number of regions: ask something else of the device before, and it is never idle.
+        With nms_filter=0, which cannot be had so, the regions come at once.
+        """
+        given = None if boxes is None else checked_boxes(boxes, len(pixels))
+        waiting = self.config.nms_filter == 0
+        yield from self._look(*self._input(pixels), original_sizes, given, every_class, waiting)
+
+    def _input(self, pixels: list[Tensor]) -> tuple[Tensor, list[ImageSize]]:
+        images = [normalised(one.to(self.device, non_blocking=True)) for one in pixels]
+        return pad_batch(images, self.config.pad_multiple)
 
     @torch.no_grad()
     def forward(
@@ -285,24 +237,46 @@ class Detector(nn.Module):
             original_sizes: (width, height) of each picture before it was resized.
             boxes, every_class: as `detect`.
         """
+        (found,) = self._look(images, sizes, original_sizes, boxes, every_class, waiting=True)
+        assert found is not None
+        return found
+
+    def _look(
+        self,
+        images: Tensor,
+        sizes: list[ImageSize],
+        original_sizes: list[ImageSize],
+        boxes: list[Tensor] | None,
+        every_class: bool,
+        waiting: bool,
+    ) -> Iterator[list[DetectedRegions] | None]:
+        """`forward`; or `detect_ahead`, where the host is not waiting."""
         if self.rpn.head.conv.weight.is_contiguous(memory_format=torch.channels_last):
             images = images.contiguous(memory_format=torch.channels_last)
         scales = [
-            images.new_tensor([original[0] / width, original[1] / height]).repeat(2)
+            beside(images, [original[0] / width, original[1] / height] * 2)
             for (height, width), original in zip(sizes, original_sizes, strict=True)
         ]  # of the picture's pixels to the network's
         c4, extractor = self.backbone(images), self.roi_heads.box.feature_extractor
         if boxes is None:
-            proposals = self.propose(c4, sizes)
+            proposed = self.propose(c4, sizes, waiting)
+            proposals, counts = proposed.boxes, None if waiting else proposed.counts
         else:
-            resized = (one.to(scale) / scale for one, scale in zip(boxes, scales, strict=True))
-            proposals = [clip(one, size) for one, size in zip(resized, sizes, strict=True)]
+            resized = (one.to(scale, non_blocking=True) / scale for one, scale in zip(boxes, scales, strict=True))
+            proposals, counts = [clip(one, size) for one, size in zip(resized, sizes, strict=True)], None
         maps = extractor.projections(c4)
-        vectors = extractor.of_boxes(maps, proposals, self.config.boxes_per_pass).float()
-        selections = self.classify(vectors, proposals, sizes, given=boxes is not None)
+        vectors = extractor.of_boxes(maps, proposals, self.config.boxes_per_pass, waiting).float()
+        selections = self.classify(vectors, proposals, sizes, given=boxes is not None, waiting=waiting, counts=counts)
+        if counts is not None:
+            told = HostCopy(_numbers_of_regions(proposed, selections))
+            yield None
+            if min(numbers := told.read().tolist()) == NOT_SOUND:
+                yield self(images, sizes, original_sizes, every_class=every_class)
+                return
+            selections = [one.cut(number) for one, number in zip(selections, numbers, strict=True)]
         of_images = zip(_per_image(vectors, proposals), selections, strict=True)
         features = [of_image[chosen.proposals] for of_image, chosen in of_images]
-        attributes = self.describe(maps, features, selections, given=boxes is not None)
+        attributes = self.describe(maps, features, selections, given=boxes is not None, waiting=waiting)
         found = []
         for i, (original, scale, one) in enumerate(zip(original_sizes, scales, selections, strict=True)):
             every: tuple[Tensor, ...] = ()
@@ -312,15 +286,22 @@ class Detector(nn.Module):
                     every = every[0], every[1].expand(-1, every[0].shape[1], -1)
             regions = one.boxes * scale, one.boxes, one.labels, one.scores, features[i]
             found.append(DetectedRegions(*regions, *attributes[i], original, *every))
-        return found
+        yield found
 
-    def propose(self, c4: Tensor, sizes: list[ImageSize]) -> list[Tensor]:
-        """The RPN's boxes (N, 4) of each image, pixels of the network's input, of C4 features (B, C, H, W)."""
+    def propose(self, c4: Tensor, sizes: list[ImageSize], waiting: bool = True) -> Proposals:
+        """The RPN's boxes of each image, pixels of the network's input, of C4 features (B, C, H, W)."""
         logits, deltas, anchors = self.rpn(c4)
-        return [self.rpn.propose(logits[i], deltas[i], anchors, size, self.config)[0] for i, size in enumerate(sizes)]
+        return self.rpn.propose(logits, deltas, anchors, sizes, self.config, waiting)
 
     def classify(
-        self, vectors: Tensor, proposals: list[Tensor], sizes: list[ImageSize], *, given: bool = False
+        self,
+        vectors: Tensor,
+        proposals: list[Tensor],
+        sizes: list[ImageSize],
+        *,
+        given: bool = False,
+        waiting: bool = True,
+        counts: Tensor | None = None,
     ) -> list[Selection]:
         """Which proposals of each image are kept as what, and their boxes, refined if the config says so.
 
@@ -328,6 +309,8 @@ class Detector(nn.Module):
             vectors: (sum of N, c5_channels), of the proposals, for each image (N, 4), in turn.
             sizes: (height, width) of each image.
             given: whether the proposals are boxes that somebody gave: then they are kept as they are.
+            waiting: whether the host may wait for the device.
+            counts: (B,), how many of the proposals there are; None: all.
         """
         predictor = self.roi_heads.box.predictor
         candidates = [boxes[:, None] for boxes in proposals]  # (N, 1, 4), or refined for every class (N, C, 4)
@@ -337,11 +320,22 @@ class Detector(nn.Module):
                 deltas = _per_image(predictor.box_deltas(vectors), proposals)
                 decoded = (decode(*pair, BOX_HEAD_WEIGHTS) for pair in zip(deltas, candidates, strict=True))
                 candidates = [clip(boxes, size) for boxes, size in zip(decoded, sizes, strict=True)]
-        pairs = zip(probabilities, candidates, strict=True)
-        return [given_regions(*pair) if given else select_regions(*pair, self.config) for pair in pairs]
+        pairs = list(zip(probabilities, candidates, strict=True))
+        if given:
+            return [given_regions(*pair) for pair in pairs]
+        numbers = [None] * len(pairs) if counts is None else counts.unbind()
+        return [
+            select_regions(*pair, self.config, waiting, number) for pair, number in zip(pairs, numbers, strict=True)
+        ]
 
     def describe(
-        self, maps: RegionMaps, features: list[Tensor], selections: list[Selection], *, given: bool = False
+        self,
+        maps: RegionMaps,
+        features: list[Tensor],
+        selections: list[Selection],
+        *,
+        given: bool = False,
+        waiting: bool = True,
     ) -> list[tuple[Tensor, Tensor]]:
         """Attribute indices and probabilities (n, attributes_per_box) of each image's kept regions.
 
@@ -350,7 +344,7 @@ class Detector(nn.Module):
         Args:
             maps: of the images' C4 features, from `RegionFeatures.projections`.
             features: (n, c5_channels) of the kept proposals.
-            selections, given: of and as `classify`.
+            selections, given, waiting: of and as `classify`.
         """
         boxes = [chosen.boxes for chosen in selections]
         if self.attribute is None:
@@ -358,7 +352,8 @@ class Detector(nn.Module):
         if given or self.config.boxes == "proposals":
             of_boxes = torch.cat(features)
         else:
-            of_boxes = self.attribute.feature_extractor.of_boxes(maps, boxes, self.config.boxes_per_pass).float()
+            extractor, size = self.attribute.feature_extractor, self.config.boxes_per_pass
+            of_boxes = extractor.of_boxes(maps, boxes, size, waiting).float()
         with full_precision(of_boxes):
             logits = self.attribute.predictor(of_boxes, torch.cat([chosen.labels for chosen in selections]))
         return [select_attributes(of_image, self.config) for of_image in _per_image(logits, boxes)]
@@ -380,6 +375,19 @@ def checked_boxes(boxes: Sequence[Any], pictures: int) -> list[Tensor]:
             raise UserError(f"The boxes of picture {number} are no (n, 4) of finite x1, y1, x2, y2 in pixels.")
         checked.append(tensor)
     return checked
+
+
+NOT_SOUND = -1  # instead of a number of regions: the host must wait, for there were too few rounds, or no numbers
+
+
+def _numbers_of_regions(proposed: Proposals, selections: list[Selection]) -> Tensor:
+    """(B,) int64 of what was chosen without waiting."""
+    numbers = []
+    for boxes, settled, chosen in zip(proposed.boxes, proposed.settled.unbind(), selections, strict=True):
+        assert chosen.number is not None and chosen.sound is not None
+        sound = settled & chosen.sound & boxes.isfinite().all() & chosen.boxes.isfinite().all()
+        numbers.append(torch.where(sound, chosen.number, NOT_SOUND))
+    return torch.stack(numbers)
 
 
 def _per_image(rows: Tensor, boxes: list[Tensor]) -> list[Tensor]:

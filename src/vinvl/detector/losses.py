@@ -169,8 +169,8 @@ def detector_losses(
     config = replace(detector.config, rpn_candidates=settings.rpn_candidates, rpn_proposals=settings.rpn_proposals)
     parts = []
     with torch.no_grad():  # no gradient reaches the RPN through the boxes of regions
-        for image, objects in enumerate(targets):
-            proposals, _ = detector.rpn.propose(logits[image], deltas[image], anchors, sizes[image], config)
+        proposed = detector.rpn.propose(logits, deltas, anchors, sizes, config).boxes
+        for proposals, objects in zip(proposed, targets, strict=True):
             parts.append(sample_regions(proposals, objects, settings, generator))
     regions = joined(parts)
     vectors = detector.roi_heads.box.feature_extractor(c4, [part.boxes for part in parts]).float()

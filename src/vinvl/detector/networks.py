@@ -4,13 +4,22 @@ Parameters have the names of the published checkpoints.
 """
 
 from collections import OrderedDict
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vinvl.detector.boxes import RPN_WEIGHTS, AnchorGenerator, box_bins, clip, decode, full_precision, nms
+from vinvl.detector.boxes import (
+    RPN_WEIGHTS,
+    AnchorGenerator,
+    at_places,
+    box_bins,
+    clip,
+    decode,
+    full_precision,
+    nms_of_sorted,
+)
 from vinvl.detector.config import Architecture, DetectorConfig
 from vinvl.run.errors import UserError
 
@@ -148,6 +157,15 @@ class RPNHead(nn.Module):
             return self.cls_logits(hidden), self.bbox_pred(hidden)
 
 
+class Proposals(NamedTuple):
+    """What may be something in each image of a batch, by descending objectness."""
+
+    boxes: list[Tensor]  # (n, 4) each, pixels of the network's input
+    objectness: list[Tensor]  # (n,) each
+    counts: Tensor  # (B,) int64; where the host does not wait n is the most that there may be, boxes behind are 0
+    settled: Tensor  # (B,) bool, as `Kept`
+
+
 class RPN(nn.Module):
     """The region proposal network: anchors, the head over them, and the choice of proposals."""
 
@@ -166,19 +184,31 @@ class RPN(nn.Module):
 
     @staticmethod
     def propose(
-        logits: Tensor, deltas: Tensor, anchors: Tensor, image_size: tuple[int, int], config: DetectorConfig
-    ) -> tuple[Tensor, Tensor]:
-        """What may be something in one image, by descending objectness: boxes (n, 4) in pixels, objectness (n,).
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: Tensor,
+        image_sizes: list[tuple[int, int]],
+        config: DetectorConfig,
+        waiting: bool = True,
+    ) -> Proposals:
+        """The boxes to look at.
 
         Args:
-            logits, deltas, anchors: (N,), (N, 4) and (N, 4), of the image, from `forward`.
-            image_size: (height, width) without the padding; proposals are clipped to it.
+            logits, deltas, anchors: (B, N), (B, N, 4) and (N, 4), from `forward`.
+            image_sizes: (height, width) of each image without the padding; proposals are clipped to it.
             config: the rpn_ settings are read.
+            waiting: whether the host may wait for the device.
         """
-        objectness, best = logits.sigmoid().topk(min(config.rpn_candidates, len(logits)))
-        boxes = clip(decode(deltas[best], anchors[best], RPN_WEIGHTS), image_size)
-        kept = nms(boxes, objectness, config.rpn_nms_threshold, limit=config.rpn_proposals)
-        return boxes[kept], objectness[kept]
+        objectness, best = logits.sigmoid().topk(min(config.rpn_candidates, logits.shape[1]))
+        decoded = decode(at_places(deltas, best), anchors[best], RPN_WEIGHTS)
+        boxes = torch.stack([clip(one, size) for one, size in zip(decoded, image_sizes, strict=True)])
+        kept = nms_of_sorted(boxes, config.rpn_nms_threshold, config.rpn_proposals, waiting)
+        there = kept.places < boxes.shape[1]
+        boxes = at_places(boxes, kept.places).masked_fill(~there[..., None], 0)
+        objectness = at_places(objectness[..., None], kept.places).squeeze(2).masked_fill(~there, 0)
+        ends = kept.counts.tolist() if waiting else [boxes.shape[1]] * len(boxes)
+        cut = [[one[:end] for one, end in zip(rows, ends, strict=True)] for rows in (boxes, objectness)]
+        return Proposals(cut[0], cut[1], kept.counts, kept.settled)
 
 
 class RegionFeatures(nn.Module):
@@ -214,7 +244,9 @@ class RegionFeatures(nn.Module):
             maps.append(functional.conv2d(c4, weight.to(c4.dtype)))
         return maps[0], maps[1]
 
-    def of_boxes(self, maps: RegionMaps, boxes: list[Tensor], boxes_per_pass: int | None = None) -> Tensor:
+    def of_boxes(
+        self, maps: RegionMaps, boxes: list[Tensor], boxes_per_pass: int | None = None, waiting: bool = True
+    ) -> Tensor:
         """(sum of boxes, c5_channels), images in turn.
 
         Args:
@@ -222,25 +254,24 @@ class RegionFeatures(nn.Module):
             boxes: for each image (n, 4) in pixels of the network's input.
             boxes_per_pass: how many are held in memory at once; None for all, which norms that are being trained see as
                 one batch.
+            waiting: whether the host may wait for the device; if not, the caller looks whether boxes are of numbers.
 
         Raises:
             UserError: a box is not of numbers.
         """
-        if not all(of_image.isfinite().all() for of_image in boxes):
+        if waiting and not all(of_image.isfinite().all() for of_image in boxes):
             raise UserError("The detector finds boxes of NaN or infinite size: its weights are damaged or diverged.")
-        device = maps[0].device
-        counts = torch.tensor([len(of_image) for of_image in boxes], device=device)
-        images = torch.arange(len(boxes), device=device).repeat_interleave(counts)
         everything = torch.cat(boxes)
+        images = torch.cat([torch.full((len(one),), i, device=one.device) for i, one in enumerate(boxes)])
         size = boxes_per_pass or max(1, len(everything))
         passes = zip(everything.split(size), images.split(size), strict=True)
-        vectors = [self._of_one_pass(maps, part, of_part) for part, of_part in passes if len(part)]
+        vectors = [self._of_one_pass(maps, part, of_part, waiting) for part, of_part in passes if len(part)]
         return torch.cat(vectors) if vectors else maps[0].new_zeros(0, self.size)
 
-    def _of_one_pass(self, maps: RegionMaps, boxes: Tensor, images: Tensor) -> Tensor:
+    def _of_one_pass(self, maps: RegionMaps, boxes: Tensor, images: Tensor, waiting: bool) -> Tensor:
         """(n, c5_channels) of boxes (n, 4) of the images (n,)."""
         through, around = maps
-        bins = box_bins(boxes, images, through)
+        bins = box_bins(boxes, images, through, waiting=waiting)
         return self.after_pooling(bins.pool(through), bins.every_second().pool(around))
 
     def after_pooling(self, through: Tensor, around: Tensor) -> Tensor:

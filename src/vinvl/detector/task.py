@@ -204,7 +204,7 @@ class DetectorTask(VinVLTask):
     def _proposals(self, batch: DetectionBatch) -> list[np.ndarray]:
         """The boxes (n, 4) of each picture that the RPN proposes, in pixels of the original, the best first."""
         images, sizes = pad_batch(list(map(normalised, batch.pictures())), self.settings.pad_multiple)
-        found = self.detector.propose(self.detector.backbone(images), sizes)
+        found = self.detector.propose(self.detector.backbone(images), sizes).boxes
         original = zip(found, sizes, batch.original_sizes, strict=True)
         scaled = [(boxes, np.array([w / width, h / height] * 2)) for boxes, (height, width), (w, h) in original]
         return [boxes.double().cpu().numpy() * scale + LAST_PIXEL for boxes, scale in scaled]

@@ -52,17 +52,18 @@ class FeedOptions:
 class PictureBatch:
     """Pictures that go through the network together, and those of them that turned out to be broken."""
 
-    ids: tuple[str, ...]
-    paths: tuple[str, ...]
-    pixels: tuple[Tensor, ...]  # of each picture uint8 (height, width, 3), resized
-    original_sizes: tuple[tuple[int, int], ...]  # (width, height)
-    unusable: tuple[Unusable, ...]
+    ids: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    pixels: tuple[Tensor, ...] = ()  # of each picture uint8 (height, width, 3), resized
+    original_sizes: tuple[tuple[int, int], ...] = ()  # (width, height)
+    unusable: tuple[Unusable, ...] = ()
     boxes: tuple[np.ndarray, ...] | None = None  # (n, 4) each, that are given; None where the detector is to find some
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PictureBatch:
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> PictureBatch:
+        """On a device; Lightning does not ask for it, but pixels are pinned, and the host need not wait for them."""
         return replace(self, pixels=tuple(one.to(device, non_blocking=non_blocking) for one in self.pixels))
 
     def pin_memory(self) -> PictureBatch:
@@ -79,6 +80,8 @@ class PictureBatch:
 @dataclass(frozen=True, eq=False)
 class PictureFeed:
     """The batches of this process's share of the pictures, in an order that depends only on the pictures.
+
+    An empty one comes last, behind which there is nothing to wait for.
 
     Args:
         pictures: all of them.
@@ -110,7 +113,8 @@ class PictureFeed:
             prefetch_factor=2 if workers else None,
             worker_init_fn=_begin_worker,
         )
-        return iter(loader)
+        yield from loader
+        yield PictureBatch()
 
     def __getitem__(self, indices: list[int]) -> PictureBatch:
         """The pictures of a batch, read and resized: what workers do."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 
-from vinvl.detector.detector import DetectedRegions, Detector
+from vinvl.detector.detector import DetectedRegions, Detector, HostCopy
 from vinvl.detector.weights import open_detector, sha256_of_file
 from vinvl.extraction.feed import FeedOptions, PictureBatch, PictureFeed
 from vinvl.extraction.given import GivenBoxes, given_boxes
@@ -41,33 +42,32 @@ from vinvl.run.signals import StopRequest
 LOOK_SECONDS = 2.0  # between two looks at how far other processes are
 REASONS_SHOWN = 20  # of broken pictures; the file lists all
 
-Detected = tuple[
-    list[tuple[Regions, bytes]], list[Unusable]
-]  # with the rows of `SavedPredictions`, empty if none are asked for
+Found = tuple[str, str, DetectedRegions]  # image id, path, regions in memory of the host
 
 
 class DetectionModule(pl.LightningModule):
-    """The detector as Lightning runs it: batches of pixels → regions in memory of the host, as a store has them.
+    """The detector as Lightning runs it: batches of pixels → regions in memory of the host.
+
+    A GPU is asked for the next batch before the regions of the last one are read, so that it does not wait for the
+    host: `predict_step` gives those of earlier batches, and all that are left at the empty batch behind the last one.
 
     Args:
         detector: with its weights.
-        feature_dtype: of the features, rounded on the device.
         make_feed: makes the batches of one process: `PictureFeed` but for rank, world_size and pin_memory.
-        predictions: what is saved of the regions besides.
+        every_class: whether a region's numbers for every class are wanted.
     """
 
-    def __init__(
-        self,
-        detector: Detector,
-        feature_dtype: torch.dtype,
-        make_feed: Callable[..., PictureFeed],
-        predictions: SavedPredictions | None = None,
-    ) -> None:
+    def __init__(self, detector: Detector, make_feed: Callable[..., PictureFeed], every_class: bool = False) -> None:
         super().__init__()
         self.detector = detector.eval()
-        self.feature_dtype = feature_dtype
         self.make_feed = make_feed
-        self.predictions = predictions
+        self.every_class = every_class
+        self._under_way: dict[Iterator[list[Found] | None], PictureBatch] = {}  # oldest first
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the device computes while the host does something else."""
+        return self.device.type != "cpu"
 
     def predict_dataloader(self) -> PictureFeed:
         trainer = self.trainer
@@ -75,30 +75,49 @@ class DetectionModule(pl.LightningModule):
         return self.make_feed(rank=trainer.global_rank, world_size=trainer.world_size, pin_memory=pin_memory)
 
     @torch.no_grad()
-    def predict_step(self, batch: PictureBatch, batch_idx: int = 0) -> Detected:
-        """The regions of each picture, and the pictures that gave none because they are broken or do not fit."""
-        try:
-            return self._detect(batch), list(batch.unusable)
-        except torch.OutOfMemoryError:  # one after the other takes less; what does not fit then, never will
-            regions, unusable = list[tuple[Regions, bytes]](), list(batch.unusable)
-        for one in batch.single():
+    def predict_step(self, batch: PictureBatch, batch_idx: int = 0) -> tuple[list[Found], list[Unusable]]:
+        """Regions of pictures, and the pictures that gave none because they are broken or do not fit."""
+        found, unusable, too_large = list[Found](), list(batch.unusable), list[PictureBatch]()
+        if len(batch):
+            self._under_way[self._detect(batch, self.ahead)] = batch
+        finish = not self.ahead or len(batch) == 0
+        while True:
+            for steps in reversed(list(self._under_way)):  # the newest first: the device has work while others are read
+                try:
+                    ready = next(steps)
+                except torch.OutOfMemoryError:
+                    too_large.append(self._under_way[steps])
+                    ready = []
+                if ready is not None:
+                    found += ready
+                    del self._under_way[steps]
+            finish = finish or bool(too_large)  # what is under way takes memory
+            if not (finish and self._under_way):
+                break
+        for one in (single for large in too_large for single in large.single()):  # what does not fit now, never will
             try:
-                regions += self._detect(one)
+                (ready,) = self._detect(one, ahead=False)
+                found += ready or []
             except torch.OutOfMemoryError:
                 reason = f"{one.paths[0]} does not fit into the memory of the device."
                 unusable.append(Unusable(one.paths[0], reason))
-        return regions, unusable
+        return found, unusable
 
-    def _detect(self, batch: PictureBatch) -> list[tuple[Regions, bytes]]:
-        if len(batch) == 0:
-            return []
-        saved, pictures = self.predictions, (list(batch.pixels), list(batch.original_sizes))
-        every_class = saved is not None and saved.every_class
-        detected = self.detector.detect_pixels(*pictures, batch.boxes, every_class=every_class)
-        found = [
-            (store_regions(name, one, self.feature_dtype), one) for name, one in zip(batch.ids, detected, strict=True)
-        ]
-        return [(regions, b"" if saved is None else saved.row(regions, one)) for regions, one in found]
+    def _detect(self, batch: PictureBatch, ahead: bool) -> Iterator[list[Found] | None]:
+        """The regions of a batch; `ahead`: None before, whenever something else should be asked of the device."""
+        detect = self.detector.detect_ahead if ahead else self._detect_at_once
+        pixels, sizes = list(batch.pixels), list(batch.original_sizes)
+        for detected in detect(pixels, sizes, batch.boxes, every_class=self.every_class):
+            if detected is not None:
+                copies = [one.on_host() for one in detected]
+                arrived = HostCopy(detected[0].scores)
+            if ahead:
+                yield None
+        arrived.read()
+        yield list(zip(batch.ids, batch.paths, copies, strict=True))
+
+    def _detect_at_once(self, *given: Any, every_class: bool) -> Iterator[list[DetectedRegions] | None]:
+        yield self.detector.detect_pixels(*given, every_class=every_class)
 
 
 def store_regions(image_id: str, found: DetectedRegions, feature_dtype: torch.dtype) -> Regions:
@@ -125,7 +144,7 @@ class Stopped(Exception):  # noqa: N818, it is no error
 
 
 class Recorder(Callback):
-    """Adds every batch's regions to this process's shards; stops on SIGTERM, SIGUSR1 and Ctrl-C.
+    """Adds all regions to this process's shards, in a thread; stops on SIGTERM, SIGUSR1 and Ctrl-C.
 
     Args:
         target: the store; work on it begins with prediction, on rank 0, for which the others wait.
@@ -155,6 +174,8 @@ class Recorder(Callback):
         self._predictions = predictions
         self._rows: BinaryIO | None = None
         self._others: Callable[[], int] | None = None
+        self._thread = ThreadPoolExecutor(1, "regions")
+        self._recording: Future[None] | None = None
         self._request, self._stack = StopRequest("these pictures"), ExitStack()
         self._show: Show = lambda now, note="": None
 
@@ -177,32 +198,43 @@ class Recorder(Callback):
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: PictureBatch, *numbers: int
     ) -> None:
-        found, unusable = outputs
-        self.unusable.extend(unusable)
-        paths = dict(zip(batch.ids, batch.paths, strict=True))
-        assert self._shards is not None
-        for regions, row in found:
-            try:
-                image = checked_image(regions, self._attributes)
-            except UserError as error:
-                self.unusable.append(Unusable(paths[regions.image_id], str(error)))
-                continue
-            with self._disk():
-                if self._rows is not None:
-                    self._rows.write(row)
-                    self._rows.flush()
-                self._shards.add(image)
-            self._added += 1
+        self._finish_recording()
+        self._recording = self._thread.submit(self._record, *outputs)
         if self._others is not None:
             now = self._done + self._added + len(self.unusable) + self._others()
             self._show(now, f", {len(self.unusable):,} broken" if self.unusable else "")
         if self._request.received is not None:
             raise Stopped(self._request.exit_code)
 
+    def _record(self, found: list[Found], unusable: list[Unusable]) -> None:
+        self.unusable.extend(unusable)
+        assert self._shards is not None
+        for image_id, path, detected in found:
+            regions = store_regions(image_id, detected, getattr(torch, self._attributes.feature_dtype.name))
+            try:
+                image = checked_image(regions, self._attributes)
+            except UserError as error:
+                self.unusable.append(Unusable(path, str(error)))
+                continue
+            row = b"" if self._predictions is None else self._predictions.row(regions, detected)
+            with self._disk():
+                if self._rows is not None:
+                    self._rows.write(row)
+                    self._rows.flush()
+                self._shards.add(image)
+            self._added += 1
+
+    def _finish_recording(self) -> None:
+        """Waits for the thread, and raises what it has raised."""
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.result()
+
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finishes a shard of what waits."""
-        shards, self._shards = self._shards, None
         with self._stack:
+            self._finish_recording()
+            shards, self._shards = self._shards, None
             if shards is not None:
                 with self._disk():
                     shards.flush()
@@ -321,8 +353,8 @@ def detect(
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer: pl.Trainer = instantiate(config.trainer, callbacks=[recorder], **quiet)
         make_feed = partial(PictureFeed, pictures, done.__contains__, detector.config, feed, given)
-        dtype = getattr(torch, attributes.feature_dtype.name)
-        trainer.predict(DetectionModule(detector, dtype, make_feed, predictions), return_predictions=False)
+        every_class = predictions is not None and predictions.every_class
+        trainer.predict(DetectionModule(detector, make_feed, every_class), return_predictions=False)
         finishes = trainer.is_global_zero
         found = gathered(recorder.unusable)
         missing -= len(found)
