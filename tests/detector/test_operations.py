@@ -23,6 +23,7 @@ from vinvl.detector.boxes import (
     encode,
     iou,
     nms,
+    nms_of_sorted,
     nms_within_classes,
 )
 from vinvl.detector.detector import pad_batch, resized_size
@@ -171,7 +172,20 @@ def test_nms_is_greedy(seed: int, number: int, threshold: float, block: int) -> 
     scores = (torch.rand(number, generator=generator) * 10).round()  # equal scores occur
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vinvl.detector.boxes.BLOCK", block)
-        assert nms(boxes, scores, threshold).tolist() == greedy_loop(boxes, scores, threshold)
+        kept = greedy_loop(boxes, scores, threshold)
+        assert nms(boxes, scores, threshold).tolist() == kept
+        # Several lists at once, in fixed sizes, and with rounds that suffice or do not.
+        order = scores.argsort(descending=True, stable=True)
+        lists = torch.stack([boxes[order], boxes[order].flip(0)])
+        limit = min(7, number)
+        for rounds in (1, 41):
+            patch.setattr("vinvl.detector.boxes.ROUNDS", rounds)
+            found = nms_of_sorted(lists, threshold, limit, waiting=False)
+            assert found.places.shape == (2, limit) and (rounds == 1 or found.settled.all())
+            if found.settled[0]:
+                assert order[found.places[0, : found.counts[0]]].tolist() == kept[:limit]
+                assert (found.places[0, found.counts[0] :] == number).all()
+        assert torch.equal(found.places, nms_of_sorted(lists, threshold, limit).places)
 
 
 @settings(max_examples=25, deadline=None)
@@ -208,8 +222,13 @@ def test_regions_are_selected_as_recorded(name: str) -> None:
 
 
 @settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 10**6), sharpness=st.sampled_from([0.5, 3.0, 8.0]), fewest=st.integers(0, 12))
-def test_looking_at_good_scores_first_changes_nothing(seed: int, sharpness: float, fewest: int) -> None:
+@given(
+    seed=st.integers(0, 10**6),
+    sharpness=st.sampled_from([0.5, 3.0, 8.0]),
+    fewest=st.integers(0, 12),
+    shortlist=st.sampled_from([1, 20, 60, 1024]),
+)
+def test_looking_at_good_scores_first_changes_nothing(seed: int, sharpness: float, fewest: int, shortlist: int) -> None:
     """Against the definition: suppress in every class, then the best class of each proposal, then the number."""
     generator = torch.Generator().manual_seed(seed)
     probabilities = (torch.randn(20, 6, generator=generator) * sharpness).softmax(dim=1)
@@ -222,7 +241,14 @@ def test_looking_at_good_scores_first_changes_nothing(seed: int, sharpness: floa
     order = [index for index in best.argsort(descending=True, stable=True).tolist() if best[index] > 0]
     number = min(max(sum(float(best[index]) >= 0.2 for index in order), fewest), 15)
 
-    chosen = select_regions(probabilities, boxes, DetectorConfig(min_boxes=fewest, max_boxes=15))
+    config = DetectorConfig(min_boxes=fewest, max_boxes=15)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vinvl.detector.selection.SHORTLIST", shortlist)
+        chosen = select_regions(probabilities, boxes, config)
+        ahead = select_regions(probabilities, boxes, config, waiting=False)
+    assert ahead.number is not None and ahead.sound is not None and (ahead.sound or shortlist < 1024)
+    if ahead.sound:
+        assert all(map(torch.equal, ahead.cut(int(ahead.number)), chosen))
 
     assert chosen.proposals.tolist() == order[:number]
     assert chosen.labels.tolist() == labels[order[:number]].tolist()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,13 @@ from tests.detector.samples import SMALL_WEIGHTS, small_detector
 from tests.extraction.samples import LABELS, USED, pictures, run_extract
 from tests.picture_samples import broken_pictures, gradient, save, with_orientation
 from vinvl.detector import Detector
+from vinvl.detector.detector import HostCopy
+from vinvl.extraction import feed as feed_module
 from vinvl.extraction import run as module_module
 from vinvl.regions import RegionStore
 from vinvl.regions.merging import merge_stores
+
+QUICK = ("detector.min_size=48", "detector.max_size=80", "detector.rpn_proposals=10")
 
 
 def store_of(folder: Path, *given: str, name: str = "f.h5") -> RegionStore:
@@ -193,6 +199,76 @@ def test_what_does_not_fit_together_is_tried_alone(tmp_path: Path, monkeypatch: 
     assert max(calls) > 1 and len(store) == 8
     listed = (tmp_path / "f.h5.unusable.txt").read_text()
     assert listed.count("does not fit into the memory of the device") == 2
+
+
+def test_the_device_is_asked_for_the_next_pictures_before_the_last_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: decoded and asked for before; the store is the same, bit for bit."""
+    pictures(tmp_path / "pictures", 5)
+    store_of(tmp_path, *QUICK, name="waiting.h5")
+    happened: list[str] = []
+
+    def noting(name: str, owner: object, attribute: str) -> None:
+        function = getattr(owner, attribute)
+
+        def noted(*given: object) -> object:
+            copied = getattr(given[0], "_tensor", None)
+            happened.append(name if copied is None else "counted" if copied.dtype == torch.int64 else "had")
+            return function(*given)
+
+        monkeypatch.setattr(owner, attribute, noted)
+
+    noting("decoded", feed_module, "read_picture")
+    noting("asked", Detector, "_input")
+    noting("", HostCopy, "read")
+    monkeypatch.setattr(module_module.DetectionModule, "ahead", True)
+    store_of(tmp_path, *QUICK)
+    places = {name: [place for place, one in enumerate(happened) if one == name] for name in happened}
+    assert {name: len(of_name) for name, of_name in places.items()} == dict.fromkeys(places, 5) and len(places) == 4
+    for number in range(3):
+        assert places["decoded"][number + 1] < places["asked"][number + 1] < places["counted"][number]
+        assert places["asked"][number + 2] < places["counted"][number + 1] < places["had"][number]
+    assert (tmp_path / "f.h5").read_bytes() == (tmp_path / "waiting.h5").read_bytes()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_does_not_fit_is_tried_alone_once_nothing_else_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """`late`: it is the attributes that do not fit, which are asked for when the next batch is under way."""
+    pictures(tmp_path / "pictures", 5)
+    method, sizes = ("describe", []) if late else ("propose", [])
+    work = getattr(Detector, method)
+
+    def small_device(self: Detector, *given: object, **more: bool) -> object:
+        sizes.append(len(given[1]))  # type: ignore[arg-type]
+        if len(given[1]) > 1:  # type: ignore[arg-type]
+            raise torch.OutOfMemoryError("out of memory")
+        return work(self, *given, **more)
+
+    monkeypatch.setattr(module_module.DetectionModule, "ahead", True)
+    monkeypatch.setattr(Detector, method, small_device)
+    store = store_of(tmp_path, *QUICK, "batch_size=2", "mixed_sizes=true")
+    assert len(store) == 5 and max(sizes) == 2 and not (tmp_path / "f.h5.unusable.txt").exists()
+
+
+def test_a_full_disk_is_told_by_the_thread_that_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "pictures")
+    add, added = module_module.ShardWriter.add, []
+
+    def full(self: module_module.ShardWriter, image: object) -> None:
+        added.append(threading.current_thread())
+        if len(added) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(self, image)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module_module.ShardWriter, "add", full)
+        with pytest.raises(SystemExit, match=r"No space left.*make room and give the same command again"):
+            store_of(tmp_path, *QUICK)
+    assert threading.main_thread() not in added
+    assert len(store_of(tmp_path, *QUICK)) == 4
 
 
 def test_a_picture_with_features_that_are_no_numbers_is_put_aside(
