@@ -120,7 +120,8 @@ bench-gpu:  ## the same on a GPU, at sizes that fill it
 	$(PYTHON) benchmarks/caption_decoding.py --images 64 --rounds 3 --precision float32 --searches beam sample train
 	$(PYTHON) benchmarks/caption_decoding.py --images 64 --rounds 3 --precision bfloat16 --searches beam sample train
 	$(PYTHON) benchmarks/vqa_feed.py --workers 0 1 2 4 8
-	$(PYTHON) benchmarks/extraction.py --batch-size 8 --pictures 32 --half
+	$(PYTHON) benchmarks/extraction.py --batch-size 8 --pictures 32 --workers 8 --stream 512 --ways published,ours,ours+half,ours+half+contiguous,ours+half+compiled
+	$(PYTHON) benchmarks/extraction.py --batch-size 16 --pictures 32 --workers 12 --stream 1024 --ways ours+half,ours+half+compiled
 	$(PYTHON) benchmarks/detector_step.py --device cuda --pictures 2 --steps 10 --half
 	$(PYTHON) benchmarks/attention_ways.py --sequences 256 --flex
 

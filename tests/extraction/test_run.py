@@ -181,6 +181,29 @@ def test_bfloat16_where_it_is_asked_for(tmp_path: Path) -> None:
     assert np.isfinite(store["a"].features).all() and store.provenance["precision"] == "bf16-mixed"
 
 
+def test_the_faster_precision_is_said_recorded_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store that was begun in one precision is gone on with in it, whatever is faster now."""
+    save(tmp_path / "pictures" / "a.png", gradient(40, 30))
+    asked: list[object] = []
+
+    def faster(*given: object, **more: object) -> tuple[str, str]:
+        asked.append((given, more))
+        return "bf16-mixed", "it is faster"
+
+    monkeypatch.setattr(module_module, "choose", faster)
+    store = store_of(tmp_path, *QUICK, "trainer.precision=auto")
+    assert "trainer.precision=bf16-mixed: it is faster\n" in capsys.readouterr().out
+    assert store.provenance["precision"] == "bf16-mixed" and asked == [(("cpu",), {"processes": 1})]
+    save(tmp_path / "pictures" / "b.png", gradient(40, 30))
+    assert len(store_of(tmp_path, *QUICK, "trainer.precision=auto")) == 2 and len(asked) == 1
+    assert "was begun with it" in capsys.readouterr().out
+    monkeypatch.setattr(module_module, "choose", lambda *_, **__: ("32-true", "it is exact"))
+    again = store_of(tmp_path, *QUICK, "trainer.precision=auto", "overwrite=true")
+    assert again.provenance["precision"] == "32-true"
+
+
 def test_what_does_not_fit_together_is_tried_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that holds one picture, and none of 100 pixels' width."""
     pictures(tmp_path / "pictures", 10)

@@ -31,11 +31,12 @@ from vinvl.regions.layout import FEATURE_DTYPES, read_header
 from vinvl.regions.merging import shard_path
 from vinvl.regions.regions import Regions, StoreAttributes
 from vinvl.regions.store import RegionStore
-from vinvl.regions.writer import ShardWriter, checked_image, shard_files
+from vinvl.regions.writer import ShardWriter, Unfinished, checked_image, shard_files
 from vinvl.run.errors import UserError, printable, say
 from vinvl.run.files import atomic_write, failure_told
 from vinvl.run.folders import process_rank
 from vinvl.run.overrides import section
+from vinvl.run.precision import AUTO, HALF, WHOLE, choose
 from vinvl.run.progress import Show, progress
 from vinvl.run.signals import StopRequest
 
@@ -285,6 +286,8 @@ def extract(config: DictConfig) -> None:
         given.check_first(pictures, reading)
     pictures = pictures.part(index, count)
     labels = None if config.labels is None else str(config.labels)
+    path = shard_path(Path(str(config.output)).expanduser(), index, count)
+    config.trainer.precision, why = precision_of(config, path)
     opened = open_detector(str(config.weights), labels, partial(detector_config, config), compile=bool(config.compile))
     detector = opened.detector.config
     settings = feature_settings(
@@ -301,7 +304,6 @@ def extract(config: DictConfig) -> None:
     if saved_in is not None:
         settings["predictions"] = fields = list(map(str, config.prediction_fields))
         predictions = SavedPredictions(shard_path(saved_in, index, count), tuple(fields), opened.label_map)
-    path = shard_path(Path(str(config.output)).expanduser(), index, count)
     target = Target(path, settings, overwrite=bool(config.overwrite), weights_from=opened.hub_name)
     attributes = StoreAttributes(
         feature_dim=detector.architecture.c5_channels,
@@ -312,6 +314,8 @@ def extract(config: DictConfig) -> None:
     )
     if process_rank() == 0:
         say(opened.report)
+        if why:
+            say(f"trainer.precision={config.trainer.precision}: {why}")
         if told:
             say(told)
     try:
@@ -320,6 +324,20 @@ def extract(config: DictConfig) -> None:
         if process_rank() == 0:
             say(stopped, error=True)
         sys.exit(stopped.exit_code)
+
+
+def precision_of(config: DictConfig, path: Path) -> tuple[str, str]:
+    """`trainer.precision`, and why, where it is `auto`: what the store was begun with, else what is faster here."""
+    trainer, given = config.trainer, str(config.trainer.precision)
+    if given != AUTO:
+        return given, ""
+    begun = Unfinished(path).settings()
+    if begun is None and path.is_file() and not config.overwrite:
+        begun = dict(RegionStore(path).provenance)
+    if begun is not None and begun.get("precision") in (WHOLE, HALF):
+        return begun["precision"], f"{path} was begun with it"
+    alone = trainer.devices in (1, "auto") and trainer.num_nodes == 1
+    return choose(str(trainer.accelerator), processes=config.shard.count if alone else max(2, config.shard.count))
 
 
 def detect(

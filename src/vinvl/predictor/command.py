@@ -23,6 +23,7 @@ from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
 from vinvl.run.folders import NAMED_CHECKPOINTS, resolve_checkpoint
 from vinvl.run.overrides import command_overrides, given_keys, given_values, section
+from vinvl.run.precision import AUTO, choose
 
 # The configuration of `python -m vinvl.predict` → a predictor.
 
@@ -53,7 +54,7 @@ def predictor_of(config: DictConfig) -> Predictor:
             decoding=decoding,
             reading={key: value for key, value in section(config, "reading").items() if value is not None},
             device=_of(DEVICES, config.trainer.accelerator, "trainer.accelerator"),
-            dtype=str(_of(DTYPES, config.trainer.precision, "trainer.precision")),
+            dtype=_dtype(config),
             **others,
         )
 
@@ -66,6 +67,15 @@ def warnings_told() -> Iterator[None]:
         yield
     for sentence in (one.message for one in told if issubclass(one.category, OtherFeatures)):
         say(f"warning: {sentence}", error=True)
+
+
+def _dtype(config: DictConfig) -> str:
+    """What `trainer.precision` is for a model; where it is `auto`, says which and why."""
+    precision = str(config.trainer.precision)
+    if precision == AUTO:
+        precision, why = choose(str(config.trainer.accelerator))
+        say(f"trainer.precision={precision}: {why}", error=True)
+    return str(_of(DTYPES, precision, "trainer.precision"))
 
 
 def _of(known: Mapping[str, str | None], value: object, key: str) -> str | None:
