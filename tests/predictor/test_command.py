@@ -139,7 +139,7 @@ def test_pictures_in_an_archive(folder: Path, own_runs: dict[str, Path], demo_da
 
 
 def test_settings_of_the_command_go_before_those_of_the_checkpoint(
-    folder: Path, own_runs: dict[str, Path], demo_data: Path, tmp_path: Path
+    folder: Path, own_runs: dict[str, Path], demo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = picture_paths(folder)["picture_0000"]
     given = [f"ckpt_path={own_runs['vqa']}", f"weights={folder / 'detector.pth'}", f"image={path}", "question=why"]
@@ -154,6 +154,9 @@ def test_settings_of_the_command_go_before_those_of_the_checkpoint(
     assert few != usual and told.startswith("warning: ") and "max_boxes was 100 and is 1" in told
     half, _ = asked(demo_data, tmp_path / "run", *given, "trainer.precision=bf16-mixed")
     assert half.splitlines()[0] == usual.splitlines()[0]
+    monkeypatch.setattr("vinvl.predictor.command.choose", lambda _: ("bf16-mixed", "it is faster"))
+    faster, told = asked(demo_data, tmp_path / "run", *given, "trainer.precision=auto")
+    assert faster == half and told == "trainer.precision=bf16-mixed: it is faster\n"
 
 
 def test_broken_pictures_among_others_are_told_at_the_end(

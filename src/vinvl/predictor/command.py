@@ -23,13 +23,13 @@ from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write
 from vinvl.run.folders import NAMED_CHECKPOINTS, resolve_checkpoint
 from vinvl.run.overrides import command_overrides, given_keys, given_values, section
-from vinvl.run.precision import AUTO, choose
+from vinvl.run.precision import AUTO, HALF, WHOLE, choose
 
 # The configuration of `python -m vinvl.predict` → a predictor.
 
 
 DEVICES = {"auto": None, "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
-DTYPES = {"32-true": "float32", "32": "float32", "bf16-mixed": "bfloat16"}
+DTYPES = {WHOLE: "float32", "32": "float32", HALF: "bfloat16", AUTO: None}
 
 
 def predictor_of(config: DictConfig) -> Predictor:
@@ -71,11 +71,12 @@ def warnings_told() -> Iterator[None]:
 
 def _dtype(config: DictConfig) -> str:
     """What `trainer.precision` is for a model; where it is `auto`, says which and why."""
-    precision = str(config.trainer.precision)
-    if precision == AUTO:
+    dtype = _of(DTYPES, config.trainer.precision, "trainer.precision")
+    if dtype is None:
         precision, why = choose(str(config.trainer.accelerator))
         say(f"trainer.precision={precision}: {why}", error=True)
-    return str(_of(DTYPES, precision, "trainer.precision"))
+        dtype = DTYPES[precision]
+    return str(dtype)
 
 
 def _of(known: Mapping[str, str | None], value: object, key: str) -> str | None:
