@@ -287,7 +287,7 @@ def extract(config: DictConfig) -> None:
     pictures = pictures.part(index, count)
     labels = None if config.labels is None else str(config.labels)
     path = shard_path(Path(str(config.output)).expanduser(), index, count)
-    config.trainer.precision, why = precision_of(config, path)
+    config.trainer.precision = precision_of(config, path)
     opened = open_detector(str(config.weights), labels, partial(detector_config, config), compile=bool(config.compile))
     detector = opened.detector.config
     settings = feature_settings(
@@ -314,8 +314,6 @@ def extract(config: DictConfig) -> None:
     )
     if process_rank() == 0:
         say(opened.report)
-        if why:
-            say(f"trainer.precision={config.trainer.precision}: {why}")
         if told:
             say(told)
     try:
@@ -326,18 +324,23 @@ def extract(config: DictConfig) -> None:
         sys.exit(stopped.exit_code)
 
 
-def precision_of(config: DictConfig, path: Path) -> tuple[str, str]:
-    """`trainer.precision`, and why, where it is `auto`: what the store was begun with, else what is faster here."""
+def precision_of(config: DictConfig, path: Path) -> str:
+    """`trainer.precision`; where it is `auto`, and says so: what the store was begun with, else what is faster here."""
     trainer, given = config.trainer, str(config.trainer.precision)
     if given != AUTO:
-        return given, ""
+        return given
     begun = Unfinished(path).settings()
     if begun is None and path.is_file() and not config.overwrite:
         begun = dict(RegionStore(path).provenance)
     if begun is not None and begun.get("precision") in (WHOLE, HALF):
-        return begun["precision"], f"{path} was begun with it"
-    alone = trainer.devices in (1, "auto") and trainer.num_nodes == 1
-    return choose(str(trainer.accelerator), processes=config.shard.count if alone else max(2, config.shard.count))
+        chosen, why = str(begun["precision"]), f"{path} was begun with it"
+    else:
+        alone = trainer.devices in (1, "auto") and trainer.num_nodes == 1
+        processes = config.shard.count if alone else max(2, config.shard.count)
+        chosen, why = choose(str(trainer.accelerator), processes=processes)
+    if process_rank() == 0:
+        say(f"trainer.precision={chosen}: {why}")
+    return chosen
 
 
 def detect(
