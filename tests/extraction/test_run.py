@@ -270,10 +270,19 @@ def test_what_does_not_fit_is_tried_alone_once_nothing_else_is_under_way(
             raise torch.OutOfMemoryError("out of memory")
         return work(self, *given, **more)
 
+    detect, left = module_module.DetectionModule._detect, []
+
+    def noted(self: module_module.DetectionModule, batch: object, ahead: bool) -> object:
+        if not ahead:
+            left.append(len(self._under_way))
+        return detect(self, batch, ahead)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module_module.DetectionModule, "_detect", noted)
     monkeypatch.setattr(module_module.DetectionModule, "ahead", True)
     monkeypatch.setattr(Detector, method, small_device)
     store = store_of(tmp_path, *QUICK, "batch_size=2", "mixed_sizes=true")
     assert len(store) == 5 and max(sizes) == 2 and not (tmp_path / "f.h5.unusable.txt").exists()
+    assert set(left) == {0}
 
 
 def test_a_full_disk_is_told_by_the_thread_that_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
