@@ -174,7 +174,7 @@ def config(tmp_path: Path) -> DictConfig:
     ("name", "sentence"),
     [
         ("a" * 300, rf"No file can have the name '{'a' * 60}'…, which is too long: give another\."),
-        ("a\0b", r"a name that no file can have \(embedded null byte\)"),
+        ("a\0b", r"a name that no file can have \(.*embedded null .*\)"),
         ("a\ud800b", r"a name that no file can have \('utf-8' codec .* surrogates not allowed\)"),
         ("", "a name that no file can have .*empty name"),
     ],
