@@ -391,7 +391,8 @@ def _halves(array: np.ndarray) -> np.ndarray:
         return halves
     given, flat = np.ascontiguousarray(array).reshape(-1), halves.reshape(-1)
     for start in range(0, len(flat), HALVES_AT_ONCE):
-        part = np.array(given[start : start + HALVES_AT_ONCE])  # a copy: torch warns of what cannot be written to
+        part = given[start : start + HALVES_AT_ONCE]
+        part = part if part.flags.writeable else part.copy()  # torch warns of what cannot be written to
         torch.from_numpy(flat[start : start + HALVES_AT_ONCE]).copy_(torch.from_numpy(part))
     return halves
 

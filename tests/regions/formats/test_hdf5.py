@@ -12,8 +12,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.regions.formats.samples import (
     CLASSES,
@@ -408,19 +406,3 @@ def test_changed_bytes_are_never_more_than_a_sentence(tmp_path: Path) -> None:
             assert str(file) in str(error) and "\n" not in str(error)
         else:
             assert done.images + done.journal.count >= len(IMAGES)
-
-
-@pytest.mark.parametrize("recent", [1, 3, 100])
-@given(
-    places=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), min_size=1, max_size=40),
-)
-def test_no_two_arrays_are_read_from_one_place(places: list[tuple[int, int]], recent: int) -> None:
-    taken, claimed = hdf5_file.Places(recent), list[tuple[int, int]]()
-    for start, size in places:
-        free = all(start >= stop or start + size <= begin for begin, stop in claimed)
-        if free:
-            taken.claim(start, start + size, "features", Path("in.h5"))
-            claimed.append((start, start + size))
-        else:
-            with pytest.raises(UserError, match="features lies where another array lies"):
-                taken.claim(start, start + size, "features", Path("in.h5"))
