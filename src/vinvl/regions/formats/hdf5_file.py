@@ -147,7 +147,8 @@ class Hdf5File:
     def _link(self, name: str) -> tuple[h5py.h5g.GroupID, h5py.h5l.LinkInfo]:
         """The group that a member lies in, and its link there. Raises UserError if it is missing or leads elsewhere."""
         above, _, own = name.rpartition("/")
-        links = (group := self._member(above, h5py.h5g.GroupID) if above else self._root).links
+        group: Any = self._member(above, h5py.h5g.GroupID) if above else self._root
+        links = group.links
         if not links.exists(own.encode()) or (link := links.get_info(own.encode())).type != h5py.h5l.TYPE_HARD:
             raise UserError(f"{self.path}: {name} is missing or a link elsewhere; get the file again.")
         return group, link
@@ -198,6 +199,7 @@ class Hdf5File:
 
     def whole(self, name: str, most: int = MOST_BYTES) -> np.ndarray:
         """All of an array. Raises UserError if it is too large, or cannot be read."""
+        start: int | None
         dataset, seen = None, self._headers.find(header := self._header(name))
         if seen is not None and seen[2] + math.prod(seen[1]) * seen[0].itemsize <= self._bytes:
             dtype, shape, start = seen
