@@ -119,7 +119,7 @@ def _in_folder(folder: Path, config: DictConfig, overrides: Sequence[str]) -> It
         OmegaConf.save(OmegaConf.create(list(overrides)), folder / ".hydra" / "overrides.yaml")
         yield
     except BaseException:
-        remove_empty_run(folder)
+        remove_empty_run(folder, Path(config.paths.runs_dir))
         raise
     finally:
         os.close(held)

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """A checkpoint's scores on `data.test_split`; results.json goes to `config.paths.output_dir`."""
-    from vinvl.results import refuse_mixed, score_results
-
     if config.published.compare is not None:
         return evaluate_published(config)
+    from vinvl.results import refuse_mixed, score_results
+
     refuse_mixed(given_values(command_overrides()))
     if config.results is not None:
         return score_results(config)

@@ -7,7 +7,6 @@ machine, and multiplied by how many of them the run has.
 import math
 import resource
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +140,7 @@ def plan(config: DictConfig, task: VinVLTask, datamodule: RegionDataModule) -> d
     measured = (f"measured: {watch.batches} batches, {where}", f"measured: {watch.evaluated} batches")
     rows = _rows(found, *measured, zoo()["recipes"].get(config.name, {}))
     print_results(f"What {config.name} will cost", rows, {}, ("what", "estimate", "how it is known"))
-    _remove_run_folder(config)
+    remove_empty_run(Path(config.paths.output_dir), Path(config.paths.runs_dir))
     return found
 
 
@@ -260,14 +259,3 @@ def _now() -> float:
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter()
-
-
-def _remove_run_folder(config: DictConfig) -> None:
-    """Removes what Hydra has made for the run: its folder, and those above it up to `paths.runs_dir` if empty."""
-    folder, runs = Path(config.paths.output_dir).absolute(), Path(config.paths.runs_dir).absolute()
-    remove_empty_run(folder)
-    with suppress(OSError):  # as soon as one is not empty
-        for parent in folder.parents if runs in folder.parents else ():
-            parent.rmdir()
-            if parent == runs:
-                break

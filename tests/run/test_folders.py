@@ -229,6 +229,18 @@ def test_an_empty_run_is_removed_by_rank_0(tmp_path: Path, monkeypatch: pytest.M
     remove_empty_run(tmp_path / "never" / "made")
 
 
+def test_what_is_empty_above_a_removed_run_goes_too_up_to_the_folder_of_runs(tmp_path: Path) -> None:
+    runs = tmp_path / "own" / "runs"
+    remove_empty_run(failed_run(runs / "demo" / "now"), tmp_path / "elsewhere")
+    assert (runs / "demo").is_dir()
+    (runs / "kept").mkdir()
+    remove_empty_run(failed_run(runs / "demo" / "now"), runs)
+    assert [one.name for one in runs.iterdir()] == ["kept"]
+    (runs / "kept").rmdir()
+    remove_empty_run(failed_run(runs / "demo" / "now"), runs)
+    assert list((tmp_path / "own").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "kept",
     [

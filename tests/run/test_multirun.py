@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def test_a_summary_and_the_validation_are_shown_before_the_headline(tmp_path: Pa
     columns, rows = comparison(job_rows(tmp_path / "v"))
     assert columns == ["job", "lr", "test accuracy", "val accuracy", "gain over job 0"]
     assert rows[1] == ("1", "1", "61.50", "33.00", "+3.00")
+    for job, chosen in enumerate(chosen_by):
+        part = {} if job == 0 else {"part": "2 of 57 batches"}
+        make_job(tmp_path / "p", str(job), [f"lr={job}"], {**SCORES, **part, "validation": {**chosen, **part}})
+    columns, rows = comparison(job_rows(tmp_path / "p"))
+    assert columns == ["job", "lr", "test accuracy", "val accuracy", "gain over job 0", "only of"]
+    assert rows[0][-1] == "" and rows[1][-2:] == ("+3.00", "test 2 of 57 batches, val 2 of 57 batches")
     trained_alone = {"headline": "accuracy", "scores": {}, "validation": chosen_by[0]}
     assert results_summary(trained_alone) == {"val accuracy": 30.0}
 
@@ -125,7 +132,8 @@ def test_a_sweep_makes_a_run_for_each_value_and_goes_on_after_one_has_failed(doo
     assert len(lines) == 2 and "'none' is no rule" in lines[0] and lines[1].startswith("error: failed: 0;")
     (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
     table = list(csv.reader((sweep / "multirun.csv").open()))
-    assert table[0][2:] == ["test accuracy/overall", "val accuracy/overall", "gain over job 0"]
+    assert table[0][2:] == ["test accuracy/overall", "val accuracy/overall", "gain over job 0", "only of"]
+    assert table[1][-1] == "" and re.fullmatch(r"test 1 of \d+ batches(, val 1 of \d+ batches)?", table[2][-1])
     assert table[1][:3] == ["0", "none", "no result"] and table[2][1] == "count/3" and float(table[2][2]) >= 0
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1", "2"]
     jobs = [sweep / name for name in ("1", "2")]

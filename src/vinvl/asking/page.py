@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from vinvl.asking.seen import Seen, able, answered, called, captioned, differing
 from vinvl.pages.pages import rendered
 from vinvl.predictor import Predictor
 from vinvl.run.errors import UserError, say
+from vinvl.run.signals import Interrupted
 
 SESSIONS = 50  # open pages whose pictures' regions are kept; the oldest gives way
 UNUSED = 3600  # seconds after which what a page has been given is forgotten
@@ -69,6 +71,9 @@ def serve(
         try:
             say(f"Open {address} in a browser. Ctrl-C ends it.")
             threading.Event().wait()
+        except Interrupted as stopped:
+            say(f"{stopped}.")
+            sys.exit(stopped.exit_code)
         finally:
             page.close(verbose=False)
 

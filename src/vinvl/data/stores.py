@@ -1,6 +1,7 @@
 """Which store the images of a split are in: made on first use where the configuration says of what, and kept open."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -8,7 +9,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from pytorch_lightning.utilities import rank_zero_warn
 
 from vinvl.data.table import RecordTable
 from vinvl.data.tags import positions_in
@@ -196,10 +196,12 @@ def found_by_name(store: RegionStore, records: Any, places: np.ndarray) -> np.nd
             if count > before or (column == OPEN_IMAGES and count and not by):
                 by, best = column, found
         if by:
-            rank_zero_warn(
-                f"The images of {records['file'][0]}s are looked up in {store!r} by {by}; "
-                "if they have other names there, pass data.image_ids=FILE."
-            )
+            if process_rank() == 0:
+                warnings.warn(
+                    f"The images of {records['file'][0]}s are looked up in {store!r} by {by}; "
+                    "if they have other names there, pass data.image_ids=FILE.",
+                    stacklevel=2,
+                )
             break
     return best
 

@@ -9,13 +9,12 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.table import Column, RecordTable
 from vinvl.data.text import RaggedTokens, encode_texts
@@ -24,6 +23,9 @@ from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
 from vinvl.run.files import read_bytes, read_json
 from vinvl.run.values import Id, decoded, wrong_value
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BLOCK_IMAGES = 1 << 14  # whose tags are counted at once
 RECORDS = "records"  # data.tags: those that the records of a split carry

@@ -10,25 +10,28 @@ import json
 import multiprocessing
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tokenizers
-from pytorch_lightning.utilities import rank_zero_warn
 from tokenizers import Tokenizer
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from vinvl.data.table import Column, is_as_written, map_batch, plain_numbers, write_batch
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, json_object, lock, system_error
+from vinvl.run.folders import process_rank
 from vinvl.run.hub import fetch, tokenizer_files
 from vinvl.run.progress import progress
+
+if TYPE_CHECKING:  # doors without a tokenizer answer before seconds of imports
+    from transformers import PreTrainedTokenizerBase
 
 NEEDED_TOKENS = ("cls_token", "sep_token", "pad_token", "mask_token")
 INSERTED = re.compile(r'"(?:content|prepend)": "((?:[^"\\]|\\.)*)"')  # by rules of a tokenizer.json
@@ -48,6 +51,8 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerBase:
         UserError: nothing loadable is there, it needs code of its own, or it lacks [CLS], [SEP], [PAD] or [MASK]; or,
             of a name on the hub, as `vinvl.run.hub.fetch`.
     """
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig
+
     folder, _ = find_tokenizer_folder(name_or_folder)
 
     def load() -> PreTrainedTokenizerBase:
@@ -339,10 +344,12 @@ def cached_tokens(tokenizer: PreTrainedTokenizerBase, texts: Texts, folder: Path
                     write_batch(file, {"tokens": lists})
     except (OSError, UserError) as error:
         failed = system_error(error)
-        rank_zero_warn(
-            f"data.token_cache: {folder} cannot be written to ({failed and failed.strerror}), so texts are tokenized "
-            "at every start: pass data.token_cache=DIR, or null."
-        )
+        if process_rank() == 0:
+            warnings.warn(
+                f"data.token_cache: {folder} cannot be written to ({failed and failed.strerror}), so texts are "
+                "tokenized at every start: pass data.token_cache=DIR, or null.",
+                stacklevel=2,
+            )
     return encode_texts(tokenizer, texts) if tokens is None else tokens
 
 

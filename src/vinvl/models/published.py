@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from vinvl.models import MODEL_OF_TASK, model_of_task
 from vinvl.models.answering import VinVLForAnswering, VinVLForPairs
@@ -290,7 +291,13 @@ SHARED_FIELDS = (
 
 def write_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """model.safetensors, config.json and the tokenizer, as `from_pretrained` loads them; `folder` exists."""
-    model.save_pretrained(folder)
+    with_bar = is_progress_bar_enabled()
+    disable_progress_bar()  # of shards, of which there is one
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if with_bar:
+            enable_progress_bar()
     tokenizer.save_pretrained(folder)
 
 

@@ -11,6 +11,8 @@
 `IndexFacts`, as JSON in the schema's metadata, say what the index was made of.
 """
 
+from __future__ import annotations
+
 import shutil
 import sys
 import tempfile
@@ -20,12 +22,11 @@ from contextlib import ExitStack
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.table import about_of, is_as_written, map_batch, plain_numbers, write_batch
 from vinvl.data.text import RaggedTokens, encode_texts, flat_ranges, tokenizer_fingerprint
@@ -33,6 +34,9 @@ from vinvl.run.errors import UserError, say
 from vinvl.run.files import atomic_write, reading
 from vinvl.run.lines import Chunk, pool_map, split_file
 from vinvl.run.values import checked_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FORMAT = "vinvl corpus index 2"
 REMEDY = "build it again with python -m vinvl.pretraining.corpus build"

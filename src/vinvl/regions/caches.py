@@ -9,14 +9,17 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import lock, put_in_place
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 CHUNK = 1 << 27  # bytes copied at once
 SPARE = 0.05  # of the device's free memory that must be left at the least
@@ -37,6 +40,8 @@ class DeviceFeatures:
 
     def rows_of(self, stored: np.ndarray) -> Tensor:
         """(ΣR,) int64: the row of each region, of (B, 2) int64 position and number of regions of each image."""
+        import torch
+
         positions, counts = stored.T
         before = np.cumsum(counts) - counts
         return torch.from_numpy(np.repeat(self.starts[positions] - before, counts) + np.arange(counts.sum()))
@@ -48,6 +53,8 @@ class DeviceFeatures:
         return self._table[rows]
 
     def _load(self, device: torch.device) -> Tensor:
+        import torch
+
         store, total = self.store, int(self.starts[-1])
         row_bytes = store.feature_dim * store.feature_dtype.itemsize
         size = total * row_bytes

@@ -125,7 +125,7 @@ def run_door(run: Callable[[DictConfig], Result], config: DictConfig) -> Result 
             return None
         if failed:
             note(str(left.code))
-        remove_empty_run(folder)
+        remove_empty_run(folder, Path(config.paths.runs_dir))
         raise
 
 
@@ -188,10 +188,11 @@ def _nobody_reads() -> bool:
     return True
 
 
-def remove_empty_run(folder: Path) -> None:
+def remove_empty_run(folder: Path, runs: Path | None = None) -> None:
     """Removes a failed run's folder if nothing is in it but Hydra's configuration and logs, and empty folders.
 
-    hydra.run.dir may be a folder of one's own, so anything else in it keeps it as it is.
+    hydra.run.dir may be a folder of one's own, so anything else in it keeps it as it is. Of a run below
+    `runs` the folders above it go too, up to `runs`, as far as they are empty.
     """
     if process_rank() > 0 or not (folder / ".hydra").is_dir():
         return
@@ -199,14 +200,15 @@ def remove_empty_run(folder: Path) -> None:
     files = [path for path in entries if path.is_symlink() or not path.is_dir()]
     hydras = {path for path in files if path.parent == folder / ".hydra"}
     hydras |= {path for path in files if path.parent == folder and OF_HYDRA.fullmatch(path.name)}
-    if hydras == set(files):
-        for path in files:
-            path.unlink(missing_ok=True)
-        with suppress(OSError):  # the folder one is in, or one that another process has just written to
-            for path in entries:
-                if path not in files:
-                    path.rmdir()
-            folder.rmdir()
+    if hydras != set(files):
+        return
+    for path in files:
+        path.unlink(missing_ok=True)
+    above = list(folder.absolute().parents)
+    above = [] if runs is None or runs.absolute() not in above else above[: above.index(runs.absolute()) + 1]
+    with suppress(OSError):  # the folder one is in, one that another process has just written to, or is not empty
+        for path in [*(path for path in entries if path not in files), folder, *above]:
+            path.rmdir()
 
 
 # What the `_target_`s of a configuration make, compared with what the doors need of them.

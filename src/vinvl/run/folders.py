@@ -81,19 +81,23 @@ def resolve_checkpoint(ckpt_path: str, runs_dir: str, name: str | None) -> Path:
     `name`: of the runs that are looked through; None for all.
     """
     if ckpt_path in NAMED_CHECKPOINTS:
-        found = newest_checkpoint(Path(runs_dir), name, ckpt_path)
-        if found is None:
-            remedy = "" if name is None else ", or name=NAME of a run that has one"
-            raise UserError(
-                f"ckpt_path={ckpt_path}: no run under {Path(runs_dir) / (name or '')} has a "
-                f"{CHECKPOINTS}/{ckpt_path}.ckpt; give a file{remedy}."
-            )
+        found = named_checkpoint(ckpt_path, runs_dir, name)
         if name is None and process_rank() == 0:
             say(f"The newest run that has a {ckpt_path} checkpoint: {found}", error=True)
         return found
     if not Path(ckpt_path).is_file():
         raise UserError(f"The checkpoint {ckpt_path} does not exist: give ckpt_path=FILE, or ckpt_path=last.")
     return Path(ckpt_path)
+
+
+def named_checkpoint(which: str, runs_dir: str, name: str | None) -> Path:
+    """`newest_checkpoint`. Raises UserError if there is none."""
+    found = newest_checkpoint(Path(runs_dir), name, which)
+    if found is None:
+        remedy = "" if name is None else ", or name=NAME of a run that has one"
+        where, file = Path(runs_dir) / (name or ""), f"{CHECKPOINTS}/{which}.ckpt"
+        raise UserError(f"ckpt_path={which}: no run under {where} has a {file}; give a file{remedy}.")
+    return found
 
 
 def next_step(output_dir: str | Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.run.errors import UserError
-from vinvl.run.folders import AUTO, CHECKPOINTS
+from vinvl.run.folders import AUTO, CHECKPOINTS, NAMED_CHECKPOINTS, named_checkpoint
 from vinvl.run.overrides import given_splits
 
 FILES = {  # keys of doors that name what is read → what to do
@@ -83,7 +83,9 @@ def _goes_on(config: DictConfig) -> bool:
         return False
     if named == AUTO:
         return (Path(config.paths.output_dir) / CHECKPOINTS / "last.ckpt").is_file()
-    if looks_like_a_path(str(named)) and not _exists(str(named)):
+    if named in NAMED_CHECKPOINTS:
+        named_checkpoint(named, config.paths.runs_dir, config.name)
+    elif looks_like_a_path(str(named)) and not _exists(str(named)):
         raise UserError(f"The checkpoint {named} does not exist: give ckpt_path=FILE, or ckpt_path=last.")
     return True
 

@@ -244,8 +244,8 @@ def _told(unit: str, total: float, now: float, speed: float) -> str:
 # The table that ends a --multirun: what each job was given, and what came out.
 
 NOTHING = "no result"
-Job = tuple[str, dict[str, str], dict[str, float]]
-"""Name, overrides by key, and figures ({} where it has none)."""
+Job = tuple[str, dict[str, str], dict[str, float], str]
+"""Name, overrides by key, figures ({} where it has none), and what part of a split they are of, "" for all of it."""
 
 
 class MultirunTable(Callback):
@@ -266,7 +266,7 @@ class MultirunTable(Callback):
         if (crossed := grid(rows)) is not None:
             path = write_table(folder / "grid.csv", crossed.columns, crossed.rows)
             print_results(crossed.title, crossed.rows, {"grid": path}, crossed.columns)
-        failed = [name for name, _, _ in rows if (folder / name / FAILURE).is_file()]
+        failed = [name for name, *_ in rows if (folder / name / FAILURE).is_file()]
         if failed:
             sys.exit(f"error: failed: {', '.join(failed)}; {FAILURE} in the folder of each says why.")
 
@@ -284,15 +284,16 @@ def job_rows(folder: Path) -> list[Job]:
     for path in folder.glob("*/.hydra/overrides.yaml"):
         pairs = (str(one).lstrip("+~").partition("=") for one in OmegaConf.to_container(OmegaConf.load(path)) or [])
         job = path.parents[1]
-        results, figures = job / "results.json", dict[str, float]()
+        results, figures, part = job / "results.json", dict[str, float](), ""
         try:
             if results.is_file():
-                figures = results_summary(json.loads(results.read_text(encoding="utf-8")))
+                content = json.loads(results.read_text(encoding="utf-8"))
+                figures, part = results_summary(content), parts_told(content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{results} is no result file of vinvl ({error}); remove it or run the job again."
             ) from error
-        rows.append((job.name, {key: value for key, _, value in pairs}, figures))
+        rows.append((job.name, {key: value for key, _, value in pairs}, figures, part))
     return sorted(rows, key=lambda row: (len(row[0]), row[0]))  # 2 before 10
 
 
@@ -309,15 +310,25 @@ def results_summary(results: dict[str, Any]) -> dict[str, float]:
     return {str(name): float(value) for name, value in summary.items()}
 
 
+def parts_told(results: Mapping[str, Any]) -> str:
+    """What part of a split the figures of `results_summary` are of, where it is not all of it (`part_of`)."""
+    if "summary" in results:
+        return str(results.get("part", ""))
+    parts = {"test": results.get("part"), "val": (results.get("validation") or {}).get("part")}
+    return ", ".join(f"{where} {part}" for where, part in parts.items() if part)
+
+
 def comparison(rows: Sequence[Job]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Columns and rows of the table: the overrides in which the jobs differ, the figures, and what the last one gains.
 
     Returns the names of the columns, and rows of as many texts. The gain is that of the last figure over the first job.
+    Where a figure is of part of a split, a last column says of which.
     """
     differing, names = differing_keys(rows), figure_names(rows)
-    first_job, _, first = rows[0]
+    first_job, _, first, _ = rows[0]
+    in_parts = any(part for *_, part in rows)
     table = []
-    for job, overrides, figures in rows:
+    for job, overrides, figures, part in rows:
         shown = [f"{figures[name]:.2f}" if name in figures else "" for name in names]
         if not figures:
             shown = [NOTHING, *shown[1:]]
@@ -325,20 +336,21 @@ def comparison(rows: Sequence[Job]) -> tuple[list[str], list[tuple[str, ...]]]:
             last = names[-1]
             both = last in figures and last in first and job != first_job
             shown.append(f"{figures[last] - first[last]:+.2f}" if both else "")
+        shown += [part] if in_parts else []
         table.append((job, *(overrides.get(key, "") for key in differing), *shown))
     gain = [f"gain over job {first_job}"] if names else ["result"]
-    return ["job", *differing, *names, *gain], table
+    return ["job", *differing, *names, *gain, *(["only of"] if in_parts else [])], table
 
 
 def differing_keys(rows: Sequence[Job]) -> list[str]:
     """The overrides in which jobs differ, in the order of the command."""
-    keys = list(dict.fromkeys(key for _, overrides, _ in rows for key in overrides))
-    return [key for key in keys if len({overrides.get(key) for _, overrides, _ in rows}) > 1]
+    keys = list(dict.fromkeys(key for _, overrides, *_ in rows for key in overrides))
+    return [key for key in keys if len({overrides.get(key) for _, overrides, *_ in rows}) > 1]
 
 
 def figure_names(rows: Sequence[Job]) -> list[str]:
     """Every figure in order: a job may lack some."""
-    longest = max((figures for _, _, figures in rows), key=len)
+    longest = max((figures for _, _, figures, _ in rows), key=len)
     return list(longest)
 
 
@@ -357,7 +369,7 @@ def grid(rows: Sequence[Job]) -> Grid | None:
     each pair of their values belongs to one job, and there is a figure.
     """
     keys, names = differing_keys(rows), figure_names(rows)
-    pairs = {tuple(overrides.get(key, "") for key in keys): figures for _, overrides, figures in rows}
+    pairs = {tuple(overrides.get(key, "") for key in keys): figures for _, overrides, figures, _ in rows}
     if len(keys) != 2 or len(pairs) < len(rows) or not names:
         return None
     shown = next((name for name in reversed(names) if "test" in name.split()), names[-1])
