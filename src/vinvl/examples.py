@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,9 +16,11 @@ from vinvl.data.table import BLOCK, TEXT, TEXTS, RecordTable, first_repeat
 from vinvl.regions.layout import View
 from vinvl.run.errors import UserError
 from vinvl.run.files import atomic_write, reading
+from vinvl.run.values import decoded_file
 
 EXAMPLES = "examples.parquet"  # in the folder of a run
 SPLITS = "examples_*.parquet"  # of an evaluation of several splits
+BOXES = "boxes.json"  # beside them, of a detector
 FORMAT = 2  # before, the best answers were not told
 ABOUT = b"vinvl_examples"  # key of the schema's metadata
 ROWS = 1 << 16  # that are Python objects at a time
@@ -253,3 +255,33 @@ def _file_of(path: Path, split: str | None) -> Path:
 def parts_of(task: str, image_id: str) -> list[str]:
     """The pictures of an example; NLVR2 has two."""
     return image_id.split(" ") if task == "nlvr2" else [image_id]
+
+
+class SeenBox(msgspec.Struct):
+    """A box in pixels of the original picture, x1 y1 x2 y2, with its class; a true one has the score 1."""
+
+    name: str
+    score: float
+    corners: tuple[float, float, float, float]
+
+
+class SeenPicture(msgspec.Struct):
+    """A picture that a detector was tested on."""
+
+    width: int  # pixels that the boxes are in
+    height: int
+    jpeg: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9+/]*=*$")]  # perhaps of another size, base64
+    true: list[SeenBox]
+    found: list[SeenBox]  # the best first
+    missed: int  # of the true ones
+
+
+def write_boxes(path: Path, pictures: Sequence[SeenPicture]) -> None:
+    """Writes some pictures of a detector's test as JSON, completely or not at all."""
+    with atomic_write(path, "wb") as file:
+        file.write(msgspec.json.encode(pictures))
+
+
+def read_boxes(path: Path) -> list[SeenPicture]:
+    """What `write_boxes` has written. Raises UserError, naming the file, for anything else."""
+    return decoded_file(path, list[SeenPicture], "file that the test of a detector writes")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from vinvl.run.door import door, enter
@@ -18,7 +19,7 @@ from vinvl.run.files import json_object, write_json
 from vinvl.run.folders import AUTO, how_to_go_on
 from vinvl.run.options import checked_arguments
 from vinvl.run.overrides import as_overrides, as_value, command_overrides, given_values, replaces, replacing
-from vinvl.run.progress import results_summary
+from vinvl.run.progress import parts_told, results_summary
 from vinvl.run.signals import INTERRUPTED, START_AGAIN, run_passing_signals_on
 from vinvl.run.values import shown
 
@@ -43,7 +44,7 @@ def pretrain_finetune(config: DictConfig) -> float:
     whole = replaced_keys(given_values(command_overrides()))
     for stage in STAGES:
         check_stage(stage, as_overrides(config[stage], whole[stage]))
-    summary: dict[str, float] = {}
+    summary, parts = dict[str, float](), list[str]()
     start: list[str] = []
     if config.objective.pretrain:
         own = config.objective.with_tags if config.tags else config.objective.without_tags
@@ -52,10 +53,13 @@ def pretrain_finetune(config: DictConfig) -> float:
             pretraining, [*as_overrides(config.pretrain, whole["pretrain"]), *as_overrides(own), *shared]
         )
         summary |= figures("pretraining", results)
+        parts += part_told("pretraining", results)
         start = [f"model.init={as_value(str(pretraining / 'checkpoints' / 'last.ckpt'))}"]
     results = train_stage(folder / "finetuning", [*as_overrides(config.finetune, whole["finetune"]), *start, *shared])
     summary |= figures("finetuning", results)
-    write_json(folder / "results.json", {"summary": summary, "finetuning": results})
+    parts += part_told("finetuning", results)
+    part = {"part": "; ".join(parts)} if parts else {}
+    write_json(folder / "results.json", {"summary": summary, "finetuning": results, **part})
     return list(summary.values())[-1]
 
 
@@ -128,13 +132,20 @@ def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
         # The same command starts a run and goes on with it.
         command = [sys.executable, "-m", "vinvl.train", f"hydra.run.dir={folder}", *overrides, RESUME]
         say("", "$ python " + " ".join(command[1:]))
-        code = run_passing_signals_on(command)
+        code = run_passing_signals_on([*command, *also_logged()])
         if code in (START_AGAIN, INTERRUPTED):
             say(f"Of both stages: {how_to_go_on(folder.parent)}.")  # the stage has told it of itself
             sys.exit(code)
         if code != 0 or not results.is_file():
             raise UserError(f"the run in {folder} failed; its own message stands above.")
     return json_object(results)
+
+
+def also_logged() -> list[str]:
+    """The override by which a stage writes what its terminal shows into our log too, which is that of both."""
+    file = OmegaConf.select(HydraConfig.get(), "job_logging.handlers.file.filename")
+    named = {} if file is None else {"hydra.job_logging.handlers.of_both.filename": str(Path(file).absolute())}
+    return [f"{key}={as_value(value)}" for key, value in named.items()]
 
 
 def same_stage(before: list[str], now: list[str]) -> bool:
@@ -158,6 +169,11 @@ def replaced_keys(given: Mapping[str, Any]) -> dict[str, set[str]]:
 def figures(stage: str, results: dict[str, Any]) -> dict[str, float]:
     """The figures of a stage by which ways of pre-training are compared: at test and, last, in validation."""
     return {f"{stage} {name.split(' ')[0]}": value for name, value in results_summary(results).items()}
+
+
+def part_told(stage: str, results: dict[str, Any]) -> list[str]:
+    """The same of what part of a split they are of, if it is not all of it."""
+    return [f"{stage} {part}"] if (part := parts_told(results)) else []
 
 
 main = door(pretrain_finetune, "pretrain_finetune")

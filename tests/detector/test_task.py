@@ -1,21 +1,26 @@
 """The detector's task: what its steps draw, what it scores, how fast its parts learn."""
 
+import base64
+import io
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vinvl.detector import Architecture, DetectedRegions, DetectorConfig
-from vinvl.detector.average_precision import TrueBoxes
+from vinvl.detector.average_precision import FoundBoxes, TrueBoxes
 from vinvl.detector.config import TrainingSettings
 from vinvl.detector.data import DetectionBatch, DetectionExample
 from vinvl.detector.losses import Objects
 from vinvl.detector.scores import MORE
 from vinvl.detector.task import DetectorTask, config_for, found_boxes
+from vinvl.examples import read_boxes
 from vinvl.regions.regions import LabelMap
 from vinvl.run.errors import UserError
 
@@ -105,6 +110,27 @@ def test_scores_are_percent_and_leave_out_what_is_not_there() -> None:
     assert ("mean average precision at IoU 0.5", "100.00 %") in made.result_rows()
     made.scores["attributes"] = float("nan")
     assert not any(what.startswith("attributes named, of all") for what, _ in made.result_rows())
+
+
+def test_the_first_pictures_of_a_test_are_kept_with_true_and_found_boxes(tmp_path: Path) -> None:
+    """Of the found ones as many as there are objects, and more with good scores; one without its class is missed."""
+    made, corners = task(), np.array([[1.0, 2, 9, 8], [20, 20, 40, 30], [1, 2, 9, 8], [0, 0, 1, 1]])
+    none = np.zeros((4, 1), dtype=np.int64)
+    found = FoundBoxes(corners, np.array([1, 2, 2, 2]), np.array([0.1, 0.9, 0.5, 0.05]), none, none.astype(float))
+    truth = TrueBoxes(corners[:2], np.array([1, 2]), np.zeros(2, dtype=bool), none[:2])
+    made._first = [(torch.zeros(20, 30, 3, dtype=torch.uint8), (60, 40), found, truth)] * 17
+    assert made.write_examples(tmp_path, "val", "best.ckpt") == {"true and found boxes": tmp_path / "boxes.json"}
+    seen = read_boxes(tmp_path / "boxes.json")
+    names = made.labels.classes
+    assert len(seen) == 16 and (seen[0].width, seen[0].height, seen[0].missed) == (60, 40, 1)
+    assert [(box.name, box.score) for box in seen[0].found] == [(names[2], 0.9), (names[2], 0.5)]
+    assert [(box.name, box.corners) for box in seen[0].true] == [
+        (names[1], (1, 2, 9, 8)), (names[2], (20, 20, 40, 30))
+    ]  # fmt: skip
+    assert Image.open(io.BytesIO(base64.b64decode(seen[0].jpeg))).size == (30, 20)
+    made._reset_metrics()
+    made.write_examples(tmp_path, "val", "best.ckpt")
+    assert read_boxes(tmp_path / "boxes.json") == []
 
 
 def regions_of(boxes: Any, labels: list[int], attributes: list[int]) -> DetectedRegions:

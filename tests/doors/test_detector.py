@@ -22,6 +22,7 @@ from vinvl.detector.weights import read_settings
 from vinvl.run.checkpoint import load_into, read_checkpoint
 from vinvl.run.options import open_sections
 from vinvl.run.overrides import replacing
+from vinvl.examples import read_boxes
 from vinvl.run.signals import START_AGAIN
 
 pytestmark = pytest.mark.slow
@@ -50,6 +51,8 @@ def test_a_run_leaves_its_detector_and_figures(whole: Path, demo_data: Path) -> 
     results = json.loads((folder / "results.json").read_text())
     assert results["headline"] == "map_50" and results["split"] == "test"
     assert {"map", "map_50", "map_75", "attributes", "attributes_of_found"} <= results["scores"].keys()
+    seen = read_boxes(folder / "boxes.json")
+    assert len(seen) == 6 and all(one.true and len(one.found) >= len(one.true) >= one.missed for one in seen)
 
 
 def test_the_weight_file_is_the_best_checkpoint(whole: Path, demo_data: Path) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from tests.door_in_process import refused_in_process, run_in_process
 from tests.pages.test_pages import Reader, regions, store
 from tests.picture_samples import save
-from vinvl.examples import AboutExamples, Outcome, write_examples
+from vinvl.examples import AboutExamples, Outcome, SeenBox, SeenPicture, write_boxes, write_examples
 from vinvl.pages.curves import MOST_POINTS, charts, read_curves
 from vinvl.pages.run_page import chosen
 from vinvl.regions.layout import View
@@ -188,6 +189,28 @@ def test_a_run_without_examples_says_why(tmp_path: Path) -> None:
     (run / ".hydra" / "config.yaml").write_text("task:\n  _target_: vinvl.pretraining.task.PretrainingTask.build\n")
     reader, printed = page_of(tmp_path, f"run={run}")
     assert "no examples one by one" in reader.text and "task: _target_:" in reader.text and "0 examples" in printed
+
+
+def test_a_detectors_run_shows_true_and_found_boxes(tmp_path: Path) -> None:
+    """Beside each other on the pictures that the run has kept; what is missed is told."""
+    run = tmp_path / "run"
+    (run / ".hydra").mkdir(parents=True)
+    (run / "results.json").write_text('{"headline": "map_50", "scores": {"map_50": 61.0}, "split": "val"}')
+    (run / ".hydra" / "config.yaml").write_text("task:\n  _target_: vinvl.detector.task.DetectorTask.build\n")
+    assert "has left no boxes.json" in page_of(tmp_path, f"run={run}")[0].text
+    cat, dog = SeenBox("cat", 1.0, (1, 2, 30, 40)), SeenBox("dog", 1.0, (5, 5, 9, 9))
+    picture = SeenPicture(80, 60, "/9j/AA==", [cat, dog], [SeenBox("cat", 0.75, (1, 2, 31, 40))], 1)
+    write_boxes(run / "boxes.json", [picture, replace(picture, missed=2), replace(picture, true=[cat], missed=0)])
+    reader, printed = page_of(tmp_path, f"run={run}")
+    assert "1 all objects found, 1 some found, 1 none found; here are 3 of them" in reader.text
+    assert reader.tags.count("rect") == 3 + 3 + 2 and reader.sources == ["data:image/jpeg;base64,/9j/AA=="] * 6
+    assert "some found · 1 of 2 objects" in reader.text and "cat 0.75" in reader.text and "3 examples" in printed
+    assert (
+        "run: detector on split 'val'" in reader.text
+        and "page.html: 2 examples" in (page_of(tmp_path, f"run={run}", "count=2")[1])
+    )
+    (run / "boxes.json").write_text((run / "boxes.json").read_text().replace("/9j/AA==", "\\u0022 onload=x"))
+    assert "boxes.json" in refused_in_process("report", tmp_path, tmp_path / "no", f"run={run}")
 
 
 def test_the_newest_run_is_taken_and_what_is_none_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,10 +27,11 @@ from tests.conftest import TINY_MODEL, TINY_WORLD
 from tests.door_in_process import composed, run_in_process
 from tests.door_runs import door_environment
 from vinvl import pretrain_finetune
-from vinvl.pretrain_finetune import figures, of_features, replaced_keys, same_stage, train_stage
+from vinvl.pretrain_finetune import check_stage, figures, of_features, replaced_keys, same_stage, train_stage
 from vinvl.regions import Regions, RegionStore, RegionStoreWriter
 from vinvl.run.checkpoint import read_checkpoint
 from vinvl.run.errors import UserError
+from vinvl.run.folders import config_directory
 from vinvl.run.options import checked_arguments
 from vinvl.run.overrides import as_overrides, given_values, replacing
 from vinvl.run.signals import run_passing_signals_on
@@ -95,13 +99,31 @@ def test_without_an_objective_there_is_one_stage(
     assert not any(word.startswith("model.init=/") for word in told[0]) and "data.use_tags=false" in told[0]
 
 
-def test_a_misspelt_key_of_the_second_stage_is_told_before_the_first(tmp_path: Path) -> None:
-    told = r"finetune, .*: There is no trainer.max_epoch; did you mean trainer.max_epochs"
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_misspelt_key_of_a_stage_is_told_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setattr(pretrain_finetune, "run_passing_signals_on", pytest.fail)
+    told = rf"{stage}, .*: There is no trainer.max_epoch; did you mean trainer.max_epochs"
     with (
-        composed("pretrain_finetune", tmp_path, tmp_path, "+finetune.trainer.max_epoch=3") as config,
+        composed("pretrain_finetune", tmp_path, tmp_path, f"+{stage}.trainer.max_epoch=3") as config,
         pytest.raises(UserError, match=told),
     ):
         pretrain_finetune.pretrain_finetune(config)
+
+
+def test_a_stage_is_checked_while_hydra_is_at_work() -> None:
+    """Which goes on afterwards, whether the stage is sound or refused."""
+    with initialize_config_dir(config_dir=config_directory(), version_base="1.3"):
+        at_work = GlobalHydra.instance().hydra
+        check_stage("pretrain", ["experiment=demo_pretraining", "data.batch_size=3"])
+        assert at_work is not None and GlobalHydra.instance().hydra is at_work
+        told = (
+            r"pretrain, whose keys are those of vinvl.train: There is no data.batchsize; did you mean data.batch_size"
+        )
+        with pytest.raises(UserError, match=told):
+            check_stage("pretrain", ["experiment=demo_pretraining", "data.batchsize=3"])
+        assert GlobalHydra.instance().hydra is at_work
 
 
 @pytest.mark.slow
@@ -191,6 +213,13 @@ def test_stores_beside_each_other(demo_data: Path, tmp_path: Path) -> None:
     (sweep,) = (tmp_path / "runs" / "multirun").iterdir()
     columns, *table = csv.reader((sweep / "multirun.csv").open())
     assert columns[:2] == ["job", "features"] and [line[1] for line in table] == ["wide", "narrow"]
+    assert columns[-1] == "only of" and all(re.search(r"^finetuning test 2 of \d+ b", line[-1]) for line in table)
+    whole, stage = (
+        [line[21:] for line in (sweep / "0" / name).read_text().splitlines()]
+        for name in ("pretrain_finetune.log", "finetuning/train.log")
+    )
+    place = whole.index(stage[0])  # after the command of the stage
+    assert any("Training " in line for line in stage) and whole[place : place + len(stage)] == stage
     runs = [OmegaConf.load(sweep / job / "finetuning/.hydra/config.yaml") for job in ("0", "1")]
     assert [run.model.config.img_feature_dim for run in runs] == [2054, 14]
     assert [run.data.regions for run in runs] == [wide.split(","), str(tmp_path / "narrow.h5")]

@@ -1,6 +1,8 @@
 """Training the detector: what it starts from, the losses, average precision, and a weight file at the end."""
 
+import base64
 import copy
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +29,7 @@ from vinvl.detector.starting import (
     train_batch_norm,
 )
 from vinvl.detector.weights import checked_settings, refuse_unlike, save_detector
+from vinvl.examples import BOXES, EXAMPLES, SeenBox, SeenPicture, write_boxes
 from vinvl.panels import MOST, PanelFrame, PictureOf, Shown
 from vinvl.pictures import EXIF_IGNORE
 from vinvl.regions.regions import LabelMap
@@ -36,6 +39,7 @@ from vinvl.run.values import shown
 from vinvl.task import MakeOptimizer, MakeScheduler, VinVLTask
 
 FROZEN, TRAINED = "frozen", "trained"
+SURE = 0.2  # the published score threshold
 WEIGHTS = "detector.pth"  # what a run makes, in its folder
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9)  # conf/detection_recipe/_base.yaml
 KEPT = ("config", "label_map", "batch_norm", "scoring_threshold")  # arguments that checkpoints carry
@@ -177,8 +181,8 @@ class DetectorTask(VinVLTask):
             for boxes, truth in zip(self._proposals(batch), truths, strict=True):
                 self.scoring.update_proposals(boxes, truth)
 
-    def on_validation_epoch_start(self) -> None:
-        super().on_validation_epoch_start()
+    def _reset_metrics(self) -> None:
+        super()._reset_metrics()
         self._first = []
 
     def shown_examples(self, count: int, picture_of: PictureOf) -> list[Shown]:
@@ -191,14 +195,40 @@ class DetectorTask(VinVLTask):
         told = []
         for pixels, (width, height), found, truth in self._first[:count]:
             picture, classes = Image.fromarray(pixels.cpu().numpy()), self.labels.classes
-            best = found.scores.argsort()[::-1][: max(len(truth.labels), 1)]  # as many as there are
+            best, hit = best_boxes(found, truth)
             names, true = ([classes[one] for one in some.tolist()] for some in (found.labels[best], truth.labels))
-            lies = overlaps(found.boxes[best], truth.boxes, truth.crowd) >= 0.5
-            hit = (lies & (found.labels[best][:, None] == truth.labels)).any(axis=0)
             score = 100 * float(hit.mean()) if true else math.nan
             frame = PanelFrame(width, height, found.boxes[best], names, picture)
             told.append(Shown("", ", ".join(sorted(names)), ", ".join(sorted(true)), score, (frame,)))
         return told
+
+    def write_examples(
+        self, folder: Path, split: str, source: str, left_out: int = 0, name: str = EXAMPLES
+    ) -> dict[str, Path]:
+        """Writes the first pictures of the last test with their true and found boxes, for a page of the run."""
+        seen = [self._seen(*one) for one in self._first[:MOST]]
+        write_boxes(folder / BOXES, seen)
+        return {"true and found boxes": folder / BOXES}
+
+    def _seen(self, pixels: Tensor, size: tuple[int, int], found: FoundBoxes, truth: TrueBoxes) -> SeenPicture:
+        """A resized picture, and boxes in pixels of the original: true ones, the best found, more with good scores."""
+        from PIL import Image
+
+        def boxes(labels: np.ndarray, scores: np.ndarray, corners: np.ndarray) -> list[SeenBox]:
+            rows = zip(labels.tolist(), scores.tolist(), corners.tolist(), strict=True)
+            return [SeenBox(self.labels.classes[label], score, tuple(box)) for label, score, box in rows]
+
+        best, hit = best_boxes(found, truth)
+        good = found.scores.argsort()[::-1][: max(len(best), np.count_nonzero(found.scores >= SURE))]
+        file = io.BytesIO()
+        Image.fromarray(pixels.cpu().numpy()).save(file, "JPEG", quality=85)
+        return SeenPicture(
+            *size,
+            base64.b64encode(file.getvalue()).decode("ascii"),
+            boxes(truth.labels, np.ones(len(truth.labels)), truth.boxes),
+            boxes(found.labels[good], found.scores[good], found.boxes[good]),
+            int(np.count_nonzero(~hit)),
+        )
 
     @torch.no_grad()
     def _proposals(self, batch: DetectionBatch) -> list[np.ndarray]:
@@ -260,6 +290,16 @@ def parameter_groups(detector: nn.Module, weight_decay: float, bias_lr_factor: f
             group: dict[str, Any] = biases if name.endswith("bias") else scales if parameter.dim() == 1 else weights
             group["params"].append(parameter)
     return [group for group in (weights, scales, biases) if group["params"]]
+
+
+def best_boxes(found: FoundBoxes, truth: TrueBoxes) -> tuple[np.ndarray, np.ndarray]:
+    """(k,) int64, the best boxes, as many as there are objects; (m,) bool, objects that one of them has found.
+
+    That is one of the object's class that overlaps it by half.
+    """
+    best = found.scores.argsort()[::-1][: max(len(truth.labels), 1)]
+    lies = overlaps(found.boxes[best], truth.boxes, truth.crowd) >= 0.5
+    return best, (lies & (found.labels[best][:, None] == truth.labels)).any(axis=0)
 
 
 def found_boxes(regions: DetectedRegions) -> FoundBoxes:

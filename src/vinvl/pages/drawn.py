@@ -39,16 +39,17 @@ def drawn(
     size = None if regions is None else (regions.width, regions.height)
     picture, note = _picture(path, size, readings)
     width, height = size or (picture.size if picture is not None else (0, 0))
+    source = jpeg(picture, width, height, side) if width else ""
+    return {"id": image_id, "note": note, **with_regions(source, width, height, regions, labels, wide)}
+
+
+def with_regions(
+    source: str, width: int, height: int, regions: Regions | None, labels: LabelMap | None = None, wide: float = WIDE
+) -> dict[str, Any]:
+    """A picture as the value of an `src`, in which these regions are drawn; `wide` as `drawn` has it."""
     named = [] if regions is None else [_region(regions, number, labels) for number in range(len(regions))]
     _place_names(named, width, height, wide)
-    return {
-        "id": image_id,
-        "width": width,
-        "height": height,
-        "note": note,
-        "source": jpeg(picture, width, height, side) if width else "",
-        "regions": named,
-    }
+    return {"source": source, "width": width, "height": height, "regions": named}
 
 
 def readings_of(store: RegionStore | None, max_pixels: int) -> list[ReadingOptions]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vinvl.examples import EXAMPLES, SPLITS, Examples, examples_of
+from vinvl.examples import BOXES, EXAMPLES, SPLITS, Examples, SeenPicture, examples_of, read_boxes
 from vinvl.pages.curves import read_curves
 from vinvl.run.errors import UserError
 from vinvl.run.files import json_object, read_bytes
@@ -28,6 +28,7 @@ class FinishedRun:
         trained: the folder of the run that trained the checkpoint, which may be another one, or none.
         curves: of that run; see `read_curves`.
         examples: None where there are none.
+        boxes: of a detector some pictures with their true and found boxes.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class FinishedRun:
     trained: Path | None
     curves: dict[str, list[tuple[float, float]]]
     examples: Examples | None
+    boxes: Sequence[SeenPicture] = ()
 
     @classmethod
     def of(cls, place: str, runs_dir: Path, split: str | None = None) -> FinishedRun:
@@ -58,6 +60,7 @@ class FinishedRun:
             trained,
             {} if metrics is None else read_curves(metrics),
             None if source is None else examples_of(source, split),
+            read_boxes(folder / BOXES) if (folder / BOXES).is_file() else (),
         )
 
     @property

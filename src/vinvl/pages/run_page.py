@@ -9,13 +9,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vinvl.examples import GROUPINGS, OTHERS, RETRIEVAL, RIGHT_FROM, AboutExamples, Examples, parts_of
+from vinvl.examples import (
+    GROUPINGS,
+    OTHERS,
+    RETRIEVAL,
+    RIGHT_FROM,
+    AboutExamples,
+    Examples,
+    SeenBox,
+    SeenPicture,
+    parts_of,
+)
 from vinvl.pages.curves import charts
-from vinvl.pages.drawn import WIDE, drawn, readings_of
+from vinvl.pages.drawn import WIDE, drawn, readings_of, with_regions
 from vinvl.pages.pages import write_page
 from vinvl.pages.run_folder import FinishedRun
 from vinvl.pictures import PictureNames, pictures_of
 from vinvl.regions.layout import View
+from vinvl.regions.regions import LabelMap, Regions
 from vinvl.regions.store import RegionStore
 from vinvl.run.errors import UserError
 
@@ -27,6 +38,12 @@ OUTCOMES = {
     "captioning": ("best third", "middle third", "worst third"),
 }
 RIGHT_OR_WRONG = ("right", "wrong")
+OBJECTS = ("all objects found", "some found", "none found")
+ABOUT_BOXES = (
+    "These are the first pictures of the split, true boxes left, found ones right.",
+    "An object counts as found where one of the best boxes, as many as there are objects, has its class and overlaps "
+    "it by half. Found boxes are these and those with a score from 0.2 on.",
+)
 WAYS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 TRUTHS = {"vqa": "people", "captioning": "people", "nlvr2": "label", RETRIEVAL: "true"}
 
@@ -124,6 +141,8 @@ def report_run(
         kinds = OUTCOMES.get(found.about.task, RIGHT_OR_WRONG)
         pairs = zip(rows, codes[places].tolist(), strict=True)
         cards = [_card(row, kinds, code, found.about.task, seen, max_pixels) for row, code in pairs]
+    elif run.boxes:
+        told, cards = ABOUT_BOXES, [_card_of_boxes(f"{number}", one) for number, one in enumerate(run.boxes[:count])]
     write_page(
         output,
         "run.html",
@@ -131,10 +150,10 @@ def report_run(
         run=run,
         charts=charts(run.curves),
         cards=cards,
-        columns={} if found is None else columns(found.about.task),
-        outcomes=[] if found is None else outcome_counts(found),
+        columns={"outcome": "outcome"} if found is None else columns(found.about.task),
+        outcomes=counted(cards) if found is None else outcome_counts(found),
         told=told,
-        no_examples="" if found is not None else why_none(run),
+        no_examples="" if found is not None or run.boxes else why_none(run),
         truth="truth" if found is None else TRUTHS.get(found.about.task, "truth"),
     )
     return len(cards), told
@@ -143,8 +162,8 @@ def report_run(
 def _what(run: FinishedRun) -> str:
     if run.examples is not None:
         return f"{run.examples.about.task} on split '{run.examples.about.split}'"
-    split = run.results.get("split")
-    return f"split '{split}'" if split else "a run"
+    split, what = run.results.get("split"), "detector on " if run.boxes else ""
+    return f"{what}split '{split}'" if split else "a run"
 
 
 def why_none(run: FinishedRun) -> str:
@@ -153,6 +172,8 @@ def why_none(run: FinishedRun) -> str:
         return "Pre-training scores hidden words and pairs, and no examples one by one: there are none to show."
     if not run.results:
         return "This run has not ended, or nothing was scored at its end: there are no examples to show yet."
+    if "vinvl.detector." in run.settings:
+        return "This run has left no boxes.json, which the test of a detector writes: vinvl.evaluate makes one."
     return "This run has left no examples.parquet, which vinvl.evaluate writes of tasks that tell of each example."
 
 
@@ -172,6 +193,11 @@ def outcome_counts(examples: Examples) -> list[tuple[str, int]]:
     """How many examples of the split have each outcome."""
     kinds = OUTCOMES.get(examples.about.task, RIGHT_OR_WRONG)
     return list(zip(kinds, np.bincount(outcomes(examples), minlength=len(kinds)).tolist(), strict=True))
+
+
+def counted(cards: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """How many pictures of a detector have each outcome."""
+    return [(name, sum(card["outcome"] == name for card in cards)) for name in OBJECTS]
 
 
 def columns(task: str) -> dict[str, str]:
@@ -233,6 +259,36 @@ def _card(
         "truth": [] if by_caption else truth,
         "by_caption": by_caption,
         "words": " ".join([row["text"], row["answer"], *row["best"], *row["truth"], row["id"]]).lower()[: 4 * LONGEST],
+    }
+
+
+def _card_of_boxes(number: str, one: SeenPicture) -> dict[str, Any]:
+    """What the page says of a picture that a detector has looked at: true boxes, and found ones beside them."""
+
+    def boxes(some: Sequence[SeenBox]) -> dict[str, Any]:
+        corners = np.array([box.corners for box in some], dtype=np.float32).reshape(-1, 4)
+        scores = np.array([box.score for box in some], dtype=np.float32)
+        order, nothing = np.arange(len(some), dtype=np.int32), np.zeros((len(some), 0), np.float32)
+        regions = Regions(number, nothing, corners, order, scores, width=one.width, height=one.height)
+        names, source = LabelMap(tuple(box.name[:LONGEST] for box in some)), f"data:image/jpeg;base64,{one.jpeg}"
+        return {"id": number, "note": "", **with_regions(source, one.width, one.height, regions, names, WIDE / 2)}
+
+    code = 0 if one.missed == 0 else 1 if one.missed < len(one.true) else 2
+    named = [(name[:LONGEST], count) for name, count in Counter(box.name for box in one.true).most_common()]
+    return {
+        "id": number,
+        "image_id": number,
+        "text": "",
+        "outcome": OBJECTS[code],
+        "standing": ("good", "", "bad")[code],
+        "group": "",
+        "kind": "",
+        "score": f"{len(one.true) - one.missed} of {len(one.true)} objects",
+        "pictures": [boxes(one.true), boxes(one.found)],
+        "best": [],
+        "truth": named,
+        "by_caption": False,
+        "words": " ".join(box.name for box in (*one.true, *one.found)).lower()[: 4 * LONGEST],
     }
 
 
