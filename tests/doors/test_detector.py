@@ -19,10 +19,10 @@ from vinvl.detector import load_detector
 from vinvl.detector.config import TrainingSettings
 from vinvl.detector.task import DetectorTask
 from vinvl.detector.weights import read_settings
+from vinvl.examples import read_boxes
 from vinvl.run.checkpoint import load_into, read_checkpoint
 from vinvl.run.options import open_sections
 from vinvl.run.overrides import replacing
-from vinvl.examples import read_boxes
 from vinvl.run.signals import START_AGAIN
 
 pytestmark = pytest.mark.slow
