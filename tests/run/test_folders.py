@@ -167,7 +167,7 @@ def test_other_errors_have_no_sentence() -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> DictConfig:
-    return OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run")}})
+    return OmegaConf.create({"paths": {"output_dir": str(tmp_path / "run"), "runs_dir": str(tmp_path / "runs")}})
 
 
 @pytest.mark.parametrize(
