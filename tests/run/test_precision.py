@@ -13,7 +13,7 @@ from vinvl.run.errors import UserError
 
 @pytest.mark.parametrize(("half", "chosen"), [(0.5, "bf16-mixed"), (0.9, "32-true"), (3.0, "32-true")])
 def test_a_cpu_that_has_bfloat16_is_measured(monkeypatch: pytest.MonkeyPatch, half: float, chosen: str) -> None:
-    monkeypatch.setattr(precision, "cpu_may_be_faster", lambda: True)
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr(precision, "time_of", lambda dtype: half if dtype == torch.bfloat16 else 1.0)
     assert precision.choose("cpu") == (chosen, f"bfloat16 takes {half:.2f} of float32's time on this CPU")
     with pytest.raises(UserError, match=r"2 share these pictures.*give 32-true or bf16-mixed"):
@@ -27,7 +27,7 @@ def test_a_cpu_without_is_not(monkeypatch: pytest.MonkeyPatch, name: str) -> Non
     monkeypatch.setattr(precision, "time_of", lambda _: pytest.fail("was measured"))
     assert precision.choose("cpu", processes=2) == ("32-true", "this CPU has no fast bfloat16 (AVX512-BF16 or AMX)")
     monkeypatch.setattr(torch.cpu, name, lambda: True)
-    assert precision.cpu_may_be_faster()
+    assert precision.cpu_has_bfloat16()
 
 
 @pytest.mark.parametrize(("supported", "chosen"), [(True, "bf16-mixed"), (False, "32-true")])

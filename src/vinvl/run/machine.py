@@ -50,9 +50,14 @@ def refuse_unsuited(config: DictConfig) -> None:
     settings = config.get("trainer")
     if not OmegaConf.is_dict(settings) or config.get("plan"):
         return
+    compiling = config.get("compile")
+    compiles = compiling is True or (OmegaConf.is_dict(compiling) and compiling.enabled)
+    compiles = compiles or OmegaConf.select(config, "model.attention", throw_on_missing=False) == FLEX
+    _refuse_other_nodes(settings.get("num_nodes", 1))
+    if not compiles and _takes_what_is_there(settings):  # without seconds of imports
+        return
     device = refuse_devices(settings)
     refuse_precision("trainer.precision", str(settings.get("precision")), device)
-    compiling = config.get("compile")
     if OmegaConf.is_dict(compiling) and compiling.enabled:
         _refuse_unknown("compile.mode", compiling.mode or MODES[0], MODES)
         if compiling.backend == "inductor":
@@ -65,6 +70,12 @@ def refuse_unsuited(config: DictConfig) -> None:
         refuse_uncompilable("compile=true", "compile=false", device)
     if OmegaConf.select(config, "model.attention", throw_on_missing=False) == FLEX:
         refuse_uncompilable(f"model.attention={FLEX}", "model.attention=auto", device)
+
+
+def _takes_what_is_there(settings: DictConfig) -> bool:
+    """Whether a trainer's settings suit any machine: one process, in full precision, on what device there is."""
+    usual = {"accelerator": "auto", "devices": 1, "strategy": "auto", "precision": "32-true"}
+    return all(settings.get(name, value) == value for name, value in usual.items())
 
 
 def _refuse_unknown(key: str, value: Any, known: Collection[str]) -> None:
@@ -125,7 +136,6 @@ def refuse_devices(settings: DictConfig) -> str:
         from pytorch_lightning.strategies import StrategyRegistry
 
         _refuse_unknown("trainer.strategy", strategy, ["auto", *StrategyRegistry.available_strategies()])
-    _refuse_other_nodes(settings.get("num_nodes", 1))
     count = devices_of_a_node(settings)
     if accelerator == "cpu":
         return _refuse_devices_on_cpu(settings, count)

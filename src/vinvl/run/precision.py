@@ -7,6 +7,7 @@ import time
 import torch
 
 from vinvl.run.errors import UserError
+from vinvl.run.machine import cpu_has_bfloat16
 
 AUTO, WHOLE, HALF = "auto", "32-true", "bf16-mixed"
 TIMES = 3  # the fastest counts
@@ -27,7 +28,7 @@ def choose(accelerator: str, processes: int = 1) -> tuple[str, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return HALF, "the GPU computes in bfloat16"
         return WHOLE, "the GPU cannot compute in bfloat16"
-    if not cpu_may_be_faster():
+    if not cpu_has_bfloat16():
         return WHOLE, "this CPU has no fast bfloat16 (AVX512-BF16 or AMX)"
     if processes > 1:
         raise UserError(
@@ -36,12 +37,6 @@ def choose(accelerator: str, processes: int = 1) -> tuple[str, str]:
         )
     share = time_of(torch.bfloat16) / time_of(torch.float32)
     return HALF if share < CLEARLY else WHOLE, f"bfloat16 takes {share:.2f} of float32's time on this CPU"
-
-
-def cpu_may_be_faster() -> bool:
-    """Whether the CPU has instructions that multiply in bfloat16."""
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(one() for one in asked if one is not None)
 
 
 @torch.no_grad()
