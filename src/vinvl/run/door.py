@@ -114,8 +114,8 @@ def run_door(run: Callable[[DictConfig], Result], config: DictConfig) -> Result 
     folder = Path(config.paths.output_dir)
     try:
         with telling(config):
-            refuse_missing(config, given_values(command_overrides()))
             refuse_unsuited(config)
+            refuse_missing(config, given_values(command_overrides()))
             return run(config)
     except SystemExit as left:
         failed = isinstance(left.code, str)
