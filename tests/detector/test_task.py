@@ -18,6 +18,7 @@ from vinvl.detector.average_precision import FoundBoxes, TrueBoxes
 from vinvl.detector.config import TrainingSettings
 from vinvl.detector.data import DetectionBatch, DetectionExample
 from vinvl.detector.losses import Objects
+from vinvl.detector.networks import Proposals
 from vinvl.detector.scores import MORE
 from vinvl.detector.task import DetectorTask, config_for, found_boxes
 from vinvl.examples import read_boxes
@@ -180,7 +181,9 @@ def test_more_is_scored_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_proposals_are_of_the_original_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     made = task(more_scores=["proposals"]).eval()
-    monkeypatch.setattr(made.detector, "propose", lambda c4, sizes: [torch.tensor([[8.0, 4, 47, 39]])])
+    one = torch.ones(1, dtype=torch.int64)
+    proposed = Proposals([torch.tensor([[8.0, 4, 47, 39]])], [torch.ones(1)], one, one.bool())
+    monkeypatch.setattr(made.detector, "propose", lambda c4, sizes: proposed)
     truth = TrueBoxes(np.array([[16.0, 8, 95, 79]]), np.array([1]), np.array([False]), np.zeros((1, 0), np.int64))
     nothing = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.int64))
     pixels = torch.zeros(40, 60, 3, dtype=torch.uint8)  # half as large as the original
