@@ -187,6 +187,7 @@ def test_two_pictures_hostile_names_and_the_end(chromium, statements: Served, fo
     assert statements.uploads() == []
     assert statements.end() == 130 and list(statements.temporary.glob("vinvl-app-*")) == []
     assert list((statements.folder / "cwd").iterdir()) == [] and "Traceback" not in statements.printed()
+    assert statements.printed().rstrip().endswith("Stopped as asked to.")
 
 
 def test_a_port_that_is_taken_is_refused(
