@@ -143,10 +143,11 @@ def train_stage(folder: Path, overrides: list[str]) -> dict[str, Any]:
 
 def also_logged() -> list[str]:
     """The override by which a stage writes what its terminal shows into our log too, which is that of both."""
-    hydra = HydraConfig.instance().cfg
+    hydra: Any = HydraConfig.instance().cfg
     file = None if hydra is None else OmegaConf.select(hydra, "hydra.job_logging.handlers.file.filename")
-    named = {} if file is None else {"hydra.job_logging.handlers.of_both.filename": str(Path(file).absolute())}
-    return [f"{key}={as_value(value)}" for key, value in named.items()]
+    if file is None:
+        return []
+    return [f"hydra.job_logging.handlers.of_both.filename={as_value(str(Path(file).absolute()))}"]
 
 
 def same_stage(before: list[str], now: list[str]) -> bool:
