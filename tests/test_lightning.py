@@ -172,6 +172,7 @@ def test_the_module_and_the_function_have_one_name(first: str, tmp_path: Path) -
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "lightning.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(demo_data: Path, tmp_path: Path) -> None:
     """With the tests' world in place of its own; the parts that are counted in lines have no more of them."""
     book = nbformat.read(NOTEBOOK, 4)

@@ -240,6 +240,7 @@ def test_attention_drops_out_in_training_alone_and_to_the_same_mean(attention: s
         assert not torch.equal(model.train()(**given_).logits, model(**given_).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("training", "checkpointing"), [(False, False), (True, False), (True, True)])
 def test_compiled_it_is_the_same_and_does_not_compile_again_for_other_lengths(
     training: bool, checkpointing: bool
