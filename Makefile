@@ -124,6 +124,8 @@ bench-gpu:  ## the same on a GPU, at sizes that fill it
 	$(PYTHON) benchmarks/extraction.py --batch-size 16 --pictures 32 --workers 12 --stream 1024 --ways ours+half,ours+half+compiled
 	$(PYTHON) benchmarks/detector_step.py --device cuda --pictures 2 --steps 10 --half
 	$(PYTHON) benchmarks/attention_ways.py --sequences 256 --flex
+	for task in vqa captioning scst retrieval pretraining; do \
+		$(PYTHON) benchmarks/door.py --task $$task --steps 300 --eval-batches 60 trainer=gpu data.num_workers=8 || exit 1; done
 
 clean:  ## remove the demo world, its detector, caches and build products; runs/ and .venv stay
 	rm -rf data/demo data/demo_detector data/demo_detection_sets data/demo_detector_recipe build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from tests.pretraining.samples import joined, plain_forward, task_of, triplets, unlabelled
 from vinvl.data.batch import Batch
-from vinvl.pretraining.task import PretrainingTask
+from vinvl.data.text import load_tokenizer
+from vinvl.pretraining.task import PretrainingTask, written
 from vinvl.run.errors import UserError
 
 torch.set_num_threads(1)
@@ -237,3 +238,8 @@ class TestRefusals:
     def test_there_is_nothing_to_predict(self) -> None:
         with pytest.raises(UserError, match="Pre-training makes no predictions"):
             task_of().predict_step(triplets(2), 0)
+
+
+def test_numbers_beyond_the_tokenizer_are_shown_as_such(demo_data: Path) -> None:
+    tokenizer = load_tokenizer(demo_data / "demo" / "tokenizer")
+    assert written(tokenizer, torch.tensor([tokenizer.cls_token_id, len(tokenizer) + 7])) == "[CLS] ?"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from vinvl.data.batch import Batch
 from vinvl.exact import ExactMean, GroupedAccuracy
@@ -323,11 +324,11 @@ class PretrainingTask(VinVLTask):
     def shown_examples(self, count: int, picture_of: PictureOf) -> list[Shown]:
         """Rows of the first batches, their hidden tokens as guessed and as they are."""
         data, rows = self.trainer.datamodule, self.evaluated().rows  # type: ignore[attr-defined]
-        words, store = data.tokenizer.convert_ids_to_tokens, rows.region_text.store
+        store = rows.region_text.store
         found = []
         for first, number in [(one, number) for one in self._first for number in range(len(one.ids))][:count]:
             text, guessed, hidden = first.of_row(number)
-            said = [" ".join(words(ids.tolist())) for ids in (text, guessed, hidden)]
+            said = [written(data.tokenizer, ids) for ids in (text, guessed, hidden)]
             right = 100 * torch.eq(guessed, hidden).double().mean().item()  # nan: none is hidden
             place = int(rows.image_of(np.array([first.records[number]["index"]]))[0])
             frames = (frame_of(store, place, picture_of(store, place)),) if place >= 0 else ()
@@ -372,3 +373,8 @@ class PretrainingTask(VinVLTask):
         self.train_masked_tokens.reset()
         self.train_pairs.reset()
         self.log_dict({f"train/{name}": value for name, value in figures.items()}, batch_size=len(batch))
+
+
+def written(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:
+    """The tokens of ids (L,), for a person; the vocabulary of a model may be larger than that of its tokenizer."""
+    return " ".join(token or "?" for token in tokenizer.convert_ids_to_tokens(ids.tolist()))
