@@ -13,11 +13,10 @@ from vinvl.examples import EXAMPLES, AboutExamples, write_examples
 from vinvl.restore import TASK_OF_DATA
 from vinvl.run.errors import UserError, say
 from vinvl.run.files import write_json
+from vinvl.run.missing import ONLY_OF_RESULTS
 from vinvl.run.overrides import command_overrides, given_values
 from vinvl.run.progress import print_results
 from vinvl.said import MISSING, Scored
-
-ONLY_OF_RESULTS = ("task_name", "missing", "java_metrics", "attentions")  # options in conf/evaluate.yaml
 
 
 def score_results(config: DictConfig) -> dict[str, float]:

@@ -30,6 +30,7 @@ MODELS = ("models", "weights", "model.init", "start.init")  # files, folders or 
 NO_FILES = ("none", "by_index")
 SUFFIXES = {".json", ".jsonl", ".tsv", ".csv", ".txt", ".yaml", ".pkl", ".pt", ".pth", ".h5", ".arrow", ".zip", ".ckpt"}
 SUFFIXES |= {".bin", ".safetensors"}
+ONLY_OF_RESULTS = ("task_name", "missing", "java_metrics", "attentions")  # options in conf/evaluate.yaml
 OPTIONAL = ("official",)  # keys of a split's files that it can do without
 
 
@@ -44,7 +45,7 @@ def refuse_missing(config: DictConfig, given: Mapping[str, Any]) -> None:
     """
     for key in config:
         config[key]  # raises for ???
-    goes_on = _goes_on(config)
+    goes_on = _goes_on(config, given)
     for key, hint in FILES.items():
         for path in [] if key == "predictions" and "output" in config else _texts(config.get(key)):  # written there
             if path not in NO_FILES and not _exists(path):
@@ -76,7 +77,7 @@ def _texts(value: Any) -> list[str]:
     return [str(one) for one in value if isinstance(one, str)] if OmegaConf.is_list(value) else []
 
 
-def _goes_on(config: DictConfig) -> bool:
+def _goes_on(config: DictConfig, given: Mapping[str, Any]) -> bool:
     """Whether the run starts from a checkpoint, and so from no other weights; UserError if that is not there."""
     named = config.get("ckpt_path")
     if named is None or config.get("results") is not None or OmegaConf.select(config, "published.compare") is not None:
@@ -84,7 +85,8 @@ def _goes_on(config: DictConfig) -> bool:
     if named == AUTO:
         return (Path(config.paths.output_dir) / CHECKPOINTS / "last.ckpt").is_file()
     if named in NAMED_CHECKPOINTS:
-        named_checkpoint(named, config.paths.runs_dir, config.name)
+        if not config.get("plan") and not given.keys() & set(ONLY_OF_RESULTS):  # which are refused in any case
+            named_checkpoint(named, config.paths.runs_dir, config.name)
     elif looks_like_a_path(str(named)) and not _exists(str(named)):
         raise UserError(f"The checkpoint {named} does not exist: give ckpt_path=FILE, or ckpt_path=last.")
     return True
