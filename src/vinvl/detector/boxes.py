@@ -180,7 +180,6 @@ def cell_anchors(sizes: Sequence[int], ratios: Sequence[float]) -> Tensor:
 #
 # Greedy suppression keeps a box unless an earlier *kept* box overlaps it. Asking that of all boxes at once, again and
 # again until the answer stays, ends in the greedy answer: after n rounds the first n boxes are right.
-
 #
 # The host may look for that, or stay ahead of the device: then there are so many rounds as nearly always suffice, and
 # all shapes are those of the most that may be kept. Whether they did suffice is told beside the result, for later.

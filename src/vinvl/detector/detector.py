@@ -11,13 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vinvl.detector.boxes import (
-    BOX_HEAD_WEIGHTS,
-    beside,
-    clip,
-    decode,
-    full_precision,
-)
+from vinvl.detector.boxes import BOX_HEAD_WEIGHTS, beside, clip, decode, full_precision
 from vinvl.detector.config import DetectorConfig
 from vinvl.detector.networks import (
     RPN,

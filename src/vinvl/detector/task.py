@@ -39,7 +39,7 @@ from vinvl.run.values import shown
 from vinvl.task import MakeOptimizer, MakeScheduler, VinVLTask
 
 FROZEN, TRAINED = "frozen", "trained"
-SURE = 0.2  # the published score threshold
+SURE = DetectorConfig.score_threshold  # the published one; a run may score with a lower one
 WEIGHTS = "detector.pth"  # what a run makes, in its folder
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9)  # conf/detection_recipe/_base.yaml
 KEPT = ("config", "label_map", "batch_norm", "scoring_threshold")  # arguments that checkpoints carry
