@@ -117,16 +117,16 @@ def test_the_first_pictures_of_a_test_are_kept_with_true_and_found_boxes(tmp_pat
     """Of the found ones as many as there are objects, and more with good scores; one without its class is missed."""
     made, corners = task(), np.array([[1.0, 2, 9, 8], [20, 20, 40, 30], [1, 2, 9, 8], [0, 0, 1, 1]])
     none = np.zeros((4, 1), dtype=np.int64)
-    found = FoundBoxes(corners, np.array([1, 2, 2, 2]), np.array([0.1, 0.9, 0.5, 0.05]), none, none.astype(float))
-    truth = TrueBoxes(corners[:2], np.array([1, 2]), np.zeros(2, dtype=bool), none[:2])
+    found = FoundBoxes(corners, np.array([1, 2, 2, 2]), np.array([0.01, 0.9, 0.5, 0.05]), none, none.astype(float))
+    truth = TrueBoxes(corners[[0, 1, 1]] + [[0], [0], [15]], np.array([1, 2, 2]), np.zeros(3, dtype=bool), none[:3])
     made._first = [(torch.zeros(20, 30, 3, dtype=torch.uint8), (60, 40), found, truth)] * 17
     assert made.write_examples(tmp_path, "val", "best.ckpt") == {"true and found boxes": tmp_path / "boxes.json"}
     seen = read_boxes(tmp_path / "boxes.json")
     names = made.labels.classes
-    assert len(seen) == 16 and (seen[0].width, seen[0].height, seen[0].missed) == (60, 40, 1)
-    assert [(box.name, box.score) for box in seen[0].found] == [(names[2], 0.9), (names[2], 0.5)]
+    assert len(seen) == 16 and (seen[0].width, seen[0].height, seen[0].missed) == (60, 40, 2)
+    assert [(box.name, box.score) for box in seen[0].found] == [(names[2], 0.9), (names[2], 0.5), (names[2], 0.05)]
     assert [(box.name, box.corners) for box in seen[0].true] == [
-        (names[1], (1, 2, 9, 8)), (names[2], (20, 20, 40, 30))
+        (names[1], (1, 2, 9, 8)), (names[2], (20, 20, 40, 30)), (names[2], (35, 35, 55, 45))
     ]  # fmt: skip
     assert Image.open(io.BytesIO(base64.b64decode(seen[0].jpeg))).size == (30, 20)
     made._reset_metrics()
