@@ -119,12 +119,15 @@ def test_the_first_pictures_of_a_test_are_kept_with_true_and_found_boxes(tmp_pat
     none = np.zeros((4, 1), dtype=np.int64)
     found = FoundBoxes(corners, np.array([1, 2, 2, 2]), np.array([0.01, 0.9, 0.5, 0.05]), none, none.astype(float))
     truth = TrueBoxes(corners[[0, 1, 1]] + [[0], [0], [15]], np.array([1, 2, 2]), np.zeros(3, dtype=bool), none[:3])
-    made._first = [(torch.zeros(20, 30, 3, dtype=torch.uint8), (60, 40), found, truth)] * 17
+    one = TrueBoxes(corners[1:2], np.array([2]), np.zeros(1, dtype=bool), none[:1])
+    shown = torch.zeros(20, 30, 3, dtype=torch.uint8), (60, 40), found
+    made._first = [(*shown, truth), *[(*shown, one)] * 16]
     assert made.write_examples(tmp_path, "val", "best.ckpt") == {"true and found boxes": tmp_path / "boxes.json"}
     seen = read_boxes(tmp_path / "boxes.json")
     names = made.labels.classes
     assert len(seen) == 16 and (seen[0].width, seen[0].height, seen[0].missed) == (60, 40, 2)
     assert [(box.name, box.score) for box in seen[0].found] == [(names[2], 0.9), (names[2], 0.5), (names[2], 0.05)]
+    assert [box.score for box in seen[1].found] == [0.9, 0.5] and seen[1].missed == 0
     assert [(box.name, box.corners) for box in seen[0].true] == [
         (names[1], (1, 2, 9, 8)), (names[2], (20, 20, 40, 30)), (names[2], (35, 35, 55, 45))
     ]  # fmt: skip
